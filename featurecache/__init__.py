@@ -1,0 +1,60 @@
+"""featurecache: run a frozen pretrained network over your images once, keep the features, learn from them for ever.
+
+The public names are loaded when they are first used, so that ``import featurecache`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurecache.backbones.registry import list_backbones as list_backbones
+    from featurecache.backbones.registry import load_backbone as load_backbone
+    from featurecache.deployment.predict import predict as predict
+    from featurecache.deployment.transformer import FrozenBackbone as FrozenBackbone
+    from featurecache.errors import FeatureCacheError as FeatureCacheError
+    from featurecache.evaluation.scores import evaluate as evaluate
+    from featurecache.evaluation.training import train_heads as train_heads
+    from featurecache.extraction.extract import extract as extract
+    from featurecache.heads.fitting import fit_head as fit_head
+    from featurecache.heads.registry import list_heads as list_heads
+    from featurecache.heads.registry import make_head as make_head
+    from featurecache.specs import ExtractionSettings as ExtractionSettings
+    from featurecache.specs import PreprocessSpec as PreprocessSpec
+    from featurecache.store.labels import labels_from_csv as labels_from_csv
+    from featurecache.store.labels import labels_from_folders as labels_from_folders
+    from featurecache.store.store import FeatureStore as FeatureStore
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ExtractionSettings": "specs",
+    "FeatureCacheError": "errors",
+    "FeatureStore": "store.store",
+    "FrozenBackbone": "deployment.transformer",
+    "PreprocessSpec": "specs",
+    "evaluate": "evaluation.scores",
+    "extract": "extraction.extract",
+    "fit_head": "heads.fitting",
+    "labels_from_csv": "store.labels",
+    "labels_from_folders": "store.labels",
+    "list_backbones": "backbones.registry",
+    "list_heads": "heads.registry",
+    "load_backbone": "backbones.registry",
+    "make_head": "heads.registry",
+    "predict": "deployment.predict",
+    "train_heads": "evaluation.training",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'featurecache' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featurecache.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,7 @@
+"""``python -m featurecache``."""
+
+import sys
+
+from featurecache.cli import main
+
+sys.exit(main())

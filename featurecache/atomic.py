@@ -1,0 +1,93 @@
+"""Publication of files: a name that people see is complete, and a published file is never replaced by accident.
+
+The order is always: write under a temporary name in the same folder, fsync, move to the final name, fsync the
+folder. Without the last step a power cut can undo the move although the program was told that it happened.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def partial_name(path: Path) -> Path:
+    """Return a fresh temporary sibling of ``path``; rename is atomic only within one file system."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+
+
+def is_partial(path: Path) -> bool:
+    """Tell whether ``path`` is a leftover of an interrupted publication."""
+    return path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX)
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; fsync it and move it into place on success, remove it on failure."""
+    partial = partial_name(path)
+    try:
+        yield partial
+        fsync_file(partial)
+        partial.replace(path)
+        fsync_directory(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, replacing what was there, all or nothing."""
+    with published(path) as partial:
+        partial.write_bytes(data)
+
+
+def publish_once(path: Path, data: bytes) -> bool:
+    """Write ``data`` to ``path`` unless something is there already; tell whether this call wrote it.
+
+    The first writer wins: a hard link, unlike a rename, fails when the name exists.
+    """
+    partial = partial_name(path)
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        won = _link_if_absent(partial, path)
+        fsync_directory(path.parent)
+        return won
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _link_if_absent(partial: Path, path: Path) -> bool:
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        # A network file system may report this for our own link when its first reply was lost.
+        return partial.samefile(path)
+    except OSError:
+        # No hard links here (some network and FAT volumes): the weaker check-then-rename, whose losers
+        # are equal to the winner because shard names carry the digest of their content.
+        if path.exists():
+            return False
+        partial.replace(path)
+    return True
+
+
+def fsync_file(path: Path) -> None:
+    """Flush the bytes of ``path`` to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_directory(path: Path) -> None:
+    """Flush the names in ``path`` to the disk (a no-op where folders cannot be opened, as on Windows)."""
+    if os.name == "nt":
+        return
+    fsync_file(path)

@@ -1,0 +1,1 @@
+"""Pretrained networks as frozen feature extractors: registry, providers, weights, taps and runtimes."""

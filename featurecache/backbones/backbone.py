@@ -1,0 +1,71 @@
+"""A frozen network with its output layer removed, and its identity by content."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from featurecache.specs import FeatureIdentity, PreprocessSpec
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Backbone:
+    """A pretrained network, frozen, in eval mode, known by the content of its weights."""
+
+    name: str
+    module: nn.Module
+    preprocess: PreprocessSpec
+    classifier: str | None
+    """Path of the output layer: its input is the node ``pre_logits``. ``None``: the network's output is."""
+    num_prefix_tokens: int
+    """Class and register tokens in front of the patch tokens of a transformer."""
+    identity: FeatureIdentity
+    weights_source: str
+    notes: tuple[str, ...]
+    num_parameters: int
+    num_trainable: int
+    license: str | None
+
+
+def freeze(module: nn.Module) -> None:
+    """Switch a network to eval mode and stop gradients at its parameters, in place."""
+    module.eval()
+    module.requires_grad_(False)
+
+
+def remove_layer(module: nn.Module, path: str) -> None:
+    """Put an identity in the place of a layer."""
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, nn.Identity())
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 (hex) of every parameter and buffer by content, persistent or not."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        hasher.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}\n".encode())
+        hasher.update(_little_endian_bytes(tensor))
+    return hasher.hexdigest()
+
+
+def architecture_digest(module: nn.Module) -> str:
+    """SHA-256 (hex) of the module tree: one line per layer with its path, class and hyper-parameters."""
+    hasher = hashlib.sha256()
+    for path, layer in module.named_modules():
+        hasher.update(f"{path} {type(layer).__qualname__} {layer.extra_repr()}\n".encode())
+    return hasher.hexdigest()
+
+
+def _little_endian_bytes(tensor: Tensor) -> memoryview:
+    # Contiguous in the plain sense: the digest must not depend on channels_last.
+    flat = tensor.contiguous(memory_format=torch.contiguous_format).reshape(-1)
+    raw = flat.view(torch.uint8).numpy()
+    if sys.byteorder == "big":
+        raw = raw.reshape(-1, flat.element_size())[:, ::-1].reshape(-1).copy()
+    return memoryview(raw)

@@ -1,0 +1,129 @@
+"""OpenVINO on a CPU, the extra ``cpu``: several requests in flight, results in the order of their batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino
+import torch
+
+from featurecache.errors import RequestError
+
+if TYPE_CHECKING:
+    from featurecache.backbones.runtimes import Features, Normalized
+
+_CONFIG = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+
+
+class OpenVinoRuntime:
+    """A compiled backbone for one batch shape.
+
+    Parameters
+    ----------
+    module
+        uint8 images to a tuple of features.
+    crop
+        Side of the images in pixels.
+    batch_size
+        Images per batch.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, module: Normalized, *, crop: int, batch_size: int) -> None:
+        self._names = [tap.name for tap in module.tapped.taps]
+        self._shape = (batch_size, crop, crop, 3)
+        model = _convert(module, self._shape)
+        expected = [(batch_size, *tap.shape) for tap in module.tapped.taps]
+        if [tuple(output.get_partial_shape().to_shape()) for output in model.outputs] != expected:
+            model = _convert(module, self._shape, num_examples=batch_size)
+        self._compiled: Any = openvino.Core().compile_model(model, "CPU", _CONFIG)
+        # Twice what the streams need, so that none starves while the oldest result is waited for.
+        num_requests = 2 * self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle: list[Any] = [self._compiled.create_infer_request() for _ in range(num_requests)]
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+        """See `Runtime.map`."""
+        # The batch stays here while its request runs: OpenVINO reads its memory in place.
+        running: deque[tuple[Any, np.ndarray]] = deque()
+        try:
+            for images_BHWC in batches:
+                running.append(self._launch(images_BHWC))
+                while running and (not self._idle or running[0][0].wait_for(0)):
+                    yield self._fetch(running)
+            while running:
+                yield self._fetch(running)
+        finally:
+            for request, _ in running:
+                request.cancel()
+                self._settle(request)
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        self._idle.clear()
+        self._compiled = None
+
+    def _launch(self, images_BHWC: np.ndarray) -> tuple[Any, np.ndarray]:
+        if images_BHWC.shape != self._shape or images_BHWC.dtype != np.uint8:
+            raise RequestError(f"this runtime takes uint8 {self._shape}, got {images_BHWC.dtype} {images_BHWC.shape}")
+        images_BHWC = np.ascontiguousarray(images_BHWC)
+        request = self._idle.pop()
+        request.set_input_tensor(openvino.Tensor(images_BHWC, shared_memory=True))
+        request.start_async()
+        return request, images_BHWC
+
+    def _fetch(self, running: deque[tuple[Any, np.ndarray]]) -> Features:
+        request, _ = running[0]
+        request.wait()
+        running.popleft()
+        arrays = [np.array(request.get_output_tensor(i).data, dtype=np.float32) for i in range(len(self._names))]
+        self._idle.append(request)
+        return dict(zip(self._names, arrays, strict=True))
+
+    def _settle(self, request: Any) -> None:
+        with suppress(RuntimeError):  # cancelled, as asked
+            request.wait()
+        self._idle.append(request)
+
+
+def _convert(module: Normalized, shape: tuple[int, ...], *, num_examples: int = 2) -> Any:
+    # Tracing runs the network a dozen times, so it gets few images; a network that keeps their number is caught above.
+    example = torch.zeros((num_examples, *shape[1:]), dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad(), _without_telemetry(), _logging_kept():
+        # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.
+        warnings.simplefilter("ignore")
+        return openvino.convert_model(module, example_input=example, input=[list(shape)])
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Convert without reporting to OpenVINO's usage statistics, which nobody here agreed to; CI jobs don't either."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Undo what a failed conversion leaves behind: a root logger that hides warnings, ours about the failure first."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers

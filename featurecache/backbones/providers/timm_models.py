@@ -1,0 +1,157 @@
+"""Networks of timm, ``timm:NAME``; the extra ``timm``."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
+from featurecache.specs import PreprocessSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PREFIX = "timm:"
+_TIMEOUT_S = 5.0
+
+
+class TimmProvider:
+    """Builds ``timm:NAME``, with or without a pretrained tag."""
+
+    packages = ("timm", "torchvision")
+
+    def list_names(self) -> list[str]:
+        """Return the architectures; nothing where timm is absent."""
+        if find_spec("timm") is None:
+            return []
+        return [PREFIX + name for name in _import_timm().list_models()]
+
+    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+        """Build the network; own weights come from the Hugging Face hub or its local cache."""
+        timm = _import_timm()
+        _check_name(timm, name)
+        pretrained = weights is None
+        module: Any = _create_pretrained(timm, name) if pretrained else timm.create_model(name)
+        if pretrained and keep_classifier and not module.num_classes:
+            raise WeightsError(f"weights of {PREFIX}{name} have no output layer")
+        config: dict[str, Any] = module.pretrained_cfg
+        notes = (
+            () if config.get("crop_mode", "center") == "center" else (f"trained with crop mode {config['crop_mode']}",)
+        )
+        return Provided(
+            module=module,
+            preprocess=_preprocess(timm, name, module),
+            classifiers=_classifier_paths(module),
+            num_prefix_tokens=getattr(module, "num_prefix_tokens", 0),
+            license=config.get("license"),
+            weights_source=f"timm {_hub_name(config)}" if pretrained else "none",
+            notes=notes,
+        )
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Return ``None``: which file the hub's cache uses is known to timm only."""
+        return None
+
+    def reproducible(self, name: str) -> bool:
+        """The architecture is pinned by timm's version."""
+        return True
+
+
+def _import_timm() -> ModuleType:
+    if find_spec("timm") is None:
+        raise MissingExtraError("timm", "timm")
+    import_torchvision()
+    return importlib.import_module("timm")
+
+
+def _check_name(timm: ModuleType, name: str) -> None:
+    if not timm.is_model(name):
+        raise UnknownNameError("backbone", PREFIX + name, [PREFIX + known for known in timm.list_models()])
+    if "." in name:
+        tagged = timm.list_pretrained(name.partition(".")[0])
+        if name not in tagged:
+            raise UnknownNameError("backbone", PREFIX + name, [PREFIX + known for known in tagged])
+
+
+def _create_pretrained(timm: ModuleType, name: str) -> nn.Module:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url or config.file):
+        raise WeightsError(f"timm has no weights for {PREFIX}{name}: pass --weights FILE")
+    try:
+        with _quick_hub():
+            return timm.create_model(name, pretrained=True)
+    # The hub client, its HTTP library, urllib and safetensors each raise their own here.
+    except Exception as error:
+        source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+        raise WeightsError(
+            f"weights of {PREFIX}{name} cannot be downloaded ({type(error).__name__}): bring model.safetensors from "
+            f"{source} to this machine and pass --weights FILE"
+        ) from error
+
+
+@contextmanager
+def _quick_hub() -> Iterator[None]:
+    """Work from the hub's local cache where the hub cannot be reached: its client would retry for a minute."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before = constants.HF_HUB_OFFLINE
+    if not before and not _reachable(constants.ENDPOINT):
+        constants.HF_HUB_OFFLINE = True
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        socket.setdefaulttimeout(timeout)
+
+
+def _reachable(endpoint: str) -> bool:
+    # Behind a proxy a direct connection says nothing.
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    parts = urlsplit(endpoint)
+    try:
+        with socket.create_connection((parts.hostname, parts.port or 443), timeout=_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def _preprocess(timm: ModuleType, name: str, module: nn.Module) -> PreprocessSpec:
+    config = timm.data.resolve_model_data_config(module)
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise BackboneError(
+            f"{PREFIX}{name} wants {channels}x{height}x{width} inputs; only square RGB images are fed here"
+        )
+    interpolation = config["interpolation"]
+    return PreprocessSpec(
+        resize=max(height, math.floor(height / config["crop_pct"])),
+        crop=height,
+        interpolation="bicubic" if interpolation == "random" else interpolation,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _classifier_paths(module: Any) -> tuple[str, ...]:
+    """Return where timm says the output layers are; several for distilled networks."""
+    declared = module.pretrained_cfg.get("classifier") or ()
+    paths = (declared,) if isinstance(declared, str) else tuple(declared)
+    present = dict(module.named_modules())
+    return tuple(path for path in paths if path in present)
+
+
+def _hub_name(config: dict[str, Any]) -> str:
+    return config.get("hf_hub_id") or config.get("url") or "own weights"

@@ -1,0 +1,151 @@
+"""Classification networks of torchvision, ``torchvision:NAME``."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.backbones.weights import load_weights, read_checkpoint
+from featurecache.errors import BackboneError, UnknownNameError, WeightsError
+from featurecache.hashing import digest_file, digest_json
+from featurecache.specs import PreprocessSpec
+
+PREFIX = "torchvision:"
+_TIMEOUT_S = 10.0
+# torchvision's own loaders rename these keys of its DenseNet files, which are older than its DenseNet code.
+_OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+# These two undo the normalisation inside the network, but only when told that the weights want it.
+_TRANSFORM_INPUT = {"googlenet", "inception_v3"}
+
+
+class TorchvisionProvider:
+    """Builds ``torchvision:NAME``."""
+
+    packages = ("torchvision",)
+
+    def list_names(self) -> list[str]:
+        """Return the classification networks."""
+        torchvision = import_torchvision()
+        return [PREFIX + name for name in torchvision.models.list_models(module=torchvision.models)]
+
+    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+        """Build the network; own weights come from the torch hub's folder or its server."""
+        models = import_torchvision().models
+        if PREFIX + name not in self.list_names():
+            raise UnknownNameError("backbone", PREFIX + name, self.list_names())
+        options = {"transform_input": True, "init_weights": False} if name in _TRANSFORM_INPUT else {}
+        module = models.get_model(name, weights=None, **options)
+        edition = _edition(models.get_model_weights(name), weights)
+        provided = Provided(
+            module=module,
+            preprocess=_preprocess(edition),
+            classifiers=(_classifier_path(module),),
+            num_prefix_tokens=1 if isinstance(module, models.VisionTransformer) else 0,
+            license=edition.meta.get("license"),
+            rename_key=_rename_key,
+        )
+        if weights is None:
+            _load_own(provided, name, edition, keep_classifier=keep_classifier)
+        return provided
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Digest every file of that network in the torch hub's folder: which one is used follows from the version."""
+        files = sorted(_hub_folder().glob(f"{name}-*.pth"))
+        if not files:
+            return None
+        return digest_json("torchvision-files", 1, {file.name: digest_file(file) for file in files})
+
+    def reproducible(self, name: str) -> bool:
+        """The architecture is pinned by torchvision's version."""
+        return True
+
+
+def _edition(editions: Any, file: Path | None) -> Any:
+    """Return the published weights that a file name belongs to: its preprocess may differ from the default's."""
+    known = {edition.url.rsplit("/", 1)[-1]: edition for edition in editions}
+    return known.get(file.name if file else "", editions.DEFAULT)
+
+
+def _load_own(provided: Provided, name: str, edition: Any, *, keep_classifier: bool) -> None:
+    file = _fetch(PREFIX + name, edition.url)
+    state = {_rename_key(key): tensor for key, tensor in read_checkpoint(file).items()}
+    load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
+    provided.weights_source = f"torchvision {edition} ({file.name})"
+
+
+def _fetch(backbone: str, url: str) -> Path:
+    """Return the weights file in the torch hub's folder, downloading it once."""
+    import torch
+
+    file = _hub_folder() / url.rsplit("/", 1)[-1]
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+            raise OSError("HF_HUB_OFFLINE is set")
+        with _socket_timeout(_TIMEOUT_S):
+            torch.hub.download_url_to_file(url, str(file), promised[1] if promised else None, progress=False)
+    # urllib, http.client, ssl, socket and torch.hub each raise their own here.
+    except Exception as error:
+        raise WeightsError(
+            f"weights of {backbone} cannot be downloaded ({_one_line(error)}): bring {file.name} ({url}) to this "
+            f"machine and pass --weights FILE, or put it in {file.parent}"
+        ) from error
+    return file
+
+
+def _hub_folder() -> Path:
+    """Return the torch hub's checkpoint folder by torch's rules, without importing torch."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME") or str(Path(cache) / "torch")
+    return Path(os.path.expandvars(home)).expanduser() / "hub" / "checkpoints"
+
+
+def _preprocess(edition: Any) -> PreprocessSpec:
+    settings = edition.transforms()
+    return PreprocessSpec(
+        resize=int(settings.resize_size[0]),
+        crop=int(settings.crop_size[0]),
+        interpolation=settings.interpolation.value,
+        mean=tuple(settings.mean),
+        std=tuple(settings.std),
+    )
+
+
+def _classifier_path(module: Any) -> str:
+    """Find the output layer: the last linear layer, or SqueezeNet's convolution."""
+    from torch import nn
+
+    linears = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+    if linears:
+        return linears[-1]
+    if isinstance(layer := getattr(module, "classifier", None), nn.Sequential):
+        return next(f"classifier.{path}" for path, part in layer.named_children() if isinstance(part, nn.Conv2d))
+    raise BackboneError(f"{type(module).__name__} has no output layer that is known here")
+
+
+def _rename_key(key: str) -> str:
+    return _OLD_DENSENET_KEY.sub(r"\1\2.", key)
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

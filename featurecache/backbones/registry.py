@@ -1,0 +1,186 @@
+"""Backbones by name. Importing this file imports no torch: an unchanged folder is recognised without it."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.providers.efficientnet_lite import EfficientNetLiteProvider
+from featurecache.backbones.providers.python_factory import PythonFactoryProvider
+from featurecache.backbones.providers.timm_models import TimmProvider
+from featurecache.backbones.providers.torchvision_models import TorchvisionProvider
+from featurecache.errors import RequestError, UnknownNameError, WeightsError
+from featurecache.hashing import digest_file, digest_json
+from featurecache.specs import BackboneRequest
+
+if TYPE_CHECKING:
+    from featurecache.backbones.backbone import Backbone
+
+_log = logging.getLogger(__name__)
+_PROVIDERS: dict[str, Provider] = {}
+
+
+def register_provider(prefix: str, provider: Provider) -> None:
+    """Make backbones known.
+
+    Parameters
+    ----------
+    prefix
+        ``"mine:"`` for names such as ``mine:small``, or a whole backbone name without a colon.
+    provider
+        Builds the networks.
+    """
+    if prefix in _PROVIDERS:
+        raise ValueError(f"provider {prefix!r} is already registered")
+    _PROVIDERS[prefix] = provider
+
+
+def list_backbones(pattern: str | None = None) -> list[str]:
+    """Return the known backbone names.
+
+    Parameters
+    ----------
+    pattern
+        A glob, or a part of the name; every name without it.
+    """
+    names = sorted({name for provider in _PROVIDERS.values() for name in provider.list_names()})
+    if pattern is None:
+        return names
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+
+
+def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) -> Backbone:
+    """Build a backbone, load its weights, remove its output layer and freeze it.
+
+    Parameters
+    ----------
+    request
+        Name, weights file and preprocess overrides. With a weights file nothing is fetched from a network.
+    keep_classifier
+        Keep the output layer; then its weights must be there too.
+    """
+    from featurecache.backbones import backbone as parts
+
+    provider, local_name = _find_provider(request.name)
+    provided = provider.build(local_name, weights=request.weights, keep_classifier=keep_classifier)
+    notes = [*provided.notes]
+    if request.weights is not None:
+        notes += _load_file(provided, request.name, request.weights, keep_classifier=keep_classifier)
+    if not keep_classifier:
+        for path in provided.classifiers:
+            parts.remove_layer(provided.module, path)
+    parts.freeze(provided.module)
+    return _assemble(request, provided, notes)
+
+
+def request_digest(request: BackboneRequest) -> str | None:
+    """Digest a request without importing torch: it changes whenever the features could change.
+
+    Returns
+    -------
+    digest
+        ``None`` if that cannot be promised; then only loading the backbone tells.
+    """
+    provider, local_name = _find_provider(request.name)
+    if not provider.reproducible(local_name):
+        return None
+    if request.weights is None:
+        weights = provider.own_weights_digest(local_name)
+    else:
+        weights = digest_file(request.weights) if request.weights.is_file() else None
+    if weights is None:
+        return None
+    packages = ("featurecache", "torch", *provider.packages)
+    settings = {
+        "name": request.name,
+        "weights": weights,
+        "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
+        "versions": {package: _version(package) for package in packages},
+    }
+    return digest_json("backbone-request", 1, settings)
+
+
+def _find_provider(name: str) -> tuple[Provider, str]:
+    prefix, colon, rest = name.partition(":")
+    provider = _PROVIDERS.get(prefix + colon)
+    if provider is None or (colon and not rest):
+        raise _unknown_backbone(name)
+    return provider, rest if colon else prefix
+
+
+def _unknown_backbone(name: str) -> UnknownNameError:
+    known = list_backbones()
+    # A bare ``resnet18`` is most likely one of some provider's.
+    same = [repr(full) for full in known if full.partition(":")[2] == name]
+    if same:
+        return UnknownNameError("backbone", name, [], advice=f"did you mean {' or '.join(same)}?")
+    return UnknownNameError("backbone", name, known, advice="see `featurecache backbones`")
+
+
+def _load_file(provided: Provided, name: str, path: Path, *, keep_classifier: bool) -> list[str]:
+    from featurecache.backbones.weights import load_weights, read_checkpoint
+
+    state = {provided.rename_key(key): tensor for key, tensor in read_checkpoint(path).items()}
+    try:
+        notes = load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
+    except WeightsError as error:
+        raise WeightsError(f"{path} for {name}: {error}") from None
+    provided.weights_source = f"file {path.name} (sha256 {digest_file(path)[:12]})"
+    return notes
+
+
+def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) -> Backbone:
+    from featurecache.backbones import backbone as parts
+    from featurecache.specs import FeatureIdentity
+
+    module = provided.module
+    preprocess = provided.preprocess.override(**dict(request.preprocess))
+    identity = FeatureIdentity(
+        backbone=request.name,
+        architecture=parts.architecture_digest(module),
+        weights=parts.weights_digest(module),
+        preprocess=preprocess,
+    )
+    for note in notes:
+        _log.info("%s: %s", request.name, note)
+    return parts.Backbone(
+        name=request.name,
+        module=module,
+        preprocess=preprocess,
+        classifier=provided.classifiers[0] if provided.classifiers else None,
+        num_prefix_tokens=provided.num_prefix_tokens,
+        identity=identity,
+        weights_source=provided.weights_source,
+        notes=tuple(notes),
+        num_parameters=sum(p.numel() for p in module.parameters()),
+        num_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        license=provided.license,
+    )
+
+
+def _plain(value: object) -> object:
+    """Return a JSON value for a preprocess setting."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise RequestError(f"preprocess setting {value!r} is not a plain value")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+register_provider("efficientnet_lite0", EfficientNetLiteProvider())
+register_provider("torchvision:", TorchvisionProvider())
+register_provider("timm:", TimmProvider())
+register_provider("python:", PythonFactoryProvider())

@@ -1,0 +1,285 @@
+"""What executes a backbone: ``torch``, the reference, or ``openvino`` on CPUs, compared with it before it is trusted.
+
+Axes: B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from itertools import chain
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.probing import first_line
+from featurecache.backbones.taps import Tap, TappedBackbone
+from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError
+from featurecache.specs import PreprocessSpec
+
+_log = logging.getLogger(__name__)
+TOLERANCE = 1e-3
+
+Features = dict[str, np.ndarray]
+
+
+class Runtime(Protocol):
+    """Runs batches through a backbone."""
+
+    @property
+    def name(self) -> str:
+        """``torch`` or ``openvino``: what computes the features from here on."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        ...
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+        """Turn uint8 (B, H, W, 3) batches of one shape into {tap name: float32 (B, ...)}.
+
+        Order is kept and few batches are ahead of their results. A batch must not be written to before its result
+        has come.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what the runtime holds."""
+        ...
+
+
+def open_runtime(
+    backbone: Backbone,
+    taps: Sequence[Tap],
+    *,
+    runtime: str = "auto",
+    device: str = "cpu",
+    batch_size: int = 32,
+    remembered: str | None = None,
+) -> Runtime:
+    """Prepare a backbone for execution.
+
+    Parameters
+    ----------
+    backbone, taps
+        What to compute.
+    runtime
+        ``torch``, ``openvino`` or ``auto``: on a CPU the remembered one, else OpenVINO if installed, else torch.
+    device
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``. A device that is not there is an error.
+    batch_size
+        The one batch size that OpenVINO compiles for.
+    remembered
+        The runtime that made the earlier features of a cache.
+    """
+    reference = TorchRuntime(backbone, taps, device=device)
+    if runtime == "auto":
+        wanted = _choose(device, remembered)
+    elif runtime in ("torch", "openvino"):
+        wanted = runtime
+    else:
+        raise RequestError(f"unknown runtime {runtime!r}; known: auto, torch, openvino")
+    if wanted == "torch":
+        return reference
+    if reference.device != "cpu":
+        raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")
+    return _open_openvino(backbone, taps, reference, batch_size=batch_size, required=runtime == "openvino")
+
+
+class Normalized(nn.Module):
+    """Decoded images in, features out: normalisation happens on the device.
+
+    Parameters
+    ----------
+    tapped
+        The backbone.
+    preprocess
+        Mean and standard deviation.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, tapped: TappedBackbone, preprocess: PreprocessSpec) -> None:
+        super().__init__()
+        self.tapped = tapped
+        self.register_buffer("mean_C11", torch.tensor(preprocess.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(preprocess.std).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
+        """Return the features in the order of the taps; a tuple, because tracing knows no other order."""
+        images_BCHW = (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean_C11) / self.std_C11
+        features = self.tapped(images_BCHW)
+        return tuple(features[tap.name] for tap in self.tapped.taps)
+
+
+class TorchRuntime:
+    """The reference."""
+
+    name = "torch"
+
+    def __init__(self, backbone: Backbone, taps: Sequence[Tap], *, device: str = "cpu") -> None:
+        self._device = checked_device(device)
+        self.device = str(self._device)
+        self._names = [tap.name for tap in taps]
+        # The permuted uint8 images are channels-last already; weights in the same layout save the conversions.
+        self._module = Normalized(TappedBackbone(backbone, taps), backbone.preprocess).to(self._device)
+        self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # A GPU works while the next batch is fetched; on a CPU waiting ahead only costs memory.
+        self._ahead = 0 if self._device.type == "cpu" else 1
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+        """See `Runtime.map`."""
+        running: deque[tuple[Tensor, ...]] = deque()
+        for images_BHWC in batches:
+            running.append(self._launch(images_BHWC))
+            if len(running) > self._ahead:
+                yield self._fetch(running.popleft())
+        while running:
+            yield self._fetch(running.popleft())
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+
+    def _launch(self, images_BHWC: np.ndarray) -> tuple[Tensor, ...]:
+        _check_batch(images_BHWC)
+        images = torch.from_numpy(images_BHWC)
+        if self._device.type == "cuda":
+            images = images.pin_memory().to(self._device, non_blocking=True)
+        # TF32 would keep ten bits of what the fingerprint calls float32.
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
+            return self._module(images.to(self._device))
+
+    def _fetch(self, outputs: tuple[Tensor, ...]) -> Features:
+        arrays = [output.cpu().contiguous().numpy() for output in outputs]
+        return dict(zip(self._names, arrays, strict=True))
+
+
+class ComparedRuntime:
+    """A faster runtime that proves itself on the first batch, or hands over to the reference.
+
+    Parameters
+    ----------
+    fast, reference
+        The two runtimes.
+    required
+        Disagreement is an error, not a reason to use the reference.
+    """
+
+    def __init__(self, fast: Runtime, reference: Runtime, *, required: bool) -> None:
+        self._active, self._reference, self._required = fast, reference, required
+        self._compared = False
+
+    @property
+    def name(self) -> str:
+        """The runtime in use; it can change from the fast one to ``torch`` with the first batch only."""
+        return self._active.name
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self._active.device
+
+    def map(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+        """See `Runtime.map`."""
+        remaining = iter(batches)
+        if not self._compared:
+            first = next(remaining, None)
+            if first is None:
+                return
+            self._compare(first)
+            remaining = chain([first], remaining)
+        yield from self._active.map(remaining)
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        self._active.close()
+        self._reference.close()
+
+    def _compare(self, images_BHWC: np.ndarray) -> None:
+        (expected,) = self._reference.map([images_BHWC])
+        if problem := self._problem(images_BHWC, expected):
+            message = f"runtime {self._active.name} does not agree with torch: {problem}"
+            if self._required:
+                raise RuntimeMismatchError(f"{message}; use runtime torch")
+            _log.warning("%s; continuing with torch", message)
+            self._active.close()
+            self._active = self._reference
+        self._compared = True
+
+    def _problem(self, images_BHWC: np.ndarray, expected: Features) -> str | None:
+        try:
+            (features,) = self._active.map([images_BHWC])
+        except RuntimeError as error:
+            return f"it fails on the first batch ({first_line(error)})"
+        return disagreement(features, expected)
+
+
+def disagreement(features: Features, expected: Features) -> str | None:
+    """Say at which tap features differ from the reference by more than the tolerance, if they do."""
+    for tap, reference in expected.items():
+        found = features[tap]
+        if not np.isfinite(found).all():
+            return f"tap {tap} has values that are not finite"
+        scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
+        error = float(np.abs(found - reference).max()) / scale
+        if not error <= TOLERANCE:
+            return f"tap {tap} differs by {error:.1e} of its largest value (tolerance {TOLERANCE:.0e})"
+    return None
+
+
+def checked_device(name: str) -> torch.device:
+    """Return a device that is there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RequestError(f"unknown device {name!r}; known: cpu, cuda, cuda:0, mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError(f"device {name!r} asked for, but torch sees no CUDA GPU here (torch {torch.__version__})")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RequestError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} CUDA GPUs here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RequestError(f"device {name!r} asked for, but torch sees no Apple GPU here")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise RequestError(f"device {name!r} is not supported; use cpu, cuda or mps")
+    return device
+
+
+def _choose(device: str, remembered: str | None) -> str:
+    if checked_device(device).type != "cpu":
+        return "torch"
+    if remembered == "openvino" and find_spec("openvino") is None:
+        _log.warning("this cache was made with openvino, which is not installed here; continuing with torch")
+        return "torch"
+    return remembered or ("openvino" if find_spec("openvino") else "torch")
+
+
+def _open_openvino(
+    backbone: Backbone, taps: Sequence[Tap], reference: TorchRuntime, *, batch_size: int, required: bool
+) -> Runtime:
+    if find_spec("openvino") is None:
+        raise MissingExtraError("openvino", "cpu")
+    from featurecache.backbones.openvino_runtime import OpenVinoRuntime
+
+    traced = Normalized(TappedBackbone(backbone, taps, stop_early=False), backbone.preprocess)
+    try:
+        fast = OpenVinoRuntime(traced, crop=backbone.preprocess.crop, batch_size=batch_size)
+    # Converters fail in many ways, and for `auto` none of them is a reason not to compute.
+    except Exception as error:
+        message = f"openvino cannot convert {backbone.name} ({type(error).__name__}: {first_line(error)})"
+        if required:
+            raise RuntimeMismatchError(f"{message}; use runtime torch") from error
+        _log.warning("%s; continuing with torch", message)
+        return reference
+    return ComparedRuntime(fast, reference, required=required)
+
+
+def _check_batch(images_BHWC: np.ndarray) -> None:
+    if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[-1] != 3:
+        raise RequestError(f"a batch is uint8 (B, H, W, 3), got {images_BHWC.dtype} {images_BHWC.shape}")

@@ -1,0 +1,72 @@
+"""The one place that imports torchvision, because that import fails on a very common installation.
+
+A CPU-only torch beside the torchvision wheel that was built for CUDA cannot load torchvision's compiled operators,
+and then ``import torchvision`` stops with "operator torchvision::nms does not exist". Models and transforms need
+none of those operators: declaring the two that are looked up at import time is enough. timm imports torchvision
+too, so its provider comes through here first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Literal
+
+from featurecache.errors import BackboneError
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+# The declarations live only as long as this object.
+_library: Any = None
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, with or without its compiled operators.
+
+    Returns
+    -------
+    module
+        ``torchvision``; its submodule ``models`` is imported too.
+    """
+    try:
+        importlib.import_module("torchvision.models")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _declare_operators()
+        _forget_partial_import()
+        importlib.import_module("torchvision.models")
+    except ImportError as error:
+        raise BackboneError(f"torchvision cannot be imported ({error}); install the release that fits torch") from error
+    return sys.modules["torchvision"]
+
+
+def torchvision_state() -> Literal["ok", "without compiled operators", "missing"]:
+    """Say how much of torchvision works here."""
+    if find_spec("torchvision") is None:
+        return "missing"
+    import_torchvision()
+    extension = importlib.import_module("torchvision.extension")
+    return "ok" if extension._has_ops() else "without compiled operators"
+
+
+def _declare_operators() -> None:
+    global _library
+    if _library is not None:
+        return
+    import torch
+
+    _library = torch.library.Library("torchvision", "DEF")
+    for schema in _SCHEMAS:
+        _library.define(schema)
+
+
+def _forget_partial_import() -> None:
+    """Drop the submodules that the failed import left behind; a retry would build on their halves."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]

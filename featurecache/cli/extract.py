@@ -1,0 +1,93 @@
+"""``featurecache extract``: make a cache hold the features of everything in a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.cli.options import add_backbone_options, add_extraction_options, request_of, settings_of, verb_parser
+from featurecache.cli.output import print_json, print_line, progress_on_stderr, warn
+
+if TYPE_CHECKING:
+    from featurecache.extraction.extract import ExtractionReport
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "extract",
+        help="run a frozen backbone over a folder of images and keep its features",
+        example="""
+          featurecache extract flowers/ --cache flowers.cache --backbone torchvision:resnet50 --tap layer3:avg
+          featurecache extract flowers/ --cache flowers.cache --backbone timm:vit_tiny_patch16_224 --weights vit.pth
+        """,
+        quiet=True,
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of images")
+    parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
+    add_backbone_options(parser, required=True)
+    add_extraction_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Extract, then say what was done."""
+    report = extract(args)
+    if args.json:
+        print_json(report.to_json())
+    else:
+        print_summary(report)
+    return exit_status(report, args.max_bad)
+
+
+def extract(args: argparse.Namespace) -> ExtractionReport:
+    """Run the extraction that the options ask for."""
+    request, settings = request_of(args), settings_of(args)
+    from featurecache.extraction.extract import run_extraction
+
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        return run_extraction(
+            args.source,
+            args.cache,
+            request,
+            taps=args.tap or ["default"],
+            settings=settings,
+            engine=args.engine,
+            progress=progress,
+        )
+
+
+def print_summary(report: ExtractionReport) -> None:
+    """Say what the source holds, what was computed, and what was bad."""
+    copies = report.num_files - report.num_samples
+    runtime = f" with {report.runtime}" if report.runtime else ""
+    rate = f", {report.num_extracted / report.seconds:.0f} images/s" if report.num_extracted else ""
+    print_line(f"{report.num_files} files, {report.num_samples} samples" + (f" ({copies} copies)" if copies else ""))
+    print_line(
+        f"{report.num_extracted} extracted{runtime}, {report.num_samples - report.num_extracted} were cached "
+        f"({report.seconds:.1f} s{rate})"
+    )
+    for feature_set in report.sets:
+        print_line(f"cached: {feature_set}")
+    if report.bad:
+        print_line(f"{len(report.bad)} bad inputs keep their row and will not be trained on:")
+        for path, (status, reason) in list(report.bad.items())[:10]:
+            print_line(f"  {path}: {status} ({reason})")
+        if len(report.bad) > 10:
+            print_line(f"  and {len(report.bad) - 10} more: featurecache info {report.store.path}")
+
+
+def exit_status(report: ExtractionReport, max_bad: float) -> int:
+    """Return 1, and say why, when too many inputs are bad or some were left for the next run."""
+    if report.postponed:
+        path, reason = next(iter(report.postponed.items()))
+        warn(f"{len(report.postponed)} files were left for the next run, first {path}: {reason}; run extract again")
+    share = len(report.bad) / max(report.num_files, 1)
+    if share > max_bad:
+        warn(
+            f"{len(report.bad)} of {report.num_files} inputs are bad ({share:.1%}), the limit is {max_bad:.1%}; "
+            f"see `featurecache info {report.store.path}`, or raise --max-bad"
+        )
+    return 1 if report.postponed or share > max_bad else 0

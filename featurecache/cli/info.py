@@ -1,0 +1,90 @@
+"""``featurecache info``: everything about a cache: how features were made, what the sources hold, bad inputs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from featurecache.cli.ls import print_features
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, print_line, print_table
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "info",
+        help="say how the features of a cache were made, what its sources hold and which inputs are bad",
+        example="  featurecache info flowers.cache",
+    )
+    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather and print."""
+    from featurecache.store import overview
+    from featurecache.store.store import FeatureStore
+
+    store = FeatureStore.open(args.cache)
+    info = {
+        "cache": str(args.cache),
+        "samples": len(store.samples),
+        "orphaned_samples": overview.count_orphans(store),
+        "sources": overview.describe_sources(store),
+        "features": overview.list_features(store),
+        "tasks": overview.describe_tasks(store),
+        "heads": store.head_names(),
+        "bad": overview.list_bad(store),
+    }
+    if args.json:
+        print_json(info)
+    else:
+        _print(info)
+    return 0
+
+
+def _print(info: dict[str, Any]) -> None:
+    orphaned = f", {info['orphaned_samples']} of them in no source any more" if info["orphaned_samples"] else ""
+    print_line(f"{info['cache']}: {info['samples']} samples{orphaned}")
+    for source in info["sources"]:
+        print_line(
+            f"source {source['root']}: {source['files']} files, {source['samples']} samples, "
+            f"{source['copies']} copies, {source['unreadable']} unreadable"
+        )
+    print_features(info["features"])
+    for item in info["features"]:
+        _print_making(item)
+    for task in info["tasks"]:
+        counts = ", ".join(f"{count} {part}" for part, count in task["counts"].items())
+        about = task["about"]
+        print_line(f"task {task['task']}: {len(task['classes'])} classes ({counts}), from {about['origin']}")
+        if about["num_conflicts"]:
+            print_line(f"  {about['num_conflicts']} samples have two labels and were left out")
+    print_line(f"heads: {', '.join(info['heads']) or 'none'}")
+    if info["bad"]:
+        print_line(f"{len(info['bad'])} bad inputs:")
+        print_table(["file", "status", "reason"], [[b["path"], b["status"], b["reason"]] for b in info["bad"]])
+
+
+def _print_making(item: dict[str, Any]) -> None:
+    preprocess, ran = item["preprocess"], item["provenance"]
+    print_line(f"{item['backbone']} {item['tap']}: {item['num_parameters']:,} parameters in all")
+    print_line(f"  trainable parameters: {item['num_trainable']}")
+    print_line(f"  weights: {item['weights_source']} (digest {item['weights'][:12]})")
+    print_line(
+        f"  preprocess: resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "
+        f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}, "
+        f"orientation {preprocess['orientation']}"
+    )
+    print_line(
+        f"  ran on {ran['runtime']}/{ran['device']}, torch {ran['versions'].get('torch')}, {item['shards']} shards"
+    )
+    for note in item["notes"] or []:
+        print_line(f"  note: {note}")
+
+
+def _numbers(values: list[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)

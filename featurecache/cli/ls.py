@@ -1,0 +1,59 @@
+"""``featurecache ls``: the feature sets, tasks and heads of a cache, a line each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, print_line, print_table
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs, "ls", help="list the features, tasks and heads of a cache", example="  featurecache ls flowers.cache"
+    )
+    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List."""
+    from featurecache.store.overview import list_features
+    from featurecache.store.store import FeatureStore
+
+    store = FeatureStore.open(args.cache)
+    features, heads = list_features(store), store.head_names()
+    if args.json:
+        print_json({"samples": len(store.samples), "features": features, "tasks": store.task_names(), "heads": heads})
+        return 0
+    print_line(f"{args.cache}: {len(store.samples)} samples")
+    print_features(features)
+    print_line(f"tasks: {', '.join(store.task_names()) or 'none'}")
+    print_line(f"heads: {', '.join(heads) or 'none'}")
+    return 0
+
+
+def print_features(features: list[dict[str, Any]]) -> None:
+    """Print feature sets as a table."""
+    from featurecache.reporting.report import human_bytes
+
+    print_table(
+        ["backbone", "tap", "dtype", "rows", "bad", "features", "on disk", "fingerprint"],
+        [
+            [
+                item["backbone"],
+                item["tap"],
+                item["dtype"],
+                item["rows"],
+                item["bad"],
+                "x".join(map(str, item["shape"])),
+                human_bytes(item["bytes"]),
+                item["fingerprint"][:12],
+            ]
+            for item in features
+        ],
+        numbers=["rows", "bad", "features", "on disk"],
+    )

@@ -1,0 +1,117 @@
+"""Options that several verbs share, and what they turn into."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any, get_args
+
+from featurecache.specs import (
+    BackboneRequest,
+    ExtractionSettings,
+    Interpolation,
+    Orientation,
+    RuntimeName,
+    StorageDtype,
+)
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+
+
+def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool = False) -> argparse.ArgumentParser:
+    """Add a verb with the options that every verb has."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n{inspect.cleandoc(example)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if quiet:
+        parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return parser
+
+
+def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add what names a backbone, its weights and its preprocess."""
+    group = parser.add_argument_group("backbone")
+    group.add_argument(
+        "--backbone",
+        required=required,
+        default=None if required else DEFAULT_BACKBONE,
+        help="efficientnet_lite0, torchvision:NAME, timm:NAME or python:package.module:factory"
+        + ("" if required else f" (default {DEFAULT_BACKBONE})"),
+    )
+    group.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    add_preprocess_options(parser)
+
+
+def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
+    """Add changes to the preprocess that belongs to the weights."""
+    group = parser.add_argument_group("preprocess", "belongs to the weights; change it only if you know better")
+    group.add_argument("--resize", type=int, metavar="PX", help="shorter side before cropping")
+    group.add_argument("--crop", type=int, metavar="PX", help="side of the centre crop")
+    group.add_argument("--interpolation", choices=get_args(Interpolation))
+    group.add_argument("--orientation", choices=get_args(Orientation), help="apply the EXIF orientation or not")
+    group.add_argument("--mean", type=_three_numbers, metavar="R,G,B")
+    group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
+
+
+def add_extraction_options(parser: argparse.ArgumentParser) -> None:
+    """Add how extraction runs."""
+    default = ExtractionSettings()
+    parser.add_argument(
+        "--tap",
+        action="append",
+        metavar="T",
+        help="layer to keep as node:pooling, e.g. layer4:avg; repeat for several (default: the classifier's input)",
+    )
+    group = parser.add_argument_group("extraction")
+    group.add_argument("--dtype", choices=get_args(StorageDtype), default=default.dtype, help="stored numbers")
+    group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
+    group.add_argument("--engine", default="local", help="where jobs run (default: this process)")
+    group.add_argument(
+        "--max-bad", type=float, default=0.05, metavar="SHARE", help="exit with status 1 above this share of bad inputs"
+    )
+    add_runtime_options(parser)
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Add what executes the backbone."""
+    default = ExtractionSettings()
+    group = parser.add_argument_group("machine")
+    group.add_argument("--runtime", choices=get_args(RuntimeName), default=default.runtime)
+    group.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1, ... (default cpu)")
+    group.add_argument("--batch-size", type=int, default=default.batch_size, metavar="N")
+    group.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+
+
+def request_of(args: argparse.Namespace) -> BackboneRequest:
+    """Return the backbone that the options name."""
+    from featurecache.specs import PreprocessSpec
+
+    names = ("resize", "crop", "interpolation", "orientation", "mean", "std")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    PreprocessSpec().override(**changes)  # impossible numbers must fail before a network is loaded
+    return BackboneRequest(name=args.backbone, weights=args.weights, preprocess=tuple(sorted(changes.items())))
+
+
+def settings_of(args: argparse.Namespace) -> ExtractionSettings:
+    """Return the settings that the options name."""
+    given = {name: getattr(args, name) for name in ("dtype", "shard_rows") if hasattr(args, name)}
+    return ExtractionSettings(
+        runtime=args.runtime, device=args.device, batch_size=args.batch_size, num_workers=args.workers, **given
+    )
+
+
+def _three_numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"needs three numbers like 0.5,0.5,0.5, got {text!r}")
+    return values

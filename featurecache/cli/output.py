@@ -1,0 +1,99 @@
+"""What the verbs print: tables and JSON on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from featurecache.extraction.progress import Progress, Silent
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    json.dump(value, sys.stdout, indent=1, allow_nan=False)
+    print()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
+    """Print a table; the columns named in ``numbers`` are aligned right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    _console().print(table)
+
+
+def print_line(text: str = "") -> None:
+    """Print text as it is."""
+    print(text)
+
+
+def warn(text: str) -> None:
+    """Say something on stderr."""
+    print(f"featurecache: {text}", file=sys.stderr)
+
+
+@contextmanager
+def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
+    """Draw progress on stderr while the block runs; silent when stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield Silent()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[red]{task.fields[bad]}"),
+        console=Console(stderr=True),
+    )
+    with bars:
+        yield _Drawn(bars)
+
+
+class _Drawn:
+    """Progress as bars of rich."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars, self._task, self._bad = bars, None, 0
+
+    def start(self, phase: str, total: int) -> None:
+        self._task = self._bars.add_task(phase, total=total or None, rate="", bad="")
+        self._bad = 0
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        self._bad += bad
+        task = next(task for task in self._bars.tasks if task.id == self._task)
+        rate = f"{task.speed:.0f}/s" if task.speed else ""
+        self._bars.update(self._task, advance=count, rate=rate, bad=f"{self._bad} bad" if self._bad else "")
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text)
+
+
+def _plain(cell: Any) -> Any:
+    from rich.text import Text
+
+    return Text(str(cell))  # never markup: cells hold names of files and classes
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(width=width, highlight=False)

@@ -1,0 +1,73 @@
+"""``featurecache predict``: new images to labels."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.cli.options import add_runtime_options, settings_of, verb_parser
+from featurecache.cli.output import print_json, print_table, progress_on_stderr
+
+if TYPE_CHECKING:
+    from featurecache.deployment.predict import Prediction
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "predict",
+        help="label new images with a saved head",
+        example="""
+          featurecache predict flowers.cache/heads/run new_photos/ one_more.jpg
+          featurecache predict flowers.cache/heads/run new_photos/ --csv > labels.csv
+        """,
+        quiet=True,
+    )
+    parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="image files and folders")
+    parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
+    add_runtime_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict and print; status 1 when every input is bad."""
+    from featurecache.deployment.predict import predict
+
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        predictions = predict(
+            args.head,
+            args.inputs,
+            backbone=args.backbone,
+            weights=args.weights,
+            settings=settings_of(args),
+            progress=progress,
+        )
+        results = list(predictions)
+    if args.json:
+        print_json({"head": str(args.head), "predictions": [item.to_json() for item in results]})
+    elif args.csv:
+        _print_csv(results)
+    else:
+        rows = [
+            [p.path, p.label or "-", _probability(p), "" if p.label else f"{p.status}: {p.reason}"] for p in results
+        ]
+        print_table(["file", "label", "probability", "problem"], rows, numbers=["probability"])
+    return 0 if any(item.label is not None for item in results) else 1
+
+
+def _print_csv(results: list[Prediction]) -> None:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["path", "label", "probability", "status", "reason"])
+    for item in results:
+        writer.writerow([item.path, item.label or "", _probability(item), item.status, item.reason])
+
+
+def _probability(item: Prediction) -> str:
+    return "" if item.probability is None else f"{item.probability:.4f}"

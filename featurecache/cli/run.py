@@ -1,0 +1,118 @@
+"""``featurecache run``: from a folder of images to a table of heads, a report and a predictor, in one command."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.cli.extract import exit_status, extract, print_summary
+from featurecache.cli.options import add_backbone_options, add_extraction_options, verb_parser
+from featurecache.cli.output import print_json, print_line
+from featurecache.cli.task import add_missing_option, print_task
+from featurecache.cli.train import add_training_options, print_results, save_best, train
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.training import TrainingReport
+    from featurecache.extraction.extract import ExtractionReport
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "run",
+        help="do it all: extract, train the standard heads, write a report, keep the best head for new images",
+        example="""
+          featurecache run flowers/ --cache flowers.cache
+              flowers/ holds one folder for each class, or train/, val/, test/ folders that hold them
+          featurecache run photos/ --cache photos.cache --labels labels.csv --backbone torchvision:resnet50
+        """,
+        quiet=True,
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of images, one folder below for each class")
+    parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="labels from a table instead of the folders")
+    parser.add_argument("--label-column", default="label", metavar="NAME")
+    parser.add_argument(
+        "--task", default="run", metavar="NAME", help="name of the task and of the kept head (default: run)"
+    )
+    parser.add_argument("--report", type=Path, metavar="FILE", help="where to (default: DIR/report.html)")
+    add_missing_option(parser)
+    add_backbone_options(parser)
+    add_extraction_options(parser)
+    add_training_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Extract, add the task, train, report."""
+    from featurecache.heads.registry import make_head
+    from featurecache.store.labels import labels_from_csv, labels_from_folders
+    from featurecache.store.store import check_name
+
+    check_name("task", args.task)
+    for head in args.head or []:
+        _ = head == "all" or make_head(head)  # an unknown name must not cost an extraction
+    if args.labels:
+        labels: Any = labels_from_csv(args.labels, label_column=args.label_column, root=args.source)
+    else:
+        labels = labels_from_folders(args.source)
+    extraction = extract(args)
+    store = extraction.store
+    if not args.json:
+        print_summary(extraction)
+    task = store.add_task(
+        args.task, labels, allow_missing=args.allow_missing, replace=True, random_state=args.random_state
+    )
+    if not args.json:
+        print_task(store, task)
+    training = train(store, task, extraction.sets, args)
+    saved = save_best(store, args.task, training)
+    report = _write_report(args, extraction, training, saved)
+    if args.json:
+        paths = {"report": str(report), "saved": saved}
+        print_json({"extraction": extraction.to_json(), **training.to_json(), **paths})
+    else:
+        print_results(training)
+        print_line(f"report: {report}")
+        print_line(f"label new images with: featurecache predict {saved} NEW_IMAGES")
+    return exit_status(extraction, args.max_bad)
+
+
+def _write_report(args: argparse.Namespace, extraction: ExtractionReport, training: TrainingReport, saved: str) -> Path:
+    from featurecache.evaluation.scores import confusion, per_class
+    from featurecache.evaluation.training import reported_rows
+    from featurecache.reporting.report import LastLook, ReportData, write_report
+    from featurecache.store.overview import describe_features
+    from featurecache.store.tasks import class_counts
+
+    best, classes = training.best, training.task.classes
+    rows, y_true = reported_rows(best)
+    y_pred = best.result.y_pred
+    view = extraction.store.views.load(args.source)
+    assert view is not None, "the source was just extracted"
+    data = ReportData(
+        title=args.source.resolve().name,
+        command=shlex.join(["featurecache", *sys.argv[1:]]),
+        cache=str(args.cache),
+        feature_sets=[describe_features(feature_set) for feature_set in extraction.sets],
+        training=training.to_json(),
+        class_counts=class_counts(training.task),
+        last_look=LastLook(
+            part=best.result.reported,
+            y_true=y_true,
+            y_pred=y_pred,
+            probabilities=best.result.proba,
+            names=view.paths_of(rows),
+            confusion=confusion(y_true, y_pred, len(classes)),
+            per_class=per_class(y_true, y_pred, classes),
+        ),
+        bad_inputs=extraction.to_json()["bad"],
+        saved_head=saved,
+    )
+    path: Path = args.report or args.cache / "report.html"
+    write_report(path, data, find=lambda name: args.source / name)
+    return path

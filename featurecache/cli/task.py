@@ -1,0 +1,135 @@
+"""``featurecache task add`` and ``task ls``: labels and splits, apart from the features."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from featurecache.store.labels import FolderLabels, TableLabels
+    from featurecache.store.store import FeatureStore
+    from featurecache.store.tasks import Task
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb and the two below it."""
+    parser = verbs.add_parser("task", help="add or list the tasks (labels and splits) of a cache")
+    below = parser.add_subparsers(dest="task_verb", metavar="VERB", required=True)
+    add = verb_parser(
+        below,
+        "add",
+        help="add a task: from the folders that the images lie in, or from a CSV",
+        example="""
+          featurecache task add flowers.cache species --from-folders
+          featurecache task add flowers.cache blurred quality.csv --label-column is_blurred
+        """,
+    )
+    add.add_argument("cache", type=Path, metavar="DIR")
+    add.add_argument("name", metavar="NAME")
+    add.add_argument(
+        "labels", type=Path, nargs="?", metavar="LABELS.csv", help="columns: path or id, label, maybe split"
+    )
+    add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
+    add.add_argument("--label-column", default="label", metavar="NAME")
+    add.add_argument("--source", type=Path, metavar="DIR", help="label only this source of the cache")
+    add.add_argument("--replace", action="store_true", help="replace a task of the same name")
+    add.add_argument("--seed", type=int, default=0, help="of the split that is made where the labels bring none")
+    add_missing_option(add)
+    add.set_defaults(run=run_add)
+    ls = verb_parser(below, "ls", help="list the tasks of a cache", example="  featurecache task ls flowers.cache")
+    ls.add_argument("cache", type=Path, metavar="DIR")
+    ls.set_defaults(run=run_ls)
+
+
+def add_missing_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets labels name files which are not cached."""
+    parser.add_argument("--allow-missing", action="store_true", help="skip labels of files that are not in the cache")
+
+
+def run_add(args: argparse.Namespace) -> int:
+    """Add a task and say what is in it."""
+    from featurecache.errors import RequestError
+    from featurecache.store.labels import labels_from_csv, labels_from_folders
+    from featurecache.store.store import FeatureStore
+
+    if args.from_folders == (args.labels is not None):
+        raise RequestError("say where the labels come from: either --from-folders or a CSV file")
+    labels: FolderLabels | TableLabels
+    if args.from_folders:
+        labels = labels_from_folders(args.source)
+    else:
+        labels = labels_from_csv(args.labels, label_column=args.label_column, root=args.source)
+    store = FeatureStore.open(args.cache)
+    task = store.add_task(
+        args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.seed
+    )
+    if args.json:
+        print_json(_describe(store, task))
+    else:
+        print_task(store, task)
+    return 0
+
+
+def print_task(store: FeatureStore, task: Task) -> None:
+    """Say what a task holds and what was left out of it."""
+    from featurecache.store.tasks import class_counts
+
+    counts = ", ".join(f"{count} {part}" for part, count in task.counts().items())
+    about = task.about
+    print_line(f"task {task.name}: {len(task.classes)} classes, {counts} (splits {about['splits']})")
+    print_table(["class", "samples"], list(class_counts(task).items())[:50], numbers=["samples"])
+    if about["num_conflicts"]:
+        first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
+        print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")
+    if about["num_moved"]:
+        print_line(f"{about['num_moved']} samples had copies in several parts; each stays in the last part only")
+    if about["num_missing"]:
+        print_line(f"{about['num_missing']} labels are for files that are not in the cache")
+    if unlabelled := _num_unlabelled(store, task):
+        print_line(f"{unlabelled} samples of the cache have no label in this task")
+
+
+def run_ls(args: argparse.Namespace) -> int:
+    """List the tasks."""
+    from featurecache.store.overview import describe_tasks
+    from featurecache.store.store import FeatureStore
+
+    tasks = describe_tasks(FeatureStore.open(args.cache))
+    if args.json:
+        print_json({"tasks": tasks})
+        return 0
+    print_table(
+        ["task", "classes", "train", "validation", "test", "labels from", "splits"],
+        [
+            [
+                task["task"],
+                len(task["classes"]),
+                *(task["counts"].get(part, "") for part in ("train", "validation", "test")),
+                task["about"]["origin"],
+                task["about"]["splits"],
+            ]
+            for task in tasks
+        ],
+        numbers=["classes", "train", "validation", "test"],
+    )
+    return 0
+
+
+def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
+    from featurecache.store.tasks import class_counts
+
+    return {
+        "task": task.name,
+        "classes": class_counts(task),
+        "counts": task.counts(),
+        "about": task.about,
+        "unlabelled": _num_unlabelled(store, task),
+    }
+
+
+def _num_unlabelled(store: FeatureStore, task: Task) -> int:
+    return len(store.samples) - len(task.ids) - task.about["num_conflicts"]

@@ -1,0 +1,137 @@
+"""``featurecache train``: heads on cached features, chosen on validation data, looked at once on test data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.training import TrainingReport
+    from featurecache.store.store import FeatureSet, FeatureStore
+    from featurecache.store.tasks import Task
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "train",
+        help="train heads on cached features and compare them honestly",
+        example="""
+          featurecache train flowers.cache --task species
+          featurecache train flowers.cache --task species --tap all --head logistic --head knn --save best
+        """,
+        quiet=True,
+    )
+    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("--task", required=True, metavar="T")
+    parser.add_argument("--tap", action="append", metavar="T", help="cached tap, or 'all'; repeat for several")
+    parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
+    parser.add_argument(
+        "--fingerprint", metavar="F", help="only features with this fingerprint (its beginning will do)"
+    )
+    parser.add_argument("--dtype", metavar="D", help="only features stored as this type")
+    parser.add_argument("--save", metavar="NAME", help="keep the chosen head in DIR/heads/NAME")
+    add_training_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add how heads are trained."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--head", action="append", metavar="H", help="head to train, or 'all' (default); repeat for several"
+    )
+    group.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
+    group.add_argument("--random-state", type=int, default=0, metavar="SEED")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train and print the table."""
+    from featurecache.store.store import FeatureStore, check_name
+
+    if args.save:
+        check_name("head", args.save)
+    store = FeatureStore.open(args.cache)
+    task = store.task(args.task)
+    report = train(store, task, _choose_sets(store, args), args)
+    saved = save_best(store, args.save, report) if args.save else None
+    if args.json:
+        print_json({**report.to_json(), "saved": saved})
+        return 0
+    print_results(report)
+    if saved:
+        print_line(f"kept in {saved}; label new images with: featurecache predict {saved} NEW_IMAGES")
+    return 0
+
+
+def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argparse.Namespace) -> TrainingReport:
+    """Train the heads that the options ask for."""
+    from featurecache.evaluation.training import train_heads
+    from featurecache.heads.registry import list_heads
+
+    heads = list_heads() if "all" in (args.head or ["all"]) else args.head
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        progress.start("training heads", len(heads) * len(sets))
+        return train_heads(
+            store,
+            task,
+            sets,
+            heads,
+            n_jobs=args.jobs,
+            random_state=args.random_state,
+            on_result=lambda result: progress.advance(1),
+        )
+
+
+def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
+    """Keep the chosen head and return its folder."""
+    from featurecache.deployment.saved import keep_head
+
+    return str(keep_head(store, name, report.best))
+
+
+def print_results(report: TrainingReport) -> None:
+    """Print the table of heads, the chosen one first."""
+    document = report.to_json()
+    for item in report.to_json()["left_out"][:5]:
+        warn(f"{item['path']} is left out: {item['status']} ({item['reason']})")
+    print_table(
+        ["head", "tap", "settings", "validation", "test accuracy", "95 % interval", "balanced", "macro F1", "seconds"],
+        [_row(result) for result in document["results"]],
+        numbers=["validation", "test accuracy", "95 % interval", "balanced", "macro F1", "seconds"],
+    )
+    best = document["results"][0]
+    print_line(f"chosen by {best['protocol']}: {best['head']} on {best['tap']}")
+    if best["test"] is None:
+        print_line(
+            "this task has no test part: the figures are one look at the validation part, on which nothing was chosen"
+        )
+
+
+def _row(result: dict[str, Any]) -> list[Any]:
+    scores = result["test"] or result["validation"]
+    return [
+        result["head"],
+        result["tap"],
+        ", ".join(f"{name}={value}" for name, value in result["params"].items()) or "-",
+        f"{result['validation']['accuracy']:.3f}",
+        f"{scores['accuracy']:.3f}" if result["test"] else "-",
+        f"{scores['accuracy_low']:.3f} to {scores['accuracy_high']:.3f}",
+        f"{scores['balanced_accuracy']:.3f}",
+        f"{scores['macro_f1']:.3f}",
+        f"{result['seconds']:.2f}",
+    ]
+
+
+def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
+    where = {"backbone": args.backbone, "fingerprint": args.fingerprint, "dtype": args.dtype}
+    if args.tap is None:
+        return [store.find(**where)]
+    if "all" in args.tap:
+        return store.select_sets(**where)
+    return [feature_set for tap in dict.fromkeys(args.tap) for feature_set in store.select_sets(tap=tap, **where)]

@@ -1,0 +1,93 @@
+"""A trained head kept with everything that its features depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import HeadError
+from featurecache.evaluation.training import TrainedHead
+from featurecache.heads.bundle import load_head, save_head
+from featurecache.heads.probability import predict_proba
+from featurecache.specs import FeatureIdentity
+from featurecache.store.store import FeatureStore, check_name
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A head read back from its folder.
+
+    Attributes
+    ----------
+    identity : FeatureIdentity
+        How the features were made that it was trained on.
+    tap, dtype : str
+        Which features, and the number type they were stored in.
+    classes : list of str
+        Label of each class index.
+    """
+
+    estimator: Any
+    identity: FeatureIdentity
+    tap: str
+    dtype: str
+    classes: list[str]
+    temperature: float | None
+    meta: dict[str, Any]
+
+    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return class probabilities ``(n, n_classes)`` for features ``(n, ...)`` as the cache would give them."""
+        return predict_proba(self.estimator, features.reshape(len(features), -1), self.temperature, len(self.classes))
+
+
+def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
+    """Write a trained head to the cache's ``heads/<name>`` and return that folder."""
+    check_name("head", name)
+    folder = store.heads_path / name
+    result = head.to_json()
+    save_head(
+        folder,
+        head.result.estimator,
+        {
+            "identity": head.feature_set.identity.to_json(),
+            "fingerprint": head.feature_set.fingerprint,
+            "weights_source": head.feature_set.about["weights_source"],
+            "tap": head.feature_set.tap,
+            "dtype": head.feature_set.dtype,
+            "task": head.task.name,
+            "classes": head.task.classes,
+            "temperature": head.result.temperature,
+            **{key: result[key] for key in ("head", "params", "protocol", "validation", "test")},
+        },
+    )
+    return folder
+
+
+def open_head(folder: str | Path) -> SavedHead:
+    """Read a saved head.
+
+    Raises
+    ------
+    HeadError
+        There is none, or it is damaged.
+    """
+    folder = Path(folder)
+    estimator, meta = load_head(folder)
+    try:
+        return SavedHead(
+            estimator=estimator,
+            identity=FeatureIdentity.from_json(meta["identity"]),
+            tap=meta["tap"],
+            dtype=meta["dtype"],
+            classes=list(meta["classes"]),
+            temperature=meta["temperature"],
+            meta=meta,
+        )
+    except (KeyError, TypeError) as error:
+        raise HeadError(
+            f"{folder} holds a head without {error}; save it again with `featurecache train --save`"
+        ) from None

@@ -1,0 +1,90 @@
+"""Every error a user can meet. A message says what is wrong, where, and what to do about it, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatureCacheError(Exception):
+    """Base of all errors raised on purpose by featurecache."""
+
+
+class RequestError(FeatureCacheError, ValueError):
+    """The request cannot be carried out as it was made."""
+
+
+class UnknownNameError(FeatureCacheError, LookupError):
+    """A name (backbone, tap, head, task, ...) that is not known here."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, advice: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        parts = [f"unknown {kind} {name!r}"]
+        if near := nearest(name, self.known):
+            parts.append(f"did you mean {' or '.join(repr(n) for n in near)}?")
+        elif self.known:
+            shown = ", ".join(self.known[:12]) + (", ..." if len(self.known) > 12 else "")
+            parts.append(f"known: {shown}")
+        if advice:
+            parts.append(advice)
+        super().__init__("; ".join(parts))
+
+
+class MissingExtraError(FeatureCacheError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed; install it with: pip install 'featurecache[{extra}]'")
+
+
+class SourceError(FeatureCacheError, ValueError):
+    """A source of samples is missing, empty or unreadable."""
+
+
+class InputError(FeatureCacheError, ValueError):
+    """One input cannot be turned into an array. ``status`` is the short word kept with its row."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+        super().__init__(f"{status}: {reason}")
+
+
+class WeightsError(FeatureCacheError, ValueError):
+    """Weights that cannot be read, or that do not fit the backbone."""
+
+
+class BackboneError(FeatureCacheError, ValueError):
+    """A network that cannot serve as a backbone in the way it was asked to."""
+
+
+class RuntimeMismatchError(FeatureCacheError, ValueError):
+    """A faster runtime does not agree with the reference."""
+
+
+class StoreError(FeatureCacheError, ValueError):
+    """A cache folder that cannot be used as it stands."""
+
+
+class FormatVersionError(StoreError):
+    """A cache written in a format that this release does not read."""
+
+
+class CorruptError(StoreError):
+    """Stored bytes are not what their commit record says."""
+
+
+class TaskError(FeatureCacheError, ValueError):
+    """Labels or splits that cannot make a task."""
+
+
+class HeadError(FeatureCacheError, ValueError):
+    """A head that cannot be fitted, saved or loaded."""
+
+
+class HeadMismatchError(HeadError):
+    """A head whose backbone cannot be reproduced exactly."""
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """Return the known names most like ``name``, best first."""
+    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

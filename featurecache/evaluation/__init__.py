@@ -1,0 +1,1 @@
+"""Evaluation: heads chosen on validation rows, reported on test rows, every figure with an interval."""

@@ -1,0 +1,124 @@
+"""95 % intervals of accuracy, balanced accuracy and macro F1, computed from the confusion matrix alone.
+
+The three figures depend on the rows only through the confusion matrix, and drawing n rows with replacement changes
+that matrix into a multinomial draw of its cells. So the bootstrap over rows (Efron, 1979; percentile interval) is
+done on the non-zero cells, exactly, without touching a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy import sparse
+
+_Z95 = 1.959963984540054
+_CELLS_AT_ONCE = 2_000_000
+
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def summaries(correct: np.ndarray, actual: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Return accuracy, balanced accuracy and macro F1 from counts per class.
+
+    Classes that occur neither as label nor as prediction are left out of macro F1, and those that do not occur as a
+    label out of balanced accuracy, as scikit-learn does.
+
+    Parameters
+    ----------
+    correct, actual, predicted : ndarray of shape (..., n_classes)
+        Rows of each class that are right, that are there, and that were predicted.
+
+    Returns
+    -------
+    ndarray of shape (..., 3), float64
+    """
+    accuracy = correct.sum(axis=-1) / actual.sum(axis=-1)
+    balanced = _mean_where(correct, actual)
+    macro_f1 = _mean_where(2 * correct, actual + predicted)
+    return np.stack([accuracy, balanced, macro_f1], axis=-1)
+
+
+def intervals(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper 95 % bounds of accuracy, balanced accuracy and macro F1.
+
+    The percentile bootstrap over rows, widened where needed to hold the observed figure. When every row or no row is
+    right, all resamples are alike and the bootstrap claims certainty; then accuracy gets its Wilson score interval
+    (Wilson, 1927), and the others are computed from a table in which the recall of each class is moved to its own
+    Wilson bound, with the errors spread evenly over the other classes. Moving all classes at once is conservative.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n_classes, n_classes), int64
+        Rows are labels, columns predictions; at least one row was counted.
+
+    Returns
+    -------
+    (low, high) : two ndarrays of shape (3,), float64
+    """
+    point = summaries(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
+    if point[0] in (0.0, 1.0):
+        other = _wilson_extreme(matrix, all_right=bool(point[0]))
+        return np.minimum(point, other), np.maximum(point, other)
+    draws = bootstrap(matrix, random_state=random_state, n_resamples=n_resamples)
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    return np.minimum(low, point), np.maximum(high, point)
+
+
+def bootstrap(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> np.ndarray:
+    """Return accuracy, balanced accuracy and macro F1 of resampled rows, shape (n_resamples, 3), float64."""
+    labels, predictions = np.nonzero(matrix)
+    right, label_of, prediction_of = _cell_maps(labels, predictions, len(matrix))
+    blocks = [
+        summaries(draws @ right, draws @ label_of, draws @ prediction_of)
+        for draws in _draws(matrix[labels, predictions], random_state, n_resamples)
+    ]
+    return np.concatenate(blocks)
+
+
+def wilson(successes: np.ndarray | int, n: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Wilson 95 % score interval of a proportion; arguments broadcast."""
+    share, z2 = np.asarray(successes) / np.asarray(n), _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * np.square(n)))
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
+
+
+def _mean_where(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    there = denominator > 0
+    ratios = numerator / np.where(there, denominator, 1)
+    return np.sum(ratios, axis=-1, where=there) / there.sum(axis=-1)
+
+
+def _draws(cells: np.ndarray, random_state: int, n_resamples: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(random_state)
+    n, at_once = int(cells.sum()), max(1, _CELLS_AT_ONCE // len(cells))
+    for start in range(0, n_resamples, at_once):
+        yield rng.multinomial(n, cells / n, size=min(at_once, n_resamples - start))
+
+
+def _cell_maps(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> tuple[sparse.csr_array, ...]:
+    n_cells = len(labels)
+
+    def indicator(classes: np.ndarray, weights: np.ndarray) -> sparse.csr_array:
+        return sparse.csr_array((weights, (np.arange(n_cells), classes)), shape=(n_cells, n_classes))
+
+    ones = np.ones(n_cells, dtype=np.int64)
+    right = indicator(labels, (labels == predictions).astype(np.int64))
+    return right, indicator(labels, ones), indicator(predictions, ones)
+
+
+def _wilson_extreme(matrix: np.ndarray, *, all_right: bool) -> np.ndarray:
+    actual = matrix.sum(axis=1).astype(np.float64)
+    n, there = actual.sum(), actual > 0
+    bound = wilson(n, n)[0] if all_right else wilson(0, n)[1]
+    recall = np.zeros(len(actual))
+    recall[there] = wilson(actual[there], actual[there])[0] if all_right else wilson(0, actual[there])[1]
+    correct = recall * actual
+    if all_right:
+        missed, others = actual - correct, max(int(there.sum()) - 1, 1)
+        strays = np.where(there, missed.sum() - missed, 0.0) / others
+    else:
+        strays = ((1 - recall)[:, None] * matrix).sum(axis=0)
+    moved = summaries(correct, actual, correct + strays)
+    return np.array([float(bound), moved[1], moved[2]])

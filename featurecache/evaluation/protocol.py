@@ -1,0 +1,214 @@
+"""How a head is judged: chosen on validation rows, fitted again on all it may see, then one look at the test rows.
+
+==================  =====================================  ==================  ======================
+parts given         the setting is chosen by               fitted again on     reported on
+==================  =====================================  ==================  ======================
+validation, test    accuracy on validation                 train + validation  test
+test                cross-validation inside train          train               test
+validation          cross-validation inside train          train               validation
+==================  =====================================  ==================  ======================
+
+Nothing that is reported as "test" is looked at before the last column; standardisation is part of the head and sees
+the rows that the head is fitted on, no others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from joblib import Parallel, delayed, effective_n_jobs
+from sklearn.base import BaseEstimator
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from featurecache.evaluation.parts import Part, Split, check_parts
+from featurecache.evaluation.scores import Scores, score
+from featurecache.evaluation.scores import evaluate as evaluate
+from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
+from featurecache.heads.fitting import fit_estimator
+from featurecache.heads.fitting import fit_head as fit_head
+from featurecache.heads.probability import predict_proba
+from featurecache.heads.registry import HEADS, make_head
+
+# Below this many feature values, starting a second process takes longer than fitting all heads in this one.
+_WORTH_A_PROCESS = 500_000
+_SLOWEST_FIRST = ("rbf_svm", "mlp", "linear_svm", "logistic", "ridge", "knn", "majority")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HeadResult:
+    """One head: what was chosen, how good it is, and the fitted estimator."""
+
+    head: str
+    params: dict[str, Any]
+    """The setting that was chosen from the head's grid."""
+    seconds: float
+    protocol: str
+    """How the setting was chosen: "validation" or "cross-validation"."""
+    validation: Scores
+    """On the validation rows, or out of fold inside train when there are none."""
+    test: Scores | None
+    reported: str
+    """The part that `y_pred` and `proba` are about: "test" or "validation"."""
+    y_pred: np.ndarray
+    """Predicted class indices on the reported part, (n,) int64."""
+    proba: np.ndarray
+    """Class probabilities on the reported part, (n, n_classes) float64."""
+    estimator: BaseEstimator
+    """Fitted on train, or on train and validation where there is a test part."""
+    temperature: float
+    """Goes with `estimator` to `predict_proba`; 1.0 for heads with probabilities of their own."""
+    converged: bool
+    n_train: int
+    """Rows that `estimator` was fitted on."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain, finite JSON values, without arrays and estimator."""
+        return {
+            "head": self.head,
+            "params": self.params,
+            "seconds": round(self.seconds, 3),
+            "protocol": self.protocol,
+            "converged": self.converged,
+            "validation": self.validation.to_json(),
+            "test": None if self.test is None else self.test.to_json(),
+        }
+
+
+def evaluate_head(name: str, parts: Split, n_classes: int, *, random_state: int = 0) -> HeadResult:
+    """Choose, fit and judge one head by the protocol at the top of this module.
+
+    Parameters
+    ----------
+    name : str
+        One of `featurecache.heads.registry.list_heads()`.
+    parts : mapping
+        ``{"train": (X, y), "validation": (X, y), "test": (X, y)}``, the last or the middle one may be absent;
+        X (n_samples, n_features) real, y (n_samples,) class indices.
+    n_classes : int
+    random_state : int
+        Seeds folds, heads and bootstrap.
+
+    Raises
+    ------
+    TaskError
+        Parts that cannot be learned from or judged on.
+    HeadError
+        Features that are not finite, or that the head refuses.
+    """
+    make_head(name)
+    return _evaluate(name, check_parts(parts, n_classes), n_classes, random_state)
+
+
+def evaluate_heads(
+    names: Sequence[str],
+    parts: Split,
+    n_classes: int,
+    *,
+    n_jobs: int = -1,
+    random_state: int = 0,
+    progress: Callable[[HeadResult], None] | None = None,
+) -> list[HeadResult]:
+    """Judge several heads, in parallel processes where the data is large enough to be worth it.
+
+    Parameters
+    ----------
+    names, parts, n_classes, random_state
+        As for `evaluate_head`.
+    n_jobs : int
+        Processes at most; -1 is one per core. Results do not depend on it.
+    progress : callable, optional
+        Called in this process with each `HeadResult` as it is ready.
+
+    Returns
+    -------
+    list of HeadResult
+        The highest validation accuracy first; of equals, the order of ``names``.
+
+    Raises
+    ------
+    TaskError, HeadError
+        As `evaluate_head`; a head that refuses the data is named.
+    """
+    names = list(dict.fromkeys(names))
+    for name in names:
+        make_head(name)
+    checked = check_parts(parts, n_classes)
+    results = []
+    for result in _evaluated(names, checked, n_classes, n_jobs, random_state):
+        results.append(result)
+        if progress is not None:
+            progress(result)
+    return sorted(results, key=lambda result: (-result.validation.accuracy, names.index(result.head)))
+
+
+def _evaluated(
+    names: list[str], parts: dict[str, Part], n_classes: int, n_jobs: int, random_state: int
+) -> Iterator[HeadResult]:
+    ordered = sorted(names, key=lambda name: _SLOWEST_FIRST.index(name) if name in _SLOWEST_FIRST else -1)
+    workers = min(effective_n_jobs(n_jobs), len(names)) if _may_leave_process(names, parts) else 1
+    if workers == 1:
+        yield from (_evaluate(name, parts, n_classes, random_state) for name in ordered)
+        return
+    # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
+    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
+    yield from parallel(delayed(_evaluate)(name, parts, n_classes, random_state) for name in ordered)
+
+
+def _may_leave_process(names: list[str], parts: dict[str, Part]) -> bool:
+    # A head that this program registered is not known in a fresh process.
+    return parts["train"][0].size >= _WORTH_A_PROCESS and set(names) <= set(HEADS)
+
+
+def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: int) -> HeadResult:
+    # One thread always, also without other processes: sums in another order would give other last digits.
+    with threadpool_limits(1):
+        start = time.perf_counter()
+        choice = _choose(name, parts, n_classes, random_state)
+        train = _rows_to_fit(parts)
+        estimator = build(name, choice.params, random_state)
+        converged = fit_estimator(estimator, *train, name=name)
+        fields = _judged(parts, n_classes, random_state, choice, estimator)
+        return HeadResult(
+            head=name,
+            params=choice.params,
+            protocol=choice.protocol,
+            temperature=choice.temperature,
+            estimator=estimator,
+            converged=converged,
+            n_train=len(train[1]),
+            seconds=time.perf_counter() - start,
+            **fields,
+        )
+
+
+def _choose(name: str, parts: dict[str, Part], n_classes: int, random_state: int) -> Choice:
+    if "validation" in parts and "test" in parts:
+        return choose_on_validation(name, parts["train"], parts["validation"], n_classes, random_state=random_state)
+    return choose_by_cross_validation(name, parts["train"], n_classes, random_state=random_state)
+
+
+def _rows_to_fit(parts: dict[str, Part]) -> Part:
+    if "validation" not in parts or "test" not in parts:
+        return parts["train"]
+    (X, y), (X_more, y_more) = parts["train"], parts["validation"]
+    return np.concatenate([X, X_more]), np.concatenate([y, y_more])
+
+
+def _judged(
+    parts: dict[str, Part], n_classes: int, random_state: int, choice: Choice, estimator: BaseEstimator
+) -> dict[str, Any]:
+    reported = "test" if "test" in parts else "validation"
+    X, y = parts[reported]
+    y_pred = np.asarray(estimator.predict(X), dtype=np.int64)
+    figures = score(y, y_pred, n_classes, random_state=random_state)
+    if reported == "validation":
+        scores = {"validation": figures, "test": None}
+    else:
+        held_out = score(choice.y, choice.y_pred, n_classes, random_state=random_state)
+        scores = {"validation": held_out, "test": figures}
+    proba = predict_proba(estimator, X, choice.temperature, n_classes)
+    return {"reported": reported, "y_pred": y_pred, "proba": proba, **scores}

@@ -1,0 +1,31 @@
+"""What a long run tells whoever watches it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Listens to a run; the command line draws it."""
+
+    def start(self, phase: str, total: int) -> None:
+        """Begin a phase of ``total`` steps."""
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        """Report finished steps, and how many of them were bad inputs."""
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+
+
+class Silent:
+    """Listens and says nothing."""
+
+    def start(self, phase: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""

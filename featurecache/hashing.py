@@ -1,0 +1,34 @@
+"""Canonical digests: of settings (as JSON), of files and of samples. Nothing here hashes a pickle or a path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+_BLOCK = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise ``value`` so that equal settings give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def digest_json(kind: str, version: int, value: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a setting, tagged with what it is and the edition of its meaning."""
+    return hashlib.sha256(canonical_json({"kind": kind, "version": version, **value}).encode()).hexdigest()
+
+
+def digest_bytes(data: bytes) -> str:
+    """SHA-256 (hex) of ``data``: the id of a sample is this digest of its bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in blocks."""
+    hasher = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            hasher.update(block)
+    return hasher.hexdigest()

@@ -1,0 +1,156 @@
+"""Fitting a head on whatever rows there are, few or many, and telling whether it converged."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+
+from featurecache.errors import HeadError, TaskError
+from featurecache.heads.registry import last_step, make_head
+
+_MORE_ITERATIONS = 5
+_EARLY_STOPPING_ROWS = 200
+_EARLY_STOPPING_ROWS_PER_CLASS = 10
+
+
+def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, name: str = "") -> bool:
+    """Fit ``estimator`` in place and tell whether it converged.
+
+    A head that stops at its iteration limit is fitted once more with five times the limit; the iteration warnings
+    of scikit-learn become the returned flag. Settings that the rows cannot support are adapted first: more
+    neighbours than rows, or early stopping where a class is too small to be divided.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Unfitted; changed in place.
+    X : ndarray of shape (n_samples, n_features), float32 or float64
+    y : ndarray of shape (n_samples,)
+    name : str
+        How to call the head in an error message.
+
+    Raises
+    ------
+    HeadError
+        scikit-learn refuses the data; the message names the head.
+    """
+    _adapt(last_step(estimator), y)
+    try:
+        if _converges(estimator, X, y):
+            return True
+        limit = last_step(estimator).get_params(deep=False).get("max_iter")
+        if not isinstance(limit, int) or limit < 1:
+            return False
+        last_step(estimator).set_params(max_iter=_MORE_ITERATIONS * limit)
+        return _converges(estimator, X, y)
+    except (ValueError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
+        raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
+
+
+def fit_head(name: str, X: np.ndarray, y: np.ndarray, **params: Any) -> BaseEstimator:
+    """Fit one head with given parameters, without any search.
+
+    Parameters
+    ----------
+    name : str
+    X : ndarray of shape (n_samples, n_features), real
+    y : array-like of shape (n_samples,)
+        Labels of any kind that scikit-learn takes: text, numbers, booleans.
+    **params
+        Parameters of the classifier, such as ``C=0.1``.
+
+    Raises
+    ------
+    TaskError, HeadError
+        Fewer than two classes, no rows, features that are not finite, or that the head refuses.
+    """
+    estimator = make_head(name, **params)
+    X, y = check_labelled(X, y)
+    if len(np.unique(y)) < 2:
+        raise TaskError(f"all {len(y)} rows have the same label; a head needs rows of two classes or more")
+    fit_estimator(estimator, X, y, name=name)
+    return estimator
+
+
+def check_features(X: np.ndarray, part: str) -> np.ndarray:
+    """Return ``X`` as a contiguous (n_samples, n_features) array of float32 or float64, all finite.
+
+    Raises
+    ------
+    HeadError
+        Wrong number of axes, no feature, or a value that is not finite.
+    """
+    X = np.asarray(X)
+    if X.ndim != 2 or X.shape[1] == 0:
+        raise HeadError(f"{part} features have shape {X.shape}, heads need (n_samples, n_features); pool the tap first")
+    if X.dtype.kind not in "fiub":
+        raise HeadError(f"{part} features are {X.dtype}, heads need real numbers; convert them first")
+    X = np.ascontiguousarray(X, dtype=X.dtype if X.dtype == np.float64 else np.float32)
+    finite = np.isfinite(X).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        raise HeadError(
+            f"{part} features are not finite in {int((~finite).sum())} of {len(X)} rows, first in row {row}; "
+            "extract these rows again in float32 or leave them out"
+        )
+    return X
+
+
+def check_labelled(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``X`` as `check_features` does and ``y``, of any kind, as an array of as many labels.
+
+    Raises
+    ------
+    TaskError, HeadError
+        No rows, not one label per row, or features that are not finite numbers.
+    """
+    y = np.asarray(y)
+    if y.ndim != 1 or len(y) != len(X) or len(y) == 0:
+        raise TaskError(
+            f"{len(X)} rows and labels of shape {y.shape} do not match; give one label for each of some rows"
+        )
+    return check_features(X, "given"), y
+
+
+def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        estimator.fit(X, y)
+    for warning in caught:
+        if not issubclass(warning.category, ConvergenceWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def _adapt(classifier: BaseEstimator, y: np.ndarray) -> None:
+    if isinstance(classifier, KNeighborsClassifier):
+        classifier.set_params(n_neighbors=min(classifier.n_neighbors, len(y)))
+    if isinstance(classifier, MLPClassifier):
+        classifier.set_params(**_mlp_limits(classifier, y))
+
+
+def _mlp_limits(classifier: MLPClassifier, y: np.ndarray) -> dict[str, Any]:
+    counts = np.unique(y, return_counts=True)[1]
+    held_out = int(len(y) * classifier.validation_fraction)
+    enough = len(y) >= _EARLY_STOPPING_ROWS and counts.min() >= _EARLY_STOPPING_ROWS_PER_CLASS
+    # Below these sizes the held-out tenth is noise (or cannot be drawn): the training loss decides when to stop.
+    stop_early = bool(classifier.early_stopping and enough and held_out >= len(counts))
+    if classifier.batch_size == "auto":
+        return {"early_stopping": stop_early}
+    fitted_rows = len(y) - held_out - 1 if stop_early else len(y)
+    return {"early_stopping": stop_early, "batch_size": min(classifier.batch_size, fitted_rows)}
+
+
+def _refusal(name: str, X: np.ndarray, y: np.ndarray, error: BaseException) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    size = f"{X.shape[0]} rows of {X.shape[1]} features" if np.ndim(X) == 2 else f"an array of shape {np.shape(X)}"
+    return (
+        f"head {name!r} cannot be fitted on {size} in {len(np.unique(y))} classes: {reason}. "
+        "Choose another head or check the features"
+    )

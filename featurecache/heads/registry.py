@@ -1,0 +1,151 @@
+"""The heads that people can ask for by name, and the few hyper-parameters worth searching for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.base import BaseEstimator
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+from featurecache.errors import UnknownNameError
+
+Factory = Callable[[], BaseEstimator]
+Grid = Callable[[int], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    factory: Factory
+    grid: Grid
+
+
+_HEADS: dict[str, _Entry] = {}
+
+
+def list_heads() -> list[str]:
+    """Return the names of all registered heads, the built-in ones first."""
+    return list(_HEADS)
+
+
+def register_head(name: str, factory: Factory, grid: Grid) -> None:
+    """Add a head under ``name``.
+
+    Parameters
+    ----------
+    factory : callable
+        Returns a fresh, unfitted scikit-learn classifier or a `Pipeline` that ends in one.
+    grid : callable
+        Takes the number of training rows, returns the settings to try, the strongest regularisation first: of two
+        settings with equal accuracy the earlier one is kept. ``[{}]`` when there is nothing to choose.
+
+    Raises
+    ------
+    ValueError
+        The name is taken.
+    """
+    if name in _HEADS:
+        raise ValueError(f"head {name!r} is already registered; choose another name")
+    _HEADS[name] = _Entry(factory, grid)
+
+
+def make_head(name: str, **params: Any) -> BaseEstimator:
+    """Build an unfitted head.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_heads()`.
+    **params
+        Parameters of the classifier itself (the last step of the pipeline), such as ``C=0.1``.
+
+    Raises
+    ------
+    UnknownNameError
+        No such head, or the head has no such parameter.
+    """
+    estimator = _entry(name).factory()
+    last = last_step(estimator)
+    known = last.get_params(deep=False)
+    for param in params:
+        if param not in known:
+            raise UnknownNameError(f"parameter of head {name!r}", param, known)
+    last.set_params(**params)
+    return estimator
+
+
+def head_grid(name: str, n_samples: int) -> list[dict[str, Any]]:
+    """Return the settings of head ``name`` to try on ``n_samples`` training rows, the simplest model first."""
+    return _entry(name).grid(n_samples)
+
+
+def last_step(estimator: BaseEstimator) -> BaseEstimator:
+    """Return the classifier at the end of a pipeline, or the estimator itself where there is no pipeline."""
+    return estimator[-1] if isinstance(estimator, Pipeline) else estimator
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _HEADS:
+        raise UnknownNameError("head", name, _HEADS)
+    return _HEADS[name]
+
+
+def _logistic() -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, random_state=0))
+
+
+def _linear_svm() -> Pipeline:
+    return make_pipeline(StandardScaler(), LinearSVC(C=0.001, dual="auto", max_iter=2000, random_state=0))
+
+
+def _rbf_svm() -> Pipeline:
+    # Without break_ties the predicted class may differ from the one with the highest probability.
+    return make_pipeline(StandardScaler(), SVC(C=1.0, kernel="rbf", break_ties=True, cache_size=500, random_state=0))
+
+
+def _mlp() -> Pipeline:
+    return make_pipeline(StandardScaler(), MLPClassifier((128,), early_stopping=True, random_state=0))
+
+
+def _knn() -> Pipeline:
+    # Normalizer also copies: the rows that the classifier keeps are never a view of a cache that may be closed.
+    return make_pipeline(
+        Normalizer(), KNeighborsClassifier(n_neighbors=5, metric="cosine", weights="distance", algorithm="brute")
+    )
+
+
+def _ridge() -> Pipeline:
+    return make_pipeline(StandardScaler(), RidgeClassifier(alpha=1000.0, random_state=0))
+
+
+def _majority() -> DummyClassifier:
+    return DummyClassifier(strategy="prior", random_state=0)
+
+
+def _powers_of_ten(param: str, exponents: range) -> Grid:
+    # Not 10.0 ** e: that is 9.999999999999999e-05 for some exponents, and people read these numbers.
+    return lambda n_samples: [{param: float(f"1e{e}")} for e in exponents]
+
+
+def _knn_grid(n_samples: int) -> list[dict[str, Any]]:
+    return [{"n_neighbors": k} for k in (20, 10, 5, 3, 1) if k <= max(n_samples, 1)]
+
+
+# Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
+register_head("logistic", _logistic, _powers_of_ten("C", range(-5, 2)))
+register_head("linear_svm", _linear_svm, _powers_of_ten("C", range(-7, -2)))
+register_head("rbf_svm", _rbf_svm, _powers_of_ten("C", range(-1, 2)))
+register_head("mlp", _mlp, lambda n_samples: [{"alpha": 1.0}, {"alpha": 1e-4}])
+register_head("knn", _knn, _knn_grid)
+register_head("ridge", _ridge, _powers_of_ten("alpha", range(6, -1, -1)))
+register_head("majority", _majority, lambda n_samples: [{}])
+
+HEADS = tuple(_HEADS)
+"""Names of the built-in heads."""

@@ -1,0 +1,98 @@
+"""Small JSON records on disk: what they are, which edition, and a digest that notices any changed byte.
+
+Records may come from strangers, so reading is bounded and strict: a size limit, no links followed, no duplicate
+keys, no NaN, and the digest must be right.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import CorruptError, FormatVersionError
+from featurecache.hashing import canonical_json, digest_bytes
+
+RECORD_VERSION = 1
+MAX_RECORD_BYTES = 64 << 20
+
+
+def encode_record(kind: str, body: dict[str, Any]) -> bytes:
+    """Serialise ``body`` as a record of this ``kind``, its digest included."""
+    content = {"format": f"featurecache.{kind}", "version": RECORD_VERSION, **body}
+    return (canonical_json({**content, "digest": _digest(content)}) + "\n").encode()
+
+
+def read_record(path: Path, kind: str) -> dict[str, Any]:
+    """Read a record, or say what is wrong with it.
+
+    Raises
+    ------
+    FormatVersionError
+        The record was written by a newer release.
+    CorruptError
+        Anything else that `encode_record` would not have written.
+    """
+    content = parse_json(read_small_file(path), path)
+    if content.get("format") != f"featurecache.{kind}":
+        raise CorruptError(f"{path} is not a featurecache {kind} record; restore it, or delete it to recompute")
+    version = content.pop("version", None)
+    if not isinstance(version, int) or version > RECORD_VERSION:
+        raise FormatVersionError(
+            f"{path} has {kind} record version {version}; this release reads up to {RECORD_VERSION}. "
+            "Upgrade featurecache"
+        )
+    claimed = content.pop("digest", None)
+    if claimed != _digest({**content, "version": version}):
+        raise CorruptError(f"{path} does not match its own digest; restore it, or delete it to recompute")
+    del content["format"]
+    return content
+
+
+def read_small_file(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+    """Read a regular file of bounded size without following a link."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CorruptError(f"{path} is a symbolic link; a cache never contains links") from None
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptError(f"{path} is not a regular file")
+        if status.st_size > max_bytes:
+            raise CorruptError(f"{path} has {status.st_size} bytes; a record has at most {max_bytes}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """Parse one strict JSON object; ``path`` is for the message."""
+    try:
+        value = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{path} is not valid JSON ({error}); restore it, or delete it to recompute") from None
+    if not isinstance(value, dict):
+        raise CorruptError(f"{path} holds no JSON object")
+    return value
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return digest_bytes(canonical_json(content).encode())
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,66 @@
+"""Pictures of a report, as text that stands inside the HTML: SVG plots and small JPEG thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from featurecache.errors import InputError
+from featurecache.sources.images import decode
+from featurecache.specs import PreprocessSpec
+
+_THUMBNAIL = (160, 160)
+_INK, _MUTED, _ACCENT, _GRID = "#1d2733", "#8a96a3", "#1b6ca8", "#e3e8ed"
+
+Interval = tuple[str, float, float, float]
+"""Name, value, lower and upper end."""
+
+
+def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, label: str = "accuracy") -> str:
+    """Draw values with their intervals, one line each, best on top; ``floor`` is the share of the largest class."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 0.8 + 0.34 * len(rows)), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    places = range(len(rows))[::-1]
+    for place, (_, value, low, high) in zip(places, rows, strict=True):
+        axes.plot([low, high], [place, place], color=_ACCENT, linewidth=2.2, solid_capstyle="round")
+        axes.plot([value], [place], "o", color=_ACCENT, markersize=6)
+        axes.annotate(
+            f"{value:.3f}", (high, place), (6, 0), textcoords="offset points", va="center", color=_INK, fontsize=9
+        )
+    if floor is not None:
+        axes.axvline(floor, color=_MUTED, linestyle="--", linewidth=1)
+        axes.annotate(
+            "largest class", (floor, len(rows) - 0.5), (3, 0), textcoords="offset points", color=_MUTED, fontsize=8
+        )
+    axes.set_yticks(list(places), [name for name, *_ in rows], color=_INK)
+    axes.set_ylim(-0.6, len(rows) - 0.2)
+    low = min([row[2] for row in rows] + ([floor] if floor is not None else []))
+    axes.set_xlim(max(0.0, low - 0.05), min(1.08, max(row[3] for row in rows) + 0.08))
+    axes.set_xlabel(f"{label} (line: 95 % interval)", color=_INK)
+    axes.grid(axis="x", color=_GRID)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def thumbnail(path: Path) -> str | None:
+    """Return a small copy of an image as a data URI, or nothing when it cannot be read any more."""
+    try:
+        image = decode(path.read_bytes(), PreprocessSpec())
+    except (OSError, InputError):
+        return None
+    image.thumbnail(_THUMBNAIL)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,0 +1,157 @@
+"""From the bytes of an image file to the uint8 pixels that a network sees, by rules stated in store/FORMAT.md.
+
+Decoding is Pillow's. Ours are the rules where files leave room: orientation, transparency, palettes, 16 bits,
+animation, size limits, and an allow-list of formats.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from featurecache.errors import InputError
+from featurecache.specs import PreprocessSpec
+
+# H height, W width, C channels (RGB)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+)
+
+
+@contextmanager
+def pillow_defaults() -> Iterator[None]:
+    """Set the process-wide flags of Pillow that other libraries change, and put them back afterwards.
+
+    Enter it once around all threads that decode: the flags are global.
+    """
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF and the like: the row's status says what matters
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Decode, orient, resize and crop one image.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file.
+    spec : PreprocessSpec
+        All but ``mean`` and ``std`` are applied here; those two are applied on the device.
+
+    Returns
+    -------
+    ndarray of uint8, shape (crop, crop, 3)
+
+    Raises
+    ------
+    InputError
+        With the status ``empty``, ``too_large``, ``not_an_image`` or ``undecodable``.
+    """
+    if not data:
+        raise InputError("empty", "the file has no bytes")
+    if len(data) > spec.max_bytes:
+        raise InputError("too_large", f"the file has {len(data)} bytes, the limit is {spec.max_bytes}")
+    return np.asarray(resize_and_crop(decode(data, spec), spec), np.uint8)
+
+
+def decode(data: bytes, spec: PreprocessSpec) -> Image.Image:
+    """Decode an image to upright RGB."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InputError("not_an_image", f"no {', '.join(FORMATS[:-1])} image in {len(data)} bytes") from None
+    except _DECODING_ERRORS as error:
+        raise InputError("undecodable", _reason(error)) from None
+    width, height = image.size
+    if width * height > spec.max_pixels:
+        raise InputError("too_large", f"{width}x{height} pixels, the limit is {spec.max_pixels} pixels")
+    try:
+        with image:
+            return to_rgb(_upright(image, spec), spec)
+    except _DECODING_ERRORS as error:
+        raise InputError("undecodable", _reason(error)) from None
+
+
+def to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    """Convert any mode to RGB: the first frame, the upper 8 of 16 bits, transparency over the background."""
+    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
+        # Pillow would clip 16-bit values to 255, which leaves a white image.
+        return Image.fromarray(_upper_byte(np.asarray(image))).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, (*spec.background, 255))
+        return Image.alpha_composite(canvas, layer).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    """Resize the shorter side (the longer one is rounded down) and crop the centre (offsets rounded half to even).
+
+    Equal to torchvision's ``Resize`` and ``CenterCrop``. Resizing only the part that stays would be quicker, but
+    Pillow then filters the two directions in another order, which changes pixels at hard edges.
+    """
+    width, height = image.size
+    short = min(width, height)
+    size = (max(spec.resize * width // short, spec.resize), max(spec.resize * height // short, spec.resize))
+    resampling = _RESAMPLING[spec.interpolation]
+    if spec.antialias:
+        image = image.resize(size, resampling)
+    else:
+        image = image.transform(size, Image.Transform.EXTENT, (0, 0, width, height), resampling)
+    left, top = round((size[0] - spec.crop) / 2), round((size[1] - spec.crop) / 2)
+    return image.crop((left, top, left + spec.crop, top + spec.crop))
+
+
+def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    image.seek(0)
+    image.load()
+    if spec.orientation == "stored":
+        return image
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODING_ERRORS:
+        return image  # an unreadable EXIF block says nothing about orientation
+
+
+def _upper_byte(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    return (np.clip(values.astype(np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]

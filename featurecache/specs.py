@@ -1,0 +1,170 @@
+"""Frozen settings. What the numbers *are* is hashed into the fingerprint; how fast they came is not.
+
+`PreprocessSpec` and `FeatureIdentity` say what the numbers are: every field counts, defaults included.
+`ExtractionSettings` says how they are made on this machine: none of its fields counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from featurecache.errors import RequestError
+from featurecache.hashing import digest_json
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Orientation = Literal["exif", "stored"]
+StorageDtype = Literal["float16", "float32", "bfloat16"]
+RuntimeName = Literal["auto", "torch", "openvino"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessSpec:
+    """How an image file becomes the numbers that a backbone sees; belongs to the weights.
+
+    The order is: decode, orient, convert to RGB, resize the shorter side, crop the centre, divide by 255,
+    subtract the mean, divide by the standard deviation. The rules of decoding are in store/FORMAT.md.
+    """
+
+    resize: int = 256
+    """Shorter image side before cropping, in pixels."""
+    crop: int = 224
+    """Side of the centre crop, in pixels."""
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    """Low-pass filter before making an image smaller."""
+    orientation: Orientation = "exif"
+    """Turn the image as its EXIF tag says, or leave it as stored."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour behind transparent pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    max_pixels: int = 100_000_000
+    """Larger images are bad inputs, refused before they are decoded."""
+    max_bytes: int = 500_000_000
+    """Larger files are bad inputs, refused before they are decoded."""
+    decoding_rules: int = 1
+    """Edition of the decoding rules."""
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop", "max_pixels", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
+        if self.crop > self.resize:
+            raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
+        _check_choice("interpolation", self.interpolation, Interpolation)
+        _check_choice("orientation", self.orientation, Orientation)
+        if self.interpolation == "lanczos" and not self.antialias:
+            raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
+        if self.decoding_rules != 1:
+            raise RequestError(
+                f"decoding rules {self.decoding_rules} are not known to this release; upgrade featurecache"
+            )
+        for name in ("mean", "std", "background"):
+            value = tuple(getattr(self, name))
+            if len(value) != 3:
+                raise RequestError(f"preprocess {name} needs three numbers (red, green, blue), got {value}")
+            object.__setattr__(self, name, value)  # JSON gives lists
+        if min(self.std) <= 0:
+            raise RequestError(f"preprocess std must be positive, got {self.std}")
+
+    def override(self, **changes: Any) -> PreprocessSpec:
+        """Return a copy with some fields changed; ``None`` means unchanged."""
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if unknown := set(changes) - {field.name for field in fields(self)}:
+            raise RequestError(f"unknown preprocess setting {sorted(unknown)[0]!r}")
+        if "crop" in changes and "resize" not in changes and changes["crop"] > self.resize:
+            changes["resize"] = changes["crop"]
+        if "resize" in changes and "crop" not in changes and changes["resize"] < self.crop:
+            changes["crop"] = changes["resize"]
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureIdentity:
+    """How features were made: equal identities mean interchangeable numbers."""
+
+    backbone: str
+    """Name under which the architecture is built, e.g. ``timm:vit_tiny_patch16_224``."""
+    architecture: str
+    """Digest of the module tree: names, classes and hyper-parameters of all layers."""
+    weights: str
+    """Digest of every parameter and buffer by content."""
+    preprocess: PreprocessSpec
+    precision: str = "float32"
+    """Arithmetic of the forward pass."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all fields."""
+        return digest_json("features", 1, asdict(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identity as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FeatureIdentity:
+        """Rebuild an identity from :meth:`to_json`."""
+        return cls(**{**value, "preprocess": PreprocessSpec(**value["preprocess"])})
+
+    def differences(self, other: FeatureIdentity) -> list[str]:
+        """Say in words which parts of two identities differ."""
+        mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        return [f"{name} {_short(mine[name])} -> {_short(theirs[name])}" for name in mine if mine[name] != theirs[name]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneRequest:
+    """What somebody asked for: a backbone by name, its weights, and changes to its preprocess."""
+
+    name: str
+    weights: Path | None = None
+    """A weights file; ``None`` means the provider's own."""
+    preprocess: tuple[tuple[str, Any], ...] = ()
+    """Overrides of preprocess fields, as sorted (name, value) pairs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractionSettings:
+    """How features are made on this machine; never part of the fingerprint."""
+
+    batch_size: int = 32
+    num_workers: int | None = None
+    """Decoding threads; ``None`` means one per core."""
+    device: str = "cpu"
+    runtime: RuntimeName = "auto"
+    shard_rows: int = 4096
+    """Rows per shard: what a killed run loses at most."""
+    dtype: StorageDtype = "float16"
+    """Type of the stored numbers."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_rows"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise RequestError(f"num workers must be at least 1, got {self.num_workers}")
+        _check_choice("dtype", self.dtype, StorageDtype)
+        _check_choice("runtime", self.runtime, RuntimeName)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

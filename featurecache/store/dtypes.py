@@ -1,0 +1,42 @@
+"""Number types of stored arrays, and how the one that numpy lacks (bfloat16) is written and read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+STORED: dict[str, str] = {
+    "float16": "<f2",
+    "float32": "<f4",
+    "bfloat16": "<u2",  # the upper half of a float32; HDF5 and numpy have no such type
+    "uint8": "|u1",
+    "uint64": "<u8",
+    "int64": "<i8",
+    "int32": "<i4",
+}
+"""Names allowed in commit records, and the numpy type of the bytes."""
+
+
+def encode(values: Array, dtype: str) -> Array:
+    """Convert float32 ``values`` to the bytes of a stored type; out-of-range numbers become infinite."""
+    if dtype == "bfloat16":
+        return _to_bfloat16(np.ascontiguousarray(values, np.float32))
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, STORED[dtype])
+
+
+def decode(stored: Array, dtype: str) -> Array:
+    """Return numbers for stored bytes: bfloat16 as float32, everything else as it is."""
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored
+
+
+def _to_bfloat16(values: NDArray[np.float32]) -> Array:
+    bits = values.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2")

@@ -1,0 +1,179 @@
+"""Features as one lazy array over the mapped shards of a tap, addressed by row of the sample table."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import CorruptError, InputError, RequestError
+from featurecache.store.commits import Commit
+from featurecache.store.dtypes import STORED, Array, decode
+from featurecache.store.folders import ShardFolder
+from featurecache.store.samples import Rows
+from featurecache.store.shards import MappedShard
+
+
+class Features:
+    """Cached features of one tap: row k belongs to row k of the sample table.
+
+    Attributes
+    ----------
+    tap, dtype : str
+        What was cached, and the stored number type.
+    sample_shape : tuple of int
+        Shape of one sample's features, ``(n_features,)`` for a pooled tap.
+    rows : ndarray of int64, shape (n_cached,)
+        Rows that are cached, sorted; bad inputs included.
+    bad : dict of int to (status, reason)
+        Rows whose input could not be turned into features.
+    """
+
+    def __init__(self, tap: str, dtype: str, folder: ShardFolder) -> None:
+        self.tap, self.dtype = tap, dtype
+        self._folder = folder
+        self.commits = folder.commits()
+
+    @cached_property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's features."""
+        shapes = {commit.shard.arrays["features"].shape[1:] for commit in self.commits}
+        if len(shapes) != 1:
+            raise CorruptError(f"{self._folder.path}: shards disagree on the shape of a sample: {sorted(shapes)}")
+        return shapes.pop()
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Rows that are cached, sorted."""
+        runs = [np.arange(start, stop) for start, stop, _, _ in self._runs]
+        return np.concatenate(runs) if runs else np.zeros(0, np.int64)
+
+    @cached_property
+    def bad(self) -> dict[int, tuple[str, str]]:
+        """Status and reason of every bad row."""
+        return {int(row): (status, reason) for commit in self.commits for row, status, reason in commit.body["bad"]}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shard files."""
+        return sum(commit.shard.size for commit in self.commits)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of cached rows, then the shape of a sample."""
+        return (len(self.rows), *self.sample_shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def usable(self, rows: Rows) -> NDArray[np.bool_]:
+        """Tell which of ``rows`` are cached and good."""
+        return np.isin(rows, self.rows) & ~np.isin(rows, list(self.bad))
+
+    def read(self, rows: Rows) -> Array:
+        """Return features of the given rows in their order, ``(n, *sample_shape)``; bfloat16 comes as float32.
+
+        Raises
+        ------
+        RequestError
+            A row is not cached.
+        InputError
+            A row belongs to a bad input.
+        CorruptError
+            Stored bytes do not match their checksum.
+        """
+        rows = np.asarray(rows, np.int64)
+        self._refuse_bad(rows)
+        run = self._locate(rows)
+        shards, local = self._shard_of[run], rows - self._starts[run] + self._offsets[run]
+        out = np.empty((len(rows), *self.sample_shape), decode(np.empty(0, self._stored), self.dtype).dtype)
+        for number in np.unique(shards):
+            mine = shards == number
+            out[mine] = decode(self._shard(int(number)).read("features", local[mine]), self.dtype)
+        return out
+
+    def __getitem__(self, index: Any) -> Array:
+        """Read by position in `rows`: ``features[:100]``, ``features[mask]``."""
+        values = self.read(np.atleast_1d(self.rows[index]))
+        return values[0] if isinstance(index, int | np.integer) else values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        values = self.read(self.rows)
+        return values if dtype is None else values.astype(dtype)
+
+    def _refuse_bad(self, rows: Rows) -> None:
+        if self.bad and (bad := rows[np.isin(rows, list(self.bad))]).size:
+            status, reason = self.bad[int(bad[0])]
+            raise InputError(status, f"row {bad[0]} has no features ({reason}); drop bad rows with features.usable()")
+
+    def _locate(self, rows: Rows) -> Rows:
+        run = np.searchsorted(self._starts, rows, side="right") - 1
+        missing = (run < 0) | (rows >= self._stops[run]) if len(self._starts) else np.ones(len(rows), bool)
+        if missing.any():
+            raise RequestError(
+                f"{missing.sum()} rows (first: {rows[missing][0]}) are not cached for tap {self.tap!r}; "
+                "run `featurecache extract` again to add them"
+            )
+        return run
+
+    def _shard(self, number: int) -> MappedShard:
+        if number not in self._mapped:
+            self._mapped[number] = self._folder.open(self.commits[number])
+        return self._mapped[number]
+
+    @cached_property
+    def _mapped(self) -> dict[int, MappedShard]:
+        return {}
+
+    @cached_property
+    def _stored(self) -> np.dtype[Any]:
+        return np.dtype(STORED[self.dtype])
+
+    @cached_property
+    def _runs(self) -> list[tuple[int, int, int, int]]:
+        """(start, stop, shard, position of start in the shard), sorted and without overlap."""
+        runs: list[tuple[int, int, int, int]] = []
+        end = 0
+        for start, stop, shard, offset in sorted(
+            run for number, commit in enumerate(self.commits) for run in _runs_of(commit, number)
+        ):
+            if (low := max(start, end)) < stop:  # two writers with different shard sizes may overlap
+                runs.append((low, stop, shard, offset + low - start))
+                end = stop
+        return runs
+
+    @cached_property
+    def _starts(self) -> Rows:
+        return np.array([run[0] for run in self._runs], np.int64)
+
+    @cached_property
+    def _stops(self) -> Rows:
+        return np.array([run[1] for run in self._runs], np.int64)
+
+    @cached_property
+    def _shard_of(self) -> Rows:
+        return np.array([run[2] for run in self._runs], np.int64)
+
+    @cached_property
+    def _offsets(self) -> Rows:
+        return np.array([run[3] for run in self._runs], np.int64)
+
+
+def runs_of_rows(rows: Rows) -> list[list[int]]:
+    """Write sorted rows as half-open runs ``[[start, stop], ...]``."""
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [[int(piece[0]), int(piece[-1]) + 1] for piece in np.split(rows, breaks) if len(piece)]
+
+
+def _runs_of(commit: Commit, number: int) -> list[tuple[int, int, int, int]]:
+    runs, offset = [], 0
+    for start, stop in commit.body["rows"]:
+        if not 0 <= start < stop:
+            raise CorruptError(f"commit {commit.key} lists impossible rows {start}:{stop}; delete it to recompute")
+        runs.append((start, stop, number, offset))
+        offset += stop - start
+    if offset != commit.shard.arrays["features"].shape[0]:
+        raise CorruptError(f"commit {commit.key} lists {offset} rows but its shard holds another number; delete it")
+    return runs

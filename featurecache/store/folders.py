@@ -1,0 +1,62 @@
+"""A folder of shards and their commit records: a shard is visible when its record is, and the first writer wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from featurecache.atomic import fsync_directory, is_partial, publish_once
+from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
+from featurecache.store.dtypes import Array
+from featurecache.store.shards import Layout, MappedShard, ShardWriter
+
+
+class ShardFolder:
+    """A folder of shards (``shards/``) and their commit records (``commits/``)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def commits(self) -> list[Commit]:
+        """All published shards, in the order of their keys."""
+        return [read_commit(path) for path in sorted(self._commit_paths())]
+
+    def last(self) -> Commit | None:
+        """The published shard with the greatest key."""
+        paths = sorted(self._commit_paths())
+        return read_commit(paths[-1]) if paths else None
+
+    def writer(self, arrays: Layout, attributes: Mapping[str, str]) -> ShardWriter:
+        """Start a new shard."""
+        for name in ("shards", "commits"):
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        fsync_directory(self.path)
+        return ShardWriter(self.path / "shards", arrays, attributes)
+
+    def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any]) -> bool:
+        """Publish a finished shard under ``key``; False when another writer was first."""
+        return publish_once(self.path / "commits" / f"{key}.json", encode_commit(shard, body))
+
+    def publish(self, key: str, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
+        """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first."""
+        layout = {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}
+        with self.writer(layout, {"format": "featurecache", "kind": kind}) as writer:
+            for name, (_, values) in arrays.items():
+                writer.append(name, values)
+            shard = writer.finish(key)
+        return self.commit(key, shard, body)
+
+    def open(self, commit: Commit) -> MappedShard:
+        """Map a published shard for reading."""
+        return MappedShard(self.path / "shards" / commit.file_name, commit.shard)
+
+    def discard(self, commit: Commit) -> None:
+        """Withdraw a superseded commit: the record first, so that no record ever points at nothing."""
+        (self.path / "commits" / f"{commit.key}.json").unlink(missing_ok=True)
+        (self.path / "shards" / commit.file_name).unlink(missing_ok=True)
+
+    def _commit_paths(self) -> Iterator[Path]:
+        folder = self.path / "commits"
+        if folder.is_dir():
+            yield from (path for path in folder.iterdir() if path.suffix == ".json" and not is_partial(path))

@@ -1,0 +1,82 @@
+"""What a cache holds, in plain values for people and programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.tasks import class_counts
+from featurecache.store.views import SourceView, merged_rows
+
+_BUILDING = ("num_parameters", "num_trainable", "weights_source", "license", "classifier", "notes")
+
+
+def list_features(store: FeatureStore) -> list[dict[str, Any]]:
+    """Describe every feature set."""
+    return [describe_features(feature_set) for feature_set in store.feature_sets()]
+
+
+def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
+    """Describe one feature set: what it is, how it was made, and its size."""
+    features = feature_set.open()
+    last = features.commits[-1]
+    return {
+        "backbone": feature_set.identity.backbone,
+        "tap": feature_set.tap,
+        "dtype": feature_set.dtype,
+        "fingerprint": feature_set.fingerprint,
+        "rows": len(features),
+        "bad": len(features.bad),
+        "shape": list(features.sample_shape),
+        "shards": len(features.commits),
+        "bytes": features.nbytes,
+        "preprocess": asdict(feature_set.identity.preprocess),
+        "weights": feature_set.identity.weights,
+        **{name: feature_set.about.get(name) for name in _BUILDING},
+        "provenance": last.body["provenance"],
+    }
+
+
+def describe_tasks(store: FeatureStore) -> list[dict[str, Any]]:
+    """Describe every task: classes, splits, where the labels came from."""
+    tasks = [store.task(name) for name in store.task_names()]
+    return [
+        {"task": task.name, "classes": class_counts(task), "counts": task.counts(), "about": task.about}
+        for task in tasks
+    ]
+
+
+def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
+    """Describe what each source held when it was last extracted."""
+    return [
+        {
+            "root": view.root,
+            "files": len(view.paths),
+            "samples": len(view.unique_rows),
+            "copies": int((view.rows >= 0).sum()) - len(view.unique_rows),
+            "unreadable": len(view.problems),
+        }
+        for view in store.views.all()
+    ]
+
+
+def list_bad(store: FeatureStore) -> list[dict[str, Any]]:
+    """List every bad input once: unreadable files, and samples that some backbone could not use."""
+    views = store.views.all()
+    bad = [
+        {"path": path, "status": "unreadable", "reason": reason}
+        for view in views
+        for path, reason in view.problems.items()
+    ]
+    rows = {row: problem for feature_set in store.feature_sets() for row, problem in feature_set.open().bad.items()}
+    uris = store.samples.uris if rows else []
+    return bad + [{"path": uris[row], "status": status, "reason": why} for row, (status, why) in sorted(rows.items())]
+
+
+def count_orphans(store: FeatureStore) -> int:
+    """Count samples that no source holds any more."""
+    views: list[SourceView] = store.views.all()
+    return int(len(store.samples) - np.isin(np.arange(len(store.samples)), merged_rows(views)).sum())

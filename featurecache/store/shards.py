@@ -1,0 +1,229 @@
+"""Immutable HDF5 shards of named arrays: written once, mapped ever after.
+
+A shard is written as an empty HDF5 file (h5py lays it out), then filled with ordinary file writes at the
+offsets of its arrays, so that a full disk is an ordinary error instead of a file that looks complete. It is fsynced and
+renamed to a name that carries its digest. Readers never ask libhdf5: they map the arrays at the offsets that the
+commit record gives, and check each block's checksum on its first use.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import stat
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from featurecache.atomic import fsync_directory, partial_name
+from featurecache.errors import CorruptError
+from featurecache.store.commits import BLOCK_BYTES, ArrayRecord, ShardRecord
+from featurecache.store.dtypes import STORED, Array
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name of each array, its stored type and its shape."""
+
+_ALIGNMENT = 4096  # one page, so that a mapped array starts on a page
+_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL}  # file systems without reservation
+
+
+class ShardWriter:
+    """Writes the arrays of one shard in order; use as a context manager, then `finish`.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the shard will be published.
+    arrays : mapping of name to (dtype, shape)
+        What it will hold.
+    attributes : mapping of str to str
+        Written to the HDF5 root group, for people who open the file with other programs.
+    """
+
+    def __init__(self, folder: Path, arrays: Layout, attributes: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._partial = partial_name(folder / "shard.h5")
+        self._arrays = dict(arrays)
+        self._sums = {name: _BlockSums() for name in arrays}
+        self._offsets = _lay_out(self._partial, arrays, attributes)
+        self._file = self._partial.open("r+b", buffering=0)
+        self._reserve()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def append(self, name: str, values: Array) -> None:
+        """Write the next rows of one array; ``values`` already has the stored type."""
+        data = memoryview(np.ascontiguousarray(values)).cast("B") if values.size else memoryview(b"")
+        position = self._offsets[name] + self._sums[name].nbytes
+        while data:
+            written = os.pwrite(self._file.fileno(), data, position)
+            self._sums[name].update(data[:written])
+            data, position = data[written:], position + written
+
+    def written(self, name: str) -> Array:
+        """Map the rows of an array that were appended so far."""
+        dtype, shape = self._arrays[name]
+        return np.memmap(self._partial, STORED[dtype], "r", self._offsets[name], shape)
+
+    def finish(self, key: str) -> ShardRecord:
+        """Fsync the file and give it its final name; it stays invisible until it is committed."""
+        record = self._record()
+        os.fsync(self._file.fileno())
+        target = self._folder / f"{key}-{record.sha256[:16]}.h5"
+        self._partial.replace(target)
+        fsync_directory(self._folder)
+        return record
+
+    def _reserve(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                self.__exit__()
+                error.add_note(f"while reserving {size} bytes in {self._folder}; free some space and run again")
+                raise
+
+    def _record(self) -> ShardRecord:
+        arrays = {
+            name: ArrayRecord(dtype=dtype, shape=shape, offset=self._offsets[name], crc32=self._sums[name].finish())
+            for name, (dtype, shape) in self._arrays.items()
+        }
+        for name, array in arrays.items():
+            assert self._sums[name].nbytes == array.nbytes, f"array {name!r} was not filled"
+        hasher, size = hashlib.sha256(), 0
+        self._file.seek(0)
+        while block := self._file.read(BLOCK_BYTES):
+            hasher.update(block)
+            size += len(block)
+        return ShardRecord(sha256=hasher.hexdigest(), size=size, arrays=arrays)
+
+
+@dataclass(slots=True)
+class MappedShard:
+    """The arrays of one shard, mapped read-only; a block is checked against its CRC-32 on first use."""
+
+    path: Path
+    record: ShardRecord
+    _bytes: Array | None = None
+    _checked: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def read(self, name: str, rows: Array | None = None) -> Array:
+        """Return all rows of an array (a view), or a copy of the given local rows."""
+        array = self.record.arrays[name]
+        self._check_blocks(name, array, rows)
+        values = self._view(array)
+        return values if rows is None else values[rows]
+
+    def _view(self, array: ArrayRecord) -> Array:
+        raw = self._map()[array.offset : array.offset + array.nbytes]
+        return raw.view(STORED[array.dtype]).reshape(array.shape)
+
+    def _map(self) -> Array:
+        if self._bytes is None:
+            self._bytes = _map_file(self.path, self.record.size)
+        return self._bytes
+
+    def _check_blocks(self, name: str, array: ArrayRecord, rows: Array | None) -> None:
+        checked = self._checked.setdefault(name, np.zeros(len(array.crc32), bool))
+        if checked.all():
+            return
+        for block in _blocks_of(array, rows):
+            if not checked[block]:
+                start = array.offset + block * array.block_bytes
+                stop = min(start + array.block_bytes, array.offset + array.nbytes)
+                if zlib.crc32(self._map()[start:stop]) != array.crc32[block]:
+                    raise CorruptError(
+                        f"{self.path}: block {block} of array {name!r} does not match its checksum; "
+                        "delete the shard's commit record and run extract again to recompute it"
+                    )
+                checked[block] = True
+
+
+def _lay_out(path: Path, arrays: Layout, attributes: Mapping[str, str]) -> dict[str, int]:
+    """Create an HDF5 file with room for the arrays and nothing in it; return their offsets."""
+    import h5py  # writing only: readers of a cache never load libhdf5
+
+    offsets = {}
+    with h5py.File(
+        path, "x", libver=("earliest", "v108"), alignment_threshold=_ALIGNMENT, alignment_interval=_ALIGNMENT
+    ) as file:
+        for name, value in attributes.items():
+            file.attrs[name] = np.bytes_(value.encode())
+        for name, (dtype, shape) in arrays.items():
+            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            properties.set_layout(h5py.h5d.CONTIGUOUS)
+            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            properties.set_obj_track_times(False)  # equal content must be equal bytes
+            kind = h5py.h5t.py_create(np.dtype(STORED[dtype]))
+            space = h5py.h5s.create_simple(shape)
+            dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
+            dataset.attrs["dtype"] = np.bytes_(dtype.encode())
+            offsets[name] = dataset.id.get_offset()
+    return offsets
+
+
+def _map_file(path: Path, size: int) -> Array:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        raise CorruptError(
+            f"{path} is missing although it was committed; restore it, or delete its commit record and extract again"
+        ) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            raise CorruptError(
+                f"{path} has {status.st_size} bytes, its commit record says {size}; "
+                "delete that record and run extract again"
+            )
+        return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
+    finally:
+        os.close(descriptor)
+
+
+def _blocks_of(array: ArrayRecord, rows: Array | None) -> Iterator[int]:
+    if rows is None:
+        return iter(range(len(array.crc32)))
+    row_bytes = array.nbytes // array.shape[0]
+    first = rows * row_bytes // array.block_bytes
+    last = ((rows + 1) * row_bytes - 1) // array.block_bytes
+    spans = np.unique(np.stack([first, last], axis=1), axis=0)
+    return (block for low, high in spans for block in range(int(low), int(high) + 1))
+
+
+class _BlockSums:
+    """CRC-32 of every block of a stream of bytes."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._sums: list[int] = []
+        self._current = 0
+
+    def update(self, data: memoryview) -> None:
+        while data:
+            room = BLOCK_BYTES - self.nbytes % BLOCK_BYTES
+            piece, data = data[:room], data[room:]
+            self._current = zlib.crc32(piece, self._current)
+            self.nbytes += len(piece)
+            if self.nbytes % BLOCK_BYTES == 0:
+                self._sums.append(self._current)
+                self._current = 0
+
+    def finish(self) -> tuple[int, ...]:
+        tail = [self._current] if self.nbytes % BLOCK_BYTES else []
+        return (*self._sums, *tail)

@@ -1,0 +1,313 @@
+"""A cache folder: its format, samples, source views, feature sets, tasks and heads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from featurecache.atomic import fsync_directory, is_partial, publish_once
+from featurecache.errors import FormatVersionError, RequestError, StoreError, TaskError, UnknownNameError
+from featurecache.hashing import canonical_json
+from featurecache.records import encode_record, parse_json, read_record, read_small_file
+from featurecache.specs import FeatureIdentity
+from featurecache.store.features import Features
+from featurecache.store.folders import ShardFolder
+from featurecache.store.labels import FolderLabels, TableLabels
+from featurecache.store.samples import SampleTable
+from featurecache.store.tasks import Task, build_task, load_task, save_task
+from featurecache.store.views import SourceView, SourceViews
+
+FORMAT_NAME = "featurecache"
+FORMAT_VERSION = (1, 0)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One tap of one fingerprint in one number type: what `Features` reads and extraction extends."""
+
+    fingerprint: str
+    identity: FeatureIdentity
+    about: dict[str, Any]
+    tap: str
+    dtype: str
+    folder: ShardFolder
+
+    def open(self) -> Features:
+        """Return the cached features."""
+        return Features(self.tap, self.dtype, self.folder)
+
+    def __str__(self) -> str:
+        return f"{self.identity.backbone} {self.tap} {self.dtype} ({self.fingerprint[:12]})"
+
+
+class FeatureStore:
+    """A cache folder. Use `FeatureStore.open` or `FeatureStore.create`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str | Path) -> FeatureStore:
+        """Open an existing cache.
+
+        Raises
+        ------
+        StoreError
+            There is no cache there.
+        FormatVersionError
+            It was written in a newer format.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise StoreError(f"no cache at {path}: there is no such folder; make one with `featurecache extract`")
+        marker = path / "FORMAT.json"
+        try:
+            data = read_small_file(marker, max_bytes=1 << 20)
+        except FileNotFoundError:
+            raise StoreError(
+                f"{path} is not a featurecache cache (it has no FORMAT.json); name another folder"
+            ) from None
+        _check_format(parse_json(data, marker), path)
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: str | Path) -> FeatureStore:
+        """Open the cache at ``path``, or make an empty one where there is nothing yet."""
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path} is a file, a cache is a folder; name another place")
+        if path.is_dir() and any(not is_partial(entry) for entry in path.iterdir()):
+            return cls.open(path)
+        path.mkdir(parents=True, exist_ok=True)
+        marker = {"format": FORMAT_NAME, "version": list(FORMAT_VERSION), "required": [], "optional": []}
+        publish_once(path / "FORMAT.json", (canonical_json(marker) + "\n").encode())
+        fsync_directory(path.resolve().parent)
+        return cls.open(path)
+
+    @cached_property
+    def samples(self) -> SampleTable:
+        """Every input ever seen."""
+        return SampleTable(ShardFolder(self.path / "samples"))
+
+    @property
+    def views(self) -> SourceViews:
+        """What each source holds today."""
+        return SourceViews(self.path / "sources")
+
+    @property
+    def heads_path(self) -> Path:
+        """Folder of the saved heads."""
+        return self.path / "heads"
+
+    # Feature sets
+
+    def feature_sets(self) -> list[FeatureSet]:
+        """Everything that is cached, sorted by backbone, tap and type."""
+        return sorted(self._feature_sets(), key=lambda s: (s.identity.backbone, s.fingerprint, s.tap, s.dtype))
+
+    def find(
+        self,
+        *,
+        tap: str | None = None,
+        backbone: str | None = None,
+        fingerprint: str | None = None,
+        dtype: str | None = None,
+    ) -> FeatureSet:
+        """Return the one feature set that fits; say what to add when none or several do."""
+        sets = self.feature_sets()
+        if not sets:
+            raise StoreError(f"{self.path} holds no features yet; run `featurecache extract`")
+        fitting = self.select_sets(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype)
+        if len(fitting) > 1:
+            choices = "; ".join(str(s) for s in fitting)
+            raise RequestError(
+                f"{len(fitting)} feature sets fit, choose by tap, backbone, fingerprint or dtype: {choices}"
+            )
+        return fitting[0]
+
+    def select_sets(
+        self,
+        *,
+        tap: str | None = None,
+        backbone: str | None = None,
+        fingerprint: str | None = None,
+        dtype: str | None = None,
+    ) -> list[FeatureSet]:
+        """Return the feature sets that fit; a name that fits none is an error that lists the known ones."""
+        sets = self.feature_sets()
+        wanted = (("backbone", backbone), ("tap", tap), ("dtype", dtype), ("fingerprint", fingerprint))
+        for kind, name in wanted:
+            if name is None:
+                continue
+            known = {_attribute(s, kind) for s in sets}
+            sets = [s for s in sets if _fits(_attribute(s, kind), kind, name)]
+            if not sets:
+                advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
+                raise UnknownNameError(f"cached {kind}", name, known, advice=advice)
+        return sets
+
+    def features(
+        self,
+        tap: str | None = None,
+        *,
+        backbone: str | None = None,
+        fingerprint: str | None = None,
+        dtype: str | None = None,
+    ) -> Features:
+        """Return the features that fit, as a lazy array; each argument is needed only where there is a choice."""
+        return self.find(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype).open()
+
+    def add_feature_set(self, identity: FeatureIdentity, about: dict[str, Any], tap: str, dtype: str) -> FeatureSet:
+        """Make room for features of one tap; harmless when it is there already."""
+        folder = self.path / "features" / identity.fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
+        publish_once(folder / "spec.json", encode_record("spec", {"identity": identity.to_json(), "about": about}))
+        return FeatureSet(
+            fingerprint=identity.fingerprint,
+            identity=identity,
+            about=about,
+            tap=tap,
+            dtype=dtype,
+            folder=ShardFolder(folder / _folder_of_tap(tap) / dtype),
+        )
+
+    def _feature_sets(self) -> Iterator[FeatureSet]:
+        for spec in sorted((self.path / "features").glob("*/spec.json")):
+            record = read_record(spec, "spec")
+            identity = FeatureIdentity.from_json(record["identity"])
+            for commits in sorted(spec.parent.glob("*/*/commits")):
+                folder, dtype = commits.parent, commits.parent.name
+                tap = _tap_of_folder(folder.parent.name)
+                if any(path.suffix == ".json" for path in commits.iterdir()):
+                    yield FeatureSet(spec.parent.name, identity, record["about"], tap, dtype, ShardFolder(folder))
+
+    # Remembered requests: lets an unchanged folder be recognised without loading the backbone
+
+    def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
+        """Note which feature sets a request led to."""
+        folder = self.path / "requests"
+        folder.mkdir(exist_ok=True)
+        publish_once(folder / f"{digest}.json", encode_record("request", {"fingerprint": fingerprint, "taps": taps}))
+
+    def recall_request(self, digest: str) -> tuple[str, list[str]] | None:
+        """Return the fingerprint and taps that a request led to, if it was made before."""
+        path = self.path / "requests" / f"{digest}.json"
+        if not path.is_file():
+            return None
+        record = read_record(path, "request")
+        return record["fingerprint"], record["taps"]
+
+    # Tasks
+
+    def add_task(
+        self,
+        name: str,
+        labels: FolderLabels | TableLabels,
+        *,
+        allow_missing: bool = False,
+        replace: bool = False,
+        random_state: int = 0,
+    ) -> Task:
+        """Join labels to the samples of this cache and keep them as a task.
+
+        Parameters
+        ----------
+        name : str
+            Name of the task.
+        labels : FolderLabels or TableLabels
+            From `labels_from_folders` or `labels_from_csv`.
+        allow_missing : bool
+            Skip labels of files that are not in the cache instead of refusing them.
+        replace : bool
+            Replace a task of the same name.
+        random_state : int
+            Seed of the split that is made where the labels bring none.
+        """
+        check_name("task", name)
+        folder = ShardFolder(self.path / "tasks" / name)
+        if not replace and folder.last() is not None:
+            raise TaskError(f"task {name!r} exists already in {self.path}; choose another name or pass --replace")
+        task = build_task(
+            name,
+            labels,
+            samples=self.samples,
+            views=self._views_of(labels.root),
+            allow_missing=allow_missing,
+            random_state=random_state,
+        )
+        save_task(folder, task)
+        return task
+
+    def task(self, name: str) -> Task:
+        """Return a task by name."""
+        task = None
+        if _NAME.fullmatch(name):
+            task = load_task(name, ShardFolder(self.path / "tasks" / name), self.samples)
+        if task is None:
+            advice = f"make it with `featurecache task add {self.path} {name} --from-folders`"
+            raise UnknownNameError("task", name, self.task_names(), advice=advice)
+        return task
+
+    def task_names(self) -> list[str]:
+        """Names of all tasks."""
+        return sorted(path.parent.name for path in (self.path / "tasks").glob("*/commits"))
+
+    def head_names(self) -> list[str]:
+        """Names of all saved heads."""
+        return sorted(path.parent.name for path in self.heads_path.glob("*/head.json"))
+
+    def _views_of(self, root: Path | None) -> list[SourceView]:
+        if root is None:
+            views = self.views.all()
+        else:
+            view = self.views.load(root)
+            views = [view] if view else []
+        if not views:
+            place = "any source" if root is None else str(root)
+            raise StoreError(f"{self.path} holds no samples from {place}; run `featurecache extract` on it first")
+        return views
+
+
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that could not be a plain folder name everywhere."""
+    if not _NAME.fullmatch(name):
+        raise RequestError(f"{name!r} cannot be the name of a {kind}; use letters, digits, '.', '_' and '-'")
+
+
+def _check_format(marker: dict[str, Any], path: Path) -> None:
+    if marker.get("format") != FORMAT_NAME:
+        raise StoreError(
+            f"{path} is not a featurecache cache (FORMAT.json says {marker.get('format')!r}); name another folder"
+        )
+    version, required = marker.get("version"), marker.get("required", [])
+    if not isinstance(version, list) or not version or version[0] != FORMAT_VERSION[0] or required:
+        raise FormatVersionError(
+            f"{path} has cache format {version} requiring {required}; this release reads {list(FORMAT_VERSION)}. "
+            "Upgrade featurecache"
+        )
+
+
+def _attribute(feature_set: FeatureSet, kind: str) -> str:
+    return feature_set.identity.backbone if kind == "backbone" else getattr(feature_set, kind)
+
+
+def _fits(value: str, kind: str, name: str) -> bool:
+    if kind == "fingerprint":
+        return value.startswith(name)
+    return value == name or (kind == "tap" and value.partition(":")[0] == name)
+
+
+def _folder_of_tap(tap: str) -> str:
+    node, _, pooling = tap.rpartition(":")
+    return f"{quote(node, safe='')}={quote(pooling, safe='+')}"
+
+
+def _tap_of_folder(name: str) -> str:
+    node, _, pooling = name.rpartition("=")
+    return f"{unquote(node)}:{unquote(pooling)}"

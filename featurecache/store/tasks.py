@@ -1,0 +1,283 @@
+"""Tasks: labels and splits of samples, joined by sample id. The only place where features meet labels."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import RequestError, TaskError
+from featurecache.store.features import Features
+from featurecache.store.folders import ShardFolder
+from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
+from featurecache.store.samples import Ids, Rows, SampleTable
+from featurecache.store.views import SourceView
+
+_TEST_SHARE = _VALIDATION_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labels and splits of one cache.
+
+    Attributes
+    ----------
+    classes : list of str
+        Names of the classes; ``y`` holds positions in this list.
+    ids : ndarray of uint8, shape (n, 32)
+        Labelled samples.
+    labels, splits : ndarray of int32 and uint8, shape (n,)
+        Class of each sample, and its split as a position in `SPLITS`.
+    about : dict
+        Where labels and splits came from, and what was left out.
+    """
+
+    name: str
+    classes: list[str]
+    ids: Ids
+    labels: NDArray[np.int32]
+    splits: NDArray[np.uint8]
+    about: dict[str, Any] = field(default_factory=dict)
+    samples: SampleTable | None = field(default=None, repr=False, compare=False)
+
+    def has(self, split: str) -> bool:
+        """Tell whether any sample is in this split."""
+        return bool((self.splits == SPLITS.index(split)).any())
+
+    def counts(self) -> dict[str, int]:
+        """Labelled samples in each split that has any."""
+        return {split: int((self.splits == k).sum()) for k, split in enumerate(SPLITS) if self.has(split)}
+
+    def rows(self, features: Features, split: str) -> tuple[Rows, NDArray[np.int64]]:
+        """Rows of the split's samples that have features, and their class indices.
+
+        Raises
+        ------
+        RequestError
+            An unknown split, or labelled samples whose features were never extracted.
+        """
+        if split not in SPLITS:
+            raise RequestError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        assert self.samples is not None
+        mine = self.splits == SPLITS.index(split)
+        rows = self.samples.rows_of(self.ids[mine])
+        cached = np.isin(rows, features.rows)
+        if not cached.all():
+            raise RequestError(
+                f"{(~cached).sum()} of {len(rows)} {split} samples of task {self.name!r} have no features for tap "
+                f"{features.tap!r}; run `featurecache extract` with this tap to add them"
+            )
+        good = features.usable(rows)
+        return rows[good], self.labels[mine][good].astype(np.int64)
+
+    def select(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return ``X`` (n_samples, n_features) float32 and ``y`` (n_samples,) class indices of one split.
+
+        Bad inputs are left out; `left_out` names them.
+        """
+        rows, y = self.rows(features, split)
+        X = features.read(rows).astype(np.float32).reshape(len(rows), -1)
+        return X, y
+
+    def left_out(self, features: Features) -> dict[str, tuple[str, str]]:
+        """Labelled samples that are bad inputs: where first seen -> (status, reason)."""
+        assert self.samples is not None
+        rows = self.samples.rows_of(self.ids)
+        return {self.samples.uris[row]: features.bad[row] for row in rows.tolist() if row in features.bad}
+
+
+def build_task(
+    name: str,
+    labels: FolderLabels | TableLabels,
+    *,
+    samples: SampleTable,
+    views: Sequence[SourceView],
+    allow_missing: bool = False,
+    random_state: int = 0,
+) -> Task:
+    """Join labels to samples and make sure that every sample has one label and one split.
+
+    Raises
+    ------
+    TaskError
+        No labels, one class only, labels for files that are not in the cache, or splits for only some labels.
+    """
+    listed = (
+        labels.of(path for view in views for path in view.row_of) if isinstance(labels, FolderLabels) else labels.labels
+    )
+    rows, missing = _rows_of_labels(listed, samples, views)
+    if missing and not allow_missing:
+        raise TaskError(
+            f"{len(missing)} of {len(listed)} labels are for files that are not in the cache, first {missing[0]!r}; "
+            "extract them, correct the paths (relative to the source), or pass --allow-missing"
+        )
+    _check_splits(listed)
+    merged = _merge_copies(rows, listed)
+    if not merged.labels:
+        raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
+    return _assemble(name, labels.origin, merged, samples, random_state=random_state, missing=len(missing))
+
+
+def save_task(folder: ShardFolder, task: Task) -> None:
+    """Publish a task; a task of the same name is replaced by the next generation."""
+    old = folder.commits()
+    arrays = {
+        "id": ("uint8", task.ids),
+        "label": ("int32", task.labels.astype("<i4")),
+        "split": ("uint8", task.splits),
+    }
+    body = {"classes": task.classes, "about": task.about}
+    if folder.publish(f"{int(old[-1].key) + 1 if old else 0:012d}", arrays, body, kind="task"):
+        for commit in old:
+            folder.discard(commit)
+
+
+def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | None:
+    """Read the newest generation of a task."""
+    commit = folder.last()
+    if commit is None:
+        return None
+    shard = folder.open(commit)
+    return Task(
+        name=name,
+        classes=list(commit.body["classes"]),
+        ids=shard.read("id"),
+        labels=shard.read("label"),
+        splits=shard.read("split"),
+        about=commit.body["about"],
+        samples=samples,
+    )
+
+
+@dataclass
+class _Merged:
+    """One label and split for each row, after copies of the same bytes were merged."""
+
+    labels: dict[int, str] = field(default_factory=dict)
+    splits: dict[int, str | None] = field(default_factory=dict)
+    conflicts: list[dict[str, Any]] = field(default_factory=list)
+    moved: int = 0
+
+
+def _rows_of_labels(
+    listed: Sequence[Label], samples: SampleTable, views: Sequence[SourceView]
+) -> tuple[list[int], list[str]]:
+    rows = [_row_of_key(label.key, samples, views) for label in listed]
+    return rows, [label.key for label, row in zip(listed, rows, strict=True) if row < 0]
+
+
+def _row_of_key(key: str, samples: SampleTable, views: Sequence[SourceView]) -> int:
+    found = {row for view in views if (row := view.row_of.get(key)) is not None}
+    if len(found) > 1:
+        raise TaskError(f"{key!r} names different files in {len(found)} sources of this cache; say which with --source")
+    if found:
+        return found.pop()
+    try:
+        identity = np.frombuffer(bytes.fromhex(key), np.uint8)
+    except ValueError:
+        return -1
+    return int(samples.rows_of(identity[None])[0]) if len(identity) == 32 else -1
+
+
+def _check_splits(listed: Sequence[Label]) -> None:
+    without = [label.key for label in listed if label.split is None]
+    if without and len(without) < len(listed):
+        raise TaskError(
+            f"{len(listed) - len(without)} files have a split (train, validation, test) and {len(without)} have none, "
+            f"first {without[0]!r}; give every file a split, or none"
+        )
+
+
+def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
+    by_row: dict[int, list[Label]] = defaultdict(list)
+    for row, label in zip(rows, listed, strict=True):
+        if row >= 0:
+            by_row[row].append(label)
+    merged = _Merged()
+    for row in sorted(by_row):
+        copies = by_row[row]
+        if len({copy.label for copy in copies}) > 1:
+            merged.conflicts.append({copy.key: copy.label for copy in copies})
+            continue
+        splits = {copy.split for copy in copies}
+        merged.moved += len(splits) > 1
+        merged.labels[row] = copies[0].label
+        # A copy in the test part leaves training: the last look must be at unseen inputs.
+        merged.splits[row] = max(splits, key=lambda split: SPLITS.index(split) if split else -1)
+    return merged
+
+
+def _assemble(
+    name: str, origin: str, merged: _Merged, samples: SampleTable, *, random_state: int, missing: int
+) -> Task:
+    rows = np.array(sorted(merged.labels), np.int64)
+    classes = sorted({merged.labels[row] for row in rows.tolist()})
+    if len(classes) < 2:
+        raise TaskError(
+            f"all {len(rows)} labelled files are of one class ({classes[0]!r}); a task needs at least two: "
+            "put the files in one folder per class, or give a CSV"
+        )
+    position = {label: k for k, label in enumerate(classes)}
+    labels = np.array([position[merged.labels[row]] for row in rows.tolist()], np.int32)
+    ids = np.ascontiguousarray(samples.ids[rows])
+    given = merged.splits[int(rows[0])] is not None
+    if given:
+        splits = np.array([SPLITS.index(merged.splits[row] or "train") for row in rows.tolist()], np.uint8)
+    else:
+        splits = stratified_splits(ids, labels, random_state=random_state)
+    about = {
+        "origin": origin,
+        "splits": "given" if given else "made",
+        "random_state": None if given else random_state,
+        "conflicts": merged.conflicts[:1000],
+        "num_conflicts": len(merged.conflicts),
+        "num_moved": merged.moved,
+        "num_missing": missing,
+    }
+    task = Task(name=name, classes=classes, ids=ids, labels=labels, splits=splits, about=about, samples=samples)
+    _check_parts(task)
+    return task
+
+
+def stratified_splits(ids: Ids, labels: NDArray[np.int32], *, random_state: int) -> NDArray[np.uint8]:
+    """Give each class 60 % train, 20 % validation and 20 % test; depends on content and seed, not on names or order.
+
+    A class with fewer than three samples fills train first, then test.
+    """
+    splits = np.zeros(len(ids), np.uint8)
+    rng = np.random.default_rng(random_state)
+    by_content = np.lexsort(ids.T[::-1])
+    for label in np.unique(labels):
+        mine = rng.permutation(by_content[labels[by_content] == label])
+        num_test = max(round(_TEST_SHARE * len(mine)), int(len(mine) > 1))
+        num_validation = max(round(_VALIDATION_SHARE * len(mine)), int(len(mine) > 2))
+        splits[mine[:num_test]] = SPLITS.index("test")
+        splits[mine[num_test : num_test + num_validation]] = SPLITS.index("validation")
+    return splits
+
+
+def _check_parts(task: Task) -> None:
+    if not task.has("train"):
+        raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
+    if not (task.has("validation") or task.has("test")):
+        raise TaskError(
+            f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"
+        )
+    train = set(np.unique(task.labels[task.splits == 0]).tolist())
+    for split in ("validation", "test"):
+        unseen = set(np.unique(task.labels[task.splits == SPLITS.index(split)]).tolist()) - train
+        if unseen:
+            names = ", ".join(repr(task.classes[k]) for k in sorted(unseen))
+            raise TaskError(
+                f"task {task.name!r}: {names} occurs in the {split} part but never in train; correct the splits"
+            )
+
+
+def class_counts(task: Task) -> dict[str, int]:
+    """Labelled samples of each class."""
+    counts = Counter(task.labels.tolist())
+    return {label: counts[k] for k, label in enumerate(task.classes)}

@@ -1,0 +1,118 @@
+"""Source views: which files a source holds today, and the row of each. Rewritten whenever the source changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.hashing import digest_bytes
+from featurecache.store import strings
+from featurecache.store.folders import ShardFolder
+from featurecache.store.samples import Rows
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """The files of one source, in sorted order.
+
+    ``rows`` has -1 for a file that could not be read; ``problems`` says why.
+    """
+
+    root: str
+    paths: list[str]
+    sizes: NDArray[np.int64]
+    mtimes_ns: NDArray[np.int64]
+    rows: Rows
+    problems: dict[str, str]
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Row of each readable path."""
+        return {path: int(row) for path, row in zip(self.paths, self.rows, strict=True) if row >= 0}
+
+    @cached_property
+    def unique_rows(self) -> Rows:
+        """Rows that the source holds, sorted, each once."""
+        return np.unique(self.rows[self.rows >= 0])
+
+    def paths_of(self, rows: Rows) -> list[str]:
+        """One path (the first) for each row; the rows must be in the view."""
+        held, first = np.unique(self.rows, return_index=True)
+        return [self.paths[i] for i in first[np.searchsorted(held, rows)]]
+
+    def same_as(self, other: SourceView | None) -> bool:
+        """Tell whether two views hold the same files, unchanged."""
+        return (
+            other is not None
+            and self.paths == other.paths
+            and self.problems == other.problems
+            and all(
+                np.array_equal(mine, theirs)
+                for mine, theirs in (
+                    (self.sizes, other.sizes),
+                    (self.mtimes_ns, other.mtimes_ns),
+                    (self.rows, other.rows),
+                )
+            )
+        )
+
+
+class SourceViews:
+    """The newest view of every source that was extracted into a cache."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self, root: Path) -> SourceView | None:
+        """Return the last view of the source at ``root``, if there is one."""
+        return _load(self._folder(root))
+
+    def all(self) -> list[SourceView]:
+        """Return the last view of every source."""
+        folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
+        views = [_load(ShardFolder(folder)) for folder in folders if folder.is_dir()]
+        return [view for view in views if view is not None]
+
+    def save(self, view: SourceView) -> None:
+        """Make ``view`` the newest of its source; views are derived, so an older one is dropped."""
+        folder = self._folder(Path(view.root))
+        old = folder.commits()
+        arrays = {
+            "size": ("int64", view.sizes.astype("<i8")),
+            "mtime_ns": ("int64", view.mtimes_ns.astype("<i8")),
+            "row": ("int64", view.rows.astype("<i8")),
+            **strings.pack(view.paths),
+        }
+        generation = int(old[-1].key) + 1 if old else 0
+        body = {"root": view.root, "problems": view.problems}
+        if folder.publish(f"{generation:012d}", arrays, body, kind="source view"):
+            for commit in old:
+                folder.discard(commit)
+
+    def _folder(self, root: Path) -> ShardFolder:
+        return ShardFolder(self._path / digest_bytes(str(root.resolve()).encode(errors="surrogateescape"))[:16])
+
+
+def merged_rows(views: Sequence[SourceView]) -> Rows:
+    """Rows that any of the views holds, sorted, each once."""
+    return np.unique(np.concatenate([view.unique_rows for view in views] or [np.zeros(0, np.int64)]))
+
+
+def _load(folder: ShardFolder) -> SourceView | None:
+    commit = folder.last()
+    if commit is None:
+        return None
+    shard = folder.open(commit)
+    return SourceView(
+        root=commit.body["root"],
+        paths=strings.unpack(shard.read("text"), shard.read("text_start")),
+        sizes=shard.read("size"),
+        mtimes_ns=shard.read("mtime_ns"),
+        rows=shard.read("row"),
+        problems=commit.body["problems"],
+    )

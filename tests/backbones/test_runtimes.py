@@ -1,0 +1,182 @@
+"""Every runtime keeps the same contract and gives the same numbers."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from featurecache.backbones import runtimes
+from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.runtimes import disagreement, open_runtime
+from featurecache.backbones.taps import TappedBackbone, resolve_taps
+from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError
+from featurecache.specs import BackboneRequest
+
+NETWORKS = "python:tests.backbones.networks:"
+BATCH = 4
+
+
+def network(name):
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + name))
+    return backbone, resolve_taps(backbone, ["default"])
+
+
+def some_batches(count, *, crop=32, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (BATCH, crop, crop, 3), dtype=np.uint8) for _ in range(count)]
+
+
+class RuntimeContract:
+    """What `Runtime.map` promises."""
+
+    runtime: str
+
+    @pytest.fixture
+    def opened(self):
+        if self.runtime == "openvino":
+            pytest.importorskip("openvino")
+        self.backbone = load_backbone(BackboneRequest(name=NETWORKS + "small"))
+        self.taps = resolve_taps(self.backbone, ["body:avg", "default"])
+        opened = open_runtime(self.backbone, self.taps, runtime=self.runtime, batch_size=BATCH)
+        yield opened
+        opened.close()
+
+    def expected(self, images_BHWC):
+        spec = self.backbone.preprocess
+        images = (images_BHWC.astype(np.float64) / 255 - spec.mean) / spec.std
+        images_BCHW = torch.from_numpy(images.transpose(0, 3, 1, 2)).float()
+        with torch.inference_mode():
+            return {k: v.numpy() for k, v in TappedBackbone(self.backbone, self.taps)(images_BCHW).items()}
+
+    def test_name_and_device(self, opened):
+        assert (opened.name, opened.device) == (self.runtime, "cpu")
+
+    def test_values_and_order(self, opened):
+        batches = some_batches(12)
+        results = list(opened.map(iter(batches)))
+        assert len(results) == len(batches)
+        for images_BHWC, features in zip(batches, results, strict=True):
+            assert list(features) == ["body:avg", "pre_logits:none"]
+            assert all(array.dtype == np.float32 for array in features.values())
+            assert disagreement(features, self.expected(images_BHWC)) is None
+
+    def test_the_same_batch_gives_the_same_bytes(self, opened):
+        (batch,) = some_batches(1)
+        first, *others = opened.map([batch] * 5)
+        assert all(np.array_equal(first[tap], other[tap]) for other in others for tap in first)
+
+    def test_few_batches_are_ahead(self, opened):
+        taken = 0
+
+        def feed():
+            nonlocal taken
+            for batch in some_batches(100):
+                taken += 1
+                yield batch
+
+        results = opened.map(feed())
+        next(results)
+        assert taken < 50
+        results.close()
+        assert len(list(opened.map(some_batches(3)))) == 3
+
+    def test_an_error_of_the_feed_reaches_the_caller(self, opened):
+        def feed():
+            yield from some_batches(3)
+            raise OSError("disk gone")
+
+        with pytest.raises(OSError, match="disk gone"):
+            list(opened.map(feed()))
+        assert len(list(opened.map(some_batches(2)))) == 2
+
+    def test_nothing_in_nothing_out(self, opened):
+        assert list(opened.map([])) == []
+
+    def test_a_batch_of_another_kind_is_refused(self, opened):
+        with pytest.raises(RequestError, match="uint8"):
+            list(opened.map([np.zeros((BATCH, 32, 32, 3), dtype=np.float32)]))
+
+
+class TestTorch(RuntimeContract):
+    runtime = "torch"
+
+
+class TestOpenVino(RuntimeContract):
+    runtime = "openvino"
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "taps"),
+    [
+        ("torchvision:resnet18", 64, ["layer2:max", "default"]),
+        ("timm:vit_tiny_patch16_224", None, ["blocks.2:mean", "norm:cls", "default"]),
+    ],
+)
+def test_openvino_agrees_with_torch(name, crop, taps, random_backbone):
+    pytest.importorskip("openvino")
+    backbone = random_backbone(name, crop=crop)
+    resolved = resolve_taps(backbone, taps)
+    batches = some_batches(2, crop=backbone.preprocess.crop)
+    fast = list(open_runtime(backbone, resolved, runtime="openvino", batch_size=BATCH).map(batches))
+    reference = list(open_runtime(backbone, resolved, runtime="torch").map(batches))
+    for found, expected in zip(fast, reference, strict=True):
+        assert disagreement(found, expected) is None
+
+
+def test_auto_takes_openvino_or_what_is_remembered(monkeypatch, caplog):
+    pytest.importorskip("openvino")
+    backbone, taps = network("small")
+    assert open_runtime(backbone, taps, batch_size=BATCH).name == "openvino"
+    assert open_runtime(backbone, taps, batch_size=BATCH, remembered="torch").name == "torch"
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    assert open_runtime(backbone, taps, batch_size=BATCH).name == "torch"
+    with caplog.at_level(logging.WARNING):
+        assert open_runtime(backbone, taps, batch_size=BATCH, remembered="openvino").name == "torch"
+    assert "not installed" in caplog.text
+    with pytest.raises(MissingExtraError, match=r"featurecache\[cpu\]"):
+        open_runtime(backbone, taps, runtime="openvino", batch_size=BATCH)
+
+
+def test_a_runtime_that_disagrees_is_refused_or_replaced(caplog):
+    pytest.importorskip("openvino")
+    backbone, taps = network("wild")
+    with pytest.raises(RuntimeMismatchError, match="not finite"):
+        list(open_runtime(backbone, taps, runtime="openvino", batch_size=BATCH).map(some_batches(2)))
+    automatic = open_runtime(backbone, taps, batch_size=BATCH)
+    with caplog.at_level(logging.WARNING):
+        results = list(automatic.map(some_batches(3)))
+    assert automatic.name == "torch"
+    assert "continuing with torch" in caplog.text
+    assert len(results) == 3
+    assert all(np.isfinite(features["pre_logits:none"]).all() for features in results)
+
+
+def test_a_network_that_cannot_be_converted(caplog):
+    pytest.importorskip("openvino")
+    backbone, taps = network("untraceable")
+    with pytest.raises(RuntimeMismatchError, match="cannot convert"):
+        open_runtime(backbone, taps, runtime="openvino", batch_size=BATCH)
+    with caplog.at_level(logging.WARNING):
+        assert open_runtime(backbone, taps, batch_size=BATCH).name == "torch"
+    assert "continuing with torch" in caplog.text
+
+
+def test_disagreement_is_relative_to_the_largest_value():
+    expected = {"tap": np.array([[1000.0, 0.001]], dtype=np.float32)}
+    assert disagreement({"tap": expected["tap"] + 0.5}, expected) is None
+    assert "differs by" in disagreement({"tap": expected["tap"] + 2}, expected)
+    assert "not finite" in disagreement({"tap": expected["tap"] * np.nan}, expected)
+
+
+def test_devices_are_never_replaced_silently():
+    backbone, taps = network("small")
+    if not torch.cuda.is_available():
+        with pytest.raises(RequestError, match="torch sees no CUDA GPU"):
+            open_runtime(backbone, taps, device="cuda")
+    with pytest.raises(RequestError, match="unknown device 'warp'"):
+        open_runtime(backbone, taps, device="warp")
+    with pytest.raises(RequestError, match="unknown runtime 'onnx'"):
+        open_runtime(backbone, taps, runtime="onnx")

@@ -1,0 +1,175 @@
+"""A tap is what a plain forward hook sees, pooled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.taps import TappedBackbone, list_nodes, resolve_taps
+from featurecache.errors import BackboneError, UnknownNameError
+from featurecache.specs import BackboneRequest
+
+NETWORKS = "python:tests.backbones.networks:"
+
+
+def hooked(backbone, node, images_BCHW):
+    """Return what a hand-made hook sees at a node in a full forward pass."""
+    seen = []
+    module = backbone.module.get_submodule(node)
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.detach().clone()))
+    with torch.inference_mode():
+        backbone.module(images_BCHW)
+    handle.remove()
+    return seen[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "node", "pooling", "pool"),
+    [
+        ("torchvision:resnet18", 64, "layer3", "avg", lambda x: x.mean((2, 3))),
+        ("torchvision:resnet18", 64, "bn1", "none", lambda x: x),
+        ("torchvision:resnet18", 64, "layer4", "max", lambda x: x.amax((2, 3))),
+        ("torchvision:squeezenet1_1", 96, "features.12", "avg", lambda x: x.mean((2, 3))),
+        ("torchvision:mobilenet_v3_small", 64, "features.8", "flatten", lambda x: x.flatten(1)),
+        ("timm:vit_tiny_patch16_224", None, "blocks.5", "cls", lambda x: x[:, 0]),
+        ("timm:vit_tiny_patch16_224", None, "blocks.5", "mean", lambda x: x[:, 1:].mean(1)),
+        ("timm:vit_tiny_patch16_224", None, "patch_embed", "mean", lambda x: x.mean(1)),
+        ("timm:swin_tiny_patch4_window7_224", None, "layers.1", "avg", lambda x: x.mean((1, 2))),
+        ("timm:swin_tiny_patch4_window7_224", None, "patch_embed.proj", "avg", lambda x: x.mean((2, 3))),
+        ("torchvision:efficientnet_b0", 64, "features.5", "avg", lambda x: x.mean((2, 3))),
+    ],
+)
+def test_a_tap_equals_a_plain_hook(name, crop, node, pooling, pool, random_backbone):
+    backbone = random_backbone(name, crop=crop)
+    size = backbone.preprocess.crop
+    images_BCHW = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    (tap,) = resolve_taps(backbone, [f"{node}:{pooling}"])
+    with torch.inference_mode():
+        features = TappedBackbone(backbone, [tap])(images_BCHW)[tap.name]
+    torch.testing.assert_close(features, pool(hooked(backbone, node, images_BCHW)), atol=1e-6, rtol=1e-6)
+    assert features.shape == (2, *tap.shape)
+
+
+@pytest.fixture
+def small():
+    return load_backbone(BackboneRequest(name=NETWORKS + "small"))
+
+
+def test_pre_logits_is_the_input_of_the_output_layer(random_backbone):
+    full = random_backbone("torchvision:resnet18", crop=64, keep_classifier=True)
+    headless = random_backbone("torchvision:resnet18", crop=64)
+    images_BCHW = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        logits = full.module(images_BCHW)
+        (features,) = TappedBackbone(headless, resolve_taps(headless, ["default"]))(images_BCHW).values()
+        torch.testing.assert_close(full.module.fc(features), logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision:resnet18", "pre_logits:none"),
+        ("torchvision:squeezenet1_1", "pre_logits:avg"),
+        ("timm:vit_tiny_patch16_224", "pre_logits:none"),
+    ],
+)
+def test_default_tap(name, expected, random_backbone):
+    assert [tap.name for tap in resolve_taps(random_backbone(name), ["default"])] == [expected]
+
+
+def test_a_name_without_pooling_gets_one_by_shape(random_backbone, small):
+    vit = random_backbone("timm:vit_tiny_patch16_224")
+    assert [tap.pooling for tap in resolve_taps(vit, ["norm", "patch_embed"])] == ["cls", "mean"]
+    assert [tap.pooling for tap in resolve_taps(small, ["body", "head"])] == ["avg", "none"]
+
+
+def test_taps_are_unique_and_keep_their_order(small):
+    names = ["body:max", "pre_logits", "body:avg", "default", "body"]
+    assert [tap.name for tap in resolve_taps(small, names)] == ["body:max", "pre_logits:none", "body:avg"]
+
+
+def test_one_pass_stops_at_the_deepest_tap_and_leaves_no_hooks(small):
+    class Boom(torch.nn.Module):
+        def forward(self, inputs):
+            raise AssertionError("ran past the deepest tap")
+
+    taps = resolve_taps(small, ["body:avg", "body:max"])
+    tapped = TappedBackbone(small, taps)
+    small.module.act = Boom()
+    features = tapped(torch.zeros(1, 3, 32, 32))
+    assert list(features) == ["body:avg", "body:max"]
+    small.module.body[0] = Boom()
+    with pytest.raises(AssertionError):
+        tapped(torch.zeros(1, 3, 32, 32))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.module.modules())
+
+
+def test_the_last_call_of_a_shared_module_counts(small):
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    (tap,) = resolve_taps(small, ["act:none"])
+    assert tap.num_calls == 2
+    with torch.inference_mode():
+        features = TappedBackbone(small, [tap])(images_BCHW)["act:none"]
+    torch.testing.assert_close(features, hooked(small, "act", images_BCHW))
+
+
+def test_an_in_place_layer_does_not_reach_back(small):
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    taps = resolve_taps(small, ["body.1:none", "head"])
+    with torch.inference_mode():
+        assert TappedBackbone(small, taps)(images_BCHW)["body.1:none"].min() < 0
+
+
+def test_train_mode_cannot_be_entered(small):
+    tapped = TappedBackbone(small, resolve_taps(small, ["default"]))
+    tapped.train()
+    assert not any(module.training for module in tapped.modules())
+    small.module.train()
+    before = small.module.body[1].running_mean.clone()
+    tapped(torch.randn(4, 3, 32, 32))
+    assert torch.equal(small.module.body[1].running_mean, before)
+
+
+def test_channels_last_is_decided_by_shape():
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "channels_last"))
+    (tap,) = resolve_taps(backbone, ["default"])
+    assert (tap.name, tap.shape, tap.channels_last) == ("pre_logits:avg", (3,), True)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("bdy", UnknownNameError, "unknown tap 'bdy'; did you mean 'body'"),
+        ("body:median", UnknownNameError, "unknown pooling 'median'"),
+        ("body:cls", BackboneError, "cls pools tokens"),
+        ("head:avg", BackboneError, "avg pools maps"),
+        ("", UnknownNameError, "unknown tap ''"),
+    ],
+)
+def test_taps_that_make_no_sense(name, error, message, small):
+    with pytest.raises(error, match=message):
+        resolve_taps(small, [name])
+
+
+def test_cls_needs_a_class_token(random_backbone):
+    vit = random_backbone("timm:vit_tiny_patch16_224")
+    with pytest.raises(BackboneError, match="has no class token"):
+        resolve_taps(vit, ["patch_embed:cls"])
+    with pytest.raises(BackboneError, match="does not tell channels from places"):
+        resolve_taps(vit, ["blocks.0.attn.q_norm:avg"])
+
+
+def test_a_network_that_rejects_its_input():
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "picky"))
+    with pytest.raises(BackboneError, match="rejects images of 32x32 pixels") as caught:
+        resolve_taps(backbone, ["default"])
+    assert "\n" not in str(caught.value)
+
+
+def test_nodes_are_listed_with_shapes(small):
+    nodes = {node.name: node for node in list_nodes(small)}
+    assert list(nodes) == ["body", "body.0", "body.1", "body.2", "act", "head", "pre_logits"]
+    assert nodes["body"].output_shape == (8, 8, 8)
+    assert nodes["body.0"].num_parameters == 3 * 8 * 9 + 8
+    assert nodes["pre_logits"].output_shape == (8,)

@@ -1,0 +1,59 @@
+"""Generated images and caches for all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
+TINY = "python:tiny_backbones:tiny"
+
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.load_profile("tests")
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at once, here and elsewhere
+
+
+def material() -> Path:
+    """Folder of real images and weights."""
+    return Path(os.environ.get("FEATURECACHE_MATERIAL", REPOSITORY.parent / "shared" / "material"))
+
+
+@pytest.fixture(scope="session")
+def real_material() -> Path:
+    if not material().is_dir():
+        pytest.skip(f"no real images and weights at {material()}; set FEATURECACHE_MATERIAL")
+    return material()
+
+
+def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: tuple[int, int] = (48, 40)) -> Path:
+    """Write a noisy image of one colour; the suffix says the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    pixels = np.clip(np.array(colour) + rng.normal(0, 25, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Make a folder with one class per colour."""
+
+    def make(
+        name: str = "photos", *, per_class: int = 8, classes: tuple[str, ...] = tuple(COLOURS), seed: int = 0
+    ) -> Path:
+        for number, label in enumerate(classes):
+            for i in range(per_class):
+                write_image(tmp_path / name / label / f"{i:03d}.png", COLOURS[label], seed=seed + 1000 * number + i)
+        return tmp_path / name
+
+    return make

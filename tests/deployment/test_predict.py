@@ -1,0 +1,103 @@
+"""A saved head gives new files the answers that cached ones got, and refuses another backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import COLOURS, TINY, write_image
+
+import featurecache as fc
+from featurecache.deployment.predict import reproduce_backbone
+from featurecache.deployment.saved import keep_head, open_head
+from featurecache.errors import HeadError, HeadMismatchError, RequestError, SourceError
+from featurecache.evaluation.training import TrainingReport
+from featurecache.specs import ExtractionSettings
+
+SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
+HEADS = ("logistic", "linear_svm", "rbf_svm", "mlp", "knn", "ridge", "majority")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, fc.FeatureStore, TrainingReport]:
+    folder = tmp_path_factory.mktemp("trained")
+    for number, (label, colour) in enumerate(COLOURS.items()):
+        for i in range(10):
+            write_image(folder / "photos" / label / f"{i}.png", colour, seed=100 * number + i)
+    store = fc.extract(folder / "photos", folder / "cache", backbone=TINY, settings=SETTINGS)
+    task = store.add_task("colour", fc.labels_from_folders())
+    return folder / "photos", store, fc.train_heads(store, task, store.feature_sets(), HEADS, n_jobs=1)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_new_files_get_the_answers_of_cached_ones(trained: tuple, name: str) -> None:
+    source, store, report = trained
+    head = next(h for h in report.heads if h.result.head == name)
+    folder = keep_head(store, name, head)
+    view = store.views.load(source)
+    answers = list(fc.predict(folder, [source], backbone=TINY, settings=SETTINGS))
+    assert [a.path for a in answers] == [str(source / path) for path in view.paths]
+    features = store.features().read(view.rows).astype(np.float32)
+    expected = open_head(folder).probabilities(features)
+    for answer, row in zip(answers, expected, strict=True):
+        assert answer.label == report.task.classes[int(row.argmax())]
+        assert answer.probability == pytest.approx(row.max(), abs=1e-6)
+        assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bad_file_has_a_reason_and_stops_nothing(trained: tuple, tmp_path: Path) -> None:
+    source, store, report = trained
+    folder = keep_head(store, "best", report.best)
+    write_image(tmp_path / "in" / "a.png", COLOURS["red"], seed=1)
+    (tmp_path / "in" / "b.jpg").write_bytes(b"")
+    write_image(tmp_path / "in" / "c.png", COLOURS["blue"], seed=2)
+    answers = list(fc.predict(folder, [tmp_path / "in"], backbone=TINY, settings=SETTINGS))
+    assert [a.label for a in answers] == ["red", None, "blue"]
+    assert (answers[1].status, answers[1].reason) == ("empty", "the file has no bytes")
+
+
+def test_code_of_strangers_runs_only_when_named(trained: tuple) -> None:
+    _, store, report = trained
+    folder = keep_head(store, "best", report.best)
+    with pytest.raises(
+        HeadMismatchError, match="which is code on this machine; if you trust it, pass --backbone python:"
+    ):
+        fc.predict(folder, [folder / "head.json"])
+    with pytest.raises(HeadMismatchError, match="pass --backbone"):
+        fc.predict(folder, [folder / "head.json"], backbone="python:tiny_backbones:other_seed")
+
+
+def test_other_weights_are_refused_and_named(trained: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiny_backbones
+
+    _, store, report = trained
+    saved = open_head(keep_head(store, "best", report.best))
+    assert reproduce_backbone(saved, backbone=TINY).identity == saved.identity
+    monkeypatch.setattr(tiny_backbones, "tiny", tiny_backbones.other_seed)
+    with pytest.raises(
+        HeadMismatchError, match=r"cannot be reproduced here: weights \w{12} -> \w{12}\. It was trained"
+    ):
+        reproduce_backbone(saved, backbone=TINY)
+
+
+def test_nothing_to_predict_and_no_head_are_clear(trained: tuple, tmp_path: Path) -> None:
+    _, store, report = trained
+    folder = keep_head(store, "best", report.best)
+    with pytest.raises(SourceError, match="no input at"):
+        fc.predict(folder, [tmp_path / "none.jpg"], backbone=TINY)
+    with pytest.raises(HeadError, match=str(tmp_path)):
+        fc.predict(tmp_path, [folder / "head.json"])
+    with pytest.raises(RequestError, match="cannot be the name of a head"):
+        keep_head(store, "../escape", report.best)
+
+
+def test_a_saved_head_says_what_it_is(trained: tuple) -> None:
+    _, store, report = trained
+    folder = keep_head(store, "best", report.best)
+    assert sorted(path.name for path in folder.iterdir()) == ["head.json", "head.safetensors"]
+    meta = json.loads((folder / "head.json").read_text())["meta"]
+    assert meta["classes"] == ["blue", "green", "red"]
+    assert meta["identity"]["backbone"] == TINY
+    assert meta["test"]["accuracy_low"] <= meta["test"]["accuracy"]

@@ -1,0 +1,230 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+
+from featurecache.errors import HeadError, TaskError, UnknownNameError
+from featurecache.evaluation import protocol
+from featurecache.evaluation.protocol import evaluate, evaluate_head, evaluate_heads, fit_head
+from featurecache.evaluation.selection import folds
+from featurecache.heads import registry
+from featurecache.heads.probability import predict_proba
+from featurecache.heads.registry import HEADS
+
+
+def _part(n, seed, *, d=8, n_classes=3, shift=0.0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % n_classes
+    X = rng.normal(size=(n, d)).astype(np.float32) * 1.5 + shift
+    X[np.arange(n), y] += 3
+    return X, y
+
+
+def _parts(*names, **options):
+    sizes = {"train": (60, 0), "validation": (30, 1), "test": (36, 2)}
+    return {name: _part(*sizes[name], **options) for name in names}
+
+
+ALL = ("train", "validation", "test")
+# Five folds of a network on so few rows take seconds, and nothing in the protocol depends on the head.
+QUICK = [name for name in HEADS if name != "mlp"]
+WITH_FOLDS = [("train", "test"), ("train", "validation")]
+CASES = [(name, ALL) for name in HEADS] + [(name, names) for name in QUICK for names in WITH_FOLDS]
+
+
+@pytest.mark.parametrize(("name", "names"), CASES, ids=str)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_every_head_under_every_protocol(name, names, n_classes):
+    parts = _parts(*names, n_classes=n_classes)
+    result = evaluate_head(name, parts, n_classes + 1)
+    assert result.protocol == ("validation" if names == ALL else "cross-validation")
+    assert result.reported == names[-1]
+    assert (result.test is None) == ("test" not in names)
+    assert result.n_train == (90 if names == ALL else 60)
+    assert result.validation.n == (30 if "validation" in names else 60)
+    X, y = parts[result.reported]
+    np.testing.assert_array_equal(result.y_pred, result.estimator.predict(X))
+    np.testing.assert_array_equal(result.proba, predict_proba(result.estimator, X, result.temperature, n_classes + 1))
+    np.testing.assert_allclose(result.proba.sum(axis=1), 1)
+    np.testing.assert_array_equal(result.proba.argmax(axis=1), result.y_pred)
+    assert (result.test or result.validation).accuracy == np.mean(result.y_pred == y)
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert set(document) == {"head", "params", "seconds", "protocol", "converged", "validation", "test"}
+    assert result.converged
+
+
+@pytest.mark.parametrize("names", [ALL, ("train", "test")], ids="-".join)
+def test_choice_never_sees_the_test_part(names):
+    parts = _parts(*names)
+    poisoned = parts | {"test": (parts["test"][0] * 50, np.roll(parts["test"][1], 1))}
+    for name in QUICK:
+        honest, other = (evaluate_head(name, given, 3) for given in (parts, poisoned))
+        assert honest.params == other.params
+        assert honest.validation == other.validation
+        assert honest.temperature == other.temperature
+
+
+def test_a_single_look_at_validation_without_test():
+    parts = _parts("train", "validation")
+    poisoned = parts | {"validation": (parts["validation"][0], np.roll(parts["validation"][1], 1))}
+    for name in QUICK:
+        honest, other = (evaluate_head(name, given, 3) for given in (parts, poisoned))
+        assert (honest.params, honest.temperature) == (other.params, other.temperature)
+        np.testing.assert_array_equal(honest.y_pred, other.y_pred)
+
+
+def test_standardisation_comes_from_the_fitted_rows():
+    parts = _parts(*ALL)
+    X_test, y_test = parts["test"]
+    result = evaluate_head("logistic", parts | {"test": (X_test + 100, y_test)}, 3)
+    fitted = np.concatenate([parts["train"][0], parts["validation"][0]])
+    np.testing.assert_allclose(result.estimator[0].mean_, fitted.mean(axis=0), rtol=1e-4, atol=1e-6)
+    seen = []
+
+    class Spy(DummyClassifier):
+        def fit(self, X, y, sample_weight=None):
+            seen.append(len(X))
+            return super().fit(X, y, sample_weight)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_HEADS", dict(registry._HEADS))
+        registry.register_head("spy", Spy, lambda n: [{}])
+        evaluate_heads(["spy"], _parts("train", "test"), 3)
+    assert seen == [48] * 5 + [60]
+
+
+def test_ties_go_to_the_simplest():
+    X = np.array([[-5.0], [5.0]] * 30)
+    part = (X, np.array([0, 1] * 30))
+    result = evaluate_head("logistic", dict.fromkeys(ALL, part), 2)
+    assert result.params == {"C": 1e-5}
+    assert result.test.accuracy == 1
+    assert result.test.accuracy_low < 1
+
+
+def _same(a, b):
+    assert (a.head, a.params, a.validation, a.test) == (b.head, b.params, b.validation, b.test)
+    np.testing.assert_array_equal(a.y_pred, b.y_pred)
+    np.testing.assert_array_equal(a.proba, b.proba)
+
+
+def test_results_do_not_depend_on_processes(monkeypatch, capfd):
+    monkeypatch.setattr(protocol, "_WORTH_A_PROCESS", 0)
+    parts, seen = _parts(*ALL, d=300), []
+    alone = evaluate_heads(HEADS, parts, 3, n_jobs=1)
+    together = evaluate_heads(HEADS, parts, 3, n_jobs=2, progress=seen.append)
+    assert {id(r) for r in seen} == {id(r) for r in together}
+    assert len(together) == 7
+    for a, b in zip(alone, together, strict=True):
+        _same(a, b)
+    accuracies = [r.validation.accuracy for r in alone]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert "Warning" not in capfd.readouterr().err
+
+
+def test_an_error_in_a_process_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(protocol, "_WORTH_A_PROCESS", 0)
+    X, y = _part(40, 0)
+    huge = (X.astype(np.float64) * 1e307, y)
+    with pytest.raises(HeadError, match=r"head '\w+' cannot be fitted on 40 rows of 8 features in 3 classes"):
+        evaluate_heads(["ridge", "linear_svm"], {"train": huge, "validation": huge, "test": huge}, 3, n_jobs=2)
+
+
+@pytest.mark.parametrize("y", [[0, 1], [0, 0, 1], [0, 1, 2], [0, 0, 0, 1, 1, 2]], ids=str)
+@pytest.mark.parametrize(("name", "names"), [case for case in CASES if case[1] != ("train", "validation")], ids=str)
+def test_tiny_training_parts(name, y, names):
+    X = np.random.default_rng(0).normal(size=(len(y), 4)).astype(np.float32)
+    X[:, 2] = 7
+    result = evaluate_head(name, {part: (X, np.array(y)) for part in names}, 3)
+    assert np.isfinite(result.proba).all()
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("counts", "n_splits"), [((9, 9), 5), ((9, 3), 3), ((9, 1), 5), ((1, 1), 2)], ids=str)
+def test_folds_adapt_to_the_smallest_class(counts, n_splits):
+    assert folds(np.repeat(np.arange(len(counts)), counts), random_state=0).get_n_splits() == n_splits
+
+
+def _bad(change, names=ALL):
+    parts = _parts(*names)
+    change(parts)
+    return parts
+
+
+def _nan(parts):
+    parts["test"][0][4, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        (_parts("train"), TaskError, "only train rows are given.*add a validation or test split"),
+        (_parts("test"), TaskError, "there is no train part"),
+        (
+            _bad(lambda p: p.update(train=(p["train"][0], p["train"][1] * 0))),
+            TaskError,
+            "all 60 train rows are of class 0",
+        ),
+        (_bad(lambda p: p.update(test=(np.zeros((0, 8)), np.zeros(0, int)))), TaskError, "the test part has no rows"),
+        (
+            _bad(lambda p: p.update(test=(p["test"][0], p["test"][1] + 1))),
+            TaskError,
+            r"test labels are not class indices",
+        ),
+        (
+            _bad(lambda p: p.update(test=(p["test"][0], p["test"][1][1:]))),
+            TaskError,
+            "test has 36 rows but labels of shape",
+        ),
+        (_bad(lambda p: p.update(tset=p["test"])), TaskError, "unknown part 'tset'"),
+        (_bad(_nan), HeadError, "test features are not finite in 1 of 36 rows, first in row 4"),
+        (_bad(lambda p: p.update(test=(p["test"][0][:, 1:], p["test"][1]))), HeadError, "differ between parts"),
+        (_bad(lambda p: p.update(test=(p["test"][0][:, :, None], p["test"][1]))), HeadError, "pool the tap first"),
+        (_bad(lambda p: p.update(test=(p["test"][0].astype(str), p["test"][1]))), HeadError, "heads need real numbers"),
+    ],
+)
+def test_messages(parts, error, message):
+    with pytest.raises(error, match=message) as caught:
+        evaluate_heads(["ridge"], parts, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_head_before_any_work():
+    with pytest.raises(UnknownNameError, match="unknown head 'rigde'"):
+        evaluate_heads(["majority", "rigde"], {}, 3)
+
+
+def test_an_absent_part_may_be_none():
+    assert evaluate_head("ridge", {**_parts("train", "test"), "validation": None}, 3).protocol == "cross-validation"
+
+
+@pytest.mark.parametrize("labels", [np.array(["ash", "elm", "oak"]), np.array([10, 20, 30]), np.array([True, False])])
+def test_fit_and_evaluate_take_any_labels(labels):
+    X, y = _part(60, 0, n_classes=len(labels))
+    X_new, y_new = _part(30, 1, n_classes=len(labels))
+    estimator = fit_head("logistic", X.astype(np.float16), labels[y], C=0.1)
+    scores = evaluate(estimator, X_new, labels[y_new])
+    assert scores.n == 30
+    assert scores.accuracy == estimator.score(X_new, labels[y_new])
+    assert estimator[-1].C == 0.1
+
+
+def test_fit_and_evaluate_messages():
+    X, y = _part(10, 0)
+    with pytest.raises(TaskError, match="all 10 rows have the same label"):
+        fit_head("logistic", X, y * 0)
+    with pytest.raises(TaskError, match="give one label for each"):
+        evaluate(LogisticRegression().fit(X, y), X, y[1:])
+    with pytest.raises(HeadError, match="not finite in 10 of 10 rows"):
+        fit_head("knn", X * np.nan, y)
+
+
+def test_an_unconverged_head_is_reported_without_a_warning(monkeypatch):
+    monkeypatch.setattr(registry, "_HEADS", dict(registry._HEADS))
+    registry.register_head("hasty", lambda: LogisticRegression(max_iter=1, tol=1e-12), lambda n: [{}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not evaluate_head("hasty", _parts(*ALL), 3).converged

@@ -1,0 +1,62 @@
+"""A real process, really killed: the cache it leaves is completed by the next run, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, TINY
+
+from featurecache.store.store import FeatureStore
+
+
+def start(source: Path, cache: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "featurecache", "extract", str(source), "--cache", str(cache), "--backbone", TINY]
+    options = ["--runtime", "torch", "--batch-size", "4", "--shard-rows", "8", "--quiet"]
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    return subprocess.Popen(
+        [*command, *options], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def shards(cache: Path) -> dict[str, bytes]:
+    """Everything committed: records, and the shards they name."""
+    found = {}
+    for feature_set in FeatureStore.open(cache).feature_sets():
+        for commit in feature_set.open().commits:
+            found[commit.key] = (feature_set.folder.path / "shards" / commit.file_name).read_bytes()
+            found[f"{commit.key}.json"] = (feature_set.folder.path / "commits" / f"{commit.key}.json").read_bytes()
+    return found
+
+
+def num_commits(cache: Path) -> int:
+    return len(list(cache.glob("features/*/*/*/commits/[0-9]*.json")))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_resumed_equals_uninterrupted(make_folder: Callable[..., Path], tmp_path: Path, how: int) -> None:
+    source = make_folder(per_class=60)
+    assert start(source, tmp_path / "whole").wait() == 0
+    whole = shards(tmp_path / "whole")
+    assert len(whole) == 2 * 23
+    for attempt in range(3):
+        process = start(source, tmp_path / "killed")
+        wanted = num_commits(tmp_path / "killed") + random.Random(attempt).randint(1, 3)
+        while process.poll() is None and num_commits(tmp_path / "killed") < wanted:
+            time.sleep(0.001)
+        process.send_signal(how)
+        status, error = process.wait(), process.stderr.read().decode()
+        if how == signal.SIGINT and status != 0:
+            assert status == 130
+            assert error == "featurecache: stopped; finished shards are kept, run the same command to go on\n"
+        kept = shards(tmp_path / "killed")
+        assert all(whole[name] == data for name, data in kept.items())  # what is visible is right
+    assert start(source, tmp_path / "killed").wait() == 0
+    assert shards(tmp_path / "killed") == whole

@@ -1,0 +1,185 @@
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+
+from featurecache.errors import HeadError
+from featurecache.heads.bundle import load_head, save_head
+from featurecache.heads.fitting import fit_estimator
+from featurecache.heads.registry import HEADS, make_head
+
+META = {"classes": ["a", "b"], "temperature": 0.5}
+
+
+def _fitted(name, *, n=60, d=7, classes=(0, 1, 2), seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    y = np.array(classes)[np.arange(n) % len(classes)]
+    X = rng.normal(size=(n, d)).astype(dtype)
+    X[:, 0] += np.arange(n) % len(classes)
+    estimator = make_head(name)
+    fit_estimator(estimator, X, y)
+    return estimator, np.concatenate([X, rng.normal(size=(20, d)).astype(dtype)])
+
+
+def _assert_same(before, after, X):
+    np.testing.assert_array_equal(before.predict(X), after.predict(X))
+    for method in ("decision_function", "predict_proba"):
+        assert hasattr(before, method) == hasattr(after, method)
+        if hasattr(before, method):
+            assert getattr(before, method)(X).tobytes() == getattr(after, method)(X).tobytes()
+
+
+@pytest.mark.parametrize("classes", [(0, 1), (0, 1, 2, 5), ("cat", "dog"), (False, True)], ids=str)
+@pytest.mark.parametrize("name", HEADS)
+def test_round_trip_is_bit_identical(tmp_path, name, classes):
+    estimator, X = _fitted(name, classes=classes)
+    save_head(tmp_path / "new" / "head", estimator, META)
+    loaded, meta = load_head(tmp_path / "new" / "head")
+    assert meta == META
+    assert sorted(p.name for p in (tmp_path / "new" / "head").iterdir()) == ["head.json", "head.safetensors"]
+    _assert_same(estimator, loaded, X)
+    np.testing.assert_array_equal(estimator.classes_, loaded.classes_)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from([name for name in HEADS if name != "mlp"]),
+    n=st.integers(4, 60),
+    d=st.integers(1, 40),
+    n_classes=st.integers(2, 4),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_round_trip_of_any_shape(tmp_path_factory, name, n, d, n_classes, dtype):
+    folder = tmp_path_factory.mktemp("head")
+    estimator, X = _fitted(name, n=n, d=d, classes=range(n_classes), dtype=dtype)
+    save_head(folder, estimator, {})
+    _assert_same(estimator, load_head(folder)[0], X)
+
+
+def test_object_labels_survive(tmp_path):
+    X = np.arange(8.0).reshape(-1, 1)
+    estimator = LogisticRegression().fit(X, np.array(["x", "yy"] * 4, dtype=object))
+    save_head(tmp_path, estimator, {})
+    assert load_head(tmp_path)[0].predict(X).tolist() == estimator.predict(X).tolist()
+
+
+def test_saving_replaces(tmp_path):
+    save_head(tmp_path, _fitted("ridge")[0], {"edition": 1})
+    estimator, X = _fitted("knn", seed=3)
+    save_head(tmp_path, estimator, {"edition": 2})
+    loaded, meta = load_head(tmp_path)
+    assert meta == {"edition": 2}
+    _assert_same(estimator, loaded, X)
+
+
+def test_equal_heads_are_equal_bytes(tmp_path):
+    for folder in ("a", "b"):
+        save_head(tmp_path / folder, _fitted("mlp")[0], META)
+    for file in ("head.json", "head.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_head(tmp_path, _fitted("rbf_svm")[0], META)
+    return tmp_path
+
+
+def _rewrite(folder, change):
+    document = json.loads((folder / "head.json").read_text())
+    change(document)
+    (folder / "head.json").write_text(json.dumps(document))
+
+
+def _last(document):
+    return document["estimator"]["steps"][-1][1]
+
+
+TAMPERS = {
+    "it names the unknown class 'Popen'": lambda d: _last(d).update(type="Popen"),
+    "unknown class None": lambda d: d.update(estimator=[]),
+    "has no parameter 'shell'": lambda d: _last(d)["params"].update(shell=True),
+    "has no attribute 'predict'": lambda d: _last(d)["state"].update(predict=1),
+    "reads up to 1. Upgrade": lambda d: d.update(version=2),
+    "its version is True": lambda d: d.update(version=True),
+    "does not say that it is a featurecache.head": lambda d: d.update(format="other"),
+    "cannot read: {'array': '/etc'": lambda d: _last(d)["state"].update(support_={"array": "/etc", "order": "C"}),
+    "no entry for head.safetensors": lambda d: d["arrays"].update(file="../x"),
+    "digest is not the one": lambda d: d["arrays"].update(sha256="0" * 64),
+    "no meta data": lambda d: d.pop("meta"),
+    "no list of steps": lambda d: d["estimator"].update(steps=[]),
+    "unknown kind 'O8'": lambda d: _last(d)["state"].update(_gamma={"scalar": 1, "dtype": "O8"}),
+    "has no support_": lambda d: _last(d)["state"].pop("support_"),
+    "support_ of its SVC has shape": lambda d: _last(d)["state"].update(support_=_last(d)["state"]["classes_"]),
+    "not strict JSON (NaN": lambda d: d["meta"].update(x=float("nan")),
+}
+
+
+@pytest.mark.parametrize("message", TAMPERS)
+def test_a_changed_description_is_refused(folder, message):
+    _rewrite(folder, TAMPERS[message])
+    with pytest.raises(HeadError) as caught:
+        load_head(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not strict JSON"),
+        ('{"format": 1, "format": 2}', "a key appears twice"),
+        ('{"format": 1e999}', "too large"),
+        ("[" * 200_000, "not strict JSON"),
+        ("\xff", "not strict JSON"),
+        (" " * ((16 << 20) + 1), "more than the 16777216 expected"),
+    ],
+    ids=["torn", "duplicate", "infinite", "deep", "not utf-8", "huge"],
+)
+def test_json_that_is_not_strict_is_refused(folder, text, message):
+    (folder / "head.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(HeadError, match=message):
+        load_head(folder)
+
+
+@pytest.mark.parametrize("at", [0, 9, -1])
+def test_a_flipped_byte_is_noticed(folder, at):
+    data = bytearray((folder / "head.safetensors").read_bytes())
+    data[at] ^= 1
+    (folder / "head.safetensors").write_bytes(data)
+    with pytest.raises(HeadError, match=r"digest is not the one in head\.json\. Save the head again"):
+        load_head(folder)
+
+
+@pytest.mark.parametrize("file", ["head.json", "head.safetensors"])
+def test_a_missing_file_is_named(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(HeadError, match=f"no head in .*{file} cannot be read"):
+        load_head(folder)
+
+
+def test_a_torn_pair_is_noticed(folder):
+    (folder / "head.safetensors").write_bytes(safetensors.numpy.save({"x": np.zeros(3)}))
+    with pytest.raises(HeadError, match="digest"):
+        load_head(folder)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "meta", "message"),
+    [
+        (RandomForestClassifier(), {}, "a RandomForestClassifier cannot be saved; heads that can"),
+        (LogisticRegression(), {}, "fit the head before saving it"),
+        (LogisticRegression(class_weight={0: 1.0}).fit([[0.0], [1.0]], [0, 1]), {}, "class_weight is a dict"),
+        (LogisticRegression().fit([[0.0], [1.0]], [0, 1]), {"x": float("nan")}, "not plain JSON"),
+        (LogisticRegression().fit([[0.0], [1.0]], [0, 1]), {"x": object()}, "not plain JSON"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_writing(tmp_path, estimator, meta, message):
+    with pytest.raises(HeadError, match=message):
+        save_head(tmp_path / "head", estimator, meta)
+    assert not (tmp_path / "head").exists()

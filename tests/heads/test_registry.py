@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+from sklearn.dummy import DummyClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from featurecache.errors import HeadError, UnknownNameError
+from featurecache.heads import registry
+from featurecache.heads.fitting import fit_estimator
+from featurecache.heads.registry import HEADS, head_grid, last_step, list_heads, make_head, register_head
+
+PIPELINE = "scikit-learn's Pipeline fits its steps in place; it exempts itself from this check too"
+EARLY_STOPPING = "early stopping cannot hold out a tenth of so few rows; fit_estimator turns it off for them"
+
+
+def _expected(estimator):
+    failures = {}
+    if isinstance(estimator, Pipeline):
+        failures |= dict.fromkeys(["check_estimators_overwrite_params", "check_dont_overwrite_parameters"], PIPELINE)
+    if isinstance(last_step(estimator), MLPClassifier):
+        tiny = ["check_estimators_nan_inf", "check_classifiers_one_label", "check_fit2d_1feature"]
+        failures |= dict.fromkeys(tiny, EARLY_STOPPING)
+    return failures
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks([make_head(name) for name in HEADS], expected_failed_checks=_expected)
+def test_head_is_an_honest_estimator(estimator, check):
+    check(estimator)
+
+
+def test_built_in_heads_are_listed():
+    assert list_heads()[:7] == ["logistic", "linear_svm", "rbf_svm", "mlp", "knn", "ridge", "majority"] == list(HEADS)
+
+
+def test_unknown_head_suggests_the_nearest():
+    with pytest.raises(UnknownNameError, match="unknown head 'logistc'; did you mean 'logistic'"):
+        make_head("logistc")
+
+
+def test_unknown_parameter_names_the_head():
+    with pytest.raises(UnknownNameError, match="parameter of head 'ridge' 'alhpa'; did you mean 'alpha'"):
+        make_head("ridge", alhpa=1)
+
+
+def test_parameters_reach_the_classifier():
+    assert last_step(make_head("logistic", C=3.0)).C == 3.0
+
+
+def test_a_head_can_be_registered_once(monkeypatch):
+    monkeypatch.setattr(registry, "_HEADS", dict(registry._HEADS))
+    register_head("prior", DummyClassifier, lambda n: [{}])
+    assert "prior" in list_heads()
+    with pytest.raises(ValueError, match="'prior' is already registered"):
+        register_head("prior", DummyClassifier, lambda n: [{}])
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("n_samples", [1, 2, 7, 1000])
+def test_every_grid_point_can_be_built(name, n_samples):
+    grid = head_grid(name, n_samples)
+    assert grid
+    for params in grid:
+        make_head(name, **params)
+        assert params.get("n_neighbors", 1) <= n_samples
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("y", [[0, 1], [0, 0, 0, 1], [0, 1, 2, 0, 1, 2, 0], [0] * 150 + [1] * 149 + [2]], ids=len)
+def test_heads_fit_tiny_classes_and_constant_features(name, y):
+    X = np.random.default_rng(0).normal(size=(len(y), 3)).astype(np.float32)
+    X[:, 1] = 5
+    estimator = make_head(name)
+    fit_estimator(estimator, X, np.array(y), name=name)
+    assert set(estimator.predict(X)) <= set(y)
+
+
+def test_iteration_limit_is_raised_then_reported():
+    X = np.random.default_rng(0).normal(size=(60, 5))
+    y = np.arange(60) % 2
+    raised = make_head("logistic", max_iter=2, C=1.0)
+    assert fit_estimator(raised, X, y)
+    assert last_step(raised).max_iter == 10
+    assert not fit_estimator(make_head("logistic", max_iter=1, C=1e4, tol=1e-12), X, y)
+
+
+def test_a_refusal_names_the_head():
+    with pytest.raises(HeadError, match=r"head 'ridge' cannot be fitted on 2 rows of 1 features in 2 classes: .*NaN"):
+        fit_estimator(make_head("ridge"), np.array([[1.0], [np.nan]]), np.array([0, 1]), name="ridge")
+
+
+def test_early_stopping_holds_with_enough_rows():
+    X = np.random.default_rng(0).normal(size=(300, 4))
+    mlp = make_head("mlp")
+    fit_estimator(mlp, X, np.arange(300) % 3)
+    assert last_step(mlp).early_stopping

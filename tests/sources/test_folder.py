@@ -1,0 +1,111 @@
+"""A folder source finds every image once, in sorted order, and reads only what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache.errors import SourceError
+from featurecache.sources.folder import FolderSource, Scan, find_images
+
+
+def touch(path: Path, content: str = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def known_of(scan: Scan) -> dict[str, tuple[int, int, bytes]]:
+    rows = zip(scan.paths, scan.sizes.tolist(), scan.mtimes_ns.tolist(), scan.ids, strict=True)
+    return {path: (size, mtime, identity.tobytes()) for path, size, mtime, identity in rows}
+
+
+def test_finds_images_recursively_sorted_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b/2.JPG", "b/10.png", "a/1.webp", "a/deep/er/x.tiff", "z.gif", "a/notes.txt", "Thumbs.db"):
+        touch(tmp_path / name)
+    for name in (".hidden/1.jpg", "a/.2.jpg", ".3.png"):
+        touch(tmp_path / name)
+    scan = FolderSource(tmp_path).scan()
+    assert scan.paths == ["a/1.webp", "a/deep/er/x.tiff", "b/10.png", "b/2.JPG", "z.gif"]
+    assert scan.num_ignored == 2
+
+
+def test_ids_are_digests_of_content(tmp_path: Path) -> None:
+    touch(tmp_path / "a.jpg", "one")
+    touch(tmp_path / "b.jpg", "two")
+    touch(tmp_path / "copy.jpg", "one")
+    ids = [row.tobytes() for row in FolderSource(tmp_path).scan().ids]
+    assert ids == [hashlib.sha256(text).digest() for text in (b"one", b"two", b"one")]
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    touch(tmp_path / "src/a/1.jpg")
+    touch(tmp_path / "elsewhere/2.jpg")
+    (tmp_path / "src/back").symlink_to(tmp_path / "src")
+    (tmp_path / "src/a/up").symlink_to("..")
+    (tmp_path / "src/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "src/linked_again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "src/file.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
+    (tmp_path / "src/broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert FolderSource(tmp_path / "src").scan().paths == ["a/1.jpg", "file.jpg", "linked/2.jpg"]
+
+
+def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
+    for name in "abc":
+        touch(tmp_path / f"{name}.jpg", name)
+    first = FolderSource(tmp_path).scan()
+    touch(tmp_path / "b.jpg", "edited")
+    touch(tmp_path / "d.jpg", "d")
+    second = FolderSource(tmp_path).scan(known_of(first))
+    assert (first.num_read, second.num_read) == (3, 2)
+    assert np.array_equal(second.ids, FolderSource(tmp_path).scan().ids)
+
+
+def test_same_size_edit_is_noticed_by_its_time(tmp_path: Path) -> None:
+    path = touch(tmp_path / "a.jpg", "one")
+    first = FolderSource(tmp_path).scan()
+    path.write_text("two")
+    os.utime(path, ns=(0, int(first.mtimes_ns[0]) + 1))
+    assert FolderSource(tmp_path).scan(known_of(first)).ids[0].tobytes() == hashlib.sha256(b"two").digest()
+
+
+def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "a.jpg", "a")
+    touch(tmp_path / "b.jpg", "b")
+    from featurecache.sources import folder
+
+    real = folder.digest_file
+
+    def refuse(path: Path) -> str:
+        if path.name == "a.jpg":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(folder, "digest_file", refuse)
+    scan = FolderSource(tmp_path).scan()
+    assert scan.problems == {"a.jpg": "Permission denied"}
+    assert scan.ids[1].any()
+
+
+def test_empty_missing_and_wrong_sources_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "docs/readme.txt")
+    for call in (FolderSource(tmp_path / "docs").scan, FolderSource(tmp_path / "docs").check):
+        with pytest.raises(SourceError, match="holds no images; looked for names ending in .bmp"):
+            call()
+    with pytest.raises(SourceError, match="there is no such folder; name the folder that holds the images"):
+        FolderSource(tmp_path / "none").check()
+    with pytest.raises(SourceError, match="is a file; name the folder"):
+        FolderSource(tmp_path / "docs/readme.txt").check()
+
+
+def test_find_images_takes_files_and_folders(tmp_path: Path) -> None:
+    touch(tmp_path / "f/b.jpg")
+    touch(tmp_path / "f/a.png")
+    odd = touch(tmp_path / "scan.dat")
+    assert find_images([odd, tmp_path / "f"]) == [odd, tmp_path / "f/a.png", tmp_path / "f/b.jpg"]
+    with pytest.raises(SourceError, match="no input at .*none.jpg"):
+        find_images([tmp_path / "none.jpg"])

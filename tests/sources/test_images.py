@@ -1,0 +1,220 @@
+"""Images become the same pixels by stated rules, whatever their mode; what cannot is refused with a reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from featurecache.errors import InputError
+from featurecache.sources.images import decode, load_image, pillow_defaults, resize_and_crop
+from featurecache.specs import PreprocessSpec
+
+SPEC = PreprocessSpec(resize=32, crop=32)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    return noise(6, 6).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def slow_resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
+    """What torchvision's Resize and CenterCrop do, in the obvious way."""
+    width, height = image.size
+    if width <= height:
+        new = (spec.resize, int(spec.resize * height / width))
+    else:
+        new = (int(spec.resize * width / height), spec.resize)
+    whole = image.resize(new, getattr(Image.Resampling, spec.interpolation.upper()))
+    left, top = round((new[0] - spec.crop) / 2.0), round((new[1] - spec.crop) / 2.0)
+    return np.asarray(whole.crop((left, top, left + spec.crop, top + spec.crop)))
+
+
+@given(
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    crop=st.integers(1, 64),
+    extra=st.integers(0, 20),
+    interpolation=st.sampled_from(["bilinear", "bicubic", "lanczos"]),
+)
+def test_equals_the_obvious_way(width: int, height: int, crop: int, extra: int, interpolation: Any) -> None:
+    spec = PreprocessSpec(resize=crop + extra, crop=crop, interpolation=interpolation)
+    image = noise(width, height)
+    fast = np.asarray(resize_and_crop(image, spec))
+    assert np.array_equal(fast, slow_resize_and_crop(image, spec))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (250, 250), (37, 411), (224, 256)])
+def test_equals_torchvision(size: tuple[int, int]) -> None:
+    from featurecache.backbones.torchvision_compat import import_torchvision
+
+    transforms = import_torchvision().transforms
+    image = noise(*size)
+    reference = transforms.Compose(
+        [transforms.Resize(256, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(224)]
+    )(image)
+    ours = resize_and_crop(image, PreprocessSpec(interpolation="bicubic"))
+    assert np.array_equal(np.asarray(reference), np.asarray(ours))
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_give_equal_pixels(format: str) -> None:
+    image = smooth(40, 32)
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert np.array_equal(load_image(encoded(image, format, **options), SPEC), load_image(encoded(image), SPEC))
+
+
+def test_jpeg_and_gif_decode() -> None:
+    for data in (encoded(smooth(40, 32), "JPEG"), encoded(smooth(40, 32).quantize(64), "GIF")):
+        assert load_image(data, SPEC).shape == (32, 32, 3)
+
+
+def test_orientation_is_applied_or_left() -> None:
+    image = smooth(60, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: show rotated 90 degrees clockwise
+    turned = encoded(image, "PNG", exif=exif)
+    upright = encoded(image.rotate(-90, expand=True))
+    assert np.array_equal(load_image(turned, SPEC), load_image(upright, SPEC))
+    stored = SPEC.override(orientation="stored")
+    assert np.array_equal(load_image(turned, stored), load_image(encoded(image), stored))
+
+
+def test_sixteen_bits_keep_their_upper_half() -> None:
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    pixels = load_image(encoded(Image.fromarray(ramp)), SPEC)
+    assert np.array_equal(pixels, np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_transparency_shows_the_background_not_hidden_colours() -> None:
+    hidden = np.zeros((32, 32, 4), np.uint8)
+    hidden[..., 0] = 255  # red, but entirely transparent
+    assert (load_image(encoded(Image.fromarray(hidden)), SPEC) == 255).all()
+    assert (load_image(encoded(Image.fromarray(hidden)), SPEC.override(background=(1, 2, 3))) == [1, 2, 3]).all()
+
+
+def test_palette_with_transparency() -> None:
+    image = Image.new("P", (32, 32), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    assert (load_image(encoded(image), SPEC) == [10, 20, 30]).all()
+    assert (load_image(encoded(image, transparency=0), SPEC) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGBA", "P", "CMYK", "I", "F", "YCbCr", "LAB"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new("RGB", (40, 32), (128, 128, 128)).convert(mode) if mode != "LAB" else Image.new("LAB", (40, 32))
+    data = encoded(image, "TIFF")
+    assert load_image(data, SPEC).shape == (32, 32, 3)
+
+
+def test_animations_give_their_first_frame() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    for format in ("GIF", "WEBP", "TIFF", "PNG"):
+        options = {"lossless": True} if format == "WEBP" else {}
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        assert (load_image(data, SPEC) == [255, 0, 0]).all()
+
+
+def test_without_antialias_pixels_differ() -> None:
+    image = noise(256, 256)
+    assert not np.array_equal(
+        load_image(encoded(image), SPEC), load_image(encoded(image), SPEC.override(antialias=False))
+    )
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of zeros: hundreds of megapixels in some tens of kilobytes."""
+    compressor = zlib.compressobj(9)
+    row = b"\0" * (1 + width // 8)
+    data = b"".join([compressor.compress(row * 1000) for _ in range(height // 1000)]) + compressor.flush()
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "reason"),
+    [
+        (b"", "empty", "no bytes"),
+        (b"not an image at all", "not_an_image", "no JPEG, PNG, WEBP, BMP, GIF, TIFF image in 19 bytes"),
+        (encoded(noise(64, 64), "JPEG")[:1500], "undecodable", "truncated"),
+        (encoded(noise(64, 64))[:1500], "undecodable", ""),
+        (encoded(noise(64, 64), "WEBP")[:500], "undecodable", ""),
+        (encoded(noise(64, 64), "ICO"), "not_an_image", "no JPEG"),
+    ],
+    ids=["empty", "text", "cut jpeg", "cut png", "cut webp", "ico"],
+)
+def test_bad_bytes_have_status_and_reason(data: bytes, status: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        load_image(data, SPEC)
+    assert caught.value.status == status
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    data = bomb(20_000, 20_000)
+    assert len(data) < 60_000
+    with (
+        pillow_defaults(),
+        pytest.raises(InputError, match="20000x20000 pixels, the limit is 100000000 pixels") as caught,
+    ):
+        load_image(data, SPEC)
+    assert caught.value.status == "too_large"
+
+
+def test_a_giant_file_is_refused() -> None:
+    with pytest.raises(InputError, match="the file has 4000 bytes, the limit is 100"):
+        load_image(b"x" * 4000, SPEC.override(max_bytes=100))
+
+
+def test_flags_of_other_libraries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = encoded(noise(64, 64), "JPEG")[:1500]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pillow_defaults():
+        assert load_image(encoded(noise(64, 64)), SPEC).shape == (32, 32, 3)
+        with pytest.raises(InputError):
+            load_image(cut, SPEC)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_mutated_files_never_crash(format: str) -> None:
+    rng = np.random.default_rng(0)
+    data = np.frombuffer(encoded(noise(24, 24).quantize(32) if format == "GIF" else noise(24, 24), format), np.uint8)
+    good = bad = 0
+    with pillow_defaults():
+        for _ in range(60):
+            mutant = data.copy()
+            places = rng.integers(0, len(mutant), rng.integers(1, 12))
+            mutant[places] = rng.integers(0, 256, len(places))
+            try:
+                good += load_image(mutant.tobytes(), SPEC).shape == (32, 32, 3)
+            except InputError as error:
+                bad += bool(error.reason)
+    assert good + bad == 60
+
+
+def test_the_real_trap_decodes(real_material: Path) -> None:
+    data = (real_material / "images/hymenoptera/train/ants/imageNotFound.gif").read_bytes()
+    assert decode(data, SPEC).mode == "RGB"

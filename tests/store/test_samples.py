@@ -1,0 +1,66 @@
+"""The sample table agrees with a plain dict, whatever is added, and whoever else adds."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurecache.store.folders import ShardFolder
+from featurecache.store.samples import IdIndex, SampleTable
+
+
+def ids_of(numbers: list[int]) -> np.ndarray:
+    digests = [hashlib.sha256(str(n).encode()).digest() for n in numbers]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+
+def add(table: SampleTable, numbers: list[int]) -> np.ndarray:
+    return table.append(ids_of(numbers), [f"f/{n}.jpg" for n in numbers], np.array(numbers))
+
+
+@settings(max_examples=30)
+@given(batches=st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=6))
+def test_agrees_with_a_dict(tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]]) -> None:
+    folder = ShardFolder(tmp_path_factory.mktemp("table"))
+    model: dict[int, int] = {}
+    table = SampleTable(folder)
+    for batch in batches:
+        for number in batch:
+            model.setdefault(number, len(model))
+        assert add(table, batch).tolist() == [model[number] for number in batch]
+    fresh = SampleTable(folder)
+    assert len(fresh) == len(model)
+    assert fresh.ids.tobytes() == ids_of(list(model)).tobytes()
+    assert fresh.uris == [f"f/{n}.jpg" for n in model]
+    assert fresh.sizes.tolist() == list(model)
+    assert fresh.rows_of(ids_of([99])).tolist() == [-1]
+
+
+def test_two_writers_never_give_a_row_twice(tmp_path: Path) -> None:
+    first, second = SampleTable(ShardFolder(tmp_path)), SampleTable(ShardFolder(tmp_path))
+    add(first, [1, 2])
+    assert add(second, [3, 2]).tolist() == [2, 1]  # second's view was stale when it began
+    assert add(first, [3, 4]).tolist() == [2, 3]
+    assert len(SampleTable(ShardFolder(tmp_path))) == 4
+
+
+def test_index_survives_shared_prefixes() -> None:
+    ids = np.zeros((5, 32), np.uint8)
+    ids[:, 31] = [3, 1, 4, 1, 5]  # equal in the first eight bytes
+    index = IdIndex(ids)
+    assert index.find(ids).tolist() == [0, 1, 2, 1, 4]
+    missing = ids[:1].copy()
+    missing[0, 31] = 9
+    assert index.find(missing).tolist() == [-1]
+
+
+def test_paths_that_are_no_text_survive(tmp_path: Path) -> None:
+    table = SampleTable(ShardFolder(tmp_path))
+    odd = ["\udcff\udcfe.jpg", "zwei\nzeilen.jpg", "ünïcødé.jpg"]
+    table.append(ids_of([1, 2, 3]), odd, np.array([1, 1, 1]))
+    assert SampleTable(ShardFolder(tmp_path)).uris == odd

@@ -1,0 +1,117 @@
+"""A cache folder: made once, recognised, and refused when it is something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache.errors import FormatVersionError, RequestError, StoreError, UnknownNameError
+from featurecache.specs import FeatureIdentity, PreprocessSpec
+from featurecache.store.features import runs_of_rows
+from featurecache.store.store import FeatureStore, check_name
+
+ABOUT = {
+    "num_parameters": 1,
+    "num_trainable": 0,
+    "weights_source": "",
+    "license": None,
+    "classifier": "fc",
+    "notes": [],
+}
+
+
+def add_features(
+    store: FeatureStore, tap: str, *, weights: str = "w", dtype: str = "float16", value: float = 0
+) -> None:
+    identity = FeatureIdentity(backbone="my:net", architecture="a", weights=weights, preprocess=PreprocessSpec())
+    folder = store.add_feature_set(identity, ABOUT, tap, dtype).folder
+    stored = np.full((3, 2), value, np.float16 if dtype == "float16" else np.float32)
+    body = {"rows": runs_of_rows(np.arange(3)), "bad": [], "provenance": {"runtime": "torch"}}
+    folder.publish("000000000000", {"features": (dtype, stored)}, body, kind="features")
+
+
+def test_create_then_open(tmp_path: Path) -> None:
+    FeatureStore.create(tmp_path / "c")
+    marker = json.loads((tmp_path / "c" / "FORMAT.json").read_text())
+    assert marker == {"format": "featurecache", "version": [1, 0], "required": [], "optional": []}
+    assert len(FeatureStore.open(tmp_path / "c").samples) == 0
+    FeatureStore.create(tmp_path / "c")
+
+
+def test_a_killed_creation_can_be_repeated(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".FORMAT.json.0123.partial").write_bytes(b"{")
+    assert FeatureStore.create(tmp_path / "c").feature_sets() == []
+
+
+def test_other_places_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no such folder; make one with `featurecache extract`"):
+        FeatureStore.open(tmp_path / "none")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "x.jpg").write_bytes(b"x")
+    with pytest.raises(StoreError, match=r"is not a featurecache cache \(it has no FORMAT.json\)"):
+        FeatureStore.create(tmp_path / "photos")
+    with pytest.raises(StoreError, match="is a file, a cache is a folder"):
+        FeatureStore.create(tmp_path / "photos" / "x.jpg")
+    (tmp_path / "photos" / "FORMAT.json").write_text('{"format": "zarr"}')
+    with pytest.raises(StoreError, match="FORMAT.json says 'zarr'"):
+        FeatureStore.open(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("change", [{"version": [2, 0]}, {"required": ["encryption"]}, {"version": "new"}])
+def test_newer_formats_are_refused_with_advice(tmp_path: Path, change: dict) -> None:
+    FeatureStore.create(tmp_path / "c")
+    path = tmp_path / "c" / "FORMAT.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(FormatVersionError, match="Upgrade featurecache"):
+        FeatureStore.open(tmp_path / "c")
+
+
+def test_minor_versions_and_optional_features_still_read(tmp_path: Path) -> None:
+    FeatureStore.create(tmp_path / "c")
+    marker = {"format": "featurecache", "version": [1, 7], "required": [], "optional": ["thumbnails"]}
+    (tmp_path / "c" / "FORMAT.json").write_text(json.dumps(marker))
+    FeatureStore.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize("tap", ["layer4:avg", "blocks.11:cls+mean", "odd/na me=%:none", "a.b:flatten"])
+def test_tap_names_survive_the_file_system(tmp_path: Path, tap: str) -> None:
+    store = FeatureStore.create(tmp_path / "c")
+    add_features(store, tap)
+    assert [s.tap for s in FeatureStore.open(store.path).feature_sets()] == [tap]
+    assert store.features(tap).shape == (3, 2)
+
+
+def test_a_choice_must_be_made_where_there_is_one(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path / "c")
+    with pytest.raises(StoreError, match="holds no features yet; run `featurecache extract`"):
+        store.features()
+    add_features(store, "a:avg", value=1)
+    add_features(store, "a:avg", weights="other", value=2)
+    add_features(store, "a:avg", dtype="float32", value=3)
+    with pytest.raises(RequestError, match="3 feature sets fit, choose by tap, backbone, fingerprint or dtype"):
+        store.features("a:avg")
+    assert float(store.features(dtype="float32")[0][0]) == 3
+    for feature_set in store.feature_sets():
+        chosen = store.features(fingerprint=feature_set.fingerprint[:8], dtype=feature_set.dtype)
+        assert np.array_equal(chosen[:], feature_set.open()[:])
+    with pytest.raises(UnknownNameError, match="unknown cached tap 'a:average'; did you mean 'a:avg'.*--tap a:average"):
+        store.features("a:average")
+    with pytest.raises(UnknownNameError, match="unknown cached backbone 'net'"):
+        store.features(backbone="net")
+
+
+def test_requests_are_remembered(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path / "c")
+    assert store.recall_request("0" * 64) is None
+    store.remember_request("0" * 64, "f", ["a:avg"])
+    assert store.recall_request("0" * 64) == ("f", ["a:avg"])
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a b", "-x", "x" * 101])
+def test_names_are_plain(name: str) -> None:
+    with pytest.raises(RequestError, match="cannot be the name of a task; use letters, digits"):
+        check_name("task", name)

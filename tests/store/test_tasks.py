@@ -1,0 +1,209 @@
+"""Tasks: one label and one split for each sample, joined by id whatever the order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurecache.errors import TaskError, UnknownNameError
+from featurecache.store.features import Features, runs_of_rows
+from featurecache.store.folders import ShardFolder
+from featurecache.store.labels import Label, TableLabels, label_of_path, labels_from_csv, labels_from_folders
+from featurecache.store.samples import SampleTable
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import build_task, stratified_splits
+from featurecache.store.views import SourceView
+
+
+def content_id(content: str) -> np.ndarray:
+    return np.frombuffer(content.encode().ljust(32, b"."), np.uint8)
+
+
+def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
+    """A cache that knows files by their content, without any pixels."""
+    store = FeatureStore.create(tmp_path / "cache")
+    ids = np.stack([content_id(content) for content in files.values()])
+    rows = store.samples.append(ids, list(files), np.ones(len(files)))
+    n = np.zeros(len(files), np.int64)
+    store.views.save(SourceView(str((tmp_path / "src").resolve()), list(files), n, n, rows, {}))
+    return store
+
+
+def table(**labels: str) -> TableLabels:
+    return TableLabels(labels=tuple(Label(key, *value.split("/")) for key, value in labels.items()), origin="test")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("rose/1.jpg", ("rose", None)),
+        ("a/b/rose/1.jpg", ("rose", None)),
+        ("train/rose/1.jpg", ("rose", "train")),
+        ("val/rose/1.jpg", ("rose", "validation")),
+        ("Valid/rose/1.jpg", ("rose", "validation")),
+        ("validation/x/rose/1.jpg", ("rose", "validation")),
+        ("TEST/rose/1.jpg", ("rose", "test")),
+        ("1.jpg", None),
+        ("train/1.jpg", None),
+    ],
+)
+def test_folders_say_class_and_split(path: str, expected: tuple | None) -> None:
+    label = label_of_path(path)
+    assert (label and (label.label, label.split)) == expected
+
+
+@settings(max_examples=25)
+@given(order=st.permutations(range(12)), seed=st.integers(0, 3))
+def test_select_joins_by_id_whatever_the_order(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], seed: int
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("tasks")
+    folder, samples = ShardFolder(tmp_path / "features"), SampleTable(ShardFolder(tmp_path / "samples"))
+    ids = np.stack([content_id(f"content {n}") for n in order])  # the order of arrival differs each time
+    rows = samples.append(ids, [f"{n}.jpg" for n in order], np.ones(12))
+    values = np.array([[n] for n in order], np.float16)
+    arrays = {"features": ("float16", values), "id": ("uint8", ids)}
+    folder.publish("000", arrays, {"rows": runs_of_rows(rows), "bad": []}, kind="features")
+    shuffled = np.random.default_rng(seed).permutation(12)
+    labels = tuple(Label(content_id(f"content {n}").tobytes().hex(), f"class {n % 3}", None) for n in shuffled)
+    task = build_task("t", TableLabels(labels=labels, origin="test"), samples=samples, views=[], random_state=seed)
+    features = Features("t:avg", "float16", folder)
+    seen = []
+    for split in ("train", "validation", "test"):
+        X, y = task.select(features, split)
+        assert [f"class {int(x) % 3}" for (x,) in X] == [task.classes[k] for k in y]
+        seen += [int(x) for (x,) in X]
+    assert sorted(seen) == list(range(12))
+
+
+def test_made_splits_depend_on_content_and_seed_only() -> None:
+    rng = np.random.default_rng(0)
+    ids, labels = rng.integers(0, 256, (60, 32)).astype(np.uint8), np.repeat([0, 1, 2], 20).astype(np.int32)
+    splits = stratified_splits(ids, labels, random_state=5)
+    order = rng.permutation(60)
+    assert np.array_equal(stratified_splits(ids[order], labels[order], random_state=5), splits[order])
+    assert not np.array_equal(stratified_splits(ids, labels, random_state=6), splits)
+    for label in range(3):
+        assert np.bincount(splits[labels == label]).tolist() == [12, 4, 4]
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, [1]), (2, [1, 0, 1]), (3, [1, 1, 1]), (5, [3, 1, 1])])
+def test_small_classes_fill_train_then_test(n: int, expected: list[int]) -> None:
+    ids = np.random.default_rng(0).integers(0, 256, (n, 32)).astype(np.uint8)
+    assert np.bincount(stratified_splits(ids, np.zeros(n, np.int32), random_state=0)).tolist() == expected
+
+
+def test_copies_never_straddle_splits(tmp_path: Path) -> None:
+    files = {f"train/{c}/{i}.jpg": f"{c}{i}" for c in "ab" for i in range(4)}
+    files |= {"test/a/copy.jpg": "a0", "test/a/own.jpg": "a9", "test/b/own.jpg": "b9"}
+    task = make_store(tmp_path, files).add_task("t", labels_from_folders())
+    assert task.counts() == {"train": 7, "test": 3}  # the sample with a copy in test has left train
+    assert task.about["num_moved"] == 1
+    assert len(np.unique(task.ids, axis=0)) == len(task.ids)
+
+
+def test_a_sample_with_two_labels_is_left_out_and_reported(tmp_path: Path) -> None:
+    files = {f"{c}/{i}.jpg": f"{c}{i}" for c in "ab" for i in range(5)} | {"b/copy_of_a0.jpg": "a0"}
+    task = make_store(tmp_path, files).add_task("t", labels_from_folders())
+    assert task.about["conflicts"] == [{"a/0.jpg": "a", "b/copy_of_a0.jpg": "b"}]
+    assert len(task.ids) == 9
+
+
+def test_tasks_are_kept_apart_and_come_back(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {f"{c}/{i}.jpg": f"{c}{i}" for c in "ab" for i in range(5)})
+    first = store.add_task("species", labels_from_folders())
+    other = store.add_task(
+        "even", table(**{f"{c}/{i}.jpg": "even" if i % 2 == 0 else "odd" for c in "ab" for i in range(5)})
+    )
+    again = FeatureStore.open(store.path)
+    assert again.task_names() == ["even", "species"]
+    for task in (first, other):
+        back = again.task(task.name)
+        assert back.classes == task.classes
+        assert np.array_equal(back.ids, task.ids)
+        assert np.array_equal(back.labels, task.labels)
+        assert np.array_equal(back.splits, task.splits)
+    with pytest.raises(TaskError, match="task 'species' exists already .*--replace"):
+        store.add_task("species", labels_from_folders())
+    store.add_task("species", table(**{"a/0.jpg": "x", "a/1.jpg": "x", "b/0.jpg": "y", "b/1.jpg": "y"}), replace=True)
+    assert FeatureStore.open(store.path).task("species").classes == ["x", "y"]
+
+
+def test_ids_serve_as_keys(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {f"{i}.jpg": f"content {i}" for i in range(4)})
+    ids = [row.tobytes().hex() for row in store.samples.ids]
+    task = store.add_task(
+        "t", TableLabels(labels=tuple(Label(i, str(n % 2), None) for n, i in enumerate(ids)), origin="x")
+    )
+    assert sorted(row.tobytes().hex() for row in task.ids) == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a/1.jpg": "1", "a/2.jpg": "2"}, r"all 2 labelled files are of one class \('a'\); a task needs at least two"),
+        ({"1.jpg": "1", "2.jpg": "2"}, "no labels from folders: put the files in one folder per class, or give a CSV"),
+        ({"train/a/1.jpg": "1", "train/b/1.jpg": "2"}, "has only a train part; add a test part"),
+        ({"test/a/1.jpg": "1", "test/b/1.jpg": "2"}, "has no train part"),
+        ({"train/a/1.jpg": "1", "b/1.jpg": "2"}, "1 files have a split .* and 1 have none, first 'b/1.jpg'"),
+        (
+            {"train/a/1.jpg": "1", "train/b/1.jpg": "2", "test/c/1.jpg": "3"},
+            "'c' occurs in the test part but never in train",
+        ),
+    ],
+)
+def test_impossible_folder_tasks_are_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        make_store(tmp_path, files).add_task("t", labels_from_folders())
+
+
+def test_labels_for_unknown_files_are_refused_or_skipped(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {f"{i}.jpg": f"content {i}" for i in range(4)})
+    labels = table(**{"0.jpg": "a", "1.jpg": "b", "2.jpg": "a", "nine.jpg": "b"})
+    with pytest.raises(
+        TaskError, match="1 of 4 labels are for files that are not in the cache, first 'nine.jpg'; extract"
+    ):
+        store.add_task("t", labels)
+    assert store.add_task("t", labels, allow_missing=True).about["num_missing"] == 1
+
+
+def test_unknown_task_names_the_nearest(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {"a/1.jpg": "1", "b/1.jpg": "2", "a/2.jpg": "3", "b/2.jpg": "4"})
+    store.add_task("species", labels_from_folders())
+    with pytest.raises(UnknownNameError, match="unknown task 'specie'; did you mean 'species'"):
+        store.task("specie")
+    with pytest.raises(UnknownNameError, match="unknown task '../../etc'"):
+        store.task("../../etc")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,kind\n1.jpg,a\n", "unknown column 'label'; known: kind, path; choose one with --label-column"),
+        ("file,label\n1.jpg,a\n", "needs a column 'path' .* or 'id'; it has: file, label"),
+        ("path,label\n", "has a header but no labels"),
+        ("path,label\n1.jpg,\n", "line 2: the label is empty"),
+        ("path,label\n,a\n", "line 2: the path is empty"),
+        ("path,label,split\n1.jpg,a,dev\n", "line 2: unknown split 'dev'; use train, validation or test"),
+        ("", "unknown column 'label'"),
+    ],
+)
+def test_bad_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(TaskError, match=message):
+        labels_from_csv(tmp_path / "labels.csv")
+
+
+def test_missing_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match="cannot read labels from .*labels.csv"):
+        labels_from_csv(tmp_path / "labels.csv")
+
+
+def test_table_gives_labels_and_splits(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("\ufeffpath,colour,split\n./a/1.jpg,red,train\nb\\2.jpg,blue,val\n")
+    labels = labels_from_csv(tmp_path / "labels.csv", label_column="colour").labels
+    assert labels == (Label("a/1.jpg", "red", "train"), Label("b/2.jpg", "blue", "validation"))

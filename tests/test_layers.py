@@ -1,0 +1,76 @@
+"""Imports only point down: the rooms of the house and their floors."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "featurecache"
+FLOORS = {
+    "errors": 0,
+    "hashing": 1,
+    "atomic": 1,
+    "specs": 1,
+    "records": 1,
+    "sources": 2,
+    "store": 2,
+    "backbones": 2,
+    "heads": 2,
+    "extraction": 3,
+    "evaluation": 3,
+    "reporting": 3,
+    "deployment": 4,
+    "cli": 5,
+    "__init__": 6,
+    "__main__": 6,
+}
+FORBIDDEN = {("evaluation", "backbones"), ("reporting", "backbones")}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featurecache."):
+            found.append((node.lineno, (node.module or "").split(".")[1]))
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, n.name.split(".")[1]) for n in node.names if n.name.startswith("featurecache.")]
+    return found
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in MODULES} == set(FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_point_down(path: Path) -> None:
+    room = room_of(path)
+    for line, target in imported(path):
+        if target == room:
+            continue
+        same_floor_file = FLOORS[room] == FLOORS[target] == 1  # the plain files of floor 1 build on each other
+        assert FLOORS[target] < FLOORS[room] or same_floor_file, f"{path}:{line}: {room} must not import {target}"
+        assert (room, target) not in FORBIDDEN, f"{path}:{line}: {room} must not import {target}"
+
+
+@pytest.mark.parametrize("room", ["store", "sources", "heads", "evaluation", "reporting"])
+def test_room_knows_no_torch(room: str) -> None:
+    for path in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.split(".")[0] in {"torch", "torchvision", "timm"}], f"{path}:{node}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_print_outside_the_command_line(path: Path) -> None:
+    if room_of(path) == "cli":
+        return
+    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]

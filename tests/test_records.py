@@ -1,0 +1,81 @@
+"""Records notice any change, and refuse what they did not write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from featurecache.atomic import publish_bytes, publish_once, published
+from featurecache.errors import CorruptError, FormatVersionError
+from featurecache.hashing import canonical_json, digest_bytes
+from featurecache.records import encode_record, read_record, read_small_file
+
+BODY = {"rows": [[0, 3]], "name": "é", "x": 1.5, "nested": {"a": None}}
+
+
+def test_record_round_trip(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_bytes(encode_record("thing", BODY))
+    assert read_record(tmp_path / "r.json", "thing") == BODY
+
+
+def test_any_changed_byte_is_noticed(tmp_path: Path) -> None:
+    data = encode_record("thing", BODY)
+    path = tmp_path / "r.json"
+    for place in range(len(data) - 1):  # the last byte is the final newline
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises((CorruptError, FormatVersionError)):
+            read_record(path, "thing")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"[]", "holds no JSON object"),
+        (b'{"a": 1, "a": 2}', "a key occurs twice"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b'{"format": "featurecache.other"}', "is not a featurecache thing record"),
+    ],
+)
+def test_foreign_bytes_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "r.json").write_bytes(data)
+    with pytest.raises(CorruptError, match=message):
+        read_record(tmp_path / "r.json", "thing")
+
+
+def test_newer_record_is_refused_with_advice(tmp_path: Path) -> None:
+    content = {"format": "featurecache.thing", "version": 2}
+    digest = digest_bytes(canonical_json(content).encode())
+    (tmp_path / "r.json").write_text(canonical_json({**content, "digest": digest}))
+    with pytest.raises(FormatVersionError, match="version 2; this release reads up to 1. Upgrade featurecache"):
+        read_record(tmp_path / "r.json", "thing")
+
+
+def test_links_folders_and_giants_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"x" * 100)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(CorruptError, match="symbolic link"):
+        read_small_file(tmp_path / "link")
+    with pytest.raises(CorruptError, match="not a regular file"):
+        read_small_file(tmp_path)
+    with pytest.raises(CorruptError, match="has 100 bytes; a record has at most 99"):
+        read_small_file(tmp_path / "real", max_bytes=99)
+
+
+def test_first_writer_wins(tmp_path: Path) -> None:
+    assert publish_once(tmp_path / "f", b"first")
+    assert not publish_once(tmp_path / "f", b"second")
+    assert (tmp_path / "f").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_failed_publication_leaves_what_was_there(tmp_path: Path) -> None:
+    publish_bytes(tmp_path / "f", b"old")
+    with pytest.raises(RuntimeError, match="half way"), published(tmp_path / "f") as partial:
+        partial.write_bytes(b"new, but only ha")
+        raise RuntimeError("half way")
+    assert (tmp_path / "f").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]

@@ -1,0 +1,90 @@
+"""Settings that cannot be built wrong, and fingerprints that notice what matters."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from featurecache.errors import RequestError
+from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
+
+IDENTITY = FeatureIdentity(backbone="a:b", architecture="0" * 64, weights="1" * 64, preprocess=PreprocessSpec())
+
+
+def test_fingerprint_is_pinned() -> None:
+    # Changing this line orphans every cache in the world.
+    assert IDENTITY.fingerprint == "7392ea0c905a317f70540cc91b47dd45808a489e552f800b6a5a9ce81ede7c95"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resize": 257},
+        {"crop": 223},
+        {"interpolation": "bicubic"},
+        {"antialias": False},
+        {"orientation": "stored"},
+        {"background": (0, 0, 0)},
+        {"mean": (0.5, 0.5, 0.5)},
+        {"std": (0.5, 0.5, 0.5)},
+        {"max_pixels": 10},
+        {"max_bytes": 10},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_preprocess_field_is_identity(change: dict) -> None:
+    changed = replace(IDENTITY, preprocess=IDENTITY.preprocess.override(**change))
+    assert changed.fingerprint != IDENTITY.fingerprint
+    (difference,) = IDENTITY.differences(changed)
+    assert difference.startswith(f"preprocess.{next(iter(change))} ")
+
+
+@pytest.mark.parametrize("field", ["backbone", "architecture", "weights", "precision"])
+def test_every_identity_field_counts(field: str) -> None:
+    assert replace(IDENTITY, **{field: "other"}).fingerprint != IDENTITY.fingerprint
+
+
+def test_identity_survives_json() -> None:
+    again = FeatureIdentity.from_json(json.loads(json.dumps(IDENTITY.to_json())))
+    assert again == IDENTITY
+    assert again.fingerprint == IDENTITY.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": 0}, "crop must be at least 1"),
+        ({"crop": 300, "resize": 200}, "crop .300 px. must not exceed resize .200 px."),
+        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; known: nearest"),
+        ({"std": (1, 0, 1)}, "std must be positive"),
+        ({"mean": (0.5,)}, "mean needs three numbers"),
+        ({"interpolation": "lanczos", "antialias": False}, "lanczos' always filters"),
+        ({"decoding_rules": 2}, "upgrade featurecache"),
+        ({"sharpness": 2}, "unknown preprocess setting 'sharpness'"),
+    ],
+)
+def test_impossible_preprocess_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        PreprocessSpec().override(**change)
+
+
+def test_override_keeps_crop_within_resize() -> None:
+    assert PreprocessSpec().override(crop=300).resize == 300
+    assert PreprocessSpec().override(resize=100).crop == 100
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch size must be at least 1"),
+        ({"shard_rows": 0}, "shard rows must be at least 1"),
+        ({"num_workers": 0}, "num workers must be at least 1"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'; known: float16"),
+        ({"runtime": "tvm"}, "unknown runtime 'tvm'"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        ExtractionSettings(**change)

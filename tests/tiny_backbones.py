@@ -1,0 +1,51 @@
+"""Small deterministic networks of 'somebody's own code' for tests: named as ``python:tiny_backbones:...``."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+PREPROCESS = {"resize": 32, "crop": 32, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with batch norm and dropout, and a classifier."""
+
+    preprocess = PREPROCESS
+    classifier = "fc"
+
+    def __init__(self, seed: int = 0, width: int = 16) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+            self.body = nn.Sequential(nn.Conv2d(8, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+            self.dropout = nn.Dropout(0.5)
+            self.fc = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.dropout(self.body(self.stem(x)).mean((2, 3))))
+
+
+def tiny() -> nn.Module:
+    """The usual one."""
+    return TinyNet()
+
+
+def other_seed() -> nn.Module:
+    """The same architecture with other weights."""
+    return TinyNet(seed=1)
+
+
+def overflowing() -> nn.Module:
+    """Features beyond the range of float16."""
+    network = TinyNet()
+    with torch.no_grad():
+        network.body[1].weight.mul_(1e6)
+        network.body[1].bias.add_(1e6)
+    return network
+
+
+def not_a_module() -> object:
+    """A factory that returns something else."""
+    return {"not": "a module"}
