@@ -11,9 +11,6 @@ PREPROCESS = {"resize": 32, "crop": 32, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.
 class TinyNet(nn.Module):
     """Two convolutions with batch norm and dropout, and a classifier."""
 
-    preprocess = PREPROCESS
-    classifier = "fc"
-
     def __init__(self, seed: int = 0, width: int = 16) -> None:
         super().__init__()
         with torch.random.fork_rng():
@@ -49,3 +46,8 @@ def overflowing() -> nn.Module:
 def not_a_module() -> object:
     """A factory that returns something else."""
     return {"not": "a module"}
+
+
+for factory in (tiny, other_seed, overflowing):
+    factory.preprocess = PREPROCESS
+    factory.classifier = "fc"

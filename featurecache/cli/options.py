@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import textwrap
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +26,7 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",
-        epilog=f"example:\n{inspect.cleandoc(example)}",
+        epilog="example:\n" + textwrap.indent(inspect.cleandoc(example), "  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout and nothing else")

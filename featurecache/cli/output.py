@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,5 +94,5 @@ def _plain(cell: Any) -> Any:
 def _console() -> Any:
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
-    return Console(width=width, highlight=False)
+    # In a file or a pipe nothing should be cut to the width of some terminal.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)

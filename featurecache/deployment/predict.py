@@ -136,7 +136,7 @@ def _label_batch(
     stored, problems = to_stored(outcome.features[tap], outcome.problems, saved.dtype)
     good = [place for place in range(len(stored)) if place not in problems]
     features = decode(stored[good], saved.dtype).astype(np.float32)
-    answers = iter(saved.probabilities(features) if good else [])
+    answers = iter(saved.probabilities(features) if good else np.zeros((0, len(saved.classes))))
     for place, path in enumerate(islice(remaining, len(stored))):
         if place in problems:
             yield Prediction(str(path), None, None, {}, problems[place].status, problems[place].reason)

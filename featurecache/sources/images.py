@@ -15,14 +15,26 @@ from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import (  # the plugins register themselves on import; Pillow loads some of them late
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from featurecache.errors import InputError
 from featurecache.specs import PreprocessSpec
 
 # H height, W width, C channels (RGB)
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+_PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, GifImagePlugin, TiffImagePlugin)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -92,7 +104,7 @@ def decode(data: bytes, spec: PreprocessSpec) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise InputError("not_an_image", f"no {', '.join(FORMATS[:-1])} image in {len(data)} bytes") from None
+        raise InputError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes") from None
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
     width, height = image.size

@@ -48,7 +48,7 @@ def test_new_files_get_the_answers_of_cached_ones(trained: tuple, name: str) -> 
 
 
 def test_a_bad_file_has_a_reason_and_stops_nothing(trained: tuple, tmp_path: Path) -> None:
-    source, store, report = trained
+    _, store, report = trained
     folder = keep_head(store, "best", report.best)
     write_image(tmp_path / "in" / "a.png", COLOURS["red"], seed=1)
     (tmp_path / "in" / "b.jpg").write_bytes(b"")

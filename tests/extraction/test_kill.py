@@ -26,6 +26,11 @@ def start(source: Path, cache: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def finish(process: subprocess.Popen[bytes]) -> int:
+    process.communicate()
+    return process.returncode
+
+
 def shards(cache: Path) -> dict[str, bytes]:
     """Everything committed: records, and the shards they name."""
     found = {}
@@ -43,7 +48,7 @@ def num_commits(cache: Path) -> int:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_and_resumed_equals_uninterrupted(make_folder: Callable[..., Path], tmp_path: Path, how: int) -> None:
     source = make_folder(per_class=60)
-    assert start(source, tmp_path / "whole").wait() == 0
+    assert finish(start(source, tmp_path / "whole")) == 0
     whole = shards(tmp_path / "whole")
     assert len(whole) == 2 * 23
     for attempt in range(3):
@@ -52,11 +57,11 @@ def test_killed_and_resumed_equals_uninterrupted(make_folder: Callable[..., Path
         while process.poll() is None and num_commits(tmp_path / "killed") < wanted:
             time.sleep(0.001)
         process.send_signal(how)
-        status, error = process.wait(), process.stderr.read().decode()
+        error, status = process.communicate()[1].decode(), process.returncode
         if how == signal.SIGINT and status != 0:
             assert status == 130
             assert error == "featurecache: stopped; finished shards are kept, run the same command to go on\n"
         kept = shards(tmp_path / "killed")
         assert all(whole[name] == data for name, data in kept.items())  # what is visible is right
-    assert start(source, tmp_path / "killed").wait() == 0
+    assert finish(start(source, tmp_path / "killed")) == 0
     assert shards(tmp_path / "killed") == whole

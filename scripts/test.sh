@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Every check: lint, types, layers and tests. Sets up what it needs. Arguments go to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+ensure_environment dev,timm,cpu,demo
+cd "$root"
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+"$python" -m pytest -q -n 2 --dist loadfile -m "not slow" "$@"
