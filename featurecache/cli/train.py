@@ -100,17 +100,13 @@ def print_results(report: TrainingReport) -> None:
     document = report.to_json()
     for item in report.to_json()["left_out"][:5]:
         warn(f"{item['path']} is left out: {item['status']} ({item['reason']})")
-    print_table(
-        ["head", "tap", "settings", "validation", "test accuracy", "95 % interval", "balanced", "macro F1", "seconds"],
-        [_row(result) for result in document["results"]],
-        numbers=["validation", "test accuracy", "95 % interval", "balanced", "macro F1", "seconds"],
-    )
     best = document["results"][0]
+    looked_at = f"{best['reported']} accuracy"
+    figures = [f"by {best['protocol']}", looked_at, "95 % interval", "balanced", "macro F1", "seconds"]
+    rows = [_row(result) for result in document["results"]]
+    print_table(["head", "tap", "settings", *figures], rows, numbers=figures)
     print_line(f"chosen by {best['protocol']}: {best['head']} on {best['tap']}")
-    if best["test"] is None:
-        print_line(
-            "this task has no test part: the figures are one look at the validation part, on which nothing was chosen"
-        )
+    print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
 
 
 def _row(result: dict[str, Any]) -> list[Any]:
@@ -119,8 +115,8 @@ def _row(result: dict[str, Any]) -> list[Any]:
         result["head"],
         result["tap"],
         ", ".join(f"{name}={value}" for name, value in result["params"].items()) or "-",
-        f"{result['validation']['accuracy']:.3f}",
-        f"{scores['accuracy']:.3f}" if result["test"] else "-",
+        f"{result['selection_accuracy']:.3f}",
+        f"{scores['accuracy']:.3f}",
         f"{scores['accuracy_low']:.3f} to {scores['accuracy_high']:.3f}",
         f"{scores['balanced_accuracy']:.3f}",
         f"{scores['macro_f1']:.3f}",

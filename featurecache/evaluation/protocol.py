@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from featurecache.evaluation.parts import Part, Split, check_parts
 from featurecache.evaluation.scores import Scores, score
@@ -48,6 +48,8 @@ class HeadResult:
     seconds: float
     protocol: str
     """How the setting was chosen: "validation" or "cross-validation"."""
+    selection_accuracy: float
+    """On the rows by which the setting was chosen; heads are compared by it, never by the last look."""
     validation: Scores
     """On the validation rows, or out of fold inside train when there are none."""
     test: Scores | None
@@ -72,6 +74,8 @@ class HeadResult:
             "params": self.params,
             "seconds": round(self.seconds, 3),
             "protocol": self.protocol,
+            "selection_accuracy": self.selection_accuracy,
+            "reported": self.reported,
             "converged": self.converged,
             "validation": self.validation.to_json(),
             "test": None if self.test is None else self.test.to_json(),
@@ -126,7 +130,7 @@ def evaluate_heads(
     Returns
     -------
     list of HeadResult
-        The highest validation accuracy first; of equals, the order of ``names``.
+        The highest selection accuracy first; of equals, the order of ``names``.
 
     Raises
     ------
@@ -142,7 +146,7 @@ def evaluate_heads(
         results.append(result)
         if progress is not None:
             progress(result)
-    return sorted(results, key=lambda result: (-result.validation.accuracy, names.index(result.head)))
+    return sorted(results, key=lambda result: (-result.selection_accuracy, names.index(result.head)))
 
 
 def _evaluated(
@@ -176,6 +180,7 @@ def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: i
             head=name,
             params=choice.params,
             protocol=choice.protocol,
+            selection_accuracy=choice.accuracy,
             temperature=choice.temperature,
             estimator=estimator,
             converged=converged,

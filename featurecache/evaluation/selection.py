@@ -32,6 +32,11 @@ class Choice:
     temperature: float
     """Fitted on the decision values of these rows; 1.0 for heads with probabilities of their own."""
 
+    @property
+    def accuracy(self) -> float:
+        """Share of the held-out rows that were predicted right."""
+        return float(np.mean(self.y == self.y_pred))
+
 
 def build(name: str, params: dict[str, Any], random_state: int) -> BaseEstimator:
     """Return an unfitted head with these parameters and, where it has one, this random state."""

@@ -39,7 +39,7 @@ class TrainedHead:
 
 @dataclass
 class TrainingReport:
-    """All trained heads, best validation accuracy first, and what was left out."""
+    """All trained heads, best selection accuracy first, and what was left out."""
 
     task: Task
     heads: list[TrainedHead]
@@ -48,7 +48,7 @@ class TrainingReport:
 
     @property
     def best(self) -> TrainedHead:
-        """The head chosen by validation accuracy."""
+        """The head with the best selection accuracy."""
         return self.heads[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def train_heads(
             names, parts, len(task.classes), n_jobs=n_jobs, random_state=random_state, progress=on_result
         )
         report.heads += [TrainedHead(task, feature_set, result) for result in results]
-    report.heads.sort(key=lambda head: -head.result.validation.accuracy)
+    report.heads.sort(key=lambda head: -head.result.selection_accuracy)
     return report
 
 

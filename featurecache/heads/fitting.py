@@ -15,7 +15,7 @@ from featurecache.errors import HeadError, TaskError
 from featurecache.heads.registry import last_step, make_head
 
 _MORE_ITERATIONS = 5
-_EARLY_STOPPING_ROWS = 200
+_EARLY_STOPPING_ROWS = 1000
 _EARLY_STOPPING_ROWS_PER_CLASS = 10
 
 

@@ -96,7 +96,7 @@ def test_run_does_it_all(make_folder: Make, tmp_path: Path, call: Callable) -> N
     for result in results:
         assert {"head", "tap", "task", "params", "seconds", "validation", "test"} <= set(result)
         assert 0 <= result["test"]["accuracy_low"] <= result["test"]["accuracy"] <= result["test"]["accuracy_high"] <= 1
-    accuracies = [r["validation"]["accuracy"] for r in results]
+    accuracies = [r["selection_accuracy"] for r in results]
     assert accuracies == sorted(accuracies, reverse=True)
     assert document["extraction"]["bad"] == [
         {"path": "red/broken.jpg", "status": "not_an_image", "reason": document["extraction"]["bad"][0]["reason"]}

@@ -1,0 +1,122 @@
+"""The report is one file that needs nothing else, and says what its data say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import COLOURS, write_image
+
+from featurecache.reporting.report import LastLook, ReportData, human_bytes, write_report
+
+SCORES = {
+    "n": 4,
+    "accuracy": 0.5,
+    "accuracy_low": 0.25,
+    "accuracy_high": 0.75,
+    "balanced_accuracy": 0.5,
+    "macro_f1": 0.5,
+}
+
+
+def result(head: str, *, test: bool) -> dict[str, Any]:
+    return {
+        "head": head,
+        "tap": "a:avg",
+        "params": {"C": 0.1},
+        "seconds": 1.25,
+        "protocol": "validation" if test else "cross-validation",
+        "reported": "test" if test else "validation",
+        "selection_accuracy": 0.625,
+        "validation": SCORES,
+        "test": SCORES if test else None,
+    }
+
+
+def make_data(classes: list[str], names: list[str], *, test: bool = True) -> ReportData:
+    y_true = np.arange(4) % len(classes)
+    y_pred = np.array([y_true[0], y_true[1], (y_true[2] + 1) % len(classes), (y_true[3] + 1) % len(classes)])
+    proba = np.full((4, len(classes)), 0.01)
+    proba[np.arange(4), y_pred] = [0.9, 0.9, 0.6, 0.8]
+    confusion = np.zeros((len(classes),) * 2, np.int64)
+    np.add.at(confusion, (y_true, y_pred), 1)
+    return ReportData(
+        title="a <b> title",
+        command="featurecache run x",
+        cache="c",
+        feature_sets=[
+            {
+                "backbone": "n:n",
+                "tap": "a:avg",
+                "rows": 9,
+                "shape": [16],
+                "dtype": "float16",
+                "bytes": 1234,
+                "num_parameters": 1000,
+                "num_trainable": 0,
+                "weights_source": "here",
+                "preprocess": {"resize": 256, "crop": 224, "interpolation": "bicubic"},
+                "fingerprint": "f" * 64,
+            }
+        ],
+        training={
+            "task": "t",
+            "classes": classes,
+            "counts": {"train": 5, "test": 4},
+            "results": [result("logistic", test=test), result("knn", test=test)],
+        },
+        class_counts=dict.fromkeys(classes, 3),
+        last_look=LastLook(
+            part="test" if test else "validation",
+            y_true=y_true,
+            y_pred=y_pred,
+            probabilities=proba,
+            names=names,
+            confusion=confusion,
+            per_class=[{"class": c, "n": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5} for c in classes],
+        ),
+        bad_inputs=[{"path": "bad<.jpg", "status": "empty", "reason": "no bytes"}],
+    )
+
+
+def test_everything_is_inside_and_escaped(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(3)] + ["gone.png"]
+    for i in range(3):
+        write_image(tmp_path / names[i], COLOURS["red"], seed=i)
+    data = make_data(["a & b", "<i>"], names)
+    write_report(tmp_path / "r.html", data, find=lambda name: tmp_path / name)
+    text = (tmp_path / "r.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:image/jpeg;base64,|#)""", text)
+    assert "<i>" not in text
+    assert "a &amp; b" in text
+    assert "a &lt;b&gt; title" in text
+    assert "bad&lt;.jpg" in text
+    assert text.count("data:image/jpeg;base64,") == 1  # of the two mistakes one file is gone
+    assert text.index("gone.png") < text.index("2.png")  # the more confident mistake comes first
+    assert "0.500 (0.250 to 0.750, 95 % interval, 4 samples)" in re.sub(
+        r"</?b>|\n", lambda m: " " * (m[0] == "\n"), text
+    )
+
+
+def test_without_a_test_part_the_last_look_is_named(tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", make_data(["a", "b"], ["x"] * 4, test=False), find=lambda name: None)
+    text = (tmp_path / "r.html").read_text()
+    assert "by cross-validation" in text
+    assert "validation accuracy" in text
+    assert "test accuracy" not in text
+
+
+def test_many_classes_leave_the_matrix_out(tmp_path: Path) -> None:
+    data = make_data([f"class {i}" for i in range(40)], ["x"] * 4)
+    write_report(tmp_path / "r.html", data, find=lambda name: None)
+    assert "of 40 classes is too large to show" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (5_200_000, "5.2 MB"), (3e12, "3.0 TB")]
+)
+def test_bytes_for_people(count: float, text: str) -> None:
+    assert human_bytes(count) == text
