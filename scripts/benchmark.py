@@ -11,7 +11,6 @@ Each prints what we reach, the ceilings of this machine (decode alone, forward a
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -25,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-PACKAGES = ("featurecache", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py", "scikit-learn")
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -225,17 +222,13 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def describe_machine() -> dict[str, Any]:
     """Versions and hardware."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    from featurecache.versions import installed_versions
+
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "versions": versions,
+        "versions": installed_versions(),
     }
 
 

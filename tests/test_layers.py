@@ -14,6 +14,7 @@ FLOORS = {
     "atomic": 1,
     "specs": 1,
     "records": 1,
+    "versions": 1,
     "sources": 2,
     "store": 2,
     "backbones": 2,

@@ -8,16 +8,14 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import openvino
 import torch
 
+from featurecache.backbones.normalized import Features, Normalized
 from featurecache.errors import RequestError
-
-if TYPE_CHECKING:
-    from featurecache.backbones.runtimes import Features, Normalized
 
 _CONFIG = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
 

@@ -14,18 +14,16 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.probing import first_line
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError
-from featurecache.specs import PreprocessSpec
 
 _log = logging.getLogger(__name__)
 TOLERANCE = 1e-3
-
-Features = dict[str, np.ndarray]
 
 
 class Runtime(Protocol):
@@ -90,33 +88,6 @@ def open_runtime(
     if reference.device != "cpu":
         raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")
     return _open_openvino(backbone, taps, reference, batch_size=batch_size, required=runtime == "openvino")
-
-
-class Normalized(nn.Module):
-    """Decoded images in, features out: normalisation happens on the device.
-
-    Parameters
-    ----------
-    tapped
-        The backbone.
-    preprocess
-        Mean and standard deviation.
-    """
-
-    mean_C11: Tensor
-    std_C11: Tensor
-
-    def __init__(self, tapped: TappedBackbone, preprocess: PreprocessSpec) -> None:
-        super().__init__()
-        self.tapped = tapped
-        self.register_buffer("mean_C11", torch.tensor(preprocess.mean).reshape(3, 1, 1), persistent=False)
-        self.register_buffer("std_C11", torch.tensor(preprocess.std).reshape(3, 1, 1), persistent=False)
-
-    def forward(self, images_BHWC: Tensor) -> tuple[Tensor, ...]:
-        """Return the features in the order of the taps; a tuple, because tracing knows no other order."""
-        images_BCHW = (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean_C11) / self.std_C11
-        features = self.tapped(images_BCHW)
-        return tuple(features[tap.name] for tap in self.tapped.taps)
 
 
 class TorchRuntime:

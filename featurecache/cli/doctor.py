@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 from typing import Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.versions import installed_version
 
 _CORE = (
     "torch",
@@ -64,8 +64,8 @@ def examine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "devices": _devices(),
         "torchvision": _torchvision(),
-        "versions": {name: _version(name) for name in ("featurecache", *_CORE, *_EXTRAS)},
-        "missing_extras": sorted({extra for name, (extra, _) in _EXTRAS.items() if _version(name) is None}),
+        "versions": {name: installed_version(name) for name in ("featurecache", *_CORE, *_EXTRAS)},
+        "missing_extras": sorted({extra for name, (extra, _) in _EXTRAS.items() if installed_version(name) is None}),
     }
 
 
@@ -96,10 +96,3 @@ def _torchvision() -> str:
     from featurecache.backbones.torchvision_compat import torchvision_state
 
     return torchvision_state()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

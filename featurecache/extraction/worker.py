@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 from collections.abc import Callable, Mapping
@@ -24,10 +23,9 @@ from featurecache.specs import ExtractionSettings
 from featurecache.store.features import runs_of_rows
 from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
+from featurecache.versions import installed_versions
 
 logger = logging.getLogger(__name__)
-
-_RECORDED_PACKAGES = ("featurecache", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py")
 
 
 @dataclass(frozen=True)
@@ -156,19 +154,13 @@ class ShardExtractor:
 
 def provenance(runtime: Runtime, settings: ExtractionSettings) -> dict[str, Any]:
     """What ran, for the record: no times and no names of machines, so that equal work gives equal records."""
-    versions = {}
-    for package in _RECORDED_PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "runtime": runtime.name,
         "device": runtime.device,
         "batch_size": settings.batch_size,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "versions": versions,
+        "versions": installed_versions(),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import numpy as np
 from featurecache.atomic import publish_bytes
 from featurecache.reporting.pictures import draw_intervals, thumbnail
 from featurecache.sources.images import pillow_defaults
+from featurecache.versions import installed_versions
 
 _MAX_MISTAKES = 12
 _MAX_MATRIX = 30
-_VERSIONS = ("featurecache", "torch", "torchvision", "timm", "openvino", "scikit-learn", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         matrix=_matrix(data),
         mistakes=mistakes,
         num_mistakes=int((data.last_look.y_true != data.last_look.y_pred).sum()),
-        versions=_versions(),
+        versions={"python": platform.python_version(), **installed_versions()},
     )
     publish_bytes(path, text.encode(errors="replace"))
 
@@ -136,13 +135,3 @@ def _mistakes(data: ReportData, find: Callable[[str], Path | None]) -> list[dict
         }
         for i in chosen.tolist()
     ]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _VERSIONS:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -87,12 +87,30 @@ class Features:
         rows = np.asarray(rows, np.int64)
         self._refuse_bad(rows)
         run = self._locate(rows)
-        shards, local = self._shard_of[run], rows - self._starts[run] + self._offsets[run]
-        out = np.empty((len(rows), *self.sample_shape), decode(np.empty(0, self._stored), self.dtype).dtype)
-        for number in np.unique(shards):
-            mine = shards == number
-            out[mine] = decode(self._shard(int(number)).read("features", local[mine]), self.dtype)
-        return out
+        stored = np.empty((len(rows), *self.sample_shape), STORED[self.dtype])
+        if len(rows) and (np.diff(rows) == 1).all():
+            self._copy_runs(int(rows[0]), int(rows[-1]) + 1, stored)
+        elif stored.size:
+            self._gather(rows - self._shifts[run], self._shard_of[run], stored)
+        return decode(stored, self.dtype)
+
+    def _copy_runs(self, start: int, stop: int, out: Array) -> None:
+        """Copy consecutive rows run by run."""
+        first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
+        for run_start, run_stop, number, shift in self._runs[first : last + 1]:
+            low, high = max(start, run_start), min(stop, run_stop)
+            out[low - start : high - start] = self._shard(number).slice("features", low - shift, high - shift)
+
+    def _gather(self, local: Rows, shards: Rows, out: Array) -> None:
+        """Copy scattered rows shard by shard; a row moves as one item, which numpy does faster than a row of items."""
+        item = np.dtype((np.void, max(out[:1].nbytes, 1)))
+        items = out.reshape(len(out), -1).view(item).ravel()
+        scratch = np.empty(np.bincount(shards).max(), item)  # used again for each shard: fresh memory is slow memory
+        for number in np.unique(shards).tolist():
+            mine = np.flatnonzero(shards == number)
+            taken = scratch[: len(mine)]
+            self._shard(number).take("features", local[mine], taken)
+            items[mine] = taken
 
     def __getitem__(self, index: Any) -> Array:
         """Read by position in `rows`: ``features[:100]``, ``features[mask]``."""
@@ -128,19 +146,15 @@ class Features:
         return {}
 
     @cached_property
-    def _stored(self) -> np.dtype[Any]:
-        return np.dtype(STORED[self.dtype])
-
-    @cached_property
     def _runs(self) -> list[tuple[int, int, int, int]]:
-        """(start, stop, shard, position of start in the shard), sorted and without overlap."""
+        """(start, stop, shard, shift) sorted and without overlap; row k lies at k - shift in its shard."""
         runs: list[tuple[int, int, int, int]] = []
         end = 0
         for start, stop, shard, offset in sorted(
             run for number, commit in enumerate(self.commits) for run in _runs_of(commit, number)
         ):
             if (low := max(start, end)) < stop:  # two writers with different shard sizes may overlap
-                runs.append((low, stop, shard, offset + low - start))
+                runs.append((low, stop, shard, start - offset))
                 end = stop
         return runs
 
@@ -157,7 +171,7 @@ class Features:
         return np.array([run[2] for run in self._runs], np.int64)
 
     @cached_property
-    def _offsets(self) -> Rows:
+    def _shifts(self) -> Rows:
         return np.array([run[3] for run in self._runs], np.int64)
 
 

@@ -121,12 +121,22 @@ class MappedShard:
     _bytes: Array | None = None
     _checked: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def read(self, name: str, rows: Array | None = None) -> Array:
-        """Return all rows of an array (a view), or a copy of the given local rows."""
+    def read(self, name: str) -> Array:
+        """Return a whole array, not copied."""
+        return self.slice(name, 0, self.record.arrays[name].shape[0])
+
+    def slice(self, name: str, start: int, stop: int) -> Array:
+        """Return consecutive local rows of an array, not copied."""
         array = self.record.arrays[name]
-        self._check_blocks(name, array, rows)
-        values = self._view(array)
-        return values if rows is None else values[rows]
+        self._check_blocks(name, array, np.array([start]), np.array([stop]))
+        return self._view(array)[start:stop]
+
+    def take(self, name: str, rows: Array, out: Array) -> None:
+        """Copy some local rows into ``out``, whose items are rows of bytes."""
+        array = self.record.arrays[name]
+        self._check_blocks(name, array, rows, rows + 1)
+        items = self._view(array).reshape(array.shape[0], -1).view(out.dtype).ravel()
+        items.take(rows, out=out, mode="clip")  # "raise", numpy's default, would copy once more
 
     def _view(self, array: ArrayRecord) -> Array:
         raw = self._map()[array.offset : array.offset + array.nbytes]
@@ -137,11 +147,12 @@ class MappedShard:
             self._bytes = _map_file(self.path, self.record.size)
         return self._bytes
 
-    def _check_blocks(self, name: str, array: ArrayRecord, rows: Array | None) -> None:
+    def _check_blocks(self, name: str, array: ArrayRecord, starts: Array, stops: Array) -> None:
+        """Check the blocks under local rows ``starts[i]:stops[i]`` that were not checked before."""
         checked = self._checked.setdefault(name, np.zeros(len(array.crc32), bool))
         if checked.all():
             return
-        for block in _blocks_of(array, rows):
+        for block in _blocks_of(array, starts, stops):
             if not checked[block]:
                 start = array.offset + block * array.block_bytes
                 stop = min(start + array.block_bytes, array.offset + array.nbytes)
@@ -196,14 +207,12 @@ def _map_file(path: Path, size: int) -> Array:
         os.close(descriptor)
 
 
-def _blocks_of(array: ArrayRecord, rows: Array | None) -> Iterator[int]:
-    if rows is None:
-        return iter(range(len(array.crc32)))
-    row_bytes = array.nbytes // array.shape[0]
-    first = rows * row_bytes // array.block_bytes
-    last = ((rows + 1) * row_bytes - 1) // array.block_bytes
+def _blocks_of(array: ArrayRecord, starts: Array, stops: Array) -> Iterator[int]:
+    row_bytes = array.nbytes // max(array.shape[0], 1)
+    first = starts * row_bytes // array.block_bytes
+    last = (stops * row_bytes - 1) // array.block_bytes
     spans = np.unique(np.stack([first, last], axis=1), axis=0)
-    return (block for low, high in spans for block in range(int(low), int(high) + 1))
+    return (block for low, high in spans.tolist() for block in range(low, high + 1))
 
 
 class _BlockSums:

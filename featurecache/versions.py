@@ -1,0 +1,23 @@
+"""Versions of the libraries that results may depend on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+
+MADE_WITH = ("featurecache", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py", "scikit-learn")
+"""Packages whose versions are recorded beside results."""
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, ``None`` where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def installed_versions(packages: Iterable[str] = MADE_WITH) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {package: installed_version(package) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
