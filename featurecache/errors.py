@@ -61,6 +61,10 @@ class RuntimeMismatchError(FeatureCacheError, ValueError):
     """A faster runtime does not agree with the reference."""
 
 
+class DriftError(FeatureCacheError, ValueError):
+    """This machine makes other features than those that are stored."""
+
+
 class StoreError(FeatureCacheError, ValueError):
     """A cache folder that cannot be used as it stands."""
 

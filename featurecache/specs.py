@@ -15,7 +15,7 @@ from featurecache.hashing import digest_json
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Orientation = Literal["exif", "stored"]
-StorageDtype = Literal["float16", "float32", "bfloat16"]
+StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 RuntimeName = Literal["auto", "torch", "openvino"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

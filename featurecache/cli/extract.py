@@ -10,7 +10,7 @@ from featurecache.cli.options import add_backbone_options, add_extraction_option
 from featurecache.cli.output import print_json, print_line, progress_on_stderr, warn
 
 if TYPE_CHECKING:
-    from featurecache.extraction.extract import ExtractionReport
+    from featurecache.extraction.run import ExtractionReport
 
 
 def add_parser(verbs: Any) -> None:

@@ -16,7 +16,7 @@ from featurecache.cli.train import add_training_options, print_results, save_bes
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
-    from featurecache.extraction.extract import ExtractionReport
+    from featurecache.extraction.run import ExtractionReport
 
 
 def add_parser(verbs: Any) -> None:

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.registry import load_backbone
-from featurecache.backbones.runtimes import open_runtime
-from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.runtimes import Runtime, open_runtime
+from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.saved import SavedHead, open_head
-from featurecache.errors import HeadMismatchError
+from featurecache.errors import DriftError, HeadMismatchError
+from featurecache.extraction import drift
 from featurecache.extraction.pipeline import FileInput, Outcome, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.sources.folder import find_images
 from featurecache.sources.images import pillow_defaults
-from featurecache.specs import BackboneRequest, ExtractionSettings
+from featurecache.specs import BackboneRequest, ExtractionSettings, PreprocessSpec
 from featurecache.store.dtypes import decode
 
 
@@ -111,6 +112,12 @@ def _predict(
     runtime = open_runtime(
         network, [tap], runtime=settings.runtime, device=settings.device, batch_size=settings.batch_size
     )
+    try:
+        with pillow_defaults():
+            _guard(saved, tap, runtime, network.preprocess, settings)
+    except DriftError:
+        runtime.close()
+        raise
     progress.start("predicting", len(paths))
     outcomes = run_pipeline(
         [FileInput(path) for path in paths],
@@ -127,6 +134,19 @@ def _predict(
                 progress.advance(len(outcome.problems), bad=problems)
     finally:
         runtime.close()
+
+
+def _guard(
+    saved: SavedHead, tap: Tap, runtime: Runtime, preprocess: PreprocessSpec, settings: ExtractionSettings
+) -> None:
+    """Refuse to label with features that this machine makes differently than the one where the head was trained."""
+    recorded = saved.meta.get("probe")
+    if recorded is None:
+        return
+    differing = drift.changes(recorded["provenance"], drift.provenance(runtime, settings))
+    if differing:
+        with drift.explained(differing, "extract and train here"):
+            drift.check_probe(recorded, tap.name, runtime, preprocess, batch_size=settings.batch_size)
 
 
 def _label_batch(

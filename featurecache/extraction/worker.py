@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,24 +16,40 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap
 from featurecache.errors import InputError
-from featurecache.extraction.pipeline import TRANSIENT, FileInput, run_pipeline, to_stored
+from featurecache.extraction.drift import provenance, stages_of
+from featurecache.extraction.pipeline import TRANSIENT, FileInput, Outcome, run_pipeline, to_stored
 from featurecache.extraction.plan import ShardJob
 from featurecache.specs import ExtractionSettings
+from featurecache.store.convert import measure_error, stored_arrays
 from featurecache.store.features import runs_of_rows
+from featurecache.store.leases import Leases
+from featurecache.store.samples import Ids, Rows
 from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
-from featurecache.versions import installed_versions
 
 logger = logging.getLogger(__name__)
+
+_PROBES_PER_SHARD = 2
 
 
 @dataclass(frozen=True)
 class ShardOutcome:
-    """What a job did: ``num_rows`` committed rows, how many of them are bad, and inputs left for the next run."""
+    """What a job did.
 
-    num_rows: int
-    num_bad: int
-    postponed: dict[str, str]
+    Attributes
+    ----------
+    num_rows, num_bad : int
+        Committed rows, and how many of them are bad.
+    postponed : dict of int to (path, reason)
+        Rows whose files changed or vanished: left for the next run.
+    leased : bool
+        Another writer is at it; nothing was done.
+    """
+
+    num_rows: int = 0
+    num_bad: int = 0
+    postponed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    leased: bool = False
 
 
 @dataclass
@@ -44,51 +59,24 @@ class ShardExtractor:
     backbone: Backbone
     taps: Mapping[str, Tap]
     sets: Mapping[str, FeatureSet]
-    path_of: Callable[[NDArray[np.int64]], list[Path]]
-    ids: NDArray[np.uint8]
+    path_of: Callable[[Rows], list[Path]]
+    ids: Ids
     settings: ExtractionSettings
+    leases: Leases
     remembered_runtime: str | None = None
     on_rows: Callable[[int, int], None] = lambda rows, bad: None
     _runtimes: dict[tuple[str, ...], Runtime] = field(default_factory=dict)
 
     def __call__(self, job: ShardJob) -> ShardOutcome:
-        """Compute, write and commit one job."""
-        runtime = self._runtime(job.taps)
-        paths = self.path_of(job.rows)
-        inputs = [FileInput(path, self.ids[row].tobytes().hex()) for path, row in zip(paths, job.rows, strict=True)]
-        bad: dict[str, dict[int, InputError]] = {tap: {} for tap in job.taps}
-        with ExitStack() as stack:
-            writers = {tap: stack.enter_context(self._writer(tap, len(job.rows))) for tap in job.taps}
-            start = 0
-            for outcome in run_pipeline(
-                inputs,
-                runtime,
-                self.backbone.preprocess,
-                batch_size=self.settings.batch_size,
-                num_workers=self.settings.num_workers,
-            ):
-                for tap, writer in writers.items():
-                    stored, problems = to_stored(outcome.features[tap], outcome.problems, self.settings.dtype)
-                    writer.append("features", stored)
-                    bad[tap] |= {start + place: error for place, error in problems.items()}
-                start += len(outcome.problems)
-                self.on_rows(len(outcome.problems), sum(problem is not None for problem in outcome.problems))
-            for tap, writer in writers.items():
-                writer.append("id", self.ids[job.rows])
-                self._publish(tap, job, writer, bad[tap], runtime)
-        return _summary(job, inputs, bad)
+        """Compute, write and commit one job, unless another writer is at it or has done it."""
+        with self.leases.hold(job.key) as mine:
+            if not mine:
+                return ShardOutcome(leased=True)
+            taps = tuple(tap for tap in job.taps if not self.sets[tap].folder.has(job.key))
+            return self._compute(ShardJob(taps, job.rows)) if taps else ShardOutcome()
 
-    def close(self) -> None:
-        """Release the runtimes."""
-        for runtime in self._runtimes.values():
-            runtime.close()
-
-    @property
-    def runtime_name(self) -> str | None:
-        """Name of the runtime that ran, once one has."""
-        return next((runtime.name for runtime in self._runtimes.values()), None)
-
-    def _runtime(self, taps: tuple[str, ...]) -> Runtime:
+    def runtime(self, taps: tuple[str, ...]) -> Runtime:
+        """Return the runtime for some taps, the same one each time."""
         if taps not in self._runtimes:
             self._runtimes[taps] = open_runtime(
                 self.backbone,
@@ -100,71 +88,133 @@ class ShardExtractor:
             )
         return self._runtimes[taps]
 
-    def _writer(self, tap: str, count: int) -> ShardWriter:
-        layout = {
-            "features": (self.settings.dtype, (count, *self.taps[tap].shape)),
-            "id": ("uint8", (count, 32)),
-        }
-        identity = self.sets[tap].identity
+    def close(self) -> None:
+        """Release the runtimes."""
+        for runtime in self._runtimes.values():
+            runtime.close()
+
+    @property
+    def runtime_name(self) -> str | None:
+        """Name of the runtime that ran, once one has."""
+        return next((runtime.name for runtime in self._runtimes.values()), None)
+
+    def _compute(self, job: ShardJob) -> ShardOutcome:
+        runtime, preprocess = self.runtime(job.taps), self.backbone.preprocess
+        paths = self.path_of(job.rows)
+        inputs = [FileInput(path, self.ids[row].tobytes().hex()) for path, row in zip(paths, job.rows, strict=True)]
+        with ExitStack() as stack:
+            drafts = [
+                stack.enter_context(Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(inputs)))
+                for tap in job.taps
+            ]
+            for outcome in run_pipeline(
+                inputs,
+                runtime,
+                preprocess,
+                batch_size=self.settings.batch_size,
+                num_workers=self.settings.num_workers,
+            ):
+                for draft in drafts:
+                    draft.add(outcome)
+                self.on_rows(len(outcome.problems), sum(problem is not None for problem in outcome.problems))
+            record = {
+                "provenance": provenance(runtime, self.settings),
+                "probe": self._probe(inputs, job.rows, drafts[0].bad),
+            }
+            for draft in drafts:
+                draft.publish(job.rows, self.ids[job.rows], record)
+        bad = {place: error for draft in drafts for place, error in draft.bad.items()}
+        return _summary(job.rows, paths, bad)
+
+    def _probe(self, inputs: list[FileInput], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
+        """Digests of the first good inputs before the network, for the drift guard of later runs."""
+        good = [place for place in range(len(inputs)) if place not in bad][:_PROBES_PER_SHARD]
+        probes: list[list[Any]] = []
+        for place in good:
+            try:
+                stages = stages_of(inputs[place].read(), self.backbone.preprocess)
+            except InputError:  # edited since it was read a moment ago
+                continue
+            probes.append([int(rows[place]), stages.decoded, stages.pixels])
+        return probes
+
+
+class Draft:
+    """Features of one tap on their way to a commit; a context manager that leaves nothing behind by itself."""
+
+    def __init__(self, feature_set: FeatureSet, shape: tuple[int, ...], dtype: str, count: int) -> None:
+        self.bad: dict[int, InputError] = {}
+        self._set, self._shape, self._dtype = feature_set, shape, dtype
+        # The scale of int8 is known only when all rows are: until then they are kept as they come.
+        self._draft_dtype = "float32" if dtype == "int8" else dtype
+        self._writer = self._new_writer(
+            {"features": (self._draft_dtype, (count, *shape)), "id": ("uint8", (count, 32))}
+        )
+        self._start = 0
+        self._precision: dict[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.__exit__()
+
+    def add(self, outcome: Outcome) -> None:
+        """Take the next batch."""
+        values = outcome.features[self._set.tap]
+        stored, problems = to_stored(values, outcome.problems, self._draft_dtype)
+        self._writer.append("features", stored)
+        self.bad |= {self._start + place: error for place, error in problems.items()}
+        self._start += len(values)
+        good = np.delete(values, list(problems), axis=0)
+        if self._precision is None and len(good):
+            self._precision = measure_error(good, stored_arrays(good, self._dtype), against="float32")
+
+    def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> None:
+        """Commit everything but rows whose inputs changed or vanished meanwhile."""
+        keep = np.array([p not in self.bad or self.bad[p].status not in TRANSIENT for p in range(len(rows))], bool)
+        if not keep.any():
+            return
+        if keep.all() and self._dtype == self._draft_dtype:
+            self._writer.append("id", ids)
+            self._commit(self._writer, rows, keep, record)
+            return
+        arrays = {"features": (self._dtype, self._writer.written("features")[keep])}
+        if self._dtype == "int8":
+            arrays = stored_arrays(arrays["features"][1], "int8")
+        arrays["id"] = ("uint8", ids[keep])
+        with self._new_writer({name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
+            for name, (_, values) in arrays.items():
+                writer.append(name, values)
+            self._commit(writer, rows, keep, record)
+
+    def _new_writer(self, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> ShardWriter:
         attributes = {
             "format": "featurecache",
             "kind": "features",
-            "backbone": identity.backbone,
-            "tap": tap,
-            "fingerprint": identity.fingerprint,
+            "backbone": self._set.identity.backbone,
+            "tap": self._set.tap,
+            "fingerprint": self._set.fingerprint,
         }
-        return self.sets[tap].folder.writer(layout, attributes)
+        return self._set.folder.writer(layout, attributes)
 
-    def _publish(
-        self, tap: str, job: ShardJob, writer: ShardWriter, bad: dict[int, InputError], runtime: Runtime
-    ) -> None:
-        keep = np.array([place not in bad or bad[place].status not in TRANSIENT for place in range(len(job.rows))])
-        if not keep.any():
-            return
-        if not keep.all():
-            with self._writer(tap, int(keep.sum())) as smaller:
-                for name in ("features", "id"):
-                    smaller.append(name, writer.written(name)[keep])
-                self._commit(tap, job, smaller, keep, bad, runtime)
-        else:
-            self._commit(tap, job, writer, keep, bad, runtime)
-
-    def _commit(
-        self,
-        tap: str,
-        job: ShardJob,
-        writer: ShardWriter,
-        keep: NDArray[np.bool_],
-        bad: dict[int, InputError],
-        runtime: Runtime,
-    ) -> None:
-        rows = job.rows[keep]
-        key = f"{rows[0]:012d}"
-        shard = writer.finish(key)
+    def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> None:
+        kept = rows[keep]
+        key = f"{kept[0]:012d}"
         body = {
-            "rows": runs_of_rows(rows),
-            "bad": [[int(job.rows[place]), error.status, error.reason] for place, error in bad.items() if keep[place]],
-            "fingerprint": self.sets[tap].fingerprint,
-            "tap": tap,
-            "provenance": provenance(runtime, self.settings),
+            "rows": runs_of_rows(kept),
+            "bad": [[int(rows[place]), error.status, error.reason] for place, error in self.bad.items() if keep[place]],
+            "fingerprint": self._set.fingerprint,
+            "tap": self._set.tap,
+            "precision": self._precision,
+            **record,
         }
-        if not self.sets[tap].folder.commit(key, shard, body):
-            logger.info("rows from %d of tap %s were committed by another writer first", rows[0], tap)
+        if not self._set.folder.commit(key, writer.finish(key), body):
+            logger.info("rows from %d of tap %s were committed by another writer first", kept[0], self._set.tap)
 
 
-def provenance(runtime: Runtime, settings: ExtractionSettings) -> dict[str, Any]:
-    """What ran, for the record: no times and no names of machines, so that equal work gives equal records."""
-    return {
-        "runtime": runtime.name,
-        "device": runtime.device,
-        "batch_size": settings.batch_size,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "versions": installed_versions(),
+def _summary(rows: Rows, paths: list[Path], bad: Mapping[int, InputError]) -> ShardOutcome:
+    postponed = {
+        int(rows[place]): (str(paths[place]), error.reason) for place, error in bad.items() if error.status in TRANSIENT
     }
-
-
-def _summary(job: ShardJob, inputs: list[FileInput], bad: dict[str, dict[int, InputError]]) -> ShardOutcome:
-    union = {place: error for problems in bad.values() for place, error in problems.items()}
-    postponed = {str(inputs[place].path): error.reason for place, error in union.items() if error.status in TRANSIENT}
-    return ShardOutcome(len(job.rows) - len(postponed), len(union) - len(postponed), postponed)
+    return ShardOutcome(len(rows) - len(postponed), len(bad) - len(postponed), postponed)

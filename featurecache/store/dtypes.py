@@ -13,6 +13,7 @@ STORED: dict[str, str] = {
     "float16": "<f2",
     "float32": "<f4",
     "bfloat16": "<u2",  # the upper half of a float32; HDF5 and numpy have no such type
+    "int8": "|i1",  # per channel, with the arrays ``scale`` and ``offset`` beside it
     "uint8": "|u1",
     "uint64": "<u8",
     "int64": "<i8",
@@ -40,3 +41,24 @@ def _to_bfloat16(values: NDArray[np.float32]) -> Array:
     bits = values.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2")
+
+
+def quantise(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """Write float32 ``(n, ...)`` as int8 with a scale and an offset for each channel; rows that are NaN become zeros.
+
+    Channels are the features of vectors, the last axis of tokens, the first axis of maps.
+
+    Returns
+    -------
+    stored, scale, offset
+        ``value = stored * scale + offset``; the last two broadcast against one sample.
+    """
+    axes = {1: (0,), 2: (0, 1), 3: (0, 2, 3)}.get(values.ndim - 1, (0,))
+    good = values[np.isfinite(values.reshape(len(values), -1)).all(axis=1)]
+    good = good if len(good) else np.zeros((1, *values.shape[1:]), np.float32)
+    low, high = good.min(axis=axes, keepdims=True)[0], good.max(axis=axes, keepdims=True)[0]
+    scale = np.maximum((high - low) / 255, np.finfo(np.float32).tiny).astype(np.float32)
+    offset = (low + scale * 128).astype(np.float32)  # so that the lowest value is stored as -128
+    with np.errstate(invalid="ignore"):
+        steps = np.clip(np.rint((values - offset) / scale), -128, 127)
+    return np.nan_to_num(steps).astype(np.int8), scale, offset

@@ -55,6 +55,22 @@ class Features:
         """Status and reason of every bad row."""
         return {int(row): (status, reason) for commit in self.commits for row, status, reason in commit.body["bad"]}
 
+    def ids_of(self, commit: Commit) -> Array:
+        """Return the sample ids that a shard itself holds, ``(n, 32)`` uint8."""
+        return self._folder.open(commit).read("id")
+
+    def rows_of(self, commit: Commit) -> Rows:
+        """Return the rows that a shard holds, in its order."""
+        return np.concatenate([np.arange(start, stop) for start, stop in commit.body["rows"]])
+
+    def read_shard(self, commit: Commit) -> Array:
+        """Return all features of a shard in its order, bad rows (NaN) included."""
+        shard = self._folder.open(commit)
+        stored = shard.read("features")
+        if self.dtype == "int8":
+            return stored * shard.read("scale") + shard.read("offset")
+        return decode(stored, self.dtype)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all shard files."""
@@ -73,7 +89,7 @@ class Features:
         return np.isin(rows, self.rows) & ~np.isin(rows, list(self.bad))
 
     def read(self, rows: Rows) -> Array:
-        """Return features of the given rows in their order, ``(n, *sample_shape)``; bfloat16 comes as float32.
+        """Return features of the given rows in their order, ``(n, *sample_shape)``; bfloat16 and int8 come as float32.
 
         Raises
         ------
@@ -92,7 +108,16 @@ class Features:
             self._copy_runs(int(rows[0]), int(rows[-1]) + 1, stored)
         elif stored.size:
             self._gather(rows - self._shifts[run], self._shard_of[run], stored)
+        if self.dtype == "int8":
+            return self._dequantise(stored, self._shard_of[run])
         return decode(stored, self.dtype)
+
+    def _dequantise(self, stored: Array, shards: Rows) -> Array:
+        values = np.empty(stored.shape, np.float32)
+        for number in np.unique(shards).tolist():
+            mine, shard = shards == number, self._shard(number)
+            values[mine] = stored[mine] * shard.read("scale") + shard.read("offset")
+        return values
 
     def _copy_runs(self, start: int, stop: int, out: Array) -> None:
         """Copy consecutive rows run by run."""

@@ -22,6 +22,10 @@ class ShardFolder:
         """All published shards, in the order of their keys."""
         return [read_commit(path) for path in sorted(self._commit_paths())]
 
+    def has(self, key: str) -> bool:
+        """Tell whether something was published under this key."""
+        return (self.path / "commits" / f"{key}.json").exists()
+
     def last(self) -> Commit | None:
         """The published shard with the greatest key."""
         paths = sorted(self._commit_paths())

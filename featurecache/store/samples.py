@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.errors import CorruptError
 from featurecache.store import strings
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
@@ -73,6 +74,16 @@ class SampleTable:
                 return rows
             self._publish(ids[new], [uris[i] for i in new], sizes[new])
             self.reload()
+
+    def check(self) -> None:
+        """Raise `CorruptError` unless the parts follow each other and no sample occurs twice."""
+        row = 0
+        for part in self._parts:
+            if part.body["start"] != row or int(part.key) != row:
+                raise CorruptError(f"sample table: part {part.key} begins at row {part.body['start']}, not {row}")
+            row += _num_rows(part)
+        if len(np.unique(self.ids, axis=0)) != len(self):
+            raise CorruptError("sample table: a sample occurs twice")
 
     def reload(self) -> None:
         """See what other writers have added."""

@@ -121,6 +121,10 @@ class MappedShard:
     _bytes: Array | None = None
     _checked: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def check_size(self) -> None:
+        """Raise `CorruptError` unless the file is there and as long as its record says."""
+        self._map()
+
     def read(self, name: str) -> Array:
         """Return a whole array, not copied."""
         return self.slice(name, 0, self.record.arrays[name].shape[0])

@@ -42,6 +42,15 @@ class FeatureSet:
         """Return the cached features."""
         return Features(self.tap, self.dtype, self.folder)
 
+    def probe(self) -> dict[str, Any] | None:
+        """Return what `keep_probe` kept."""
+        path = self.folder.path / "probe.json"
+        return read_record(path, "probe") if path.is_file() else None
+
+    def keep_probe(self, record: dict[str, Any]) -> None:
+        """Keep what known images gave where these features were first made; the first record stays."""
+        publish_once(self.folder.path / "probe.json", encode_record("probe", record))
+
     def __str__(self) -> str:
         return f"{self.identity.backbone} {self.tap} {self.dtype} ({self.fingerprint[:12]})"
 
@@ -183,7 +192,7 @@ class FeatureStore:
             identity = FeatureIdentity.from_json(record["identity"])
             for commits in sorted(spec.parent.glob("*/*/commits")):
                 folder, dtype = commits.parent, commits.parent.name
-                tap = _tap_of_folder(folder.parent.name)
+                tap = tap_of_folder(folder.parent.name)
                 if any(path.suffix == ".json" for path in commits.iterdir()):
                     yield FeatureSet(spec.parent.name, identity, record["about"], tap, dtype, ShardFolder(folder))
 
@@ -308,6 +317,7 @@ def _folder_of_tap(tap: str) -> str:
     return f"{quote(node, safe='')}={quote(pooling, safe='+')}"
 
 
-def _tap_of_folder(name: str) -> str:
+def tap_of_folder(name: str) -> str:
+    """Return the tap whose features lie in a folder of this name."""
     node, _, pooling = name.rpartition("=")
     return f"{unquote(node)}:{unquote(pooling)}"

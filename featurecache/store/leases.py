@@ -1,0 +1,123 @@
+"""Leases: who is working on which shard, so that several writers share the work instead of doing it twice.
+
+No lease is needed for safety: commits are published first-writer-wins, so the worst that a lost or expired lease
+can do is to have a shard computed twice. A lease is a file made exclusively and touched while its holder lives. Its age
+is read off the file system's own clock (the mtime of a file touched just now), so machines need not agree on the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HEARTBEAT_SECONDS = 30.0
+EXPIRY_SECONDS = 600.0
+
+
+class Leases:
+    """The leases of one folder of shards.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the lease files lie; made when the first is taken.
+    heartbeat, expiry : float
+        Seconds between two signs of life, and seconds without one after which a lease counts for nothing.
+    """
+
+    def __init__(self, folder: Path, *, heartbeat: float = HEARTBEAT_SECONDS, expiry: float = EXPIRY_SECONDS) -> None:
+        self._folder, self._heartbeat, self._expiry = folder, heartbeat, expiry
+        self._holder = json.dumps({"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid()})
+
+    @contextmanager
+    def hold(self, key: str) -> Iterator[bool]:
+        """Try to take the lease of ``key`` for the length of the block; yield whether it was free."""
+        path = self._folder / f"{key}.lease"
+        if not self._take(path):
+            yield False
+            return
+        ended = threading.Event()
+        beat = threading.Thread(target=self._keep_alive, args=(path, ended), daemon=True)
+        beat.start()
+        try:
+            yield True
+        finally:
+            ended.set()
+            beat.join()
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _take(self, path: Path) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._create(path):
+            return True
+        if not self._is_dead(path):
+            return False
+        # Only one of several who find a dead lease moves it away; then all are equal again.
+        tombstone = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        with contextlib.suppress(OSError):
+            path.rename(tombstone)
+            tombstone.unlink(missing_ok=True)
+        return self._create(path)
+
+    def _create(self, path: Path) -> bool:
+        try:
+            with path.open("x") as file:
+                file.write(self._holder)
+        except FileExistsError:
+            return False
+        return True
+
+    def _is_dead(self, path: Path) -> bool:
+        try:
+            age = self._now() - path.stat().st_mtime
+            holder = json.loads(path.read_text()[:4096])
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError):
+            return False
+        if age > self._expiry:
+            return True
+        mine = json.loads(self._holder)
+        same_machine = all(holder.get(name) == mine[name] for name in ("host", "boot"))
+        return same_machine and not _is_running(holder.get("pid"))
+
+    def _now(self) -> float:
+        """The file system's clock."""
+        probe = self._folder / f".clock.{uuid.uuid4().hex}.partial"
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _keep_alive(self, path: Path, ended: threading.Event) -> None:
+        while not ended.wait(self._heartbeat):
+            with contextlib.suppress(OSError):  # stolen or the disk is away: at worst the work is done twice
+                os.utime(path)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _is_running(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

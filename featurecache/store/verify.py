@@ -1,0 +1,260 @@
+"""Is a cache what it says it is? Four levels, each including the ones before; nothing is changed or read outside.
+
+structure  records, sizes, fingerprints, and that every stored id is the id of its row
+blocks     CRC-32 of every block of every array
+digest     SHA-256 of every shard file
+hdf5       what libhdf5 says of each shard agrees with its record, asked in a process of its own
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from featurecache.errors import FeatureCacheError, RequestError
+from featurecache.hashing import digest_file
+from featurecache.records import read_record
+from featurecache.specs import FeatureIdentity
+from featurecache.store.commits import Commit, read_commit
+from featurecache.store.features import Features
+from featurecache.store.folders import ShardFolder
+from featurecache.store.samples import SampleTable
+from featurecache.store.store import FeatureStore, tap_of_folder
+
+Level = Literal["structure", "blocks", "digest", "hdf5"]
+LEVELS: tuple[str, ...] = get_args(Level)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be: where (inside the cache), what, and the next command."""
+
+    where: str
+    what: str
+    advice: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was looked at, and what was found."""
+
+    level: str
+    num_shards: int
+    num_bytes: int
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "problems": [problem.to_json() for problem in self.problems]}
+
+
+def verify(
+    store: FeatureStore,
+    *,
+    level: str = "digest",
+    sample: float = 1.0,
+    random_state: int | None = None,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Check a cache.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The cache.
+    level : str
+        One of `LEVELS`.
+    sample : float
+        Share of the shards whose bytes are read; records are all read always.
+    random_state : int, optional
+        Seed of that choice; another one each time when left out.
+    on_shard : callable, optional
+        Called with (shards done, shards to do).
+    """
+    if level not in LEVELS:
+        raise RequestError(f"unknown level {level!r}; known: {', '.join(LEVELS)}")
+    if not 0 < sample <= 1:
+        raise RequestError(f"sample must be a share above 0 and at most 1, got {sample}")
+    problems = [*_check_tree(store.path), *_check_records(store)]
+    found = list(_find_shards(store.path))
+    chosen = random.Random(random_state).sample(found, max(round(sample * len(found)), min(len(found), 1)))
+    num_bytes = 0
+    for done, (folder, commit) in enumerate(sorted(chosen, key=lambda item: (str(item[0].path), item[1].key)), 1):
+        problems += _check_shard(store.path, folder, commit, level)
+        num_bytes += commit.shard.size
+        if on_shard:
+            on_shard(done, len(chosen))
+    return Verification(level, len(chosen), num_bytes, tuple(dict.fromkeys(problems)))
+
+
+def shard_folders(path: Path) -> Iterator[Path]:
+    """Yield every folder of the cache that holds ``commits/``; links are never followed."""
+    for folder, names, _ in os.walk(path):
+        names.sort()
+        if "commits" in names and not (Path(folder) / "commits").is_symlink():
+            yield Path(folder)
+
+
+def _find_shards(path: Path) -> Iterator[tuple[ShardFolder, Commit]]:
+    for place in shard_folders(path):
+        for record in sorted((place / "commits").glob("[0-9]*.json")):
+            try:
+                yield ShardFolder(place), read_commit(record)
+            except (FeatureCacheError, OSError):
+                continue  # _check_records names it
+
+
+def _check_tree(path: Path) -> Iterator[Problem]:
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            place = Path(folder) / name
+            if place.is_symlink():
+                yield Problem(
+                    _inside(path, place), "is a symbolic link; a cache never contains links", "remove the link"
+                )
+            elif name in files and not place.is_file():
+                yield Problem(_inside(path, place), "is neither a file nor a folder", "remove it")
+
+
+def _check_records(store: FeatureStore) -> Iterator[Problem]:
+    for place in shard_folders(store.path):
+        for record in sorted((place / "commits").glob("[0-9]*.json")):
+            yield from _attempt(store.path, record, partial(read_commit, record))
+    for record in sorted((store.path / "requests").glob("*.json")):
+        yield from _attempt(store.path, record, partial(read_record, record, "request"))
+    table = list(_attempt(store.path, store.path / "samples", partial(_check_samples, store)))
+    yield from table
+    for spec in sorted((store.path / "features").glob("*/spec.json")):
+        yield from _attempt(store.path, spec, partial(_check_spec, spec))
+        for commits in sorted(spec.parent.glob("*/*/commits")):
+            folder = commits.parent
+            samples = None if table else store.samples
+            yield from _attempt(store.path, folder, partial(_check_features, folder, samples))
+    for name in store.task_names():
+        yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
+
+
+def _attempt(root: Path, place: Path, check: Callable[[], object]) -> Iterator[Problem]:
+    try:
+        check()
+    except (FeatureCacheError, OSError, KeyError, TypeError, ValueError) as error:
+        what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
+        yield Problem(_inside(root, place), " ".join(what.split()), f"run `featurecache repair {root}`")
+
+
+def _check_spec(path: Path) -> None:
+    identity = FeatureIdentity.from_json(read_record(path, "spec")["identity"])
+    if identity.fingerprint != path.parent.name:
+        raise ValueError(f"its identity has the fingerprint {identity.fingerprint[:16]}, not that of its folder")
+
+
+def _check_samples(store: FeatureStore) -> None:
+    store.samples.check()
+
+
+def _check_features(folder: Path, samples: SampleTable | None) -> None:
+    features = Features(tap_of_folder(folder.parent.name), folder.name, ShardFolder(folder))
+    for commit in features.commits:
+        arrays = commit.shard.arrays
+        if arrays["features"].dtype != features.dtype or commit.body["tap"] != features.tap:
+            raise ValueError(
+                f"commit {commit.key} holds {commit.body['tap']} {arrays['features'].dtype}, not this folder's"
+            )
+    _ = features.sample_shape, features.rows
+    if samples is None:
+        return
+    for commit in features.commits:
+        rows = features.rows_of(commit)
+        if rows[-1] >= len(samples) or not np.array_equal(features.ids_of(commit), samples.ids[rows]):
+            raise ValueError(f"the ids in shard {commit.file_name} are not those of its rows in the sample table")
+
+
+def _check_task(store: FeatureStore, name: str) -> None:
+    task = store.task(name)
+    if (store.samples.rows_of(task.ids) < 0).any() or task.labels.max(initial=0) >= len(task.classes):
+        raise ValueError("it labels samples or classes that the cache does not have")
+
+
+def _check_shard(root: Path, folder: ShardFolder, commit: Commit, level: str) -> Iterator[Problem]:
+    path = folder.path / "shards" / commit.file_name
+
+    def check() -> None:
+        shard = folder.open(commit)
+        shard.check_size()
+        if level == "structure":
+            return
+        for name in commit.shard.arrays:
+            shard.read(name)
+        if level != "blocks" and digest_file(path) != commit.shard.sha256:
+            raise ValueError("the file's SHA-256 is not that of its commit record (in bytes that no array uses)")
+        if level == "hdf5" and (difference := ask_libhdf5(path, commit)):
+            raise ValueError(difference)
+
+    yield from _attempt(root, path, check)
+
+
+def ask_libhdf5(path: Path, commit: Commit) -> str | None:
+    """Say how libhdf5's view of a shard differs from its record, if it does.
+
+    A process of its own, because a hostile file may crash libhdf5, and without filter plug-ins, because those are code.
+    """
+    wanted = {
+        name: [np.dtype(array.dtype if array.dtype != "bfloat16" else "uint16").str, list(array.shape), array.offset]
+        for name, array in commit.shard.arrays.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _GATE, os.fspath(path), json.dumps(wanted)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HDF5_PLUGIN_PRELOAD": "::"},
+        check=False,
+    )
+    if done.returncode == 0:
+        return None
+    said = done.stdout.strip() or f"libhdf5 failed with status {done.returncode}"
+    return f"libhdf5 and the commit record disagree: {said}"
+
+
+_GATE = """
+import json, sys
+import h5py
+wanted = json.loads(sys.argv[2])
+def refuse(text):
+    print(text); sys.exit(1)
+try:
+    with h5py.File(sys.argv[1], "r") as file:
+        if set(file) != set(wanted):
+            refuse(f"arrays {sorted(file)}")
+        for name, (dtype, shape, offset) in wanted.items():
+            if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                refuse(f"{name} is a link to elsewhere")
+            data = file[name]
+            plan = data.id.get_create_plist()
+            if plan.get_layout() != h5py.h5d.CONTIGUOUS or plan.get_nfilters() or plan.get_external_count():
+                refuse(f"{name} is not stored plainly")
+            found = [data.dtype.newbyteorder("<").str if data.dtype.itemsize > 1 else data.dtype.str,
+                     list(data.shape), data.id.get_offset()]
+            if found != [dtype, shape, offset]:
+                refuse(f"{name} is {found}, the record says {[dtype, shape, offset]}")
+except OSError as error:
+    refuse(f"it is no HDF5 file ({error})")
+"""
+
+
+def _inside(root: Path, place: Path) -> str:
+    return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)

@@ -1,0 +1,65 @@
+"""Leases spread work, expire by themselves, and never stop anybody for good."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from featurecache.store.leases import Leases
+
+
+def test_a_held_lease_is_not_given_twice_and_comes_back(tmp_path: Path) -> None:
+    first, second = Leases(tmp_path), Leases(tmp_path)
+    with first.hold("a") as mine, second.hold("a") as theirs, second.hold("b") as other:
+        assert (mine, theirs, other) == (True, False, True)
+    with second.hold("a") as again:
+        assert again
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_of_a_dead_process_is_free_at_once(tmp_path: Path) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from featurecache.store.leases import Leases
+with Leases(Path({str(tmp_path)!r})).hold("a") as held:
+    assert held
+    os._exit(9)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 9
+    assert (tmp_path / "a.lease").exists()
+    with Leases(tmp_path).hold("a") as held:
+        assert held
+
+
+def test_a_silent_holder_elsewhere_expires_and_a_living_one_does_not(tmp_path: Path) -> None:
+    lease = tmp_path / "a.lease"
+    lease.write_text('{"host": "elsewhere", "boot": "x", "pid": 1}')
+    with Leases(tmp_path).hold("a") as held:
+        assert not held
+    os.utime(lease, (time.time() - 700, time.time() - 700))
+    with Leases(tmp_path).hold("a") as held:
+        assert held
+
+
+def test_the_heartbeat_keeps_a_lease_alive(tmp_path: Path) -> None:
+    with Leases(tmp_path, heartbeat=0.05).hold("a") as held:
+        assert held
+        lease = tmp_path / "a.lease"
+        os.utime(lease, (1, 1))
+        for _ in range(100):
+            if lease.stat().st_mtime > 1:
+                break
+            time.sleep(0.02)
+        assert lease.stat().st_mtime > 1
+
+
+def test_a_lease_that_is_no_json_is_respected_until_it_expires(tmp_path: Path) -> None:
+    lease = tmp_path / "a.lease"
+    lease.write_text("half wri")
+    with Leases(tmp_path).hold("a") as held:
+        assert not held
