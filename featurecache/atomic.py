@@ -6,6 +6,8 @@ folder. Without the last step a power cut can undo the move although the program
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_HERE, _NO_REPLACE = -100, 1  # AT_FDCWD and RENAME_NOREPLACE of Linux
 
 
 def partial_name(path: Path) -> Path:
@@ -68,13 +72,38 @@ def _link_if_absent(partial: Path, path: Path) -> bool:
     except FileExistsError:
         # A network file system may report this for our own link when its first reply was lost.
         return partial.samefile(path)
-    except OSError:
-        # No hard links here (some network and FAT volumes): the weaker check-then-rename, whose losers
-        # are equal to the winner because shard names carry the digest of their content.
-        if path.exists():
-            return False
-        partial.replace(path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _rename_if_absent(partial, path)
     return True
+
+
+def _rename_if_absent(partial: Path, path: Path) -> bool:
+    """Do what a hard link does where there are none (FAT, some network volumes): never replace."""
+    if os.name == "nt":  # renaming fails there when the name exists
+        try:
+            partial.rename(path)
+        except FileExistsError:
+            return False
+        return True
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        raise OSError(errno.EOPNOTSUPP, "this file system has no hard links; put the cache on another one", str(path))
+    if library.renameat2(_HERE, os.fsencode(partial), _HERE, os.fsencode(path), _NO_REPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number == errno.EEXIST:
+        return False
+    raise OSError(number, "cannot publish without replacing; put the cache on another file system", str(path))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each name flushed to the disk: a file is as durable as the way to it."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        fsync_directory(folder.absolute().parent)
 
 
 def fsync_file(path: Path) -> None:

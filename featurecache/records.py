@@ -10,10 +10,11 @@ import errno
 import json
 import os
 import stat
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import CorruptError, FormatVersionError
+from featurecache.errors import CorruptError, FormatVersionError, RequestError
 from featurecache.hashing import canonical_json, digest_bytes
 
 RECORD_VERSION = 1
@@ -23,7 +24,12 @@ MAX_RECORD_BYTES = 64 << 20
 def encode_record(kind: str, body: dict[str, Any]) -> bytes:
     """Serialise ``body`` as a record of this ``kind``, its digest included."""
     content = {"format": f"featurecache.{kind}", "version": RECORD_VERSION, **body}
-    return (canonical_json({**content, "digest": _digest(content)}) + "\n").encode()
+    data = (canonical_json({**content, "digest": _digest(content)}) + "\n").encode()
+    if len(data) > MAX_RECORD_BYTES:  # it could never be read again
+        raise RequestError(
+            f"a {kind} record would have {len(data)} bytes, the limit is {MAX_RECORD_BYTES}; use fewer --shard-rows"
+        )
+    return data
 
 
 def read_record(path: Path, kind: str) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     """
     content = parse_json(read_small_file(path), path)
     if content.get("format") != f"featurecache.{kind}":
-        raise CorruptError(f"{path} is not a featurecache {kind} record; restore it, or delete it to recompute")
+        raise CorruptError(f"{path} is not a featurecache {kind} record; run `featurecache repair`, or restore it")
     version = content.pop("version", None)
     if not isinstance(version, int) or version > RECORD_VERSION:
         raise FormatVersionError(
@@ -47,7 +53,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
         )
     claimed = content.pop("digest", None)
     if claimed != _digest({**content, "version": version}):
-        raise CorruptError(f"{path} does not match its own digest; restore it, or delete it to recompute")
+        raise CorruptError(f"{path} does not match its own digest; run `featurecache repair`, or restore it")
     del content["format"]
     return content
 
@@ -75,9 +81,9 @@ def read_small_file(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     """Parse one strict JSON object; ``path`` is for the message."""
     try:
-        value = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        value = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{path} is not valid JSON ({error}); restore it, or delete it to recompute") from None
+        raise CorruptError(f"{path} is not valid JSON ({error}); run `featurecache repair`, or restore it") from None
     if not isinstance(value, dict):
         raise CorruptError(f"{path} holds no JSON object")
     return value
@@ -92,6 +98,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number
 
 
 def _no_constant(name: str) -> float:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ Orientation = Literal["exif", "stored"]
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 RuntimeName = Literal["auto", "torch", "openvino"]
 
+MAX_SHARD_ROWS = 200_000  # the record of a shard whose inputs are all bad must stay readable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -69,6 +71,8 @@ class PreprocessSpec:
             if len(value) != 3:
                 raise RequestError(f"preprocess {name} needs three numbers (red, green, blue), got {value}")
             object.__setattr__(self, name, value)  # JSON gives lists
+        if not all(isfinite(number) for number in (*self.mean, *self.std)):
+            raise RequestError(f"preprocess mean and std must be finite, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise RequestError(f"preprocess std must be positive, got {self.std}")
 
@@ -144,6 +148,8 @@ class ExtractionSettings:
     """Type of the stored numbers."""
 
     def __post_init__(self) -> None:
+        if self.shard_rows > MAX_SHARD_ROWS:
+            raise RequestError(f"shard rows must be at most {MAX_SHARD_ROWS}, got {self.shard_rows}")
         for name in ("batch_size", "shard_rows"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")

@@ -15,9 +15,9 @@ LEAST_TRIALS = {
     "kill": (20, 8),
     "faults": (20, 5),
     "flips": (100, 80, 10, 80, 80, 150),
-    "races": (4, 4),
+    "races": (4, 4, 4, 4),
     "images": (700,),
-    "changes": (30, 10, 2),
+    "changes": (30, 10),
     "durability": (1,),
     "size": (5,),
 }

@@ -100,6 +100,8 @@ def request_digest(request: BackboneRequest) -> str | None:
     settings = {
         "name": request.name,
         "weights": weights,
+        # The published name of a file may say which preprocess belongs to it.
+        "weights_name": request.weights.name if request.weights else None,
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
         "versions": {package: _version(package) for package in packages},
     }

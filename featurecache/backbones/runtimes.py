@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain
 from typing import Protocol
@@ -123,13 +124,24 @@ class TorchRuntime:
         images = torch.from_numpy(images_BHWC)
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
-        # TF32 would keep ten bits of what the fingerprint calls float32.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
+        with torch.inference_mode(), _exact_float32():
             return self._module(images.to(self._device))
 
     def _fetch(self, outputs: tuple[Tensor, ...]) -> Features:
         arrays = [output.cpu().contiguous().numpy() for output in outputs]
         return dict(zip(self._names, arrays, strict=True))
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Keep GPUs from rounding to ten bits (TF32) what the fingerprint calls float32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class ComparedRuntime:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
-_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
+# Digits alone are a date or a step (vit-20240131.pth), not a digest.
+_HASH_IN_NAME = re.compile(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})\.[a-z]+$")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from featurecache.errors import CorruptError, FeatureCacheError
+from featurecache.cli.output import plain_text
+from featurecache.errors import CorruptError, DriftError, FeatureCacheError
 
-VERBS = ("run", "extract", "ls", "info", "task", "train", "predict", "backbones", "inspect", "doctor")
+VERBS = (
+    *("run", "extract", "ls", "info", "task", "train", "predict"),
+    *("backbones", "inspect", "verify", "repair", "gc", "convert", "doctor"),
+)
 
 _EXAMPLE = """\
 example:
@@ -48,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     try:
         status: int = args.run(args)
@@ -63,9 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"featurecache: error: {_one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, FeatureCacheError) and not isinstance(error, CorruptError) else 1
+        return 2 if isinstance(error, FeatureCacheError) and not isinstance(error, CorruptError | DriftError) else 1
+    except Exception as error:
+        if args.debug:
+            raise
+        what = f"{type(error).__name__}: {_one_line(error)}"
+        print(f"featurecache: error: unexpected {what}; run again with --debug and report it", file=sys.stderr)
+        return 1
 
 
 def _one_line(error: BaseException) -> str:
     notes = "; ".join(getattr(error, "__notes__", []))
-    return " ".join(f"{error}{'; ' + notes if notes else ''}".split())
+    return plain_text(" ".join(f"{error}{'; ' + notes if notes else ''}".split()))

@@ -82,6 +82,11 @@ def _print_making(item: dict[str, Any]) -> None:
     print_line(
         f"  ran on {ran['runtime']}/{ran['device']}, torch {ran['versions'].get('torch')}, {item['shards']} shards"
     )
+    if error := item["precision"]:
+        print_line(
+            f"  stored as {item['dtype']}: error {error['relative_rms']:.1e} (root mean square), "
+            f"{error['relative_largest']:.1e} (largest) of {error['against']}, on {error['rows']} samples"
+        )
     for note in item["notes"] or []:
         print_line(f"  note: {note}")
 

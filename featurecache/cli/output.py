@@ -31,13 +31,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
 
 
 def print_line(text: str = "") -> None:
-    """Print text as it is."""
-    print(text)
+    """Print one line."""
+    print(plain_text(text))
+
+
+def plain_text(text: str) -> str:
+    """Write control characters out: names of files must not steer a terminal or begin a new line."""
+    return "".join(char if char.isprintable() or char == " " else repr(char)[1:-1] for char in text)
 
 
 def warn(text: str) -> None:
     """Say something on stderr."""
-    print(f"featurecache: {text}", file=sys.stderr)
+    print(f"featurecache: {plain_text(text)}", file=sys.stderr)
 
 
 @contextmanager
@@ -88,7 +93,7 @@ class _Drawn:
 def _plain(cell: Any) -> Any:
     from rich.text import Text
 
-    return Text(str(cell))  # never markup: cells hold names of files and classes
+    return Text(plain_text(str(cell)))  # never markup: cells hold names of files and classes
 
 
 def _console() -> Any:

@@ -17,6 +17,7 @@ from featurecache.cli.train import add_training_options, print_results, save_bes
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
     from featurecache.extraction.run import ExtractionReport
+    from featurecache.store.store import FeatureStore
 
 
 def add_parser(verbs: Any) -> None:
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     store = extraction.store
     if not args.json:
         print_summary(extraction)
+    _refuse_other_labels(store, args.task, labels.origin)
     task = store.add_task(
         args.task, labels, allow_missing=args.allow_missing, replace=True, random_state=args.random_state
     )
@@ -82,6 +84,16 @@ def run(args: argparse.Namespace) -> int:
     return exit_status(extraction, args.max_bad)
 
 
+def _refuse_other_labels(store: FeatureStore, name: str, origin: str) -> None:
+    """A task that was made otherwise is somebody's work: `run` replaces only its own."""
+    from featurecache.errors import TaskError
+
+    if name in store.task_names() and (before := store.task(name).about["origin"]) != origin:
+        raise TaskError(
+            f"task {name!r} has its labels from {before}, not from {origin}; choose another name with --task"
+        )
+
+
 def _write_report(args: argparse.Namespace, extraction: ExtractionReport, training: TrainingReport, saved: str) -> Path:
     from featurecache.evaluation.scores import confusion, per_class
     from featurecache.evaluation.training import reported_rows
@@ -92,8 +104,10 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
     best, classes = training.best, training.task.classes
     rows, y_true = reported_rows(best)
     y_pred = best.result.y_pred
+    uris = extraction.store.samples.uris
     view = extraction.store.views.load(args.source)
     assert view is not None, "the source was just extracted"
+    path_of = {row: path for path, row in reversed(view.row_of.items())}
     data = ReportData(
         title=args.source.resolve().name,
         command=shlex.join(["featurecache", *sys.argv[1:]]),
@@ -106,7 +120,7 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
             y_true=y_true,
             y_pred=y_pred,
             probabilities=best.result.proba,
-            names=view.paths_of(rows),
+            names=[path_of.get(row, uris[row]) for row in rows.tolist()],
             confusion=confusion(y_true, y_pred, len(classes)),
             per_class=per_class(y_true, y_pred, classes),
         ),
@@ -114,5 +128,6 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
         saved_head=saved,
     )
     path: Path = args.report or args.cache / "report.html"
-    write_report(path, data, find=lambda name: args.source / name)
+    here = set(view.paths)
+    write_report(path, data, find=lambda name: args.source / name if name in here else None)
     return path

@@ -132,4 +132,9 @@ def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
 
 
 def _num_unlabelled(store: FeatureStore, task: Task) -> int:
-    return len(store.samples) - len(task.ids) - task.about["num_conflicts"]
+    import numpy as np
+
+    from featurecache.store.views import merged_rows
+
+    held = merged_rows(store.views.all())
+    return int((~np.isin(held, store.samples.rows_of(task.ids))).sum()) - task.about["num_conflicts"]

@@ -144,9 +144,8 @@ def _guard(
     if recorded is None:
         return
     differing = drift.changes(recorded["provenance"], drift.provenance(runtime, settings))
-    if differing:
-        with drift.explained(differing, "extract and train here"):
-            drift.check_probe(recorded, tap.name, runtime, preprocess, batch_size=settings.batch_size)
+    with drift.explained(differing, "extract and train here"):
+        drift.check_probe(recorded, tap.name, runtime, preprocess, batch_size=settings.batch_size)
 
 
 def _label_batch(

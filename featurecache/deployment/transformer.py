@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
-from featurecache.extraction.pipeline import FileInput, run_pipeline
+from featurecache.errors import InputError
+from featurecache.extraction.pipeline import FileInput, run_pipeline, to_stored
 from featurecache.sources.images import pillow_defaults
 from featurecache.specs import BackboneRequest
 
@@ -81,15 +82,15 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
                     self.network_.preprocess,
                     batch_size=self.batch_size,
                 ):
-                    _refuse_problems(X, sum(map(len, rows)), outcome.problems)
+                    _, problems = to_stored(outcome.features[self.tap_.name], outcome.problems, "float32")
+                    _refuse_problems(X, sum(map(len, rows)), problems)
                     rows.append(outcome.features[self.tap_.name])
         finally:
             runtime.close()
         return np.concatenate(rows).reshape(len(X), -1)
 
 
-def _refuse_problems(X: Sequence[str | Path], start: int, problems: Sequence[Exception | None]) -> None:
-    for place, problem in enumerate(problems, start):
-        if problem is not None:
-            problem.add_note(f"in {X[place]}; leave this file out")
-            raise problem
+def _refuse_problems(X: Sequence[str | Path], start: int, problems: Mapping[int, InputError]) -> None:
+    for place, problem in sorted(problems.items()):
+        problem.add_note(f"in {X[start + place]}; leave this file out")
+        raise problem

@@ -67,7 +67,8 @@ def explained(differing: Sequence[str], otherwise: str) -> Iterator[None]:
     try:
         yield
     except DriftError as error:
-        raise DriftError(f"{error}. Since then: {', '.join(differing)}. Go back to that, or {otherwise}") from None
+        since = ", ".join(differing) or "no library, so the code of the network itself"
+        raise DriftError(f"{error}. What has changed since: {since}. Go back to that, or {otherwise}") from None
 
 
 def stages_of(data: bytes, preprocess: PreprocessSpec) -> Stages:

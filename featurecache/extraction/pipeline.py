@@ -29,8 +29,9 @@ from featurecache.store.dtypes import encode
 # B batch, H height, W width, C channels
 
 _BATCHES_AHEAD = 4
+_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
-TRANSIENT = frozenset({"missing", "changed", "unreadable"})
+TRANSIENT = frozenset({"missing", "changed", "unreadable", "no_memory"})
 """Statuses that say nothing about the bytes: the row is left for the next run instead of being kept as bad."""
 
 
@@ -49,9 +50,11 @@ class FileInput:
     path: Path
     id: str | None = None
 
-    def read(self) -> bytes:
-        """Return the file's bytes."""
+    def read(self, max_bytes: int | None = None) -> bytes:
+        """Return the file's bytes; a file beyond the limit is not read at all."""
         try:
+            if max_bytes is not None and (size := self.path.stat().st_size) > max_bytes:
+                raise InputError("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
             data = self.path.read_bytes()
         except FileNotFoundError:
             raise InputError("missing", "the file was removed while the run went on") from None
@@ -108,7 +111,7 @@ def to_stored(
     """
     found = {place: problem for place, problem in enumerate(problems) if problem is not None}
     largest = np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0)  # NaN wins
-    limit = float(np.finfo(np.float16).max) if dtype == "float16" else np.inf
+    limit = _LARGEST.get(dtype, np.inf)
     for place in np.flatnonzero(~(largest <= limit) | ~np.isfinite(largest)).tolist():
         if np.isfinite(largest[place]):
             error = InputError("overflow", f"a feature exceeds the range of {dtype}; use --dtype float32")
@@ -162,6 +165,8 @@ def _start_batch(
 
 def _load_into(batch: _Batch, place: int, item: FileInput, preprocess: PreprocessSpec) -> None:
     try:
-        batch.images_BHWC[place] = load_image(item.read(), preprocess)
+        batch.images_BHWC[place] = load_image(item.read(preprocess.max_bytes), preprocess)
     except InputError as error:
         batch.problems[place] = error
+    except MemoryError:
+        batch.problems[place] = InputError("no_memory", "there was not enough memory to decode it; use fewer --workers")

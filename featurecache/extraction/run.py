@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from featurecache.extraction.engines import Engine
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
-from featurecache.sources.folder import FolderSource, Scan
+from featurecache.sources.folder import FolderSource, Known, Scan
 from featurecache.sources.images import pillow_defaults
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.leases import Leases
@@ -147,10 +147,10 @@ class ExtractionRun:
         rows[readable] = store.samples.append(
             scan.ids[readable],
             [path for path, good in zip(scan.paths, readable, strict=True) if good],
-            scan.sizes[readable],
+            scan.stamps[readable, 0],
         )
         root = str(self.source.root.resolve())
-        view = SourceView(root, scan.paths, scan.sizes, scan.mtimes_ns, rows, scan.problems)
+        view = SourceView(root, scan.paths, scan.stamps, rows, scan.problems)
         if not view.same_as(before):
             store.views.save(view)
         return scan, view
@@ -164,8 +164,6 @@ class ExtractionRun:
         from featurecache.extraction.worker import ShardExtractor
 
         jobs = self._missing(report.sets, view)
-        if not jobs:
-            return
         fingerprint = report.store.path / "features" / backbone.identity.fingerprint
         extractor = ShardExtractor(
             backbone=backbone,
@@ -173,7 +171,8 @@ class ExtractionRun:
             sets={s.tap: s for s in report.sets},
             path_of=lambda rows: [self.source.root / path for path in view.paths_of(rows)],
             ids=report.store.samples.ids,
-            settings=self.settings,
+            # For a look at a few images a faster runtime is not worth its preparation.
+            settings=self.settings if jobs else replace(self.settings, runtime="torch"),
             leases=Leases(fingerprint / "leases"),
             remembered_runtime=_remembered_runtime(report.sets),
             on_rows=lambda count, bad: self.progress.advance(count, bad=bad),
@@ -181,6 +180,8 @@ class ExtractionRun:
         try:
             with pillow_defaults():
                 self._guard(report.sets, view, extractor, jobs)
+                if not jobs:
+                    return
                 self.progress.start("extracting", sum(len(job.rows) for job in jobs))
                 self._work_off(report, view, extractor, jobs)
                 self._record_probes(report.sets, extractor, tuple(taps))
@@ -215,21 +216,19 @@ class ExtractionRun:
         """Refuse to extend features that this machine would make differently."""
         for feature_set in sets:
             last = feature_set.folder.last()
-            taps = next((job.taps for job in jobs if feature_set.tap in job.taps), None)
-            if last is None or taps is None:
+            if last is None:
                 continue
+            taps = next((job.taps for job in jobs if feature_set.tap in job.taps), tuple(extractor.taps))
             runtime = extractor.runtime(taps)
+            preprocess, batch_size = extractor.backbone.preprocess, self.settings.batch_size
             differing = drift.changes(last.body["provenance"], drift.provenance(runtime, self.settings))
-            if differing:
+            if (known := feature_set.probe()) is not None:
+                with drift.explained(differing, "extract into another cache"):
+                    drift.check_probe(known, feature_set.tap, runtime, preprocess, batch_size=batch_size)
+            if differing and jobs:
                 paths = {row: self.source.root / path for path, row in view.row_of.items()}
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_stored(
-                        feature_set.open(),
-                        paths,
-                        runtime,
-                        extractor.backbone.preprocess,
-                        batch_size=self.settings.batch_size,
-                    )
+                    drift.check_stored(feature_set.open(), paths, runtime, preprocess, batch_size=batch_size)
 
     def _record_probes(self, sets: Sequence[FeatureSet], extractor: ShardExtractor, taps: tuple[str, ...]) -> None:
         """Keep what the program's own images gave, so that `predict` can notice another environment elsewhere."""
@@ -261,13 +260,11 @@ def about(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _known(view: SourceView, store: FeatureStore) -> dict[str, tuple[int, int, bytes]]:
+def _known(view: SourceView, store: FeatureStore) -> Known:
     ids = store.samples.ids
     return {
-        path: (size, mtime, ids[row].tobytes())
-        for path, size, mtime, row in zip(
-            view.paths, view.sizes.tolist(), view.mtimes_ns.tolist(), view.rows.tolist(), strict=True
-        )
+        path: (tuple(stamp), ids[row].tobytes())
+        for path, stamp, row in zip(view.paths, view.stamps.tolist(), view.rows.tolist(), strict=True)
         if 0 <= row < len(ids)
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ from featurecache.store.samples import Ids, Rows
 from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
 
-logger = logging.getLogger(__name__)
-
 _PROBES_PER_SHARD = 2
 
 
@@ -43,7 +40,7 @@ class ShardOutcome:
     postponed : dict of int to (path, reason)
         Rows whose files changed or vanished: left for the next run.
     leased : bool
-        Another writer is at it; nothing was done.
+        Another writer is at it, or was first: what it left over is for another look.
     """
 
     num_rows: int = 0
@@ -121,10 +118,9 @@ class ShardExtractor:
                 "provenance": provenance(runtime, self.settings),
                 "probe": self._probe(inputs, job.rows, drafts[0].bad),
             }
-            for draft in drafts:
-                draft.publish(job.rows, self.ids[job.rows], record)
+            won = [draft.publish(job.rows, self.ids[job.rows], record) for draft in drafts]
         bad = {place: error for draft in drafts for place, error in draft.bad.items()}
-        return _summary(job.rows, paths, bad)
+        return _summary(job.rows, paths, bad) if all(won) else ShardOutcome(leased=True)
 
     def _probe(self, inputs: list[FileInput], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
         """Digests of the first good inputs before the network, for the drift guard of later runs."""
@@ -170,15 +166,14 @@ class Draft:
         if self._precision is None and len(good):
             self._precision = measure_error(good, stored_arrays(good, self._dtype), against="float32")
 
-    def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> None:
-        """Commit everything but rows whose inputs changed or vanished meanwhile."""
+    def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:
+        """Commit everything but rows whose inputs changed or vanished meanwhile; False if another writer was first."""
         keep = np.array([p not in self.bad or self.bad[p].status not in TRANSIENT for p in range(len(rows))], bool)
         if not keep.any():
-            return
+            return True
         if keep.all() and self._dtype == self._draft_dtype:
             self._writer.append("id", ids)
-            self._commit(self._writer, rows, keep, record)
-            return
+            return self._commit(self._writer, rows, keep, record)
         arrays = {"features": (self._dtype, self._writer.written("features")[keep])}
         if self._dtype == "int8":
             arrays = stored_arrays(arrays["features"][1], "int8")
@@ -186,7 +181,7 @@ class Draft:
         with self._new_writer({name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
             for name, (_, values) in arrays.items():
                 writer.append(name, values)
-            self._commit(writer, rows, keep, record)
+            return self._commit(writer, rows, keep, record)
 
     def _new_writer(self, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> ShardWriter:
         attributes = {
@@ -198,7 +193,7 @@ class Draft:
         }
         return self._set.folder.writer(layout, attributes)
 
-    def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> None:
+    def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> bool:
         kept = rows[keep]
         key = f"{kept[0]:012d}"
         body = {
@@ -209,8 +204,7 @@ class Draft:
             "precision": self._precision,
             **record,
         }
-        if not self._set.folder.commit(key, writer.finish(key), body):
-            logger.info("rows from %d of tap %s were committed by another writer first", kept[0], self._set.tap)
+        return self._set.folder.commit(key, writer.finish(key), body)
 
 
 def _summary(rows: Rows, paths: list[Path], bad: Mapping[int, InputError]) -> ShardOutcome:

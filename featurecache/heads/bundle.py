@@ -1,13 +1,12 @@
 """A head on disk: ``head.safetensors`` holds the arrays, ``head.json`` what they mean and their digest.
 
-`head.json` is written last and names the digest of the arrays, so a folder whose writer was interrupted is noticed
-when it is read, never half believed.
+`head.json` is written last and names the digest of the arrays. While a head is being replaced, the arrays of the old
+one stay beside it under a name with their digest, so that at every moment one whole head can be read.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ import sklearn
 from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 
-from featurecache.atomic import publish_bytes
-from featurecache.errors import HeadError
-from featurecache.hashing import canonical_json, digest_bytes
+from featurecache.atomic import make_folder, publish_bytes
+from featurecache.errors import CorruptError, FormatVersionError, HeadError
+from featurecache.hashing import digest_bytes
 from featurecache.heads.encoding import Arrays, decode_estimator, encode_estimator
+from featurecache.records import encode_record, read_record, read_small_file
 
-FORMAT = "featurecache.head"
-VERSION = 1
 JSON_NAME = "head.json"
 ARRAYS_NAME = "head.safetensors"
-MAX_JSON_BYTES = 16 << 20
+MAX_ARRAYS_BYTES = 16 << 30
 
 
 def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> None:
@@ -46,18 +44,24 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
     """
     tree, arrays = encode_estimator(estimator)
     data = safetensors.numpy.save(arrays)
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
-        "arrays": {"file": ARRAYS_NAME, "bytes": len(data), "sha256": digest_bytes(data)},
+    body = {
+        "arrays": {"bytes": len(data), "sha256": digest_bytes(data)},
         "estimator": tree,
         "meta": meta,
         "written_by": {"scikit-learn": sklearn.__version__},
     }
-    text = _serialised(document, folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        text = encode_record("head", body)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise HeadError(
+            f"meta data of head {folder} cannot be kept ({error}); use finite numbers and short text"
+        ) from error
+    make_folder(folder)
+    before = _keep_old_arrays(folder)
     publish_bytes(folder / ARRAYS_NAME, data)
     publish_bytes(folder / JSON_NAME, text)
+    if before is not None:
+        before.unlink(missing_ok=True)
 
 
 def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
@@ -73,88 +77,67 @@ def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         Nothing there, a file that is damaged or does not belong to the other, a class that heads never have, or
         a bundle of a later release.
     """
-    document = _read_document(folder / JSON_NAME)
-    arrays = _read_arrays(folder, document.get("arrays"))
+    path = folder / JSON_NAME
+    try:
+        document = read_record(path, "head")
+    except FormatVersionError as error:
+        raise HeadError(str(error)) from None
+    except CorruptError as error:
+        raise _unusable(path, str(error)) from None
+    except OSError as error:
+        raise HeadError(f"no head in {folder}: {JSON_NAME} cannot be read ({error.strerror}); save one there") from None
     meta = document.get("meta")
     if not isinstance(meta, dict):
-        raise _unusable(folder / JSON_NAME, "it has no meta data")
+        raise _unusable(path, "it has no meta data")
+    arrays = _read_arrays(folder, document.get("arrays"))
     try:
         return decode_estimator(document.get("estimator"), arrays), meta
     except (HeadError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise _unusable(folder / JSON_NAME, str(error)) from error
+        raise _unusable(path, str(error)) from error
 
 
-def _serialised(document: dict[str, Any], folder: Path) -> bytes:
+def _keep_old_arrays(folder: Path) -> Path | None:
+    """Give the arrays of the head that is there a second name."""
     try:
-        text = canonical_json(document).encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise HeadError(
-            f"meta data of head {folder} is not plain JSON ({error}); use finite numbers and text"
-        ) from error
-    if len(text) > MAX_JSON_BYTES:
-        raise HeadError(f"meta data of head {folder} is {len(text)} bytes; keep it below {MAX_JSON_BYTES}")
-    return text
+        digest = read_record(folder / JSON_NAME, "head")["arrays"]["sha256"]
+        before = _old_name(folder, digest)
+        before.unlink(missing_ok=True)
+        os.link(folder / ARRAYS_NAME, before)
+    except (OSError, CorruptError, FormatVersionError, KeyError, TypeError):
+        return None  # nothing that could be lost, or no hard links here
+    return before
 
 
-def _read_document(path: Path) -> dict[str, Any]:
-    document = _parsed(path, _read_bytes(path, MAX_JSON_BYTES))
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise _unusable(path, f"it does not say that it is a {FORMAT}")
-    version = document.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise _unusable(path, f"its version is {version!r}")
-    if version > VERSION:
-        raise HeadError(f"{path} has head format {version}; this release reads up to {VERSION}. Upgrade featurecache")
-    return document
-
-
-def _parsed(path: Path, data: bytes) -> Any:
-    try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite_float)
-    except (ValueError, RecursionError) as error:
-        raise _unusable(path, f"it is not strict JSON ({error})") from error
+def _old_name(folder: Path, digest: str) -> Path:
+    return folder / f".{ARRAYS_NAME}.{digest[:16]}"
 
 
 def _read_arrays(folder: Path, entry: Any) -> Arrays:
-    path = folder / ARRAYS_NAME
-    if not isinstance(entry, dict) or entry.get("file") != ARRAYS_NAME or not isinstance(entry.get("bytes"), int):
+    if (
+        not isinstance(entry, dict)
+        or not isinstance(entry.get("bytes"), int)
+        or not isinstance(entry.get("sha256"), str)
+    ):
         raise _unusable(folder / JSON_NAME, f"it has no entry for {ARRAYS_NAME}")
-    data = _read_bytes(path, entry["bytes"])
-    if len(data) != entry["bytes"] or digest_bytes(data) != entry.get("sha256"):
-        raise _unusable(path, f"its digest is not the one in {JSON_NAME}")
+    problem = ""
+    for path in (folder / ARRAYS_NAME, _old_name(folder, entry["sha256"].replace("/", ""))):
+        try:
+            data = read_small_file(path, max_bytes=min(entry["bytes"], MAX_ARRAYS_BYTES))
+        except (OSError, CorruptError) as error:
+            problem = problem or str(error)
+            continue
+        if len(data) == entry["bytes"] and digest_bytes(data) == entry["sha256"]:
+            return _parsed(path, data)
+        problem = problem or f"its digest is not the one in {JSON_NAME}"
+    raise _unusable(folder / ARRAYS_NAME, problem)
+
+
+def _parsed(path: Path, data: bytes) -> Arrays:
     try:
         return safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise _unusable(path, f"it is not a safetensors file ({error})") from error
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise _unusable(path, f"it has {size} bytes, more than the {limit} expected")
-        return path.read_bytes()
-    except OSError as error:
-        raise HeadError(
-            f"no head in {path.parent}: {path.name} cannot be read ({error.strerror}); save one there"
-        ) from error
-
-
 def _unusable(path: Path, reason: str) -> HeadError:
     return HeadError(f"{path} cannot be used: {reason}. Save the head again")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(mapping := dict(pairs)) != len(pairs):
-        raise ValueError("a key appears twice")
-    return mapping
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _finite_float(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text} is too large")
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from featurecache.hashing import digest_file
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"])
 
-Known = dict[str, tuple[int, int, bytes]]
-"""What the last scan knew: path -> (size, mtime in ns, id)."""
+Stamp = tuple[int, int, int, int]
+"""What tells that a file is unchanged: size, mtime and ctime in ns, inode."""
+Known = dict[str, tuple[Stamp, bytes]]
+"""What the last scan knew: path -> (stamp, id)."""
+
+_UNSETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,9 @@ class Scan:
     ----------
     paths : list of str
         Relative to the source, with forward slashes.
-    sizes, mtimes_ns : ndarray of int64, shape (n,)
-        In bytes, and nanoseconds since 1970.
+    stamps : ndarray of int64, shape (n, 4)
+        Size, mtime and ctime in ns, inode. The ctime of a file that was written just now is -1: it could be written
+        again within one tick of the clock, so the next scan reads it again.
     ids : ndarray of uint8, shape (n, 32)
         SHA-256 of each file; zeros where the file could not be read.
     problems : dict of str to str
@@ -41,8 +47,7 @@ class Scan:
     """
 
     paths: list[str]
-    sizes: NDArray[np.int64]
-    mtimes_ns: NDArray[np.int64]
+    stamps: NDArray[np.int64]
     ids: NDArray[np.uint8]
     problems: dict[str, str]
     num_read: int
@@ -65,7 +70,7 @@ class FolderSource:
         Parameters
         ----------
         known : dict, optional
-            Result of the last scan; a file whose size and modification time are unchanged is not read again.
+            Result of the last scan; a file whose stamp is unchanged is not read again.
         on_read : callable, optional
             Called with (files read, files to read) as the bytes are digested.
 
@@ -74,13 +79,10 @@ class FolderSource:
         SourceError
             The folder is missing, or holds no images.
         """
-        found, num_ignored = self._find()
+        found, problems, num_ignored = self._find()
         known = known or {}
-        changed = [
-            i for i, (path, size, mtime) in enumerate(found) if known.get(path, (None,) * 3)[:2] != (size, mtime)
-        ]
+        changed = [i for i, (path, stamp) in enumerate(found) if not _is_unchanged(stamp, known.get(path))]
         ids = np.zeros((len(found), 32), np.uint8)
-        problems: dict[str, str] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             digests = pool.map(lambda i: _digest(self.root / found[i][0]), changed)
             for done, (i, digest) in enumerate(zip(changed, digests, strict=True), 1):
@@ -91,13 +93,12 @@ class FolderSource:
                 if on_read:
                     on_read(done, len(changed))
         fresh = set(changed)
-        for i, (path, _, _) in enumerate(found):
+        for i, (path, _) in enumerate(found):
             if i not in fresh:
-                ids[i] = np.frombuffer(known[path][2], np.uint8)
+                ids[i] = np.frombuffer(known[path][1], np.uint8)
         return Scan(
-            paths=[path for path, _, _ in found],
-            sizes=np.array([size for _, size, _ in found], np.int64),
-            mtimes_ns=np.array([mtime for _, _, mtime in found], np.int64),
+            paths=[path for path, _ in found],
+            stamps=np.array([stamp for _, stamp in found], np.int64).reshape(-1, 4),
             ids=ids,
             problems=problems,
             num_read=len(changed),
@@ -118,18 +119,23 @@ class FolderSource:
         if not self.root.is_dir():
             raise SourceError(f"{self.root} is a file; name the folder that holds the images")
 
-    def _find(self) -> tuple[list[tuple[str, int, int]], int]:
+    def _find(self) -> tuple[list[tuple[str, Stamp]], dict[str, str], int]:
         self._check_folder()
-        found, num_ignored = [], 0
+        found: list[tuple[str, Stamp]] = []
+        problems: dict[str, str] = {}
+        num_ignored, now = 0, time.time_ns()
         for entry, path in _walk(self.root):
-            if _is_image(entry):
-                status = entry.stat()
-                found.append((path, status.st_size, status.st_mtime_ns))
-            else:
+            if not _is_image(entry):
                 num_ignored += 1
+                continue
+            try:
+                found.append((path, _stamp(entry.stat(), now)))
+            except OSError as error:
+                found.append((path, (0, 0, -1, 0)))
+                problems[path] = error.strerror or type(error).__name__
         if not found:
             raise self._empty()
-        return sorted(found), num_ignored
+        return sorted(found), problems, num_ignored
 
     def _empty(self) -> SourceError:
         return SourceError(
@@ -142,7 +148,7 @@ def find_images(inputs: list[Path]) -> list[Path]:
     images: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            images += [path / relative for relative, _, _ in FolderSource(path)._find()[0]]
+            images += [path / relative for relative, _ in FolderSource(path)._find()[0]]
         elif path.exists():
             images.append(path)
         else:
@@ -151,23 +157,43 @@ def find_images(inputs: list[Path]) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Yield every visible file below ``root`` with its relative path."""
+    """Yield every visible file below ``root``, links that lead nowhere included, with its relative path."""
     pending, seen = [(str(root), "")], set()
     while pending:
         folder, prefix = pending.pop()
-        status = os.stat(folder)  # noqa: PTH116 - a Path for each folder would cost more than the walk
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            # Sorted, so that of two links to one folder the same one is followed every time.
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, f"{prefix}{entry.name}/"))
-                elif entry.is_file():
-                    yield entry, prefix + entry.name
+        try:
+            status = os.stat(folder)  # noqa: PTH116 - a Path for each folder would cost more than the walk
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                # Sorted, so that of two links to one folder the same one is followed every time.
+                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            raise SourceError(f"cannot list {folder}: {error.strerror}; make it readable, or move it away") from None
+        for entry in listed:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                pending.append((entry.path, f"{prefix}{entry.name}/"))
+            else:
+                yield entry, prefix + entry.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_unchanged(stamp: Stamp, known: tuple[Stamp, bytes] | None) -> bool:
+    return known is not None and known[0] == stamp and stamp[2] >= 0
+
+
+def _stamp(status: os.stat_result, now_ns: int) -> Stamp:
+    settled = max(status.st_mtime_ns, status.st_ctime_ns) < now_ns - _UNSETTLED_NS
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns if settled else -1, status.st_ino
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
@@ -176,6 +202,8 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 def _digest(path: Path) -> bytes | str:
     try:
+        if not path.is_file():
+            return "not a file, or a link that leads nowhere"
         return bytes.fromhex(digest_file(path))
     except OSError as error:
         return error.strerror or type(error).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -53,7 +54,6 @@ _DECODING_ERRORS = (
     AttributeError,
     struct.error,
     zlib.error,
-    MemoryError,
 )
 
 
@@ -61,16 +61,40 @@ _DECODING_ERRORS = (
 def pillow_defaults() -> Iterator[None]:
     """Set the process-wide flags of Pillow that other libraries change, and put them back afterwards.
 
-    Enter it once around all threads that decode: the flags are global.
+    Enter it around all threads that decode: the flags are global. Who enters first sets them, who leaves last puts
+    them back, so that two users in one process don't undo each other.
     """
-    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+    _flags.enter()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken EXIF and the like: the row's status says what matters
-            yield
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
+        _flags.leave()
+
+
+class _Flags:
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+                # Broken EXIF and the like: the row's status says what matters.
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+                self._warnings.__exit__(None, None, None)
+
+
+_flags = _Flags()
 
 
 def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
@@ -140,6 +164,10 @@ def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     width, height = image.size
     short = min(width, height)
     size = (max(spec.resize * width // short, spec.resize), max(spec.resize * height // short, spec.resize))
+    if size[0] * size[1] > spec.max_pixels:  # a line of pixels, drawn out to a giant
+        raise InputError(
+            "too_large", f"{width}x{height} pixels become {size[0]}x{size[1]}, the limit is {spec.max_pixels} pixels"
+        )
     resampling = _RESAMPLING[spec.interpolation]
     if spec.antialias:
         image = image.resize(size, resampling)

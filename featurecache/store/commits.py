@@ -79,10 +79,10 @@ def read_commit(path: Path) -> Commit:
         arrays = {name: _array_record(item, record["size"]) for name, item in record["arrays"].items()}
         shard = ShardRecord(sha256=_hex(record["sha256"]), size=record["size"], arrays=arrays)
         return Commit(key=path.stem, shard=shard, body=record["body"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, FeatureCacheError):
             raise
-        raise CorruptError(f"{path} is not a possible commit record ({error!r}); delete it to recompute") from None
+        raise CorruptError(f"{path} is not a possible commit record ({error!r}); run `featurecache repair`") from None
 
 
 def _array_record(item: dict[str, Any], size: int) -> ArrayRecord:
@@ -94,7 +94,7 @@ def _array_record(item: dict[str, Any], size: int) -> ArrayRecord:
         block_bytes=item["block_bytes"],
     )
     numbers = (*array.shape, array.offset, array.block_bytes, size, *array.crc32)
-    if array.dtype not in STORED or not all(type(n) is int and n >= 0 for n in numbers):
+    if array.dtype not in STORED or not all(type(n) is int and n >= 0 for n in numbers) or 0 in array.shape:
         raise ValueError("impossible array")
     if len(array.shape) > _MAX_DIMENSIONS or array.offset + array.nbytes > size or array.block_bytes < 1:
         raise ValueError("an array does not fit its file")

@@ -12,7 +12,7 @@ from featurecache.errors import CorruptError, InputError, RequestError
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import STORED, Array, decode
 from featurecache.store.folders import ShardFolder
-from featurecache.store.samples import Rows
+from featurecache.store.samples import Rows, SampleTable
 from featurecache.store.shards import MappedShard
 
 
@@ -31,9 +31,9 @@ class Features:
         Rows whose input could not be turned into features.
     """
 
-    def __init__(self, tap: str, dtype: str, folder: ShardFolder) -> None:
+    def __init__(self, tap: str, dtype: str, folder: ShardFolder, samples: SampleTable | None = None) -> None:
         self.tap, self.dtype = tap, dtype
-        self._folder = folder
+        self._folder, self._samples = folder, samples
         self.commits = folder.commits()
 
     @cached_property
@@ -53,7 +53,13 @@ class Features:
     @cached_property
     def bad(self) -> dict[int, tuple[str, str]]:
         """Status and reason of every bad row."""
-        return {int(row): (status, reason) for commit in self.commits for row, status, reason in commit.body["bad"]}
+        listed = [(number, row, s, why) for number, c in enumerate(self.commits) for row, s, why in c.body["bad"]]
+        if not listed:
+            return {}
+        run = np.searchsorted(self._starts, [row for _, row, _, _ in listed], side="right") - 1
+        # Where two writers' shards overlap only one of them is read, and only its word on a row counts.
+        owners = self._shard_of[run].tolist()
+        return {row: (s, why) for (number, row, s, why), owner in zip(listed, owners, strict=True) if number == owner}
 
     def ids_of(self, commit: Commit) -> Array:
         """Return the sample ids that a shard itself holds, ``(n, 32)`` uint8."""
@@ -163,8 +169,22 @@ class Features:
 
     def _shard(self, number: int) -> MappedShard:
         if number not in self._mapped:
-            self._mapped[number] = self._folder.open(self.commits[number])
+            commit = self.commits[number]
+            shard = self._folder.open(commit)
+            self._check_ids(commit, shard)
+            self._mapped[number] = shard
         return self._mapped[number]
+
+    def _check_ids(self, commit: Commit, shard: MappedShard) -> None:
+        """Refuse a shard whose rows belong to other samples than the table says: joins are by id, never by position."""
+        if self._samples is None:
+            return
+        rows = self.rows_of(commit)
+        if rows[-1] >= len(self._samples) or not np.array_equal(shard.read("id"), self._samples.ids[rows]):
+            raise CorruptError(
+                f"{self._folder.path}: the samples in shard {commit.file_name} are not those of its rows in the sample "
+                "table; restore the cache from a copy, or extract into a new one"
+            )
 
     @cached_property
     def _mapped(self) -> dict[int, MappedShard]:
@@ -210,9 +230,11 @@ def _runs_of(commit: Commit, number: int) -> list[tuple[int, int, int, int]]:
     runs, offset = [], 0
     for start, stop in commit.body["rows"]:
         if not 0 <= start < stop:
-            raise CorruptError(f"commit {commit.key} lists impossible rows {start}:{stop}; delete it to recompute")
+            raise CorruptError(f"commit {commit.key} lists impossible rows {start}:{stop}; run `featurecache repair`")
         runs.append((start, stop, number, offset))
         offset += stop - start
     if offset != commit.shard.arrays["features"].shape[0]:
-        raise CorruptError(f"commit {commit.key} lists {offset} rows but its shard holds another number; delete it")
+        raise CorruptError(
+            f"commit {commit.key} lists {offset} rows but its shard holds another number; run `featurecache repair`"
+        )
     return runs

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from featurecache.atomic import fsync_directory, is_partial, publish_once
+from featurecache.atomic import is_partial, make_folder, publish_once
+from featurecache.errors import CorruptError
 from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
 from featurecache.store.dtypes import Array
 from featurecache.store.shards import Layout, MappedShard, ShardWriter
@@ -34,8 +35,7 @@ class ShardFolder:
     def writer(self, arrays: Layout, attributes: Mapping[str, str]) -> ShardWriter:
         """Start a new shard."""
         for name in ("shards", "commits"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
-        fsync_directory(self.path)
+            make_folder(self.path / name)
         return ShardWriter(self.path / "shards", arrays, attributes)
 
     def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any]) -> bool:
@@ -62,5 +62,7 @@ class ShardFolder:
 
     def _commit_paths(self) -> Iterator[Path]:
         folder = self.path / "commits"
+        if any(place.is_symlink() for place in (self.path, folder, self.path / "shards")):
+            raise CorruptError(f"{self.path} leads elsewhere by a symbolic link; a cache never contains links")
         if folder.is_dir():
             yield from (path for path in folder.iterdir() if path.suffix == ".json" and not is_partial(path))

@@ -37,6 +37,7 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
         "weights": feature_set.identity.weights,
         **{name: feature_set.about.get(name) for name in _BUILDING},
         "provenance": last.body["provenance"],
+        "precision": last.body.get("precision"),
     }
 
 

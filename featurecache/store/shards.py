@@ -163,7 +163,7 @@ class MappedShard:
                 if zlib.crc32(self._map()[start:stop]) != array.crc32[block]:
                     raise CorruptError(
                         f"{self.path}: block {block} of array {name!r} does not match its checksum; "
-                        "delete the shard's commit record and run extract again to recompute it"
+                        "run `featurecache repair`, then extract again"
                     )
                 checked[block] = True
 
@@ -197,14 +197,14 @@ def _map_file(path: Path, size: int) -> Array:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         raise CorruptError(
-            f"{path} is missing although it was committed; restore it, or delete its commit record and extract again"
+            f"{path} is missing although it was committed; run `featurecache repair`, then extract again"
         ) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
             raise CorruptError(
                 f"{path} has {status.st_size} bytes, its commit record says {size}; "
-                "delete that record and run extract again"
+                "run `featurecache repair`, then extract again"
             )
         return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
     finally:

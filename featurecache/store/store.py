@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from featurecache.atomic import fsync_directory, is_partial, publish_once
-from featurecache.errors import FormatVersionError, RequestError, StoreError, TaskError, UnknownNameError
+from featurecache.atomic import is_partial, make_folder, publish_once
+from featurecache.errors import CorruptError, FormatVersionError, RequestError, StoreError, TaskError, UnknownNameError
 from featurecache.hashing import canonical_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
 from featurecache.specs import FeatureIdentity
@@ -37,10 +37,11 @@ class FeatureSet:
     tap: str
     dtype: str
     folder: ShardFolder
+    samples: SampleTable
 
     def open(self) -> Features:
         """Return the cached features."""
-        return Features(self.tap, self.dtype, self.folder)
+        return Features(self.tap, self.dtype, self.folder, self.samples)
 
     def probe(self) -> dict[str, Any] | None:
         """Return what `keep_probe` kept."""
@@ -93,10 +94,9 @@ class FeatureStore:
             raise StoreError(f"{path} is a file, a cache is a folder; name another place")
         if path.is_dir() and any(not is_partial(entry) for entry in path.iterdir()):
             return cls.open(path)
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         marker = {"format": FORMAT_NAME, "version": list(FORMAT_VERSION), "required": [], "optional": []}
         publish_once(path / "FORMAT.json", (canonical_json(marker) + "\n").encode())
-        fsync_directory(path.resolve().parent)
         return cls.open(path)
 
     @cached_property
@@ -175,7 +175,7 @@ class FeatureStore:
     def add_feature_set(self, identity: FeatureIdentity, about: dict[str, Any], tap: str, dtype: str) -> FeatureSet:
         """Make room for features of one tap; harmless when it is there already."""
         folder = self.path / "features" / identity.fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         publish_once(folder / "spec.json", encode_record("spec", {"identity": identity.to_json(), "about": about}))
         return FeatureSet(
             fingerprint=identity.fingerprint,
@@ -184,24 +184,26 @@ class FeatureStore:
             tap=tap,
             dtype=dtype,
             folder=ShardFolder(folder / _folder_of_tap(tap) / dtype),
+            samples=self.samples,
         )
 
     def _feature_sets(self) -> Iterator[FeatureSet]:
         for spec in sorted((self.path / "features").glob("*/spec.json")):
             record = read_record(spec, "spec")
-            identity = FeatureIdentity.from_json(record["identity"])
+            identity = _identity_of(record, spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
                 folder, dtype = commits.parent, commits.parent.name
                 tap = tap_of_folder(folder.parent.name)
                 if any(path.suffix == ".json" for path in commits.iterdir()):
-                    yield FeatureSet(spec.parent.name, identity, record["about"], tap, dtype, ShardFolder(folder))
+                    place = ShardFolder(folder)
+                    yield FeatureSet(spec.parent.name, identity, record["about"], tap, dtype, place, self.samples)
 
     # Remembered requests: lets an unchanged folder be recognised without loading the backbone
 
     def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
         """Note which feature sets a request led to."""
         folder = self.path / "requests"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         publish_once(folder / f"{digest}.json", encode_record("request", {"fingerprint": fingerprint, "taps": taps}))
 
     def recall_request(self, digest: str) -> tuple[str, list[str]] | None:
@@ -240,7 +242,10 @@ class FeatureStore:
         """
         check_name("task", name)
         folder = ShardFolder(self.path / "tasks" / name)
-        if not replace and folder.last() is not None:
+        if random_state < 0:
+            raise RequestError(f"the seed must not be negative, got {random_state}")
+        previous = load_task(name, folder, self.samples)
+        if previous is not None and not replace:
             raise TaskError(f"task {name!r} exists already in {self.path}; choose another name or pass --replace")
         task = build_task(
             name,
@@ -249,6 +254,7 @@ class FeatureStore:
             views=self._views_of(labels.root),
             allow_missing=allow_missing,
             random_state=random_state,
+            previous=previous,
         )
         save_task(folder, task)
         return task
@@ -300,6 +306,16 @@ def _check_format(marker: dict[str, Any], path: Path) -> None:
             f"{path} has cache format {version} requiring {required}; this release reads {list(FORMAT_VERSION)}. "
             "Upgrade featurecache"
         )
+
+
+def _identity_of(record: dict[str, Any], spec: Path) -> FeatureIdentity:
+    try:
+        identity = FeatureIdentity.from_json(record["identity"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{spec} describes no features ({error}); restore it from a copy") from None
+    if identity.fingerprint != spec.parent.name:
+        raise CorruptError(f"{spec} has another fingerprint than its folder's name; restore it from a copy")
+    return identity
 
 
 def _attribute(feature_set: FeatureSet, kind: str) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import RequestError, TaskError
+from featurecache.hashing import digest_bytes
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
-from featurecache.store.samples import Ids, Rows, SampleTable
+from featurecache.store.samples import IdIndex, Ids, Rows, SampleTable
 from featurecache.store.views import SourceView
 
 _TEST_SHARE = _VALIDATION_SHARE = 0.2
@@ -98,6 +99,7 @@ def build_task(
     views: Sequence[SourceView],
     allow_missing: bool = False,
     random_state: int = 0,
+    previous: Task | None = None,
 ) -> Task:
     """Join labels to samples and make sure that every sample has one label and one split.
 
@@ -106,10 +108,11 @@ def build_task(
     TaskError
         No labels, one class only, labels for files that are not in the cache, or splits for only some labels.
     """
-    listed = (
-        labels.of(path for view in views for path in view.row_of) if isinstance(labels, FolderLabels) else labels.labels
-    )
-    rows, missing = _rows_of_labels(listed, samples, views)
+    if isinstance(labels, FolderLabels):
+        listed, rows, missing = _labels_of_folders(labels, views)
+    else:
+        listed = list(labels.labels)
+        rows, missing = _rows_of_labels(listed, samples, views)
     if missing and not allow_missing:
         raise TaskError(
             f"{len(missing)} of {len(listed)} labels are for files that are not in the cache, first {missing[0]!r}; "
@@ -119,7 +122,9 @@ def build_task(
     merged = _merge_copies(rows, listed)
     if not merged.labels:
         raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
-    return _assemble(name, labels.origin, merged, samples, random_state=random_state, missing=len(missing))
+    return _assemble(
+        name, labels.origin, merged, samples, random_state=random_state, missing=len(missing), previous=previous
+    )
 
 
 def save_task(folder: ShardFolder, task: Task) -> None:
@@ -131,9 +136,10 @@ def save_task(folder: ShardFolder, task: Task) -> None:
         "split": ("uint8", task.splits),
     }
     body = {"classes": task.classes, "about": task.about}
-    if folder.publish(f"{int(old[-1].key) + 1 if old else 0:012d}", arrays, body, kind="task"):
-        for commit in old:
-            folder.discard(commit)
+    if not folder.publish(f"{int(old[-1].key) + 1 if old else 0:012d}", arrays, body, kind="task"):
+        raise TaskError(f"task {task.name!r} was written by somebody else at the same moment; look at it and try again")
+    for commit in old:
+        folder.discard(commit)
 
 
 def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | None:
@@ -161,6 +167,19 @@ class _Merged:
     splits: dict[int, str | None] = field(default_factory=dict)
     conflicts: list[dict[str, Any]] = field(default_factory=list)
     moved: int = 0
+
+
+def _labels_of_folders(labels: FolderLabels, views: Sequence[SourceView]) -> tuple[list[Label], list[int], list[str]]:
+    """Label every file; of a sample that lies in several sources, the source extracted last has the word."""
+    newest: dict[int, int] = {}
+    for number, view in enumerate(views):
+        newest |= dict.fromkeys(view.row_of.values(), number)
+    listed, rows = [], []
+    for number, view in enumerate(views):
+        for label in labels.of(path for path, row in view.row_of.items() if newest[row] == number):
+            listed.append(label)
+            rows.append(view.row_of[label.key])
+    return listed, rows, []
 
 
 def _rows_of_labels(
@@ -212,7 +231,14 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
 
 
 def _assemble(
-    name: str, origin: str, merged: _Merged, samples: SampleTable, *, random_state: int, missing: int
+    name: str,
+    origin: str,
+    merged: _Merged,
+    samples: SampleTable,
+    *,
+    random_state: int,
+    missing: int,
+    previous: Task | None,
 ) -> Task:
     rows = np.array(sorted(merged.labels), np.int64)
     classes = sorted({merged.labels[row] for row in rows.tolist()})
@@ -228,7 +254,8 @@ def _assemble(
     if given:
         splits = np.array([SPLITS.index(merged.splits[row] or "train") for row in rows.tolist()], np.uint8)
     else:
-        splits = stratified_splits(ids, labels, random_state=random_state)
+        kept = _previous_splits(ids, previous, random_state)
+        splits = stratified_splits(ids, labels, random_state=random_state, kept=kept)
     about = {
         "origin": origin,
         "splits": "given" if given else "made",
@@ -243,21 +270,52 @@ def _assemble(
     return task
 
 
-def stratified_splits(ids: Ids, labels: NDArray[np.int32], *, random_state: int) -> NDArray[np.uint8]:
-    """Give each class 60 % train, 20 % validation and 20 % test; depends on content and seed, not on names or order.
+def stratified_splits(
+    ids: Ids, labels: NDArray[np.int32], *, random_state: int, kept: NDArray[np.int64] | None = None
+) -> NDArray[np.uint8]:
+    """Give each class 60 % train, 20 % validation and 20 % test.
 
+    Depends on content and seed, not on names, order or other classes. Samples that had a split keep it, and new ones
+    fill up what is missing: a row that was looked at as test data never becomes training data.
+
+    Parameters
+    ----------
+    ids, labels : ndarray
+        Samples and their classes.
+    random_state : int
+        Seed.
+    kept : ndarray of int64, shape (n,), optional
+        Earlier split of each sample, -1 where it is new.
+
+    Notes
+    -----
     A class with fewer than three samples fills train first, then test.
     """
-    splits = np.zeros(len(ids), np.uint8)
-    rng = np.random.default_rng(random_state)
-    by_content = np.lexsort(ids.T[::-1])
+    splits = np.full(len(ids), -1) if kept is None else kept.copy()
+    lots = np.array([digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids])
     for label in np.unique(labels):
-        mine = rng.permutation(by_content[labels[by_content] == label])
-        num_test = max(round(_TEST_SHARE * len(mine)), int(len(mine) > 1))
-        num_validation = max(round(_VALIDATION_SHARE * len(mine)), int(len(mine) > 2))
-        splits[mine[:num_test]] = SPLITS.index("test")
-        splits[mine[num_test : num_test + num_validation]] = SPLITS.index("validation")
-    return splits
+        mine = np.flatnonzero(labels == label)
+        new = mine[splits[mine] < 0]
+        new = new[np.argsort(lots[new])]
+        size = len(mine)
+        num_test = max(round(_TEST_SHARE * size), int(size > 1)) - int((splits[mine] == 2).sum())
+        num_validation = max(round(_VALIDATION_SHARE * size), int(size > 2)) - int((splits[mine] == 1).sum())
+        num_test = min(max(num_test, 0), len(new))
+        num_validation = min(max(num_validation, 0), len(new) - num_test)
+        splits[new] = 0
+        splits[new[:num_test]] = 2
+        splits[new[num_test : num_test + num_validation]] = 1
+    return splits.astype(np.uint8)
+
+
+def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDArray[np.int64]:
+    kept = np.full(len(ids), -1, np.int64)
+    about = {} if previous is None else previous.about
+    if previous is None or about["splits"] != "made" or about["random_state"] != random_state:
+        return kept
+    place = IdIndex(previous.ids).find(ids)
+    kept[place >= 0] = previous.splits[place[place >= 0]]
+    return kept
 
 
 def _check_parts(task: Task) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.errors import RequestError
 from featurecache.hashing import digest_bytes
 from featurecache.store import strings
 from featurecache.store.folders import ShardFolder
@@ -25,10 +26,12 @@ class SourceView:
 
     root: str
     paths: list[str]
-    sizes: NDArray[np.int64]
-    mtimes_ns: NDArray[np.int64]
+    stamps: NDArray[np.int64]
+    """What told at the scan that a file was unchanged, ``(n, 4)``: size, mtime, ctime, inode."""
     rows: Rows
     problems: dict[str, str]
+    order: int = 0
+    """Of two sources that say different things of one sample, the one with the greater number was extracted later."""
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -43,6 +46,8 @@ class SourceView:
     def paths_of(self, rows: Rows) -> list[str]:
         """One path (the first) for each row; the rows must be in the view."""
         held, first = np.unique(self.rows, return_index=True)
+        if not np.isin(rows, held).all():
+            raise RequestError(f"{self.root} does not hold all of the rows asked for; extract it again")
         return [self.paths[i] for i in first[np.searchsorted(held, rows)]]
 
     def same_as(self, other: SourceView | None) -> bool:
@@ -51,14 +56,8 @@ class SourceView:
             other is not None
             and self.paths == other.paths
             and self.problems == other.problems
-            and all(
-                np.array_equal(mine, theirs)
-                for mine, theirs in (
-                    (self.sizes, other.sizes),
-                    (self.mtimes_ns, other.mtimes_ns),
-                    (self.rows, other.rows),
-                )
-            )
+            and np.array_equal(self.stamps, other.stamps)
+            and np.array_equal(self.rows, other.rows)
         )
 
 
@@ -73,23 +72,23 @@ class SourceViews:
         return _load(self._folder(root))
 
     def all(self) -> list[SourceView]:
-        """Return the last view of every source."""
+        """Return the last view of every source, the one extracted last at the end."""
         folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
         views = [_load(ShardFolder(folder)) for folder in folders if folder.is_dir()]
-        return [view for view in views if view is not None]
+        return sorted((view for view in views if view is not None), key=lambda view: view.order)
 
     def save(self, view: SourceView) -> None:
         """Make ``view`` the newest of its source; views are derived, so an older one is dropped."""
         folder = self._folder(Path(view.root))
         old = folder.commits()
         arrays = {
-            "size": ("int64", view.sizes.astype("<i8")),
-            "mtime_ns": ("int64", view.mtimes_ns.astype("<i8")),
+            "stamp": ("int64", view.stamps.astype("<i8")),
             "row": ("int64", view.rows.astype("<i8")),
             **strings.pack(view.paths),
         }
         generation = int(old[-1].key) + 1 if old else 0
-        body = {"root": view.root, "problems": view.problems}
+        order = 1 + max((other.order for other in self.all()), default=0)
+        body = {"root": view.root, "problems": view.problems, "order": order}
         if folder.publish(f"{generation:012d}", arrays, body, kind="source view"):
             for commit in old:
                 folder.discard(commit)
@@ -111,8 +110,8 @@ def _load(folder: ShardFolder) -> SourceView | None:
     return SourceView(
         root=commit.body["root"],
         paths=strings.unpack(shard.read("text"), shard.read("text_start")),
-        sizes=shard.read("size"),
-        mtimes_ns=shard.read("mtime_ns"),
+        stamps=shard.read("stamp"),
         rows=shard.read("row"),
         problems=commit.body["problems"],
+        order=commit.body["order"],
     )

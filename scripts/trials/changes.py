@@ -110,8 +110,7 @@ def try_changes(options: Options) -> list[Tally]:
     ground = _make_ground(options.scratch)
     noticed = Tally("changes that must be noticed were not, or left a stale row")
     harmless = Tally("changes that must not matter did")
-    limits = Tally("known limits of what is noticed are gone or described wrongly")
-    for tally, attempts in ((noticed, must_notice()), (harmless, must_not_matter()), (limits, known_limits())):
+    for tally, attempts in ((noticed, must_notice()), (harmless, must_not_matter())):
         names = list(attempts)
         trials = [(ground, attempts[name], name) for name in names]
         for name, result in zip(names, for_each(trials, _attempt, jobs=options.jobs), strict=True):
@@ -120,11 +119,12 @@ def try_changes(options: Options) -> list[Tally]:
             tally.notes.append(f"{'FAILED' if problems else 'ok':7}{name}")
         right = tally.num_trials - len(tally.violations)
         tally.notes.insert(0, f"{right} of {tally.num_trials} as promised:")
-    return [noticed, harmless, limits]
+    return [noticed, harmless]
 
 
 def _attempt(trial: tuple[Ground, Callable[[Ground], list[str]], str]) -> dict[str, Any]:
     ground, attempt, name = trial
+    _current.update(change=None, forward=None)  # one process makes several attempts
     place = ground.scratch / hashlib.sha256(name.encode()).hexdigest()[:12]
     shutil.copytree(ground.source, place / "photos")
     # The same absolute path would be the same source; the copy is scanned anew, so its view is made first.
@@ -251,6 +251,7 @@ def must_notice() -> dict[str, Callable[[Ground], list[str]]]:
         _must_recompute, new_fingerprint=True, backbone="python:trials.changes:renamed"
     )
     attempts["one bit of a weights file"] = _weights_file
+    attempts["the code of `forward`, all layers as before"] = _forward_code
     attempts["another node as tap"] = partial(_must_recompute, new_fingerprint=False, taps=("body.0:avg",))
     attempts["another pooling"] = partial(_must_recompute, new_fingerprint=False, taps=("body:max",))
     attempts["another type of stored numbers"] = partial(_must_recompute, new_fingerprint=False, dtype="bfloat16")
@@ -340,6 +341,18 @@ def _weights_file(ground: Ground) -> list[str]:
     return problems + _stale(run, report)
 
 
+def _forward_code(ground: Ground) -> list[str]:
+    """No digest can tell; the program's own images, computed again, can: the run is refused."""
+    from featurecache.errors import DriftError
+
+    _current["forward"] = lambda maps: maps * 2
+    try:
+        report = Run(ground.source, ground.cache).go()
+    except DriftError:
+        return []
+    return [f"{report.num_extracted} samples were computed again and the run was not refused"]
+
+
 def _edit(source: Path) -> None:
     path = source / "odd" / "0001.png"
     path.write_bytes((source / "odd" / "0003.png").read_bytes() + b"one byte more")
@@ -350,6 +363,12 @@ def _edit_same_size(source: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-40] ^= 1  # within the coded pixels
     path.write_bytes(data)
+
+
+def _edit_hidden(source: Path) -> None:
+    times = (source / "even" / "turned.jpg").stat()
+    _edit_same_size(source)
+    os.utime(source / "even" / "turned.jpg", ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _exchange(source: Path) -> None:
@@ -376,6 +395,7 @@ def _mend(source: Path) -> None:
 _EDITS: dict[str, tuple[Callable[[Path], None], int]] = {
     "a file edited, another size": (_edit, 1),
     "a file edited, the same size": (_edit_same_size, 1),
+    "a file edited, its size and modification time put back": (_edit_hidden, 1),
     "two files exchanged, one of them edited": (_exchange, 1),
     "a file added": (_add, 1),
     "a file damaged": (_damage, 1),
@@ -388,13 +408,12 @@ def _one_label(ground: Ground) -> list[str]:
     from featurecache.store.store import FeatureStore
 
     table = ground.scratch / "labels.csv"
+    parts = ("train", "train", "train", "train", "test", "test")
     paths = [f"odd/{number:04d}.png" for number in (1, 3, 5, 7)] + ["even/0000.png", "even/0002.png"]
-    labels = ["a", "b", "a", "b", "a", "b"]
     seen = []
     for last in ("b", "a"):
-        table.write_text(
-            "path,label\n" + "".join(f"{p},{x}\n" for p, x in zip(paths, [*labels[:-1], last], strict=True))
-        )
+        lines = zip(paths, ("a", "b", "a", "b", "a", last), parts, strict=True)
+        table.write_text("path,label,split\n" + "".join(f"{','.join(line)}\n" for line in lines))
         store = FeatureStore.open(ground.cache)
         task = store.add_task("letters", labels_from_csv(table, root=ground.source), replace=True)
         stored = FeatureStore.open(ground.cache).task("letters")
@@ -505,29 +524,3 @@ def _pillow_flags(ground: Ground) -> list[str]:
     finally:
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = 89_478_485, False
     return [] if fresh == _ends(Run(ground.source, ground.cache).go()) else ["other rows"]
-
-
-# What is known not to be noticed: printed, so that nobody believes otherwise
-
-
-def known_limits() -> dict[str, Callable[[Ground], list[str]]]:
-    """Changes that leave no trace in layers, weights, sizes or times; a violation here means a limit has gone."""
-    return {
-        "not noticed: the code of `forward` edited, all layers as before": _forward_code,
-        "not noticed: a file edited, with its size and modification time put back": _hidden_edit,
-    }
-
-
-def _forward_code(ground: Ground) -> list[str]:
-    _current["forward"] = lambda maps: maps * 2
-    report = Run(ground.source, ground.cache).go()
-    return ["is noticed now: move it to the changes that must be"] if report.num_extracted else []
-
-
-def _hidden_edit(ground: Ground) -> list[str]:
-    path = ground.source / "even" / "turned.jpg"
-    times = path.stat()
-    _edit_same_size(ground.source)
-    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    report = Run(ground.source, ground.cache).go()
-    return ["is noticed now: move it to the changes that must be"] if report.num_extracted else []

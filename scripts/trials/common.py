@@ -77,7 +77,7 @@ class Ended:
 
 
 def run_child(
-    work: Callable[[], int], *, thorough: bool = False, timeout: float = 60.0, kill_after: float | None = None
+    work: Callable[[], int], *, thorough: bool = False, timeout: float = 15.0, kill_after: float | None = None
 ) -> Ended:
     """Run ``work`` in a forked child.
 
@@ -89,7 +89,7 @@ def run_child(
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _be_child(work, writing, thorough=thorough)
+        be_child(work, writing, thorough=thorough)
     os.close(writing)
     started = time.perf_counter()
     limit = timeout if kill_after is None else kill_after
@@ -106,7 +106,8 @@ def run_child(
     return Ended(os.waitstatus_to_exitcode(found[1]), error, hung)
 
 
-def _be_child(work: Callable[[], int], errors: int, *, thorough: bool) -> None:
+def be_child(work: Callable[[], int], errors: int, *, thorough: bool) -> None:
+    """Do ``work`` in a forked child with stderr to the descriptor ``errors``, and end the process."""
     status = 70
     try:
         os.dup2(errors, 2)
@@ -259,11 +260,13 @@ def compare_snapshots(found: dict[str, bytes], whole: dict[str, bytes]) -> tuple
     """Problems of a completed cache against the uninterrupted one, and counts of the harmless leftovers."""
     problems = [f"{name} is missing" for name in whole if name not in found]
     problems += [f"{name} differs" for name, data in whole.items() if name in found and found[name] != data]
-    counts = {"unreferenced": 0, "superseded": 0}
+    counts = {"unreferenced": 0, "superseded": 0, "leases": 0}
     for name in found.keys() - whole.keys():
         record = name.replace("/shards/", "/commits/").rpartition("-")[0] + ".json"
         if "/shards/" in name and (record not in found or record in whole):
             counts["unreferenced"] += 1
+        elif name.endswith(".lease"):
+            counts["leases"] += 1  # the next writer sees that its holder is dead
         elif name.startswith(("sources/", "tasks/")):
             counts["superseded"] += 1  # an older generation: only the greatest key counts
         else:

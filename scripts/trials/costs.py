@@ -101,9 +101,10 @@ def try_size(options: Options) -> list[Tally]:
         )
         tally.notes.append(f"{name}: {value:,.2f} ({kind} {limit:,})")
     tally.numbers = {"num_rows": num_rows, "writer": writing, "reader": reading}
+    table = f"{writing['table_seconds']:.0f} s and {writing['table_peak_mb']:,.0f} MB"
     tally.notes.append(
-        f"writer: {writing['rows_per_second']:,.0f} rows/s in {writing['seconds']:.0f} s; {writing['table_seconds']:.0f} s "
-        f"of it and {writing['table_peak_mb']:,.0f} MB for the sample table and the source view"
+        f"writer: {writing['rows_per_second']:,.0f} rows/s in {writing['seconds']:.0f} s; {table} of it for the sample "
+        "table and the source view"
     )
     tally.notes.append(
         f"reader: {reading['peak_mb']:,.0f} MB with the mapped pages, which the system takes back at will; "
@@ -133,7 +134,7 @@ def write_many(cache: str, count: str) -> None:
     paths = [f"photos/{number // 1000:06d}/{number:09d}.jpg" for number in range(num_rows)]
     sizes = np.full(num_rows, 100_000, np.int64)
     rows = store.samples.append(ids, paths, sizes)
-    view = SourceView(str(Path(cache).with_name("photos")), paths, sizes, sizes, rows, {})
+    view = SourceView(str(Path(cache).with_name("photos")), paths, np.stack([sizes] * 4, axis=1), rows, {})
     store.views.save(view)
     table_seconds, table_peak = time.perf_counter() - started, _peak_mb()
     identity = FeatureIdentity(
@@ -175,12 +176,12 @@ def read_many(cache: str, count: str) -> None:
         wrong += int((values != made_up(np.arange(num_rows - len(values), num_rows))).any(axis=1).sum())
     rng = np.random.default_rng(1)
     rates = []
-    for _ in range(100):
-        rows = rng.integers(0, num_rows, 10_000)
+    for _ in range(40):
+        rows = rng.integers(0, num_rows, 50_000)
         started = time.perf_counter()
         values = features.read(rows)
         rates.append(len(rows) / (time.perf_counter() - started))
-        wrong += int((values != made_up(rows)).any(axis=1).sum())
+        wrong += int((values[::10] != made_up(rows[::10])).any(axis=1).sum())
     anonymous = sampler.peak_mb()
     started = time.perf_counter()
     num_ids = len(FeatureStore.open(cache).samples.ids)

@@ -79,7 +79,7 @@ def try_faults(options: Options) -> list[Tally]:
     injected = [
         (scenario, action, at)
         for scenario in scenarios
-        for action in FAULTS
+        for action in (FAULTS if scenario.before is None else FAULTS[1:3] + FAULTS[4:])
         for at in _points(scenario, action, quick=options.quick, step=67)
     ]
     faults = Tally("failing calls crashed, hung, were unclear, committed something wrong or could not be repaired")
@@ -208,7 +208,9 @@ def _finish(scenario: Scenario, cache: Path, problems: list[str]) -> dict[str, A
     """Look at what is visible, run again, and compare with the uninterrupted cache."""
     problems = problems + visible_problems(cache, scenario.whole)
     rerun = run_child(lambda: run(scenario.source, cache))
-    if rerun.status:
+    if rerun.hung:
+        problems.append("the next run waits and waits")
+    elif rerun.status:
         problems.append(f"the next run ended with status {rerun.status}: {rerun.error[-300:]}")
     different, counts = compare_snapshots(snapshot(cache), scenario.whole.files)
     problems += different

@@ -1,4 +1,4 @@
-"""Several writers at once on one cache, without leases."""
+"""Several writers at once on one cache, with the leases that would keep them apart, and without them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from trials.common import (
     Options,
     Tally,
     Truth,
+    be_child,
     for_each,
     leftovers,
     problems_of,
@@ -48,21 +50,22 @@ def try_races(options: Options) -> list[Tally]:
     """Races of eight processes: alike, extending a cache, with overlapping sources, with other shard sizes."""
     warm_up()
     ground = _make_ground(options.scratch)
-    number = 4 if options.quick else 200
-    races = [(ground, KINDS[k % len(KINDS)], k) for k in range(number)]
-    results = for_each(races, _race, jobs=1 if options.quick else 2)
-    right = Tally(
-        "races of 8 writers left a wrong, doubled or second row or commit, or a temporary, or a failed writer"
-    )
-    complete = Tally("races left rows uncached although every writer said it was done")
-    counts: Counter[str] = Counter()
-    for (_, kind, _), result in zip(races, results, strict=True):
-        right.add(problems_of(result), label=kind)
-        complete.add(result.get("value", {}).get("missing", []), label=kind)
-        counts.update(result.get("value", {}).get("counts", {}))
-    right.numbers = dict(counts)
-    right.notes.append(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    return [right, complete]
+    tallies = []
+    for leases, number in ((False, 4 if options.quick else 200), (True, 4 if options.quick else 40)):
+        races = [(ground, KINDS[k % len(KINDS)], k, leases) for k in range(number)]
+        results = for_each(races, _race, jobs=2)
+        with_them = "with leases" if leases else "without leases"
+        right = Tally(f"races of 8 writers {with_them} left a wrong or doubled row, a temporary or a failed writer")
+        complete = Tally(f"races {with_them} left rows uncached although every writer said it was done")
+        counts: Counter[str] = Counter()
+        for (_, kind, _, _), result in zip(races, results, strict=True):
+            right.add(problems_of(result), label=kind)
+            complete.add(result.get("value", {}).get("missing", []), label=kind)
+            counts.update(result.get("value", {}).get("counts", {}))
+        right.numbers = dict(counts)
+        right.notes.append(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+        tallies += [right, complete]
+    return tallies
 
 
 def _make_ground(scratch: Path) -> Ground:
@@ -98,12 +101,16 @@ def _must(work: Callable[[], int]) -> None:
         raise RuntimeError(f"the run before the races failed: {ended.error}")
 
 
-def _race(race: tuple[Ground, str, int]) -> dict[str, Any]:
-    ground, kind, number = race
+def _race(race: tuple[Ground, str, int, bool]) -> dict[str, Any]:
+    from featurecache.store.leases import Leases
+
+    ground, kind, number, leases = race
     rng = random.Random(number)
-    cache = ground.scratch / f"race{number}"
+    cache = ground.scratch / f"race{number}-{leases}"
     if kind == "alike, extending":
         shutil.copytree(ground.half, cache)
+    if not leases:
+        Leases.hold = _no_lease
     runs = []
     for writer in range(NUM_WRITERS):
         source = ground.sources[writer % len(ground.sources)] if kind == "overlapping sources" else ground.sources[0]
@@ -114,6 +121,11 @@ def _race(race: tuple[Ground, str, int]) -> dict[str, Any]:
     found, missing, counts = _inspect(cache, ground)
     shutil.rmtree(cache, ignore_errors=True)
     return {"problems": problems + found, "missing": missing, "counts": counts}
+
+
+@contextmanager
+def _no_lease(_: Any, key: str) -> Iterator[bool]:
+    yield True
 
 
 def _late(cache: Path, source: Path, shard_rows: int, delay: float) -> int:
@@ -131,15 +143,8 @@ def _run_together(runs: list[Callable[[], int]]) -> list[str]:
         pid = os.fork()
         if pid == 0:
             os.close(opening)
-            os.dup2(writing, 2)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.read(gate, 1)
-            try:
-                status = work()
-            except BaseException as error:
-                os.write(2, repr(error).encode())
-                status = 70
-            os._exit(status)
+            os.read(gate, 1)  # until the parent opens the gate for all
+            be_child(work, writing, thorough=False)
         os.close(writing)
         pids[pid] = (number, reading)
     os.close(gate)
@@ -170,6 +175,7 @@ def _inspect(cache: Path, ground: Ground) -> tuple[list[str], list[str], dict[st
     ids = store.samples.ids
     problems = [] if len(np.unique(ids, axis=0)) == len(ids) else ["a sample is in the table twice"]
     problems += [f"temporary {name}" for name in leftovers(cache)]
+    problems += [f"lease {path.name} was left" for path in cache.rglob("*.lease")]
     (feature_set,) = store.feature_sets()
     features = feature_set.open()
     good = features.rows[features.usable(features.rows)]

@@ -46,7 +46,8 @@ def cached(make_folder: Make, tmp_path: Path, call: Callable) -> Path:
 
 
 def test_verbs_are_the_documented_ones() -> None:
-    assert VERBS == ("run", "extract", "ls", "info", "task", "train", "predict", "backbones", "inspect", "doctor")
+    first = ("run", "extract", "ls", "info", "task", "train", "predict")
+    assert (*first, "backbones", "inspect", "verify", "repair", "gc", "convert", "doctor") == VERBS
 
 
 @pytest.mark.parametrize("verb", [[v] for v in VERBS if v != "task"] + [["task", "add"], ["task", "ls"]], ids=" ".join)
@@ -280,7 +281,7 @@ def test_a_damaged_cache_is_status_one(cached: Path, call: Callable) -> None:
     path.write_text(path.read_text().replace('"bad":[]', '"bad":[ ]', 1).replace("torch", "touch"))
     status, _, err = call("ls", cached)
     assert status == 1
-    assert "does not match its own digest; restore it, or delete it to recompute" in one_line(err)
+    assert "does not match its own digest; run `featurecache repair`, or restore it" in one_line(err)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

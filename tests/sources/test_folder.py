@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from featurecache.errors import SourceError
-from featurecache.sources.folder import FolderSource, Scan, find_images
+from featurecache.sources import folder
+from featurecache.sources.folder import FolderSource, Known, Scan, find_images
 
 
 def touch(path: Path, content: str = "x") -> Path:
@@ -19,9 +21,16 @@ def touch(path: Path, content: str = "x") -> Path:
     return path
 
 
-def known_of(scan: Scan) -> dict[str, tuple[int, int, bytes]]:
-    rows = zip(scan.paths, scan.sizes.tolist(), scan.mtimes_ns.tolist(), scan.ids, strict=True)
-    return {path: (size, mtime, identity.tobytes()) for path, size, mtime, identity in rows}
+def known_of(scan: Scan) -> Known:
+    rows = zip(scan.paths, scan.stamps.tolist(), scan.ids, strict=True)
+    return {path: (tuple(stamp), identity.tobytes()) for path, stamp, identity in rows}
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clock be an hour further, so that fresh files count as settled."""
+    real = time.time_ns
+    monkeypatch.setattr(folder.time, "time_ns", lambda: real() + 3600 * 10**9)
 
 
 def test_finds_images_recursively_sorted_without_hidden_ones(tmp_path: Path) -> None:
@@ -51,9 +60,13 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "src/linked_again").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "src/file.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
     (tmp_path / "src/broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    assert FolderSource(tmp_path / "src").scan().paths == ["a/1.jpg", "file.jpg", "linked/2.jpg"]
+    (tmp_path / "src/itself.jpg").symlink_to(tmp_path / "src/itself.jpg")
+    scan = FolderSource(tmp_path / "src").scan()
+    assert scan.paths == ["a/1.jpg", "broken.jpg", "file.jpg", "itself.jpg", "linked/2.jpg"]
+    assert set(scan.problems) == {"broken.jpg", "itself.jpg"}
 
 
+@pytest.mark.usefixtures("settled")
 def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
     for name in "abc":
         touch(tmp_path / f"{name}.jpg", name)
@@ -65,19 +78,35 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
     assert np.array_equal(second.ids, FolderSource(tmp_path).scan().ids)
 
 
-def test_same_size_edit_is_noticed_by_its_time(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("settled")
+def test_an_edit_that_keeps_size_and_mtime_is_noticed(tmp_path: Path) -> None:
     path = touch(tmp_path / "a.jpg", "one")
     first = FolderSource(tmp_path).scan()
     path.write_text("two")
-    os.utime(path, ns=(0, int(first.mtimes_ns[0]) + 1))
+    os.utime(path, ns=(0, int(first.stamps[0, 1])))
     assert FolderSource(tmp_path).scan(known_of(first)).ids[0].tobytes() == hashlib.sha256(b"two").digest()
+
+
+@pytest.mark.usefixtures("settled")
+def test_swapped_files_of_equal_size_and_mtime_are_noticed(tmp_path: Path) -> None:
+    for name in "ab":
+        os.utime(touch(tmp_path / f"{name}.jpg", name), ns=(0, 10**18))
+    first = FolderSource(tmp_path).scan()
+    (tmp_path / "a.jpg").rename(tmp_path / "c")
+    (tmp_path / "b.jpg").rename(tmp_path / "a.jpg")
+    (tmp_path / "c").rename(tmp_path / "b.jpg")
+    assert np.array_equal(FolderSource(tmp_path).scan(known_of(first)).ids, first.ids[::-1])
+
+
+def test_a_file_written_just_now_is_read_again_next_time(tmp_path: Path) -> None:
+    touch(tmp_path / "a.jpg", "one")
+    first = FolderSource(tmp_path).scan()
+    assert FolderSource(tmp_path).scan(known_of(first)).num_read == 1
 
 
 def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "a.jpg", "a")
     touch(tmp_path / "b.jpg", "b")
-    from featurecache.sources import folder
-
     real = folder.digest_file
 
     def refuse(path: Path) -> str:

@@ -181,6 +181,12 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     assert caught.value.status == "too_large"
 
 
+def test_a_line_of_pixels_is_refused_before_it_is_drawn_out() -> None:
+    with pytest.raises(InputError, match="60000x1 pixels become 15360000x256, the limit is") as caught:
+        load_image(encoded(Image.new("L", (60_000, 1))), PreprocessSpec())
+    assert caught.value.status == "too_large"
+
+
 def test_a_giant_file_is_refused() -> None:
     with pytest.raises(InputError, match="the file has 4000 bytes, the limit is 100"):
         load_image(b"x" * 4000, SPEC.override(max_bytes=100))

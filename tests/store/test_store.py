@@ -29,8 +29,10 @@ def add_features(
     identity = FeatureIdentity(backbone="my:net", architecture="a", weights=weights, preprocess=PreprocessSpec())
     folder = store.add_feature_set(identity, ABOUT, tap, dtype).folder
     stored = np.full((3, 2), value, np.float16 if dtype == "float16" else np.float32)
+    ids = np.arange(96, dtype=np.uint8).reshape(3, 32)
+    store.samples.append(ids, ["a", "b", "c"], np.ones(3))
     body = {"rows": runs_of_rows(np.arange(3)), "bad": [], "provenance": {"runtime": "torch"}}
-    folder.publish("000000000000", {"features": (dtype, stored)}, body, kind="features")
+    folder.publish("000000000000", {"features": (dtype, stored), "id": ("uint8", ids)}, body, kind="features")
 
 
 def test_create_then_open(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
     store = FeatureStore.create(tmp_path / "cache")
     ids = np.stack([content_id(content) for content in files.values()])
     rows = store.samples.append(ids, list(files), np.ones(len(files)))
-    n = np.zeros(len(files), np.int64)
-    store.views.save(SourceView(str((tmp_path / "src").resolve()), list(files), n, n, rows, {}))
+    stamps = np.zeros((len(files), 4), np.int64)
+    store.views.save(SourceView(str((tmp_path / "src").resolve()), list(files), stamps, rows, {}))
     return store
 
 

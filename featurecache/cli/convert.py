@@ -1,0 +1,47 @@
+"""``featurecache convert``: cached features in another number type, without the images or the backbone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from featurecache.cli.ls import print_features
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, progress_on_stderr
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "convert",
+        help="keep cached features in a smaller number type too; the first is not touched",
+        example="  featurecache convert flowers.cache --to int8",
+        quiet=True,
+    )
+    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("--to", required=True, choices=("float16", "bfloat16", "int8"), metavar="DTYPE")
+    parser.add_argument("--from", dest="dtype", metavar="DTYPE", help="which stored type, where there are several")
+    parser.add_argument("--tap", metavar="T")
+    parser.add_argument("--backbone", metavar="B")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and describe the result."""
+    from featurecache.store.convert import convert_features
+    from featurecache.store.overview import describe_features
+    from featurecache.store.store import FeatureStore
+
+    store = FeatureStore.open(args.cache)
+    source = store.find(tap=args.tap, backbone=args.backbone, dtype=args.dtype)
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        progress.start("converting shards", 0)
+        made = convert_features(store, source, args.to, on_shard=lambda done, total: progress.advance(1))
+    described = describe_features(made)
+    if args.json:
+        print_json(described)
+    else:
+        print_features([described])
+    return 0
