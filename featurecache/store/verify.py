@@ -29,6 +29,7 @@ from featurecache.store.commits import Commit, read_commit
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable
+from featurecache.store.shards import MappedShard
 from featurecache.store.store import FeatureStore, tap_of_folder
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
@@ -90,11 +91,12 @@ def verify(
     if not 0 < sample <= 1:
         raise RequestError(f"sample must be a share above 0 and at most 1, got {sample}")
     problems = [*_check_tree(store.path), *_check_records(store)]
+    samples = None if any(problem.where == "samples" for problem in problems) else store.samples
     found = list(_find_shards(store.path))
     chosen = random.Random(random_state).sample(found, max(round(sample * len(found)), min(len(found), 1)))
     num_bytes = 0
     for done, (folder, commit) in enumerate(sorted(chosen, key=lambda item: (str(item[0].path), item[1].key)), 1):
-        problems += _check_shard(store.path, folder, commit, level)
+        problems += _check_shard(store.path, folder, commit, level, samples)
         num_bytes += commit.shard.size
         if on_shard:
             on_shard(done, len(chosen))
@@ -136,14 +138,12 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
             yield from _attempt(store.path, record, partial(read_commit, record))
     for record in sorted((store.path / "requests").glob("*.json")):
         yield from _attempt(store.path, record, partial(read_record, record, "request"))
-    table = list(_attempt(store.path, store.path / "samples", partial(_check_samples, store)))
-    yield from table
+    yield from _attempt(store.path, store.path / "samples", partial(_check_samples, store))
     for spec in sorted((store.path / "features").glob("*/spec.json")):
         yield from _attempt(store.path, spec, partial(_check_spec, spec))
         for commits in sorted(spec.parent.glob("*/*/commits")):
             folder = commits.parent
-            samples = None if table else store.samples
-            yield from _attempt(store.path, folder, partial(_check_features, folder, samples))
+            yield from _attempt(store.path, folder, partial(_check_features, folder))
     for name in store.task_names():
         yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
 
@@ -166,7 +166,7 @@ def _check_samples(store: FeatureStore) -> None:
     store.samples.check()
 
 
-def _check_features(folder: Path, samples: SampleTable | None) -> None:
+def _check_features(folder: Path) -> None:
     features = Features(tap_of_folder(folder.parent.name), folder.name, ShardFolder(folder))
     for commit in features.commits:
         arrays = commit.shard.arrays
@@ -175,12 +175,12 @@ def _check_features(folder: Path, samples: SampleTable | None) -> None:
                 f"commit {commit.key} holds {commit.body['tap']} {arrays['features'].dtype}, not this folder's"
             )
     _ = features.sample_shape, features.rows
-    if samples is None:
-        return
-    for commit in features.commits:
-        rows = features.rows_of(commit)
-        if rows[-1] >= len(samples) or not np.array_equal(features.ids_of(commit), samples.ids[rows]):
-            raise ValueError(f"the ids in shard {commit.file_name} are not those of its rows in the sample table")
+
+
+def _check_ids(commit: Commit, shard: MappedShard, samples: SampleTable) -> None:
+    rows = np.concatenate([np.arange(start, stop) for start, stop in commit.body["rows"]])
+    if rows[-1] >= len(samples) or not np.array_equal(shard.read("id"), samples.ids[rows]):
+        raise ValueError("the ids in this shard are not those of its rows in the sample table")
 
 
 def _check_task(store: FeatureStore, name: str) -> None:
@@ -189,12 +189,16 @@ def _check_task(store: FeatureStore, name: str) -> None:
         raise ValueError("it labels samples or classes that the cache does not have")
 
 
-def _check_shard(root: Path, folder: ShardFolder, commit: Commit, level: str) -> Iterator[Problem]:
+def _check_shard(
+    root: Path, folder: ShardFolder, commit: Commit, level: str, samples: SampleTable | None
+) -> Iterator[Problem]:
     path = folder.path / "shards" / commit.file_name
 
     def check() -> None:
         shard = folder.open(commit)
         shard.check_size()
+        if "features" in commit.shard.arrays and samples is not None:
+            _check_ids(commit, shard, samples)
         if level == "structure":
             return
         for name in commit.shard.arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def make_scenarios(scratch: Path) -> list[Scenario]:
     write_images(source, count=8)
     _run_well(source, half)
     write_images(source, count=8, first=8)
+    time.sleep(2.2)  # files that were written just now are told apart from settled ones
     return [_scenario("new", source, None, scratch), _scenario("extended", source, half, scratch)]
 
 

@@ -260,3 +260,59 @@ def test_transformer_equals_the_cache(make_folder: Make, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="not_an_image") as caught:
         fc.FrozenBackbone(TINY, runtime="torch").fit_transform([source / "bad.png"])
     assert "bad.png" in caught.value.__notes__[0]
+
+
+def test_writers_with_different_shard_sizes_lose_no_row(make_folder: Make, tmp_path: Path) -> None:
+    source = make_folder(per_class=5)
+    run(source, tmp_path / "c", shard_rows=4)
+    for path in sorted(tmp_path.glob("c/features/*/*/*/commits/*.json"))[1:]:
+        path.unlink()  # the writer with small shards was killed after its first
+    report = run(source, tmp_path / "c", shard_rows=8)
+    assert report.store.features().shape == (15, 16)
+    assert np.array_equal(report.store.features()[:], run(source, tmp_path / "d").store.features()[:])
+
+
+def test_a_lost_race_is_looked_at_again(make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer commits four of our eight rows between our plan and our commit."""
+    from featurecache.store.folders import ShardFolder
+
+    source = make_folder(per_class=5)
+    other = run(source, tmp_path / "other", shard_rows=4).store
+    shutil.copytree(tmp_path / "other", tmp_path / "c")
+    for path in (tmp_path / "c").glob("features/*/*/*/commits/*.json"):
+        path.unlink()
+    first = sorted(other.path.glob("features/*/*/*/commits/*.json"))[0]
+    real, raced = ShardFolder.commit, []
+
+    def commit(self: ShardFolder, key: str, *args: object) -> bool:
+        if not raced and key == first.stem:
+            raced.append(key)
+            shutil.copy(first, self.path / "commits" / first.name)
+        return real(self, key, *args)
+
+    monkeypatch.setattr(ShardFolder, "commit", commit)
+    report = run(source, tmp_path / "c", shard_rows=8)
+    assert raced
+    assert np.array_equal(report.store.features()[:], other.features()[:])
+
+
+def test_two_processes_share_the_work(make_folder: Make, tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    from conftest import REPOSITORY
+
+    source = make_folder(per_class=30)
+    command = [sys.executable, "-m", "featurecache", "extract", str(source), "--cache", str(tmp_path / "c")]
+    command += ["--backbone", TINY, "--runtime", "torch", "--batch-size", "4", "--shard-rows", "5", "--json"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
+    ]
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    store = fc.FeatureStore.open(tmp_path / "c")
+    assert store.features().shape == (90, 16)
+    assert len(store.features().commits) == 18
+    assert not list(tmp_path.glob("c/**/*.partial")) + list(tmp_path.glob("c/**/*.lease"))

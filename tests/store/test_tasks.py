@@ -207,3 +207,36 @@ def test_table_gives_labels_and_splits(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("\ufeffpath,colour,split\n./a/1.jpg,red,train\nb\\2.jpg,blue,val\n")
     labels = labels_from_csv(tmp_path / "labels.csv", label_column="colour").labels
     assert labels == (Label("a/1.jpg", "red", "train"), Label("b/2.jpg", "blue", "validation"))
+
+
+def test_samples_keep_their_split_when_more_come() -> None:
+    rng = np.random.default_rng(0)
+    ids, labels = rng.integers(0, 256, (80, 32)).astype(np.uint8), np.repeat([0, 1], 40).astype(np.int32)
+    before = stratified_splits(ids[:60], labels[:60], random_state=0)
+    kept = np.concatenate([before.astype(np.int64), np.full(20, -1)])
+    after = stratified_splits(ids, labels, random_state=0, kept=kept)
+    assert np.array_equal(after[:60], before)
+    assert np.bincount(after).tolist() == [48, 16, 16]
+
+
+def test_a_replaced_task_keeps_its_made_splits(tmp_path: Path) -> None:
+    files = {f"{c}/{i}.jpg": f"{c}{i}" for c in "ab" for i in range(20)}
+    store = make_store(tmp_path, files)
+    before = store.add_task("t", labels_from_folders())
+    store = make_store(tmp_path, files | {f"{c}/new{i}.jpg": f"{c}new{i}" for c in "ab" for i in range(5)})
+    after = store.add_task("t", labels_from_folders(), replace=True)
+    split = {row.tobytes(): s for row, s in zip(after.ids, after.splits, strict=True)}
+    assert all(split[row.tobytes()] == s for row, s in zip(before.ids, before.splits, strict=True))
+    assert after.counts() == {"train": 30, "validation": 10, "test": 10}
+
+
+def test_of_two_sources_the_later_one_has_the_word(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {f"{c}/{i}.jpg": f"{c}{i}" for c in "ab" for i in range(4)})
+    ids = np.stack([content_id(f"a{i}") for i in range(4)])
+    rows = store.samples.append(ids, ["x"] * 4, np.ones(4))
+    moved = ["b/0.jpg", "a/1.jpg", "a/2.jpg", "a/3.jpg"]  # the folder was renamed and one photo sorted anew
+    store.views.save(SourceView(str(tmp_path / "src2"), moved, np.zeros((4, 4), np.int64), rows, {}))
+    task = store.add_task("t", labels_from_folders())
+    assert task.about["num_conflicts"] == 0
+    place = task.ids.tolist().index(content_id("a0").tolist())
+    assert task.classes[task.labels[place]] == "b"

@@ -1,0 +1,107 @@
+"""What changed since the features were made is noticed when it matters, and said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_backbones
+from conftest import TINY, write_image
+from torch import nn
+
+import featurecache as fc
+from featurecache.deployment.saved import keep_head
+from featurecache.errors import DriftError
+from featurecache.extraction import drift, pipeline
+from featurecache.extraction.extract import make_request, run_extraction
+from featurecache.hashing import canonical_json, digest_bytes
+from featurecache.specs import ExtractionSettings
+
+SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
+
+
+def extract(source: Path, cache: Path) -> fc.FeatureStore:
+    return run_extraction(source, cache, make_request(TINY), settings=SETTINGS).store
+
+
+class Loud(tiny_backbones.TinyNet):
+    """The same layers and weights, another forward pass."""
+
+    def forward(self, x):
+        return self.fc(2 * self.body(self.stem(x)).mean((2, 3)))
+
+
+Loud.__qualname__ = tiny_backbones.TinyNet.__qualname__  # as if its source had been edited
+
+
+def edited() -> nn.Module:
+    return Loud()
+
+
+def pretend_other_torch(store: fc.FeatureStore) -> None:
+    """Rewrite the records as if another torch had made the features."""
+    for path in store.path.glob("features/*/*/*/commits/*.json"):
+        record = json.loads(path.read_text())
+        record["body"]["provenance"]["versions"]["torch"] = "1.0"
+        del record["digest"]
+        record["digest"] = digest_bytes(canonical_json(record).encode())
+        path.write_text(canonical_json(record))
+
+
+def test_edited_code_of_a_network_is_noticed(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_folder(per_class=3)
+    store = extract(source, tmp_path / "c")
+    monkeypatch.setattr(tiny_backbones, "tiny", edited)
+    edited.preprocess, edited.classifier = tiny_backbones.PREPROCESS, "fc"
+    with pytest.raises(
+        DriftError, match="no library, so the code of the network itself. Go back to that, or extract into"
+    ):
+        extract(source, store.path)
+    write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
+    with pytest.raises(DriftError, match="the first stage that changed is: features"):
+        extract(source, store.path)
+
+
+def test_another_library_that_agrees_may_go_on(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    source = make_folder(per_class=3)
+    store = extract(source, tmp_path / "c")
+    pretend_other_torch(store)
+    write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
+    assert len(extract(source, store.path).features()) == 10
+
+
+@pytest.mark.parametrize("stage", ["decoded pixels", "preprocessed pixels"])
+def test_the_stage_that_changed_is_named(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    source = make_folder(per_class=3)
+    store = extract(source, tmp_path / "c")
+    pretend_other_torch(store)
+    write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
+    real_load, real_decode = pipeline.load_image, drift.decode
+    for module in (drift, pipeline):
+        monkeypatch.setattr(module, "load_image", lambda data, spec: 255 - real_load(data, spec))
+    if stage == "decoded pixels":
+        monkeypatch.setattr(drift, "decode", lambda data, spec: real_decode(data, spec).rotate(180))
+    with pytest.raises(
+        DriftError, match=f"the first stage that changed is: {stage}. What has changed since: torch 1.0 -> "
+    ):
+        extract(source, store.path)
+
+
+def test_predict_refuses_a_machine_that_makes_other_features(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_folder(per_class=6)
+    store = extract(source, tmp_path / "c")
+    task = store.add_task("colour", fc.labels_from_folders())
+    head = keep_head(store, "best", fc.train_heads(store, task, store.feature_sets(), ["ridge"], n_jobs=1).best)
+    assert len(list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))) == 6
+    real_load = pipeline.load_image
+    monkeypatch.setattr(drift, "load_image", lambda data, spec: 255 - real_load(data, spec))
+    with pytest.raises(DriftError, match="preprocessed pixels.*extract and train here"):
+        list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))

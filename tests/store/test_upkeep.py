@@ -1,0 +1,221 @@
+"""verify finds what is wrong, repair sets it aside, gc removes only what nobody needs, convert keeps its promises."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, write_image
+
+from featurecache.cli import main
+from featurecache.errors import CorruptError, RequestError
+from featurecache.extraction.extract import make_request, run_extraction
+from featurecache.specs import ExtractionSettings
+from featurecache.store.convert import convert_features
+from featurecache.store.dtypes import quantise
+from featurecache.store.gc import collect_garbage
+from featurecache.store.repair import repair
+from featurecache.store.store import FeatureStore
+from featurecache.store.verify import LEVELS, verify
+
+SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=6, dtype="float32")
+
+
+def extract(source: Path, cache: Path) -> FeatureStore:
+    return run_extraction(source, cache, make_request(TINY), settings=SETTINGS).store
+
+
+@pytest.fixture
+def made(make_folder: Callable[..., Path], tmp_path: Path) -> tuple[Path, FeatureStore]:
+    source = make_folder(per_class=5)
+    store = extract(source, tmp_path / "c")
+    assert main(["task", "add", str(store.path), "colour", "--from-folders"]) == 0
+    return source, store
+
+
+def places(store: FeatureStore) -> set[str]:
+    return {problem.where for problem in verify(store, level="digest").problems}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_whole_cache_has_no_problems(made: tuple, level: str) -> None:
+    _, store = made
+    found = verify(store, level=level)
+    assert found.problems == ()
+    assert found.num_shards == 3 + 1 + 1 + 1  # features, samples, source view, task
+
+
+def test_every_damaged_file_is_found_and_named(made: tuple, tmp_path: Path) -> None:
+    _, store = made
+    files = [p for p in store.path.rglob("*") if p.is_file() and p.name != "FORMAT.json" and "requests" not in p.parts]
+    for path in files:
+        data = path.read_bytes()
+        for damage in (
+            data[:-9],
+            data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+        ):
+            path.write_bytes(damage)
+            broken = verify(FeatureStore.open(store.path)).problems
+            path.write_bytes(data)
+            if path.name != "probe.json":
+                assert broken, path
+    assert verify(FeatureStore.open(store.path)).problems == ()
+
+
+def test_rows_that_belong_to_other_samples_are_refused(made: tuple) -> None:
+    source, store = made
+    write_image(source / "red" / "late.png", (200, 0, 0), seed=77)
+    extract(source, store.path)
+    part = sorted((store.path / "samples" / "commits").glob("*.json"))[-1]
+    part.unlink()  # what a person in a hurry might do
+    write_image(source / "red" / "later.png", (190, 0, 0), seed=78)
+    (source / "red" / "late.png").unlink()
+    fresh = extract(source, store.path)
+    with pytest.raises(CorruptError, match="are not those of its rows in the sample table"):
+        fresh.features()[:]
+    first = sorted((store.path / "samples" / "commits").glob("*.json"))[0]
+    first.unlink()
+    with pytest.raises(CorruptError, match="the sample table has a gap before row"):
+        _ = FeatureStore.open(store.path).samples
+
+
+def test_repair_sets_aside_and_the_recomputed_shard_is_identical(made: tuple) -> None:
+    source, store = made
+    before = store.features()[:]
+    shard = sorted(store.path.glob("features/*/*/*/shards/*.h5"))[1]
+    shard.write_bytes(shard.read_bytes()[:-5])
+    repairs, _ = repair(FeatureStore.open(store.path))
+    assert [r.action for r in repairs] == ["set aside; run the same `featurecache extract` (or task add) again"]
+    assert [r.state for r in repair(FeatureStore.open(store.path))[1]] == ["missing"]
+    assert np.array_equal(extract(source, store.path).features()[:], before)
+    again, recomputed = repair(FeatureStore.open(store.path))
+    assert (again, [r.state for r in recomputed]) == ([], ["identical"])
+    assert list((store.path / "quarantine").rglob("*.h5"))
+
+
+def test_a_damaged_sample_table_is_never_set_aside(made: tuple) -> None:
+    _, store = made
+    path = next((store.path / "samples" / "commits").glob("*.json"))
+    path.write_bytes(path.read_bytes()[:-20])
+    repairs, _ = repair(FeatureStore.open(store.path))
+    assert any(r.action.startswith("restore it from a copy") for r in repairs if r.where.startswith("samples"))
+    assert path.exists()
+
+
+def test_links_are_named_and_never_followed(made: tuple, tmp_path: Path) -> None:
+    _, store = made
+    folder = next(store.path.glob("features/*/*/*/shards"))
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    problems = verify(FeatureStore.open(store.path)).problems
+    assert any("symbolic link" in problem.what for problem in problems)
+    with pytest.raises(CorruptError, match="leads elsewhere by a symbolic link"):
+        FeatureStore.open(store.path).features()
+
+
+def test_verify_refuses_nonsense(made: tuple) -> None:
+    _, store = made
+    with pytest.raises(RequestError, match="unknown level 'deep'; known: structure"):
+        verify(store, level="deep")
+    with pytest.raises(RequestError, match="sample must be a share above 0"):
+        verify(store, sample=0)
+
+
+def test_gc_removes_only_old_leftovers(made: tuple) -> None:
+    _, store = made
+    folder = next(store.path.glob("features/*/*/*/shards"))
+    old, young = folder / "000000000099-0123456789abcdef.h5", folder / ".shard.h5.1.partial"
+    old.write_bytes(b"never committed")
+    young.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    before = places(store)
+    found = collect_garbage(store)
+    assert (len(found.leftovers), len(found.young), found.removed, old.exists()) == (1, 1, False, True)
+    collect_garbage(store, remove=True)
+    assert (old.exists(), young.exists()) == (False, True)
+    assert places(FeatureStore.open(store.path)) == before == set()
+
+
+def test_gc_unused_keeps_rows_where_they_are(made: tuple) -> None:
+    source, store = made
+    view = store.views.load(source)
+    kept_paths = [path for path in view.paths if not path.endswith("/000.png") and not path.startswith("blue/")]
+    rows = np.array([view.row_of[path] for path in kept_paths])
+    before = store.features().read(rows)
+    shutil.rmtree(source / "blue")
+    for colour in ("red", "green"):
+        (source / colour / "000.png").unlink()
+    fresh = extract(source, store.path)
+    assert collect_garbage(fresh, unused=True).unused_rows == 7
+    assert len(FeatureStore.open(store.path).features()) == 15  # a dry run
+    collect_garbage(fresh, unused=True, remove=True)
+    after = FeatureStore.open(store.path)
+    assert len(after.features()) == 8
+    assert np.array_equal(after.features().read(rows), before)
+    assert verify(after).problems == ()
+    assert extract(source, store.path).features().shape == (8, 16)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float16", 1e-3), ("bfloat16", 1e-2), ("int8", 2e-2)])
+def test_converted_features_are_close_and_the_first_untouched(made: tuple, dtype: str, limit: float) -> None:
+    _, store = made
+    exact = store.features()[:]
+    files = {p: p.read_bytes() for p in store.path.rglob("float32/**/*") if p.is_file()}
+    made_set = convert_features(store, store.find(), dtype)
+    close = FeatureStore.open(store.path).features(dtype=dtype)[:]
+    assert np.abs(close - exact).max() / np.abs(exact).max() <= limit
+    assert all(path.read_bytes() == data for path, data in files.items())
+    precision = made_set.open().commits[0].body["precision"]
+    assert precision["against"] == "float32"
+    assert precision["relative_largest"] <= limit
+    assert convert_features(store, store.find(dtype="float32"), dtype).open().shape == (15, 16)
+
+
+def test_digits_that_are_gone_do_not_come_back(made: tuple) -> None:
+    _, store = made
+    convert_features(store, store.find(), "int8")
+    with pytest.raises(RequestError, match="int8 features cannot become float16: the missing digits are gone"):
+        convert_features(store, store.find(dtype="int8"), "float16")
+    with pytest.raises(RequestError, match="unknown dtype 'int4'"):
+        convert_features(store, store.find(dtype="float32"), "int4")
+
+
+def test_int8_can_be_extracted(made: tuple, tmp_path: Path) -> None:
+    source, store = made
+    settings = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=6, dtype="int8")
+    (source / "red" / "bad.png").write_bytes(b"")
+    other = run_extraction(source, tmp_path / "i", make_request(TINY), settings=settings).store
+    view, old = other.views.load(source), store.views.load(source)
+    paths = [path for path in old.paths if path in view.row_of]
+    ours = other.features().read(np.array([view.row_of[path] for path in paths]))
+    exact = store.features().read(np.array([old.row_of[path] for path in paths]))
+    assert np.abs(ours - exact).max() / np.abs(exact).max() < 2e-2
+    assert list(other.features().bad.values()) == [("empty", "the file has no bytes")]
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (50, 5, 8), (50, 3, 4, 4)])
+def test_quantising_errs_by_at_most_half_a_step(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32) * 10
+    values[..., 0] *= 100  # one loud channel must not drown the others
+    stored, scale, offset = quantise(values)
+    assert (np.abs(stored * scale + offset - values) <= scale * 0.501 + 1e-5).all()
+
+
+def test_the_verbs_print_and_exit_as_they_should(made: tuple, capsys: pytest.CaptureFixture) -> None:
+    _, store = made
+    cache = str(store.path)
+    assert main(["verify", cache]) == 0
+    assert "0 problems in 6 shards" in capsys.readouterr().out
+    assert main(["convert", cache, "--to", "int8"]) == 0
+    assert main(["gc", cache, "--unused"]) == 0
+    shard = next(store.path.glob("features/*/*/float32/shards/*.h5"))
+    shard.unlink()
+    assert main(["verify", cache, "--json"]) == 1
+    assert "is missing although it was committed" in capsys.readouterr().out
+    assert main(["repair", cache]) == 1
+    assert "set aside" in capsys.readouterr().out
+    assert main(["repair", cache, "--json"]) == 0
