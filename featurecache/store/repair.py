@@ -14,7 +14,7 @@ from featurecache.atomic import fsync_directory, make_folder
 from featurecache.errors import FeatureCacheError
 from featurecache.store.commits import Commit, read_commit
 from featurecache.store.store import FeatureStore
-from featurecache.store.verify import Problem, verify
+from featurecache.store.verify import QUARANTINE, Problem, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _repair(root: Path, problem: Problem) -> Repair:
 def _set_aside(root: Path, path: Path) -> None:
     if not path.exists() and not path.is_symlink():
         return
-    target = root / "quarantine" / path.relative_to(root)
+    target = root / QUARANTINE / path.relative_to(root)
     number = 0
     while target.exists():
         number += 1
@@ -86,11 +86,11 @@ def _set_aside(root: Path, path: Path) -> None:
 
 
 def _quarantined(root: Path) -> list[Path]:
-    return sorted((root / "quarantine" / "features").rglob("commits/[0-9]*.json"))
+    return sorted((root / QUARANTINE / "features").rglob("commits/[0-9]*.json"))
 
 
 def _compare(root: Path, record: Path) -> Recomputed:
-    where = str(record.relative_to(root / "quarantine"))
+    where = str(record.relative_to(root / QUARANTINE))
     try:
         old: Commit = read_commit(record)
     except (FeatureCacheError, OSError):

@@ -34,6 +34,8 @@ from featurecache.store.store import FeatureStore, tap_of_folder
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
 LEVELS: tuple[str, ...] = get_args(Level)
+QUARANTINE = "quarantine"
+"""Folder of what `repair` set aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,9 @@ def verify(
 
 
 def shard_folders(path: Path) -> Iterator[Path]:
-    """Yield every folder of the cache that holds ``commits/``; links are never followed."""
+    """Yield every folder of the cache that holds ``commits/``, but for what was set aside; links are never followed."""
     for folder, names, _ in os.walk(path):
-        names.sort()
+        names[:] = sorted(name for name in names if name != QUARANTINE)
         if "commits" in names and not (Path(folder) / "commits").is_symlink():
             yield Path(folder)
 
