@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable
+from functools import cache
 
 MADE_WITH = ("featurecache", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py", "scikit-learn")
 """Packages whose versions are recorded beside results."""
 
 
+@cache
 def installed_version(package: str) -> str | None:
     """Return the version of an installed package, ``None`` where it is missing."""
     try:

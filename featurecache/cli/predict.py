@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_runtime_options, settings_of, verb_parser
-from featurecache.cli.output import print_json, print_table, progress_on_stderr
+from featurecache.cli.output import print_json, print_table, progress_on_stderr, warn
 
 if TYPE_CHECKING:
     from featurecache.deployment.predict import Prediction
@@ -37,7 +37,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict and print; status 1 when every input is bad."""
+    """Predict and print; status 1 when an input is bad."""
     from featurecache.deployment.predict import predict
 
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
             [p.path, p.label or "-", _probability(p), "" if p.label else f"{p.status}: {p.reason}"] for p in results
         ]
         print_table(["file", "label", "probability", "problem"], rows, numbers=["probability"])
-    return 0 if any(item.label is not None for item in results) else 1
+    bad = [item for item in results if item.label is None]
+    if bad:
+        warn(f"{len(bad)} of {len(results)} files could not be labelled, first {bad[0].path}: {bad[0].reason}")
+    return 1 if bad else 0
 
 
 def _print_csv(results: list[Prediction]) -> None:

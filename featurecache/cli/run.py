@@ -12,7 +12,8 @@ from featurecache.cli.extract import exit_status, extract, print_summary
 from featurecache.cli.options import add_backbone_options, add_extraction_options, verb_parser
 from featurecache.cli.output import print_json, print_line
 from featurecache.cli.task import add_missing_option, print_task
-from featurecache.cli.train import add_training_options, print_results, save_best, train
+from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
+from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
@@ -51,8 +52,10 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract, add the task, train, report."""
     from featurecache.heads.registry import make_head
+    from featurecache.sources.folder import FolderSource
     from featurecache.store.labels import labels_from_csv, labels_from_folders
     from featurecache.store.store import check_name
+    from featurecache.store.tasks import check_labels
 
     check_name("task", args.task)
     for head in args.head or []:
@@ -61,6 +64,10 @@ def run(args: argparse.Namespace) -> int:
         labels: Any = labels_from_csv(args.labels, label_column=args.label_column, root=args.source)
     else:
         labels = labels_from_folders(args.source)
+    # What the names of files and folders say is known now: a mistake in it must not cost an extraction.
+    listed = labels.labels if args.labels else labels.of(FolderSource(args.source).list_paths())
+    check_labels(listed, labels.origin)
+    check_report_place(args.report)
     extraction = extract(args)
     store = extraction.store
     if not args.json:
@@ -80,8 +87,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_results(training)
         print_line(f"report: {report}")
-        print_line(f"label new images with: featurecache predict {saved} NEW_IMAGES")
+        print_line(f"label new images with: {predict_command(saved, extraction.sets[0], args.weights)}")
     return exit_status(extraction, args.max_bad)
+
+
+def check_report_place(path: Path | None) -> None:
+    """Refuse a place where no report can be written before the work is done."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise RequestError(f"cannot write a report at {path}: name a file in a folder that exists")
 
 
 def _refuse_other_labels(store: FeatureStore, name: str, origin: str) -> None:
@@ -125,7 +138,7 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
             per_class=per_class(y_true, y_pred, classes),
         ),
         bad_inputs=extraction.to_json()["bad"],
-        saved_head=saved,
+        predict_command=predict_command(saved, extraction.sets[0], args.weights),
     )
     path: Path = args.report or args.cache / "report.html"
     here = set(view.paths)

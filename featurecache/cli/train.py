@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_results(report)
     if saved:
-        print_line(f"kept in {saved}; label new images with: featurecache predict {saved} NEW_IMAGES")
+        print_line(f"kept in {saved}; label new images with: {predict_command(saved, report.best.feature_set, None)}")
     return 0
 
 
@@ -93,6 +93,18 @@ def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
     from featurecache.deployment.saved import keep_head
 
     return str(keep_head(store, name, report.best))
+
+
+def predict_command(saved: str, feature_set: FeatureSet, weights: Path | None) -> str:
+    """Return the command that labels new images with a kept head."""
+    import shlex
+
+    command = ["featurecache", "predict", saved, "NEW_IMAGES"]
+    if weights is not None or feature_set.about["weights_source"].startswith("file "):
+        command += ["--weights", str(weights or "FILE")]
+    if feature_set.identity.backbone.startswith("python:"):
+        command += ["--backbone", feature_set.identity.backbone]
+    return shlex.join(command)
 
 
 def print_results(report: TrainingReport) -> None:

@@ -94,13 +94,18 @@ def reproduce_backbone(saved: SavedHead, *, backbone: str | None = None, weights
         )
     if backbone is not None and backbone != name:
         raise HeadMismatchError(f"this head was trained on backbone {name!r}, not {backbone!r}; leave --backbone out")
+    made_with = str(saved.meta.get("weights_source", "other weights"))
+    if weights is None and made_with.startswith("file "):
+        raise HeadMismatchError(
+            f"this head was trained with weights from the {made_with}; pass that file with --weights"
+        )
     preprocess = tuple(sorted(asdict(saved.identity.preprocess).items()))
     path = None if weights is None else Path(weights)
     network = load_backbone(BackboneRequest(name=name, weights=path, preprocess=preprocess))
     if differences := saved.identity.differences(network.identity):
         raise HeadMismatchError(
             f"the backbone of this head cannot be reproduced here: {'; '.join(differences)}. It was trained with "
-            f"{saved.meta.get('weights_source', 'other weights')}; pass that file with --weights"
+            f"{made_with}; pass that file with --weights"
         )
     return network
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from featurecache.errors import RequestError
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
+from featurecache.evaluation.scores import confusion, per_class
 from featurecache.heads.registry import list_heads, make_head
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
@@ -58,11 +59,23 @@ class TrainingReport:
             "task": self.task.name,
             "classes": self.task.classes,
             "counts": self.task.counts(),
+            "about": self.task.about,
             "chosen": {name: best[name] for name in ("head", "tap", "params", "fingerprint")},
             "left_out": [
                 {"path": path, "status": status, "reason": reason} for path, (status, reason) in self.left_out.items()
             ],
+            "last_look": self.last_look(),
             "results": [head.to_json() for head in self.heads],
+        }
+
+    def last_look(self) -> dict[str, Any]:
+        """Where the chosen head was right and wrong: confusion matrix and figures for each class."""
+        _, y_true = reported_rows(self.best)
+        y_pred = self.best.result.y_pred
+        return {
+            "part": self.best.result.reported,
+            "confusion": confusion(y_true, y_pred, len(self.task.classes)).tolist(),
+            "per_class": per_class(y_true, y_pred, self.task.classes),
         }
 
 

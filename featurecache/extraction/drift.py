@@ -142,6 +142,8 @@ def check_probe(
 def _run(
     images: Sequence[bytes], runtime: Runtime, preprocess: PreprocessSpec, batch_size: int
 ) -> dict[str, NDArray[np.float32]]:
+    if runtime.name == "torch":  # takes any number of images; the others are prepared for one
+        batch_size = len(images)
     batches = []
     for start in range(0, len(images), batch_size):
         batch = np.zeros((batch_size, preprocess.crop, preprocess.crop, 3), np.uint8)

@@ -38,6 +38,11 @@ TRANSIENT = frozenset({"missing", "changed", "unreadable", "no_memory"})
 class Runtime(Protocol):
     """What this module needs of a runtime."""
 
+    @property
+    def name(self) -> str:
+        """Which runtime it is."""
+        ...
+
     def map(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Yield ``{tap: features}`` for each batch, in order."""
         ...

@@ -156,7 +156,11 @@ class ExtractionRun:
         return scan, view
 
     def _missing(self, sets: Sequence[FeatureSet], view: SourceView, postponed: Collection[int] = ()) -> list[ShardJob]:
-        cached = {s.tap: s.open().rows for s in sets}
+        cached = {}
+        for feature_set in sets:
+            features = feature_set.open()
+            features.check_files()  # a shard that is gone must not pass for cached
+            cached[feature_set.tap] = features.rows
         wanted = np.setdiff1d(view.unique_rows, np.array(sorted(postponed), np.int64))
         return plan_extraction(wanted, cached, shard_rows=self.settings.shard_rows)
 
@@ -181,6 +185,7 @@ class ExtractionRun:
             with pillow_defaults():
                 self._guard(report.sets, view, extractor, jobs)
                 if not jobs:
+                    self._record_probes(report.sets, extractor, tuple(taps))
                     return
                 self.progress.start("extracting", sum(len(job.rows) for job in jobs))
                 self._work_off(report, view, extractor, jobs)

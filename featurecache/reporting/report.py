@@ -46,7 +46,7 @@ class ReportData:
     class_counts: dict[str, int]
     last_look: LastLook
     bad_inputs: Sequence[dict[str, Any]]
-    saved_head: str | None = None
+    predict_command: str | None = None
 
 
 def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | None]) -> None:

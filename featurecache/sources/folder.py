@@ -105,6 +105,10 @@ class FolderSource:
             num_ignored=num_ignored,
         )
 
+    def list_paths(self) -> list[str]:
+        """Return the relative path of every image, sorted, without reading any."""
+        return [path for path, _ in self._find()[0]]
+
     def check(self) -> None:
         """Raise `SourceError` when there is no such folder, or no image in it."""
         self._check_folder()

@@ -90,6 +90,12 @@ class Features:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def check_files(self) -> None:
+        """Raise `CorruptError` when a shard is not there or not as long as its record says; reads no features."""
+        for number in range(len(self.commits)):
+            if number not in self._mapped:
+                self._folder.check_size(self.commits[number])
+
     def usable(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which of ``rows`` are cached and good."""
         return np.isin(rows, self.rows) & ~np.isin(rows, list(self.bad))

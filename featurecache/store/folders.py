@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featurecache.atomic import is_partial, make_folder, publish_once
 from featurecache.errors import CorruptError
 from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
 from featurecache.store.dtypes import Array
 from featurecache.store.shards import Layout, MappedShard, ShardWriter
+
+T = TypeVar("T")
+_ATTEMPTS = 5
 
 
 class ShardFolder:
@@ -55,10 +59,36 @@ class ShardFolder:
         """Map a published shard for reading."""
         return MappedShard(self.path / "shards" / commit.file_name, commit.shard)
 
-    def discard(self, commit: Commit) -> None:
-        """Withdraw a superseded commit: the record first, so that no record ever points at nothing."""
-        (self.path / "commits" / f"{commit.key}.json").unlink(missing_ok=True)
-        (self.path / "shards" / commit.file_name).unlink(missing_ok=True)
+    def check_size(self, commit: Commit) -> None:
+        """Raise `CorruptError` unless a published shard is there and as long as its record says."""
+        path = self.path / "shards" / commit.file_name
+        if not path.is_file() or path.stat().st_size != commit.shard.size:
+            raise CorruptError(
+                f"{path} is missing or cut off although it was committed; run `featurecache repair`, then extract again"
+            )
+
+    def newest(self, read: Callable[[Commit, MappedShard], T]) -> T | None:
+        """Read the newest shard whole; a writer may withdraw it meanwhile for a newer one, then that one is read."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                commit = self.last()
+                return None if commit is None else read(commit, self.open(commit))
+            except (FileNotFoundError, CorruptError):
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(0.01 * attempt)
+        raise AssertionError("unreachable")
+
+    def keys(self) -> list[str]:
+        """Keys of all published shards, in order."""
+        return sorted(path.stem for path in self._commit_paths())
+
+    def discard(self, keys: Sequence[str]) -> None:
+        """Withdraw superseded commits: the records first, so that no record ever points at nothing."""
+        for key in keys:
+            (self.path / "commits" / f"{key}.json").unlink(missing_ok=True)
+            for shard in (self.path / "shards").glob(f"{key}-*.h5"):
+                shard.unlink(missing_ok=True)
 
     def _commit_paths(self) -> Iterator[Path]:
         folder = self.path / "commits"

@@ -116,4 +116,4 @@ def _shrink(folder: ShardFolder, commit: Commit, rows: Rows, keep: np.ndarray) -
             (folder.path / "shards" / commit.file_name).unlink(missing_ok=True)
             fsync_directory(folder.path / "shards")
             return
-    folder.discard(commit)
+    folder.discard([commit.key])

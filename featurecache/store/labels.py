@@ -74,8 +74,11 @@ def labels_from_csv(path: str | Path, *, label_column: str = "label", root: str 
             columns = list(reader.fieldnames or [])
             key_column = _check_columns(path, columns, label_column)
             labels = tuple(_label_of_row(path, reader.line_num, row, key_column, label_column) for row in reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TaskError(f"cannot read labels from {path}: {error}") from None
+    except UnicodeDecodeError:
+        raise TaskError(f"cannot read labels from {path}: it is not UTF-8 text; save it as CSV UTF-8") from None
+    except (OSError, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise TaskError(f"cannot read labels from {path}: {why}") from None
     if not labels:
         raise TaskError(f"{path} has a header but no labels")
     return TableLabels(labels=labels, origin=path.name, root=None if root is None else Path(root))
@@ -91,6 +94,8 @@ def label_of_path(path: str) -> Label | None:
 
 
 def _check_columns(path: Path, columns: list[str], label_column: str) -> str:
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
+        raise TaskError(f"{path}: the columns must be separated by commas, the first line is {columns[0]!r}")
     if label_column not in columns:
         error = UnknownNameError("column", label_column, columns, advice="choose one with --label-column")
         raise TaskError(f"{path}: {error}")

@@ -8,6 +8,7 @@ is read off the file system's own clock (the mtime of a file touched just now), 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -68,11 +69,19 @@ class Leases:
         return self._create(path)
 
     def _create(self, path: Path) -> bool:
+        # Written elsewhere and linked, so that a lease is never seen without its holder.
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            with path.open("x") as file:
-                file.write(self._holder)
+            draft.write_text(self._holder)
+            os.link(draft, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            return True  # no hard links here: work goes on without leases
+        finally:
+            draft.unlink(missing_ok=True)
         return True
 
     def _is_dead(self, path: Path) -> bool:

@@ -22,6 +22,7 @@ def list_features(store: FeatureStore) -> list[dict[str, Any]]:
 def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
     """Describe one feature set: what it is, how it was made, and its size."""
     features = feature_set.open()
+    features.check_files()
     last = features.commits[-1]
     return {
         "backbone": feature_set.identity.backbone,

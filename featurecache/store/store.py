@@ -83,7 +83,11 @@ class FeatureStore:
             raise StoreError(
                 f"{path} is not a featurecache cache (it has no FORMAT.json); name another folder"
             ) from None
-        _check_format(parse_json(data, marker), path)
+        try:
+            content = parse_json(data, marker)
+        except CorruptError:
+            raise CorruptError(f"{marker} is damaged; restore it from a copy of this or any other cache") from None
+        _check_format(content, path)
         return cls(path)
 
     @classmethod
@@ -94,7 +98,10 @@ class FeatureStore:
             raise StoreError(f"{path} is a file, a cache is a folder; name another place")
         if path.is_dir() and any(not is_partial(entry) for entry in path.iterdir()):
             return cls.open(path)
-        make_folder(path)
+        try:
+            make_folder(path)
+        except OSError as error:
+            raise StoreError(f"cannot make a cache at {path}: {error.strerror}; name another place") from None
         marker = {"format": FORMAT_NAME, "version": list(FORMAT_VERSION), "required": [], "optional": []}
         publish_once(path / "FORMAT.json", (canonical_json(marker) + "\n").encode())
         return cls.open(path)
@@ -208,10 +215,10 @@ class FeatureStore:
 
     def recall_request(self, digest: str) -> tuple[str, list[str]] | None:
         """Return the fingerprint and taps that a request led to, if it was made before."""
-        path = self.path / "requests" / f"{digest}.json"
-        if not path.is_file():
-            return None
-        record = read_record(path, "request")
+        try:
+            record = read_record(self.path / "requests" / f"{digest}.json", "request")
+        except (FileNotFoundError, CorruptError):
+            return None  # a note that saves time, nothing more
         return record["fingerprint"], record["taps"]
 
     # Tasks
@@ -271,7 +278,7 @@ class FeatureStore:
 
     def task_names(self) -> list[str]:
         """Names of all tasks."""
-        return sorted(path.parent.name for path in (self.path / "tasks").glob("*/commits"))
+        return sorted({path.parents[1].name for path in (self.path / "tasks").glob("*/commits/[0-9]*.json")})
 
     def head_names(self) -> list[str]:
         """Names of all saved heads."""

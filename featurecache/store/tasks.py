@@ -81,8 +81,12 @@ class Task:
         Bad inputs are left out; `left_out` names them.
         """
         rows, y = self.rows(features, split)
-        X = features.read(rows).astype(np.float32).reshape(len(rows), -1)
-        return X, y
+        if len(rows) == 0:
+            raise TaskError(
+                f"all {split} samples of task {self.name!r} are bad inputs for tap {features.tap!r}; "
+                "see `featurecache info` for the reasons"
+            )
+        return features.read(rows).astype(np.float32).reshape(len(rows), -1), y
 
     def left_out(self, features: Features) -> dict[str, tuple[str, str]]:
         """Labelled samples that are bad inputs: where first seen -> (status, reason)."""
@@ -118,10 +122,8 @@ def build_task(
             f"{len(missing)} of {len(listed)} labels are for files that are not in the cache, first {missing[0]!r}; "
             "extract them, correct the paths (relative to the source), or pass --allow-missing"
         )
-    _check_splits(listed)
+    check_labels(listed, labels.origin)
     merged = _merge_copies(rows, listed)
-    if not merged.labels:
-        raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
     return _assemble(
         name, labels.origin, merged, samples, random_state=random_state, missing=len(missing), previous=previous
     )
@@ -129,33 +131,30 @@ def build_task(
 
 def save_task(folder: ShardFolder, task: Task) -> None:
     """Publish a task; a task of the same name is replaced by the next generation."""
-    old = folder.commits()
+    old = folder.keys()
     arrays = {
         "id": ("uint8", task.ids),
         "label": ("int32", task.labels.astype("<i4")),
         "split": ("uint8", task.splits),
     }
     body = {"classes": task.classes, "about": task.about}
-    if not folder.publish(f"{int(old[-1].key) + 1 if old else 0:012d}", arrays, body, kind="task"):
+    if not folder.publish(f"{int(old[-1]) + 1 if old else 0:012d}", arrays, body, kind="task"):
         raise TaskError(f"task {task.name!r} was written by somebody else at the same moment; look at it and try again")
-    for commit in old:
-        folder.discard(commit)
+    folder.discard(old)
 
 
 def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | None:
     """Read the newest generation of a task."""
-    commit = folder.last()
-    if commit is None:
-        return None
-    shard = folder.open(commit)
-    return Task(
-        name=name,
-        classes=list(commit.body["classes"]),
-        ids=shard.read("id"),
-        labels=shard.read("label"),
-        splits=shard.read("split"),
-        about=commit.body["about"],
-        samples=samples,
+    return folder.newest(
+        lambda commit, shard: Task(
+            name=name,
+            classes=list(commit.body["classes"]),
+            ids=shard.read("id"),
+            labels=shard.read("label"),
+            splits=shard.read("split"),
+            about=commit.body["about"],
+            samples=samples,
+        )
     )
 
 
@@ -202,7 +201,17 @@ def _row_of_key(key: str, samples: SampleTable, views: Sequence[SourceView]) -> 
     return int(samples.rows_of(identity[None])[0]) if len(identity) == 32 else -1
 
 
-def _check_splits(listed: Sequence[Label]) -> None:
+def check_labels(listed: Sequence[Label], origin: str) -> None:
+    """Raise `TaskError` for labels that can make no task, whatever the samples; done before extraction too."""
+    if not listed:
+        raise TaskError(f"no labels from {origin}: put the files in one folder per class, or give a CSV")
+    if len(classes := {label.label for label in listed}) == 1:
+        raise TaskError(
+            f"all {len(listed)} labelled files are of one class ({classes.pop()!r}); a task needs at least two: "
+            "put the files in one folder per class, or give a CSV"
+        )
+    if {label.split for label in listed} == {"train"}:
+        raise TaskError("all labels have the split train; add a validation or test part, or leave the splits out")
     without = [label.key for label in listed if label.split is None]
     if without and len(without) < len(listed):
         raise TaskError(
@@ -321,6 +330,11 @@ def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDAr
 def _check_parts(task: Task) -> None:
     if not task.has("train"):
         raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
+    if task.about["splits"] == "made" and len(task.classes) == len(task.ids):
+        raise TaskError(
+            f"task {task.name!r} has {len(task.classes)} classes for {len(task.ids)} files, so nothing to learn from; "
+            "is this the right label column?"
+        )
     if not (task.has("validation") or task.has("test")):
         raise TaskError(
             f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from featurecache.errors import RequestError
 from featurecache.hashing import digest_bytes
 from featurecache.store import strings
+from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
+from featurecache.store.shards import MappedShard
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,17 @@ class SourceViews:
     def save(self, view: SourceView) -> None:
         """Make ``view`` the newest of its source; views are derived, so an older one is dropped."""
         folder = self._folder(Path(view.root))
-        old = folder.commits()
+        old = folder.keys()
         arrays = {
             "stamp": ("int64", view.stamps.astype("<i8")),
             "row": ("int64", view.rows.astype("<i8")),
             **strings.pack(view.paths),
         }
-        generation = int(old[-1].key) + 1 if old else 0
+        generation = int(old[-1]) + 1 if old else 0
         order = 1 + max((other.order for other in self.all()), default=0)
         body = {"root": view.root, "problems": view.problems, "order": order}
         if folder.publish(f"{generation:012d}", arrays, body, kind="source view"):
-            for commit in old:
-                folder.discard(commit)
+            folder.discard(old)
 
     def _folder(self, root: Path) -> ShardFolder:
         return ShardFolder(self._path / digest_bytes(str(root.resolve()).encode(errors="surrogateescape"))[:16])
@@ -103,10 +104,10 @@ def merged_rows(views: Sequence[SourceView]) -> Rows:
 
 
 def _load(folder: ShardFolder) -> SourceView | None:
-    commit = folder.last()
-    if commit is None:
-        return None
-    shard = folder.open(commit)
+    return folder.newest(_view_of)
+
+
+def _view_of(commit: Commit, shard: MappedShard) -> SourceView:
     return SourceView(
         root=commit.body["root"],
         paths=strings.unpack(shard.read("text"), shard.read("text_start")),

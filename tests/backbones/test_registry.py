@@ -154,9 +154,14 @@ def test_architecture_digest_sees_a_hyper_parameter():
 
 def test_request_digest_follows_the_weights_file(weights_of, tmp_path):
     request = BackboneRequest(name="torchvision:squeezenet1_1", weights=weights_of("torchvision:squeezenet1_1"))
-    copy = tmp_path / "copy.safetensors"
+    # Under the same name: a published name may say which preprocess belongs to the file.
+    copy = tmp_path / "elsewhere" / request.weights.name
+    copy.parent.mkdir()
     copy.write_bytes(request.weights.read_bytes())
     assert request_digest(replace(request, weights=copy)) == request_digest(request) is not None
+    other = copy.with_name("other_name.safetensors")
+    other.write_bytes(copy.read_bytes())
+    assert request_digest(replace(request, weights=other)) != request_digest(request)
     copy.write_bytes(copy.read_bytes()[:-1] + b"x")
     assert request_digest(replace(request, weights=copy)) != request_digest(request)
 

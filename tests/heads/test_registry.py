@@ -91,7 +91,7 @@ def test_a_refusal_names_the_head():
 
 
 def test_early_stopping_holds_with_enough_rows():
-    X = np.random.default_rng(0).normal(size=(300, 4))
+    X = np.random.default_rng(0).normal(size=(1200, 4))
     mlp = make_head("mlp")
-    fit_estimator(mlp, X, np.arange(300) % 3)
+    fit_estimator(mlp, X, np.arange(1200) % 3)
     assert last_step(mlp).early_stopping

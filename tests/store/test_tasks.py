@@ -147,7 +147,10 @@ def test_ids_serve_as_keys(tmp_path: Path) -> None:
     [
         ({"a/1.jpg": "1", "a/2.jpg": "2"}, r"all 2 labelled files are of one class \('a'\); a task needs at least two"),
         ({"1.jpg": "1", "2.jpg": "2"}, "no labels from folders: put the files in one folder per class, or give a CSV"),
-        ({"train/a/1.jpg": "1", "train/b/1.jpg": "2"}, "has only a train part; add a test part"),
+        (
+            {"train/a/1.jpg": "1", "train/b/1.jpg": "2"},
+            "all labels have the split train; add a validation or test part",
+        ),
         ({"test/a/1.jpg": "1", "test/b/1.jpg": "2"}, "has no train part"),
         ({"train/a/1.jpg": "1", "b/1.jpg": "2"}, "1 files have a split .* and 1 have none, first 'b/1.jpg'"),
         (

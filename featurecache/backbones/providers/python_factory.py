@@ -35,7 +35,7 @@ class PythonFactoryProvider:
         factory = _import_factory(full, name)
         try:
             module = factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BackboneError(f"{full} failed: {type(error).__name__}: {error}") from error
         if not isinstance(module, nn.Module):
             raise BackboneError(f"{full} returned {type(module).__name__}, not a torch.nn.Module")
@@ -64,7 +64,7 @@ def _import_factory(full: str, name: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(path), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BackboneError(f"{full} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(factory):
         raise BackboneError(f"{full} is not callable")
