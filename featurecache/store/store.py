@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from featurecache.store.views import SourceView, SourceViews
 
 FORMAT_NAME = "featurecache"
 FORMAT_VERSION = (1, 0)
+_NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -101,6 +103,8 @@ class FeatureStore:
         try:
             make_folder(path)
         except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
             raise StoreError(f"cannot make a cache at {path}: {error.strerror}; name another place") from None
         marker = {"format": FORMAT_NAME, "version": list(FORMAT_VERSION), "required": [], "optional": []}
         publish_once(path / "FORMAT.json", (canonical_json(marker) + "\n").encode())
