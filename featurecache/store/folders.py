@@ -14,7 +14,7 @@ from featurecache.store.dtypes import Array
 from featurecache.store.shards import Layout, MappedShard, ShardWriter
 
 T = TypeVar("T")
-_ATTEMPTS = 5
+_ATTEMPTS = 30
 
 
 class ShardFolder:
@@ -76,7 +76,7 @@ class ShardFolder:
             except (FileNotFoundError, CorruptError):
                 if attempt == _ATTEMPTS - 1:
                     raise
-                time.sleep(0.01 * attempt)
+                time.sleep(0.02)
         raise AssertionError("unreachable")
 
     def keys(self) -> list[str]:
