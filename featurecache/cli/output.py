@@ -86,9 +86,6 @@ class _Drawn:
         rate = f"{task.speed:.0f}/s" if task.speed else ""
         self._bars.update(self._task, advance=count, rate=rate, bad=f"{self._bad} bad" if self._bad else "")
 
-    def note(self, text: str) -> None:
-        self._bars.console.print(text)
-
 
 def _plain(cell: Any) -> Any:
     from rich.text import Text

@@ -14,9 +14,6 @@ class Progress(Protocol):
     def advance(self, count: int, *, bad: int = 0) -> None:
         """Report finished steps, and how many of them were bad inputs."""
 
-    def note(self, text: str) -> None:
-        """Say something once."""
-
 
 class Silent:
     """Listens and says nothing."""
@@ -25,7 +22,4 @@ class Silent:
         """Ignore."""
 
     def advance(self, count: int, *, bad: int = 0) -> None:
-        """Ignore."""
-
-    def note(self, text: str) -> None:
         """Ignore."""

@@ -193,8 +193,6 @@ def test_a_file_that_changes_during_the_run_is_left_for_the_next(make_folder: Ma
 
         def advance(self, count: int, *, bad: int = 0) -> None: ...
 
-        def note(self, text: str) -> None: ...
-
     settings = ExtractionSettings(runtime="torch", batch_size=4)
     report = run_extraction(source, tmp_path / "c", make_request(TINY), settings=settings, progress=Meddler())
     assert {Path(p).name for p in report.postponed} == {"000.png"}

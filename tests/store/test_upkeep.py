@@ -117,6 +117,12 @@ def test_links_are_named_and_never_followed(made: tuple, tmp_path: Path) -> None
         FeatureStore.open(store.path).features()
 
 
+def test_the_command_line_knows_every_level() -> None:
+    from featurecache.cli import verify as verb
+
+    assert verb.LEVELS == LEVELS  # written again there, so that `--help` loads nothing heavy
+
+
 def test_verify_refuses_nonsense(made: tuple) -> None:
     _, store = made
     with pytest.raises(RequestError, match="unknown level 'deep'; known: structure"):
