@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         labels = labels_from_folders(args.source)
     # What the names of files and folders say is known now: a mistake in it must not cost an extraction.
-    listed = labels.labels if args.labels else labels.of(FolderSource(args.source).list_paths())
+    listed = labels.labels if args.labels else labels.of(FolderSource(args.source).find().paths)
     check_labels(listed, labels.origin)
     check_report_place(args.report)
     extraction = extract(args)
@@ -117,10 +117,11 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
     best, classes = training.best, training.task.classes
     rows, y_true = reported_rows(best)
     y_pred = best.result.y_pred
-    uris = extraction.store.samples.uris
     view = extraction.store.views.load(args.source)
     assert view is not None, "the source was just extracted"
-    path_of = {row: path for path, row in reversed(view.row_of.items())}
+    uris = extraction.store.samples.uris_of(rows)
+    held = set(view.unique_rows.tolist())
+    names = [view.paths_of([row])[0] if row in held else uri for row, uri in zip(rows.tolist(), uris, strict=True)]
     data = ReportData(
         title=args.source.resolve().name,
         command=shlex.join(["featurecache", *sys.argv[1:]]),
@@ -133,7 +134,7 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
             y_true=y_true,
             y_pred=y_pred,
             probabilities=best.result.proba,
-            names=[path_of.get(row, uris[row]) for row in rows.tolist()],
+            names=names,
             confusion=confusion(y_true, y_pred, len(classes)),
             per_class=per_class(y_true, y_pred, classes),
         ),

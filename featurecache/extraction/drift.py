@@ -113,6 +113,11 @@ def check_stored(
     _compare(features.read(rows), now, [probes[row] for row in rows.tolist()], stages, features.dtype, features.tap)
 
 
+def probed_rows(features: Features) -> list[int]:
+    """Rows whose stages before the network were recorded."""
+    return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
+
+
 def probe(runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int) -> dict[str, Any]:
     """Run the program's own images and record every stage, as plain JSON values."""
     features = _run(PROBE_IMAGES, runtime, preprocess, batch_size)

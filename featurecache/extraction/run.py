@@ -9,6 +9,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.errors import InputError
@@ -17,7 +18,7 @@ from featurecache.extraction.engines import Engine
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
-from featurecache.sources.folder import FolderSource, Known, Scan
+from featurecache.sources.folder import FolderSource, Listing
 from featurecache.sources.images import pillow_defaults
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.leases import Leases
@@ -97,7 +98,7 @@ class ExtractionRun:
         # Wrong requests must fail before anything is written and before millions of files are read.
         loaded = None if sets else self._load()
         store = FeatureStore.create(self.cache)
-        scan, view = self._scan(store)
+        listing, view = self._scan(store)
         if sets is None or self._missing(sets, view):
             backbone, resolved = loaded or self._load()
             sets = [
@@ -110,7 +111,7 @@ class ExtractionRun:
                 store.remember_request(digest, backbone.identity.fingerprint, [tap.name for tap in resolved])
         else:
             report = ExtractionReport(store, sets, len(view.paths), len(view.unique_rows))
-        report.num_ignored = scan.num_ignored
+        report.num_ignored = listing.num_ignored
         report.bad = _bad_inputs(view, report.sets)
         return report
 
@@ -137,23 +138,20 @@ class ExtractionRun:
         backbone = load_backbone(self.request)
         return backbone, resolve_taps(backbone, self.taps)
 
-    def _scan(self, store: FeatureStore) -> tuple[Scan, SourceView]:
+    def _scan(self, store: FeatureStore) -> tuple[Listing, SourceView]:
+        """Give every file of the source its row; only files that may have changed are read."""
         before = store.views.load(self.source.root)
-        known = _known(before, store) if before else None
-        self.progress.start("reading", 0)
-        scan = self.source.scan(known, on_read=lambda done, total: self.progress.advance(1))
-        readable = np.array([path not in scan.problems for path in scan.paths])
-        rows = np.full(len(scan.paths), -1, np.int64)
-        rows[readable] = store.samples.append(
-            scan.ids[readable],
-            [path for path, good in zip(scan.paths, readable, strict=True) if good],
-            scan.stamps[readable, 0],
-        )
+        listing = self.source.find()
+        rows = known_rows(listing, before, len(store.samples))
+        unknown = np.flatnonzero(rows < 0)
+        self.progress.start("reading", len(unknown))
+        for places, ids in self.source.identify(listing, unknown, on_read=self.progress.advance):
+            rows[places] = store.samples.append(ids, listing.paths.take(places), listing.stamps[places, 0])
         root = str(self.source.root.resolve())
-        view = SourceView(root, scan.paths, scan.stamps, rows, scan.problems)
+        view = SourceView(root, listing.paths, listing.stamps, rows, listing.problems)
         if not view.same_as(before):
             store.views.save(view)
-        return scan, view
+        return listing, view
 
     def _missing(self, sets: Sequence[FeatureSet], view: SourceView, postponed: Collection[int] = ()) -> list[ShardJob]:
         cached = {}
@@ -231,9 +229,12 @@ class ExtractionRun:
                 with drift.explained(differing, "extract into another cache"):
                     drift.check_probe(known, feature_set.tap, runtime, preprocess, batch_size=batch_size)
             if differing and jobs:
-                paths = {row: self.source.root / path for path, row in view.row_of.items()}
+                features = feature_set.open()
+                held = np.intersect1d(drift.probed_rows(features), view.unique_rows)
+                files = [self.source.root / path for path in view.paths_of(held)]
+                paths = dict(zip(held.tolist(), files, strict=True))
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_stored(feature_set.open(), paths, runtime, preprocess, batch_size=batch_size)
+                    drift.check_stored(features, paths, runtime, preprocess, batch_size=batch_size)
 
     def _record_probes(self, sets: Sequence[FeatureSet], extractor: ShardExtractor, taps: tuple[str, ...]) -> None:
         """Keep what the program's own images gave, so that `predict` can notice another environment elsewhere."""
@@ -265,13 +266,13 @@ def about(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _known(view: SourceView, store: FeatureStore) -> Known:
-    ids = store.samples.ids
-    return {
-        path: (tuple(stamp), ids[row].tobytes())
-        for path, stamp, row in zip(view.paths, view.stamps.tolist(), view.rows.tolist(), strict=True)
-        if 0 <= row < len(ids)
-    }
+def known_rows(listing: Listing, view: SourceView | None, num_samples: int) -> NDArray[np.int64]:
+    """Return the row of each listed file that is as it was when the source was last extracted, -1 for the others."""
+    if view is None:
+        return np.full(len(listing.paths), -1, np.int64)
+    places = listing.unchanged_since(view.paths, view.stamps)
+    rows = np.where(places < 0, -1, view.rows[places])
+    return np.where(rows < num_samples, rows, -1)
 
 
 def _remembered_runtime(sets: Sequence[FeatureSet]) -> str | None:
@@ -287,7 +288,6 @@ def _bad_inputs(view: SourceView, sets: Sequence[FeatureSet]) -> dict[str, tuple
     bad = {path: ("unreadable", reason) for path, reason in view.problems.items()}
     for feature_set in sets:
         rows = feature_set.open().bad
-        for path, row in zip(view.paths, view.rows.tolist(), strict=True):
-            if row in rows:
-                bad[path] = rows[row]
+        for place in np.flatnonzero(np.isin(view.rows, list(rows))).tolist():
+            bad[view.paths[place]] = rows[int(view.rows[place])]
     return dict(sorted(bad.items()))

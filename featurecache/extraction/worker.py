@@ -22,7 +22,7 @@ from featurecache.specs import ExtractionSettings
 from featurecache.store.convert import measure_error, stored_arrays
 from featurecache.store.features import runs_of_rows
 from featurecache.store.leases import Leases
-from featurecache.store.samples import Ids, Rows
+from featurecache.store.samples import Column, Ids, Rows
 from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
 
@@ -57,7 +57,7 @@ class ShardExtractor:
     taps: Mapping[str, Tap]
     sets: Mapping[str, FeatureSet]
     path_of: Callable[[Rows], list[Path]]
-    ids: Ids
+    ids: Column
     settings: ExtractionSettings
     leases: Leases
     remembered_runtime: str | None = None
@@ -97,8 +97,8 @@ class ShardExtractor:
 
     def _compute(self, job: ShardJob) -> ShardOutcome:
         runtime, preprocess = self.runtime(job.taps), self.backbone.preprocess
-        paths = self.path_of(job.rows)
-        inputs = [FileInput(path, self.ids[row].tobytes().hex()) for path, row in zip(paths, job.rows, strict=True)]
+        paths, ids = self.path_of(job.rows), self.ids[job.rows]
+        inputs = [FileInput(path, identity.tobytes().hex()) for path, identity in zip(paths, ids, strict=True)]
         with ExitStack() as stack:
             drafts = [
                 stack.enter_context(Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(inputs)))
@@ -118,7 +118,7 @@ class ShardExtractor:
                 "provenance": provenance(runtime, self.settings),
                 "probe": self._probe(inputs, job.rows, drafts[0].bad),
             }
-            won = [draft.publish(job.rows, self.ids[job.rows], record) for draft in drafts]
+            won = [draft.publish(job.rows, ids, record) for draft in drafts]
         bad = {place: error for draft in drafts for place, error in draft.bad.items()}
         return _summary(job.rows, paths, bad) if all(won) else ShardOutcome(leased=True)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,44 +16,49 @@ from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
 from featurecache.hashing import digest_file
+from featurecache.text import TextColumn
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"])
 
 Stamp = tuple[int, int, int, int]
 """What tells that a file is unchanged: size, mtime and ctime in ns, inode."""
-Known = dict[str, tuple[Stamp, bytes]]
-"""What the last scan knew: path -> (stamp, id)."""
 
+_SUFFIXES = frozenset(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
 _UNSETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
+_UNREADABLE: Stamp = (0, 0, -1, 0)
+_BLOCK = 1 << 18
+"""Files whose digests are handed over at once."""
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a source holds now, in sorted order.
+class Listing:
+    """The images that a source holds now, sorted by the bytes of their paths; none was read.
 
     Attributes
     ----------
-    paths : list of str
+    paths : TextColumn
         Relative to the source, with forward slashes.
     stamps : ndarray of int64, shape (n, 4)
         Size, mtime and ctime in ns, inode. The ctime of a file that was written just now is -1: it could be written
         again within one tick of the clock, so the next scan reads it again.
-    ids : ndarray of uint8, shape (n, 32)
-        SHA-256 of each file; zeros where the file could not be read.
     problems : dict of str to str
-        Path -> why it could not be read.
-    num_read : int
-        Files whose bytes had to be read; the others were unchanged since the last scan.
+        Path -> why it could not be looked at.
     num_ignored : int
         Files that are no images by their name.
     """
 
-    paths: list[str]
+    paths: TextColumn
     stamps: NDArray[np.int64]
-    ids: NDArray[np.uint8]
     problems: dict[str, str]
-    num_read: int
     num_ignored: int
+
+    def unchanged_since(self, paths: TextColumn, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the place of each file in an earlier listing; -1 where it was not there, or may have changed."""
+        places = paths.find_all(self.paths)
+        known = np.flatnonzero(places >= 0)
+        differs = (self.stamps[known] != stamps[places[known]]).any(axis=1) | (self.stamps[known, 2] < 0)
+        places[known[differs]] = -1
+        return places
 
 
 @dataclass(frozen=True)
@@ -64,50 +71,62 @@ class FolderSource:
 
     root: Path
 
-    def scan(self, known: Known | None = None, *, on_read: Callable[[int, int], None] | None = None) -> Scan:
-        """List the images and identify each by the digest of its bytes.
-
-        Parameters
-        ----------
-        known : dict, optional
-            Result of the last scan; a file whose stamp is unchanged is not read again.
-        on_read : callable, optional
-            Called with (files read, files to read) as the bytes are digested.
+    def find(self) -> Listing:
+        """List the images without reading any.
 
         Raises
         ------
         SourceError
             The folder is missing, or holds no images.
         """
-        found, problems, num_ignored = self._find()
-        known = known or {}
-        changed = [i for i, (path, stamp) in enumerate(found) if not _is_unchanged(stamp, known.get(path))]
-        ids = np.zeros((len(found), 32), np.uint8)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = pool.map(lambda i: _digest(self.root / found[i][0]), changed)
-            for done, (i, digest) in enumerate(zip(changed, digests, strict=True), 1):
-                if isinstance(digest, str):
-                    problems[found[i][0]] = digest
-                else:
-                    ids[i] = np.frombuffer(digest, np.uint8)
-                if on_read:
-                    on_read(done, len(changed))
-        fresh = set(changed)
-        for i, (path, _) in enumerate(found):
-            if i not in fresh:
-                ids[i] = np.frombuffer(known[path][1], np.uint8)
-        return Scan(
-            paths=[path for path, _ in found],
-            stamps=np.array([stamp for _, stamp in found], np.int64).reshape(-1, 4),
-            ids=ids,
-            problems=problems,
-            num_read=len(changed),
-            num_ignored=num_ignored,
-        )
+        self._check_folder()
+        stamps, problems, counts = array("q"), dict[str, str](), Counter[bool]()
+        paths = TextColumn.pack(self._images(stamps, problems, counts))
+        if not len(paths):
+            raise self._empty()
+        return Listing(paths, np.frombuffer(stamps, np.int64).reshape(-1, 4), problems, counts[False])
 
-    def list_paths(self) -> list[str]:
-        """Return the relative path of every image, sorted, without reading any."""
-        return [path for path, _ in self._find()[0]]
+    def identify(
+        self, listing: Listing, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Read some files of a listing and yield blocks of (places, ids): ids are the SHA-256 of the bytes.
+
+        Parameters
+        ----------
+        listing : Listing
+            Files that cannot be read are added to its ``problems`` and left out of the blocks.
+        places : ndarray of int64
+            Which files to read.
+        on_read : callable, optional
+            Called with a number of files that were read since.
+        """
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for first in range(0, len(places), _BLOCK):
+                block = places[first : first + _BLOCK]
+                paths = [listing.paths[place] for place in block.tolist()]
+                ids, readable = np.zeros((len(block), 32), np.uint8), np.ones(len(block), bool)
+                for i, digest in enumerate(pool.map(_digest, (self.root / path for path in paths))):
+                    if isinstance(digest, str):
+                        listing.problems[paths[i]] = digest
+                        readable[i] = False
+                    else:
+                        ids[i] = np.frombuffer(digest, np.uint8)
+                    on_read(1)
+                yield block[readable], ids[readable]
+
+    def _images(self, stamps: array[int], problems: dict[str, str], counts: Counter[bool]) -> Iterator[bytes]:
+        """Yield the paths of the images, and fill in what else a listing needs."""
+        now = time.time_ns()
+        for entry, path in _walk(self.root):
+            counts[image := _is_image(entry)] += 1
+            if not image:
+                continue
+            try:
+                stamps.extend(_stamp(entry.stat(), now))
+            except OSError as error:
+                stamps.extend(_UNREADABLE)
+                problems[os.fsdecode(path)] = error.strerror or type(error).__name__
+            yield path
 
     def check(self) -> None:
         """Raise `SourceError` when there is no such folder, or no image in it."""
@@ -123,24 +142,6 @@ class FolderSource:
         if not self.root.is_dir():
             raise SourceError(f"{self.root} is a file; name the folder that holds the images")
 
-    def _find(self) -> tuple[list[tuple[str, Stamp]], dict[str, str], int]:
-        self._check_folder()
-        found: list[tuple[str, Stamp]] = []
-        problems: dict[str, str] = {}
-        num_ignored, now = 0, time.time_ns()
-        for entry, path in _walk(self.root):
-            if not _is_image(entry):
-                num_ignored += 1
-                continue
-            try:
-                found.append((path, _stamp(entry.stat(), now)))
-            except OSError as error:
-                found.append((path, (0, 0, -1, 0)))
-                problems[path] = error.strerror or type(error).__name__
-        if not found:
-            raise self._empty()
-        return sorted(found), problems, num_ignored
-
     def _empty(self) -> SourceError:
         return SourceError(
             f"{self.root} holds no images; looked for names ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
@@ -152,7 +153,7 @@ def find_images(inputs: list[Path]) -> list[Path]:
     images: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            images += [path / relative for relative, _ in FolderSource(path)._find()[0]]
+            images += [path / relative for relative in FolderSource(path).find().paths]
         elif path.exists():
             images.append(path)
         else:
@@ -160,39 +161,47 @@ def find_images(inputs: list[Path]) -> list[Path]:
     return images
 
 
-def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Yield every visible file below ``root``, links that lead nowhere included, with its relative path."""
-    pending, seen = [(str(root), "")], set()
+_Found = tuple[bytes, bytes, os.DirEntry[bytes] | None]
+"""Place, relative path (a folder's ends in a slash), and the entry of a file."""
+
+
+def _walk(root: Path) -> Iterator[tuple[os.DirEntry[bytes], bytes]]:
+    """Yield every visible file below ``root``, links that lead nowhere included, sorted by its relative path."""
+    seen: set[tuple[int, int]] = set()
+    pending: list[Iterator[_Found]] = [iter([(os.fsencode(root), b"", None)])]
     while pending:
-        folder, prefix = pending.pop()
-        try:
-            status = os.stat(folder)  # noqa: PTH116 - a Path for each folder would cost more than the walk
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                # Sorted, so that of two links to one folder the same one is followed every time.
-                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            raise SourceError(f"cannot list {folder}: {error.strerror}; make it readable, or move it away") from None
-        for entry in listed:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                pending.append((entry.path, f"{prefix}{entry.name}/"))
-            else:
-                yield entry, prefix + entry.name
+        folder, path, entry = next(pending[-1], (b"", b"", None))
+        if not folder:
+            pending.pop()
+        elif entry is not None:
+            yield entry, path
+        else:
+            pending.append(_listed(folder, path, seen))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _listed(folder: bytes, prefix: bytes, seen: set[tuple[int, int]]) -> Iterator[_Found]:
+    """Return what one folder holds, sorted by relative path."""
+    try:
+        status = os.stat(folder)  # noqa: PTH116 - a Path for each folder would cost more than the walk
+        if (status.st_dev, status.st_ino) in seen:
+            return iter([])
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(b".")]
+    except OSError as error:
+        raise SourceError(
+            f"cannot list {os.fsdecode(folder)}: {error.strerror}; make it readable, or move it away"
+        ) from None
+    # A folder sorts with its slash, as the paths below it do.
+    named = sorted(((entry.name + b"/", entry) if _is_folder(entry) else (entry.name, entry)) for entry in visible)
+    return ((entry.path, prefix + name, None if name.endswith(b"/") else entry) for name, entry in named)
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
-
-
-def _is_unchanged(stamp: Stamp, known: tuple[Stamp, bytes] | None) -> bool:
-    return known is not None and known[0] == stamp and stamp[2] >= 0
 
 
 def _stamp(status: os.stat_result, now_ns: int) -> Stamp:
@@ -200,8 +209,8 @@ def _stamp(status: os.stat_result, now_ns: int) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns if settled else -1, status.st_ino
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - once for every file
+def _is_image(entry: os.DirEntry[bytes]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in _SUFFIXES  # noqa: PTH122 - once for every file
 
 
 def _digest(path: Path) -> bytes | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -56,9 +57,8 @@ class Features:
         listed = [(number, row, s, why) for number, c in enumerate(self.commits) for row, s, why in c.body["bad"]]
         if not listed:
             return {}
-        run = np.searchsorted(self._starts, [row for _, row, _, _ in listed], side="right") - 1
         # Where two writers' shards overlap only one of them is read, and only its word on a row counts.
-        owners = self._shard_of[run].tolist()
+        owners = self._shard_of[self._run_of(np.array([row for _, row, _, _ in listed]))].tolist()
         return {row: (s, why) for (number, row, s, why), owner in zip(listed, owners, strict=True) if number == owner}
 
     def ids_of(self, commit: Commit) -> Array:
@@ -98,7 +98,7 @@ class Features:
 
     def usable(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which of ``rows`` are cached and good."""
-        return np.isin(rows, self.rows) & ~np.isin(rows, list(self.bad))
+        return self._holds(rows, self._run_of(rows)) & ~np.isin(rows, list(self.bad))
 
     def read(self, rows: Rows) -> Array:
         """Return features of the given rows in their order, ``(n, *sample_shape)``; bfloat16 and int8 come as float32.
@@ -126,8 +126,8 @@ class Features:
 
     def _dequantise(self, stored: Array, shards: Rows) -> Array:
         values = np.empty(stored.shape, np.float32)
-        for number in np.unique(shards).tolist():
-            mine, shard = shards == number, self._shard(number)
+        for number, mine in _by_shard(shards):
+            shard = self._shard(number)
             values[mine] = stored[mine] * shard.read("scale") + shard.read("offset")
         return values
 
@@ -142,12 +142,8 @@ class Features:
         """Copy scattered rows shard by shard; a row moves as one item, which numpy does faster than a row of items."""
         item = np.dtype((np.void, max(out[:1].nbytes, 1)))
         items = out.reshape(len(out), -1).view(item).ravel()
-        scratch = np.empty(np.bincount(shards).max(), item)  # used again for each shard: fresh memory is slow memory
-        for number in np.unique(shards).tolist():
-            mine = np.flatnonzero(shards == number)
-            taken = scratch[: len(mine)]
-            self._shard(number).take("features", local[mine], taken)
-            items[mine] = taken
+        for number, mine in _by_shard(shards):
+            items[mine] = self._shard(number).take("features", local[mine], item)
 
     def __getitem__(self, index: Any) -> Array:
         """Read by position in `rows`: ``features[:100]``, ``features[mask]``."""
@@ -163,9 +159,16 @@ class Features:
             status, reason = self.bad[int(bad[0])]
             raise InputError(status, f"row {bad[0]} has no features ({reason}); drop bad rows with features.usable()")
 
+    def _run_of(self, rows: Rows) -> Rows:
+        """The run that would hold each row."""
+        return np.searchsorted(self._starts, rows, side="right") - 1
+
+    def _holds(self, rows: Rows, run: Rows) -> NDArray[np.bool_]:
+        return (run >= 0) & (rows < self._stops[run]) if len(self._starts) else np.zeros(len(rows), bool)
+
     def _locate(self, rows: Rows) -> Rows:
-        run = np.searchsorted(self._starts, rows, side="right") - 1
-        missing = (run < 0) | (rows >= self._stops[run]) if len(self._starts) else np.ones(len(rows), bool)
+        run = self._run_of(rows)
+        missing = ~self._holds(rows, run)
         if missing.any():
             raise RequestError(
                 f"{missing.sum()} rows (first: {rows[missing][0]}) are not cached for tap {self.tap!r}; "
@@ -224,6 +227,19 @@ class Features:
     @cached_property
     def _shifts(self) -> Rows:
         return np.array([run[3] for run in self._runs], np.int64)
+
+
+def _by_shard(shards: Rows) -> Iterator[tuple[int, Rows]]:
+    """Yield each shard that occurs, and where."""
+    if len(shards) == 0:
+        return
+    order = np.argsort(shards, kind="stable")
+    numbers = shards[order]
+    ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    start = 0
+    for end in ends:
+        yield int(numbers[start]), order[start:end]
+        start = end
 
 
 def runs_of_rows(rows: Rows) -> list[list[int]]:

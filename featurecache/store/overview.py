@@ -74,8 +74,11 @@ def list_bad(store: FeatureStore) -> list[dict[str, Any]]:
         for path, reason in view.problems.items()
     ]
     rows = {row: problem for feature_set in store.feature_sets() for row, problem in feature_set.open().bad.items()}
-    uris = store.samples.uris if rows else []
-    return bad + [{"path": uris[row], "status": status, "reason": why} for row, (status, why) in sorted(rows.items())]
+    uris = store.samples.uris_of(sorted(rows))
+    return bad + [
+        {"path": uri, "status": status, "reason": why}
+        for uri, (_, (status, why)) in zip(uris, sorted(rows.items()), strict=True)
+    ]
 
 
 def count_orphans(store: FeatureStore) -> int:

@@ -1,26 +1,32 @@
 """The sample table: every input ever seen, once, in the order in which they came. It only grows.
 
-A sample's id is the SHA-256 of its bytes; its row number is its position here and in every feature array.
+A sample's id is the SHA-256 of its bytes; its row number is its position here and in every feature array. The columns
+stay where they are mapped: of ten million samples nothing is copied but what is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError
-from featurecache.store import strings
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
 from featurecache.store.folders import ShardFolder
+from featurecache.store.shards import MappedShard
+from featurecache.text import TextColumn
 
 Ids = NDArray[np.uint8]
 """Sample ids, ``(n, 32)`` uint8."""
 Rows = NDArray[np.int64]
 """Row numbers of the sample table, ``(n,)`` int64."""
+
+_MOST_ROWS = 1 << 20
+"""Samples added in one shard; more are added in several, so that memory stays flat."""
+_BLOCK = 1 << 18
 
 
 class SampleTable:
@@ -34,98 +40,196 @@ class SampleTable:
 
     def __init__(self, folder: ShardFolder) -> None:
         self._folder = folder
-        self._parts = _checked(folder.commits())
+        self._shards: dict[str, MappedShard] = {}
+        self.reload()
 
     def __len__(self) -> int:
-        return sum(_num_rows(part) for part in self._parts)
+        return int(self._starts[-1])
 
-    @cached_property
-    def ids(self) -> Ids:
+    @property
+    def ids(self) -> Column:
         """Sample ids by row, ``(n_samples, 32)`` uint8."""
-        parts = [self._folder.open(part).read("id") for part in self._parts]
-        return np.concatenate(parts) if parts else np.zeros((0, 32), np.uint8)
+        return Column(self, "id")
 
-    @cached_property
-    def sizes(self) -> NDArray[np.uint64]:
+    @property
+    def sizes(self) -> Column:
         """Bytes of each input, ``(n_samples,)`` uint64."""
-        parts = [self._folder.open(part).read("size") for part in self._parts]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+        return Column(self, "size")
 
-    @cached_property
-    def uris(self) -> list[str]:
-        """Where each input was first seen, relative to its source; for people, never opened."""
-        shards = [self._folder.open(part) for part in self._parts]
-        return [uri for shard in shards for uri in strings.unpack(shard.read("text"), shard.read("text_start"))]
+    def uris_of(self, rows: Sequence[int] | range | Rows) -> list[str]:
+        """Return where each of some inputs was first seen, relative to its source; for people, never opened."""
+        places = np.asarray(rows, np.int64)
+        part = np.searchsorted(self._starts, places, side="right") - 1
+        texts = {number: self._text(number) for number in np.unique(part).tolist()}
+        local = (places - self._starts[part]).tolist()
+        return [texts[number][place] for number, place in zip(part.tolist(), local, strict=True)]
 
     def rows_of(self, ids: Ids) -> Rows:
         """Return the row of each id, -1 where it is not in the table."""
-        return self._index.find(ids)
+        return find_ids(ids, self.ids)
 
     def append(self, ids: Ids, uris: Sequence[str], sizes: Array) -> Rows:
         """Add the samples that are not in the table yet and return the row of each, ``(n,)`` int64.
 
         Safe against other writers: whoever loses the race for the next row looks again.
         """
+        column = TextColumn.pack(uris)
         while True:
             rows = self.rows_of(ids)
-            _, first = np.unique(ids[rows < 0], axis=0, return_index=True)
-            new = np.flatnonzero(rows < 0)[np.sort(first)]
-            if len(new) == 0:
+            absent = np.flatnonzero(rows < 0)
+            if len(absent) == 0:
                 return rows
-            self._publish(ids[new], [uris[i] for i in new], sizes[new])
-            self.reload()
+            new = absent[_first_places(ids[absent])]
+            for first in range(0, len(new), _MOST_ROWS):
+                part = new[first : first + _MOST_ROWS]
+                won = self._publish(ids[part], column.take(part), sizes[part])
+                self.reload()
+                if not won:
+                    break
 
     def check(self) -> None:
         """Raise `CorruptError` if a sample occurs twice."""
-        if len(np.unique(self.ids, axis=0)) != len(self):
+        if len(_first_places(np.asarray(self.ids))) != len(self):
             raise CorruptError("sample table: a sample occurs twice")
 
     def reload(self) -> None:
         """See what other writers have added."""
-        self.__dict__ = {"_folder": self._folder, "_parts": _checked(self._folder.commits())}
+        self._parts = _checked(self._folder.commits())
+        self._starts = np.cumsum([0, *map(_num_rows, self._parts)], dtype=np.int64)
 
-    def _publish(self, ids: Ids, uris: Sequence[str], sizes: Array) -> None:
-        arrays = {"id": ("uint8", ids), "size": ("uint64", sizes.astype("<u8")), **strings.pack(uris)}
-        self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Array]:
+        """Yield consecutive pieces of a column, each as it is mapped."""
+        stop = len(self) if stop is None else stop
+        while start < stop:
+            number = int(np.searchsorted(self._starts, start, side="right")) - 1
+            begin, end = self._starts[number], min(stop, int(self._starts[number + 1]), start + _BLOCK)
+            yield self._shard(number).slice(name, int(start - begin), int(end - begin))
+            start = end
 
-    @cached_property
-    def _index(self) -> IdIndex:
-        return IdIndex(self.ids)
+    def take(self, name: str, rows: Rows) -> Array:
+        """Return some rows of a column."""
+        if len(rows) == 0:
+            return np.zeros((0, 32), np.uint8) if name == "id" else np.zeros(0, np.uint64)
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise IndexError(f"the table has {len(self)} rows")
+        if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            pieces = list(self.blocks(name, int(rows[0]), int(rows[-1]) + 1))
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        part = np.searchsorted(self._starts, rows, side="right") - 1
+        numbers = np.unique(part).tolist()
+        columns = {number: self._shard(number).read(name) for number in numbers}
+        taken = np.empty((len(rows), *columns[numbers[0]].shape[1:]), columns[numbers[0]].dtype)
+        for number in numbers:
+            mine = part == number
+            taken[mine] = columns[number][rows[mine] - self._starts[number]]
+        return taken
+
+    def _publish(self, ids: Ids, uris: TextColumn, sizes: Array) -> bool:
+        arrays = {"id": ("uint8", ids), "size": ("uint64", sizes.astype("<u8")), **uris.arrays()}
+        return self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
+
+    def _shard(self, number: int) -> MappedShard:
+        commit = self._parts[number]
+        if commit.file_name not in self._shards:
+            self._shards[commit.file_name] = self._folder.open(commit)
+        return self._shards[commit.file_name]
+
+    def _text(self, number: int) -> TextColumn:
+        shard = self._shard(number)
+        try:
+            return TextColumn(shard.read("text"), shard.read("text_start"))
+        except ValueError as error:
+            raise CorruptError(f"{shard.path} holds {error}; run `featurecache verify`") from None
 
 
-class IdIndex:
-    """Finds ids in an ``(n, 32)`` array by their sorted first eight bytes; 16 bytes of memory for each id."""
+class Column:
+    """One column of the sample table, read by row: ``column[rows]``, ``column[5]``, ``np.asarray(column)``."""
 
-    def __init__(self, ids: Ids) -> None:
-        self._ids = ids
-        keys = _prefixes(ids)
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+    def __init__(self, table: SampleTable, name: str) -> None:
+        self._table, self._name = table, name
 
-    def find(self, ids: Ids) -> Rows:
-        """Return the position of each id, -1 where there is none."""
-        found = np.full(len(ids), -1, np.int64)
-        if len(self._keys) == 0 or len(ids) == 0:
-            return found
-        keys = _prefixes(ids)
-        place = np.searchsorted(self._keys, keys)
-        pending = np.arange(len(ids))
-        while len(pending):  # more than one round only for ids that share eight bytes
-            inside = place[pending] < len(self._keys)
-            pending = pending[inside]
-            pending = pending[self._keys[place[pending]] == keys[pending]]
-            candidates = self._order[place[pending]]
-            equal = (self._ids[candidates] == ids[pending]).all(axis=1)
-            found[pending[equal]] = candidates[equal]
-            pending = pending[~equal]
-            place[pending] += 1
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, rows: Any) -> Array:
+        if isinstance(rows, slice):
+            return self._table.take(self._name, np.arange(*rows.indices(len(self))))
+        taken = self._table.take(self._name, np.atleast_1d(np.asarray(rows, np.int64)))
+        return taken[0] if np.ndim(rows) == 0 else taken
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        values = self[:]
+        return values if dtype is None else values.astype(dtype)
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield the column piece by piece, in order."""
+        return self._table.blocks(self._name)
+
+
+def find_ids(wanted: Ids, table: Column | Ids) -> Rows:
+    """Return the position of each id in a table of different ids, -1 where it is not there.
+
+    The wanted ids are sorted and the table streams past them, so memory grows with what is wanted, not with the table.
+    """
+    found = np.full(len(wanted), -1, np.int64)
+    if len(wanted) == 0:
         return found
+    order, firsts = _grouped(wanted)
+    groups = wanted[order[firsts]]
+    place_of_group = np.full(len(groups), -1, np.int64)
+    start = 0
+    for block in table.blocks() if isinstance(table, Column) else [table]:
+        group, place = _matches(groups, np.ascontiguousarray(block))
+        fresh = place_of_group[group] < 0
+        place_of_group[group[fresh][::-1]] = start + place[fresh][::-1]  # the first one counts
+        start += len(block)
+    found[order] = np.repeat(place_of_group, np.diff([*firsts.tolist(), len(order)]))
+    return found
+
+
+def _first_places(ids: Ids) -> NDArray[np.int64]:
+    """Return where each different id occurs first, in order."""
+    order, firsts = _grouped(ids)
+    return np.sort(order[firsts])
+
+
+def _grouped(ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a stable order that sorts the ids, and where in it each different id begins."""
+    keys = _prefixes(ids)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    tied = np.flatnonzero(keys[1:] == keys[:-1])
+    different = (ids[order[tied]] != ids[order[tied + 1]]).any(axis=1)
+    if different.any():  # the first eight bytes don't decide: never so with honest digests
+        order = np.argsort(_whole(ids), kind="stable")
+        new = (ids[order[1:]] != ids[order[:-1]]).any(axis=1)
+    else:
+        new = np.ones(max(len(ids) - 1, 0), bool)
+        new[tied] = False
+    return order, np.concatenate([np.zeros(min(len(ids), 1), np.int64), np.flatnonzero(new) + 1])
+
+
+def _matches(groups: Ids, block: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return pairs of positions in two sets of different ids, the first of them sorted, where the ids are equal."""
+    keys = _prefixes(groups)
+    if (keys[1:] == keys[:-1]).any():
+        group = np.searchsorted(_whole(groups), _whole(block))
+    else:
+        block_keys = _prefixes(block)
+        order = np.argsort(block_keys)  # sorted look-ups stay in the processor's cache
+        group = np.empty(len(block), np.int64)
+        group[order] = np.searchsorted(keys, block_keys[order])
+    place = np.flatnonzero(group < len(groups))
+    place = place[_prefixes(block[place]) == keys[group[place]]]
+    place = place[(block[place] == groups[group[place]]).all(axis=1)]
+    return group[place], place
 
 
 def _checked(parts: list[Commit]) -> list[Commit]:
     """Refuse a table with a gap: all rows behind it would be taken for others."""
     row = 0
     for part in parts:
+        _check_arrays(part)
         if part.body.get("start") != row or part.key != f"{row:012d}":
             raise CorruptError(
                 f"the sample table has a gap before row {part.body.get('start')}: a part of samples/ is missing; "
@@ -135,8 +239,23 @@ def _checked(parts: list[Commit]) -> list[Commit]:
     return parts
 
 
+def _check_arrays(part: Commit) -> None:
+    n = part.shard.arrays["id"].shape[0] if "id" in part.shard.arrays else 0
+    wanted = {"id": ("uint8", (n, 32)), "size": ("uint64", (n,)), "text_start": ("uint64", (n + 1,))}
+    found = {name: (a.dtype, a.shape) for name, a in part.shard.arrays.items() if name in wanted}
+    if found != wanted or "text" not in part.shard.arrays:
+        raise CorruptError(
+            f"part {part.key} of the sample table does not hold the columns of a sample table; restore it from a copy "
+            "of the cache, or extract into a new one"
+        )
+
+
 def _prefixes(ids: Ids) -> Array:
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
+
+
+def _whole(ids: Ids) -> Array:
+    return np.ascontiguousarray(ids).view("V32").ravel()
 
 
 def _num_rows(part: Commit) -> int:

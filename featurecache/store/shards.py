@@ -120,6 +120,7 @@ class MappedShard:
     record: ShardRecord
     _bytes: Array | None = None
     _checked: dict[str, np.ndarray] = field(default_factory=dict)
+    _items: dict[str, Array] = field(default_factory=dict)
 
     def check_size(self) -> None:
         """Raise `CorruptError` unless the file is there and as long as its record says."""
@@ -135,12 +136,14 @@ class MappedShard:
         self._check_blocks(name, array, np.array([start]), np.array([stop]))
         return self._view(array)[start:stop]
 
-    def take(self, name: str, rows: Array, out: Array) -> None:
-        """Copy some local rows into ``out``, whose items are rows of bytes."""
+    def take(self, name: str, rows: Array, item: np.dtype[np.void]) -> Array:
+        """Return some local rows, each as one ``item`` of bytes."""
         array = self.record.arrays[name]
         self._check_blocks(name, array, rows, rows + 1)
-        items = self._view(array).reshape(array.shape[0], -1).view(out.dtype).ravel()
-        items.take(rows, out=out, mode="clip")  # "raise", numpy's default, would copy once more
+        if name not in self._items:
+            self._items[name] = self._view(array).reshape(array.shape[0], -1).view(item).ravel()
+        taken: Array = self._items[name][rows]
+        return taken
 
     def _view(self, array: ArrayRecord) -> Array:
         raw = self._map()[array.offset : array.offset + array.nbytes]

@@ -15,7 +15,7 @@ from featurecache.hashing import digest_bytes
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
-from featurecache.store.samples import IdIndex, Ids, Rows, SampleTable
+from featurecache.store.samples import Ids, Rows, SampleTable, find_ids
 from featurecache.store.views import SourceView
 
 _TEST_SHARE = _VALIDATION_SHARE = 0.2
@@ -92,7 +92,8 @@ class Task:
         """Labelled samples that are bad inputs: where first seen -> (status, reason)."""
         assert self.samples is not None
         rows = self.samples.rows_of(self.ids)
-        return {self.samples.uris[row]: features.bad[row] for row in rows.tolist() if row in features.bad}
+        bad = [row for row in rows.tolist() if row in features.bad]
+        return {uri: features.bad[row] for uri, row in zip(self.samples.uris_of(bad), bad, strict=True)}
 
 
 def build_task(
@@ -322,7 +323,7 @@ def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDAr
     about = {} if previous is None else previous.about
     if previous is None or about["splits"] != "made" or about["random_state"] != random_state:
         return kept
-    place = IdIndex(previous.ids).find(ids)
+    place = find_ids(ids, previous.ids)
     kept[place >= 0] = previous.splits[place[place >= 0]]
     return kept
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import RequestError
+from featurecache.errors import CorruptError, RequestError
 from featurecache.hashing import digest_bytes
-from featurecache.store import strings
 from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
 from featurecache.store.shards import MappedShard
+from featurecache.text import TextColumn
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SourceView:
     """
 
     root: str
-    paths: list[str]
+    paths: TextColumn
     stamps: NDArray[np.int64]
     """What told at the scan that a file was unchanged, ``(n, 4)``: size, mtime, ctime, inode."""
     rows: Rows
@@ -37,20 +37,29 @@ class SourceView:
 
     @cached_property
     def row_of(self) -> dict[str, int]:
-        """Row of each readable path."""
-        return {path: int(row) for path, row in zip(self.paths, self.rows, strict=True) if row >= 0}
+        """Row of each readable path; an object for each file, so not for what must stay small."""
+        return {path: row for path, row in zip(self.paths, self.rows.tolist(), strict=True) if row >= 0}
 
-    @cached_property
+    @property
     def unique_rows(self) -> Rows:
         """Rows that the source holds, sorted, each once."""
-        return np.unique(self.rows[self.rows >= 0])
+        return self._first[0]
 
-    def paths_of(self, rows: Rows) -> list[str]:
+    def paths_of(self, rows: Rows | Sequence[int]) -> list[str]:
         """One path (the first) for each row; the rows must be in the view."""
-        held, first = np.unique(self.rows, return_index=True)
-        if not np.isin(rows, held).all():
+        held, first = self._first
+        rows = np.asarray(rows, np.int64)
+        place = np.searchsorted(held, rows)
+        if len(rows) and (place.max() >= len(held) or (held[place] != rows).any()):
             raise RequestError(f"{self.root} does not hold all of the rows asked for; extract it again")
-        return [self.paths[i] for i in first[np.searchsorted(held, rows)]]
+        return [self.paths[number] for number in first[place].tolist()]
+
+    @cached_property
+    def _first(self) -> tuple[Rows, Rows]:
+        """Rows held, and the place of the first path of each."""
+        held, first = np.unique(self.rows, return_index=True)
+        readable = int(np.searchsorted(held, 0))
+        return held[readable:], first[readable:]
 
     def same_as(self, other: SourceView | None) -> bool:
         """Tell whether two views hold the same files, unchanged."""
@@ -84,9 +93,9 @@ class SourceViews:
         folder = self._folder(Path(view.root))
         old = folder.keys()
         arrays = {
-            "stamp": ("int64", view.stamps.astype("<i8")),
-            "row": ("int64", view.rows.astype("<i8")),
-            **strings.pack(view.paths),
+            "stamp": ("int64", view.stamps.astype("<i8", copy=False)),
+            "row": ("int64", view.rows.astype("<i8", copy=False)),
+            **view.paths.arrays(),
         }
         generation = int(old[-1]) + 1 if old else 0
         order = 1 + max((other.order for other in self.all()), default=0)
@@ -108,11 +117,12 @@ def _load(folder: ShardFolder) -> SourceView | None:
 
 
 def _view_of(commit: Commit, shard: MappedShard) -> SourceView:
-    return SourceView(
-        root=commit.body["root"],
-        paths=strings.unpack(shard.read("text"), shard.read("text_start")),
-        stamps=shard.read("stamp"),
-        rows=shard.read("row"),
-        problems=commit.body["problems"],
-        order=commit.body["order"],
-    )
+    stamps, rows = shard.read("stamp"), shard.read("row")
+    try:
+        paths = TextColumn(shard.read("text"), shard.read("text_start"))
+        if stamps.shape != (len(paths), 4) or rows.shape != (len(paths),):
+            raise ValueError("columns of different lengths")
+    except ValueError as error:
+        raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
+    body = commit.body
+    return SourceView(body["root"], paths, stamps, rows, body["problems"], body["order"])

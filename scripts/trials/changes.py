@@ -168,7 +168,7 @@ def _save_image(path: Path, rng: np.random.Generator, *, mode: str = "RGB", orie
 
 def _ends(report: Any) -> Ends:
     """What the feature sets of a run hold for what its source holds now."""
-    ids, ends = report.store.samples.ids, {}
+    ids, ends = np.asarray(report.store.samples.ids), {}
     for feature_set in report.sets:
         features = feature_set.open()
         good = features.rows[features.usable(features.rows)]
@@ -185,7 +185,7 @@ def _stale(run: Run, report: Any) -> list[str]:
     fresh = _ends(replace(run, cache=run.cache.with_name("fresh")).go())
     shutil.rmtree(run.cache.with_name("fresh"))
     view = report.store.views.load(run.source)
-    ids = report.store.samples.ids
+    ids = np.asarray(report.store.samples.ids)
     problems = []
     for path, row in view.row_of.items():
         digest = hashlib.sha256((run.source / path).read_bytes()).digest()

@@ -292,7 +292,7 @@ class Truth:
         sets = {(s.fingerprint, s.tap, s.dtype): s.open() for s in store.feature_sets()}
         rows = {key: read_rows(features) for key, features in sets.items()}
         bad = {key: dict(features.bad) for key, features in sets.items()}
-        return cls(snapshot(cache), store.samples.ids.copy(), rows, bad)
+        return cls(snapshot(cache), np.array(store.samples.ids), rows, bad)
 
 
 def read_rows(features: Any) -> dict[int, bytes]:
@@ -314,10 +314,10 @@ def visible_problems(cache: Path, whole: Truth) -> list[str]:
     problems = []
     try:
         store = FeatureStore.open(cache)
-        ids = store.samples.ids
+        ids = np.asarray(store.samples.ids)
         if not np.array_equal(ids, whole.ids[: len(ids)]):
             problems.append("the sample table is not a beginning of the right one")
-        if len(store.samples.uris) != len(ids) or len(store.samples.sizes) != len(ids):
+        if len(store.samples.uris_of(range(len(ids)))) != len(ids) or len(store.samples.sizes) != len(ids):
             problems.append("the columns of the sample table differ in length")
         for feature_set in store.feature_sets():
             problems += _set_problems(feature_set, ids, whole)

@@ -21,6 +21,8 @@ ROWS_PER_SECOND = 5_000
 """Rate of an extraction that the cost is compared with."""
 _SLACK_BYTES = 2 << 30
 _WIDTH = 512
+_READ_AT_ONCE = 1 << 18
+"""Files whose ids come together, as in a scan."""
 
 
 def try_durability(options: Options) -> list[Tally]:
@@ -127,16 +129,21 @@ def write_many(cache: str, count: str) -> None:
     from featurecache.store.features import runs_of_rows
     from featurecache.store.store import FeatureStore
     from featurecache.store.views import SourceView
+    from featurecache.text import TextColumn
 
     num_rows, started = int(count), time.perf_counter()
     store = FeatureStore.create(cache)
-    ids = np.random.default_rng(0).integers(0, 256, (num_rows, 32), dtype=np.uint8)
-    paths = [f"photos/{number // 1000:06d}/{number:09d}.jpg" for number in range(num_rows)]
-    sizes = np.full(num_rows, 100_000, np.int64)
-    rows = store.samples.append(ids, paths, sizes)
-    view = SourceView(str(Path(cache).with_name("photos")), paths, np.stack([sizes] * 4, axis=1), rows, {})
-    store.views.save(view)
+    paths = TextColumn.pack(f"photos/{number // 1000:06d}/{number:09d}.jpg" for number in range(num_rows))
+    rows, rng = np.empty(num_rows, np.int64), np.random.default_rng(0)
+    for start in range(0, num_rows, _READ_AT_ONCE):
+        places = np.arange(start, min(start + _READ_AT_ONCE, num_rows))
+        ids = rng.integers(0, 256, (len(places), 32), dtype=np.uint8)
+        rows[places] = store.samples.append(ids, paths.take(places), np.full(len(places), 100_000))
+    store.views.save(
+        SourceView(str(Path(cache).with_name("photos")), paths, np.full((num_rows, 4), 100_000), rows, {})
+    )
     table_seconds, table_peak = time.perf_counter() - started, _peak_mb()
+    view = store.views.all()[0]
     identity = FeatureIdentity(
         backbone="synthetic", architecture="0" * 64, weights="0" * 64, preprocess=PreprocessSpec()
     )

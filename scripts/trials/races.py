@@ -172,7 +172,7 @@ def _inspect(cache: Path, ground: Ground) -> tuple[list[str], list[str], dict[st
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(cache)
-    ids = store.samples.ids
+    ids = np.asarray(store.samples.ids)
     problems = [] if len(np.unique(ids, axis=0)) == len(ids) else ["a sample is in the table twice"]
     problems += [f"temporary {name}" for name in leftovers(cache)]
     problems += [f"lease {path.name} was left" for path in cache.rglob("*.lease")]

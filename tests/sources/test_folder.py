@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from featurecache.errors import SourceError
 from featurecache.sources import folder
-from featurecache.sources.folder import FolderSource, Known, Scan, find_images
+from featurecache.sources.folder import FolderSource, Listing, find_images
 
 
 def touch(path: Path, content: str = "x") -> Path:
@@ -21,9 +22,27 @@ def touch(path: Path, content: str = "x") -> Path:
     return path
 
 
-def known_of(scan: Scan) -> Known:
-    rows = zip(scan.paths, scan.stamps.tolist(), scan.ids, strict=True)
-    return {path: (tuple(stamp), identity.tobytes()) for path, stamp, identity in rows}
+@dataclass
+class Scan:
+    """A listing whose files were read unless they are unchanged."""
+
+    listing: Listing
+    ids: np.ndarray
+    num_read: int
+
+
+def scan(root: Path, before: Scan | None = None) -> Scan:
+    source = FolderSource(root)
+    listing = source.find()
+    places = np.full(len(listing.paths), -1)
+    ids = np.zeros((len(places), 32), np.uint8)
+    if before is not None:
+        places = listing.unchanged_since(before.listing.paths, before.listing.stamps)
+        ids[places >= 0] = before.ids[places[places >= 0]]
+    counts: list[int] = []
+    for read, found in source.identify(listing, np.flatnonzero(places < 0), on_read=counts.append):
+        ids[read] = found
+    return Scan(listing, ids, sum(counts))
 
 
 @pytest.fixture
@@ -38,16 +57,34 @@ def test_finds_images_recursively_sorted_without_hidden_ones(tmp_path: Path) -> 
         touch(tmp_path / name)
     for name in (".hidden/1.jpg", "a/.2.jpg", ".3.png"):
         touch(tmp_path / name)
-    scan = FolderSource(tmp_path).scan()
-    assert scan.paths == ["a/1.webp", "a/deep/er/x.tiff", "b/10.png", "b/2.JPG", "z.gif"]
-    assert scan.num_ignored == 2
+    found = scan(tmp_path)
+    assert list(found.listing.paths) == ["a/1.webp", "a/deep/er/x.tiff", "b/10.png", "b/2.JPG", "z.gif"]
+    assert found.listing.num_ignored == 2
+
+
+def test_order_is_that_of_the_whole_paths(tmp_path: Path) -> None:
+    names = [
+        "a-b/1.jpg",
+        "a.jpg",
+        "a/1.jpg",
+        "a/b.jpg",
+        "a/b/1.jpg",
+        "a0/1.jpg",
+        "b.jpg",
+        "b/\udcff.jpg",
+        "b/\ue000.jpg",
+    ]
+    for name in names:
+        touch(tmp_path / name)
+    paths = list(FolderSource(tmp_path).find().paths)
+    assert paths == sorted(names, key=os.fsencode)
 
 
 def test_ids_are_digests_of_content(tmp_path: Path) -> None:
     touch(tmp_path / "a.jpg", "one")
     touch(tmp_path / "b.jpg", "two")
     touch(tmp_path / "copy.jpg", "one")
-    ids = [row.tobytes() for row in FolderSource(tmp_path).scan().ids]
+    ids = [row.tobytes() for row in scan(tmp_path).ids]
     assert ids == [hashlib.sha256(text).digest() for text in (b"one", b"two", b"one")]
 
 
@@ -61,47 +98,47 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "src/file.jpg").symlink_to(tmp_path / "elsewhere/2.jpg")
     (tmp_path / "src/broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "src/itself.jpg").symlink_to(tmp_path / "src/itself.jpg")
-    scan = FolderSource(tmp_path / "src").scan()
-    assert scan.paths == ["a/1.jpg", "broken.jpg", "file.jpg", "itself.jpg", "linked/2.jpg"]
-    assert set(scan.problems) == {"broken.jpg", "itself.jpg"}
+    found = scan(tmp_path / "src")
+    assert list(found.listing.paths) == ["a/1.jpg", "broken.jpg", "file.jpg", "itself.jpg", "linked/2.jpg"]
+    assert set(found.listing.problems) == {"broken.jpg", "itself.jpg"}
 
 
 @pytest.mark.usefixtures("settled")
 def test_unchanged_files_are_not_read_again(tmp_path: Path) -> None:
     for name in "abc":
         touch(tmp_path / f"{name}.jpg", name)
-    first = FolderSource(tmp_path).scan()
+    first = scan(tmp_path)
     touch(tmp_path / "b.jpg", "edited")
     touch(tmp_path / "d.jpg", "d")
-    second = FolderSource(tmp_path).scan(known_of(first))
+    second = scan(tmp_path, first)
     assert (first.num_read, second.num_read) == (3, 2)
-    assert np.array_equal(second.ids, FolderSource(tmp_path).scan().ids)
+    assert np.array_equal(second.ids, scan(tmp_path).ids)
 
 
 @pytest.mark.usefixtures("settled")
 def test_an_edit_that_keeps_size_and_mtime_is_noticed(tmp_path: Path) -> None:
     path = touch(tmp_path / "a.jpg", "one")
-    first = FolderSource(tmp_path).scan()
+    first = scan(tmp_path)
     path.write_text("two")
-    os.utime(path, ns=(0, int(first.stamps[0, 1])))
-    assert FolderSource(tmp_path).scan(known_of(first)).ids[0].tobytes() == hashlib.sha256(b"two").digest()
+    os.utime(path, ns=(0, int(first.listing.stamps[0, 1])))
+    assert scan(tmp_path, first).ids[0].tobytes() == hashlib.sha256(b"two").digest()
 
 
 @pytest.mark.usefixtures("settled")
 def test_swapped_files_of_equal_size_and_mtime_are_noticed(tmp_path: Path) -> None:
     for name in "ab":
         os.utime(touch(tmp_path / f"{name}.jpg", name), ns=(0, 10**18))
-    first = FolderSource(tmp_path).scan()
+    first = scan(tmp_path)
     (tmp_path / "a.jpg").rename(tmp_path / "c")
     (tmp_path / "b.jpg").rename(tmp_path / "a.jpg")
     (tmp_path / "c").rename(tmp_path / "b.jpg")
-    assert np.array_equal(FolderSource(tmp_path).scan(known_of(first)).ids, first.ids[::-1])
+    assert np.array_equal(scan(tmp_path, first).ids, first.ids[::-1])
 
 
 def test_a_file_written_just_now_is_read_again_next_time(tmp_path: Path) -> None:
     touch(tmp_path / "a.jpg", "one")
-    first = FolderSource(tmp_path).scan()
-    assert FolderSource(tmp_path).scan(known_of(first)).num_read == 1
+    first = scan(tmp_path)
+    assert scan(tmp_path, first).num_read == 1
 
 
 def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +152,14 @@ def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: p
         return real(path)
 
     monkeypatch.setattr(folder, "digest_file", refuse)
-    scan = FolderSource(tmp_path).scan()
-    assert scan.problems == {"a.jpg": "Permission denied"}
-    assert scan.ids[1].any()
+    found = scan(tmp_path)
+    assert found.listing.problems == {"a.jpg": "Permission denied"}
+    assert found.ids[1].any()
 
 
 def test_empty_missing_and_wrong_sources_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "docs/readme.txt")
-    for call in (FolderSource(tmp_path / "docs").scan, FolderSource(tmp_path / "docs").check):
+    for call in (FolderSource(tmp_path / "docs").find, FolderSource(tmp_path / "docs").check):
         with pytest.raises(SourceError, match="holds no images; looked for names ending in .bmp"):
             call()
     with pytest.raises(SourceError, match="there is no such folder; name the folder that holds the images"):

@@ -62,8 +62,7 @@ def test_rows_in_any_order_equal_indexing(tmp_path: Path) -> None:
     rows = random_rows(3000, 500)  # 3 MB: several blocks
     publish(folder, "000", rows)
     wanted = np.random.default_rng(1).integers(0, 3000, 200)
-    taken = np.empty(200, np.dtype((np.void, 1000)))
-    folder.open(folder.commits()[0]).take("features", wanted, taken)
+    taken = folder.open(folder.commits()[0]).take("features", wanted, np.dtype((np.void, 1000)))
     assert np.array_equal(taken.view(np.float16).reshape(200, 500), rows[wanted])
     assert np.array_equal(folder.open(folder.commits()[0]).slice("features", 1000, 2001), rows[1000:2001])
 

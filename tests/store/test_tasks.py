@@ -17,6 +17,7 @@ from featurecache.store.samples import SampleTable
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import build_task, stratified_splits
 from featurecache.store.views import SourceView
+from featurecache.text import TextColumn
 
 
 def content_id(content: str) -> np.ndarray:
@@ -29,7 +30,7 @@ def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
     ids = np.stack([content_id(content) for content in files.values()])
     rows = store.samples.append(ids, list(files), np.ones(len(files)))
     stamps = np.zeros((len(files), 4), np.int64)
-    store.views.save(SourceView(str((tmp_path / "src").resolve()), list(files), stamps, rows, {}))
+    store.views.save(SourceView(str((tmp_path / "src").resolve()), TextColumn.pack(files), stamps, rows, {}))
     return store
 
 
@@ -238,7 +239,7 @@ def test_of_two_sources_the_later_one_has_the_word(tmp_path: Path) -> None:
     ids = np.stack([content_id(f"a{i}") for i in range(4)])
     rows = store.samples.append(ids, ["x"] * 4, np.ones(4))
     moved = ["b/0.jpg", "a/1.jpg", "a/2.jpg", "a/3.jpg"]  # the folder was renamed and one photo sorted anew
-    store.views.save(SourceView(str(tmp_path / "src2"), moved, np.zeros((4, 4), np.int64), rows, {}))
+    store.views.save(SourceView(str(tmp_path / "src2"), TextColumn.pack(moved), np.zeros((4, 4), np.int64), rows, {}))
     task = store.add_task("t", labels_from_folders())
     assert task.about["num_conflicts"] == 0
     place = task.ids.tolist().index(content_id("a0").tolist())

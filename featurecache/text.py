@@ -1,0 +1,131 @@
+"""A column of text as two plain arrays, so that ten million file names are two blocks of memory instead of objects.
+
+Entries are the bytes of the file system, so names that are no valid UTF-8 survive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK = 1 << 16
+
+
+class TextColumn(Sequence[str]):
+    """Text entries: all bytes end to end, and where each entry starts.
+
+    Parameters
+    ----------
+    text : ndarray of uint8
+        The bytes of all entries.
+    starts : ndarray of uint64, shape (n + 1,)
+        Where in ``text`` each entry begins, and where the last one ends.
+
+    Raises
+    ------
+    ValueError
+        The starts are no such places.
+    """
+
+    __slots__ = ("starts", "text")
+
+    def __init__(self, text: NDArray[np.uint8], starts: NDArray[np.uint64]) -> None:
+        _check_starts(starts, len(text))
+        self.text, self.starts = text, starts
+
+    @classmethod
+    def pack(cls, texts: Iterable[str | bytes]) -> TextColumn:
+        """Make a column of entries that come one by one."""
+        if isinstance(texts, TextColumn):
+            return texts
+        blob, lengths = bytearray(), [np.zeros(1, np.uint64)]
+        block: list[int] = []
+        for text in texts:
+            encoded = os.fsencode(text)
+            blob += encoded
+            block.append(len(encoded))
+            if len(block) == _BLOCK:
+                lengths.append(np.array(block, np.uint64))
+                block = []
+        lengths.append(np.array(block, np.uint64))
+        return cls(np.frombuffer(blob, np.uint8), np.cumsum(np.concatenate(lengths), dtype="<u8"))
+
+    def take(self, places: NDArray[np.int64]) -> TextColumn:
+        """Return the entries at some places."""
+        lengths = np.diff(self.starts)[places]
+        starts = np.zeros(len(places) + 1, "<u8")
+        np.cumsum(lengths, out=starts[1:])
+        text = np.empty(int(starts[-1]), np.uint8)
+        for to, end, place in zip(starts[:-1].tolist(), starts[1:].tolist(), places.tolist(), strict=True):
+            begin = int(self.starts[place])
+            text[to:end] = self.text[begin : begin + end - to]
+        return TextColumn(text, starts)
+
+    def encoded(self) -> Iterator[bytes]:
+        """Yield the bytes of each entry."""
+        for first in range(0, len(self), _BLOCK):
+            places = self.starts[first : first + _BLOCK + 1]
+            low = int(places[0])
+            data = self.text[low : int(places[-1])].tobytes()
+            yield from (data[a - low : b - low] for a, b in pairwise(places.tolist()))
+
+    def find_all(self, other: TextColumn) -> NDArray[np.int64]:
+        """Return the place of each entry of ``other`` in this column, -1 where there is none; both are sorted."""
+        if self == other:
+            return np.arange(len(other))
+        found = np.full(len(other), -1, np.int64)
+        mine = enumerate(self.encoded())
+        place, entry = next(mine, (-1, None))
+        for number, wanted in enumerate(other.encoded()):
+            while entry is not None and entry < wanted:
+                place, entry = next(mine, (-1, None))
+            if entry == wanted:
+                found[number] = place
+        return found
+
+    def arrays(self) -> dict[str, tuple[str, NDArray[np.generic]]]:
+        """Return what is stored: the arrays ``text`` and ``text_start``, and their types."""
+        text = self.text if len(self.text) else np.zeros(1, np.uint8)  # HDF5 gives an empty array no place in the file
+        return {"text": ("uint8", text), "text_start": ("uint64", self.starts)}
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return os.fsdecode(self.text[int(self.starts[place]) : int(self.starts[place + 1])].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return map(os.fsdecode, self.encoded())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, TextColumn):
+            end = int(self.starts[-1])
+            return np.array_equal(self.starts, other.starts) and np.array_equal(self.text[:end], other.text[:end])
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        raise TypeError("a TextColumn has no hash")
+
+    def __repr__(self) -> str:
+        return f"TextColumn of {len(self)} entries"
+
+
+def _check_starts(starts: NDArray[np.uint64], end: int) -> None:
+    if starts.ndim != 1 or len(starts) == 0 or starts[0] != 0 or starts[-1] > end:
+        raise ValueError("a text column whose entries do not lie in its text")
+    for first in range(0, len(starts), _BLOCK):
+        block = starts[first : first + _BLOCK + 1]
+        if (block[1:] < block[:-1]).any():
+            raise ValueError("a text column whose entries overlap")
