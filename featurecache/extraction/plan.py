@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurecache.store.samples import Rows
 
@@ -38,11 +39,35 @@ def plan_extraction(wanted: Rows, cached: Mapping[str, Rows], *, shard_rows: int
     shard_rows : int
         Most rows in a job.
     """
-    missed = np.array([~np.isin(wanted, rows) for rows in cached.values()], bool).reshape(len(cached), len(wanted))
-    patterns, which = np.unique(missed, axis=1, return_inverse=True)
-    jobs = []
-    for number, pattern in enumerate(patterns.T):
-        taps = tuple(tap for tap, misses in zip(cached, pattern, strict=True) if misses)
-        rows = wanted[which.ravel() == number] if taps else wanted[:0]
-        jobs += [ShardJob(taps, rows[start : start + shard_rows]) for start in range(0, len(rows), shard_rows)]
+    groups: dict[tuple[str, ...], Rows] = {(): wanted}
+    for tap, held in cached.items():
+        split = {}
+        for taps, rows in groups.items():
+            misses = ~_contains(held, rows)
+            split[taps], split[(*taps, tap)] = _parted(rows, misses)
+        groups = {taps: rows for taps, rows in split.items() if len(rows)}
+    jobs = [
+        ShardJob(taps, rows[start : start + shard_rows])
+        for taps, rows in groups.items()
+        if taps
+        for start in range(0, len(rows), shard_rows)
+    ]
     return sorted(jobs, key=lambda job: int(job.rows[0]))
+
+
+def _contains(held: Rows, rows: Rows) -> NDArray[np.bool_]:
+    """Tell which of the rows are among those held, both sorted."""
+    if len(held) == 0:
+        return np.zeros(len(rows), bool)
+    place = np.searchsorted(held, rows)
+    np.minimum(place, len(held) - 1, out=place)
+    return held[place] == rows
+
+
+def _parted(rows: Rows, misses: NDArray[np.bool_]) -> tuple[Rows, Rows]:
+    """Return the rows that are held and those that are missed, without a copy where they are all of one kind."""
+    if misses.all():
+        return rows[:0], rows
+    if not misses.any():
+        return rows, rows[:0]
+    return rows[~misses], rows[misses]

@@ -150,7 +150,7 @@ class ExtractionRun:
         root = str(self.source.root.resolve())
         view = SourceView(root, listing.paths, listing.stamps, rows, listing.problems)
         if not view.same_as(before):
-            store.views.save(view)
+            view = store.views.save(view)
         return listing, view
 
     def _missing(self, sets: Sequence[FeatureSet], view: SourceView, postponed: Collection[int] = ()) -> list[ShardJob]:
@@ -159,7 +159,9 @@ class ExtractionRun:
             features = feature_set.open()
             features.check_files()  # a shard that is gone must not pass for cached
             cached[feature_set.tap] = features.rows
-        wanted = np.setdiff1d(view.unique_rows, np.array(sorted(postponed), np.int64))
+        wanted = view.unique_rows
+        if postponed:
+            wanted = np.setdiff1d(wanted, np.array(sorted(postponed), np.int64))
         return plan_extraction(wanted, cached, shard_rows=self.settings.shard_rows)
 
     def _compute(self, report: ExtractionReport, view: SourceView, backbone: Backbone, taps: Mapping[str, Tap]) -> None:

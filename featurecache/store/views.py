@@ -88,8 +88,11 @@ class SourceViews:
         views = [_load(ShardFolder(folder)) for folder in folders if folder.is_dir()]
         return sorted((view for view in views if view is not None), key=lambda view: view.order)
 
-    def save(self, view: SourceView) -> None:
-        """Make ``view`` the newest of its source; views are derived, so an older one is dropped."""
+    def save(self, view: SourceView) -> SourceView:
+        """Make ``view`` the newest of its source and return it as it is mapped from the disk.
+
+        Views are derived, so an older one is dropped.
+        """
         folder = self._folder(Path(view.root))
         old = folder.keys()
         arrays = {
@@ -102,6 +105,8 @@ class SourceViews:
         body = {"root": view.root, "problems": view.problems, "order": order}
         if folder.publish(f"{generation:012d}", arrays, body, kind="source view"):
             folder.discard(old)
+        # If another writer was first, or is already further, its view is as good: both have just looked.
+        return _load(folder) or view
 
     def _folder(self, root: Path) -> ShardFolder:
         return ShardFolder(self._path / digest_bytes(str(root.resolve()).encode(errors="surrogateescape"))[:16])

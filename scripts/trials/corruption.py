@@ -161,11 +161,11 @@ def _read_all(original: Target, copy: Path) -> str | None:
 
     store = FeatureStore.open(copy)
     samples = store.samples
-    if not np.array_equal(samples.ids, original.ids):
+    if not np.array_equal(np.asarray(samples.ids), original.ids):
         return "sample ids"
     if samples.uris_of(range(len(samples))) != [f"image {n}.png" for n in range(len(original.ids))]:
         return "uris"
-    if not np.array_equal(samples.sizes, np.arange(len(original.ids))):
+    if not np.array_equal(np.asarray(samples.sizes), np.arange(len(original.ids))):
         return "sizes"
     feature_set = store.find(tap=TAP)
     features = feature_set.open()

@@ -139,11 +139,11 @@ def write_many(cache: str, count: str) -> None:
         places = np.arange(start, min(start + _READ_AT_ONCE, num_rows))
         ids = rng.integers(0, 256, (len(places), 32), dtype=np.uint8)
         rows[places] = store.samples.append(ids, paths.take(places), np.full(len(places), 100_000))
-    store.views.save(
+    view = store.views.save(
         SourceView(str(Path(cache).with_name("photos")), paths, np.full((num_rows, 4), 100_000), rows, {})
     )
     table_seconds, table_peak = time.perf_counter() - started, _peak_mb()
-    view = store.views.all()[0]
+    del paths, rows
     identity = FeatureIdentity(
         backbone="synthetic", architecture="0" * 64, weights="0" * 64, preprocess=PreprocessSpec()
     )
