@@ -21,6 +21,9 @@ STORED: dict[str, str] = {
 }
 """Names allowed in commit records, and the numpy type of the bytes."""
 
+RETURNED = {**STORED, "bfloat16": "<f4", "int8": "<f4"}
+"""The numpy type of features that are read."""
+
 
 def encode(values: Array, dtype: str) -> Array:
     """Convert float32 ``values`` to the bytes of a stored type; out-of-range numbers become infinite."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -11,8 +10,9 @@ from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError, InputError, RequestError
 from featurecache.store.commits import Commit
-from featurecache.store.dtypes import STORED, Array, decode
+from featurecache.store.dtypes import RETURNED, Array, decode
 from featurecache.store.folders import ShardFolder
+from featurecache.store.gathering import RowGatherer, by_shard
 from featurecache.store.samples import Rows, SampleTable
 from featurecache.store.shards import MappedShard
 
@@ -73,9 +73,7 @@ class Features:
         """Return all features of a shard in its order, bad rows (NaN) included."""
         shard = self._folder.open(commit)
         stored = shard.read("features")
-        if self.dtype == "int8":
-            return stored * shard.read("scale") + shard.read("offset")
-        return decode(stored, self.dtype)
+        return self._values(shard, stored)
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +96,7 @@ class Features:
 
     def usable(self, rows: Rows) -> NDArray[np.bool_]:
         """Tell which of ``rows`` are cached and good."""
-        return self._holds(rows, self._run_of(rows)) & ~np.isin(rows, list(self.bad))
+        return self._holds(rows, self._run_of(rows)) & ~self._is_bad(rows)
 
     def read(self, rows: Rows) -> Array:
         """Return features of the given rows in their order, ``(n, *sample_shape)``; bfloat16 and int8 come as float32.
@@ -113,37 +111,41 @@ class Features:
             Stored bytes do not match their checksum.
         """
         rows = np.asarray(rows, np.int64)
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            return self._read_range(rows)
         self._refuse_bad(rows)
         run = self._locate(rows)
-        stored = np.empty((len(rows), *self.sample_shape), STORED[self.dtype])
-        if len(rows) and (np.diff(rows) == 1).all():
-            self._copy_runs(int(rows[0]), int(rows[-1]) + 1, stored)
-        elif stored.size:
-            self._gather(rows - self._shifts[run], self._shard_of[run], stored)
-        if self.dtype == "int8":
-            return self._dequantise(stored, self._shard_of[run])
-        return decode(stored, self.dtype)
-
-    def _dequantise(self, stored: Array, shards: Rows) -> Array:
+        shards = self._shard_of[run]
+        stored = self._gatherer.take(shards, rows - self._shifts[run], self.sample_shape)
+        if self.dtype != "int8":
+            return decode(stored, self.dtype)
         values = np.empty(stored.shape, np.float32)
-        for number, mine in _by_shard(shards):
-            shard = self._shard(number)
-            values[mine] = stored[mine] * shard.read("scale") + shard.read("offset")
+        for number, mine in by_shard(shards):
+            values[mine] = self._values(self._shard(number), stored[mine])
         return values
 
-    def _copy_runs(self, start: int, stop: int, out: Array) -> None:
-        """Copy consecutive rows run by run."""
-        first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
+    def _read_range(self, rows: Rows) -> Array:
+        """Read consecutive rows run by run: nothing is done for each row but to copy it."""
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        first, last = self._run_of(np.array([start, stop - 1])).tolist()
+        bad = np.searchsorted(self._bad_rows, [start, stop])
+        joined = np.array_equal(self._starts[first + 1 : last + 1], self._stops[max(first, 0) : last])
+        if bad[0] != bad[1] or first < 0 or not joined or stop > self._stops[last]:
+            self._refuse_bad(rows)
+            self._locate(rows)
+        values = np.empty((len(rows), *self.sample_shape), RETURNED[self.dtype])
         for run_start, run_stop, number, shift in self._runs[first : last + 1]:
             low, high = max(start, run_start), min(stop, run_stop)
-            out[low - start : high - start] = self._shard(number).slice("features", low - shift, high - shift)
+            shard = self._shard(number)
+            stored = shard.slice("features", low - shift, high - shift)
+            values[low - start : high - start] = self._values(shard, stored)
+        return values
 
-    def _gather(self, local: Rows, shards: Rows, out: Array) -> None:
-        """Copy scattered rows shard by shard; a row moves as one item, which numpy does faster than a row of items."""
-        item = np.dtype((np.void, max(out[:1].nbytes, 1)))
-        items = out.reshape(len(out), -1).view(item).ravel()
-        for number, mine in _by_shard(shards):
-            items[mine] = self._shard(number).take("features", local[mine], item)
+    def _values(self, shard: MappedShard, stored: Array) -> Array:
+        """Return the numbers that bytes of a shard stand for."""
+        if self.dtype != "int8":
+            return decode(stored, self.dtype)
+        return np.asarray(stored * shard.read("scale") + shard.read("offset"))
 
     def __getitem__(self, index: Any) -> Array:
         """Read by position in `rows`: ``features[:100]``, ``features[mask]``."""
@@ -155,7 +157,7 @@ class Features:
         return values if dtype is None else values.astype(dtype)
 
     def _refuse_bad(self, rows: Rows) -> None:
-        if self.bad and (bad := rows[np.isin(rows, list(self.bad))]).size:
+        if self.bad and (bad := rows[self._is_bad(rows)]).size:
             status, reason = self.bad[int(bad[0])]
             raise InputError(status, f"row {bad[0]} has no features ({reason}); drop bad rows with features.usable()")
 
@@ -195,9 +197,24 @@ class Features:
                 "table; restore the cache from a copy, or extract into a new one"
             )
 
+    def _is_bad(self, rows: Rows) -> NDArray[np.bool_]:
+        if len(self._bad_rows) == 0:
+            return np.zeros(len(rows), bool)
+        place = np.searchsorted(self._bad_rows, rows)
+        np.minimum(place, len(self._bad_rows) - 1, out=place)
+        return self._bad_rows[place] == rows
+
+    @cached_property
+    def _bad_rows(self) -> Rows:
+        return np.array(sorted(self.bad), np.int64)
+
     @cached_property
     def _mapped(self) -> dict[int, MappedShard]:
         return {}
+
+    @cached_property
+    def _gatherer(self) -> RowGatherer:
+        return RowGatherer("features", self.dtype, self._shard, len(self.commits))
 
     @cached_property
     def _runs(self) -> list[tuple[int, int, int, int]]:
@@ -227,19 +244,6 @@ class Features:
     @cached_property
     def _shifts(self) -> Rows:
         return np.array([run[3] for run in self._runs], np.int64)
-
-
-def _by_shard(shards: Rows) -> Iterator[tuple[int, Rows]]:
-    """Yield each shard that occurs, and where."""
-    if len(shards) == 0:
-        return
-    order = np.argsort(shards, kind="stable")
-    numbers = shards[order]
-    ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    start = 0
-    for end in ends:
-        yield int(numbers[start]), order[start:end]
-        start = end
 
 
 def runs_of_rows(rows: Rows) -> list[list[int]]:

@@ -120,7 +120,6 @@ class MappedShard:
     record: ShardRecord
     _bytes: Array | None = None
     _checked: dict[str, np.ndarray] = field(default_factory=dict)
-    _items: dict[str, Array] = field(default_factory=dict)
 
     def check_size(self) -> None:
         """Raise `CorruptError` unless the file is there and as long as its record says."""
@@ -136,14 +135,14 @@ class MappedShard:
         self._check_blocks(name, array, np.array([start]), np.array([stop]))
         return self._view(array)[start:stop]
 
-    def take(self, name: str, rows: Array, item: np.dtype[np.void]) -> Array:
-        """Return some local rows, each as one ``item`` of bytes."""
-        array = self.record.arrays[name]
-        self._check_blocks(name, array, rows, rows + 1)
-        if name not in self._items:
-            self._items[name] = self._view(array).reshape(array.shape[0], -1).view(item).ravel()
-        taken: Array = self._items[name][rows]
-        return taken
+    def check_rows(self, name: str, rows: Array) -> bool:
+        """Check the blocks under some local rows; tell whether all blocks of the array have been checked by now."""
+        self._check_blocks(name, self.record.arrays[name], rows, rows + 1)
+        return bool(self._checked[name].all())
+
+    def address(self, name: str) -> int:
+        """Where in memory an array begins; valid as long as this object lives."""
+        return int(self._view(self.record.arrays[name]).ctypes.data)
 
     def _view(self, array: ArrayRecord) -> Array:
         raw = self._map()[array.offset : array.offset + array.nbytes]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurecache.errors import CorruptError, InputError, RequestError
+from featurecache.store.convert import stored_arrays
 from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
 
@@ -47,6 +49,64 @@ def test_reads_like_a_dict(tmp_path_factory: pytest.TempPathFactory, data: st.Da
     assert np.array_equal(np.asarray(features), np.array([value_of(r) for r in sorted(rows)], np.float16))
 
 
+def read_by_h5py(folder: ShardFolder, dtype: str, row: int) -> np.ndarray:
+    """The slow and obvious way to one row."""
+    for commit in folder.commits():
+        rows = [r for start, stop in commit.body["rows"] for r in range(start, stop)]
+        if row in rows:
+            with h5py.File(folder.path / "shards" / commit.file_name) as file:
+                stored = file["features"][rows.index(row)]
+                if dtype == "int8":
+                    return stored * file["scale"][...] + file["offset"][...]
+                return (stored.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else stored
+    raise AssertionError(row)
+
+
+@settings(max_examples=60)
+@given(
+    dtype=st.sampled_from(["float16", "float32", "bfloat16", "int8"]),
+    shape=st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    data=st.data(),
+)
+def test_rows_in_any_order_equal_h5py(
+    tmp_path_factory: pytest.TempPathFactory, dtype: str, shape: tuple, sizes: list[int], data: st.DataObject
+) -> None:
+    folder, count = ShardFolder(tmp_path_factory.mktemp("features")), sum(sizes)
+    values = np.random.default_rng(count).normal(size=(count, *shape)).astype(np.float32)
+    stops = np.cumsum(sizes).tolist()
+    for start, stop in zip([0, *stops], stops, strict=False):
+        arrays = stored_arrays(values[start:stop], dtype)
+        folder.publish(f"{start:012d}", arrays, {"rows": [[start, stop]], "bad": []}, kind="features")
+    features = Features("t:avg", dtype, folder)
+    for _ in range(3):  # later gathers meet shards that are mapped and checked already
+        wanted = data.draw(st.lists(st.integers(0, count - 1), max_size=12))
+        expected = np.array([read_by_h5py(folder, dtype, row) for row in wanted], features.read([]).dtype)
+        assert np.array_equal(features.read(wanted), expected.reshape(-1, *shape))
+        start = data.draw(st.integers(0, count - 1))
+        found = features.read(np.arange(start, count))
+        assert np.array_equal(found, [read_by_h5py(folder, dtype, row) for row in range(start, count)])
+
+
+def test_a_damaged_block_is_noticed_whichever_way_it_is_read(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path)
+    values = np.random.default_rng(0).normal(size=(3000, 500)).astype(np.float16)  # several blocks in a shard
+    for start in (0, 1500):
+        arrays = {"features": ("float16", values[start : start + 1500])}
+        folder.publish(f"{start:012d}", arrays, {"rows": [[start, start + 1500]], "bad": []}, kind="features")
+    second = folder.commits()[1]
+    path = tmp_path / "shards" / second.file_name
+    content = bytearray(path.read_bytes())
+    content[second.shard.arrays["features"].offset + 1_200_000] ^= 1  # row 1200 of the second shard: 2700
+    path.write_bytes(content)
+    features = Features("t:avg", "float16", folder)
+    assert np.array_equal(features.read([1600, 3, 1501]), values[[1600, 3, 1501]])
+    for rows in ([2700, 5], [2600, 2601, 2602, *range(2603, 2710)], [5, 2700, 1600]):
+        with pytest.raises(CorruptError, match="block 1 of array 'features' does not match its checksum"):
+            features.read(rows)
+    assert np.array_equal(features.read([2, 1600, 1]), values[[2, 1600, 1]])
+
+
 @given(rows=st.lists(st.integers(0, 100), unique=True, min_size=1).map(sorted))
 def test_runs_say_the_same_rows(rows: list[int]) -> None:
     runs = runs_of_rows(np.array(rows))
@@ -72,8 +132,18 @@ def test_missing_and_bad_rows_are_named(tmp_path: Path) -> None:
     assert features.usable(np.array([0, 1, 2, 3])).tolist() == [True, False, True, False]
     with pytest.raises(RequestError, match=r"2 rows \(first: 3\) are not cached for tap 't:avg'; run"):
         features.read(np.array([0, 3, 4]))
-    with pytest.raises(InputError, match=r"row 1 has no features \(a reason\); drop bad rows"):
-        features.read(np.array([0, 1]))
+    for wanted in ([0, 1], [2, 1, 0]):
+        with pytest.raises(InputError, match=r"row 1 has no features \(a reason\); drop bad rows"):
+            features.read(np.array(wanted))
+    commit_rows(folder, [5, 6])
+    features = Features("t:avg", "float16", folder)
+    for wanted in ([2, 3, 4, 5, 6], [6, 7], [4, 5], [-1, 0]):
+        with pytest.raises(RequestError, match="are not cached for tap 't:avg'"):
+            features.read(np.array(wanted))
+    assert features.read([5, 6]).shape == (2, 3)
+    nothing = Features("t:avg", "float16", ShardFolder(tmp_path / "none"))
+    with pytest.raises(RequestError, match="are not cached"):
+        nothing.read([0])
 
 
 @pytest.mark.parametrize("rows", [[[0, 2]], [[2, 0]], [[-1, 2]], [[0, 4]]])
