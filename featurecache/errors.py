@@ -85,8 +85,8 @@ class HeadError(FeatureCacheError, ValueError):
     """A head that cannot be fitted, saved or loaded."""
 
 
-class HeadMismatchError(HeadError):
-    """A head whose backbone cannot be reproduced exactly."""
+class BackboneMismatchError(FeatureCacheError, ValueError):
+    """A backbone that cannot be reproduced exactly as it was when features were made with it."""
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.saved import SavedHead, open_head
-from featurecache.errors import DriftError, HeadMismatchError
+from featurecache.errors import DriftError
 from featurecache.extraction import drift
 from featurecache.extraction.pipeline import FileInput, Outcome, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
+from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.sources.folder import find_images
 from featurecache.sources.images import pillow_defaults
-from featurecache.specs import BackboneRequest, ExtractionSettings, PreprocessSpec
+from featurecache.specs import ExtractionSettings, PreprocessSpec
 from featurecache.store.dtypes import decode
 
 
@@ -75,39 +75,14 @@ def predict(
 
     Raises
     ------
-    HeadMismatchError
+    BackboneMismatchError
         The backbone here would give other features than those the head was trained on.
     """
     saved = open_head(head)
     paths = find_images([Path(item) for item in inputs])
-    network = reproduce_backbone(saved, backbone=backbone, weights=weights)
-    return _predict(saved, network, paths, settings or ExtractionSettings(), progress or Silent())
-
-
-def reproduce_backbone(saved: SavedHead, *, backbone: str | None = None, weights: str | Path | None = None) -> Backbone:
-    """Load the very backbone that a head was trained on, or say what differs."""
-    name = saved.identity.backbone
-    if name.startswith("python:") and backbone != name:
-        raise HeadMismatchError(
-            f"this head needs the backbone {name!r}, which is code on this machine; "
-            f"if you trust it, pass --backbone {name}"
-        )
-    if backbone is not None and backbone != name:
-        raise HeadMismatchError(f"this head was trained on backbone {name!r}, not {backbone!r}; leave --backbone out")
     made_with = str(saved.meta.get("weights_source", "other weights"))
-    if weights is None and made_with.startswith("file "):
-        raise HeadMismatchError(
-            f"this head was trained with weights from the {made_with}; pass that file with --weights"
-        )
-    preprocess = tuple(sorted(asdict(saved.identity.preprocess).items()))
-    path = None if weights is None else Path(weights)
-    network = load_backbone(BackboneRequest(name=name, weights=path, preprocess=preprocess))
-    if differences := saved.identity.differences(network.identity):
-        raise HeadMismatchError(
-            f"the backbone of this head cannot be reproduced here: {'; '.join(differences)}. It was trained with "
-            f"{made_with}; pass that file with --weights"
-        )
-    return network
+    network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
+    return _predict(saved, network, paths, settings or ExtractionSettings(), progress or Silent())
 
 
 def _predict(

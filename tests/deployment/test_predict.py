@@ -10,10 +10,10 @@ import pytest
 from conftest import COLOURS, TINY, write_image
 
 import featurecache as fc
-from featurecache.deployment.predict import reproduce_backbone
 from featurecache.deployment.saved import keep_head, open_head
-from featurecache.errors import HeadError, HeadMismatchError, RequestError, SourceError
+from featurecache.errors import BackboneMismatchError, HeadError, RequestError, SourceError
 from featurecache.evaluation.training import TrainingReport
+from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.specs import ExtractionSettings
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
@@ -62,24 +62,26 @@ def test_code_of_strangers_runs_only_when_named(trained: tuple) -> None:
     _, store, report = trained
     folder = keep_head(store, "best", report.best)
     with pytest.raises(
-        HeadMismatchError, match="which is code on this machine; if you trust it, pass --backbone python:"
+        BackboneMismatchError, match="which is code on this machine; if you trust it, pass --backbone python:"
     ):
         fc.predict(folder, [folder / "head.json"])
-    with pytest.raises(HeadMismatchError, match="pass --backbone"):
+    with pytest.raises(BackboneMismatchError, match="pass --backbone"):
         fc.predict(folder, [folder / "head.json"], backbone="python:tiny_backbones:other_seed")
 
 
 def test_other_weights_are_refused_and_named(trained: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     import tiny_backbones
 
-    _, store, report = trained
+    source, store, report = trained
     saved = open_head(keep_head(store, "best", report.best))
-    assert reproduce_backbone(saved, backbone=TINY).identity == saved.identity
+    again = reproduce_backbone(saved.identity, "python factory", needed_by="this head", backbone=TINY)
+    assert again.identity == saved.identity
     monkeypatch.setattr(tiny_backbones, "tiny", tiny_backbones.other_seed)
     with pytest.raises(
-        HeadMismatchError, match=r"cannot be reproduced here: weights \w{12} -> \w{12}\. It was trained"
+        BackboneMismatchError,
+        match=r"backbone of this head cannot be reproduced here: weights \w{12} -> \w{12}\. It was made with python",
     ):
-        reproduce_backbone(saved, backbone=TINY)
+        fc.predict(store.heads_path / "best", [source], backbone=TINY)
 
 
 def test_nothing_to_predict_and_no_head_are_clear(trained: tuple, tmp_path: Path) -> None:
