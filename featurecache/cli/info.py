@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.ls import print_features
 from featurecache.cli.options import verb_parser
-from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
+
+if TYPE_CHECKING:
+    from featurecache.store.store import FeatureStore
 
 
 def add_parser(verbs: Any) -> None:
@@ -17,9 +20,19 @@ def add_parser(verbs: Any) -> None:
         verbs,
         "info",
         help="say how the features of a cache were made, what its sources hold and which inputs are bad",
-        example="  featurecache info flowers.cache",
+        example="""
+          featurecache info flowers.cache
+          featurecache info flowers.cache --source flowers/      also what the folder holds now
+        """,
+        quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        metavar="SOURCE",
+        help="look at this folder now: what was added, edited, renamed",
+    )
     parser.set_defaults(run=run)
 
 
@@ -38,12 +51,40 @@ def run(args: argparse.Namespace) -> int:
         "tasks": overview.describe_tasks(store),
         "heads": store.head_names(),
         "bad": overview.list_bad(store),
+        "now": _look_now(store, args) if args.source else None,
     }
     if args.json:
         print_json(info)
     else:
         _print(info)
     return 0
+
+
+def _look_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, Any]:
+    """Say what a folder holds now, beside what the cache knows of it."""
+    from featurecache.extraction.inventory import take_inventory
+    from featurecache.sources.folder import FolderSource
+
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        inventory = take_inventory(store, FolderSource(args.source), progress)
+    cached = [{**s.to_json(), "samples": inventory.count_cached(s.open())} for s in store.feature_sets()]
+    return {**inventory.to_json(), "cached": cached, "orphaned_samples": inventory.count_orphans(store)}
+
+
+def _print_now(now: dict[str, Any]) -> None:
+    changes = [f"{now[state]} {state}" for state in ("added", "edited", "renamed", "copied", "removed") if now[state]]
+    print_line(f"{now['root']} now: {now['files']} files; since it was extracted: {', '.join(changes) or 'unchanged'}")
+    for item in now["cached"]:
+        print_line(
+            f"  {item['backbone']} {item['tap']} {item['dtype']}: {item['samples']} of {now['samples']} samples cached"
+        )
+    if now["added"] or now["edited"]:
+        print_line("  run the same `featurecache extract` again to add what is new")
+    if now["orphaned_samples"]:
+        print_line(
+            f"  {now['orphaned_samples']} samples of the cache are in no source any more; "
+            "their features stay until `featurecache gc --unused --remove` (extract first)"
+        )
 
 
 def _print(info: dict[str, Any]) -> None:
@@ -54,6 +95,8 @@ def _print(info: dict[str, Any]) -> None:
             f"source {source['root']}: {source['files']} files, {source['samples']} samples, "
             f"{source['copies']} copies, {source['unreadable']} unreadable"
         )
+    if info["now"]:
+        _print_now(info["now"])
     print_features(info["features"])
     for item in info["features"]:
         _print_making(item)

@@ -6,7 +6,7 @@ import argparse
 import inspect
 import textwrap
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from featurecache.specs import (
     BackboneRequest,
@@ -16,6 +16,9 @@ from featurecache.specs import (
     RuntimeName,
     StorageDtype,
 )
+
+if TYPE_CHECKING:
+    from featurecache.extraction.recomputation import Inputs
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 
@@ -90,6 +93,18 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
 
 
+def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
+    """Add where the inputs of a cache lie, and what its backbones need beside their names."""
+    group = parser.add_argument_group("inputs", purpose)
+    group.add_argument("--source", type=Path, metavar="SOURCE", help="folder of images that the cache was made from")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    group.add_argument(
+        "--backbone", metavar="B", help="only this backbone's features; agrees to run the code of a python: backbone"
+    )
+    group.add_argument("--device", default=ExtractionSettings().device, help="cpu, cuda, cuda:1, ... (default cpu)")
+    group.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+
+
 def request_of(args: argparse.Namespace) -> BackboneRequest:
     """Return the backbone that the options name."""
     from featurecache.specs import PreprocessSpec
@@ -98,6 +113,14 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     PreprocessSpec().override(**changes)  # impossible numbers must fail before a network is loaded
     return BackboneRequest(name=args.backbone, weights=args.weights, preprocess=tuple(sorted(changes.items())))
+
+
+def inputs_of(args: argparse.Namespace) -> Inputs:
+    """Return the inputs that the options name."""
+    from featurecache.extraction.recomputation import Inputs
+
+    settings = ExtractionSettings(device=args.device, num_workers=args.workers)
+    return Inputs(source=args.source, backbone=args.backbone, weights=args.weights, settings=settings)
 
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:

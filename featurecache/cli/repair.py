@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import verb_parser
-from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.cli.options import add_input_options, inputs_of, verb_parser
+from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
+
+if TYPE_CHECKING:
+    from featurecache.store.store import FeatureStore
 
 
 def add_parser(verbs: Any) -> None:
@@ -15,23 +18,28 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "repair",
-        help="move damaged shards to quarantine/ (nothing is deleted) and compare those computed again since",
+        help="move damaged shards to quarantine/ (nothing is deleted), compute them again with --source, and compare",
         example="""
-          featurecache repair flowers.cache
-          featurecache extract flowers/ --cache flowers.cache --backbone efficientnet_lite0
-          featurecache repair flowers.cache       says whether the new shards are identical
+          featurecache repair flowers.cache --source flowers/
+          featurecache repair flowers.cache       sets aside only; says whether new shards are identical to the old
         """,
+        quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
+    add_input_options(parser, purpose="to compute again what was set aside")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Repair; status 1 when something was damaged or has come out different."""
-    from featurecache.store.repair import repair, summary
+    """Repair; status 1 when something is still missing or has come out different."""
+    from featurecache.store.repair import compare_set_aside, repair, summary
     from featurecache.store.store import FeatureStore
 
-    repairs, recomputed = repair(FeatureStore.open(args.cache))
+    store = FeatureStore.open(args.cache)
+    repairs = repair(store)
+    if args.source is not None:
+        _recompute(FeatureStore.open(args.cache), args)
+    recomputed = compare_set_aside(store)
     if args.json:
         print_json(summary(repairs, recomputed))
     else:
@@ -40,4 +48,12 @@ def run(args: argparse.Namespace) -> int:
         if recomputed:
             print_table(["set aside", "now"], [[r.where, r.state] for r in recomputed])
         print_line(f"{len(repairs)} problems found, {len(recomputed)} shards set aside so far")
-    return 1 if repairs or any(r.state == "different" for r in recomputed) else 0
+    left = [r for r in repairs if args.source is None or not r.where.startswith("features/")]
+    return 1 if left or any(r.state in ("missing", "different") for r in recomputed) else 0
+
+
+def _recompute(store: FeatureStore, args: argparse.Namespace) -> None:
+    from featurecache.extraction.recomputation import recompute_set_aside
+
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        recompute_set_aside(store, inputs_of(args), progress=progress)

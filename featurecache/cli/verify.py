@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import verb_parser
+from featurecache.cli.options import add_input_options, inputs_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
+from featurecache.errors import RequestError
+
+if TYPE_CHECKING:
+    from featurecache.extraction.deep_verification import DeepVerification
+    from featurecache.extraction.progress import Progress
+    from featurecache.store.store import FeatureStore
 
 LEVELS = ("structure", "blocks", "digest", "hdf5")
 
@@ -21,12 +27,18 @@ def add_parser(verbs: Any) -> None:
         example="""
           featurecache verify flowers.cache
           featurecache verify strangers.cache --level hdf5
+          featurecache verify flowers.cache --deep --source flowers/
         """,
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
     parser.add_argument("--level", choices=LEVELS, default="digest", help="how deep to look (default: digest)")
     parser.add_argument("--sample", type=float, default=1.0, metavar="SHARE", help="share of the shards to read")
+    parser.add_argument(
+        "--deep", action="store_true", help="also compute sampled rows again from the images and compare them"
+    )
+    parser.add_argument("--rows", type=int, metavar="N", help="rows of each fingerprint for --deep (default 64)")
+    add_input_options(parser, purpose="for --deep")
     parser.set_defaults(run=run)
 
 
@@ -36,16 +48,36 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.verify import verify
 
     store = FeatureStore.open(args.cache)
+    if args.deep and args.source is None:
+        raise RequestError("--deep needs the images: name their folder with --source" + _last_seen(store))
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("verifying shards", 0)
         found = verify(store, level=args.level, sample=args.sample, on_shard=lambda done, total: progress.advance(1))
+        deep = _verify_deep(store, args, progress) if args.deep and not found.problems else None
+    problems = [*found.problems, *(deep.problems if deep else ())]
     if args.json:
-        print_json(found.to_json())
-    else:
-        if found.problems:
-            rows = [[problem.where, problem.what, problem.advice] for problem in found.problems]
-            print_table(["where", "what", "next"], rows)
+        print_json({**found.to_json(), "deep": deep and deep.to_json()})
+        return 1 if problems else 0
+    if problems:
+        print_table(["where", "what", "next"], [[problem.where, problem.what, problem.advice] for problem in problems])
+    print_line(f"{len(found.problems)} problems in {found.num_shards} shards, {found.num_bytes} bytes ({found.level})")
+    if deep:
         print_line(
-            f"{len(found.problems)} problems in {found.num_shards} shards, {found.num_bytes} bytes ({found.level})"
+            f"{deep.num_rows} rows computed again: {deep.num_identical} identical, {deep.num_close} within tolerance, "
+            f"{deep.num_rows - deep.num_identical - deep.num_close} different"
         )
-    return 1 if found.problems else 0
+    elif args.deep:
+        print_line("nothing was computed again: mend these problems first")
+    return 1 if problems else 0
+
+
+def _verify_deep(store: FeatureStore, args: argparse.Namespace, progress: Progress) -> DeepVerification:
+    from featurecache.extraction.deep_verification import DEFAULT_ROWS, verify_deep
+
+    rows = DEFAULT_ROWS if args.rows is None else args.rows
+    return verify_deep(store, inputs_of(args), num_rows=rows, progress=progress)
+
+
+def _last_seen(store: FeatureStore) -> str:
+    roots = [view.root for view in store.views.all()]
+    return f" (the cache says it was made from {', '.join(roots)}, and is not believed)" if roots else ""

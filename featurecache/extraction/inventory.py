@@ -33,10 +33,13 @@ class Inventory:
     ----------
     now, before : SourceView
         The files and the row of each; -1 for a file whose bytes the cache has never seen, or that cannot be read.
+    num_new : int
+        Samples that the cache has never seen; copies count once.
     """
 
     now: SourceView
     before: SourceView | None
+    num_new: int
 
     @cached_property
     def added(self) -> list[str]:
@@ -78,6 +81,7 @@ class Inventory:
         return {
             "root": self.now.root,
             "files": len(self.now.paths),
+            "samples": len(self.now.unique_rows) + self.num_new,
             **{state: len(getattr(self, state)) for state in states},
             "unreadable": len(self.now.problems),
         }
@@ -115,13 +119,15 @@ def take_inventory(store: FeatureStore, source: FolderSource, progress: Progress
     SourceError
         The folder is missing, or holds no images.
     """
-    before = store.views.load(source.root)
+    before, new = store.views.load(source.root), [np.zeros((0, 32), np.uint8)]
 
     def look_up(ids: Ids, places: NDArray[np.int64], listing: Listing) -> Rows:
-        return store.samples.rows_of(ids)
+        rows = store.samples.rows_of(ids)
+        new.append(ids[rows < 0])
+        return rows
 
     _, now = look(store, source, before, look_up, progress or Silent())
-    return Inventory(now, before)
+    return Inventory(now, before, len(np.unique(np.concatenate(new), axis=0)))
 
 
 def look(

@@ -49,7 +49,7 @@ class ExtractionReport:
         """Return plain JSON values."""
         return {
             "cache": str(self.store.path),
-            "features": [describe_set(s) for s in self.sets],
+            "features": [s.to_json() for s in self.sets],
             "files": self.num_files,
             "samples": self.num_samples,
             "extracted": self.num_extracted,
@@ -59,16 +59,6 @@ class ExtractionReport:
             "runtime": self.runtime,
             "seconds": round(self.seconds, 3),
         }
-
-
-def describe_set(feature_set: FeatureSet) -> dict[str, Any]:
-    """Name a feature set in plain JSON values."""
-    return {
-        "backbone": feature_set.identity.backbone,
-        "tap": feature_set.tap,
-        "dtype": feature_set.dtype,
-        "fingerprint": feature_set.fingerprint,
-    }
 
 
 @dataclass

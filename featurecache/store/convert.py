@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featurecache.errors import RequestError
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array, decode, encode, quantise
-from featurecache.store.features import Features
+from featurecache.store.features import Features, rows_of_commit
 from featurecache.store.store import FeatureSet, FeatureStore
 
 _DIGITS = {"float32": 24, "float16": 11, "bfloat16": 8, "int8": 8}
@@ -62,7 +62,7 @@ def _convert_shard(features: Features, commit: Commit, target: FeatureSet) -> No
     values = features.read_shard(commit).astype(np.float32)
     bad = list(commit.body["bad"])
     if target.dtype == "float16":
-        start = features.rows_of(commit)
+        start = rows_of_commit(commit)
         known = {row for row, *_ in bad}
         for place in np.flatnonzero(_too_large(values)).tolist():
             if (row := int(start[place])) not in known:

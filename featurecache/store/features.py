@@ -65,10 +65,6 @@ class Features:
         """Return the sample ids that a shard itself holds, ``(n, 32)`` uint8."""
         return self._folder.open(commit).read("id")
 
-    def rows_of(self, commit: Commit) -> Rows:
-        """Return the rows that a shard holds, in its order."""
-        return np.concatenate([np.arange(start, stop) for start, stop in commit.body["rows"]])
-
     def read_shard(self, commit: Commit) -> Array:
         """Return all features of a shard in its order, bad rows (NaN) included."""
         shard = self._folder.open(commit)
@@ -190,7 +186,7 @@ class Features:
         """Refuse a shard whose rows belong to other samples than the table says: joins are by id, never by position."""
         if self._samples is None:
             return
-        rows = self.rows_of(commit)
+        rows = rows_of_commit(commit)
         if rows[-1] >= len(self._samples) or not np.array_equal(shard.read("id"), self._samples.ids[rows]):
             raise CorruptError(
                 f"{self._folder.path}: the samples in shard {commit.file_name} are not those of its rows in the sample "
@@ -250,6 +246,11 @@ def runs_of_rows(rows: Rows) -> list[list[int]]:
     """Write sorted rows as half-open runs ``[[start, stop], ...]``."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     return [[int(piece[0]), int(piece[-1]) + 1] for piece in np.split(rows, breaks) if len(piece)]
+
+
+def rows_of_commit(commit: Commit) -> Rows:
+    """Return the rows that a shard of features holds, in its order."""
+    return np.concatenate([np.arange(start, stop) for start, stop, _, _ in _runs_of(commit, 0)])
 
 
 def _runs_of(commit: Commit, number: int) -> list[tuple[int, int, int, int]]:

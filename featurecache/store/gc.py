@@ -13,7 +13,7 @@ import numpy as np
 
 from featurecache.atomic import fsync_directory, is_partial, publish_bytes
 from featurecache.store.commits import Commit, encode_commit
-from featurecache.store.features import Features, runs_of_rows
+from featurecache.store.features import Features, rows_of_commit, runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
@@ -89,7 +89,7 @@ def _leftovers(root: Path) -> Iterator[Path]:
 def _drop_unused(features: Features, folder: ShardFolder, held: Rows, *, remove: bool) -> int:
     dropped = 0
     for commit in features.commits:
-        rows = features.rows_of(commit)
+        rows = rows_of_commit(commit)
         keep = np.isin(rows, held)
         dropped += int((~keep).sum())
         if remove and not keep.all():

@@ -1,7 +1,8 @@
-"""Repair: damaged shards are set aside, the next extraction computes them again, and the digests are compared.
+"""Repair: damaged shards are set aside, and compared with what is computed in their places.
 
 Nothing is deleted: what is damaged moves to ``quarantine/`` under its own path. Any shard of features can be computed
-again from its inputs, and equal work gives equal bytes, so the digest of the old record says whether it is the same.
+again from its inputs (``extraction/recomputation.py``, or the next extraction), and equal work gives equal bytes, so
+the digest of the old record says whether it is the same.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featurecache.atomic import fsync_directory, make_folder
-from featurecache.errors import FeatureCacheError
+from featurecache.errors import CorruptError, FeatureCacheError
 from featurecache.store.commits import Commit, read_commit
-from featurecache.store.store import FeatureStore
+from featurecache.store.features import rows_of_commit
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureSet, FeatureStore
 from featurecache.store.verify import QUARANTINE, Problem, verify
 
 
@@ -37,20 +40,25 @@ class Recomputed:
 
     where: str
     state: str
-    """``missing`` (extract again), ``identical``, ``different`` or ``unknown`` (the old record cannot be read)."""
+    """``missing``, ``identical``, ``different``, ``other rows`` or ``unknown`` (the old record cannot be read)."""
 
     def to_json(self) -> dict[str, str]:
         """Return plain JSON values."""
         return asdict(self)
 
 
-def repair(store: FeatureStore) -> tuple[list[Repair], list[Recomputed]]:
-    """Set damaged shards aside, and compare those that were computed again since an earlier repair."""
-    done = [_repair(store.path, problem) for problem in verify(store).problems]
-    return done, [_compare(store.path, record) for record in _quarantined(store.path)]
+def repair(store: FeatureStore) -> list[Repair]:
+    """Set damaged shards aside."""
+    quarantine = _next_quarantine(store.path)
+    return [_repair(store.path, quarantine, problem) for problem in verify(store).problems]
 
 
-def _repair(root: Path, problem: Problem) -> Repair:
+def compare_set_aside(store: FeatureStore) -> list[Recomputed]:
+    """Compare the shards that were set aside with those that have been computed in their places since."""
+    return [_compare(store.path, where, record) for where, record in _quarantined(store.path).items()]
+
+
+def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
     place = PurePosixPath(problem.where)
     if place.parts[:1] == ("samples",) or place.parts[:1] == (".",):
         return Repair(problem.where, problem.what, "restore it from a copy of the cache, or extract into a new one")
@@ -67,39 +75,78 @@ def _repair(root: Path, problem: Problem) -> Repair:
             problem.advice if "repair" not in problem.advice else "extract into a new cache",
         )
     for path in moved:
-        _set_aside(root, path)
-    return Repair(problem.where, problem.what, "set aside; run the same `featurecache extract` (or task add) again")
+        _set_aside(root, quarantine, path)
+    again = (
+        "make the task again" if place.parts[0] == "tasks" else "run `featurecache repair` with --source, or extract"
+    )
+    return Repair(problem.where, problem.what, f"set aside; {again}")
 
 
-def _set_aside(root: Path, path: Path) -> None:
+def _next_quarantine(root: Path) -> Path:
+    """Name a folder for what is set aside now; earlier ones keep theirs."""
+    quarantine = root / QUARANTINE
+    if quarantine.is_symlink():
+        raise CorruptError(f"{quarantine} is a symbolic link; a cache never contains links, remove it")
+    numbers = [int(path.name) for path in quarantine.glob("[0-9]*") if path.name.isdecimal()]
+    return quarantine / f"{max(numbers, default=0) + 1:04d}"
+
+
+def _set_aside(root: Path, quarantine: Path, path: Path) -> None:
     if not path.exists() and not path.is_symlink():
         return
-    target = root / QUARANTINE / path.relative_to(root)
-    number = 0
-    while target.exists():
-        number += 1
-        target = target.with_name(f"{path.name}.{number}")
+    target = quarantine / path.relative_to(root)
     make_folder(target.parent)
     path.rename(target)
     fsync_directory(target.parent)
     fsync_directory(path.parent)
 
 
-def _quarantined(root: Path) -> list[Path]:
-    return sorted((root / QUARANTINE / "features").rglob("commits/[0-9]*.json"))
+def _quarantined(root: Path) -> dict[PurePosixPath, Path]:
+    """The records of features that were set aside: place in the cache -> the latest record of that place."""
+    found = {}
+    for folder in sorted((root / QUARANTINE).glob("[0-9]*")):
+        for record in sorted((folder / "features").rglob("commits/[0-9]*.json")):
+            found[PurePosixPath(record.relative_to(folder).as_posix())] = record
+    return found
 
 
-def _compare(root: Path, record: Path) -> Recomputed:
-    where = str(record.relative_to(root / QUARANTINE))
+def _compare(root: Path, where: PurePosixPath, record: Path) -> Recomputed:
     try:
         old: Commit = read_commit(record)
     except (FeatureCacheError, OSError):
-        return Recomputed(where, "unknown")
+        return Recomputed(str(where), "unknown")
     try:
         new = read_commit(root / where)
     except (FeatureCacheError, OSError):
-        return Recomputed(where, "missing")
-    return Recomputed(where, "identical" if new.shard.sha256 == old.shard.sha256 else "different")
+        return Recomputed(str(where), "missing")
+    if old.body.get("rows") != new.body.get("rows"):  # files are gone since, or were shared out to other shards
+        return Recomputed(str(where), "other rows")
+    return Recomputed(str(where), "identical" if new.shard.sha256 == old.shard.sha256 else "different")
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Rows of one shard that was set aside and is not there again."""
+
+    feature_set: FeatureSet
+    rows: Rows
+    provenance: dict[str, Any]
+    """What ran when they were made."""
+
+
+def shards_set_aside(store: FeatureStore) -> list[SetAside]:
+    """List the shards of features in quarantine that nothing has replaced yet, as far as their records can be read."""
+    lost = []
+    for where, record in _quarantined(store.path).items():
+        feature_set = store.feature_set_at(where.parent.parent)
+        if feature_set is None or (store.path / where).exists():
+            continue
+        try:
+            commit = read_commit(record)
+            lost.append(SetAside(feature_set, rows_of_commit(commit), commit.body["provenance"]))
+        except (FeatureCacheError, OSError, KeyError):
+            continue  # `Recomputed` names it: unknown
+    return lost
 
 
 def summary(repairs: list[Repair], recomputed: list[Recomputed]) -> dict[str, Any]:

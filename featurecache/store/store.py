@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -53,6 +53,11 @@ class FeatureSet:
     def keep_probe(self, record: dict[str, Any]) -> None:
         """Keep what known images gave where these features were first made; the first record stays."""
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
+
+    def to_json(self) -> dict[str, str]:
+        """Name it in plain JSON values."""
+        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint}
+        return {"backbone": self.identity.backbone, **names}
 
     def __str__(self) -> str:
         return f"{self.identity.backbone} {self.tap} {self.dtype} ({self.fingerprint[:12]})"
@@ -203,11 +208,20 @@ class FeatureStore:
             record = read_record(spec, "spec")
             identity = _identity_of(record, spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
-                folder, dtype = commits.parent, commits.parent.name
-                tap = tap_of_folder(folder.parent.name)
                 if any(path.suffix == ".json" for path in commits.iterdir()):
-                    place = ShardFolder(folder)
-                    yield FeatureSet(spec.parent.name, identity, record["about"], tap, dtype, place, self.samples)
+                    yield self._feature_set(commits.parent, identity, record["about"])
+
+    def feature_set_at(self, place: PurePosixPath) -> FeatureSet | None:
+        """Return the feature set whose shards lie, or would lie, at a place in this cache."""
+        spec = self.path / place.parents[1] / "spec.json"
+        if place.parts[0] != "features" or len(place.parts) != 4 or not spec.is_file():
+            return None
+        record = read_record(spec, "spec")
+        return self._feature_set(self.path / place, _identity_of(record, spec), record["about"])
+
+    def _feature_set(self, folder: Path, identity: FeatureIdentity, about: dict[str, Any]) -> FeatureSet:
+        tap, dtype = tap_of_folder(folder.parent.name), folder.name
+        return FeatureSet(identity.fingerprint, identity, about, tap, dtype, ShardFolder(folder), self.samples)
 
     # Remembered requests: lets an unchanged folder be recognised without loading the backbone
 

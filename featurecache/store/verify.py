@@ -26,7 +26,7 @@ from featurecache.hashing import digest_file
 from featurecache.records import read_record
 from featurecache.specs import FeatureIdentity
 from featurecache.store.commits import Commit, read_commit
-from featurecache.store.features import Features
+from featurecache.store.features import Features, rows_of_commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable
 from featurecache.store.shards import MappedShard
@@ -180,7 +180,7 @@ def _check_features(folder: Path) -> None:
 
 
 def _check_ids(commit: Commit, shard: MappedShard, samples: SampleTable) -> None:
-    rows = np.concatenate([np.arange(start, stop) for start, stop in commit.body["rows"]])
+    rows = rows_of_commit(commit)
     if rows[-1] >= len(samples) or not np.array_equal(shard.read("id"), samples.ids[rows]):
         raise ValueError("the ids in this shard are not those of its rows in the sample table")
 

@@ -330,6 +330,8 @@ def visible_problems(cache: Path, whole: Truth) -> list[str]:
 
 
 def _set_problems(feature_set: Any, ids: np.ndarray, whole: Truth) -> list[str]:
+    from featurecache.store.features import rows_of_commit
+
     key = (feature_set.fingerprint, feature_set.tap, feature_set.dtype)
     if key not in whole.rows:
         return [f"unexpected feature set {feature_set}"]
@@ -340,7 +342,7 @@ def _set_problems(feature_set: Any, ids: np.ndarray, whole: Truth) -> list[str]:
     if any(whole.bad[key].get(row) != status for row, status in features.bad.items()):
         problems.append(f"bad rows of {feature_set.tap} are wrong")
     for commit in features.commits:
-        held = np.concatenate([np.arange(start, stop) for start, stop in commit.body["rows"]])
+        held = rows_of_commit(commit)
         if held.max() >= len(ids):
             problems.append(f"commit {commit.key} has rows that the sample table has not")
         elif not np.array_equal(feature_set.folder.open(commit).read("id"), ids[held]):

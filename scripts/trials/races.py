@@ -169,6 +169,7 @@ def _run_together(runs: list[Callable[[], int]]) -> list[str]:
 
 def _inspect(cache: Path, ground: Ground) -> tuple[list[str], list[str], dict[str, int]]:
     """Return what is wrong, what is missing, and counts."""
+    from featurecache.store.features import rows_of_commit
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(cache)
@@ -184,7 +185,7 @@ def _inspect(cache: Path, ground: Ground) -> tuple[list[str], list[str], dict[st
             problems.append(f"row {row} is wrong")
     committed = set()
     for commit in features.commits:
-        held = np.concatenate([np.arange(start, stop) for start, stop in commit.body["rows"]])
+        held = rows_of_commit(commit)
         if not np.array_equal(feature_set.folder.open(commit).read("id"), ids[held]):
             problems.append(f"the ids of commit {commit.key} are wrong")
         committed.add(commit.file_name)

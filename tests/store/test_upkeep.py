@@ -18,7 +18,7 @@ from featurecache.specs import ExtractionSettings
 from featurecache.store.convert import convert_features
 from featurecache.store.dtypes import quantise
 from featurecache.store.gc import collect_garbage
-from featurecache.store.repair import repair
+from featurecache.store.repair import compare_set_aside, repair
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import LEVELS, verify
 
@@ -88,20 +88,20 @@ def test_repair_sets_aside_and_the_recomputed_shard_is_identical(made: tuple) ->
     before = store.features()[:]
     shard = sorted(store.path.glob("features/*/*/*/shards/*.h5"))[1]
     shard.write_bytes(shard.read_bytes()[:-5])
-    repairs, _ = repair(FeatureStore.open(store.path))
-    assert [r.action for r in repairs] == ["set aside; run the same `featurecache extract` (or task add) again"]
-    assert [r.state for r in repair(FeatureStore.open(store.path))[1]] == ["missing"]
+    repairs = repair(FeatureStore.open(store.path))
+    assert [r.action for r in repairs] == ["set aside; run `featurecache repair` with --source, or extract"]
+    assert [r.state for r in compare_set_aside(store)] == ["missing"]
     assert np.array_equal(extract(source, store.path).features()[:], before)
-    again, recomputed = repair(FeatureStore.open(store.path))
-    assert (again, [r.state for r in recomputed]) == ([], ["identical"])
-    assert list((store.path / "quarantine").rglob("*.h5"))
+    assert repair(FeatureStore.open(store.path)) == []
+    assert [r.state for r in compare_set_aside(store)] == ["identical"]
+    assert list((store.path / "quarantine" / "0001").rglob("*.h5"))
 
 
 def test_a_damaged_sample_table_is_never_set_aside(made: tuple) -> None:
     _, store = made
     path = next((store.path / "samples" / "commits").glob("*.json"))
     path.write_bytes(path.read_bytes()[:-20])
-    repairs, _ = repair(FeatureStore.open(store.path))
+    repairs = repair(FeatureStore.open(store.path))
     assert any(r.action.startswith("restore it from a copy") for r in repairs if r.where.startswith("samples"))
     assert path.exists()
 
@@ -224,4 +224,4 @@ def test_the_verbs_print_and_exit_as_they_should(made: tuple, capsys: pytest.Cap
     assert "is missing although it was committed" in capsys.readouterr().out
     assert main(["repair", cache]) == 1
     assert "set aside" in capsys.readouterr().out
-    assert main(["repair", cache, "--json"]) == 0
+    assert main(["repair", cache, "--json"]) == 1  # nothing has taken its place

@@ -1,0 +1,223 @@
+"""Does a cache tell the truth? Sampled rows are computed again from their inputs and compared with what is stored.
+
+The other levels of verification (in ``store/``) ask whether a cache is what it was; this one asks whether it was right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.backbones.runtimes import open_runtime
+from featurecache.backbones.taps import resolve_taps
+from featurecache.errors import FeatureCacheError, InputError, RequestError
+from featurecache.extraction import drift
+from featurecache.extraction.inventory import take_inventory
+from featurecache.extraction.pipeline import TRANSIENT, FileInput, run_pipeline, to_stored
+from featurecache.extraction.progress import Progress, Silent
+from featurecache.extraction.recomputation import Inputs
+from featurecache.extraction.shard_work import remembered_runtime
+from featurecache.sources.folder import FolderSource
+from featurecache.sources.images import pillow_defaults
+from featurecache.store.dtypes import decode
+from featurecache.store.features import Features
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.verify import Problem
+from featurecache.store.views import SourceView
+
+DEFAULT_ROWS = 64
+
+
+@dataclass
+class DeepVerification:
+    """What came out of computing stored rows again, summed over feature sets.
+
+    Attributes
+    ----------
+    num_rows : int
+        Rows that were computed again.
+    num_identical, num_close : int
+        Rows with the same stored bytes (or the same status of a bad input), and rows that differ by no more than the
+        tolerance of the drift guard.
+    problems : list of Problem
+        Rows that differ by more, and features that could not be computed again.
+    """
+
+    num_rows: int = 0
+    num_identical: int = 0
+    num_close: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**vars(self), "problems": [problem.to_json() for problem in self.problems]}
+
+
+@dataclass(frozen=True)
+class _Again:
+    """Rows that were computed again: features by tap, and why a row has none."""
+
+    rows: Rows
+    paths: list[str]
+    features: dict[str, NDArray[np.float32]]
+    problems: list[InputError | None]
+
+    def of(self, features: Features) -> _Again:
+        """Keep the rows that are cached, and whose files are still what they were."""
+        kept = [problem is None or problem.status not in TRANSIENT for problem in self.problems]
+        places = np.flatnonzero(np.array(kept, bool) & np.isin(self.rows, features.rows))
+        return _Again(
+            self.rows[places],
+            [self.paths[place] for place in places.tolist()],
+            {tap: values[places] for tap, values in self.features.items()},
+            [self.problems[place] for place in places.tolist()],
+        )
+
+
+def verify_deep(
+    store: FeatureStore,
+    inputs: Inputs,
+    *,
+    num_rows: int = DEFAULT_ROWS,
+    random_state: int | None = None,
+    progress: Progress | None = None,
+) -> DeepVerification:
+    """Compute sampled rows of every feature set again from the original inputs and compare.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The cache.
+    inputs : Inputs
+        Where the images lie; only samples that are still there can be compared.
+    num_rows : int
+        Rows of each fingerprint, chosen at random.
+    random_state : int, optional
+        Seed of that choice; another one each time when left out.
+    progress : Progress, optional
+        Told how far it is.
+
+    Raises
+    ------
+    RequestError
+        The source holds none of the cached samples.
+    """
+    if num_rows < 1:
+        raise RequestError(f"rows to compute again must be at least 1, got {num_rows}")
+    sets = store.select_sets(backbone=inputs.backbone)
+    view = take_inventory(store, FolderSource(inputs.source), progress).now
+    found, rng = DeepVerification(), np.random.default_rng(random_state)
+    for group in _by_fingerprint(sets):
+        cached = [feature_set.open() for feature_set in group]
+        at_hand = np.intersect1d(view.unique_rows, np.concatenate([features.rows for features in cached]))
+        rows = np.sort(rng.choice(at_hand, min(num_rows, len(at_hand)), replace=False))
+        if len(rows) == 0:
+            continue
+        try:
+            again, differing = _compute(group, rows, view, inputs, progress or Silent())
+        except FeatureCacheError as error:  # the other feature sets are still worth a look
+            what = f"not computed again: {' '.join(str(error).split())}"
+            found.problems.append(Problem(f"features/{group[0].fingerprint}", what, "name it to `featurecache verify`"))
+            continue
+        for feature_set, features in zip(group, cached, strict=True):
+            _compare(feature_set, features, again, differing, found)
+    if not found.num_rows and not found.problems:
+        raise RequestError(
+            f"{inputs.source} holds none of the samples whose features are cached in {store.path}; name the folder "
+            "that they were extracted from"
+        )
+    return found
+
+
+def _by_fingerprint(sets: Sequence[FeatureSet]) -> Iterator[list[FeatureSet]]:
+    for fingerprint in dict.fromkeys(feature_set.fingerprint for feature_set in sets):
+        yield [feature_set for feature_set in sets if feature_set.fingerprint == fingerprint]
+
+
+def _compute(
+    group: Sequence[FeatureSet], rows: Rows, view: SourceView, inputs: Inputs, progress: Progress
+) -> tuple[_Again, list[str]]:
+    """Run one pass for all taps of a fingerprint; say also what has changed on the machine since they were stored."""
+    backbone = inputs.reproduce(group[0])
+    taps = resolve_taps(backbone, list(dict.fromkeys(feature_set.tap for feature_set in group)))
+    last = group[0].folder.last()
+    assert last is not None
+    ran = last.body["provenance"]
+    paths, ids = view.paths_of(rows), group[0].samples.ids[rows]
+    files = [FileInput(inputs.source / path, i.tobytes().hex()) for path, i in zip(paths, ids, strict=True)]
+    runtime = open_runtime(
+        backbone,
+        taps,
+        device=inputs.settings.device,
+        batch_size=ran["batch_size"],
+        remembered=remembered_runtime(group),
+    )
+    progress.start("computing again", len(rows))
+    outcomes = []
+    try:
+        with pillow_defaults():
+            for outcome in run_pipeline(
+                files,
+                runtime,
+                backbone.preprocess,
+                batch_size=ran["batch_size"],
+                num_workers=inputs.settings.num_workers,
+            ):
+                outcomes.append(outcome)
+                progress.advance(len(outcome.problems))
+        features = {tap.name: np.concatenate([o.features[tap.name] for o in outcomes]) for tap in taps}
+        problems = [problem for outcome in outcomes for problem in outcome.problems]
+        return _Again(rows, paths, features, problems), drift.changes(ran, drift.provenance(runtime, inputs.settings))
+    finally:
+        runtime.close()
+
+
+def _compare(
+    feature_set: FeatureSet, features: Features, again: _Again, differing: Sequence[str], found: DeepVerification
+) -> None:
+    """Compare the rows that one feature set holds."""
+    again = again.of(features)
+    rounded = "float32" if feature_set.dtype == "int8" else feature_set.dtype  # its steps depend on the whole shard
+    stored, bad_now = to_stored(again.features[feature_set.tap], again.problems, rounded)
+    statuses = [features.bad[row][0] if row in features.bad else "good" for row in again.rows.tolist()]
+    statuses_now = [bad_now[place].status if place in bad_now else "good" for place in range(len(statuses))]
+    good = np.array([pair == ("good", "good") for pair in zip(statuses, statuses_now, strict=True)], bool)
+    errors = np.zeros(len(good))
+    errors[good] = _relative_errors(features.read(again.rows[good]), decode(stored[good], rounded))
+    limit = drift.TOLERANCE[feature_set.dtype]
+    wrong = [
+        f"{path} is stored as {before}, and is {now} now"
+        if before != now
+        else f"{path} differs by {error:.1e} of the largest feature"
+        for path, before, now, error in zip(again.paths, statuses, statuses_now, errors.tolist(), strict=True)
+        if before != now or error > limit
+    ]
+    found.num_rows += len(good)
+    found.num_close += int(((errors > 0) & (errors <= limit)).sum())
+    found.num_identical += len(good) - len(wrong) - int(((errors > 0) & (errors <= limit)).sum())
+    if wrong:
+        where = f"features/{feature_set.fingerprint}/{feature_set.folder.path.parent.name}/{feature_set.dtype}"
+        found.problems.append(_problem(where, wrong, len(good), differing))
+
+
+def _relative_errors(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64]:
+    """Largest difference of each row, relative to the largest stored number of all."""
+    exact = before.reshape(len(before), -1).astype(np.float64)
+    scale = max(float(np.abs(exact).max(initial=0)), 1e-12)
+    difference = np.abs(exact - after.reshape(exact.shape).astype(np.float64))
+    return np.asarray(difference.max(axis=1, initial=0) / scale)
+
+
+def _problem(where: str, wrong: list[str], count: int, differing: Sequence[str]) -> Problem:
+    since = ", ".join(differing) or "no library, so either the stored rows or the network's code are not what they were"
+    return Problem(
+        where,
+        f"{len(wrong)} of {count} rows computed again are not those stored, first: {wrong[0]}. What has "
+        f"changed on this machine since: {since}",
+        "run `featurecache extract` into another cache",
+    )

@@ -1,0 +1,108 @@
+"""Features computed again from their inputs: what `repair` set aside comes back, row for row as it was.
+
+The backbone is built from what the cache records of it, and must come out with the same identity. Code of a stranger
+(``python:``) runs only when the caller names it, and inputs are looked for only where the caller says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.taps import resolve_taps
+from featurecache.extraction.engines import make_engine
+from featurecache.extraction.inventory import take_inventory
+from featurecache.extraction.plan import ShardJob
+from featurecache.extraction.progress import Progress, Silent
+from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.extraction.shard_work import ShardWork
+from featurecache.sources.folder import FolderSource
+from featurecache.specs import ExtractionSettings
+from featurecache.store.repair import SetAside, shards_set_aside
+from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.views import SourceView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Where the inputs of a cache lie, and what its backbones need beside their names.
+
+    Attributes
+    ----------
+    source : Path
+        Folder of images.
+    backbone : str, optional
+        Only this backbone's features are looked at; needed to agree to the code of a ``python:`` backbone.
+    weights : Path, optional
+        The weights file that the features were made with.
+    settings : ExtractionSettings
+        Device and decoding threads count; what may change bits (batch size, number type, runtime) is the cache's own.
+    """
+
+    source: Path
+    backbone: str | None = None
+    weights: Path | None = None
+    settings: ExtractionSettings = field(default_factory=ExtractionSettings)
+
+    def reproduce(self, feature_set: FeatureSet) -> Backbone:
+        """Load the backbone of a feature set."""
+        return reproduce_backbone(
+            feature_set.identity,
+            str(feature_set.about.get("weights_source", "other weights")),
+            needed_by=f"{feature_set.identity.backbone} ({feature_set.fingerprint[:12]})",
+            backbone=self.backbone,
+            weights=self.weights,
+        )
+
+
+def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progress | None = None) -> int:
+    """Compute the shards that `repair` set aside again and return how many rows that was.
+
+    Shards that are there again, and rows that the source does not hold any more, are left alone. New files of the
+    source are left to `extract`.
+
+    Raises
+    ------
+    BackboneMismatchError
+        The backbone here would make other features.
+    DriftError
+        This machine makes other features than those that are there.
+    """
+    lost = shards_set_aside(store)
+    if inputs.backbone is not None:
+        lost = [part for part in lost if part.feature_set.identity.backbone == inputs.backbone]
+    if not lost:
+        return 0
+    progress = progress or Silent()
+    view = take_inventory(store, FolderSource(inputs.source), progress).now
+    return sum(_recompute(store, part, view, inputs, progress) for part in lost)
+
+
+def _recompute(store: FeatureStore, part: SetAside, view: SourceView, inputs: Inputs, progress: Progress) -> int:
+    feature_set, ran = part.feature_set, part.provenance
+    backbone = inputs.reproduce(feature_set)
+    (tap,) = resolve_taps(backbone, [feature_set.tap])
+    # The same batch size and runtime, so that equal work gives equal bytes.
+    same = {"dtype": feature_set.dtype, "batch_size": ran["batch_size"], "runtime": ran["runtime"]}
+    work = ShardWork(
+        store=store,
+        sets=[feature_set],
+        view=view,
+        root=inputs.source,
+        backbone=backbone,
+        taps={tap.name: tap},
+        settings=replace(inputs.settings, **same),
+        engine=make_engine("local"),
+        progress=progress,
+    )
+
+    def left(postponed: Collection[int]) -> list[ShardJob]:
+        there = np.union1d(feature_set.open().rows, np.array(sorted(postponed), np.int64))
+        wanted = np.setdiff1d(np.intersect1d(part.rows, view.unique_rows), there)
+        return [ShardJob((tap.name,), wanted)] if len(wanted) else []
+
+    return work.do(left).num_rows
