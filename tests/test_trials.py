@@ -33,11 +33,7 @@ def run_trial(name: str, folder: Path, *options: str) -> tuple[int, list[dict[st
     return done.returncode, tallies, done.stdout + done.stderr
 
 
-# Eight writers at once and full disks depend on how busy the machine is, the last two measure time: run by hand.
-BY_HAND = ("faults", "races", "durability", "size")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in BY_HAND else n for n in LEAST_TRIALS])
+@pytest.mark.parametrize("name", LEAST_TRIALS)
 def test_small_trial_breaks_no_promise(name: str, tmp_path: Path) -> None:
     status, tallies, output = run_trial(name, tmp_path, "--quick")
     assert [tally["violations"] for tally in tallies] == [[] for _ in LEAST_TRIALS[name]], output

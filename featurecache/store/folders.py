@@ -55,6 +55,17 @@ class ShardFolder:
             shard = writer.finish(key)
         return self.commit(key, shard, body)
 
+    def publish_next(self, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
+        """Publish the next generation of a folder where only the newest counts; False when another writer was first.
+
+        The generation before stays until the next one comes: somebody may be about to read it.
+        """
+        old = self.keys()
+        won = self.publish(f"{int(old[-1]) + 1 if old else 0:012d}", arrays, body, kind=kind)
+        if won:
+            self.discard(old[:-1])
+        return won
+
     def open(self, commit: Commit) -> MappedShard:
         """Map a published shard for reading."""
         return MappedShard(self.path / "shards" / commit.file_name, commit.shard)
@@ -84,11 +95,18 @@ class ShardFolder:
         return sorted(path.stem for path in self._commit_paths())
 
     def discard(self, keys: Sequence[str]) -> None:
-        """Withdraw superseded commits: the records first, so that no record ever points at nothing."""
+        """Withdraw superseded commits and their shards: the record first, so that no record ever points at nothing.
+
+        Other shards of a key stay: they may belong to a writer that is about to commit.
+        """
         for key in keys:
-            (self.path / "commits" / f"{key}.json").unlink(missing_ok=True)
-            for shard in (self.path / "shards").glob(f"{key}-*.h5"):
-                shard.unlink(missing_ok=True)
+            record = self.path / "commits" / f"{key}.json"
+            try:
+                commit = read_commit(record)
+            except FileNotFoundError:  # withdrawn by somebody else
+                continue
+            record.unlink(missing_ok=True)
+            (self.path / "shards" / commit.file_name).unlink(missing_ok=True)
 
     def _commit_paths(self) -> Iterator[Path]:
         folder = self.path / "commits"

@@ -132,16 +132,14 @@ def build_task(
 
 def save_task(folder: ShardFolder, task: Task) -> None:
     """Publish a task; a task of the same name is replaced by the next generation."""
-    old = folder.keys()
     arrays = {
         "id": ("uint8", task.ids),
         "label": ("int32", task.labels.astype("<i4")),
         "split": ("uint8", task.splits),
     }
     body = {"classes": task.classes, "about": task.about}
-    if not folder.publish(f"{int(old[-1]) + 1 if old else 0:012d}", arrays, body, kind="task"):
+    if not folder.publish_next(arrays, body, kind="task"):
         raise TaskError(f"task {task.name!r} was written by somebody else at the same moment; look at it and try again")
-    folder.discard(old)
 
 
 def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | None:

@@ -91,20 +91,17 @@ class SourceViews:
     def save(self, view: SourceView) -> SourceView:
         """Make ``view`` the newest of its source and return it as it is mapped from the disk.
 
-        Views are derived, so an older one is dropped.
+        Views are derived, so older ones are dropped.
         """
         folder = self._folder(Path(view.root))
-        old = folder.keys()
         arrays = {
             "stamp": ("int64", view.stamps.astype("<i8", copy=False)),
             "row": ("int64", view.rows.astype("<i8", copy=False)),
             **view.paths.arrays(),
         }
-        generation = int(old[-1]) + 1 if old else 0
         order = 1 + max((other.order for other in self.all()), default=0)
         body = {"root": view.root, "problems": view.problems, "order": order}
-        if folder.publish(f"{generation:012d}", arrays, body, kind="source view"):
-            folder.discard(old)
+        folder.publish_next(arrays, body, kind="source view")
         # If another writer was first, or is already further, its view is as good: both have just looked.
         return _load(folder) or view
 

@@ -77,7 +77,7 @@ class Ended:
 
 
 def run_child(
-    work: Callable[[], int], *, thorough: bool = False, timeout: float = 15.0, kill_after: float | None = None
+    work: Callable[[], int], *, thorough: bool = False, timeout: float = 60.0, kill_after: float | None = None
 ) -> Ended:
     """Run ``work`` in a forked child.
 

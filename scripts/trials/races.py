@@ -153,7 +153,7 @@ def _run_together(runs: list[Callable[[], int]]) -> list[str]:
     while pids:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
-            if time.perf_counter() - started > 90:
+            if time.perf_counter() - started > 240:
                 for late in pids:
                     os.kill(late, signal.SIGKILL)
                 started = float("inf")
