@@ -127,7 +127,8 @@ def _print_making(item: dict[str, Any]) -> None:
     )
     if error := item["precision"]:
         print_line(
-            f"  stored as {item['dtype']}: error {error['relative_rms']:.1e} (root mean square), "
+            f"  stored as {item['dtype']}: error {'at most ' if error.get('bound') else ''}"
+            f"{error['relative_rms']:.1e} (root mean square), "
             f"{error['relative_largest']:.1e} (largest) of {error['against']}, on {error['rows']} samples"
         )
     for note in item["notes"] or []:

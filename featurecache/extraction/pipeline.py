@@ -24,12 +24,11 @@ from featurecache.errors import InputError
 from featurecache.hashing import digest_bytes
 from featurecache.sources.images import load_image
 from featurecache.specs import PreprocessSpec
-from featurecache.store.dtypes import encode
+from featurecache.store.dtypes import LARGEST, encode
 
 # B batch, H height, W width, C channels
 
 _BATCHES_AHEAD = 4
-_LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 
 TRANSIENT = frozenset({"missing", "changed", "unreadable", "no_memory"})
 """Statuses that say nothing about the bytes: the row is left for the next run instead of being kept as bad."""
@@ -116,7 +115,7 @@ def to_stored(
     """
     found = {place: problem for place, problem in enumerate(problems) if problem is not None}
     largest = np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0)  # NaN wins
-    limit = _LARGEST.get(dtype, np.inf)
+    limit = LARGEST.get(dtype, np.inf)
     for place in np.flatnonzero(~(largest <= limit) | ~np.isfinite(largest)).tolist():
         if np.isfinite(largest[place]):
             error = InputError("overflow", f"a feature exceeds the range of {dtype}; use --dtype float32")

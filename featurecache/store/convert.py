@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from featurecache.errors import RequestError
 from featurecache.store.commits import Commit
-from featurecache.store.dtypes import Array, decode, encode, quantise
+from featurecache.store.dtypes import LARGEST, Array, decode, encode, quantise
 from featurecache.store.features import Features, rows_of_commit
 from featurecache.store.store import FeatureSet, FeatureStore
 
@@ -60,20 +60,19 @@ def convert_features(
 
 def _convert_shard(features: Features, commit: Commit, target: FeatureSet) -> None:
     values = features.read_shard(commit).astype(np.float32)
-    bad = list(commit.body["bad"])
-    if target.dtype == "float16":
-        start = rows_of_commit(commit)
-        known = {row for row, *_ in bad}
-        for place in np.flatnonzero(_too_large(values)).tolist():
-            if (row := int(start[place])) not in known:
-                bad.append([row, "overflow", "a feature exceeds the range of float16; use --dtype float32"])
-            values[place] = np.nan
+    bad, rows = list(commit.body["bad"]), rows_of_commit(commit).tolist()
+    known = {row for row, *_ in bad}
+    for place in np.flatnonzero(_too_large(values, target.dtype)).tolist():
+        if rows[place] not in known:
+            reason = f"a feature exceeds the range of {target.dtype}; use --dtype float32"
+            bad.append([rows[place], "overflow", reason])
+        values[place] = np.nan
     arrays = stored_arrays(values, target.dtype)
     arrays["id"] = ("uint8", features.ids_of(commit))
     body = {
         **commit.body,
         "bad": sorted(bad),
-        "precision": measure_error(values, arrays, against=features.dtype),
+        "precision": _whole_error(measure_error(values, arrays, against=features.dtype), commit.body["precision"]),
         "converted_from": features.dtype,
     }
     target.folder.publish(commit.key, arrays, body, kind="features")
@@ -103,6 +102,15 @@ def measure_error(values: NDArray[np.float32], arrays: dict[str, tuple[str, Arra
     }
 
 
-def _too_large(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _whole_error(error: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """Bound the error against float32 of what was rounded before already: by the triangle inequality, the sum."""
+    if error["against"] == "float32" or before is None:
+        return error
+    sums = {name: float(f"{error[name] + before[name]:.3g}") for name in ("relative_rms", "relative_largest")}
+    return {**error, **sums, "against": before["against"], "bound": True}
+
+
+def _too_large(values: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):
-        return np.asarray(np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0) > np.finfo(np.float16).max)
+        largest = np.abs(values.reshape(len(values), -1)).max(axis=1, initial=0)
+        return np.asarray(largest > LARGEST.get(dtype, np.inf))

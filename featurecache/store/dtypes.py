@@ -21,6 +21,9 @@ STORED: dict[str, str] = {
 }
 """Names allowed in commit records, and the numpy type of the bytes."""
 
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
+"""The largest number that a type can hold, where float32 holds larger ones."""
+
 RETURNED = {**STORED, "bfloat16": "<f4", "int8": "<f4"}
 """The numpy type of features that are read."""
 

@@ -14,7 +14,7 @@ from conftest import TINY, write_image
 from featurecache.cli import main
 from featurecache.errors import CorruptError, RequestError
 from featurecache.extraction.extract import make_request, run_extraction
-from featurecache.specs import ExtractionSettings
+from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
 from featurecache.store.convert import convert_features
 from featurecache.store.dtypes import quantise
 from featurecache.store.gc import collect_garbage
@@ -179,6 +179,34 @@ def test_converted_features_are_close_and_the_first_untouched(made: tuple, dtype
     assert precision["against"] == "float32"
     assert precision["relative_largest"] <= limit
     assert convert_features(store, store.find(dtype="float32"), dtype).open().shape == (15, 16)
+
+
+def test_the_error_of_two_roundings_is_bounded_against_float32(made: tuple, tmp_path: Path) -> None:
+    source, store = made
+    exact = store.features()[:]
+    half = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=6, dtype="float16")
+    other = run_extraction(source, tmp_path / "half", make_request(TINY), settings=half).store
+    twice = convert_features(other, other.find(), "int8").open()
+    precision = twice.commits[0].body["precision"]
+    assert (precision["against"], precision["bound"]) == ("float32", True)
+    rows = store.features().rows[:6]
+    error = np.abs(twice.read(rows) - exact[:6]).max() / np.abs(exact[:6]).max()
+    assert 0 < error <= precision["relative_largest"] * 1.05
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 1e5), ("bfloat16", 3.4e38)])
+def test_values_beyond_a_type_are_a_status_after_conversion_too(tmp_path: Path, dtype: str, value: float) -> None:
+    store = FeatureStore.create(tmp_path / "c")
+    identity = FeatureIdentity(backbone="my:net", architecture="a", weights="w", preprocess=PreprocessSpec())
+    exact = store.add_feature_set(identity, {}, "a:avg", "float32")
+    values = np.array([[1, 2], [value, 3], [4, 5]], np.float32)
+    ids = np.arange(96, dtype=np.uint8).reshape(3, 32)
+    store.samples.append(ids, ["a", "b", "c"], np.ones(3))
+    body = {"rows": [[0, 3]], "bad": [], "provenance": {"runtime": "torch"}, "precision": None}
+    exact.folder.publish("000000000000", {"features": ("float32", values), "id": ("uint8", ids)}, body, kind="features")
+    features = convert_features(store, exact, dtype).open()
+    assert features.bad == {1: ("overflow", f"a feature exceeds the range of {dtype}; use --dtype float32")}
+    assert np.array_equal(features.read(np.array([2, 0])), [[4, 5], [1, 2]])
 
 
 def test_digits_that_are_gone_do_not_come_back(made: tuple) -> None:
