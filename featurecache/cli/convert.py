@@ -8,7 +8,7 @@ from typing import Any
 
 from featurecache.cli.ls import print_features
 from featurecache.cli.options import verb_parser
-from featurecache.cli.output import print_json, progress_on_stderr
+from featurecache.cli.output import counting, print_json, progress_on_stderr
 
 
 def add_parser(verbs: Any) -> None:
@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
     store = FeatureStore.open(args.cache)
     source = store.find(tap=args.tap, backbone=args.backbone, dtype=args.dtype)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("converting shards", 0)
-        made = convert_features(store, source, args.to, on_shard=lambda done, total: progress.advance(1))
+        made = convert_features(store, source, args.to, on_shard=counting(progress, "converting shards"))
     described = describe_features(made)
     if args.json:
         print_json(described)

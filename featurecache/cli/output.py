@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,6 +68,17 @@ def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
     )
     with bars:
         yield _Drawn(bars)
+
+
+def counting(progress: Progress, phase: str) -> Callable[[int, int], None]:
+    """Return what draws a phase for somebody who calls it with (done, to do) after each step."""
+
+    def step(done: int, total: int) -> None:
+        if done == 1:
+            progress.start(phase, total)
+        progress.advance(1)
+
+    return step
 
 
 class _Drawn:

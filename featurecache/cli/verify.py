@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_input_options, inputs_of, verb_parser
-from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
+from featurecache.cli.output import counting, print_json, print_line, print_table, progress_on_stderr
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.store import FeatureStore
     from featurecache.store.verify import verify
 
-    store = FeatureStore.open(args.cache)
+    store = FeatureStore.open(args.cache, strange=True)
     if args.deep and args.source is None:
         raise RequestError("--deep needs the images: name their folder with --source" + _last_seen(store))
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("verifying shards", 0)
-        found = verify(store, level=args.level, sample=args.sample, on_shard=lambda done, total: progress.advance(1))
+        on_shard = counting(progress, "verifying shards")
+        found = verify(store, level=args.level, sample=args.sample, on_shard=on_shard)
         deep = _verify_deep(store, args, progress) if args.deep and not found.problems else None
     problems = [*found.problems, *(deep.problems if deep else ())]
     if args.json:

@@ -78,11 +78,11 @@ def collect_garbage(
 
 def _leftovers(root: Path) -> Iterator[Path]:
     for folder, _, files in os.walk(root):
-        yield from (path for name in sorted(files) if is_partial(path := Path(folder) / name) and not path.is_symlink())
+        yield from (path for name in sorted(files) if is_partial(path := Path(folder) / name))
     for place in shard_folders(root):
         named = {commit.file_name for commit in ShardFolder(place).commits()}
         shards = place / "shards"
-        if shards.is_dir() and not shards.is_symlink():
+        if shards.is_dir():
             yield from (path for path in sorted(shards.glob("[0-9]*.h5")) if path.name not in named)
 
 

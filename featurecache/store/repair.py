@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featurecache.atomic import fsync_directory, make_folder
-from featurecache.errors import CorruptError, FeatureCacheError
+from featurecache.errors import FeatureCacheError
 from featurecache.store.commits import Commit, read_commit
 from featurecache.store.features import rows_of_commit
 from featurecache.store.samples import Rows
@@ -85,14 +85,12 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
 def _next_quarantine(root: Path) -> Path:
     """Name a folder for what is set aside now; earlier ones keep theirs."""
     quarantine = root / QUARANTINE
-    if quarantine.is_symlink():
-        raise CorruptError(f"{quarantine} is a symbolic link; a cache never contains links, remove it")
     numbers = [int(path.name) for path in quarantine.glob("[0-9]*") if path.name.isdecimal()]
     return quarantine / f"{max(numbers, default=0) + 1:04d}"
 
 
 def _set_aside(root: Path, quarantine: Path, path: Path) -> None:
-    if not path.exists() and not path.is_symlink():
+    if not path.exists():
         return
     target = quarantine / path.relative_to(root)
     make_folder(target.parent)

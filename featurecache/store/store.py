@@ -17,7 +17,7 @@ from featurecache.hashing import canonical_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
 from featurecache.specs import FeatureIdentity
 from featurecache.store.features import Features
-from featurecache.store.folders import ShardFolder
+from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.samples import SampleTable
 from featurecache.store.tasks import Task, build_task, load_task, save_task
@@ -70,8 +70,15 @@ class FeatureStore:
         self.path = path
 
     @classmethod
-    def open(cls, path: str | Path) -> FeatureStore:
+    def open(cls, path: str | Path, *, strange: bool = False) -> FeatureStore:
         """Open an existing cache.
+
+        Parameters
+        ----------
+        path : path
+            Its folder.
+        strange : bool
+            Open it even if it contains links, devices or pipes: for `verify`, which names them and reads no further.
 
         Raises
         ------
@@ -79,6 +86,8 @@ class FeatureStore:
             There is no cache there.
         FormatVersionError
             It was written in a newer format.
+        CorruptError
+            It contains what no cache contains.
         """
         path = Path(path)
         if not path.is_dir():
@@ -95,6 +104,9 @@ class FeatureStore:
         except CorruptError:
             raise CorruptError(f"{marker} is damaged; restore it from a copy of this or any other cache") from None
         _check_format(content, path)
+        if not strange:
+            for place, what in find_strange(path):
+                raise CorruptError(f"{place} {what}; remove it, and see `featurecache verify {path}`")
         return cls(path)
 
     @classmethod

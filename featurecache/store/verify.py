@@ -27,7 +27,7 @@ from featurecache.records import read_record
 from featurecache.specs import FeatureIdentity
 from featurecache.store.commits import Commit, read_commit
 from featurecache.store.features import Features, rows_of_commit
-from featurecache.store.folders import ShardFolder
+from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.samples import SampleTable
 from featurecache.store.shards import MappedShard
 from featurecache.store.store import FeatureStore, tap_of_folder
@@ -92,7 +92,9 @@ def verify(
         raise RequestError(f"unknown level {level!r}; known: {', '.join(LEVELS)}")
     if not 0 < sample <= 1:
         raise RequestError(f"sample must be a share above 0 and at most 1, got {sample}")
-    problems = [*_check_tree(store.path), *_check_records(store)]
+    if problems := list(_check_tree(store.path)):
+        return Verification(level, 0, 0, tuple(problems))  # what leads elsewhere is not followed, so this is all
+    problems = list(_check_records(store))
     samples = None if any(problem.where == "samples" for problem in problems) else store.samples
     found = list(_find_shards(store.path))
     chosen = random.Random(random_state).sample(found, max(round(sample * len(found)), min(len(found), 1)))
@@ -106,10 +108,10 @@ def verify(
 
 
 def shard_folders(path: Path) -> Iterator[Path]:
-    """Yield every folder of the cache that holds ``commits/``, but for what was set aside; links are never followed."""
+    """Yield every folder of the cache that holds ``commits/``, but for what was set aside."""
     for folder, names, _ in os.walk(path):
         names[:] = sorted(name for name in names if name != QUARANTINE)
-        if "commits" in names and not (Path(folder) / "commits").is_symlink():
+        if "commits" in names:
             yield Path(folder)
 
 
@@ -123,15 +125,8 @@ def _find_shards(path: Path) -> Iterator[tuple[ShardFolder, Commit]]:
 
 
 def _check_tree(path: Path) -> Iterator[Problem]:
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            place = Path(folder) / name
-            if place.is_symlink():
-                yield Problem(
-                    _inside(path, place), "is a symbolic link; a cache never contains links", "remove the link"
-                )
-            elif name in files and not place.is_file():
-                yield Problem(_inside(path, place), "is neither a file nor a folder", "remove it")
+    for place, what in find_strange(path):
+        yield Problem(_inside(path, place), what, "remove it")
 
 
 def _check_records(store: FeatureStore) -> Iterator[Problem]:

@@ -106,15 +106,27 @@ def test_a_damaged_sample_table_is_never_set_aside(made: tuple) -> None:
     assert path.exists()
 
 
-def test_links_are_named_and_never_followed(made: tuple, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pattern", ["features/*/*/*/shards", "features/*", "samples/commits/*.json", "tasks/*"])
+def test_links_are_named_and_never_followed(made: tuple, tmp_path: Path, pattern: str) -> None:
     _, store = made
-    folder = next(store.path.glob("features/*/*/*/shards"))
-    shutil.move(folder, tmp_path / "elsewhere")
-    folder.symlink_to(tmp_path / "elsewhere")
-    problems = verify(FeatureStore.open(store.path)).problems
-    assert any("symbolic link" in problem.what for problem in problems)
-    with pytest.raises(CorruptError, match="leads elsewhere by a symbolic link"):
-        FeatureStore.open(store.path).features()
+    place = next(store.path.glob(pattern))
+    shutil.move(place, tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptError, match="is a symbolic link; a cache never contains links; remove it, and see"):
+        FeatureStore.open(store.path)
+    (problem,) = verify(FeatureStore.open(store.path, strange=True)).problems
+    assert problem.where == str(place.relative_to(store.path))
+    assert problem.what == "is a symbolic link; a cache never contains links"
+    assert main(["verify", str(store.path)]) == 1
+    assert main(["info", str(store.path)]) == 1
+    assert main(["repair", str(store.path)]) == 1
+
+
+def test_pipes_are_not_waited_for(made: tuple) -> None:
+    _, store = made
+    os.mkfifo(store.path / "report.html")
+    with pytest.raises(CorruptError, match="report.html is neither a file nor a folder; remove it"):
+        FeatureStore.open(store.path)
 
 
 def test_the_command_line_knows_every_level() -> None:
