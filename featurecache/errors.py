@@ -89,6 +89,12 @@ class BackboneMismatchError(FeatureCacheError, ValueError):
     """A backbone that cannot be reproduced exactly as it was when features were made with it."""
 
 
+def shortened(value: object, limit: int = 200) -> str:
+    """Write a value that came from elsewhere for a message: on one line, and no longer than a line should be."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """Return the known names most like ``name``, best first."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

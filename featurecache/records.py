@@ -14,7 +14,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import CorruptError, FormatVersionError, RequestError
+from featurecache.errors import CorruptError, FormatVersionError, RequestError, shortened
 from featurecache.hashing import canonical_json, digest_bytes
 
 RECORD_VERSION = 1
@@ -46,9 +46,9 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     if content.get("format") != f"featurecache.{kind}":
         raise CorruptError(f"{path} is not a featurecache {kind} record; run `featurecache repair`, or restore it")
     version = content.pop("version", None)
-    if not isinstance(version, int) or version > RECORD_VERSION:
+    if type(version) is not int or version > RECORD_VERSION:
         raise FormatVersionError(
-            f"{path} has {kind} record version {version}; this release reads up to {RECORD_VERSION}. "
+            f"{path} has {kind} record version {shortened(version)}; this release reads up to {RECORD_VERSION}. "
             "Upgrade featurecache"
         )
     claimed = content.pop("digest", None)

@@ -102,6 +102,11 @@ class FeatureIdentity:
     precision: str = "float32"
     """Arithmetic of the forward pass."""
 
+    def __post_init__(self) -> None:
+        for name in ("backbone", "architecture", "weights", "precision"):
+            if not isinstance(getattr(self, name), str):
+                raise RequestError(f"{name} of a feature identity must be text, got {getattr(self, name)!r:.80}")
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all fields."""

@@ -35,6 +35,12 @@ def real_material() -> Path:
     return material()
 
 
+def features_body(tap: str, fingerprint: str, num_rows: int) -> dict[str, object]:
+    """Return the least that a commit of features says."""
+    ran = {"runtime": "torch", "device": "cpu", "machine": "any", "batch_size": 1, "versions": {}}
+    return {"rows": [[0, num_rows]], "bad": [], "tap": tap, "fingerprint": fingerprint, "provenance": ran}
+
+
 def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: tuple[int, int] = (48, 40)) -> Path:
     """Write a noisy image of one colour; the suffix says the format."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from featurecache.cli.output import plain_text
-from featurecache.errors import CorruptError, DriftError, FeatureCacheError
+from featurecache.errors import CorruptError, DriftError, FeatureCacheError, shortened
 
 VERBS = (
     *("run", "extract", "ls", "info", "task", "train", "predict"),
@@ -82,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _one_line(error: BaseException) -> str:
     notes = "; ".join(getattr(error, "__notes__", []))
-    return plain_text(" ".join(f"{error}{'; ' + notes if notes else ''}".split()))
+    return plain_text(shortened(f"{error}{'; ' + notes if notes else ''}", 4000))

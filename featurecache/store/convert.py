@@ -72,7 +72,7 @@ def _convert_shard(features: Features, commit: Commit, target: FeatureSet) -> No
     body = {
         **commit.body,
         "bad": sorted(bad),
-        "precision": _whole_error(measure_error(values, arrays, against=features.dtype), commit.body["precision"]),
+        "precision": _whole_error(measure_error(values, arrays, against=features.dtype), commit.body.get("precision")),
         "converted_from": features.dtype,
     }
     target.folder.publish(commit.key, arrays, body, kind="features")

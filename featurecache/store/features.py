@@ -36,6 +36,9 @@ class Features:
         self.tap, self.dtype = tap, dtype
         self._folder, self._samples = folder, samples
         self.commits = folder.commits()
+        for commit in self.commits:
+            if commit.body.get("tap", tap) != tap:
+                raise CorruptError(f"{folder.path}: commit {commit.key} is of another tap; run `featurecache repair`")
 
     @cached_property
     def sample_shape(self) -> tuple[int, ...]:
@@ -57,6 +60,9 @@ class Features:
         listed = [(number, row, s, why) for number, c in enumerate(self.commits) for row, s, why in c.body["bad"]]
         if not listed:
             return {}
+        for commit in self.commits:
+            if not np.isin([row for row, *_ in commit.body["bad"]], rows_of_commit(commit)).all():
+                raise CorruptError(f"{self._folder.path}: commit {commit.key} calls rows bad that it does not hold")
         # Where two writers' shards overlap only one of them is read, and only its word on a row counts.
         owners = self._shard_of[self._run_of(np.array([row for _, row, _, _ in listed]))].tolist()
         return {row: (s, why) for (number, row, s, why), owner in zip(listed, owners, strict=True) if number == owner}
@@ -254,12 +260,12 @@ def rows_of_commit(commit: Commit) -> Rows:
 
 
 def _runs_of(commit: Commit, number: int) -> list[tuple[int, int, int, int]]:
-    runs, offset = [], 0
+    runs, offset, before = [], 0, 0
     for start, stop in commit.body["rows"]:
-        if not 0 <= start < stop:
+        if not before <= start < stop:
             raise CorruptError(f"commit {commit.key} lists impossible rows {start}:{stop}; run `featurecache repair`")
         runs.append((start, stop, number, offset))
-        offset += stop - start
+        offset, before = offset + stop - start, stop
     if offset != commit.shard.arrays["features"].shape[0]:
         raise CorruptError(
             f"commit {commit.key} lists {offset} rows but its shard holds another number; run `featurecache repair`"

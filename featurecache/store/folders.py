@@ -12,6 +12,7 @@ from featurecache.atomic import is_partial, make_folder, publish_once
 from featurecache.errors import CorruptError
 from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
 from featurecache.store.dtypes import Array
+from featurecache.store.schemas import Schema
 from featurecache.store.shards import Layout, MappedShard, ShardWriter
 
 T = TypeVar("T")
@@ -40,14 +41,31 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 class ShardFolder:
-    """A folder of shards (``shards/``) and their commit records (``commits/``)."""
+    """A folder of shards (``shards/``) and their commit records (``commits/``).
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    schema : Schema, optional
+        What its commits hold; a commit that holds something else is refused when it is read.
+    """
+
+    def __init__(self, path: Path, schema: Schema | None = None) -> None:
+        self.path, self._schema = path, schema
 
     def commits(self) -> list[Commit]:
         """All published shards, in the order of their keys."""
-        return [read_commit(path) for path in sorted(self._commit_paths())]
+        return [self.read(path) for path in self.records()]
+
+    def read(self, record: Path) -> Commit:
+        """Read one commit record and compare it with the schema."""
+        if not record.stem.isdecimal():
+            raise CorruptError(f"{record} has not the name of a commit record; remove it")
+        commit = read_commit(record)
+        if self._schema is not None:
+            self._schema.check(commit, self.path)
+        return commit
 
     def has(self, key: str) -> bool:
         """Tell whether something was published under this key."""
@@ -55,8 +73,8 @@ class ShardFolder:
 
     def last(self) -> Commit | None:
         """The published shard with the greatest key."""
-        paths = sorted(self._commit_paths())
-        return read_commit(paths[-1]) if paths else None
+        records = self.records()
+        return self.read(records[-1]) if records else None
 
     def writer(self, arrays: Layout, attributes: Mapping[str, str]) -> ShardWriter:
         """Start a new shard."""
@@ -114,7 +132,7 @@ class ShardFolder:
 
     def keys(self) -> list[str]:
         """Keys of all published shards, in order."""
-        return sorted(path.stem for path in self._commit_paths())
+        return [record.stem for record in self.records()]
 
     def discard(self, keys: Sequence[str]) -> None:
         """Withdraw superseded commits and their shards: the record first, so that no record ever points at nothing.
@@ -124,13 +142,15 @@ class ShardFolder:
         for key in keys:
             record = self.path / "commits" / f"{key}.json"
             try:
-                commit = read_commit(record)
+                commit = self.read(record)
             except FileNotFoundError:  # withdrawn by somebody else
                 continue
             record.unlink(missing_ok=True)
             (self.path / "shards" / commit.file_name).unlink(missing_ok=True)
 
-    def _commit_paths(self) -> Iterator[Path]:
+    def records(self) -> list[Path]:
+        """Every commit record, in the order of the keys."""
         folder = self.path / "commits"
-        if folder.is_dir():
-            yield from (path for path in folder.iterdir() if path.suffix == ".json" and not is_partial(path))
+        if not folder.is_dir():
+            return []
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not is_partial(path))

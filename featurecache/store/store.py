@@ -12,7 +12,15 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from featurecache.atomic import is_partial, make_folder, publish_once
-from featurecache.errors import CorruptError, FormatVersionError, RequestError, StoreError, TaskError, UnknownNameError
+from featurecache.errors import (
+    CorruptError,
+    FormatVersionError,
+    RequestError,
+    StoreError,
+    TaskError,
+    UnknownNameError,
+    shortened,
+)
 from featurecache.hashing import canonical_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
 from featurecache.specs import FeatureIdentity
@@ -20,6 +28,16 @@ from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.samples import SampleTable
+from featurecache.store.schemas import (
+    SAMPLES,
+    SOURCE,
+    TASK,
+    ProbeBody,
+    RequestBody,
+    SpecBody,
+    check_body,
+    features_schema,
+)
 from featurecache.store.tasks import Task, build_task, load_task, save_task
 from featurecache.store.views import SourceView, SourceViews
 
@@ -48,7 +66,13 @@ class FeatureSet:
     def probe(self) -> dict[str, Any] | None:
         """Return what `keep_probe` kept."""
         path = self.folder.path / "probe.json"
-        return read_record(path, "probe") if path.is_file() else None
+        if not path.is_file():
+            return None
+        record = read_record(path, "probe")
+        check_body(record, ProbeBody, str(path))
+        if self.tap not in record["features"]:
+            raise CorruptError(f"{path} says nothing of tap {self.tap!r}; remove it")
+        return record
 
     def keep_probe(self, record: dict[str, Any]) -> None:
         """Keep what known images gave where these features were first made; the first record stays."""
@@ -130,7 +154,7 @@ class FeatureStore:
     @cached_property
     def samples(self) -> SampleTable:
         """Every input ever seen."""
-        return SampleTable(ShardFolder(self.path / "samples"))
+        return SampleTable(ShardFolder(self.path / "samples", SAMPLES))
 
     @property
     def views(self) -> SourceViews:
@@ -211,29 +235,36 @@ class FeatureStore:
             about=about,
             tap=tap,
             dtype=dtype,
-            folder=ShardFolder(folder / _folder_of_tap(tap) / dtype),
+            folder=ShardFolder(folder / _folder_of_tap(tap) / dtype, features_schema(dtype)),
             samples=self.samples,
         )
 
     def _feature_sets(self) -> Iterator[FeatureSet]:
         for spec in sorted((self.path / "features").glob("*/spec.json")):
-            record = read_record(spec, "spec")
-            identity = _identity_of(record, spec)
+            identity, about = read_spec(spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
                 if any(path.suffix == ".json" for path in commits.iterdir()):
-                    yield self._feature_set(commits.parent, identity, record["about"])
+                    yield self._feature_set(commits.parent, identity, about)
 
     def feature_set_at(self, place: PurePosixPath) -> FeatureSet | None:
         """Return the feature set whose shards lie, or would lie, at a place in this cache."""
         spec = self.path / place.parents[1] / "spec.json"
         if place.parts[0] != "features" or len(place.parts) != 4 or not spec.is_file():
             return None
-        record = read_record(spec, "spec")
-        return self._feature_set(self.path / place, _identity_of(record, spec), record["about"])
+        return self._feature_set(self.path / place, *read_spec(spec))
+
+    def shard_folder_at(self, place: PurePosixPath) -> ShardFolder | None:
+        """Return the folder of shards at a place in this cache, with the schema that belongs there."""
+        kinds = {("samples", 1): SAMPLES, ("sources", 2): SOURCE, ("tasks", 2): TASK}
+        schema = kinds.get((place.parts[0], len(place.parts)))
+        if place.parts[0] == "features" and len(place.parts) == 4:
+            schema = features_schema(place.name)
+        return None if schema is None else ShardFolder(self.path / place, schema)
 
     def _feature_set(self, folder: Path, identity: FeatureIdentity, about: dict[str, Any]) -> FeatureSet:
         tap, dtype = tap_of_folder(folder.parent.name), folder.name
-        return FeatureSet(identity.fingerprint, identity, about, tap, dtype, ShardFolder(folder), self.samples)
+        place = ShardFolder(folder, features_schema(dtype))
+        return FeatureSet(identity.fingerprint, identity, about, tap, dtype, place, self.samples)
 
     # Remembered requests: lets an unchanged folder be recognised without loading the backbone
 
@@ -247,6 +278,7 @@ class FeatureStore:
         """Return the fingerprint and taps that a request led to, if it was made before."""
         try:
             record = read_record(self.path / "requests" / f"{digest}.json", "request")
+            check_body(record, RequestBody, "a request")
         except (FileNotFoundError, CorruptError):
             return None  # a note that saves time, nothing more
         return record["fingerprint"], record["taps"]
@@ -278,7 +310,7 @@ class FeatureStore:
             Seed of the split that is made where the labels bring none.
         """
         check_name("task", name)
-        folder = ShardFolder(self.path / "tasks" / name)
+        folder = ShardFolder(self.path / "tasks" / name, TASK)
         if random_state < 0:
             raise RequestError(f"the seed must not be negative, got {random_state}")
         previous = load_task(name, folder, self.samples)
@@ -300,7 +332,7 @@ class FeatureStore:
         """Return a task by name."""
         task = None
         if _NAME.fullmatch(name):
-            task = load_task(name, ShardFolder(self.path / "tasks" / name), self.samples)
+            task = load_task(name, ShardFolder(self.path / "tasks" / name, TASK), self.samples)
         if task is None:
             advice = f"make it with `featurecache task add {self.path} {name} --from-folders`"
             raise UnknownNameError("task", name, self.task_names(), advice=advice)
@@ -335,14 +367,23 @@ def check_name(kind: str, name: str) -> None:
 def _check_format(marker: dict[str, Any], path: Path) -> None:
     if marker.get("format") != FORMAT_NAME:
         raise StoreError(
-            f"{path} is not a featurecache cache (FORMAT.json says {marker.get('format')!r}); name another folder"
+            f"{path} is not a featurecache cache (FORMAT.json says {shortened(repr(marker.get('format')))}); "
+            "name another folder"
         )
     version, required = marker.get("version"), marker.get("required", [])
     if not isinstance(version, list) or not version or version[0] != FORMAT_VERSION[0] or required:
         raise FormatVersionError(
-            f"{path} has cache format {version} requiring {required}; this release reads {list(FORMAT_VERSION)}. "
+            f"{path} has cache format {shortened(version)} requiring {shortened(required)}; this release "
+            f"reads {list(FORMAT_VERSION)}. "
             "Upgrade featurecache"
         )
+
+
+def read_spec(spec: Path) -> tuple[FeatureIdentity, dict[str, Any]]:
+    """Read how the features in a folder were made, and what people want to know beside it."""
+    record = read_record(spec, "spec")
+    check_body(record, SpecBody, str(spec))
+    return _identity_of(record, spec), record["about"]
 
 
 def _identity_of(record: dict[str, Any], spec: Path) -> FeatureIdentity:

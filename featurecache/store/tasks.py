@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import RequestError, TaskError
+from featurecache.errors import CorruptError, RequestError, TaskError
 from featurecache.hashing import digest_bytes
+from featurecache.store.commits import Commit
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
-from featurecache.store.samples import Ids, Rows, SampleTable, find_ids
+from featurecache.store.samples import Ids, Rows, SampleTable, count_different, find_ids
+from featurecache.store.shards import MappedShard
 from featurecache.store.views import SourceView
 
 _TEST_SHARE = _VALIDATION_SHARE = 0.2
@@ -143,18 +145,24 @@ def save_task(folder: ShardFolder, task: Task) -> None:
 
 
 def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | None:
-    """Read the newest generation of a task."""
-    return folder.newest(
-        lambda commit, shard: Task(
-            name=name,
-            classes=list(commit.body["classes"]),
-            ids=shard.read("id"),
-            labels=shard.read("label"),
-            splits=shard.read("split"),
-            about=commit.body["about"],
-            samples=samples,
-        )
-    )
+    """Read the newest generation of a task.
+
+    Raises
+    ------
+    CorruptError
+        It is not what `save_task` would have written.
+    """
+
+    def read(commit: Commit, shard: MappedShard) -> Task:
+        ids, labels, splits = (shard.read(column) for column in ("id", "label", "split"))
+        classes = list(commit.body["classes"])
+        if labels.min() < 0 or labels.max() >= len(classes) or splits.max() >= len(SPLITS):
+            raise CorruptError(f"{folder.path}: task {name!r} has labels or splits that do not exist; make it again")
+        if len(set(classes)) < len(classes) or count_different(ids) < len(ids):
+            raise CorruptError(f"{folder.path}: task {name!r} has a class or a sample twice; make it again")
+        return Task(name, classes, ids, labels, splits, commit.body["about"], samples)
+
+    return folder.newest(read)
 
 
 @dataclass

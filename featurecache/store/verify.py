@@ -13,27 +13,29 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from featurecache.errors import FeatureCacheError, RequestError
+from featurecache.errors import FeatureCacheError, RequestError, shortened
 from featurecache.hashing import digest_file
 from featurecache.records import read_record
-from featurecache.specs import FeatureIdentity
-from featurecache.store.commits import Commit, read_commit
-from featurecache.store.features import Features, rows_of_commit
+from featurecache.store.commits import Commit
+from featurecache.store.dtypes import Array, decode
+from featurecache.store.features import rows_of_commit
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.samples import SampleTable
 from featurecache.store.shards import MappedShard
-from featurecache.store.store import FeatureStore, tap_of_folder
+from featurecache.store.store import FeatureStore, read_spec
+from featurecache.text import TextColumn
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
 LEVELS: tuple[str, ...] = get_args(Level)
+_ROWS_AT_ONCE = 1024
 QUARANTINE = "quarantine"
 """Folder of what `repair` set aside."""
 
@@ -96,7 +98,7 @@ def verify(
         return Verification(level, 0, 0, tuple(problems))  # what leads elsewhere is not followed, so this is all
     problems = list(_check_records(store))
     samples = None if any(problem.where == "samples" for problem in problems) else store.samples
-    found = list(_find_shards(store.path))
+    found = list(_find_shards(store))
     chosen = random.Random(random_state).sample(found, max(round(sample * len(found)), min(len(found), 1)))
     num_bytes = 0
     for done, (folder, commit) in enumerate(sorted(chosen, key=lambda item: (str(item[0].path), item[1].key)), 1):
@@ -115,13 +117,20 @@ def shard_folders(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _find_shards(path: Path) -> Iterator[tuple[ShardFolder, Commit]]:
-    for place in shard_folders(path):
-        for record in sorted((place / "commits").glob("[0-9]*.json")):
+def _find_shards(store: FeatureStore) -> Iterator[tuple[ShardFolder, Commit]]:
+    for folder in _folders(store):
+        for record in folder.records():
             try:
-                yield ShardFolder(place), read_commit(record)
+                yield folder, folder.read(record)
             except (FeatureCacheError, OSError):
                 continue  # _check_records names it
+
+
+def _folders(store: FeatureStore) -> Iterator[ShardFolder]:
+    for place in shard_folders(store.path):
+        folder = store.shard_folder_at(PurePosixPath(place.relative_to(store.path).as_posix()))
+        if folder is not None:
+            yield folder
 
 
 def _check_tree(path: Path) -> Iterator[Problem]:
@@ -130,17 +139,23 @@ def _check_tree(path: Path) -> Iterator[Problem]:
 
 
 def _check_records(store: FeatureStore) -> Iterator[Problem]:
+    known = {folder.path: folder for folder in _folders(store)}
     for place in shard_folders(store.path):
-        for record in sorted((place / "commits").glob("[0-9]*.json")):
-            yield from _attempt(store.path, record, partial(read_commit, record))
+        if place not in known:
+            yield Problem(_inside(store.path, place), "holds commits where a cache has none", "remove it")
+            continue
+        for record in known[place].records():
+            yield from _attempt(store.path, record, partial(known[place].read, record))
     for record in sorted((store.path / "requests").glob("*.json")):
         yield from _attempt(store.path, record, partial(read_record, record, "request"))
     yield from _attempt(store.path, store.path / "samples", partial(_check_samples, store))
     for spec in sorted((store.path / "features").glob("*/spec.json")):
-        yield from _attempt(store.path, spec, partial(_check_spec, spec))
+        yield from _attempt(store.path, spec, partial(read_spec, spec))
         for commits in sorted(spec.parent.glob("*/*/commits")):
             folder = commits.parent
-            yield from _attempt(store.path, folder, partial(_check_features, folder))
+            yield from _attempt(store.path, folder, partial(_check_features, store, folder))
+    for view in sorted((store.path / "sources").glob("*/commits")):
+        yield from _attempt(store.path, view.parent, partial(_check_view, store, view.parent))
     for name in store.task_names():
         yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
 
@@ -148,30 +163,31 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
 def _attempt(root: Path, place: Path, check: Callable[[], object]) -> Iterator[Problem]:
     try:
         check()
-    except (FeatureCacheError, OSError, KeyError, TypeError, ValueError) as error:
+    except (FeatureCacheError, OSError, KeyError, TypeError, ValueError, IndexError, MemoryError) as error:
         what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
-        yield Problem(_inside(root, place), " ".join(what.split()), f"run `featurecache repair {root}`")
-
-
-def _check_spec(path: Path) -> None:
-    identity = FeatureIdentity.from_json(read_record(path, "spec")["identity"])
-    if identity.fingerprint != path.parent.name:
-        raise ValueError(f"its identity has the fingerprint {identity.fingerprint[:16]}, not that of its folder")
+        yield Problem(_inside(root, place), shortened(what, 500), f"run `featurecache repair {root}`")
 
 
 def _check_samples(store: FeatureStore) -> None:
     store.samples.check()
 
 
-def _check_features(folder: Path) -> None:
-    features = Features(tap_of_folder(folder.parent.name), folder.name, ShardFolder(folder))
+def _check_features(store: FeatureStore, folder: Path) -> None:
+    feature_set = store.feature_set_at(PurePosixPath(folder.relative_to(store.path).as_posix()))
+    if feature_set is None:
+        return  # its spec is missing, which is another problem
+    features = feature_set.open()
     for commit in features.commits:
-        arrays = commit.shard.arrays
-        if arrays["features"].dtype != features.dtype or commit.body["tap"] != features.tap:
-            raise ValueError(
-                f"commit {commit.key} holds {commit.body['tap']} {arrays['features'].dtype}, not this folder's"
-            )
-    _ = features.sample_shape, features.rows
+        if commit.body["fingerprint"] != feature_set.fingerprint:
+            raise ValueError(f"commit {commit.key} belongs to fingerprint {shortened(commit.body['fingerprint'], 16)}")
+    feature_set.probe()
+    _ = features.sample_shape, features.rows, features.bad
+
+
+def _check_view(store: FeatureStore, folder: Path) -> None:
+    view = store.views.read(folder)
+    if view is not None and view.rows.max(initial=-1) >= len(store.samples):
+        raise ValueError("it names rows that the sample table does not have")
 
 
 def _check_ids(commit: Commit, shard: MappedShard, samples: SampleTable) -> None:
@@ -181,9 +197,8 @@ def _check_ids(commit: Commit, shard: MappedShard, samples: SampleTable) -> None
 
 
 def _check_task(store: FeatureStore, name: str) -> None:
-    task = store.task(name)
-    if (store.samples.rows_of(task.ids) < 0).any() or task.labels.max(initial=0) >= len(task.classes):
-        raise ValueError("it labels samples or classes that the cache does not have")
+    if (store.samples.rows_of(store.task(name).ids) < 0).any():
+        raise ValueError("it labels samples that the cache does not have")
 
 
 def _check_shard(
@@ -198,14 +213,28 @@ def _check_shard(
             _check_ids(commit, shard, samples)
         if level == "structure":
             return
-        for name in commit.shard.arrays:
-            shard.read(name)
+        arrays = {name: shard.read(name) for name in commit.shard.arrays}
+        _check_contents(commit, arrays)
         if level != "blocks" and digest_file(path) != commit.shard.sha256:
             raise ValueError("the file's SHA-256 is not that of its commit record (in bytes that no array uses)")
         if level == "hdf5" and (difference := ask_libhdf5(path, commit)):
             raise ValueError(difference)
 
     yield from _attempt(root, path, check)
+
+
+def _check_contents(commit: Commit, arrays: Mapping[str, Array]) -> None:
+    """Check what only the numbers themselves tell."""
+    if "text" in arrays:
+        TextColumn(arrays["text"], arrays["text_start"])
+    if "features" not in arrays or commit.shard.arrays["features"].dtype == "int8":
+        return
+    bad = np.isin(rows_of_commit(commit), [row for row, *_ in commit.body["bad"]])
+    values = decode(arrays["features"], commit.shard.arrays["features"].dtype).reshape(len(bad), -1)
+    for first in range(0, len(bad), _ROWS_AT_ONCE):
+        part = slice(first, first + _ROWS_AT_ONCE)
+        if (np.isfinite(values[part]).all(axis=1) == bad[part]).any():
+            raise ValueError("it holds numbers for bad inputs, or none for good ones")
 
 
 def ask_libhdf5(path: Path, commit: Commit) -> str | None:

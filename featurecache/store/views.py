@@ -15,6 +15,7 @@ from featurecache.hashing import digest_bytes
 from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
+from featurecache.store.schemas import SOURCE
 from featurecache.store.shards import MappedShard
 from featurecache.text import TextColumn
 
@@ -85,8 +86,12 @@ class SourceViews:
     def all(self) -> list[SourceView]:
         """Return the last view of every source, the one extracted last at the end."""
         folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
-        views = [_load(ShardFolder(folder)) for folder in folders if folder.is_dir()]
+        views = [self.read(folder) for folder in folders if folder.is_dir()]
         return sorted((view for view in views if view is not None), key=lambda view: view.order)
+
+    def read(self, folder: Path) -> SourceView | None:
+        """Return the newest view in a folder of this cache."""
+        return _load(ShardFolder(folder, SOURCE))
 
     def save(self, view: SourceView) -> SourceView:
         """Make ``view`` the newest of its source and return it as it is mapped from the disk.
@@ -106,7 +111,8 @@ class SourceViews:
         return _load(folder) or view
 
     def _folder(self, root: Path) -> ShardFolder:
-        return ShardFolder(self._path / digest_bytes(str(root.resolve()).encode(errors="surrogateescape"))[:16])
+        key = digest_bytes(str(root.resolve()).encode(errors="surrogateescape"))[:16]
+        return ShardFolder(self._path / key, SOURCE)
 
 
 def merged_rows(views: Sequence[SourceView]) -> Rows:
@@ -122,8 +128,8 @@ def _view_of(commit: Commit, shard: MappedShard) -> SourceView:
     stamps, rows = shard.read("stamp"), shard.read("row")
     try:
         paths = TextColumn(shard.read("text"), shard.read("text_start"))
-        if stamps.shape != (len(paths), 4) or rows.shape != (len(paths),):
-            raise ValueError("columns of different lengths")
+        if rows.min(initial=-1) < -1:
+            raise ValueError("negative rows")
     except ValueError as error:
         raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
     body = commit.body

@@ -241,6 +241,26 @@ def write_images(folder: Path, *, count: int, first: int = 0) -> None:
     (folder / "odd" / f"broken-{first}.png").write_bytes(b"\x89PNG\r\n\x1a\n and nothing more" + bytes([first % 256]))
 
 
+def features_body(feature_set: Any, rows: np.ndarray) -> dict[str, Any]:
+    """Return what a commit of features says, of rows that no backbone made."""
+    from featurecache.store.features import runs_of_rows
+
+    ran = {"runtime": "none", "device": "none", "machine": "any", "batch_size": 1, "versions": {}}
+    names = {"tap": feature_set.tap, "fingerprint": feature_set.fingerprint}
+    return {"rows": runs_of_rows(rows), "bad": [], "provenance": ran, **names}
+
+
+ABOUT = {
+    "num_parameters": 0,
+    "num_trainable": 0,
+    "weights_source": "none",
+    "license": None,
+    "classifier": None,
+    "notes": [],
+}
+"""What is said of a backbone that does not exist."""
+
+
 def snapshot(cache: Path) -> dict[str, bytes]:
     """Every file of a cache but temporaries: path -> bytes."""
     from featurecache.atomic import is_partial

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trials.common import Options, Tally, for_each, problems_of
+from trials.common import ABOUT, Options, Tally, features_body, for_each, problems_of
 
 TAP, DTYPE = "layer:avg", "float16"
 _PER_JOB = 200
@@ -80,8 +80,8 @@ def make_target(folder: Path, *, num_rows: int, num_features: int) -> Target:
     identity = FeatureIdentity(
         backbone="synthetic", architecture="0" * 64, weights="0" * 64, preprocess=PreprocessSpec()
     )
-    feature_set = store.add_feature_set(identity, {"notes": []}, TAP, DTYPE)
-    body = {"rows": [[0, num_rows]], "bad": [], "tap": TAP, "fingerprint": identity.fingerprint, "provenance": {}}
+    feature_set = store.add_feature_set(identity, ABOUT, TAP, DTYPE)
+    body = features_body(feature_set, np.arange(num_rows))
     arrays = {"features": (DTYPE, features), "id": ("uint8", ids)}
     assert feature_set.folder.publish(f"{0:012d}", arrays, body, kind="features")
     (commit,) = feature_set.folder.commits()

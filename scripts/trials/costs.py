@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trials.common import Options, Tally
+from trials.common import ABOUT, Options, Tally, features_body
 
 ROWS_PER_SECOND = 5_000
 """Rate of an extraction that the cost is compared with."""
@@ -126,7 +126,6 @@ def write_many(cache: str, count: str) -> None:
     """Do what an extraction does, with a backbone that makes numbers up. Prints what it took."""
     from featurecache.extraction.plan import plan_extraction
     from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
-    from featurecache.store.features import runs_of_rows
     from featurecache.store.store import FeatureStore
     from featurecache.store.views import SourceView
     from featurecache.text import TextColumn
@@ -147,7 +146,7 @@ def write_many(cache: str, count: str) -> None:
     identity = FeatureIdentity(
         backbone="synthetic", architecture="0" * 64, weights="0" * 64, preprocess=PreprocessSpec()
     )
-    feature_set = store.add_feature_set(identity, {"notes": []}, "layer:avg", "float16")
+    feature_set = store.add_feature_set(identity, ABOUT, "layer:avg", "float16")
     table_ids = store.samples.ids
     shard_rows = ExtractionSettings().shard_rows
     for job in plan_extraction(view.unique_rows, {"layer:avg": np.zeros(0, np.int64)}, shard_rows=shard_rows):
@@ -157,8 +156,7 @@ def write_many(cache: str, count: str) -> None:
                 writer.append("features", made_up(job.rows[start : start + 256]))
             writer.append("id", table_ids[job.rows])
             shard = writer.finish(job.key)
-        body = {"rows": runs_of_rows(job.rows), "bad": [], "tap": "layer:avg", "provenance": {"runtime": "none"}}
-        assert feature_set.folder.commit(job.key, shard, body)
+        assert feature_set.folder.commit(job.key, shard, features_body(feature_set, job.rows))
     seconds = time.perf_counter() - started
     memory = {"anonymous_mb": sampler.peak_mb(), "peak_mb": _peak_mb()}
     result = {"seconds": seconds, "rows_per_second": num_rows / seconds, "table_seconds": table_seconds}

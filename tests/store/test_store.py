@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import features_body
 
 from featurecache.errors import FormatVersionError, RequestError, StoreError, UnknownNameError
 from featurecache.specs import FeatureIdentity, PreprocessSpec
-from featurecache.store.features import runs_of_rows
 from featurecache.store.store import FeatureStore, check_name
 
 ABOUT = {
@@ -31,7 +31,7 @@ def add_features(
     stored = np.full((3, 2), value, np.float16 if dtype == "float16" else np.float32)
     ids = np.arange(96, dtype=np.uint8).reshape(3, 32)
     store.samples.append(ids, ["a", "b", "c"], np.ones(3))
-    body = {"rows": runs_of_rows(np.arange(3)), "bad": [], "provenance": {"runtime": "torch"}}
+    body = features_body(tap, identity.fingerprint, 3)
     folder.publish("000000000000", {"features": (dtype, stored), "id": ("uint8", ids)}, body, kind="features")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, write_image
+from conftest import TINY, features_body, write_image
 
 from featurecache.cli import main
 from featurecache.errors import CorruptError, RequestError
@@ -214,7 +214,7 @@ def test_values_beyond_a_type_are_a_status_after_conversion_too(tmp_path: Path, 
     values = np.array([[1, 2], [value, 3], [4, 5]], np.float32)
     ids = np.arange(96, dtype=np.uint8).reshape(3, 32)
     store.samples.append(ids, ["a", "b", "c"], np.ones(3))
-    body = {"rows": [[0, 3]], "bad": [], "provenance": {"runtime": "torch"}, "precision": None}
+    body = features_body("a:avg", identity.fingerprint, 3)
     exact.folder.publish("000000000000", {"features": ("float32", values), "id": ("uint8", ids)}, body, kind="features")
     features = convert_features(store, exact, dtype).open()
     assert features.bad == {1: ("overflow", f"a feature exceeds the range of {dtype}; use --dtype float32")}

@@ -1,0 +1,213 @@
+"""What the commits of each kind of folder hold: arrays with their types and shapes, and the fields of the body.
+
+A cache may come from a stranger who knows how to compute digests, so nothing of a record is used before it has been
+compared with its schema. msgspec does the comparing: a few microseconds for a record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from featurecache.errors import CorruptError, shortened
+from featurecache.specs import MAX_SHARD_ROWS
+from featurecache.store.commits import Commit
+
+Shape = tuple[int | str, ...]
+"""Lengths of the axes: a number, or a letter that stands for the same length wherever it occurs; ``+`` for one more."""
+
+Arrays = dict[str, tuple[tuple[str, ...], Shape]]
+"""For each array, the types that it may have, and its shape."""
+
+Count = Annotated[int, Meta(ge=0, le=1 << 48)]
+Number = Annotated[float, Meta(ge=0)]
+Text = Annotated[str, Meta(max_length=1 << 16)]
+Run = tuple[Count, Count]
+Bad = tuple[Count, Text, Text]
+Probe = tuple[Count, Text, Text]
+
+
+class SamplesBody(Struct):
+    """One addition to the sample table."""
+
+    start: Count
+
+
+class SourceBody(Struct):
+    """What a source held."""
+
+    root: Text
+    problems: dict[Text, Text]
+    order: Count
+
+
+class Provenance(Struct):
+    """What ran."""
+
+    runtime: Text
+    device: Text
+    machine: Text
+    batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    versions: dict[Text, Text]
+
+
+class Precision(Struct):
+    """What storing cost."""
+
+    against: Text
+    rows: Count
+    relative_rms: Number
+    relative_largest: Number
+    bound: bool = False
+
+
+class FeaturesBody(Struct):
+    """A shard of features."""
+
+    rows: Annotated[list[Run], Meta(min_length=1)]
+    bad: list[Bad]
+    tap: Text
+    fingerprint: Text
+    provenance: Provenance
+    precision: Precision | None = None
+    probe: list[Probe] = []
+
+
+class TaskAbout(Struct):
+    """Where labels and splits came from."""
+
+    origin: Text
+    splits: Text
+    random_state: Count | None
+    conflicts: list[dict[Text, Text]]
+    num_conflicts: Count
+    num_moved: Count
+    num_missing: Count
+
+
+class TaskBody(Struct):
+    """Labels and splits."""
+
+    classes: Annotated[list[Text], Meta(min_length=1)]
+    about: TaskAbout
+
+
+class BackboneAbout(Struct):
+    """What people want to know of a backbone."""
+
+    num_parameters: Count
+    num_trainable: Count
+    weights_source: Text
+    license: Text | None
+    classifier: Text | None
+    notes: list[Text]
+
+
+class SpecBody(Struct):
+    """How features were made; the identity is checked by its own class."""
+
+    identity: dict[str, Any]
+    about: BackboneAbout
+
+
+class RequestBody(Struct):
+    """Which feature sets a request led to."""
+
+    fingerprint: Text
+    taps: list[Text]
+
+
+class ProbeBody(Struct):
+    """What the program's own images gave."""
+
+    stages: list[tuple[Text, Text]]
+    features: dict[Text, list[list[float]]]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Arrays (types, shape) and body of one kind of commit; ``most_rows`` is the longest first axis of the arrays."""
+
+    kind: str
+    arrays: Arrays
+    body: type[Struct]
+    most_rows: int
+    per_sample: tuple[str, ...] = ()
+    """Arrays that are spread over every sample of ``features``."""
+
+    def check(self, commit: Commit, path: Path) -> None:
+        """Raise `CorruptError` unless a commit holds what this kind of commit holds."""
+        check_body(commit.body, self.body, f"{path}: {self.kind} {commit.key}")
+        lengths: dict[str, int] = {}
+        for name, (dtypes, shape) in self.arrays.items():
+            array = commit.shard.arrays.get(name)
+            if array is None or array.dtype not in dtypes or not _fits(array.shape, shape, lengths):
+                found = "no such array" if array is None else f"{array.dtype} {list(array.shape)}"
+                raise CorruptError(
+                    f"{path}: {self.kind} {commit.key} should hold {name!r} as {' or '.join(dtypes)} {list(shape)}, "
+                    f"and has {shortened(found)}; run `featurecache repair`"
+                )
+        if lengths["n"] > self.most_rows:
+            raise CorruptError(f"{path}: {self.kind} {commit.key} has {lengths['n']} rows, more than one ever holds")
+        for name in self.per_sample:
+            spread, sample = commit.shard.arrays[name].shape, commit.shard.arrays["features"].shape[1:]
+            if len(spread) != len(sample) or any(a not in (1, b) for a, b in zip(spread, sample, strict=True)):
+                raise CorruptError(f"{path}: {self.kind} {commit.key} has {name!r} {list(spread)} for {list(sample)}")
+
+
+def check_body(body: Any, kind: type[Struct], where: str) -> None:
+    """Raise `CorruptError` unless the fields of a record are what they should be."""
+    try:
+        msgspec.convert(body, kind)
+    except msgspec.ValidationError as error:
+        raise CorruptError(f"{where} cannot be used ({shortened(error)}); run `featurecache repair`") from None
+
+
+def _fits(found: tuple[int, ...], wanted: Shape, lengths: dict[str, int]) -> bool:
+    """Compare a shape, and note what the letters stand for; ``...`` takes any axes that are left."""
+    if wanted[-1:] == ("...",):
+        found, wanted = (*found[: len(wanted) - 1],), wanted[:-1]
+    if len(found) != len(wanted):
+        return False
+    for length, axis in zip(found, wanted, strict=True):
+        if isinstance(axis, int):
+            expected = axis
+        elif axis.endswith("+"):
+            expected = lengths[axis[:-1]] + 1
+        else:
+            expected = lengths.setdefault(axis, length)
+        if length != expected:
+            return False
+    return True
+
+
+_TEXT: Arrays = {
+    "text": (("uint8",), ("bytes",)),
+    "text_start": (("uint64",), ("n+",)),
+}
+_ID: tuple[tuple[str, ...], Shape] = (("uint8",), ("n", 32))
+
+_MANY = 1 << 40
+_SAMPLES: Arrays = {"id": _ID, "size": (("uint64",), ("n",)), **_TEXT}
+_SOURCE: Arrays = {"row": (("int64",), ("n",)), "stamp": (("int64",), ("n", 4)), **_TEXT}
+_TASK: Arrays = {
+    "id": _ID,
+    "label": (("int32",), ("n",)),
+    "split": (("uint8",), ("n",)),
+}
+SAMPLES = Schema("part", _SAMPLES, SamplesBody, most_rows=1 << 20)
+SOURCE = Schema("source view", _SOURCE, SourceBody, most_rows=_MANY)
+TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY)
+
+
+def features_schema(dtype: str) -> Schema:
+    """Return the schema of features of a stored type."""
+    arrays: Arrays = {"id": _ID, "features": ((dtype,), ("n", "..."))}
+    per_sample = ("scale", "offset") if dtype == "int8" else ()
+    arrays |= dict.fromkeys(per_sample, (("float32",), ("...",)))
+    return Schema("shard", arrays, FeaturesBody, most_rows=MAX_SHARD_ROWS, per_sample=per_sample)
