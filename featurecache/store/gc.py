@@ -101,7 +101,8 @@ def _shrink(folder: ShardFolder, commit: Commit, rows: Rows, keep: np.ndarray) -
     """Replace a shard by one without some rows: the new one is complete before the old one goes."""
     if keep.any():
         old = folder.open(commit)
-        arrays = {name: (array.dtype, old.read(name)[keep]) for name, array in commit.shard.arrays.items()}
+        arrays = {name: (array.dtype, old.read(name)) for name, array in commit.shard.arrays.items()}
+        arrays |= {name: (arrays[name][0], arrays[name][1][keep]) for name in ("features", "id")}
         layout = {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}
         kept = rows[keep]
         key = f"{kept[0]:012d}"

@@ -178,6 +178,18 @@ def test_gc_unused_keeps_rows_where_they_are(made: tuple) -> None:
     assert extract(source, store.path).features().shape == (8, 16)
 
 
+def test_gc_unused_knows_what_belongs_to_all_rows_of_a_shard(made: tuple) -> None:
+    source, store = made
+    before = convert_features(store, store.find(), "int8").open()[:]
+    shutil.rmtree(source / "blue")
+    fresh = extract(source, store.path)
+    held = set(store.views.load(source).unique_rows.tolist())
+    assert collect_garbage(fresh, unused=True, remove=True).unused_rows == 10
+    after = FeatureStore.open(store.path).features(dtype="int8")
+    assert set(after.rows.tolist()) == held
+    assert np.array_equal(after[:], before[after.rows])
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [("float16", 1e-3), ("bfloat16", 1e-2), ("int8", 2e-2)])
 def test_converted_features_are_close_and_the_first_untouched(made: tuple, dtype: str, limit: float) -> None:
     _, store = made
