@@ -16,6 +16,7 @@ from featurecache.store.commits import Commit, encode_commit
 from featurecache.store.features import Features, rows_of_commit, runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
+from featurecache.store.schemas import features_schema
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import shard_folders
 from featurecache.store.views import merged_rows
@@ -93,15 +94,16 @@ def _drop_unused(features: Features, folder: ShardFolder, held: Rows, *, remove:
         keep = np.isin(rows, held)
         dropped += int((~keep).sum())
         if remove and not keep.all():
-            _shrink(folder, commit, rows, keep)
+            _shrink(features, folder, commit, rows, keep)
     return dropped
 
 
-def _shrink(folder: ShardFolder, commit: Commit, rows: Rows, keep: np.ndarray) -> None:
+def _shrink(features: Features, folder: ShardFolder, commit: Commit, rows: Rows, keep: np.ndarray) -> None:
     """Replace a shard by one without some rows: the new one is complete before the old one goes."""
     if keep.any():
         old = folder.open(commit)
-        arrays = {name: (array.dtype, old.read(name)) for name, array in commit.shard.arrays.items()}
+        known = [name for name in features_schema(features.dtype).arrays if name in commit.shard.arrays]
+        arrays = {name: (commit.shard.arrays[name].dtype, old.read(name)) for name in known}
         arrays |= {name: (arrays[name][0], arrays[name][1][keep]) for name in ("features", "id")}
         layout = {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}
         kept = rows[keep]

@@ -31,6 +31,7 @@ from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.samples import SampleTable
 from featurecache.store.shards import MappedShard
 from featurecache.store.store import FeatureStore, read_spec
+from featurecache.store.views import view_of
 from featurecache.text import TextColumn
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
@@ -154,8 +155,9 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
         for commits in sorted(spec.parent.glob("*/*/commits")):
             folder = commits.parent
             yield from _attempt(store.path, folder, partial(_check_features, store, folder))
-    for view in sorted((store.path / "sources").glob("*/commits")):
-        yield from _attempt(store.path, view.parent, partial(_check_view, store, view.parent))
+    for place, folder in known.items():
+        if place.parent.name == "sources":
+            yield from _attempt(store.path, place, partial(_check_views, store, folder))
     for name in store.task_names():
         yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
 
@@ -184,10 +186,10 @@ def _check_features(store: FeatureStore, folder: Path) -> None:
     _ = features.sample_shape, features.rows, features.bad
 
 
-def _check_view(store: FeatureStore, folder: Path) -> None:
-    view = store.views.read(folder)
-    if view is not None and view.rows.max(initial=-1) >= len(store.samples):
-        raise ValueError("it names rows that the sample table does not have")
+def _check_views(store: FeatureStore, folder: ShardFolder) -> None:
+    for commit in folder.commits():
+        if view_of(commit, folder.open(commit)).rows.max(initial=-1) >= len(store.samples):
+            raise ValueError("it names rows that the sample table does not have")
 
 
 def _check_ids(commit: Commit, shard: MappedShard, samples: SampleTable) -> None:

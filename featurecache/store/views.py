@@ -86,12 +86,8 @@ class SourceViews:
     def all(self) -> list[SourceView]:
         """Return the last view of every source, the one extracted last at the end."""
         folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
-        views = [self.read(folder) for folder in folders if folder.is_dir()]
+        views = [_load(ShardFolder(folder, SOURCE)) for folder in folders if folder.is_dir()]
         return sorted((view for view in views if view is not None), key=lambda view: view.order)
-
-    def read(self, folder: Path) -> SourceView | None:
-        """Return the newest view in a folder of this cache."""
-        return _load(ShardFolder(folder, SOURCE))
 
     def save(self, view: SourceView) -> SourceView:
         """Make ``view`` the newest of its source and return it as it is mapped from the disk.
@@ -121,10 +117,17 @@ def merged_rows(views: Sequence[SourceView]) -> Rows:
 
 
 def _load(folder: ShardFolder) -> SourceView | None:
-    return folder.newest(_view_of)
+    return folder.newest(view_of)
 
 
-def _view_of(commit: Commit, shard: MappedShard) -> SourceView:
+def view_of(commit: Commit, shard: MappedShard) -> SourceView:
+    """Return the view that a commit holds.
+
+    Raises
+    ------
+    CorruptError
+        Its paths or rows are impossible.
+    """
     stamps, rows = shard.read("stamp"), shard.read("row")
     try:
         paths = TextColumn(shard.read("text"), shard.read("text_start"))
