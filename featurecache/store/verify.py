@@ -155,9 +155,9 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
         for commits in sorted(spec.parent.glob("*/*/commits")):
             folder = commits.parent
             yield from _attempt(store.path, folder, partial(_check_features, store, folder))
-    for place, folder in known.items():
+    for place, views in known.items():
         if place.parent.name == "sources":
-            yield from _attempt(store.path, place, partial(_check_views, store, folder))
+            yield from _attempt(store.path, place, partial(_check_views, store, views))
     for name in store.task_names():
         yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
 
