@@ -27,6 +27,8 @@ class Provided:
     classifiers: tuple[str, ...] = ()
     """Paths of the output layers; the input of the first is the backbone's features."""
     num_prefix_tokens: int = 0
+    has_class_token: bool = True
+    """The first of the prefix tokens is a class token, not a register."""
     license: str | None = None
     weights_source: str = "none"
     """Where the provider's own weights came from."""

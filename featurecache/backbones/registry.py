@@ -157,6 +157,7 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) ->
         preprocess=preprocess,
         classifier=provided.classifiers[0] if provided.classifiers else None,
         num_prefix_tokens=provided.num_prefix_tokens,
+        has_class_token=provided.has_class_token,
         identity=identity,
         weights_source=provided.weights_source,
         notes=tuple(notes),

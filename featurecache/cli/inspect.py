@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_preprocess_options, request_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from featurecache.backbones.backbone import Backbone
+    from featurecache.backbones.inspection import NodeInfo
+    from featurecache.backbones.tapped import Tap
 
 
 def add_parser(verbs: Any) -> None:
@@ -16,7 +21,7 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "inspect",
-        help="show the layers of a backbone as possible taps, with shapes",
+        help="show the layers of a backbone as possible taps, with shapes, cost and bytes",
         example="  featurecache inspect torchvision:squeezenet1_1 --weights squeezenet1_1.pth --depth 2",
     )
     parser.add_argument("backbone", metavar="BACKBONE")
@@ -27,46 +32,77 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, run once on zeros, print."""
-    from dataclasses import asdict
-
+    """Load, run once, print."""
+    from featurecache.backbones.inspection import list_nodes
     from featurecache.backbones.registry import load_backbone
-    from featurecache.backbones.taps import list_nodes, resolve_taps
+    from featurecache.backbones.taps import resolve_taps
 
     backbone = load_backbone(request_of(args))
     nodes, (default,) = list_nodes(backbone), resolve_taps(backbone, ["default"])
     if args.json:
-        print_json(
-            {
-                "backbone": backbone.name,
-                "num_parameters": backbone.num_parameters,
-                "num_trainable": backbone.num_trainable,
-                "output_layer_removed": backbone.classifier,
-                "default_tap": default.name,
-                "default_shape": list(default.shape),
-                "fingerprint": backbone.identity.fingerprint,
-                "weights_source": backbone.weights_source,
-                "license": backbone.license,
-                "notes": list(backbone.notes),
-                "preprocess": asdict(backbone.preprocess),
-                "nodes": [asdict(node) for node in nodes],
-            }
-        )
-        return 0
+        print_json(_document(backbone, nodes, default))
+    else:
+        _print_tree(nodes, depth=args.depth)
+        _print_summary(backbone, nodes, default)
+    return 0
+
+
+def _document(backbone: Backbone, nodes: list[NodeInfo], default: Tap) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from featurecache.backbones.inspection import suggested_taps
+
+    return {
+        "backbone": backbone.name,
+        "num_parameters": backbone.num_parameters,
+        "num_trainable": backbone.num_trainable,
+        "output_layer_removed": backbone.classifier,
+        "default_tap": default.name,
+        "default_shape": list(default.shape),
+        "suggested_taps": suggested_taps(nodes),
+        "fingerprint": backbone.identity.fingerprint,
+        "weights_source": backbone.weights_source,
+        "license": backbone.license,
+        "notes": list(backbone.notes),
+        "preprocess": asdict(backbone.preprocess),
+        "nodes": [asdict(node) for node in nodes],
+    }
+
+
+def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
+    columns = ["output shape", "parameters", "GFLOP until here", "kB/sample"]
     print_table(
-        ["node", "layer", "output shape", "parameters"],
+        ["node", "layer", *columns, "usual pooling", "suggested by"],
         [
-            [node.name, node.class_name, "x".join(map(str, node.output_shape or ())) or "-", f"{node.num_parameters:,}"]
+            [
+                node.name,
+                node.class_name,
+                "x".join(map(str, node.output_shape or ())) or "-",
+                f"{node.num_parameters:,}",
+                "-" if node.flops is None else f"{node.flops / 1e9:.3f}",
+                "-" if node.bytes_per_sample is None else f"{node.bytes_per_sample / 1000:.2f}",
+                node.tap.rpartition(":")[2] if node.tap else "-",
+                ", ".join(node.suggested),
+            ]
             for node in nodes
-            if node.name.count(".") < args.depth
+            if node.name.count(".") < depth
         ],
-        numbers=["output shape", "parameters"],
+        numbers=columns,
     )
-    print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all")
+
+
+def _print_summary(backbone: Backbone, nodes: list[NodeInfo], default: Tap) -> None:
+    from featurecache.backbones.inspection import suggested_taps
+
+    crop = backbone.preprocess.crop
+    print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, images of {crop}x{crop} pixels")
     print_line("trainable parameters: " + str(backbone.num_trainable))
     print_line(f"output layer removed: {backbone.classifier or 'none was found'}")
     print_line(f"default tap: {default.name}, {'x'.join(map(str, default.shape))} numbers per sample")
+    for group, taps in suggested_taps(nodes).items():
+        if group != "default" and taps:
+            print_line(f"--tap {group}: {len(taps)} taps, {taps[0]} to {taps[-1]}")
+    print_line("kB/sample: on disk in float16, id included; GFLOP: two operations for each multiply-add")
     print_line(f"weights: {backbone.weights_source}; fingerprint {backbone.identity.fingerprint[:12]}")
     for note in backbone.notes:
         print_line(f"note: {note}")
-    return 0

@@ -68,7 +68,8 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         "--tap",
         action="append",
         metavar="T",
-        help="layer to keep as node:pooling, e.g. layer4:avg; repeat for several (default: the classifier's input)",
+        help="layer to keep as node:pooling, e.g. layer4:avg, or all of: stages, blocks, default; repeat for several "
+        "(default: the classifier's input)",
     )
     group = parser.add_argument_group("extraction")
     group.add_argument("--dtype", choices=get_args(StorageDtype), default=default.dtype, help="stored numbers")

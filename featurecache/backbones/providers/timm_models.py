@@ -53,7 +53,8 @@ class TimmProvider:
             module=module,
             preprocess=_preprocess(timm, name, module),
             classifiers=_classifier_paths(module),
-            num_prefix_tokens=getattr(module, "num_prefix_tokens", 0),
+            num_prefix_tokens=_num_prefix_tokens(module),
+            has_class_token=getattr(module, "cls_token", None) is not None,
             license=config.get("license"),
             weights_source=f"timm {_hub_name(config)}" if pretrained else "none",
             notes=notes,
@@ -151,6 +152,14 @@ def _classifier_paths(module: Any) -> tuple[str, ...]:
     paths = (declared,) if isinstance(declared, str) else tuple(declared)
     present = dict(module.named_modules())
     return tuple(path for path in paths if path in present)
+
+
+def _num_prefix_tokens(module: Any) -> int:
+    """Return what timm says, or count the tokens themselves: CaiT, XCiT and PiT join them without saying so."""
+    if (declared := getattr(module, "num_prefix_tokens", None)) is not None:
+        return int(declared)
+    tokens = [getattr(module, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    return sum(token.shape[1] for token in tokens if token is not None)
 
 
 def _hub_name(config: dict[str, Any]) -> str:
