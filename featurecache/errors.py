@@ -89,6 +89,11 @@ class HeadMismatchError(HeadError):
     """A head whose backbone cannot be reproduced exactly."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of somebody else's error: networks, hubs and converters tell stories."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """Return the known names most like ``name``, best first."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.errors import BackboneError
+from featurecache.errors import BackboneError, first_line
 
 PRE_LOGITS = "pre_logits"
 # Two images, so that an output whose first axis does not count images gives itself away.
@@ -131,8 +131,3 @@ def _run(backbone: Backbone) -> None:
             f"{backbone.name} rejects images of {crop}x{crop} pixels: {first_line(error)}; "
             "--crop and --resize set another size"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error: networks and converters tell stories."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import first_line, probe_images
+from featurecache.backbones.probing import probe_images
 from featurecache.backbones.tapped import Tap, TappedBackbone
-from featurecache.errors import BackboneError
+from featurecache.errors import BackboneError, first_line
 
 # Of the largest value. A batch of another size may take other kernels, whose roundings grow in a deep network;
 # statistics over the batch are far beyond that.

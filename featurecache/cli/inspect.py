@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_preprocess_options, request_of, verb_parser
+from featurecache.cli.options import add_preprocess_options, add_weights_options, request_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb."""
-    from pathlib import Path
-
     parser = verb_parser(
         verbs,
         "inspect",
@@ -25,7 +23,7 @@ def add_parser(verbs: Any) -> None:
         example="  featurecache inspect torchvision:squeezenet1_1 --weights squeezenet1_1.pth --depth 2",
     )
     parser.add_argument("backbone", metavar="BACKBONE")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    add_weights_options(parser)
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of modules to print (default 3)")
     add_preprocess_options(parser)
     parser.set_defaults(run=run)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from featurecache.specs import (
     BackboneRequest,
     ExtractionSettings,
+    InitName,
     Interpolation,
     Orientation,
     RuntimeName,
@@ -46,8 +47,17 @@ def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = Fa
         help="efficientnet_lite0, torchvision:NAME, timm:NAME or python:package.module:factory"
         + ("" if required else f" (default {DEFAULT_BACKBONE})"),
     )
-    group.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    add_weights_options(group)
     add_preprocess_options(parser)
+
+
+def add_weights_options(parser: Any) -> None:
+    """Add where the weights come from."""
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    parser.add_argument(
+        "--init", choices=get_args(InitName), default="pretrained", help="random: the same network before any training"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of random weights (default 0)")
 
 
 def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +108,13 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     names = ("resize", "crop", "interpolation", "orientation", "mean", "std")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     PreprocessSpec().override(**changes)  # impossible numbers must fail before a network is loaded
-    return BackboneRequest(name=args.backbone, weights=args.weights, preprocess=tuple(sorted(changes.items())))
+    return BackboneRequest(
+        name=args.backbone,
+        weights=args.weights,
+        preprocess=tuple(sorted(changes.items())),
+        init=args.init,
+        seed=args.seed,
+    )
 
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:

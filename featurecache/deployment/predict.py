@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.random_weights import seed_of
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
@@ -22,7 +23,7 @@ from featurecache.extraction.pipeline import FileInput, Outcome, run_pipeline, t
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.sources.folder import find_images
 from featurecache.sources.images import pillow_defaults
-from featurecache.specs import BackboneRequest, ExtractionSettings, PreprocessSpec
+from featurecache.specs import BackboneRequest, ExtractionSettings, InitName, PreprocessSpec
 from featurecache.store.dtypes import decode
 
 
@@ -92,7 +93,12 @@ def reproduce_backbone(saved: SavedHead, *, backbone: str | None = None, weights
             f"this head needs the backbone {name!r}, which is code on this machine; "
             f"if you trust it, pass --backbone {name}"
         )
-    if backbone is not None and backbone != name:
+    if name.startswith("hub:") and backbone is None:
+        raise HeadMismatchError(
+            f"this head needs the backbone {name!r}, a checkout with code; if you trust it, pass --backbone "
+            "hub:FOLDER:entrypoint"
+        )
+    if backbone is not None and backbone != name and not _same_files(name, backbone):
         raise HeadMismatchError(f"this head was trained on backbone {name!r}, not {backbone!r}; leave --backbone out")
     made_with = str(saved.meta.get("weights_source", "other weights"))
     if weights is None and made_with.startswith("file "):
@@ -101,13 +107,22 @@ def reproduce_backbone(saved: SavedHead, *, backbone: str | None = None, weights
         )
     preprocess = tuple(sorted(asdict(saved.identity.preprocess).items()))
     path = None if weights is None else Path(weights)
-    network = load_backbone(BackboneRequest(name=name, weights=path, preprocess=preprocess))
+    seed = seed_of(made_with) if path is None else None
+    init: InitName = "pretrained" if seed is None else "random"
+    request = BackboneRequest(name=backbone or name, weights=path, preprocess=preprocess, init=init, seed=seed or 0)
+    network = load_backbone(request)
     if differences := saved.identity.differences(network.identity):
         raise HeadMismatchError(
             f"the backbone of this head cannot be reproduced here: {'; '.join(differences)}. It was trained with "
             f"{made_with}; pass that file with --weights"
         )
     return network
+
+
+def _same_files(name: str, backbone: str) -> bool:
+    """Tell whether two names may mean one folder of files: then the identity decides, not the place."""
+    prefixes = ("hub:", "hf:")
+    return any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in prefixes)
 
 
 def _predict(

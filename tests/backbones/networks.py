@@ -169,6 +169,27 @@ def windows():
 
 
 @_quick
+def switchable(pretrained=True):
+    network = Small()
+    network.pretrained = pretrained
+    return network
+
+
+class OwnParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, images_BCHW):
+        return images_BCHW.mean((2, 3)) * self.scale
+
+
+@_quick
+def own_parameter():
+    return OwnParameter()
+
+
+@_quick
 def picky():
     return nn.Sequential(nn.Flatten(), nn.Linear(7, 7), nn.Linear(7, 2))
 
