@@ -34,6 +34,8 @@ class Provided:
     """Where the provider's own weights came from."""
     rename_key: Callable[[str], str] = same_key
     """How parameter names of older weights files read today."""
+    file_loaded: bool = False
+    """The provider has loaded the weights file itself, because its names are not the network's."""
     notes: tuple[str, ...] = ()
     identity_name: str | None = None
     """The name that counts for the fingerprint, where the one asked for holds a path of this machine."""

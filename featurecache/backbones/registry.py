@@ -147,13 +147,14 @@ def _build(provider: Provider, name: str, request: BackboneRequest, *, keep_clas
 def _load_file(provided: Provided, name: str, path: Path, *, keep_classifier: bool) -> list[str]:
     from featurecache.backbones.weights import load_weights, read_checkpoint
 
+    provided.weights_source = f"file {path.name} (sha256 {digest_file(path)[:12]})"
+    if provided.file_loaded:
+        return []
     state = {provided.rename_key(key): tensor for key, tensor in read_checkpoint(path).items()}
     try:
-        notes = load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
+        return load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
     except WeightsError as error:
         raise WeightsError(f"{path} for {name}: {error}") from None
-    provided.weights_source = f"file {path.name} (sha256 {digest_file(path)[:12]})"
-    return notes
 
 
 def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) -> Backbone:

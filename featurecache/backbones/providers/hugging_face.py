@@ -18,6 +18,7 @@ from typing import Any
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.hub_access import quick_hub
 from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.backbones.weights import read_checkpoint
 from featurecache.errors import BackboneError, MissingExtraError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
@@ -27,6 +28,8 @@ _FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 # Two-tower models: only the image tower is wanted.
 _TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel", "siglip2": "SiglipVisionModel"}
 _NO_CLASS_TOKEN = {"siglip", "siglip2", "siglip_vision_model", "ijepa"}
+# Never run a model's own code; tell what does not fit instead of raising, so that one check judges all of it.
+_STRICT = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
 _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -47,10 +50,15 @@ class HuggingFaceProvider:
             config = _config(transformers, name)
             kind = _class(transformers, config)
             settings = getattr(config, "vision_config", config) if "Vision" in kind.__name__ else config
-            module = _pretrained(kind, name, settings) if pretrained else kind(settings)
+            if pretrained:
+                module = _pretrained(kind, name, settings, keep_classifier=keep_classifier)
+            elif weights is not None:
+                module = _from_file(kind, weights, settings, keep_classifier=keep_classifier)
+            else:
+                module = kind(settings)
         classifiers = _classifiers(module)
-        if pretrained and keep_classifier and not classifiers:
-            raise WeightsError(f"weights of {PREFIX}{name} have no output layer")
+        if not classifiers and keep_classifier:
+            raise WeightsError(f"{PREFIX}{name} has no output layer")
         preprocess, notes = _preprocess(name, _processor_settings(name), settings)
         return Provided(
             module=module,
@@ -59,6 +67,7 @@ class HuggingFaceProvider:
             num_prefix_tokens=_num_prefix_tokens(settings, module),
             license=None,
             weights_source=f"transformers {name}" if not folder.is_dir() else f"transformers folder {folder.name}",
+            file_loaded=weights is not None,
             notes=notes,
             identity_name=f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else None,
         )
@@ -104,20 +113,34 @@ def _class(transformers: Any, config: Any) -> Any:
         raise BackboneError(f"transformers knows no encoder for a {config.model_type}") from None
 
 
-def _pretrained(kind: Any, name: str, config: Any) -> Any:
+def _pretrained(kind: Any, name: str, config: Any, *, keep_classifier: bool) -> Any:
     try:
         with quick_hub():
-            module, report = kind.from_pretrained(
-                name, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-            )
+            module, report = kind.from_pretrained(name, config=config, use_safetensors=True, **_STRICT)
+    # The hub client, its HTTP library, json and safetensors each raise their own here.
     except Exception as error:
         raise _unavailable(name, error) from error
-    # transformers fills what is missing with random numbers, and goes on.
-    missing = [key for key in sorted(report["missing_keys"]) if not key.startswith(_classifiers(module))]
-    if missing or report["mismatched_keys"]:
-        first = missing[0] if missing else next(iter(report["mismatched_keys"]))
-        raise WeightsError(f"weights of {PREFIX}{name} do not fit {kind.__name__}: first {first}")
+    _check_complete(module, report, PREFIX + name, keep_classifier=keep_classifier)
     return module
+
+
+def _from_file(kind: Any, file: Path, config: Any, *, keep_classifier: bool) -> Any:
+    """Load a file by transformers' rules: the names in published files are older than those of its networks."""
+    state = read_checkpoint(file)
+    module, report = kind.from_pretrained(None, config=config, state_dict=state, **_STRICT)
+    _check_complete(module, report, str(file), keep_classifier=keep_classifier)
+    return module
+
+
+def _check_complete(module: Any, report: dict[str, Any], what: str, *, keep_classifier: bool) -> None:
+    """Refuse weights with gaps: transformers fills them with random numbers, and goes on."""
+    forgiven = () if keep_classifier else _classifiers(module)
+    gaps = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if gaps := [key for key in gaps if not key.startswith(forgiven)]:
+        raise WeightsError(
+            f"weights of {what} do not fit {type(module).__name__}: {len(gaps)} missing or of another shape "
+            f"({gaps[0]}, ...), {len(report['unexpected_keys'])} unexpected"
+        )
 
 
 def _unavailable(name: str, error: Exception) -> WeightsError:

@@ -1,0 +1,132 @@
+"""Proof of sameness: every suggested tap is what a plain forward hook sees, pooled by hand, in both runtimes.
+
+For each architecture the layout and the number of prefix tokens are written here, not taken from the code under test.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.runtimes import open_runtime
+from featurecache.backbones.taps import resolve_taps
+from featurecache.specs import BackboneRequest
+
+TOLERANCE = 1e-5  # of the largest value
+BATCH = 2
+# name, crop, layout of blocks and stages, prefix tokens, class token?, number of stages, number of blocks
+ARCHITECTURES = [
+    ("torchvision:resnet18", 64, "BCHW", 0, False, 4, 8),
+    ("torchvision:mobilenet_v3_small", 64, "BCHW", 0, False, 4, 11),  # squeeze-excite, depthwise
+    ("torchvision:shufflenet_v2_x0_5", 64, "BCHW", 0, False, 3, 16),
+    ("torchvision:regnet_y_400mf", 64, "BCHW", 0, False, 4, 16),  # squeeze-excite
+    ("torchvision:squeezenet1_1", 64, "BCHW", 0, False, 3, 8),
+    ("torchvision:alexnet", 64, "BCHW", 0, False, 3, 5),  # no blocks: after every activation
+    ("torchvision:swin_t", 64, "BHWC", 0, False, 4, 12),  # windowed attention
+    ("timm:efficientnet_lite0", 64, "BCHW", 0, False, 5, 16),
+    ("timm:convnext_atto", 64, "BCHW", 0, False, 4, 12),  # depthwise, layer norm
+    ("timm:regnety_002", 64, "BCHW", 0, False, 4, 13),
+    ("timm:vit_tiny_patch16_224", None, "BTD", 1, True, 4, 12),
+    ("timm:deit_tiny_distilled_patch16_224", None, "BTD", 2, True, 4, 12),  # class and distillation tokens
+    ("timm:vit_pwee_patch16_reg1_gap_256", None, "BTD", 1, False, 4, 16),  # a register, no class token
+    ("timm:mixer_s32_224", None, "BTD", 0, False, 4, 8),  # no attention
+]
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=lambda case: case[0])
+def case(request):
+    return request.param
+
+
+def load(name: str, crop: int | None, *, keep_classifier: bool = False):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    changes = (("crop", crop), ("resize", crop)) if crop else ()
+    request = BackboneRequest(name=name, preprocess=changes, init="random", seed=1)
+    backbone = load_backbone(request, keep_classifier=keep_classifier)
+    generator = torch.Generator().manual_seed(2)
+    for path, buffer in backbone.module.named_buffers():
+        if path.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5, generator=generator)  # batch norm that does something
+    return backbone
+
+
+def pooled_by_hand(output: torch.Tensor, layout: str, num_prefix: int, has_class_token: bool) -> torch.Tensor:
+    if output.ndim == 2:
+        return output
+    if layout == "BTD":
+        return output[:, 0] if has_class_token else output[:, num_prefix:].mean(1)
+    return output.mean((2, 3) if layout == "BCHW" else (1, 2))
+
+
+def seen_by_hooks(backbone, nodes: list[str], images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+    seen: dict[str, torch.Tensor] = {}
+    for node in nodes:
+        backbone.module.get_submodule(node).register_forward_hook(
+            lambda _module, _inputs, output, node=node: seen.update({node: output.clone()})
+        )
+    with torch.inference_mode():
+        backbone.module(images_BCHW)
+    return seen
+
+
+def classifier_input(name: str, crop: int | None, images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return what the untouched network hands to its output layer."""
+    full, seen = load(name, crop, keep_classifier=True), []
+    full.module.get_submodule(full.classifier).register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        full.module(images_BCHW)
+    return seen[0]
+
+
+def assert_same(features: np.ndarray, expected: torch.Tensor, tap: str) -> None:
+    error = np.abs(features - expected.numpy()).max() / expected.abs().max().item()
+    assert error <= TOLERANCE, f"{tap}: {error:.1e}"
+
+
+def test_every_suggested_tap_is_what_a_plain_hook_sees(case):
+    name, crop, layout, num_prefix, has_class_token, num_stages, num_blocks = case
+    backbone = load(name, crop)
+    stages, blocks = (resolve_taps(backbone, [group]) for group in ("stages", "blocks"))
+    assert (len(stages), len(blocks)) == (num_stages, num_blocks)
+    taps = resolve_taps(backbone, ["default", "stages", "blocks"])
+    size, spec = backbone.preprocess.crop, backbone.preprocess
+    images_BHWC = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), np.uint8)
+    images = (images_BHWC.astype(np.float64) / 255 - spec.mean) / spec.std
+    images_BCHW = torch.from_numpy(images.transpose(0, 3, 1, 2)).float()
+
+    hooked = seen_by_hooks(load(name, crop), [tap.node for tap in taps[1:]], images_BCHW)
+    expected = {tap.name: pooled_by_hand(hooked[tap.node], layout, num_prefix, has_class_token) for tap in taps[1:]}
+    head = classifier_input(name, crop, images_BCHW)
+    expected["pre_logits:avg" if head.ndim == 4 else "pre_logits:none"] = pooled_by_hand(head, "BCHW", 0, False)
+
+    for runtime in ("torch", "openvino"):
+        if runtime == "openvino":
+            pytest.importorskip("openvino")
+        opened = open_runtime(backbone, taps, runtime=runtime, batch_size=BATCH)
+        (features,) = opened.map([images_BHWC])
+        assert (opened.name, set(features)) == (runtime, set(expected))
+        for tap, values in features.items():
+            assert_same(values, expected[tap], f"{runtime} {tap}")
+        opened.close()
+
+
+def test_vit_tiny_names_all_labelled_images(material):
+    pytest.importorskip("timm")
+    from timm.data import ImageNetInfo
+
+    from featurecache.sources.images import load_image
+
+    folder = material / "weights" / "vit_tiny_patch16_224"
+    request = BackboneRequest(name="timm:vit_tiny_patch16_224", weights=folder / "vit_tiny_patch16_224.safetensors")
+    backbone, full = load_backbone(request), load_backbone(request, keep_classifier=True)
+    files = sorted(folder.glob("labelled_images/*"))
+    assert len(files) == 17
+    images_BHWC = np.stack([load_image(file.read_bytes(), backbone.preprocess) for file in files])
+    opened = open_runtime(backbone, resolve_taps(backbone, ["default"]), runtime="torch")
+    (features,) = opened.map([images_BHWC])
+    logits = full.module.head(torch.from_numpy(features["pre_logits:none"]))
+    names = [ImageNetInfo().index_to_label_name(int(index)) for index in logits.argmax(1)]
+    assert names == [file.name.partition("_")[0] for file in files]
