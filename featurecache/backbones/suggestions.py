@@ -8,7 +8,7 @@ cut into four equal runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby, pairwise
 
@@ -30,21 +30,25 @@ def suggested_nodes(backbone: Backbone, seen: Probe) -> dict[str, list[str]]:
     return {"stages": _stage_ends(backbone, seen, blocks), "blocks": blocks}
 
 
-def _runnable(seen: Probe, nodes: Iterator[str]) -> list[str]:
+def _runnable(seen: Probe, nodes: Iterable[str]) -> list[str]:
     """Keep what runs once and gives one row of maps or tokens per image."""
     found = [node for node in nodes if seen.num_calls[node] == 1 and len(seen.per_sample(node) or ()) in (2, 3)]
     return sorted(found, key=seen.order.__getitem__)
 
 
-def _find_blocks(module: nn.Module, path: str = "") -> Iterator[str]:
+def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
+    sequences: list[str] = []
+    others: list[str] = []
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
         if _num_products(child) < 2 or full == PRE_LOGITS:
             continue
         if type(child) in _CONTAINERS or _is_stage(child):
-            yield from _find_blocks(child, full)
+            sequences += _find_blocks(child, full)
         else:
-            yield full
+            others.append(full)
+    # Beside a sequence of blocks stand stems and downsampling; in a container every item is one of the sequence.
+    return sequences + others if type(module) in _CONTAINERS or not sequences else sequences
 
 
 def _is_stage(module: nn.Module) -> bool:

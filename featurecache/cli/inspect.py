@@ -25,6 +25,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("backbone", metavar="BACKBONE")
     add_weights_options(parser)
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of modules to print (default 3)")
+    parser.add_argument(
+        "--tap", action="append", metavar="T", help="also show this tap, or all of: stages, blocks; repeat for several"
+    )
     add_preprocess_options(parser)
     parser.set_defaults(run=run)
 
@@ -36,27 +39,28 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.backbones.taps import resolve_taps
 
     backbone = load_backbone(request_of(args))
-    nodes, (default,) = list_nodes(backbone), resolve_taps(backbone, ["default"])
+    nodes, taps = list_nodes(backbone), resolve_taps(backbone, ["default", *(args.tap or [])])
     if args.json:
-        print_json(_document(backbone, nodes, default))
+        print_json(_document(backbone, nodes, taps))
     else:
         _print_tree(nodes, depth=args.depth)
-        _print_summary(backbone, nodes, default)
+        _print_summary(backbone, nodes, taps)
     return 0
 
 
-def _document(backbone: Backbone, nodes: list[NodeInfo], default: Tap) -> dict[str, Any]:
+def _document(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from featurecache.backbones.inspection import suggested_taps
+    from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
 
     return {
         "backbone": backbone.name,
         "num_parameters": backbone.num_parameters,
         "num_trainable": backbone.num_trainable,
         "output_layer_removed": backbone.classifier,
-        "default_tap": default.name,
-        "default_shape": list(default.shape),
+        "default_tap": taps[0].name,
+        "default_shape": list(taps[0].shape),
+        "taps": [{"name": t.name, "shape": list(t.shape), "bytes_per_sample": bytes_per_sample(t)} for t in taps],
         "suggested_taps": suggested_taps(nodes),
         "fingerprint": backbone.identity.fingerprint,
         "weights_source": backbone.weights_source,
@@ -89,17 +93,19 @@ def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
     )
 
 
-def _print_summary(backbone: Backbone, nodes: list[NodeInfo], default: Tap) -> None:
-    from featurecache.backbones.inspection import suggested_taps
+def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> None:
+    from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
 
     crop = backbone.preprocess.crop
     print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, images of {crop}x{crop} pixels")
     print_line("trainable parameters: " + str(backbone.num_trainable))
     print_line(f"output layer removed: {backbone.classifier or 'none was found'}")
-    print_line(f"default tap: {default.name}, {'x'.join(map(str, default.shape))} numbers per sample")
-    for group, taps in suggested_taps(nodes).items():
-        if group != "default" and taps:
-            print_line(f"--tap {group}: {len(taps)} taps, {taps[0]} to {taps[-1]}")
+    for place, tap in enumerate(taps):
+        what = f"{tap.name}, {'x'.join(map(str, tap.shape))} numbers per sample"
+        print_line(f"{'tap' if place else 'default tap'}: {what}, {bytes_per_sample(tap) / 1000:.2f} kB on disk")
+    for group, names in suggested_taps(nodes).items():
+        if group != "default" and names:
+            print_line(f"--tap {group}: {len(names)} taps, {names[0]} to {names[-1]}")
     print_line("kB/sample: on disk in float16, id included; GFLOP: two operations for each multiply-add")
     print_line(f"weights: {backbone.weights_source}; fingerprint {backbone.identity.fingerprint[:12]}")
     for note in backbone.notes:

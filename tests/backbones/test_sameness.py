@@ -5,12 +5,18 @@ For each architecture the layout and the number of prefix tokens are written her
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+from operator import itemgetter
+
 import numpy as np
 import pytest
 import torch
 
+from featurecache.backbones.probing import probe
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
+from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.backbones.taps import resolve_taps
 from featurecache.specs import BackboneRequest
 
@@ -24,7 +30,7 @@ ARCHITECTURES = [
     ("torchvision:regnet_y_400mf", 64, "BCHW", 0, False, 4, 16),  # squeeze-excite
     ("torchvision:squeezenet1_1", 64, "BCHW", 0, False, 3, 8),
     ("torchvision:alexnet", 64, "BCHW", 0, False, 3, 5),  # no blocks: after every activation
-    ("torchvision:swin_t", 64, "BHWC", 0, False, 4, 12),  # windowed attention
+    ("timm:gcvit_xxtiny", None, "BHWC", 0, False, 4, 14),  # windowed attention
     ("timm:efficientnet_lite0", 64, "BCHW", 0, False, 5, 16),
     ("timm:convnext_atto", 64, "BCHW", 0, False, 4, 12),  # depthwise, layer norm
     ("timm:regnety_002", 64, "BCHW", 0, False, 4, 13),
@@ -35,9 +41,12 @@ ARCHITECTURES = [
 ]
 
 
-@pytest.fixture(params=ARCHITECTURES, ids=lambda case: case[0])
-def case(request):
-    return request.param
+CONVERTED = {
+    "torchvision:mobilenet_v3_small",
+    "torchvision:squeezenet1_1",
+    "timm:convnext_atto",
+    "timm:deit_tiny_distilled_patch16_224",
+}
 
 
 def load(name: str, crop: int | None, *, keep_classifier: bool = False):
@@ -63,7 +72,7 @@ def pooled_by_hand(output: torch.Tensor, layout: str, num_prefix: int, has_class
 
 def seen_by_hooks(backbone, nodes: list[str], images_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
     seen: dict[str, torch.Tensor] = {}
-    for node in nodes:
+    for node in dict.fromkeys(nodes):
         backbone.module.get_submodule(node).register_forward_hook(
             lambda _module, _inputs, output, node=node: seen.update({node: output.clone()})
         )
@@ -86,31 +95,64 @@ def assert_same(features: np.ndarray, expected: torch.Tensor, tap: str) -> None:
     assert error <= TOLERANCE, f"{tap}: {error:.1e}"
 
 
-def test_every_suggested_tap_is_what_a_plain_hook_sees(case):
-    name, crop, layout, num_prefix, has_class_token, num_stages, num_blocks = case
+@dataclass
+class Truth:
+    """What was found by hand for one architecture."""
+
+    images_BHWC: np.ndarray
+    expected: dict[str, torch.Tensor]
+    """Features by tap name."""
+    num_taps: dict[str, int]
+    """By suggestion."""
+
+
+@cache
+def truth_of(case: tuple) -> Truth:
+    name, crop, layout, num_prefix, has_class_token = case[:5]
     backbone = load(name, crop)
-    stages, blocks = (resolve_taps(backbone, [group]) for group in ("stages", "blocks"))
-    assert (len(stages), len(blocks)) == (num_stages, num_blocks)
-    taps = resolve_taps(backbone, ["default", "stages", "blocks"])
     size, spec = backbone.preprocess.crop, backbone.preprocess
     images_BHWC = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), np.uint8)
     images = (images_BHWC.astype(np.float64) / 255 - spec.mean) / spec.std
     images_BCHW = torch.from_numpy(images.transpose(0, 3, 1, 2)).float()
-
-    hooked = seen_by_hooks(load(name, crop), [tap.node for tap in taps[1:]], images_BCHW)
-    expected = {tap.name: pooled_by_hand(hooked[tap.node], layout, num_prefix, has_class_token) for tap in taps[1:]}
+    groups = suggested_nodes(backbone, probe(backbone))
+    hooked = seen_by_hooks(backbone, groups["stages"] + groups["blocks"], images_BCHW)
+    pooling = {"BTD": "cls" if has_class_token else "mean"}.get(layout, "avg")
+    expected = {
+        f"{node}:{pooling}": pooled_by_hand(output, layout, num_prefix, has_class_token)
+        for node, output in hooked.items()
+    }
     head = classifier_input(name, crop, images_BCHW)
     expected["pre_logits:avg" if head.ndim == 4 else "pre_logits:none"] = pooled_by_hand(head, "BCHW", 0, False)
+    return Truth(images_BHWC, expected, {group: len(nodes) for group, nodes in groups.items()})
 
-    for runtime in ("torch", "openvino"):
-        if runtime == "openvino":
-            pytest.importorskip("openvino")
-        opened = open_runtime(backbone, taps, runtime=runtime, batch_size=BATCH)
-        (features,) = opened.map([images_BHWC])
-        assert (opened.name, set(features)) == (runtime, set(expected))
-        for tap, values in features.items():
-            assert_same(values, expected[tap], f"{runtime} {tap}")
-        opened.close()
+
+def check_runtime(case: tuple, runtime: str) -> None:
+    backbone, truth = load(*case[:2]), truth_of(case)
+    opened = open_runtime(
+        backbone, resolve_taps(backbone, ["default", "stages", "blocks"]), runtime=runtime, batch_size=BATCH
+    )
+    (features,) = opened.map([truth.images_BHWC])
+    assert (opened.name, set(features)) == (runtime, set(truth.expected))
+    for tap, values in features.items():
+        assert_same(values, truth.expected[tap], f"{runtime} {tap}")
+    opened.close()
+
+
+@pytest.mark.parametrize("case", ARCHITECTURES, ids=itemgetter(0))
+def test_every_suggested_tap_is_what_a_plain_hook_sees(case):
+    assert tuple(truth_of(case).num_taps.values()) == case[5:]
+    check_runtime(case, "torch")
+
+
+@pytest.mark.parametrize(
+    "case",
+    # Converting takes seconds for each: a few of different kinds always, all of them with -m slow.
+    [pytest.param(c, marks=() if c[0] in CONVERTED else pytest.mark.slow) for c in ARCHITECTURES],
+    ids=lambda case: case[0],
+)
+def test_openvino_sees_the_same(case):
+    pytest.importorskip("openvino")
+    check_runtime(case, "openvino")
 
 
 def test_vit_tiny_names_all_labelled_images(material):
