@@ -53,14 +53,11 @@ def classifier_input(name: str, seed: int) -> Any:
 
 def try_one(name: str, seed: int = 0) -> dict[str, Any]:
     """Inspect one network and compare its default tap."""
-    import torch
-
     from featurecache.backbones.inspection import list_nodes, suggested_taps
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import resolve_taps
     from featurecache.specs import BackboneRequest
 
-    torch.set_num_threads(1)
     backbone = load_backbone(BackboneRequest(name=name, init="random", seed=seed))
     nodes = list_nodes(backbone)
     suggested = suggested_taps(nodes)
@@ -200,6 +197,9 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="only print the summary of --out")
     args = parser.parse_args()
     if args.one:
+        import torch
+
+        torch.set_num_threads(1)
         print(json.dumps(try_one(args.one)))
         return
     from featurecache.backbones.registry import list_backbones

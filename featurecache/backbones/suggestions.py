@@ -37,18 +37,21 @@ def _runnable(seen: Probe, nodes: Iterable[str]) -> list[str]:
 
 
 def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
-    sequences: list[str] = []
+    containers: list[str] = []
+    stages: list[str] = []
     others: list[str] = []
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
         if _num_products(child) < 2 or full == PRE_LOGITS:
             continue
-        if type(child) in _CONTAINERS or _is_stage(child):
-            sequences += _find_blocks(child, full)
+        if type(child) in _CONTAINERS:
+            containers += _find_blocks(child, full)
+        elif _is_stage(child):
+            stages += _find_blocks(child, full)
         else:
             others.append(full)
     # Beside a sequence of blocks stand stems and downsampling; in a container every item is one of the sequence.
-    return sequences + others if type(module) in _CONTAINERS or not sequences else sequences
+    return containers + stages + others if type(module) in _CONTAINERS else containers or stages or others
 
 
 def _is_stage(module: nn.Module) -> bool:

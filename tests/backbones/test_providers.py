@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import need
 
 from featurecache.backbones import plugins, registry
 from featurecache.backbones.provider import Provided
@@ -178,7 +179,7 @@ def test_exported_programs_are_refused_with_the_reason():
 @pytest.fixture(scope="module")
 def vit_folder(tmp_path_factory):
     """A folder as a page of the hub would fill it."""
-    pytest.importorskip("transformers")
+    need("transformers")
     from featurecache.backbones.torchvision_compat import import_torchvision
 
     import_torchvision()
@@ -221,7 +222,7 @@ def test_a_transformers_folder_untrained_and_its_digest(vit_folder):
 
 
 def test_transformers_without_a_hub_says_which_files_to_bring(tmp_path, monkeypatch):
-    pytest.importorskip("transformers")
+    need("transformers")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"bring config.json, model.safetensors, preprocessor_config.json") as caught:
@@ -245,7 +246,7 @@ def test_transformers_weights_that_lack_a_layer_are_refused(vit_folder, tmp_path
 
 
 def test_open_clip_towers(tmp_path):
-    pytest.importorskip("open_clip")
+    need("open_clip")
     backbone = load_backbone(untrained("open_clip:ViT-S-32-alt"))
     assert backbone.preprocess.mean == (0.48145466, 0.4578275, 0.40821073)
     taps = resolve_taps(backbone, ["default", "stages"])
@@ -269,13 +270,13 @@ def test_open_clip_towers(tmp_path):
     ],
 )
 def test_open_clip_names(name, error, message):
-    pytest.importorskip("open_clip")
+    need("open_clip")
     with pytest.raises(error, match=message):
         load_backbone(BackboneRequest(name=f"open_clip:{name}"))
 
 
 def test_open_clip_without_a_hub_says_which_file_to_bring(tmp_path, monkeypatch):
-    pytest.importorskip("open_clip")
+    need("open_clip")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"bring open_clip_model.safetensors from .* pass --weights FILE"):

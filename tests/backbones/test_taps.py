@@ -238,7 +238,7 @@ def test_several_poolings_of_a_node_in_one_pass(random_backbone):
 
 
 def test_registers_are_no_class_token(random_backbone):
-    backbone = random_backbone("timm:vit_pwee_patch16_reg1_gap_256")
+    backbone = random_backbone("timm:test_vit2")
     assert (backbone.num_prefix_tokens, backbone.has_class_token) == (1, False)
     (tap,) = resolve_taps(backbone, ["blocks.0"])
     assert (tap.pooling, tap.num_prefix_tokens) == ("mean", 1)
