@@ -15,7 +15,7 @@ from itertools import groupby, pairwise
 from torch import nn
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.layout import prefix_tokens_at
+from featurecache.backbones.layout import layout_of, prefix_tokens_at
 from featurecache.backbones.probing import PRE_LOGITS, Probe
 
 GROUPS = ("stages", "blocks")
@@ -26,14 +26,24 @@ _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU,
 
 def suggested_nodes(backbone: Backbone, seen: Probe) -> dict[str, list[str]]:
     """Return the nodes behind ``stages`` and ``blocks``, in the order in which they run."""
-    blocks = _runnable(seen, _find_blocks(backbone.module)) or _runnable(seen, _find_activations(backbone.module))
+    blocks = _settle(backbone, seen, _find_blocks(backbone.module))
+    blocks = blocks or _settle(backbone, seen, _find_activations(backbone.module))
     return {"stages": _stage_ends(backbone, seen, blocks), "blocks": blocks}
 
 
-def _runnable(seen: Probe, nodes: Iterable[str]) -> list[str]:
-    """Keep what runs once and gives one row of maps or tokens per image."""
-    found = [node for node in nodes if seen.num_calls[node] == 1 and len(seen.per_sample(node) or ()) in (2, 3)]
-    return sorted(found, key=seen.order.__getitem__)
+def _settle(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> list[str]:
+    """Keep the nodes that run, each moved outwards until it gives one row of maps or tokens per image."""
+    found = {_tappable(backbone, seen, node) for node in nodes if seen.num_calls[node]} - {None}
+    return sorted((node for node in found if node is not None), key=seen.order.__getitem__)
+
+
+def _tappable(backbone: Backbone, seen: Probe, node: str) -> str | None:
+    while node:
+        rows = seen.num_calls[node] == 1 and len(seen.per_sample(node) or ()) in (2, 3)
+        if rows and layout_of(backbone, seen, node) is not None:
+            return node
+        node = node.rpartition(".")[0]
+    return None
 
 
 def _find_blocks(module: nn.Module, path: str = "") -> list[str]:

@@ -44,7 +44,8 @@ def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = Fa
         "--backbone",
         required=required,
         default=None if required else DEFAULT_BACKBONE,
-        help="efficientnet_lite0, torchvision:NAME, timm:NAME or python:package.module:factory"
+        help="efficientnet_lite0, torchvision:NAME, timm:NAME, hf:NAME or FOLDER, open_clip:NAME/WEIGHTS, "
+        "hub:FOLDER:entrypoint or python:package.module:factory"
         + ("" if required else f" (default {DEFAULT_BACKBONE})"),
     )
     add_weights_options(group)
