@@ -92,3 +92,24 @@ def test_requests_that_exclude_each_other(tmp_path: Path, call: Callable) -> Non
     assert "exclude each other" in err
     status, _, err = call("inspect", "torchvision:resnet18", "--seed", "3")
     assert (status, "add --init random" in err) == (2, True)
+
+
+def test_a_head_on_a_checkout_is_used_only_with_a_checkout_that_is_named(
+    make_folder: Callable, tmp_path: Path, call: Callable
+) -> None:
+    checkout = tmp_path / "nets"
+    checkout.mkdir()
+    (checkout / "hubconf.py").write_text("from tiny_backbones import other_seed, tiny\n")
+    source, backbone = make_folder(per_class=12), f"hub:{checkout}:tiny"
+    assert call("extract", source, "--cache", tmp_path / "c", "--backbone", backbone, *RUNTIME)[0] == 0
+    call("task", "add", tmp_path / "c", "colour", "--from-folders")
+    assert call("train", tmp_path / "c", "--task", "colour", "--head", "logistic", "--save", "h")[0] == 0
+    command = ["predict", tmp_path / "c" / "heads" / "h", next(source.rglob("*.png")), *RUNTIME]
+    status, _, err = call(*command)
+    assert (status, "needs the backbone 'hub:nets:tiny', a checkout with code" in err) == (2, True)
+    moved = checkout.rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    moved = moved.rename(tmp_path / "elsewhere" / "nets")
+    assert call(*command, "--backbone", f"hub:{moved}:tiny")[0] == 0
+    status, _, err = call(*command, "--backbone", f"hub:{moved}:other_seed")
+    assert (status, "cannot be reproduced here" in err) == (2, True)
