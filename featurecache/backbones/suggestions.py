@@ -65,8 +65,11 @@ def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
 
 
 def _is_stage(module: nn.Module) -> bool:
-    """Tell whether a module is mainly a sequence of like blocks, itself or in one of its children."""
-    return any(_holds_like_blocks(m) for m in (module, *module.children()) if m is module or isinstance(m, _CONTAINERS))
+    """Tell whether a module is mainly a sequence of like blocks: itself, one of its children, or deeper inside."""
+    if any(_holds_like_blocks(m) for m in (module, *module.children()) if m is module or isinstance(m, _CONTAINERS)):
+        return True
+    half = _num_parameters(module) / 2
+    return any(_num_parameters(child) > half and _is_stage(child) for child in module.children())
 
 
 def _holds_like_blocks(module: nn.Module) -> bool:
@@ -79,6 +82,10 @@ def _holds_like_blocks(module: nn.Module) -> bool:
 def _num_products(module: nn.Module) -> int:
     """Count the matrices of weights. Class tokens and positions (one row), norms and scales (one column) are none."""
     return sum(p.ndim > 1 and p.shape[0] > 1 and p.numel() > p.shape[0] for p in module.parameters())
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _find_activations(module: nn.Module) -> Iterator[str]:

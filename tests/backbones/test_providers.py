@@ -211,6 +211,25 @@ def test_a_transformers_folder(vit_folder):
         torch.testing.assert_close(module.classifier(features["pre_logits:none"]), module(images_BCHW).logits)
 
 
+def test_stages_are_found_deep_inside_and_a_missing_pooler_is_left_out(tmp_path):
+    need("transformers")
+    from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTModel
+
+    swin = SwinConfig(image_size=56, patch_size=2, embed_dim=12, depths=[1, 2], num_heads=[2, 2], window_size=7)
+    SwinForImageClassification(swin).save_pretrained(tmp_path / "swin")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    vit = ViTConfig(image_size=32, patch_size=8, **sizes)
+    ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    for name, side in (("swin", 56), ("vit", 32)):
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": side}}))
+    backbone = load_backbone(BackboneRequest(name=f"hf:{tmp_path / 'swin'}"))
+    assert [len(resolve_taps(backbone, [group])) for group in ("stages", "blocks")] == [2, 3]
+    first, again = (load_backbone(BackboneRequest(name=f"hf:{tmp_path / 'vit'}")) for _ in range(2))
+    assert first.module.pooler is None
+    assert first.identity == again.identity
+    assert [tap.name for tap in resolve_taps(first, ["default"])] == ["pre_logits:cls"]
+
+
 def test_a_transformers_folder_untrained_and_its_digest(vit_folder):
     folder, _ = vit_folder
     trained = BackboneRequest(name=f"hf:{folder}")

@@ -105,7 +105,7 @@ def _class(transformers: Any, config: Any) -> Any:
     if tower := _TOWERS.get(config.model_type):
         return getattr(transformers, tower)
     for architecture in config.architectures or ():
-        if architecture.endswith("ForImageClassification") and hasattr(transformers, architecture):
+        if "ForImageClassification" in architecture and hasattr(transformers, architecture):
             return getattr(transformers, architecture)
     try:
         return transformers.AutoModel._model_mapping[type(config)]
@@ -136,6 +136,10 @@ def _check_complete(module: Any, report: dict[str, Any], what: str, *, keep_clas
     """Refuse weights with gaps: transformers fills them with random numbers, and goes on."""
     forgiven = () if keep_classifier else _classifiers(module)
     gaps = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if any(key.startswith("pooler.") for key in gaps):
+        # Many encoders were published without the layer that their class puts on top; it is no part of the features.
+        module.pooler = None
+        gaps = [key for key in gaps if not key.startswith("pooler.")]
     if gaps := [key for key in gaps if not key.startswith(forgiven)]:
         raise WeightsError(
             f"weights of {what} do not fit {type(module).__name__}: {len(gaps)} missing or of another shape "
