@@ -95,6 +95,11 @@ def shortened(value: object, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of somebody else's error: networks, hubs and converters tell stories."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     """Return the known names most like ``name``, best first."""
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -17,6 +17,7 @@ from featurecache.hashing import digest_json
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Orientation = Literal["exif", "stored"]
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
+InitName = Literal["pretrained", "random"]
 RuntimeName = Literal["auto", "torch", "openvino"]
 
 MAX_SHARD_ROWS = 200_000  # the record of a shard whose inputs are all bad must stay readable
@@ -136,6 +137,19 @@ class BackboneRequest:
     """A weights file; ``None`` means the provider's own."""
     preprocess: tuple[tuple[str, Any], ...] = ()
     """Overrides of preprocess fields, as sorted (name, value) pairs."""
+    init: InitName = "pretrained"
+    """``random``: the same architecture before any training, the honest baseline."""
+    seed: int = 0
+    """Of random weights."""
+
+    def __post_init__(self) -> None:
+        _check_choice("init", self.init, InitName)
+        if not 0 <= self.seed < 2**63:
+            raise RequestError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+        if self.init == "random" and self.weights is not None:
+            raise RequestError(f"random weights and weights from {self.weights} exclude each other; choose one")
+        if self.init != "random" and self.seed:
+            raise RequestError(f"seed {self.seed} is for random weights only; add --init random")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

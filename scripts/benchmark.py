@@ -3,6 +3,7 @@
     python scripts/benchmark.py extraction data/textile --backbone efficientnet_lite0
     python scripts/benchmark.py rerun data/textile
     python scripts/benchmark.py reading
+    python scripts/benchmark.py taps --repeats 15
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
 ``--json FILE`` keeps the numbers with versions and hardware.
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import benchmark_taps
 import numpy as np
 
 
@@ -253,11 +255,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_subparsers(dest="what", required=True)
     benches = {"extraction": bench_extraction, "rerun": bench_rerun, "reading": bench_reading}
+    benches["taps"] = benchmark_taps.bench_taps
     for name, bench in benches.items():
         sub = which.add_parser(name, help=bench.__doc__)
         sub.add_argument("--repeats", type=int, default=3)
         sub.add_argument("--json", type=Path, metavar="FILE")
-        if name != "reading":
+        if name == "taps":
+            benchmark_taps.add_options(sub)
+        elif name != "reading":
             sub.add_argument("source", type=Path)
             sub.add_argument("--backbone", default="efficientnet_lite0")
             sub.add_argument("--weights", type=Path)

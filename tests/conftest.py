@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for a hub must fail at
 def material() -> Path:
     """Folder of real images and weights."""
     return Path(os.environ.get("FEATURECACHE_MATERIAL", REPOSITORY.parent / "shared" / "material"))
+
+
+def need(package: str) -> None:
+    """Skip where a package is absent, without importing it: torchvision must come first where it is ailing."""
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
 
 
 @pytest.fixture(scope="session")

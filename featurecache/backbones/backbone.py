@@ -22,13 +22,15 @@ class Backbone:
     classifier: str | None
     """Path of the output layer: its input is the node ``pre_logits``. ``None``: the network's output is."""
     num_prefix_tokens: int
-    """Class and register tokens in front of the patch tokens of a transformer."""
+    """Class, distillation and register tokens in front of the patch tokens of a transformer."""
     identity: FeatureIdentity
     weights_source: str
     notes: tuple[str, ...]
     num_parameters: int
     num_trainable: int
     license: str | None
+    has_class_token: bool = True
+    """The first of the prefix tokens is a class token, not a register."""
 
 
 def freeze(module: nn.Module) -> None:

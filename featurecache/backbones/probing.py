@@ -1,17 +1,22 @@
-"""One forward pass of zeros that tells what every layer of a backbone puts out."""
+"""One forward pass of made-up images that tells what every layer of a backbone puts out.
+
+Axes: B batch, C channels, H height, W width.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.errors import BackboneError
+from featurecache.errors import BackboneError, first_line
 
 PRE_LOGITS = "pre_logits"
 # Two images, so that an output whose first axis does not count images gives itself away.
@@ -25,6 +30,8 @@ class Probe:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of a node's last output, batch axis included; absent if it is no tensor."""
     num_calls: Counter[str] = field(default_factory=Counter)
+    order: dict[str, int] = field(default_factory=dict)
+    """When a node's last call ended, counted over all calls of all nodes."""
 
     def per_sample(self, node: str) -> tuple[int, ...] | None:
         """Return the shape for one image, or ``None`` if the output is not one row per image."""
@@ -33,9 +40,9 @@ class Probe:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """Return a layer's output; of a tuple (attention returns its weights too) the first part."""
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
+    """Return a layer's output; of several (attention returns its weights too) the first."""
+    while isinstance(output, (tuple, list, Mapping)) and output:
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
     return output if isinstance(output, Tensor) else None
 
 
@@ -50,18 +57,49 @@ def pre_logits_module(backbone: Backbone) -> nn.Module:
     return backbone.module if backbone.classifier is None else backbone.module.get_submodule(backbone.classifier)
 
 
-def probe(backbone: Backbone) -> Probe:
-    """Run two images of zeros through the backbone and note every layer's output."""
+def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None) -> Probe:
+    """Run two images through the backbone and note every layer's output.
+
+    Parameters
+    ----------
+    backbone
+        The network.
+    also
+        Called with a node's name when one of its calls has ended.
+    """
     seen = Probe()
+
+    def note(node: str, output: Any) -> None:
+        _note(seen, node, output)
+        also(node)
+
     handles: list[RemovableHandle] = []
     try:
         for node, module in node_modules(backbone).items():
-            handles.append(watch(module, node, backbone, lambda output, node=node: _note(seen, node, output)))
-        _run_zeros(backbone)
+            handles.append(watch(module, node, backbone, lambda output, node=node: note(node, output)))
+        _run(backbone)
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+def probe_images(backbone: Backbone, count: int = _NUM_PROBES) -> Tensor:
+    """Make images up, the same ones each time, with large and small structures like photographs.
+
+    Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
+
+    Returns
+    -------
+    images_BCHW
+        (count, 3, crop, crop) float32 of about unit variance, as after normalisation.
+    """
+    crop, generator = backbone.preprocess.crop, torch.Generator().manual_seed(0)
+    coarse_BCHW = torch.randn(count, 3, 8, 8, generator=generator)
+    fine_BCHW = torch.randn(count, 3, crop, crop, generator=generator)
+    images_BCHW = interpolate(coarse_BCHW, size=(crop, crop), mode="bilinear") + 0.2 * fine_BCHW
+    device = next((p.device for p in backbone.module.parameters()), torch.device("cpu"))
+    return images_BCHW.to(device)
 
 
 def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> RemovableHandle:
@@ -73,6 +111,7 @@ def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> Removab
 
 def _note(seen: Probe, node: str, output: Any) -> None:
     seen.num_calls[node] += 1
+    seen.order[node] = seen.num_calls.total()
     tensor = first_tensor(output)
     if tensor is None:
         seen.shapes.pop(node, None)
@@ -80,19 +119,15 @@ def _note(seen: Probe, node: str, output: Any) -> None:
         seen.shapes[node] = tuple(tensor.shape)
 
 
-def _run_zeros(backbone: Backbone) -> None:
+def _run(backbone: Backbone) -> None:
     crop = backbone.preprocess.crop
-    device = next((p.device for p in backbone.module.parameters()), torch.device("cpu"))
     backbone.module.eval()
     try:
         with torch.inference_mode():
-            backbone.module(torch.zeros(_NUM_PROBES, 3, crop, crop, device=device))
+            backbone.module(probe_images(backbone))
     # A network may object to its input with any exception at all.
     except Exception as error:
-        message = f"{backbone.name} rejects images of {crop}x{crop} pixels: {first_line(error)}"
-        raise BackboneError(message) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error: networks and converters tell stories."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(
+            f"{backbone.name} rejects images of {crop}x{crop} pixels: {first_line(error)}; "
+            "--crop and --resize set another size"
+        ) from error

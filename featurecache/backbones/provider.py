@@ -27,12 +27,18 @@ class Provided:
     classifiers: tuple[str, ...] = ()
     """Paths of the output layers; the input of the first is the backbone's features."""
     num_prefix_tokens: int = 0
+    has_class_token: bool = True
+    """The first of the prefix tokens is a class token, not a register."""
     license: str | None = None
     weights_source: str = "none"
     """Where the provider's own weights came from."""
     rename_key: Callable[[str], str] = same_key
     """How parameter names of older weights files read today."""
+    file_loaded: bool = False
+    """The provider has loaded the weights file itself, because its names are not the network's."""
     notes: tuple[str, ...] = ()
+    identity_name: str | None = None
+    """The name that counts for the fingerprint, where the one asked for holds a path of this machine."""
 
 
 class Provider(Protocol):
@@ -47,11 +53,12 @@ class Provider(Protocol):
         """Return every full backbone name, prefix included; empty if the package is not installed."""
         ...
 
-    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build the network; ``name`` comes without the prefix.
 
-        The provider's own weights are loaded if ``weights`` is ``None``. Otherwise the caller loads that file; a
-        provider may look at its name to tell which preprocess belongs to it.
+        The provider's own weights are loaded if ``pretrained``. Otherwise the caller loads the file ``weights``, at
+        whose name a provider may look to tell which preprocess belongs to it; or, if there is none, the weights stay as
+        the constructors draw them, and the caller has set the seed.
         """
         ...
 

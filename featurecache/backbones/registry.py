@@ -8,11 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featurecache.backbones.plugins import load_plugin, plugin_prefixes
 from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.efficientnet_lite import EfficientNetLiteProvider
+from featurecache.backbones.providers.exported_program import ExportedProgramProvider
+from featurecache.backbones.providers.hub_checkout import HubCheckoutProvider
+from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
+from featurecache.backbones.providers.open_clip_models import OpenClipProvider
 from featurecache.backbones.providers.python_factory import PythonFactoryProvider
 from featurecache.backbones.providers.timm_models import TimmProvider
 from featurecache.backbones.providers.torchvision_models import TorchvisionProvider
+from featurecache.backbones.random_weights import random_source, seeded
 from featurecache.errors import RequestError, UnknownNameError, WeightsError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import BackboneRequest
@@ -68,7 +74,7 @@ def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) ->
     from featurecache.backbones import backbone as parts
 
     provider, local_name = _find_provider(request.name)
-    provided = provider.build(local_name, weights=request.weights, keep_classifier=keep_classifier)
+    provided = _build(provider, local_name, request, keep_classifier=keep_classifier)
     notes = [*provided.notes]
     if request.weights is not None:
         notes += _load_file(provided, request.name, request.weights, keep_classifier=keep_classifier)
@@ -91,7 +97,7 @@ def request_digest(request: BackboneRequest) -> str | None:
     if not provider.reproducible(local_name):
         return None
     if request.weights is None:
-        weights = provider.own_weights_digest(local_name)
+        weights = random_source(request.seed) if request.init == "random" else provider.own_weights_digest(local_name)
     else:
         weights = digest_file(request.weights) if request.weights.is_file() else None
     if weights is None:
@@ -110,7 +116,7 @@ def request_digest(request: BackboneRequest) -> str | None:
 
 def _find_provider(name: str) -> tuple[Provider, str]:
     prefix, colon, rest = name.partition(":")
-    provider = _PROVIDERS.get(prefix + colon)
+    provider = _PROVIDERS.get(prefix + colon) or (load_plugin(prefix) if colon else None)
     if provider is None or (colon and not rest):
         raise _unknown_backbone(name)
     return provider, rest if colon else prefix
@@ -122,19 +128,33 @@ def _unknown_backbone(name: str) -> UnknownNameError:
     same = [repr(full) for full in known if full.partition(":")[2] == name]
     if same:
         return UnknownNameError("backbone", name, [], advice=f"did you mean {' or '.join(same)}?")
+    prefix, colon, _ = name.partition(":")
+    if colon and prefix + colon not in _PROVIDERS:
+        return UnknownNameError("backbone provider", prefix + colon, {*_PROVIDERS, *plugin_prefixes()})
     return UnknownNameError("backbone", name, known, advice="see `featurecache backbones`")
+
+
+def _build(provider: Provider, name: str, request: BackboneRequest, *, keep_classifier: bool) -> Provided:
+    if request.init == "pretrained":
+        pretrained = request.weights is None
+        return provider.build(name, pretrained=pretrained, weights=request.weights, keep_classifier=keep_classifier)
+    with seeded(request.seed):
+        provided = provider.build(name, pretrained=False, weights=None, keep_classifier=keep_classifier)
+    provided.weights_source = random_source(request.seed)
+    return provided
 
 
 def _load_file(provided: Provided, name: str, path: Path, *, keep_classifier: bool) -> list[str]:
     from featurecache.backbones.weights import load_weights, read_checkpoint
 
+    provided.weights_source = f"file {path.name} (sha256 {digest_file(path)[:12]})"
+    if provided.file_loaded:
+        return []
     state = {provided.rename_key(key): tensor for key, tensor in read_checkpoint(path).items()}
     try:
-        notes = load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
+        return load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
     except WeightsError as error:
         raise WeightsError(f"{path} for {name}: {error}") from None
-    provided.weights_source = f"file {path.name} (sha256 {digest_file(path)[:12]})"
-    return notes
 
 
 def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) -> Backbone:
@@ -144,7 +164,7 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) ->
     module = provided.module
     preprocess = provided.preprocess.override(**dict(request.preprocess))
     identity = FeatureIdentity(
-        backbone=request.name,
+        backbone=provided.identity_name or request.name,
         architecture=parts.architecture_digest(module),
         weights=parts.weights_digest(module),
         preprocess=preprocess,
@@ -157,6 +177,7 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) ->
         preprocess=preprocess,
         classifier=provided.classifiers[0] if provided.classifiers else None,
         num_prefix_tokens=provided.num_prefix_tokens,
+        has_class_token=provided.has_class_token,
         identity=identity,
         weights_source=provided.weights_source,
         notes=tuple(notes),
@@ -185,4 +206,8 @@ def _version(package: str) -> str | None:
 register_provider("efficientnet_lite0", EfficientNetLiteProvider())
 register_provider("torchvision:", TorchvisionProvider())
 register_provider("timm:", TimmProvider())
+register_provider("hf:", HuggingFaceProvider())
+register_provider("open_clip:", OpenClipProvider())
+register_provider("hub:", HubCheckoutProvider())
 register_provider("python:", PythonFactoryProvider())
+register_provider("file:", ExportedProgramProvider())

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.normalized import Features, Normalized
-from featurecache.backbones.probing import first_line
 from featurecache.backbones.taps import Tap, TappedBackbone
-from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError
+from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
 
 _log = logging.getLogger(__name__)
 TOLERANCE = 1e-3

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.backbones.key_prefixes import fit_prefix
 from featurecache.errors import WeightsError
 from featurecache.hashing import digest_file
 
@@ -66,6 +67,8 @@ def load_weights(
 ) -> list[str]:
     """Load a state dict, strictly except for an output layer that will be removed anyway.
 
+    A prefix that all of the network's names lack, or have in addition, is found by itself.
+
     Parameters
     ----------
     module
@@ -80,19 +83,21 @@ def load_weights(
     Returns
     -------
     notes
-        What a reader should know about the output layer's weights.
+        What a reader should know: names that were changed, and the output layer's weights.
     """
     own = module.state_dict()
+    forgiven = () if keep_classifier else tuple(f"{path}." for path in classifiers)
+    state, note = fit_prefix(state, own, forgiven)
     misfits = [name for name in state if name in own and own[name].shape != state[name].shape]
     fitting = {name: tensor for name, tensor in state.items() if name not in misfits}
     result = module.load_state_dict(fitting, strict=False)
     missing = [name for name in result.missing_keys if name not in misfits]
-    forgiven = () if keep_classifier else tuple(f"{path}." for path in classifiers)
     problems = {"missing": missing, "unexpected": list(result.unexpected_keys), "of another shape": misfits}
     serious = {kind: [n for n in names if not n.startswith(forgiven)] for kind, names in problems.items()}
     if any(serious.values()):
-        raise WeightsError("weights do not fit the network: " + _describe(serious))
-    return [f"weights of the removed output layer: {_describe(problems)}"] if any(problems.values()) else []
+        raise WeightsError("weights do not fit the network: " + "; ".join(filter(None, [_describe(serious), note])))
+    notes = [f"names in the weights file: {note}"] if note else []
+    return notes + ([f"weights of the removed output layer: {_describe(problems)}"] if any(problems.values()) else [])
 
 
 def _describe(problems: Mapping[str, list[str]]) -> str:

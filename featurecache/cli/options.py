@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurecache.specs import (
     BackboneRequest,
     ExtractionSettings,
+    InitName,
     Interpolation,
     Orientation,
     RuntimeName,
@@ -46,11 +47,21 @@ def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = Fa
         "--backbone",
         required=required,
         default=None if required else DEFAULT_BACKBONE,
-        help="efficientnet_lite0, torchvision:NAME, timm:NAME or python:package.module:factory"
+        help="efficientnet_lite0, torchvision:NAME, timm:NAME, hf:NAME or FOLDER, open_clip:NAME/WEIGHTS, "
+        "hub:FOLDER:entrypoint or python:package.module:factory"
         + ("" if required else f" (default {DEFAULT_BACKBONE})"),
     )
-    group.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    add_weights_options(group)
     add_preprocess_options(parser)
+
+
+def add_weights_options(parser: Any) -> None:
+    """Add where the weights come from."""
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    parser.add_argument(
+        "--init", choices=get_args(InitName), default="pretrained", help="random: the same network before any training"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of random weights (default 0)")
 
 
 def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +82,8 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         "--tap",
         action="append",
         metavar="T",
-        help="layer to keep as node:pooling, e.g. layer4:avg; repeat for several (default: the classifier's input)",
+        help="layer to keep as node:pooling, e.g. layer4:avg, or all of: stages, blocks, default; repeat for several "
+        "(default: the classifier's input)",
     )
     group = parser.add_argument_group("extraction")
     group.add_argument("--dtype", choices=get_args(StorageDtype), default=default.dtype, help="stored numbers")
@@ -112,7 +124,13 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     names = ("resize", "crop", "interpolation", "orientation", "mean", "std")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     PreprocessSpec().override(**changes)  # impossible numbers must fail before a network is loaded
-    return BackboneRequest(name=args.backbone, weights=args.weights, preprocess=tuple(sorted(changes.items())))
+    return BackboneRequest(
+        name=args.backbone,
+        weights=args.weights,
+        preprocess=tuple(sorted(changes.items())),
+        init=args.init,
+        seed=args.seed,
+    )
 
 
 def inputs_of(args: argparse.Namespace) -> Inputs:

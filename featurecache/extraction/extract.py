@@ -11,7 +11,7 @@ from featurecache.extraction.engines import make_engine
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.run import ExtractionReport, ExtractionRun
 from featurecache.sources.folder import FolderSource
-from featurecache.specs import BackboneRequest, ExtractionSettings
+from featurecache.specs import BackboneRequest, ExtractionSettings, InitName
 from featurecache.store.store import FeatureStore
 
 
@@ -21,6 +21,8 @@ def extract(
     *,
     backbone: str,
     weights: str | Path | None = None,
+    init: InitName = "pretrained",
+    seed: int = 0,
     taps: Sequence[str] = ("default",),
     preprocess: Mapping[str, Any] | None = None,
     settings: ExtractionSettings | None = None,
@@ -39,8 +41,11 @@ def extract(
         Name of the network, e.g. ``timm:vit_tiny_patch16_224``.
     weights : path, optional
         A weights file; the provider's own when left out.
+    init, seed : str, int
+        ``"random"``: the same architecture before any training, drawn from a seed.
     taps : sequence of str
-        Layers to keep, each ``node:pooling``; ``default`` is the input of the removed output layer.
+        Layers to keep, each ``node:pooling``; ``default`` is the input of the removed output layer, ``stages`` and
+        ``blocks`` are the taps suggested for the architecture.
     preprocess : mapping, optional
         Changes to the preprocess that belongs to the weights, e.g. ``{"crop": 192}``.
     settings : ExtractionSettings, optional
@@ -55,18 +60,27 @@ def extract(
     FeatureStore
         The cache, open.
     """
-    request = make_request(backbone, weights=weights, preprocess=preprocess)
+    request = make_request(backbone, weights=weights, preprocess=preprocess, init=init, seed=seed)
     report = run_extraction(source, cache, request, taps=taps, settings=settings, engine=engine, progress=progress)
     return report.store
 
 
 def make_request(
-    backbone: str, *, weights: str | Path | None = None, preprocess: Mapping[str, Any] | None = None
+    backbone: str,
+    *,
+    weights: str | Path | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    init: InitName = "pretrained",
+    seed: int = 0,
 ) -> BackboneRequest:
     """Bundle what identifies a backbone for a caller."""
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(
-        name=backbone, weights=None if weights is None else Path(weights), preprocess=tuple(sorted(changes.items()))
+        name=backbone,
+        weights=None if weights is None else Path(weights),
+        preprocess=tuple(sorted(changes.items())),
+        init=init,
+        seed=seed,
     )
 
 

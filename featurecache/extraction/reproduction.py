@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.random_weights import seed_of
 from featurecache.backbones.registry import load_backbone
 from featurecache.errors import BackboneMismatchError
-from featurecache.specs import BackboneRequest, FeatureIdentity
+from featurecache.specs import BackboneRequest, FeatureIdentity, InitName
 
 
 def reproduce_backbone(
@@ -45,7 +46,12 @@ def reproduce_backbone(
             f"{needed_by} needs the backbone {name!r}, which is code on this machine; "
             f"if you trust it, pass --backbone {name}"
         )
-    if backbone is not None and backbone != name:
+    if name.startswith("hub:") and backbone is None:
+        raise BackboneMismatchError(
+            f"{needed_by} needs the backbone {name!r}, a checkout with code; if you trust it, pass --backbone "
+            "hub:FOLDER:entrypoint"
+        )
+    if backbone is not None and backbone != name and not _same_files(name, backbone):
         raise BackboneMismatchError(
             f"{needed_by} was made with backbone {name!r}, not {backbone!r}; leave --backbone out"
         )
@@ -55,10 +61,19 @@ def reproduce_backbone(
         )
     preprocess = tuple(sorted(asdict(identity.preprocess).items()))
     path = None if weights is None else Path(weights)
-    network = load_backbone(BackboneRequest(name=name, weights=path, preprocess=preprocess))
+    seed = seed_of(made_with) if path is None else None
+    init: InitName = "pretrained" if seed is None else "random"
+    request = BackboneRequest(name=backbone or name, weights=path, preprocess=preprocess, init=init, seed=seed or 0)
+    network = load_backbone(request)
     if differences := identity.differences(network.identity):
         raise BackboneMismatchError(
             f"the backbone of {needed_by} cannot be reproduced here: {'; '.join(differences)}. It was made with "
             f"{made_with}; pass that file with --weights"
         )
     return network
+
+
+def _same_files(name: str, backbone: str) -> bool:
+    """Tell whether two names may mean one folder of files: then the identity decides, not the place."""
+    prefixes = ("hub:", "hf:")
+    return any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in prefixes)

@@ -49,6 +49,57 @@ class Untraceable(nn.Module):
         return images_BCHW.mean((2, 3))
 
 
+class BatchMixer(nn.Module):
+    """Statistics over the batch even in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, images_BCHW):
+        return self.norm(self.conv(images_BCHW)).relu().mean((2, 3))
+
+
+class NeedsCompany(nn.Module):
+    def forward(self, images_BCHW):
+        first_BD, second_BD = images_BCHW.mean((2, 3)).chunk(2)
+        return torch.cat([first_BD - second_BD, second_BD - first_BD])
+
+
+class Drunk(nn.Module):
+    """Dropout that eval mode does not stop."""
+
+    def forward(self, images_BCHW):
+        return nn.functional.dropout(images_BCHW[:, :, ::4, ::4].flatten(1), 0.5)
+
+
+class OnlyTwice(nn.Module):
+    """What it runs depends on the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = nn.Conv2d(3, 3, 1)
+        self.exit = nn.Identity()
+
+    def forward(self, images_BCHW):
+        for _ in range(1 if images_BCHW.abs().max() == 0 else 3):
+            images_BCHW = self.step(images_BCHW)
+        return self.exit(images_BCHW)
+
+
+class Windows(nn.Module):
+    """Cuts every image in four parts, each a row of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Identity()
+
+    def forward(self, images_BCHW):
+        rows = self.parts(images_BCHW.unflatten(3, (4, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1))
+        return rows.mean((2, 3)).unflatten(0, (-1, 4)).flatten(1)
+
+
 def _quick(factory):
     factory.preprocess = {"resize": 32, "crop": 32}
     return factory
@@ -84,6 +135,58 @@ def wild():
 @_quick
 def untraceable():
     return Untraceable()
+
+
+@_quick
+def left_training():
+    torch.manual_seed(0)
+    return Small().train()
+
+
+@_quick
+def batch_mixer():
+    return BatchMixer()
+
+
+@_quick
+def needs_company():
+    return NeedsCompany()
+
+
+@_quick
+def drunk():
+    return Drunk()
+
+
+@_quick
+def only_twice():
+    return OnlyTwice()
+
+
+@_quick
+def windows():
+    return Windows()
+
+
+@_quick
+def switchable(pretrained=True):
+    network = Small()
+    network.pretrained = pretrained
+    return network
+
+
+class OwnParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, images_BCHW):
+        return images_BCHW.mean((2, 3)) * self.scale
+
+
+@_quick
+def own_parameter():
+    return OwnParameter()
 
 
 @_quick

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from featurecache.backbones.inspection import list_nodes
 from featurecache.backbones.registry import load_backbone
-from featurecache.backbones.taps import TappedBackbone, list_nodes, resolve_taps
+from featurecache.backbones.taps import TappedBackbone, resolve_taps
 from featurecache.errors import BackboneError, UnknownNameError
 from featurecache.specs import BackboneRequest
 
@@ -134,7 +135,7 @@ def test_train_mode_cannot_be_entered(small):
 def test_channels_last_is_decided_by_shape():
     backbone = load_backbone(BackboneRequest(name=NETWORKS + "channels_last"))
     (tap,) = resolve_taps(backbone, ["default"])
-    assert (tap.name, tap.shape, tap.channels_last) == ("pre_logits:avg", (3,), True)
+    assert (tap.name, tap.shape, tap.layout) == ("pre_logits:avg", (3,), "BHWC")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +145,10 @@ def test_channels_last_is_decided_by_shape():
         ("body:median", UnknownNameError, "unknown pooling 'median'"),
         ("body:cls", BackboneError, "cls pools tokens"),
         ("head:avg", BackboneError, "avg pools maps"),
+        ("body:grid9", BackboneError, "body has only 8x8 places"),
+        ("body:cls+mean", BackboneError, "poolings that fit: avg, avgmax, flatten, gem, grid2, max, none"),
+        ("head:gem", BackboneError, "poolings that fit: flatten, none"),
+        ("block", UnknownNameError, "unknown tap 'block'; did you mean 'blocks'"),
         ("", UnknownNameError, "unknown tap ''"),
     ],
 )
@@ -162,9 +167,92 @@ def test_cls_needs_a_class_token(random_backbone):
 
 def test_a_network_that_rejects_its_input():
     backbone = load_backbone(BackboneRequest(name=NETWORKS + "picky"))
-    with pytest.raises(BackboneError, match="rejects images of 32x32 pixels") as caught:
+    with pytest.raises(
+        BackboneError, match=r"rejects images of 32x32 pixels: .*; --crop and --resize set another size"
+    ) as caught:
         resolve_taps(backbone, ["default"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("batch_mixer", "gives an image other features when other images are in its batch"),
+        ("needs_company", "takes two images but not one"),
+        ("drunk", "gives other features each time it sees an image"),
+    ],
+)
+def test_features_that_depend_on_more_than_the_image(name, message):
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + name))
+    with pytest.raises(BackboneError, match=message) as caught:
+        resolve_taps(backbone, ["default"])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_honest_tap_before_a_dishonest_layer_is_fine():
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "batch_mixer"))
+    assert resolve_taps(backbone, ["conv:avg"])
+    with pytest.raises(BackboneError, match="tap 'norm:avg'"):
+        resolve_taps(backbone, ["conv:avg", "norm:avg"])
+
+
+def test_a_network_left_in_train_mode_is_put_into_eval_mode(small):
+    left = load_backbone(BackboneRequest(name=NETWORKS + "left_training"))
+    assert not any(module.training for module in left.module.modules())
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    both = [TappedBackbone(b, resolve_taps(b, ["default"]))(images_BCHW)["pre_logits:none"] for b in (left, small)]
+    assert torch.equal(*both)
+
+
+def test_windows_are_no_rows_per_image():
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "windows"))
+    with pytest.raises(BackboneError, match=r"does not give one row per image \(two images gave \(8, 3, 32, 8\)\)"):
+        resolve_taps(backbone, ["parts"])
+
+
+def test_control_flow_that_depends_on_the_images():
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "only_twice"))
+    taps = resolve_taps(backbone, ["step:avg", "exit:avg"])
+    assert [tap.num_calls for tap in taps] == [3, 1]
+    tapped = TappedBackbone(backbone, taps)
+    assert len(tapped(torch.ones(1, 3, 32, 32))) == 2
+    with pytest.raises(BackboneError, match="ran 1 times in this forward pass instead of 3"):
+        tapped(torch.zeros(1, 3, 32, 32))
+
+
+def test_several_poolings_of_a_node_in_one_pass(random_backbone):
+    backbone = random_backbone("timm:vit_tiny_patch16_224")
+    names = [f"blocks.3:{pooling}" for pooling in ("cls", "mean", "cls+mean", "max", "gem", "grid2", "none")]
+    calls = []
+    backbone.module.blocks[3].register_forward_hook(lambda *_: calls.append(1))
+    backbone.module.blocks[4].register_forward_hook(lambda *_: calls.append("too far"))
+    taps = resolve_taps(backbone, names)
+    calls.clear()
+    with torch.inference_mode():
+        features = TappedBackbone(backbone, taps)(torch.randn(2, 3, 224, 224))
+    assert list(features) == names
+    assert calls == [1]
+    tokens_BTD = features["blocks.3:none"]
+    assert torch.equal(features["blocks.3:cls+mean"][:, :192], tokens_BTD[:, 0])
+    torch.testing.assert_close(features["blocks.3:grid2"].mean((2, 3)), tokens_BTD[:, 1:].mean(1))
+
+
+def test_registers_are_no_class_token(random_backbone):
+    backbone = random_backbone("timm:test_vit2")
+    assert (backbone.num_prefix_tokens, backbone.has_class_token) == (1, False)
+    (tap,) = resolve_taps(backbone, ["blocks.0"])
+    assert (tap.pooling, tap.num_prefix_tokens) == ("mean", 1)
+    with pytest.raises(BackboneError, match=r"blocks.0 has no class token; poolings that fit: .*mean"):
+        resolve_taps(backbone, ["blocks.0:cls"])
+
+
+def test_before_and_after_the_final_norm(random_backbone):
+    backbone = random_backbone("timm:vit_tiny_patch16_224")
+    taps = resolve_taps(backbone, ["blocks.11:cls", "norm:cls"])
+    with torch.inference_mode():
+        before, after = TappedBackbone(backbone, taps)(torch.randn(2, 3, 224, 224)).values()
+        torch.testing.assert_close(backbone.module.norm(before), after)
+    assert not torch.allclose(before, after)
 
 
 def test_nodes_are_listed_with_shapes(small):

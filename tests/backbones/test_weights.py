@@ -92,6 +92,34 @@ def test_only_the_output_layer_may_be_absent_or_misfit():
         load_weights(module, bad, ["1"])
 
 
+def test_prefixes_are_found_or_named():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    state = {name: tensor + 1 for name, tensor in module.state_dict().items() if "num_batches" not in name}
+
+    def renamed(prefix):
+        return {prefix + name: tensor for name, tensor in state.items()}
+
+    (note,) = load_weights(module, renamed("model.backbone.") | {"head.weight": torch.ones(2)})
+    assert note == "names in the weights file: prefix 'model.backbone.' taken off, 1 other tensors left out"
+    assert torch.equal(module[0].weight, state["0.weight"])
+    wrapped = torch.nn.ModuleDict({"encoder": module})
+    assert "'encoder.' put in front" in load_weights(wrapped, state)[0]
+    with pytest.raises(WeightsError, match=r"more than one way \('a.' taken off; 'b.' taken off\)"):
+        load_weights(module, renamed("a.") | renamed("b."))
+    del state["0.bias"]
+    with pytest.raises(WeightsError, match=r"prefixes tried: 'a.' taken off \(5 of 6 fit\)"):
+        load_weights(module, renamed("a."))
+    with pytest.raises(WeightsError, match="under none does a name fit"):
+        load_weights(module, {"x.y": torch.ones(1)})
+
+
+def test_weights_of_another_architecture(weights_of):
+    request = BackboneRequest(name="torchvision:resnet18", weights=weights_of("torchvision:squeezenet1_1"))
+    with pytest.raises(WeightsError, match=r"for torchvision:resnet18: .* missing .* unexpected .* prefix") as caught:
+        load_backbone(request)
+    assert "\n" not in str(caught.value)
+
+
 def test_torchvision_imports_whatever_its_operators_do():
     assert hasattr(import_torchvision().models, "resnet18")
     assert torchvision_state() in ("ok", "without compiled operators")

@@ -33,7 +33,7 @@ class EfficientNetLiteProvider:
         """Return the one name; known even where the packages are absent, so that the error can name the extra."""
         return [_NAME]
 
-    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build the network from the pip packages."""
         try:
             from efficientnet_lite_pytorch import EfficientNet
@@ -43,7 +43,7 @@ class EfficientNetLiteProvider:
         with redirect_stdout(io.StringIO()):
             module = EfficientNet.from_name("efficientnet-lite0")
         provided = Provided(module=module, preprocess=_PREPROCESS, classifiers=("_fc",), license="Apache-2.0")
-        if weights is None:
+        if pretrained:
             load_weights(module, read_checkpoint(_weights_file()), ("_fc",), keep_classifier=keep_classifier)
             provided.weights_source = f"pip {_WEIGHTS_PACKAGE} {version(_WEIGHTS_PACKAGE)}"
         return provided

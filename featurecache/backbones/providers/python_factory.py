@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.provider import Provided
-from featurecache.errors import BackboneError
+from featurecache.errors import BackboneError, first_line
 from featurecache.specs import PreprocessSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PREFIX = "python:"
 
 
 class PythonFactoryProvider:
-    """Calls a factory that takes no arguments and returns a network.
+    """Calls a factory that needs no arguments and returns a network.
 
-    The factory may carry two attributes: ``preprocess`` (a PreprocessSpec or a dict of its fields) and
-    ``classifier`` (the path of the output layer, ``None`` for a network without one).
+    The factory may carry attributes: ``preprocess`` (a PreprocessSpec or a dict of its fields), ``classifier`` (the
+    path of the output layer, ``None`` for a network without one), ``num_prefix_tokens`` (class and register tokens in
+    front of the patch tokens), ``has_class_token`` and ``license``. One that takes ``pretrained`` is called with
+    ``pretrained=False`` for a network before any training; without it the layers' own ``reset_parameters`` are called.
     """
 
     packages = ()
@@ -27,24 +34,14 @@ class PythonFactoryProvider:
         """Return nothing: what can be imported is not listed."""
         return []
 
-    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Import the factory and call it."""
-        from torch import nn
-
         full = PREFIX + name
         factory = _import_factory(full, name)
-        try:
-            module = factory()
-        except (Exception, SystemExit) as error:
-            raise BackboneError(f"{full} failed: {type(error).__name__}: {error}") from error
-        if not isinstance(module, nn.Module):
-            raise BackboneError(f"{full} returned {type(module).__name__}, not a torch.nn.Module")
-        preprocess = _preprocess(full, getattr(factory, "preprocess", None))
-        module.eval()
-        classifiers, notes = _classifiers(full, factory, module, crop=preprocess.crop)
-        return Provided(
-            module=module, preprocess=preprocess, classifiers=classifiers, weights_source="python factory", notes=notes
-        )
+        untrained = not pretrained and weights is None
+        provided = provide(full, factory, untrained=untrained, options={})
+        provided.weights_source = "python factory"
+        return provided
 
     def own_weights_digest(self, name: str) -> str | None:
         """Return ``None``: only running the factory tells."""
@@ -53,6 +50,65 @@ class PythonFactoryProvider:
     def reproducible(self, name: str) -> bool:
         """Code can change without its name changing."""
         return False
+
+
+def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options: dict[str, Any]) -> Provided:
+    """Call somebody's function and describe the network that it returns.
+
+    Parameters
+    ----------
+    full
+        Name of the backbone, for messages.
+    factory
+        Returns the network; carries the attributes.
+    untrained
+        The weights must be those of a network before any training.
+    options
+        Arguments for the factory.
+    """
+    import torch
+
+    from featurecache.backbones.random_weights import reinitialise
+
+    takes_pretrained = "pretrained" in parameters_of(factory)
+    if untrained and takes_pretrained:
+        options = {**options, "pretrained": False}
+    state = torch.get_rng_state()
+    module = _call(full, factory, options)
+    if untrained and not takes_pretrained:
+        torch.set_rng_state(state)  # the factory may have set a seed of its own
+        reinitialise(full, module)
+    preprocess = _preprocess(full, getattr(factory, "preprocess", None))
+    classifiers, notes = _classifiers(full, factory, module, crop=preprocess.crop)
+    return Provided(
+        module=module,
+        preprocess=preprocess,
+        classifiers=classifiers,
+        num_prefix_tokens=int(getattr(factory, "num_prefix_tokens", 0)),
+        has_class_token=bool(getattr(factory, "has_class_token", True)),
+        license=getattr(factory, "license", None),
+        notes=notes,
+    )
+
+
+def _call(full: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
+    from torch import nn
+
+    try:
+        module = factory(**options)
+    except (Exception, SystemExit) as error:
+        raise BackboneError(f"{full} failed: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise BackboneError(f"{full} returned {type(module).__name__}, not a torch.nn.Module")
+    return module.eval()
+
+
+def parameters_of(factory: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of a function's arguments."""
+    try:
+        return tuple(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):  # a class of some extension module
+        return ()
 
 
 def _import_factory(full: str, name: str) -> Any:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.hub_access import quick_hub
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
 from featurecache.specs import PreprocessSpec
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "timm:"
-_TIMEOUT_S = 5.0
 
 
 class TimmProvider:
@@ -37,11 +32,10 @@ class TimmProvider:
             return []
         return [PREFIX + name for name in _import_timm().list_models()]
 
-    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build the network; own weights come from the Hugging Face hub or its local cache."""
         timm = _import_timm()
         _check_name(timm, name)
-        pretrained = weights is None
         module: Any = _create_pretrained(timm, name) if pretrained else timm.create_model(name)
         if pretrained and keep_classifier and not module.num_classes:
             raise WeightsError(f"weights of {PREFIX}{name} have no output layer")
@@ -53,7 +47,8 @@ class TimmProvider:
             module=module,
             preprocess=_preprocess(timm, name, module),
             classifiers=_classifier_paths(module),
-            num_prefix_tokens=getattr(module, "num_prefix_tokens", 0),
+            num_prefix_tokens=_num_prefix_tokens(module),
+            has_class_token=getattr(module, "cls_token", None) is not None,
             license=config.get("license"),
             weights_source=f"timm {_hub_name(config)}" if pretrained else "none",
             notes=notes,
@@ -89,7 +84,7 @@ def _create_pretrained(timm: ModuleType, name: str) -> nn.Module:
     if config is None or not (config.hf_hub_id or config.url or config.file):
         raise WeightsError(f"timm has no weights for {PREFIX}{name}: pass --weights FILE")
     try:
-        with _quick_hub():
+        with quick_hub():
             return timm.create_model(name, pretrained=True)
     # The hub client, its HTTP library, urllib and safetensors each raise their own here.
     except Exception as error:
@@ -98,34 +93,6 @@ def _create_pretrained(timm: ModuleType, name: str) -> nn.Module:
             f"weights of {PREFIX}{name} cannot be downloaded ({type(error).__name__}): bring model.safetensors from "
             f"{source} to this machine and pass --weights FILE"
         ) from error
-
-
-@contextmanager
-def _quick_hub() -> Iterator[None]:
-    """Work from the hub's local cache where the hub cannot be reached: its client would retry for a minute."""
-    constants: Any = importlib.import_module("huggingface_hub.constants")
-    before = constants.HF_HUB_OFFLINE
-    if not before and not _reachable(constants.ENDPOINT):
-        constants.HF_HUB_OFFLINE = True
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        socket.setdefaulttimeout(timeout)
-
-
-def _reachable(endpoint: str) -> bool:
-    # Behind a proxy a direct connection says nothing.
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    parts = urlsplit(endpoint)
-    try:
-        with socket.create_connection((parts.hostname, parts.port or 443), timeout=_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
 
 
 def _preprocess(timm: ModuleType, name: str, module: nn.Module) -> PreprocessSpec:
@@ -151,6 +118,14 @@ def _classifier_paths(module: Any) -> tuple[str, ...]:
     paths = (declared,) if isinstance(declared, str) else tuple(declared)
     present = dict(module.named_modules())
     return tuple(path for path in paths if path in present)
+
+
+def _num_prefix_tokens(module: Any) -> int:
+    """Return what timm says, or count the tokens themselves: CaiT, XCiT and PiT join them without saying so."""
+    if (declared := getattr(module, "num_prefix_tokens", None)) is not None:
+        return int(declared)
+    tokens = [getattr(module, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    return sum(token.shape[1] for token in tokens if token is not None)
 
 
 def _hub_name(config: dict[str, Any]) -> str:

@@ -35,14 +35,13 @@ class TorchvisionProvider:
         torchvision = import_torchvision()
         return [PREFIX + name for name in torchvision.models.list_models(module=torchvision.models)]
 
-    def build(self, name: str, *, weights: Path | None, keep_classifier: bool) -> Provided:
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build the network; own weights come from the torch hub's folder or its server."""
         models = import_torchvision().models
         if PREFIX + name not in self.list_names():
             raise UnknownNameError("backbone", PREFIX + name, self.list_names())
-        options = {"transform_input": True, "init_weights": False} if name in _TRANSFORM_INPUT else {}
-        module = models.get_model(name, weights=None, **options)
         edition = _edition(models.get_model_weights(name), weights)
+        module = models.get_model(name, weights=None, **_options(name, edition))
         provided = Provided(
             module=module,
             preprocess=_preprocess(edition),
@@ -51,7 +50,7 @@ class TorchvisionProvider:
             license=edition.meta.get("license"),
             rename_key=_rename_key,
         )
-        if weights is None:
+        if pretrained:
             _load_own(provided, name, edition, keep_classifier=keep_classifier)
         return provided
 
@@ -71,6 +70,14 @@ def _edition(editions: Any, file: Path | None) -> Any:
     """Return the published weights that a file name belongs to: its preprocess may differ from the default's."""
     known = {edition.url.rsplit("/", 1)[-1]: edition for edition in editions}
     return known.get(file.name if file else "", editions.DEFAULT)
+
+
+def _options(name: str, edition: Any) -> dict[str, Any]:
+    """Return the arguments that torchvision itself derives from the weights."""
+    if name in _TRANSFORM_INPUT:
+        return {"transform_input": True, "init_weights": False}
+    # A transformer is built for one size; some weights want a larger one than the network's default.
+    return {"image_size": edition.meta["min_size"][0]} if name.startswith("vit_") else {}
 
 
 def _load_own(provided: Provided, name: str, edition: Any, *, keep_classifier: bool) -> None:

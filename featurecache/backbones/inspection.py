@@ -1,0 +1,103 @@
+"""The tree of a backbone's modules as possible taps: shapes, parameters, cost, and bytes on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.probing import PRE_LOGITS, Probe, node_modules, probe
+from featurecache.backbones.suggestions import GROUPS, suggested_nodes
+from featurecache.backbones.tapped import Tap
+from featurecache.backbones.taps import DEFAULT, usual_tap
+
+_FLOAT16_BYTES = 2
+# Beside every row lies the id of its sample (store/FORMAT.md).
+_ID_BYTES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeInfo:
+    """One node as `inspect` shows it."""
+
+    name: str
+    class_name: str
+    output_shape: tuple[int, ...] | None
+    """For one sample; ``None`` if the node does not run or its output is not one tensor row per image."""
+    num_parameters: int
+    num_calls: int
+    """How often it runs in one forward pass."""
+    flops: int | None
+    """Floating-point operations of one sample until the node has run, two for each multiply-add."""
+    tap: str | None
+    """The node with its usual pooling; ``None`` if it cannot be tapped."""
+    feature_shape: tuple[int, ...] | None
+    """Of that tap, for one sample."""
+    bytes_per_sample: int | None
+    """On disk, if that tap is cached in float16: the features and the sample's id."""
+    suggested: tuple[str, ...]
+    """Names under which the node can be asked for with others: ``default``, ``stages``, ``blocks``."""
+
+
+def list_nodes(backbone: Backbone) -> list[NodeInfo]:
+    """Return every module as a possible tap, in the order of the network's definition, ``pre_logits`` last."""
+    seen, flops = _probe_with_costs(backbone)
+    groups = {DEFAULT: [PRE_LOGITS], **suggested_nodes(backbone, seen)}
+    return [_describe(backbone, seen, node, flops.get(node), groups) for node in node_modules(backbone)]
+
+
+def bytes_per_sample(tap: Tap) -> int:
+    """Return what one sample of a tap takes on disk in float16, its id included."""
+    return math.prod(tap.shape) * _FLOAT16_BYTES + _ID_BYTES
+
+
+def suggested_taps(nodes: list[NodeInfo]) -> dict[str, list[str]]:
+    """Return the taps behind each suggestion, by its name."""
+    return {group: [node.tap for node in nodes if group in node.suggested and node.tap] for group in (DEFAULT, *GROUPS)}
+
+
+def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, groups: dict[str, list[str]]) -> NodeInfo:
+    module, tap = node_modules(backbone)[node], usual_tap(backbone, seen, node)
+    return NodeInfo(
+        name=node,
+        class_name=type(module).__name__ if node != PRE_LOGITS else "input of the output layer",
+        output_shape=seen.per_sample(node),
+        num_parameters=sum(p.numel() for p in module.parameters()) if node != PRE_LOGITS else 0,
+        num_calls=seen.num_calls[node],
+        flops=flops,
+        tap=tap.name if tap else None,
+        feature_shape=tap.shape if tap else None,
+        bytes_per_sample=bytes_per_sample(tap) if tap else None,
+        suggested=tuple(group for group, nodes in groups.items() if node in nodes),
+    )
+
+
+def _probe_with_costs(backbone: Backbone) -> tuple[Probe, dict[str, int]]:
+    """Probe under torch's counter; a node's count is what the counter shows when its last call has ended."""
+    counter = FlopCounterMode(display=False)
+    flops: dict[str, int] = {}
+
+    def note(node: str) -> None:
+        flops[node] = counter.get_total_flops()
+
+    with counter, _slow_attention():
+        seen = probe(backbone, also=note)
+    num_images = next(iter(seen.shapes.values()))[0] if seen.shapes else 1
+    return seen, {node: count // num_images for node, count in flops.items()}
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keep transformers from their fused kernels, which the counter takes for one operation that costs nothing."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,145 @@
+"""How a node's output becomes the features of a tap.
+
+Three layouts are known: maps (B, C, H, W), the same with the channels last (B, H, W, C), and tokens (B, T, D). Maps and
+patch tokens both have *places*; class, distillation and register tokens come before the patches and are no places.
+
+Axes: B batch, C channels, H height, W width, T tokens, D features.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+Layout = Literal["BCHW", "BHWC", "BTD", "other"]
+
+POOLINGS = ("avg", "avgmax", "cls", "cls+mean", "flatten", "gem", "grid2", "max", "mean", "none")
+"""Names to show; any ``gridN`` is a pooling too."""
+
+GEM_P, GEM_EPS = 3.0, 1e-6
+
+_GRID = re.compile(r"grid([1-9]\d?)$")
+_AXES: dict[Layout, tuple[int, ...]] = {"BCHW": (2, 3), "BHWC": (1, 2), "BTD": (1,)}
+_TAKES: dict[str, tuple[Layout, ...]] = {
+    "avg": ("BCHW", "BHWC"),
+    "mean": ("BTD",),
+    "cls": ("BTD",),
+    "cls+mean": ("BTD",),
+    "max": ("BCHW", "BHWC", "BTD"),
+    "avgmax": ("BCHW", "BHWC", "BTD"),
+    "gem": ("BCHW", "BHWC", "BTD"),
+    "grid": ("BCHW", "BHWC", "BTD"),
+}
+
+
+def grid_side(pooling: str) -> int | None:
+    """Return the N of ``gridN``, ``None`` for every other name."""
+    found = _GRID.match(pooling)
+    return int(found[1]) if found else None
+
+
+def is_pooling(name: str) -> bool:
+    """Tell whether a pooling has this name."""
+    return name in POOLINGS or grid_side(name) is not None
+
+
+def takes(pooling: str) -> tuple[Layout, ...] | None:
+    """Return the layouts that a pooling makes sense for; ``None``: every one."""
+    return _TAKES.get("grid" if grid_side(pooling) else pooling)
+
+
+def pooled_shape(pooling: str, layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of one sample's features, from the shape of one sample's output."""
+    if takes(pooling) is None:
+        return (math.prod(shape),) if pooling == "flatten" else shape
+    num_channels = shape[0] if layout == "BCHW" else shape[-1]
+    if side := grid_side(pooling):
+        return (num_channels, side, side)
+    return (2 * num_channels,) if pooling in ("avgmax", "cls+mean") else (num_channels,)
+
+
+def pool(output: Tensor, *, pooling: str, layout: Layout, num_prefix_tokens: int) -> Tensor:
+    """Pool a batch of outputs.
+
+    ============  =====================================================================================
+    ``avg``       mean over the places of a map
+    ``mean``      mean over the patch tokens
+    ``max``       largest value over the places
+    ``avgmax``    mean over the places, then the largest values: (B, 2 C)
+    ``gem``       generalised mean over the places, ``mean(max(x, 1e-6) ** p) ** (1 / p)`` with p = 3
+                  (Radenovic, Tolias and Chum 2018). p = 1 would be ``avg``, a large p ``max``. Values below
+                  the clamp count as zero, so it suits features that are not negative (after a ReLU)
+    ``cls``       the class token
+    ``cls+mean``  the class token, then the mean over the patch tokens: (B, 2 D)
+    ``gridN``     N x N means over the places, channels first: (B, C, N, N). Where N does not divide the
+                  side, neighbouring cells overlap by a row or column
+    ``flatten``   everything as one row
+    ``none``      everything as it is
+    ============  =====================================================================================
+
+    Parameters
+    ----------
+    output
+        (B, ...) float.
+    pooling, layout
+        What to do with what.
+    num_prefix_tokens
+        Tokens in front of the patch tokens.
+
+    Returns
+    -------
+    features
+        (B, ...), never sharing memory with ``output``: the next layer may write into that.
+    """
+    if side := grid_side(pooling):
+        return adaptive_avg_pool2d(_as_maps(output, layout, num_prefix_tokens), side)
+    return _POOL[pooling](output, layout, num_prefix_tokens)
+
+
+def _places(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
+    return output[:, num_prefix_tokens:] if layout == "BTD" else output
+
+
+def _as_maps(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
+    if layout == "BCHW":
+        return output
+    if layout == "BHWC":
+        return output.permute(0, 3, 1, 2)
+    patches_BDT = output[:, num_prefix_tokens:].transpose(1, 2)
+    return patches_BDT.unflatten(2, (math.isqrt(patches_BDT.shape[2]),) * 2)
+
+
+def _mean(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
+    return _places(output, layout, num_prefix_tokens).mean(dim=_AXES[layout])
+
+
+def _max(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
+    return torch.amax(_places(output, layout, num_prefix_tokens), dim=_AXES[layout])
+
+
+def _gem(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
+    powers = _places(output, layout, num_prefix_tokens).clamp(min=GEM_EPS).pow(GEM_P)
+    return powers.mean(dim=_AXES[layout]).pow(1 / GEM_P)
+
+
+def _cls(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
+    return output[:, 0].clone()
+
+
+_POOL: dict[str, Callable[[Tensor, Layout, int], Tensor]] = {
+    "avg": _mean,
+    "mean": _mean,
+    "max": _max,
+    "gem": _gem,
+    "cls": _cls,
+    "avgmax": lambda *output: torch.cat([_mean(*output), _max(*output)], dim=1),
+    "cls+mean": lambda *output: torch.cat([_cls(*output), _mean(*output)], dim=1),
+    "flatten": lambda output, *_: output.flatten(1).clone(),
+    "none": lambda output, *_: output.clone(),
+}

@@ -1,0 +1,95 @@
+"""A checkout of a repository made for ``torch.hub``, on this machine: ``hub:FOLDER:entrypoint``.
+
+What ``torch.hub.load(FOLDER, entrypoint, source="local")`` does: ``hubconf.py`` is imported with the folder on the
+path, and the entry point is called. It is code and runs, as with any ``python:`` backbone. Nothing is cloned.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.python_factory import parameters_of, provide
+from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.errors import BackboneError, UnknownNameError, first_line
+
+PREFIX = "hub:"
+
+
+class HubCheckoutProvider:
+    """Calls an entry point of a local ``hubconf.py``."""
+
+    packages = ()
+
+    def list_names(self) -> list[str]:
+        """Return nothing: folders are not searched."""
+        return []
+
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
+        """Call the entry point; its argument ``pretrained`` is set if it has one."""
+        folder, entry = _parse(name)
+        import_torchvision()  # most checkouts import it, and may not know how to on this machine
+        with _on_path(folder):
+            function = _entry_point(folder, entry)
+            options = {"pretrained": pretrained} if "pretrained" in parameters_of(function) else {}
+            untrained = not pretrained and weights is None
+            provided = provide(PREFIX + name, function, untrained=untrained, options=options)
+        provided.weights_source = f"checkout {folder.name}, entry point {entry}"
+        # The place of the checkout says nothing about the features.
+        provided.identity_name = f"{PREFIX}{folder.name}:{entry}"
+        return provided
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Return ``None``: only running the code tells."""
+        return None
+
+    def reproducible(self, name: str) -> bool:
+        """A checkout can change without its name changing."""
+        return False
+
+
+def _parse(name: str) -> tuple[Path, str]:
+    place, _, entry = name.rpartition(":")
+    if not place or not entry:
+        raise BackboneError(f"{PREFIX}{name} should read {PREFIX}FOLDER:entrypoint")
+    folder = Path(place).expanduser().resolve()
+    if not (folder / "hubconf.py").is_file():
+        raise BackboneError(f"{PREFIX}{name}: {folder} has no hubconf.py; clone the repository there")
+    return folder, entry
+
+
+def _entry_point(folder: Path, entry: str) -> Any:
+    hubconf = _import_hubconf(folder)
+    known = [name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")]
+    if entry not in known:
+        raise UnknownNameError("entry point", entry, known)
+    return getattr(hubconf, entry)
+
+
+def _import_hubconf(folder: Path) -> ModuleType:
+    spec = spec_from_file_location("hubconf", folder / "hubconf.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hubconf = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(hubconf)
+    # Somebody else's code: anything can happen at its import.
+    except (Exception, SystemExit) as error:
+        problem = f"{type(error).__name__}: {first_line(error)}"
+        raise BackboneError(f"hubconf.py of {folder} cannot be loaded: {problem}") from error
+    return hubconf
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))

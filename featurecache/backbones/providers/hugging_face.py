@@ -1,0 +1,221 @@
+"""Vision encoders of transformers, ``hf:NAME`` or ``hf:FOLDER``; the extra ``hf``.
+
+A folder holds what a page of the hub holds: ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``.
+Code that comes with a model is never run, and only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.hub_access import quick_hub
+from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.backbones.weights import read_checkpoint
+from featurecache.errors import BackboneError, MissingExtraError, WeightsError, first_line
+from featurecache.hashing import digest_file, digest_json
+from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
+
+PREFIX = "hf:"
+_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+# Two-tower models: only the image tower is wanted.
+_TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel", "siglip2": "SiglipVisionModel"}
+_NO_CLASS_TOKEN = {"siglip", "siglip2", "siglip_vision_model", "ijepa"}
+# Never run a model's own code; tell what does not fit instead of raising, so that one check judges all of it.
+_STRICT = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+_INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+class HuggingFaceProvider:
+    """Builds ``hf:NAME``."""
+
+    packages = ("transformers", "torchvision")
+
+    def list_names(self) -> list[str]:
+        """Return nothing: the hub is not searched."""
+        return []
+
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
+        """Build the network that ``config.json`` describes."""
+        transformers = _import_transformers()
+        folder = Path(name).expanduser()
+        with _quiet(transformers):
+            config = _config(transformers, name)
+            kind = _class(transformers, config)
+            settings = getattr(config, "vision_config", config) if "Vision" in kind.__name__ else config
+            if pretrained:
+                module = _pretrained(kind, name, settings, keep_classifier=keep_classifier)
+            elif weights is not None:
+                module = _from_file(kind, weights, settings, keep_classifier=keep_classifier)
+            else:
+                module = kind(settings)
+        classifiers = _classifiers(module)
+        if not classifiers and keep_classifier:
+            raise WeightsError(f"{PREFIX}{name} has no output layer")
+        preprocess, notes = _preprocess(name, _processor_settings(name), settings)
+        return Provided(
+            module=module,
+            preprocess=preprocess,
+            classifiers=classifiers,
+            num_prefix_tokens=_num_prefix_tokens(settings, module),
+            license=None,
+            weights_source=f"transformers {name}" if not folder.is_dir() else f"transformers folder {folder.name}",
+            file_loaded=weights is not None,
+            notes=notes,
+            identity_name=f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else None,
+        )
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Digest the files of a folder; which files the hub's cache uses is known to transformers only."""
+        folder = Path(name).expanduser()
+        files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))
+        if not folder.is_dir() or not files:
+            return None
+        return digest_json("hf-files", 1, {file.name: digest_file(file) for file in files})
+
+    def reproducible(self, name: str) -> bool:
+        """The architecture is pinned by the version and by ``config.json``, which is digested for folders only."""
+        return Path(name).expanduser().is_dir()
+
+
+def _import_transformers() -> Any:
+    if find_spec("transformers") is None:
+        raise MissingExtraError("transformers", "hf")
+    import_torchvision()
+    return importlib.import_module("transformers")
+
+
+def _config(transformers: Any, name: str) -> Any:
+    try:
+        with quick_hub():
+            return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    # The hub client, its HTTP library and json each raise their own here.
+    except Exception as error:
+        raise _unavailable(name, error) from error
+
+
+def _class(transformers: Any, config: Any) -> Any:
+    if tower := _TOWERS.get(config.model_type):
+        return getattr(transformers, tower)
+    for architecture in config.architectures or ():
+        if "ForImageClassification" in architecture and hasattr(transformers, architecture):
+            return getattr(transformers, architecture)
+    try:
+        return transformers.AutoModel._model_mapping[type(config)]
+    except KeyError:
+        raise BackboneError(f"transformers knows no encoder for a {config.model_type}") from None
+
+
+def _pretrained(kind: Any, name: str, config: Any, *, keep_classifier: bool) -> Any:
+    try:
+        with quick_hub():
+            module, report = kind.from_pretrained(name, config=config, use_safetensors=True, **_STRICT)
+    # The hub client, its HTTP library, json and safetensors each raise their own here.
+    except Exception as error:
+        raise _unavailable(name, error) from error
+    _check_complete(module, report, PREFIX + name, keep_classifier=keep_classifier)
+    return module
+
+
+def _from_file(kind: Any, file: Path, config: Any, *, keep_classifier: bool) -> Any:
+    """Load a file by transformers' rules: the names in published files are older than those of its networks."""
+    state = read_checkpoint(file)
+    module, report = kind.from_pretrained(None, config=config, state_dict=state, **_STRICT)
+    _check_complete(module, report, str(file), keep_classifier=keep_classifier)
+    return module
+
+
+def _check_complete(module: Any, report: dict[str, Any], what: str, *, keep_classifier: bool) -> None:
+    """Refuse weights with gaps: transformers fills them with random numbers, and goes on."""
+    forgiven = () if keep_classifier else _classifiers(module)
+    gaps = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if any(key.startswith("pooler.") for key in gaps):
+        # Many encoders were published without the layer that their class puts on top; it is no part of the features.
+        module.pooler = None
+        gaps = [key for key in gaps if not key.startswith("pooler.")]
+    if gaps := [key for key in gaps if not key.startswith(forgiven)]:
+        raise WeightsError(
+            f"weights of {what} do not fit {type(module).__name__}: {len(gaps)} missing or of another shape "
+            f"({gaps[0]}, ...), {len(report['unexpected_keys'])} unexpected"
+        )
+
+
+def _unavailable(name: str, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{PREFIX}{name} cannot be loaded ({type(error).__name__}: {first_line(error)}): bring {', '.join(_FILES)} "
+        f"from its page on the hub into a folder on this machine, under these names, and use {PREFIX}FOLDER"
+    )
+
+
+def _classifiers(module: Any) -> tuple[str, ...]:
+    present = {name for name, _ in module.named_children()}
+    return tuple(name for name in ("classifier", "cls_classifier", "distillation_classifier") if name in present)
+
+
+def _num_prefix_tokens(config: Any, module: Any) -> int:
+    """Count the tokens in front of the patches by the network's own parameters."""
+    if config.model_type in _NO_CLASS_TOKEN:
+        return 0
+    leaves = {path.rpartition(".")[2] for path, _ in module.named_parameters()}
+    num_single = len(leaves & {"cls_token", "class_embedding", "distillation_token"})
+    return num_single + int(getattr(config, "num_register_tokens", 0) or 0)
+
+
+def _processor_settings(name: str) -> dict[str, Any]:
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir():
+            file = str(folder / "preprocessor_config.json")
+        else:
+            with quick_hub():
+                file = importlib.import_module("huggingface_hub").hf_hub_download(name, "preprocessor_config.json")
+        settings: dict[str, Any] = json.loads(Path(file).read_text())
+    except Exception as error:
+        raise _unavailable(name, error) from error
+    return settings
+
+
+def _preprocess(name: str, settings: dict[str, Any], config: Any) -> tuple[PreprocessSpec, tuple[str, ...]]:
+    size = _side(settings.get("size")) or _side(getattr(config, "image_size", None)) or 224
+    crop = _side(settings.get("crop_size")) if settings.get("do_center_crop") else None
+    if (share := settings.get("crop_pct")) and size < 384:  # ConvNeXt: resize by the share, then crop
+        size, crop = int(size / share), size
+    squashed = crop is None and "shortest_edge" not in (settings.get("size") or {})
+    note = f"{PREFIX}{name} was trained on images squashed to a square; here the centre is cropped"
+    preprocess = PreprocessSpec(
+        resize=max(size, crop or 0),
+        crop=crop or size,
+        interpolation=_INTERPOLATIONS.get(settings.get("resample", 2), "bilinear"),
+        mean=tuple(settings.get("image_mean") or IMAGENET_MEAN),
+        std=tuple(settings.get("image_std") or IMAGENET_STD),
+    )
+    return preprocess, (note,) if squashed else ()
+
+
+def _side(size: Any) -> int | None:
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or size.get("height")
+    if isinstance(size, (list, tuple)):
+        size = size[0]
+    return int(size) if size else None
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers from reporting on stderr what is an error or a note here."""
+    log = transformers.utils.logging
+    before = log.get_verbosity()
+    log.set_verbosity(logging.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+        log.enable_progress_bar()

@@ -1,0 +1,123 @@
+"""Which nodes of a network are worth tapping: the end of every stage, every block, the classifier's input.
+
+Nothing here knows an architecture by name. A *block* is the outermost module with at least two layers that multiply
+(convolution, linear, attention) which is not itself a sequence of such modules. A *stage* is a run of blocks with
+equally many places; it ends where the next block halves the map. A network that never does so (a plain transformer) is
+cut into four equal runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby, pairwise
+
+from torch import nn
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.layout import layout_of, prefix_tokens_at
+from featurecache.backbones.probing import PRE_LOGITS, Probe
+
+GROUPS = ("stages", "blocks")
+_NUM_EQUAL_RUNS = 4
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Mish, nn.Tanh)
+
+
+def suggested_nodes(backbone: Backbone, seen: Probe) -> dict[str, list[str]]:
+    """Return the nodes behind ``stages`` and ``blocks``, in the order in which they run."""
+    blocks = _settle(backbone, seen, _find_blocks(backbone.module))
+    blocks = blocks or _settle(backbone, seen, _find_activations(backbone.module))
+    return {"stages": _stage_ends(backbone, seen, blocks), "blocks": blocks}
+
+
+def _settle(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> list[str]:
+    """Keep the nodes that run, each moved outwards until it gives one row of maps or tokens per image."""
+    found = {_tappable(backbone, seen, node) for node in nodes if seen.num_calls[node]} - {None}
+    return sorted((node for node in found if node is not None), key=seen.order.__getitem__)
+
+
+def _tappable(backbone: Backbone, seen: Probe, node: str) -> str | None:
+    while node:
+        rows = seen.num_calls[node] == 1 and len(seen.per_sample(node) or ()) in (2, 3)
+        if rows and layout_of(backbone, seen, node) is not None:
+            return node
+        node = node.rpartition(".")[0]
+    return None
+
+
+def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
+    containers: list[str] = []
+    stages: list[str] = []
+    others: list[str] = []
+    for name, child in module.named_children():
+        full = f"{path}.{name}" if path else name
+        if _num_products(child) < 2 or full == PRE_LOGITS:
+            continue
+        if type(child) in _CONTAINERS:
+            containers += _find_blocks(child, full)
+        elif _is_stage(child):
+            stages += _find_blocks(child, full)
+        else:
+            others.append(full)
+    # Beside a sequence of blocks stand stems and downsampling; in a container every item is one of the sequence.
+    return containers + stages + others if type(module) in _CONTAINERS else containers or stages or others
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Tell whether a module is mainly a sequence of like blocks: itself, one of its children, or deeper inside."""
+    if any(_holds_like_blocks(m) for m in (module, *module.children()) if m is module or isinstance(m, _CONTAINERS)):
+        return True
+    half = _num_parameters(module) / 2
+    return any(_num_parameters(child) > half and _is_stage(child) for child in module.children())
+
+
+def _holds_like_blocks(module: nn.Module) -> bool:
+    items = list(module.children())
+    if items and all(type(item) is nn.Sequential for item in items):
+        return all(_holds_like_blocks(item) for item in items)
+    return bool(items) and len({type(item) for item in items}) == 1 and all(_num_products(item) > 1 for item in items)
+
+
+def _num_products(module: nn.Module) -> int:
+    """Count the matrices of weights. Class tokens and positions (one row), norms and scales (one column) are none."""
+    return sum(p.ndim > 1 and p.shape[0] > 1 and p.numel() > p.shape[0] for p in module.parameters())
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _find_activations(module: nn.Module) -> Iterator[str]:
+    """In a network without blocks (AlexNet, VGG) the features after every activation are what blocks are elsewhere."""
+    return (path for path, layer in module.named_modules() if isinstance(layer, _ACTIVATIONS))
+
+
+def _stage_ends(backbone: Backbone, seen: Probe, blocks: Sequence[str]) -> list[str]:
+    places = partial(_places, backbone, seen)
+    # Where branches of several resolutions run side by side, the last run of each counts.
+    runs = list({key: list(run) for key, run in groupby(blocks, key=places)}.values())
+    if len(runs) == 1:
+        cuts = [round(len(blocks) * part / _NUM_EQUAL_RUNS) for part in range(_NUM_EQUAL_RUNS + 1)]
+        runs = [list(blocks[start:stop]) for start, stop in pairwise(cuts) if stop > start]
+    return sorted((_outermost(backbone, seen, run, blocks) for run in runs), key=seen.order.__getitem__)
+
+
+def _outermost(backbone: Backbone, seen: Probe, run: Sequence[str], blocks: Sequence[str]) -> str:
+    """Return the outermost module that ends with a run's last block and holds no block of another run."""
+    last, parts = run[-1], run[-1].split(".")
+    for depth in range(1, len(parts)):
+        ancestor = ".".join(parts[:depth])
+        inside = {block for block in blocks if block.startswith(ancestor + ".")}
+        same = _places(backbone, seen, ancestor) == _places(backbone, seen, last)
+        if inside <= set(run) and seen.num_calls[ancestor] == 1 and same:
+            return ancestor
+    return last
+
+
+def _places(backbone: Backbone, seen: Probe, node: str) -> tuple[int, ...]:
+    """Return what stays the same within a stage: the number of patch tokens, or the sides of a map."""
+    shape = seen.per_sample(node) or ()
+    if len(shape) == 2:
+        return (shape[0] - (prefix_tokens_at(backbone, shape[0]) or 0),)
+    return shape[1:] if len(shape) == 3 and shape[1] == shape[2] else shape[:2]

@@ -1,0 +1,122 @@
+"""One forward pass that brings every tap and ends at the deepest.
+
+Axes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.pooling import Layout, pool
+from featurecache.backbones.probing import first_tensor, node_modules, watch
+from featurecache.errors import BackboneError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """A node of a backbone, pooled."""
+
+    node: str
+    pooling: str
+    shape: tuple[int, ...]
+    """Shape of the features of one sample."""
+    num_calls: int = 1
+    """How often the node runs in one forward pass."""
+    layout: Layout = "other"
+    """Which axes of the node's output are places, and which are channels."""
+    num_prefix_tokens: int = 0
+    """Tokens in front of the patch tokens at this node."""
+
+    @property
+    def name(self) -> str:
+        """The tap as people write it."""
+        return f"{self.node}:{self.pooling}"
+
+    def pool(self, output: Tensor) -> Tensor:
+        """Turn a node's output (B, ...) into float features (B, ...)."""
+        # A mean over many places would lose digits in half precision.
+        return pool(output.float(), pooling=self.pooling, layout=self.layout, num_prefix_tokens=self.num_prefix_tokens)
+
+
+class TappedBackbone(nn.Module):
+    """One forward pass, all taps.
+
+    Parameters
+    ----------
+    backbone
+        The frozen network. It stays in eval mode whatever is asked.
+    taps
+        From `resolve_taps`.
+    stop_early
+        End the forward pass once the deepest tap has been seen. Tracing needs the whole pass.
+    """
+
+    def __init__(self, backbone: Backbone, taps: Sequence[Tap], *, stop_early: bool = True) -> None:
+        super().__init__()
+        self.network = backbone.module
+        self.taps = tuple(taps)
+        self._backbone = backbone
+        self._stop_early = stop_early
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: batch statistics of the inputs must never reach a frozen backbone."""
+        return super().train(False)
+
+    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Return the features (B, ...) of every tap, by tap name. Not for several threads at once."""
+        self.train(False)
+        catch = _Catch(self.taps, stop_early=self._stop_early)
+        modules = node_modules(self._backbone)
+        handles = [watch(modules[node], node, self._backbone, catch.hook(node)) for node in catch.nodes]
+        try:
+            self.network(images_BCHW)
+        except _DeepestTapSeen:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {tap.name: catch.features_of(tap) for tap in self.taps}
+
+
+class _DeepestTapSeen(Exception):
+    """Ends a forward pass whose rest nobody wants."""
+
+
+class _Catch:
+    """What one forward pass has brought so far."""
+
+    def __init__(self, taps: Sequence[Tap], *, stop_early: bool) -> None:
+        self.nodes: dict[str, list[Tap]] = {}
+        for tap in taps:
+            self.nodes.setdefault(tap.node, []).append(tap)
+        self._features: dict[str, Tensor] = {}
+        self._calls_left = {node: at_node[0].num_calls for node, at_node in self.nodes.items()}
+        self._stop_early = stop_early
+
+    def hook(self, node: str) -> Callable[[Any], None]:
+        def see(output: Any) -> None:
+            self._calls_left[node] -= 1
+            if self._calls_left[node] <= 0:
+                tensor = first_tensor(output)
+                assert tensor is not None
+                self._features |= {tap.name: tap.pool(tensor) for tap in self.nodes[node]}
+            if self._stop_early and all(left <= 0 for left in self._calls_left.values()):
+                raise _DeepestTapSeen
+
+        return see
+
+    def features_of(self, tap: Tap) -> Tensor:
+        """Return what a tap has seen."""
+        if tap.name not in self._features:
+            raise BackboneError(
+                f"tap {tap.name!r}: the layer ran {tap.num_calls - self._calls_left[tap.node]} times in this forward "
+                f"pass instead of {tap.num_calls}: what the network runs depends on the images; tap a layer that "
+                "always runs"
+            )
+        return self._features[tap.name]
