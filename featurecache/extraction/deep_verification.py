@@ -109,7 +109,7 @@ def verify_deep(
     """
     if num_rows < 1:
         raise RequestError(f"rows to compute again must be at least 1, got {num_rows}")
-    sets = store.select_sets(backbone=inputs.backbone)
+    sets = [s for s in store.feature_sets() if inputs.concern(s)] or store.select_sets(backbone=inputs.backbone)
     view = take_inventory(store, FolderSource(inputs.source), progress).now
     found, rng = DeepVerification(), np.random.default_rng(random_state)
     for group in _by_fingerprint(sets):

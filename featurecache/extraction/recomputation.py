@@ -18,7 +18,7 @@ from featurecache.extraction.engines import make_engine
 from featurecache.extraction.inventory import take_inventory
 from featurecache.extraction.plan import ShardJob
 from featurecache.extraction.progress import Progress, Silent
-from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.extraction.reproduction import may_be, reproduce_backbone
 from featurecache.extraction.shard_work import ShardWork
 from featurecache.sources.folder import FolderSource
 from featurecache.specs import ExtractionSettings
@@ -48,6 +48,10 @@ class Inputs:
     weights: Path | None = None
     settings: ExtractionSettings = field(default_factory=ExtractionSettings)
 
+    def concern(self, feature_set: FeatureSet) -> bool:
+        """Tell whether a feature set is of the backbone that was named, if one was."""
+        return self.backbone is None or may_be(feature_set.identity.backbone, self.backbone)
+
     def reproduce(self, feature_set: FeatureSet) -> Backbone:
         """Load the backbone of a feature set."""
         return reproduce_backbone(
@@ -73,8 +77,7 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
         This machine makes other features than those that are there.
     """
     lost = shards_set_aside(store)
-    if inputs.backbone is not None:
-        lost = [part for part in lost if part.feature_set.identity.backbone == inputs.backbone]
+    lost = [part for part in lost if inputs.concern(part.feature_set)]
     if not lost:
         return 0
     progress = progress or Silent()

@@ -51,7 +51,7 @@ def reproduce_backbone(
             f"{needed_by} needs the backbone {name!r}, a checkout with code; if you trust it, pass --backbone "
             "hub:FOLDER:entrypoint"
         )
-    if backbone is not None and backbone != name and not _same_files(name, backbone):
+    if backbone is not None and not may_be(name, backbone):
         raise BackboneMismatchError(
             f"{needed_by} was made with backbone {name!r}, not {backbone!r}; leave --backbone out"
         )
@@ -73,7 +73,7 @@ def reproduce_backbone(
     return network
 
 
-def _same_files(name: str, backbone: str) -> bool:
-    """Tell whether two names may mean one folder of files: then the identity decides, not the place."""
+def may_be(name: str, backbone: str) -> bool:
+    """Tell whether a backbone may be the recorded one: of folders of files the identity decides, not the place."""
     prefixes = ("hub:", "hf:")
-    return any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in prefixes)
+    return name == backbone or any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in prefixes)
