@@ -188,11 +188,13 @@ def _preprocess(name: str, settings: dict[str, Any], config: Any) -> tuple[Prepr
     if (share := settings.get("crop_pct")) and size < 384:  # ConvNeXt: resize by the share, then crop
         size, crop = int(size / share), size
     squashed = crop is None and "shortest_edge" not in (settings.get("size") or {})
+    if (resample := settings.get("resample", 2)) not in _INTERPOLATIONS:
+        raise BackboneError(f"{PREFIX}{name} wants Pillow's filter {resample}, which is not known here")
     note = f"{PREFIX}{name} was trained on images squashed to a square; here the centre is cropped"
     preprocess = PreprocessSpec(
         resize=max(size, crop or 0),
         crop=crop or size,
-        interpolation=_INTERPOLATIONS.get(settings.get("resample", 2), "bilinear"),
+        interpolation=_INTERPOLATIONS[resample],
         mean=tuple(settings.get("image_mean") or IMAGENET_MEAN),
         std=tuple(settings.get("image_std") or IMAGENET_STD),
     )

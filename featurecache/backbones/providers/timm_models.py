@@ -48,7 +48,7 @@ class TimmProvider:
             preprocess=_preprocess(timm, name, module),
             classifiers=_classifier_paths(module),
             num_prefix_tokens=_num_prefix_tokens(module),
-            has_class_token=getattr(module, "cls_token", None) is not None,
+            has_class_token=_class_token(module) is not None,
             license=config.get("license"),
             weights_source=f"timm {_hub_name(config)}" if pretrained else "none",
             notes=notes,
@@ -124,8 +124,14 @@ def _num_prefix_tokens(module: Any) -> int:
     """Return what timm says, or count the tokens themselves: CaiT, XCiT and PiT join them without saying so."""
     if (declared := getattr(module, "num_prefix_tokens", None)) is not None:
         return int(declared)
-    tokens = [getattr(module, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    tokens = [_class_token(module), getattr(module, "dist_token", None), getattr(module, "reg_token", None)]
     return sum(token.shape[1] for token in tokens if token is not None)
+
+
+def _class_token(module: Any) -> Any:
+    """Return the class token; CoaT has one for each stage, numbered from 1."""
+    token = getattr(module, "cls_token", None)
+    return getattr(module, "cls_token1", None) if token is None else token
 
 
 def _hub_name(config: dict[str, Any]) -> str:
