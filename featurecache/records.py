@@ -18,7 +18,7 @@ from featurecache.errors import CorruptError, FormatVersionError, RequestError, 
 from featurecache.hashing import canonical_json, digest_bytes
 
 RECORD_VERSION = 1
-MAX_RECORD_BYTES = 64 << 20
+MAX_RECORD_BYTES = 16 << 20
 
 
 def encode_record(kind: str, body: dict[str, Any]) -> bytes:
@@ -52,7 +52,11 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
             "Upgrade featurecache"
         )
     claimed = content.pop("digest", None)
-    if claimed != _digest({**content, "version": version}):
+    try:
+        digest = _digest({**content, "version": version})
+    except (RecursionError, ValueError) as error:
+        raise CorruptError(f"{path} cannot be a record ({shortened(error)}); run `featurecache repair`") from None
+    if claimed != digest:
         raise CorruptError(f"{path} does not match its own digest; run `featurecache repair`, or restore it")
     del content["format"]
     return content

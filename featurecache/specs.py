@@ -20,7 +20,7 @@ StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
 RuntimeName = Literal["auto", "torch", "openvino"]
 
-MAX_SHARD_ROWS = 200_000  # the record of a shard whose inputs are all bad must stay readable
+MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -44,6 +44,8 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check; status 1 when something is wrong."""
+    from dataclasses import replace
+
     from featurecache.store.store import FeatureStore
     from featurecache.store.verify import verify
 
@@ -53,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     with progress_on_stderr(quiet=args.quiet) as progress:
         on_shard = counting(progress, "verifying shards")
         found = verify(store, level=args.level, sample=args.sample, on_shard=on_shard)
+        if not found.problems and store.head_names():
+            from featurecache.deployment.saved import verify_heads
+
+            found = replace(found, problems=tuple(verify_heads(store)))
         deep = _verify_deep(store, args, progress) if args.deep and not found.problems else None
     problems = [*found.problems, *(deep.problems if deep else ())]
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import HeadError
+from featurecache.errors import FeatureCacheError, HeadError, shortened
 from featurecache.evaluation.training import TrainedHead
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.probability import predict_proba
 from featurecache.specs import FeatureIdentity
 from featurecache.store.store import FeatureStore, check_name
+from featurecache.store.verify import Problem
+
+_MOST_FEATURES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def open_head(folder: str | Path) -> SavedHead:
     folder = Path(folder)
     estimator, meta = load_head(folder)
     try:
-        return SavedHead(
+        saved = SavedHead(
             estimator=estimator,
             identity=FeatureIdentity.from_json(meta["identity"]),
             tap=meta["tap"],
@@ -88,7 +92,35 @@ def open_head(folder: str | Path) -> SavedHead:
             temperature=meta["temperature"],
             meta=meta,
         )
-    except (KeyError, TypeError) as error:
+        _try_out(saved)
+        return saved
+    # The arrays of a stranger can trip scikit-learn in any way there is.
+    except Exception as error:
         raise HeadError(
-            f"{folder} holds a head without {error}; save it again with `featurecache train --save`"
+            f"{folder} holds a head that does not work ({type(error).__name__}: {shortened(error)}); "
+            "save it again with `featurecache train --save`"
         ) from None
+
+
+def verify_heads(store: FeatureStore) -> list[Problem]:
+    """Open every saved head of a cache and let it answer; name those that cannot."""
+    problems = []
+    for name in store.head_names():
+        try:
+            open_head(store.heads_path / name)
+        except (FeatureCacheError, OSError) as error:
+            advice = "remove it, or save it again with `featurecache train --save`"
+            problems.append(Problem(f"heads/{name}", shortened(error, 500), advice))
+    return problems
+
+
+def _try_out(saved: SavedHead) -> None:
+    """Let a head answer once: what it holds may fit its record and still not fit together."""
+    width = saved.estimator.n_features_in_
+    if not 0 < width <= _MOST_FEATURES:
+        raise ValueError(f"it wants {width} features")
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answers = saved.probabilities(np.ones((2, width), np.float32))
+    if answers.shape != (2, len(saved.classes)) or not np.isfinite(answers).all():
+        raise ValueError("its answers are no probabilities of its classes")

@@ -14,6 +14,7 @@ from featurecache.heads import bundle
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.registry import HEADS, make_head
+from featurecache.records import MAX_RECORD_BYTES
 
 META = {"classes": ["a", "b"], "temperature": 0.5}
 
@@ -150,7 +151,7 @@ def test_a_changed_description_is_refused(folder, message):
         ('{"format": 1e999}', "1e999 is too large"),
         ("[" * 200_000, "not valid JSON"),
         ("\xff", "not valid JSON"),
-        (" " * ((64 << 20) + 1), "a record has at most 67108864"),
+        (" " * (MAX_RECORD_BYTES + 1), f"a record has at most {MAX_RECORD_BYTES}"),
     ],
     ids=["torn", "duplicate", "infinite", "deep", "not utf-8", "huge"],
 )
