@@ -7,6 +7,7 @@ one stay beside it under a name with their digest, so that at every moment one w
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from featurecache.hashing import digest_bytes
 from featurecache.heads.encoding import Arrays, decode_estimator, encode_estimator
 from featurecache.records import encode_record, read_record, read_small_file
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 JSON_NAME = "head.json"
 ARRAYS_NAME = "head.safetensors"
 MAX_ARRAYS_BYTES = 16 << 30
@@ -115,12 +117,14 @@ def _old_name(folder: Path, digest: str) -> Path:
 def _read_arrays(folder: Path, entry: Any) -> Arrays:
     if (
         not isinstance(entry, dict)
-        or not isinstance(entry.get("bytes"), int)
+        or type(entry.get("bytes")) is not int
+        or entry["bytes"] < 0
         or not isinstance(entry.get("sha256"), str)
+        or not _DIGEST.fullmatch(entry["sha256"])
     ):
         raise _unusable(folder / JSON_NAME, f"it has no entry for {ARRAYS_NAME}")
     problem = ""
-    for path in (folder / ARRAYS_NAME, _old_name(folder, entry["sha256"].replace("/", ""))):
+    for path in (folder / ARRAYS_NAME, _old_name(folder, entry["sha256"])):
         try:
             data = read_small_file(path, max_bytes=min(entry["bytes"], MAX_ARRAYS_BYTES))
         except (OSError, CorruptError) as error:

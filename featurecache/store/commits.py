@@ -16,6 +16,7 @@ from featurecache.store.dtypes import STORED
 
 BLOCK_BYTES = 1 << 20
 _MAX_DIMENSIONS = 8
+_MOST = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,7 @@ def read_commit(path: Path) -> Commit:
     """Read a commit record and check that its numbers are possible."""
     record = read_record(path, "commit")
     try:
-        arrays = {name: _array_record(item, record["size"]) for name, item in record["arrays"].items()}
+        arrays = {_plain(name): _array_record(item, record["size"]) for name, item in record["arrays"].items()}
         shard = ShardRecord(sha256=_hex(record["sha256"]), size=record["size"], arrays=arrays)
         return Commit(key=path.stem, shard=shard, body=record["body"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -94,13 +95,19 @@ def _array_record(item: dict[str, Any], size: int) -> ArrayRecord:
         block_bytes=item["block_bytes"],
     )
     numbers = (*array.shape, array.offset, array.block_bytes, size, *array.crc32)
-    if array.dtype not in STORED or not all(type(n) is int and n >= 0 for n in numbers) or 0 in array.shape:
+    if array.dtype not in STORED or not all(type(n) is int and 0 <= n < _MOST for n in numbers) or 0 in array.shape:
         raise ValueError("impossible array")
     if len(array.shape) > _MAX_DIMENSIONS or array.offset + array.nbytes > size or array.block_bytes < 1:
         raise ValueError("an array does not fit its file")
     if len(array.crc32) != -(-array.nbytes // array.block_bytes):
         raise ValueError("wrong number of block checksums")
     return array
+
+
+def _plain(name: str) -> str:
+    if not name.isidentifier() or len(name) > 64:
+        raise ValueError("a name that no array has")
+    return name
 
 
 def _hex(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,15 +119,14 @@ class ShardFolder:
 
     def newest(self, read: Callable[[Commit, MappedShard], T]) -> T | None:
         """Read the newest shard whole; a writer may withdraw it meanwhile for a newer one, then that one is read."""
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
+            records = self.records()
             try:
-                commit = self.last()
-                return None if commit is None else read(commit, self.open(commit))
+                return read(commit := self.read(records[-1]), self.open(commit)) if records else None
             except (FileNotFoundError, CorruptError):
-                if attempt == _ATTEMPTS - 1:
+                if self.records()[-1:] == records[-1:]:  # nobody has withdrawn it, so it is broken
                     raise
-                time.sleep(0.02)
-        raise AssertionError("unreachable")
+        raise CorruptError(f"{self.path} is rewritten faster than it can be read; try again")
 
     def keys(self) -> list[str]:
         """Keys of all published shards, in order."""
