@@ -120,9 +120,11 @@ class ShardFolder:
     def newest(self, read: Callable[[Commit, MappedShard], T]) -> T | None:
         """Read the newest shard whole; a writer may withdraw it meanwhile for a newer one, then that one is read."""
         for _ in range(_ATTEMPTS):
-            records = self.records()
+            if not (records := self.records()):
+                return None
             try:
-                return read(commit := self.read(records[-1]), self.open(commit)) if records else None
+                commit = self.read(records[-1])
+                return read(commit, self.open(commit))
             except (FileNotFoundError, CorruptError):
                 if self.records()[-1:] == records[-1:]:  # nobody has withdrawn it, so it is broken
                     raise

@@ -165,16 +165,7 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
 def _attempt(root: Path, place: Path, check: Callable[[], object]) -> Iterator[Problem]:
     try:
         check()
-    except (
-        FeatureCacheError,
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+    except (FeatureCacheError, OSError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
         yield Problem(_inside(root, place), shortened(what, 500), f"run `featurecache repair {root}`")
 

@@ -430,9 +430,10 @@ def test_saving_over_a_hostile_head_stays_in_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["*", "**", "[!x]*"])
-def test_repair_takes_no_pattern_for_a_key(cache: Path, name: str) -> None:
+def test_repair_takes_no_pattern_for_a_key(cache: Path, name: str, capsys: pytest.CaptureFixture) -> None:
     (find(cache, f"{SET}/commits") / f"{name}.json").write_text("{}")
     assert main(["repair", str(cache)]) == 1
+    assert "unexpected" not in capsys.readouterr().err
     assert find(cache, f"{SET}/shards/*.h5").exists()
 
 
