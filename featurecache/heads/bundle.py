@@ -102,6 +102,8 @@ def _keep_old_arrays(folder: Path) -> Path | None:
     """Give the arrays of the head that is there a second name."""
     try:
         digest = read_record(folder / JSON_NAME, "head")["arrays"]["sha256"]
+        if not _DIGEST.fullmatch(digest):  # part of a name: a stranger's could lead out of the folder
+            return None
         before = _old_name(folder, digest)
         before.unlink(missing_ok=True)
         os.link(folder / ARRAYS_NAME, before)

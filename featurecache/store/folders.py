@@ -16,17 +16,23 @@ from featurecache.store.shards import Layout, MappedShard, ShardWriter
 
 T = TypeVar("T")
 _ATTEMPTS = 30
+_DEEPEST = 8
+"""Folders below one another: quarantine/, number, features/, fingerprint, tap, type, commits/, and one for the future."""
 
 
 def find_strange(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield what no cache contains, and what it is: links, which could lead out of it, devices, pipes, sockets."""
-    pending = [root]
+    """Yield what no cache contains, and what it is: links, which could lead out of it, devices, pipes, deep trees."""
+    pending = [(root, 0)]
     while pending:
-        for entry in _entries(pending.pop()):
+        folder, depth = pending.pop()
+        if depth > _DEEPEST:
+            yield folder, "lies deeper than anything in a cache"
+            continue
+        for entry in _entries(folder):
             if entry.is_symlink():
                 yield Path(entry.path), "is a symbolic link; a cache never contains links"
             elif entry.is_dir(follow_symlinks=False):
-                pending.append(Path(entry.path))
+                pending.append((Path(entry.path), depth + 1))
             elif not entry.is_file(follow_symlinks=False):
                 yield Path(entry.path), "is neither a file nor a folder"
 

@@ -65,7 +65,9 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
     if place.parent.name in ("commits", "shards"):
         key = place.stem.partition("-")[0]
         folder = root / place.parent.parent
-        moved = [folder / "commits" / f"{key}.json", *sorted((folder / "shards").glob(f"{key}-*.h5"))]
+        moved = [root / place]
+        if key.isdecimal():  # another name could be a pattern
+            moved = [folder / "commits" / f"{key}.json", *sorted((folder / "shards").glob(f"{key}-*.h5"))]
     elif place.parts[0] == "requests":
         moved = [root / place]
     else:

@@ -111,7 +111,7 @@ def run(source: Path, cache: Path) -> int:
     numbers = ["--batch-size", "4", "--shard-rows", "6", "--workers", "2", "--max-bad", "1"]
     command = ["extract", str(source), "--cache", str(cache), "--backbone", BACKBONE, "--runtime", "torch", "--quiet"]
     status = main([*command, *taps, *numbers])
-    if status == 0 and ShardFolder(cache / "tasks" / TASK).last() is None:
+    if status == 0 and not ShardFolder(cache / "tasks" / TASK).records():
         status = main(["task", "add", str(cache), TASK, "--from-folders", "--json"])
     return status
 
