@@ -17,7 +17,7 @@ from featurecache.store.shards import Layout, MappedShard, ShardWriter
 T = TypeVar("T")
 _ATTEMPTS = 30
 _DEEPEST = 8
-"""Folders below one another: quarantine/, number, features/, fingerprint, tap, type, commits/, and one for the future."""
+"""Folders below one another: quarantine, number, features, fingerprint, tap, type, commits, and one to spare."""
 
 
 def find_strange(root: Path) -> Iterator[tuple[Path, str]]:
