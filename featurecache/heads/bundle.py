@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 
 from featurecache.atomic import make_folder, publish_bytes
-from featurecache.errors import CorruptError, FormatVersionError, HeadError
+from featurecache.errors import CorruptError, FormatVersionError, HeadError, shortened
 from featurecache.hashing import digest_bytes
 from featurecache.heads.encoding import Arrays, decode_estimator, encode_estimator
 from featurecache.records import encode_record, read_record, read_small_file
@@ -95,7 +95,7 @@ def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     try:
         return decode_estimator(document.get("estimator"), arrays), meta
     except (HeadError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise _unusable(path, str(error)) from error
+        raise _unusable(path, shortened(error)) from error
 
 
 def _keep_old_arrays(folder: Path) -> Path | None:
@@ -142,7 +142,7 @@ def _parsed(path: Path, data: bytes) -> Arrays:
     try:
         return safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise _unusable(path, f"it is not a safetensors file ({error})") from error
+        raise _unusable(path, f"it is not a safetensors file ({shortened(error)})") from error
 
 
 def _unusable(path: Path, reason: str) -> HeadError:

@@ -3,6 +3,7 @@
     python scripts/trials kill                    SIGKILL at every file-system call and at random moments
     python scripts/trials faults                  full disk, I/O error, quota and short writes at every call
     python scripts/trials flips                   changed, missing and zeroed bytes
+    python scripts/trials hostile                 caches made by an attacker, digests and all
     python scripts/trials races                   eight writers at once
     python scripts/trials images                  mutated image files
     python scripts/trials changes                 what must be noticed, and what must not matter
@@ -32,11 +33,13 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts"), str(REPOSITORY / "
 
 from trials import changes, corruption, costs, crashes, images, races  # noqa: E402 - needs the path above
 from trials.common import Options, Tally  # noqa: E402
+from trials.hostile.trial import try_hostile  # noqa: E402
 
 TRIALS = {
     "kill": crashes.try_kills,
     "faults": crashes.try_faults,
     "flips": corruption.try_flips,
+    "hostile": try_hostile,
     "races": races.try_races,
     "images": images.try_images,
     "changes": changes.try_changes,
