@@ -200,6 +200,8 @@ def _whole_shards(cache: Path) -> set[Path]:
     """Records whose shard is there."""
     whole = set()
     for record in list(cache.glob("features/*/*/*/commits/[0-9]*.json")) if cache.is_dir() else []:
+        if not record.is_file():  # a device has no end
+            continue
         try:
             digest = json.loads(record.read_bytes())["sha256"][:16]
             if (record.parents[1] / "shards" / f"{record.stem}-{digest}.h5").is_file():
