@@ -140,6 +140,11 @@ class ViewSpec:
                 raise RequestError(f"views {name} must be from 0 to {most}, got {getattr(self, name)}")
 
 
+def shape_of_row(sample_shape: tuple[int, ...], views: ViewSpec | None) -> tuple[int, ...]:
+    """Return the shape of what is stored for one sample: with views, theirs comes first."""
+    return sample_shape if views is None else (views.count, *sample_shape)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureIdentity:
     """How features were made: equal identities mean interchangeable numbers."""

@@ -61,7 +61,12 @@ class FeatureSet:
 
     def open(self) -> Features:
         """Return the cached features."""
-        return Features(self.tap, self.dtype, self.folder, self.samples)
+        return Features(self.tap, self.dtype, self.folder, self.samples, num_views=self.num_views)
+
+    @property
+    def num_views(self) -> int | None:
+        """How many views of each sample are kept; ``None`` for plain features."""
+        return None if self.identity.views is None else self.identity.views.count
 
     def probe(self) -> dict[str, Any] | None:
         """Return what `keep_probe` kept."""
@@ -78,13 +83,14 @@ class FeatureSet:
         """Keep what known images gave where these features were first made; the first record stays."""
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Name it in plain JSON values."""
-        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint}
+        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint, "views": self.num_views}
         return {"backbone": self.identity.backbone, **names}
 
     def __str__(self) -> str:
-        return f"{self.identity.backbone} {self.tap} {self.dtype} ({self.fingerprint[:12]})"
+        views = "" if self.num_views is None else f", {self.num_views} views"
+        return f"{self.identity.backbone} {self.tap} {self.dtype}{views} ({self.fingerprint[:12]})"
 
 
 class FeatureStore:
