@@ -177,9 +177,7 @@ class Draft:
         self._start += len(values)
         good = np.delete(values, list(problems), axis=0)
         if self._precision is None and len(good):
-            self._precision = measure_error(
-                good, stored_arrays(good, self._dtype, self._views), against="float32"
-            )
+            self._precision = measure_error(good, stored_arrays(good, self._dtype, self._views), against="float32")
 
     def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:
         """Commit everything but rows whose inputs changed or vanished meanwhile; False if another writer was first."""
