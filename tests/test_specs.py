@@ -22,7 +22,7 @@ def test_fingerprint_is_pinned() -> None:
 
 def test_without_views_the_json_is_what_it_was() -> None:
     assert list(IDENTITY.to_json()) == ["backbone", "architecture", "weights", "preprocess", "precision"]
-    assert IDENTITY == replace(IDENTITY, views=ViewSpec()).plain
+    assert replace(IDENTITY, views=ViewSpec()).plain == IDENTITY
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,8 @@ class _Loader:
 
     def _start(self, pool: ThreadPoolExecutor, source: FileInput) -> None:
         """Give an input its places, and have a thread fill them."""
-        item, touched = _Item(), []
+        item = _Item()
+        touched: list[_Batch] = []
         for _ in range(1 if self._views is None else self._views.count):
             if not self._ahead or self._ahead[-1].num_used == self._batch_size:
                 shape = (self._batch_size, self._preprocess.crop, self._preprocess.crop, 3)

@@ -89,8 +89,8 @@ class Task:
         """
         if features.num_views is not None:
             raise RequestError(
-                f"tap {features.tap!r} has {features.num_views} views of each sample; take them with select_views(), or "
-                "the plain features with features(views=0)"
+                f"tap {features.tap!r} has {features.num_views} views of each sample; take them with select_views(), "
+                "or the plain features with features(views=0)"
             )
         X, y = self.select_views(features, split)
         return X[:, 0], y

@@ -172,7 +172,7 @@ def test_order_and_names_do_not_matter(make_folder: Make, tmp_path: Path) -> Non
     a = run(source, tmp_path / "a").store
     before = a.views.load(source).row_of
     (tmp_path / "other").mkdir()
-    for number, path in enumerate(reversed(sorted(before))):
+    for number, path in enumerate(sorted(before, reverse=True)):
         shutil.copy(source / path, tmp_path / "other" / f"{number}.png")
     b = run(tmp_path / "other", tmp_path / "b").store
     rows = b.samples.rows_of(a.samples.ids[:])
