@@ -1,7 +1,7 @@
 """The rows a head is trained and judged on: checked once, before any fitting.
 
-A sample may have several rows to be fitted on (its views), and several to be judged on. They are kept by sample, so that
-no division into parts or folds can separate them.
+A sample may have several rows to be fitted on (its views), and several to be judged on. They are kept by sample, so
+that no division into parts or folds can separate them.
 """
 
 from __future__ import annotations
