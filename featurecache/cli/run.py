@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_results(training)
         print_line(f"report: {report}")
-        print_line(f"label new images with: {predict_command(saved, extraction.sets[0], args.weights)}")
+        print_line(f"label new images with: {predict_command(saved, training.best, args.weights)}")
     return exit_status(extraction, args.max_bad)
 
 
@@ -143,7 +143,7 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
             per_class=per_class(y_true, y_pred, classes),
         ),
         bad_inputs=extraction.to_json()["bad"],
-        predict_command=predict_command(saved, extraction.sets[0], args.weights),
+        predict_command=predict_command(saved, training.best, args.weights),
     )
     path: Path = args.report or args.cache / "report.html"
     here = set(view.paths)

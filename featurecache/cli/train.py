@@ -11,7 +11,7 @@ from featurecache.cli.output import print_json, print_line, print_table, progres
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.training import TrainingReport
+    from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.store.store import FeatureSet, FeatureStore
     from featurecache.store.tasks import Task
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_results(report)
     if saved:
-        print_line(f"kept in {saved}; label new images with: {predict_command(saved, report.best.feature_set, None)}")
+        print_line(f"kept in {saved}; label new images with: {predict_command(saved, report.best, None)}")
     return 0
 
 
@@ -103,15 +103,18 @@ def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
     return str(keep_head(store, name, report.best))
 
 
-def predict_command(saved: str, feature_set: FeatureSet, weights: Path | None) -> str:
-    """Return the command that labels new images with a kept head."""
+def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
+    """Return the command that labels new images with a kept head, in the way in which it was judged."""
     import shlex
 
+    feature_set = head.feature_set
     command = ["featurecache", "predict", saved, "NEW_IMAGES"]
     if weights is not None or feature_set.about["weights_source"].startswith("file "):
         command += ["--weights", str(weights or "FILE")]
     if feature_set.identity.backbone.startswith("python:"):
         command += ["--backbone", feature_set.identity.backbone]
+    if head.judged_on == "views":
+        command += ["--tta", str(feature_set.num_views)]
     return shlex.join(command)
 
 

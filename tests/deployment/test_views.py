@@ -161,8 +161,10 @@ def test_the_command_line(made: tuple, tmp_path: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "views: 2 of each sample (seed 7), area 0.35,1, width over height 0.75,1.333, flip 0.5" in out
     assert "2 views: 30 of 30 samples cached" in out
-    assert main([*options, "--tta"]) == 0
-    assert "judged by the mean over its 2 views" in capsys.readouterr().out
+    assert main([*options, "--tta", "--save", "best"]) == 0
+    out = capsys.readouterr().out
+    assert f"NEW_IMAGES --backbone {TINY} --tta 2" in out
+    assert "judged by the mean over its 2 views" in out
     said(capsys, "convert", cache, "--to", "int8", "--views", "2")
     said(capsys, *extract, "--views", "3")
     assert main([*options, "--tta"]) == 2
