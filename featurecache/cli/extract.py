@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_backbone_options, add_extraction_options, request_of, settings_of, verb_parser
+from featurecache.cli.options import (
+    add_backbone_options,
+    add_extraction_options,
+    request_of,
+    settings_of,
+    verb_parser,
+    views_of,
+)
 from featurecache.cli.output import print_json, print_line, progress_on_stderr, warn
 
 if TYPE_CHECKING:
@@ -53,6 +60,7 @@ def extract(args: argparse.Namespace) -> ExtractionReport:
             args.cache,
             request,
             taps=args.tap or ["default"],
+            views=views_of(args),
             settings=settings,
             engine=args.engine,
             progress=progress,
@@ -67,8 +75,7 @@ def print_summary(report: ExtractionReport) -> None:
     rate = f", {report.num_extracted / report.seconds:.0f} images/s" if report.num_extracted else ""
     print_line(f"{report.num_files} files, {report.num_samples} samples" + (f" ({copies} copies)" if copies else ""))
     print_line(
-        f"{report.num_extracted} extracted{runtime}, {report.num_samples - report.num_extracted} were cached "
-        f"({report.seconds:.1f} s{rate})"
+        f"{report.num_extracted} extracted{runtime}, {report.num_cached} were cached ({report.seconds:.1f} s{rate})"
     )
     for feature_set in report.sets:
         print_line(f"cached: {feature_set}")

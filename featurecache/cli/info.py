@@ -75,8 +75,10 @@ def _print_now(now: dict[str, Any]) -> None:
     changes = [f"{now[state]} {state}" for state in ("added", "edited", "renamed", "copied", "removed") if now[state]]
     print_line(f"{now['root']} now: {now['files']} files; since it was extracted: {', '.join(changes) or 'unchanged'}")
     for item in now["cached"]:
+        views = f" {item['views']} views" if item["views"] else ""
         print_line(
-            f"  {item['backbone']} {item['tap']} {item['dtype']}: {item['samples']} of {now['samples']} samples cached"
+            f"  {item['backbone']} {item['tap']} {item['dtype']}{views}: {item['samples']} of {now['samples']} samples "
+            "cached"
         )
     if now["added"] or now["edited"]:
         print_line("  run the same `featurecache extract` again to add what is new")
@@ -122,6 +124,12 @@ def _print_making(item: dict[str, Any]) -> None:
         f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}, "
         f"orientation {preprocess['orientation']}"
     )
+    if views := item["views"]:
+        print_line(
+            f"  views: {views['count']} of each sample (seed {views['seed']}), area {_numbers(views['scale'])}, "
+            f"width over height {_numbers(views['ratio'])}, flip {views['flip']:.4g}, brightness, contrast, "
+            f"saturation, hue {_numbers([views[name] for name in ('brightness', 'contrast', 'saturation', 'hue')])}"
+        )
     print_line(
         f"  ran on {ran['runtime']}/{ran['device']}, torch {ran['versions'].get('torch')}, {item['shards']} shards"
     )

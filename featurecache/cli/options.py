@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from featurecache.errors import RequestError
 from featurecache.specs import (
     BackboneRequest,
     ExtractionSettings,
@@ -16,6 +17,7 @@ from featurecache.specs import (
     Orientation,
     RuntimeName,
     StorageDtype,
+    ViewSpec,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +88,10 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         "(default: the classifier's input)",
     )
     group = parser.add_argument_group("extraction")
+    group.add_argument(
+        "--views", type=int, metavar="K", help="keep K augmented views of each image too, to train heads on"
+    )
+    group.add_argument("--view-seed", type=int, metavar="S", help="of the views (default 0)")
     group.add_argument("--dtype", choices=get_args(StorageDtype), default=default.dtype, help="stored numbers")
     group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
     group.add_argument("--engine", default="local", help="where jobs run (default: this process)")
@@ -131,6 +137,15 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
         init=args.init,
         seed=args.seed,
     )
+
+
+def views_of(args: argparse.Namespace) -> ViewSpec | None:
+    """Return the views that the options name."""
+    if args.views is None:
+        if args.view_seed is not None:
+            raise RequestError(f"view seed {args.view_seed} is for views only; add --views K")
+        return None
+    return ViewSpec(count=args.views, seed=args.view_seed or 0)
 
 
 def inputs_of(args: argparse.Namespace) -> Inputs:

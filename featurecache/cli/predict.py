@@ -32,6 +32,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
     parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
+    parser.add_argument("--tta", type=int, metavar="K", help="answer with the mean over K seeded views of each input")
     add_runtime_options(parser)
     parser.set_defaults(run=run)
 
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
             args.inputs,
             backbone=args.backbone,
             weights=args.weights,
+            tta=args.tta,
             settings=settings_of(args),
             progress=progress,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.extract import exit_status, extract, print_summary
-from featurecache.cli.options import add_backbone_options, add_extraction_options, verb_parser
+from featurecache.cli.options import add_backbone_options, add_extraction_options, verb_parser, views_of
 from featurecache.cli.output import print_json, print_line
 from featurecache.cli.task import add_missing_option, print_task
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.tasks import check_labels
 
     check_name("task", args.task)
+    if views_of(args) is None and args.tta:
+        raise RequestError("--tta judges heads on views of each image; add --views K")
     for head in args.head or []:
         _ = head == "all" or make_head(head)  # an unknown name must not cost an extraction
     if args.labels:
@@ -78,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.json:
         print_task(store, task)
-    training = train(store, task, extraction.sets, args)
+    # Heads on plain features and on views stand in one table: whether views help is for validation data to say.
+    sets = [s for s in extraction.sets if s.num_views is not None or not args.tta]
+    training = train(store, task, sets, args)
     saved = save_best(store, args.task, training)
     report = _write_report(args, extraction, training, saved)
     if args.json:
@@ -87,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_results(training)
         print_line(f"report: {report}")
-        print_line(f"label new images with: {predict_command(saved, extraction.sets[0], args.weights)}")
+        print_line(f"label new images with: {predict_command(saved, training.best, args.weights)}")
     return exit_status(extraction, args.max_bad)
 
 
@@ -139,7 +143,7 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
             per_class=per_class(y_true, y_pred, classes),
         ),
         bad_inputs=extraction.to_json()["bad"],
-        predict_command=predict_command(saved, extraction.sets[0], args.weights),
+        predict_command=predict_command(saved, training.best, args.weights),
     )
     path: Path = args.report or args.cache / "report.html"
     here = set(view.paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.sources.folder import find_images
 from featurecache.sources.images import pillow_defaults
-from featurecache.specs import ExtractionSettings, PreprocessSpec
+from featurecache.specs import ExtractionSettings, PreprocessSpec, ViewSpec
 from featurecache.store.dtypes import decode
 
 
@@ -48,6 +48,7 @@ def predict(
     *,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    tta: int | None = None,
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Prediction]:
@@ -63,6 +64,9 @@ def predict(
         Needed only for a head on a ``python:`` backbone: naming it here agrees to run that code.
     weights : path, optional
         The weights file that the features were made with, if it is not the provider's own.
+    tta : int, optional
+        Answer with the mean of the probabilities over this many seeded views of each input, made as those that the head
+        was trained on, or as `ViewSpec` makes them by default; else with those of the plain input.
     settings : ExtractionSettings, optional
         How to run.
     progress : Progress, optional
@@ -79,14 +83,20 @@ def predict(
         The backbone here would give other features than those the head was trained on.
     """
     saved = open_head(head)
+    views = None if tta is None else replace(saved.identity.views or ViewSpec(), count=tta)
     paths = find_images([Path(item) for item in inputs])
     made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
-    return _predict(saved, network, paths, settings or ExtractionSettings(), progress or Silent())
+    return _predict(saved, network, paths, views, settings or ExtractionSettings(), progress or Silent())
 
 
 def _predict(
-    saved: SavedHead, network: Backbone, paths: list[Path], settings: ExtractionSettings, progress: Progress
+    saved: SavedHead,
+    network: Backbone,
+    paths: list[Path],
+    views: ViewSpec | None,
+    settings: ExtractionSettings,
+    progress: Progress,
 ) -> Iterator[Prediction]:
     (tap,) = resolve_taps(network, [saved.tap])
     runtime = open_runtime(
@@ -103,6 +113,7 @@ def _predict(
         [FileInput(path) for path in paths],
         runtime,
         network.preprocess,
+        views=views,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
     )
@@ -110,7 +121,7 @@ def _predict(
     try:
         with pillow_defaults():
             for outcome in outcomes:
-                problems = yield from _label_batch(saved, tap.name, outcome, remaining)
+                problems = yield from _label_batch(saved, tap.name, views, outcome, remaining)
                 progress.advance(len(outcome.problems), bad=problems)
     finally:
         runtime.close()
@@ -125,17 +136,22 @@ def _guard(
         return
     differing = drift.changes(recorded["provenance"], drift.provenance(runtime, settings))
     with drift.explained(differing, "extract and train here"):
-        drift.check_probe(recorded, tap.name, runtime, preprocess, batch_size=settings.batch_size)
+        drift.check_probe(
+            recorded, tap.name, runtime, preprocess, views=saved.identity.views, batch_size=settings.batch_size
+        )
 
 
 def _label_batch(
-    saved: SavedHead, tap: str, outcome: Outcome, remaining: Iterator[Path]
+    saved: SavedHead, tap: str, views: ViewSpec | None, outcome: Outcome, remaining: Iterator[Path]
 ) -> Generator[Prediction, None, int]:
-    # Rounded as the cache rounds, so that a new input and a cached one get equal answers.
-    stored, problems = to_stored(outcome.features[tap], outcome.problems, saved.dtype)
+    # Rounded as the cache rounds, so that a new input and a cached one get equal answers. The steps of int8 depend on
+    # the shard that a row lies in, and a new input lies in none.
+    rounded = "float32" if saved.dtype == "int8" else saved.dtype
+    stored, problems = to_stored(outcome.features[tap], outcome.problems, rounded)
     good = [place for place in range(len(stored)) if place not in problems]
-    features = decode(stored[good], saved.dtype).astype(np.float32)
-    answers = iter(saved.probabilities(features) if good else np.zeros((0, len(saved.classes))))
+    features = decode(stored[good], rounded).astype(np.float32)
+    num_views = 1 if views is None else views.count
+    answers = iter(saved.probabilities(features, num_views=num_views) if good else ())
     for place, path in enumerate(islice(remaining, len(stored))):
         if place in problems:
             yield Prediction(str(path), None, None, {}, problems[place].status, problems[place].reason)

@@ -165,6 +165,7 @@ def _compute(
                 files,
                 runtime,
                 backbone.preprocess,
+                views=group[0].identity.views,
                 batch_size=ran["batch_size"],
                 num_workers=inputs.settings.num_workers,
             ):

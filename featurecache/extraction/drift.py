@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import DriftError, InputError
+from featurecache.extraction.augmentation import load_views
 from featurecache.extraction.pipeline import FileInput, Runtime
 from featurecache.extraction.probe_images import PROBE_IMAGES
 from featurecache.hashing import digest_bytes
-from featurecache.sources.images import decode, load_image
-from featurecache.specs import ExtractionSettings, PreprocessSpec
+from featurecache.sources.images import decode
+from featurecache.specs import ExtractionSettings, PreprocessSpec, ViewSpec, shape_of_row
 from featurecache.store.features import Features
 from featurecache.versions import installed_versions
 
@@ -71,15 +72,21 @@ def explained(differing: Sequence[str], otherwise: str) -> Iterator[None]:
         raise DriftError(f"{error}. What has changed since: {since}. Go back to that, or {otherwise}") from None
 
 
-def stages_of(data: bytes, preprocess: PreprocessSpec) -> Stages:
-    """Digest an image before and after resizing and cropping."""
+def stages_of(data: bytes, preprocess: PreprocessSpec, views: ViewSpec | None) -> Stages:
+    """Digest an image before and after resizing and cropping, or before and after its views are made."""
     image = decode(data, preprocess)
-    pixels = load_image(data, preprocess)
+    pixels = load_views(data, preprocess, views)
     return Stages(digest_bytes(image.tobytes())[:16], digest_bytes(pixels.tobytes())[:16])
 
 
 def check_stored(
-    features: Features, paths: Mapping[int, Path], runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int
+    features: Features,
+    paths: Mapping[int, Path],
+    runtime: Runtime,
+    preprocess: PreprocessSpec,
+    *,
+    views: ViewSpec | None = None,
+    batch_size: int,
 ) -> None:
     """Compute a few stored samples again and compare.
 
@@ -89,7 +96,7 @@ def check_stored(
         What is stored; its commits say which rows can be compared stage by stage.
     paths : mapping of int to Path
         Where the samples of some rows lie now.
-    runtime, preprocess, batch_size
+    runtime, preprocess, views, batch_size
         As in extraction.
 
     Raises
@@ -108,8 +115,8 @@ def check_stored(
     if not readable:
         return
     rows = np.array(sorted(readable), np.int64)
-    now = _run([readable[row] for row in rows.tolist()], runtime, preprocess, batch_size)[features.tap]
-    stages = [stages_of(readable[row], preprocess) for row in rows.tolist()]
+    now = _run([readable[row] for row in rows.tolist()], runtime, preprocess, views, batch_size)[features.tap]
+    stages = [stages_of(readable[row], preprocess, views) for row in rows.tolist()]
     _compare(features.read(rows), now, [probes[row] for row in rows.tolist()], stages, features.dtype, features.tap)
 
 
@@ -118,10 +125,12 @@ def probed_rows(features: Features) -> list[int]:
     return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
 
 
-def probe(runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int) -> dict[str, Any]:
+def probe(
+    runtime: Runtime, preprocess: PreprocessSpec, *, views: ViewSpec | None = None, batch_size: int
+) -> dict[str, Any]:
     """Run the program's own images and record every stage, as plain JSON values."""
-    features = _run(PROBE_IMAGES, runtime, preprocess, batch_size)
-    stages = [stages_of(data, preprocess) for data in PROBE_IMAGES]
+    features = _run(PROBE_IMAGES, runtime, preprocess, views, batch_size)
+    stages = [stages_of(data, preprocess, views) for data in PROBE_IMAGES]
     return {
         "stages": [[s.decoded, s.pixels] for s in stages],
         "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
@@ -129,7 +138,13 @@ def probe(runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int) -> d
 
 
 def check_probe(
-    recorded: Mapping[str, Any], tap: str, runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int
+    recorded: Mapping[str, Any],
+    tap: str,
+    runtime: Runtime,
+    preprocess: PreprocessSpec,
+    *,
+    views: ViewSpec | None = None,
+    batch_size: int,
 ) -> None:
     """Compare the program's own images with what `probe` recorded when the features were made.
 
@@ -138,25 +153,30 @@ def check_probe(
     DriftError
         The features differ beyond tolerance.
     """
-    now = probe(runtime, preprocess, batch_size=batch_size)
+    now = probe(runtime, preprocess, views=views, batch_size=batch_size)
     before, after = (np.array(record["features"][tap], np.float32) for record in (recorded, now))
     stages = [[Stages(*pair) for pair in record["stages"]] for record in (recorded, now)]
     _compare(before, after, stages[0], stages[1], "float32", tap)
 
 
 def _run(
-    images: Sequence[bytes], runtime: Runtime, preprocess: PreprocessSpec, batch_size: int
+    images: Sequence[bytes], runtime: Runtime, preprocess: PreprocessSpec, views: ViewSpec | None, batch_size: int
 ) -> dict[str, NDArray[np.float32]]:
+    """Return the features of a few images, ``(n, ...)``, or with views ``(n, n_views, ...)``."""
     if runtime.name == "torch":  # takes any number of images; the others are prepared for one
         batch_size = len(images)
+    pixels = np.concatenate([load_views(data, preprocess, views) for data in images])
     batches = []
-    for start in range(0, len(images), batch_size):
+    for start in range(0, len(pixels), batch_size):
         batch = np.zeros((batch_size, preprocess.crop, preprocess.crop, 3), np.uint8)
-        for place, data in enumerate(images[start : start + batch_size]):
-            batch[place] = load_image(data, preprocess)
+        part = pixels[start : start + batch_size]
+        batch[: len(part)] = part
         batches.append(batch)
     outputs = list(runtime.map(batches))
-    return {tap: np.concatenate([output[tap] for output in outputs])[: len(images)] for tap in outputs[0]}
+    features = {tap: np.concatenate([output[tap] for output in outputs])[: len(pixels)] for tap in outputs[0]}
+    return {
+        tap: values.reshape(len(images), *shape_of_row(values.shape[1:], views)) for tap, values in features.items()
+    }
 
 
 def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from featurecache.extraction.engines import make_engine
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.run import ExtractionReport, ExtractionRun
 from featurecache.sources.folder import FolderSource
-from featurecache.specs import BackboneRequest, ExtractionSettings, InitName
+from featurecache.specs import BackboneRequest, ExtractionSettings, InitName, ViewSpec
 from featurecache.store.store import FeatureStore
 
 
@@ -25,6 +25,7 @@ def extract(
     seed: int = 0,
     taps: Sequence[str] = ("default",),
     preprocess: Mapping[str, Any] | None = None,
+    views: ViewSpec | int | None = None,
     settings: ExtractionSettings | None = None,
     engine: str = "local",
     progress: Progress | None = None,
@@ -48,6 +49,8 @@ def extract(
         ``blocks`` are the taps suggested for the architecture.
     preprocess : mapping, optional
         Changes to the preprocess that belongs to the weights, e.g. ``{"crop": 192}``.
+    views : ViewSpec or int, optional
+        Keep this many seeded, augmented views of each image too, to train heads on: ``(n_samples, n_views, ...)``.
     settings : ExtractionSettings, optional
         How to run; never changes what the numbers mean.
     engine : str
@@ -61,7 +64,9 @@ def extract(
         The cache, open.
     """
     request = make_request(backbone, weights=weights, preprocess=preprocess, init=init, seed=seed)
-    report = run_extraction(source, cache, request, taps=taps, settings=settings, engine=engine, progress=progress)
+    report = run_extraction(
+        source, cache, request, taps=taps, views=views, settings=settings, engine=engine, progress=progress
+    )
     return report.store
 
 
@@ -90,6 +95,7 @@ def run_extraction(
     request: BackboneRequest,
     *,
     taps: Sequence[str] = ("default",),
+    views: ViewSpec | int | None = None,
     settings: ExtractionSettings | None = None,
     engine: str = "local",
     progress: Progress | None = None,
@@ -104,6 +110,7 @@ def run_extraction(
         settings=settings or ExtractionSettings(),
         engine=make_engine(engine),
         progress=progress or Silent(),
+        views=ViewSpec(count=views) if isinstance(views, int) else views,
     )
     report = run.go()
     report.seconds = perf_counter() - started

@@ -3,17 +3,19 @@
 Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes, and nothing has to be
 copied between processes. Batches have one fixed shape (the last is padded with zeros, bad inputs are zeros), because a
 batch of another shape changes the last bits of the features.
+
+With views, each input takes several places in a row, and the places of one input may lie in more than one batch. A file
+is read and decoded once for all of its views.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import InputError
+from featurecache.extraction.augmentation import load_views
 from featurecache.hashing import digest_bytes
-from featurecache.sources.images import load_image
-from featurecache.specs import PreprocessSpec
+from featurecache.specs import PreprocessSpec, ViewSpec
 from featurecache.store.dtypes import LARGEST, encode
 
 # B batch, H height, W width, C channels
@@ -71,7 +73,10 @@ class FileInput:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Features of some inputs in their order; ``problems[i]`` is ``None`` where input i is good."""
+    """Features of some inputs in their order; ``problems[i]`` is ``None`` where input i is good.
+
+    With views, the features of one input are ``(n_views, ...)``.
+    """
 
     features: dict[str, NDArray[np.float32]]
     problems: list[InputError | None]
@@ -82,23 +87,27 @@ def run_pipeline(
     runtime: Runtime,
     preprocess: PreprocessSpec,
     *,
+    views: ViewSpec | None = None,
     batch_size: int,
     num_workers: int | None = None,
 ) -> Iterator[Outcome]:
-    """Yield the features of all inputs, one batch at a time, in their order, with bounded memory."""
-    loading: deque[_Batch] = deque()
+    """Yield the features of all inputs in their order, a batch or so at a time, with bounded memory."""
+    waiting: deque[_Batch] = deque()
 
     def images() -> Generator[NDArray[np.uint8], None, None]:
-        with closing(_load_batches(inputs, preprocess, batch_size=batch_size, num_workers=num_workers)) as batches:
+        loader = _Loader(preprocess, views, batch_size, num_workers)
+        with closing(loader.batches(inputs)) as batches:
             for batch in batches:
-                loading.append(batch)
+                waiting.append(batch)
                 yield batch.images_BHWC
 
+    pending = _Pending(None if views is None else views.count)
     with closing(images()) as feed:
         for features in runtime.map(feed):
-            batch = loading.popleft()
-            count = len(batch.problems)
-            yield Outcome({tap: values[:count] for tap, values in features.items()}, batch.problems)
+            batch = waiting.popleft()
+            pending.add({tap: values[: batch.num_used] for tap, values in features.items()})
+            if batch.complete:
+                yield Outcome(pending.take(len(batch.complete)), [item.problem for item in batch.complete])
 
 
 def to_stored(
@@ -127,50 +136,105 @@ def to_stored(
     return encode(values, dtype), found
 
 
-@dataclass(slots=True)
+class _Pending:
+    """Features of places that have come, until all views of an input are there."""
+
+    def __init__(self, num_views: int | None) -> None:
+        self._num_views = num_views
+        self._parts: dict[str, list[NDArray[np.float32]]] = {}
+
+    def add(self, features: Mapping[str, NDArray[np.float32]]) -> None:
+        for tap, values in features.items():
+            self._parts.setdefault(tap, []).append(values)
+
+    def take(self, count: int) -> dict[str, NDArray[np.float32]]:
+        """Return the features of the next inputs."""
+        taken = {}
+        num_places = count * (self._num_views or 1)
+        for tap, parts in self._parts.items():
+            values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            self._parts[tap] = [values[num_places:]] if num_places < len(values) else []
+            per_input = values.shape[1:] if self._num_views is None else (self._num_views, *values.shape[1:])
+            taken[tap] = values[:num_places].reshape(count, *per_input)
+        return taken
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """One input on its way into places of batches."""
+
+    places: list[NDArray[np.uint8]] = field(default_factory=list)
+    """One (H, W, 3) part of a batch for each view."""
+    problem: InputError | None = None
+
+
+@dataclass(slots=True, eq=False)
 class _Batch:
     images_BHWC: NDArray[np.uint8]
-    problems: list[InputError | None]
-    futures: list[Future[None]]
+    num_used: int = 0
+    complete: list[_Item] = field(default_factory=list)
+    """The inputs whose last view lies in this batch."""
+    futures: list[Future[None]] = field(default_factory=list)
 
     def wait(self) -> None:
         for future in self.futures:
             future.result()
 
 
-def _load_batches(
-    inputs: Sequence[FileInput], preprocess: PreprocessSpec, *, batch_size: int, num_workers: int | None
-) -> Generator[_Batch, None, None]:
-    pool = ThreadPoolExecutor(num_workers or os.cpu_count(), thread_name_prefix="decode")
-    remaining = iter(inputs)
-    ahead: deque[_Batch] = deque()
+class _Loader:
+    """Lets threads fill batches ahead of their use."""
+
+    def __init__(
+        self, preprocess: PreprocessSpec, views: ViewSpec | None, batch_size: int, num_workers: int | None
+    ) -> None:
+        self._preprocess, self._views, self._batch_size = preprocess, views, batch_size
+        self._num_workers = num_workers
+        self._ahead: deque[_Batch] = deque()
+
+    def batches(self, inputs: Iterable[FileInput]) -> Generator[_Batch, None, None]:
+        pool = ThreadPoolExecutor(self._num_workers or os.cpu_count(), thread_name_prefix="decode")
+        remaining = iter(inputs)
+        try:
+            while True:
+                while self._num_full() < _BATCHES_AHEAD and (source := next(remaining, None)) is not None:
+                    self._start(pool, source)
+                if not self._ahead:
+                    return
+                batch = self._ahead.popleft()
+                batch.wait()
+                yield batch
+        finally:
+            # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one image.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _num_full(self) -> int:
+        return sum(batch.num_used == self._batch_size for batch in self._ahead)
+
+    def _start(self, pool: ThreadPoolExecutor, source: FileInput) -> None:
+        """Give an input its places, and have a thread fill them."""
+        item = _Item()
+        touched: list[_Batch] = []
+        for _ in range(1 if self._views is None else self._views.count):
+            if not self._ahead or self._ahead[-1].num_used == self._batch_size:
+                shape = (self._batch_size, self._preprocess.crop, self._preprocess.crop, 3)
+                self._ahead.append(_Batch(np.zeros(shape, np.uint8)))
+            batch = self._ahead[-1]
+            if not touched or touched[-1] is not batch:
+                touched.append(batch)
+            item.places.append(batch.images_BHWC[batch.num_used])
+            batch.num_used += 1
+        future = pool.submit(_load_into, item, source, self._preprocess, self._views)
+        for batch in touched:
+            batch.futures.append(future)
+        touched[-1].complete.append(item)
+
+
+def _load_into(item: _Item, source: FileInput, preprocess: PreprocessSpec, views: ViewSpec | None) -> None:
     try:
-        while True:
-            while len(ahead) < _BATCHES_AHEAD and (items := list(islice(remaining, batch_size))):
-                ahead.append(_start_batch(pool, items, preprocess, batch_size))
-            if not ahead:
-                return
-            batch = ahead.popleft()
-            batch.wait()
-            yield batch
-    finally:
-        # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one image.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_batch(
-    pool: ThreadPoolExecutor, items: list[FileInput], preprocess: PreprocessSpec, batch_size: int
-) -> _Batch:
-    images = np.zeros((batch_size, preprocess.crop, preprocess.crop, 3), np.uint8)
-    batch = _Batch(images, [None] * len(items), [])
-    batch.futures = [pool.submit(_load_into, batch, place, item, preprocess) for place, item in enumerate(items)]
-    return batch
-
-
-def _load_into(batch: _Batch, place: int, item: FileInput, preprocess: PreprocessSpec) -> None:
-    try:
-        batch.images_BHWC[place] = load_image(item.read(preprocess.max_bytes), preprocess)
+        images = load_views(source.read(preprocess.max_bytes), preprocess, views)
+        for place, image in zip(item.places, images, strict=True):
+            place[...] = image
     except InputError as error:
-        batch.problems[place] = error
+        item.problem = error
     except MemoryError:
-        batch.problems[place] = InputError("no_memory", "there was not enough memory to decode it; use fewer --workers")
+        item.problem = InputError("no_memory", "there was not enough memory to decode it; use fewer --workers")

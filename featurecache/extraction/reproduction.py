@@ -25,7 +25,7 @@ def reproduce_backbone(
     Parameters
     ----------
     identity : FeatureIdentity
-        How the features were made.
+        How the features were made; the same backbone makes plain features and those of views.
     made_with : str
         Where the weights came from, as it was recorded.
     needed_by : str
@@ -65,7 +65,7 @@ def reproduce_backbone(
     init: InitName = "pretrained" if seed is None else "random"
     request = BackboneRequest(name=backbone or name, weights=path, preprocess=preprocess, init=init, seed=seed or 0)
     network = load_backbone(request)
-    if differences := identity.differences(network.identity):
+    if differences := identity.plain.differences(network.identity):
         raise BackboneMismatchError(
             f"the backbone of {needed_by} cannot be reproduced here: {'; '.join(differences)}. It was made with "
             f"{made_with}; pass that file with --weights"

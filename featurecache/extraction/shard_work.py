@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class ShardWork:
             extractor.close()
 
     def _extractor(self, *, any_jobs: bool) -> ShardExtractor:
-        fingerprint = self.store.path / "features" / self.backbone.identity.fingerprint
+        fingerprint = self.store.path / "features" / self.sets[0].fingerprint
         return ShardExtractor(
             backbone=self.backbone,
             taps=self.taps,
@@ -125,18 +126,21 @@ class ShardWork:
                 continue
             taps = next((job.taps for job in jobs if feature_set.tap in job.taps), tuple(self.taps))
             runtime = extractor.runtime(taps)
-            preprocess, batch_size = self.backbone.preprocess, self.settings.batch_size
+            preprocess, how = self.backbone.preprocess, self._how_to_check()
             differing = drift.changes(last.body["provenance"], drift.provenance(runtime, self.settings))
             if (known := feature_set.probe()) is not None:
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_probe(known, feature_set.tap, runtime, preprocess, batch_size=batch_size)
+                    drift.check_probe(known, feature_set.tap, runtime, preprocess, **how)
             if differing and jobs:
                 features = feature_set.open()
                 held = np.intersect1d(drift.probed_rows(features), self.view.unique_rows)
                 files = [self.root / path for path in self.view.paths_of(held)]
                 paths = dict(zip(held.tolist(), files, strict=True))
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_stored(features, paths, runtime, preprocess, batch_size=batch_size)
+                    drift.check_stored(features, paths, runtime, preprocess, **how)
+
+    def _how_to_check(self) -> dict[str, Any]:
+        return {"views": self.sets[0].identity.views, "batch_size": self.settings.batch_size}
 
     def _record_probes(self, extractor: ShardExtractor) -> None:
         """Keep what the program's own images gave, so that `predict` can notice another environment elsewhere."""
@@ -144,9 +148,8 @@ class ShardWork:
         if not lacking:
             return
         runtime = extractor.runtime(tuple(self.taps))
-        preprocess, batch_size = self.backbone.preprocess, self.settings.batch_size
         try:
-            record = drift.probe(runtime, preprocess, batch_size=batch_size)
+            record = drift.probe(runtime, self.backbone.preprocess, **self._how_to_check())
         except InputError:  # this preprocess has limits that the program's own images exceed
             return
         for feature_set in lacking:

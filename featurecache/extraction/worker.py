@@ -18,7 +18,7 @@ from featurecache.errors import InputError
 from featurecache.extraction.drift import provenance, stages_of
 from featurecache.extraction.pipeline import TRANSIENT, FileInput, Outcome, run_pipeline, to_stored
 from featurecache.extraction.plan import ShardJob
-from featurecache.specs import ExtractionSettings
+from featurecache.specs import ExtractionSettings, ViewSpec, shape_of_row
 from featurecache.store.convert import measure_error, stored_arrays
 from featurecache.store.features import runs_of_rows
 from featurecache.store.leases import Leases
@@ -51,7 +51,10 @@ class ShardOutcome:
 
 @dataclass
 class ShardExtractor:
-    """Computes shard jobs with one backbone; loads the runtime when the first job comes."""
+    """Computes shard jobs with one backbone; loads the runtime when the first job comes.
+
+    All sets are of one fingerprint, so they have the same views.
+    """
 
     backbone: Backbone
     taps: Mapping[str, Tap]
@@ -91,6 +94,11 @@ class ShardExtractor:
             runtime.close()
 
     @property
+    def views(self) -> ViewSpec | None:
+        """The views that all sets are of."""
+        return next(iter(self.sets.values())).identity.views
+
+    @property
     def runtime_name(self) -> str | None:
         """Name of the runtime that ran, once one has."""
         return next((runtime.name for runtime in self._runtimes.values()), None)
@@ -108,6 +116,7 @@ class ShardExtractor:
                 inputs,
                 runtime,
                 preprocess,
+                views=self.views,
                 batch_size=self.settings.batch_size,
                 num_workers=self.settings.num_workers,
             ):
@@ -128,7 +137,7 @@ class ShardExtractor:
         probes: list[list[Any]] = []
         for place in good:
             try:
-                stages = stages_of(inputs[place].read(), self.backbone.preprocess)
+                stages = stages_of(inputs[place].read(), self.backbone.preprocess, self.views)
             except InputError:  # edited since it was read a moment ago
                 continue
             probes.append([int(rows[place]), stages.decoded, stages.pixels])
@@ -140,11 +149,15 @@ class Draft:
 
     def __init__(self, feature_set: FeatureSet, shape: tuple[int, ...], dtype: str, count: int) -> None:
         self.bad: dict[int, InputError] = {}
-        self._set, self._shape, self._dtype = feature_set, shape, dtype
+        self._set, self._dtype = feature_set, dtype
+        self._views = feature_set.identity.views
         # The scale of int8 is known only when all rows are: until then they are kept as they come.
         self._draft_dtype = "float32" if dtype == "int8" else dtype
         self._writer = self._new_writer(
-            {"features": (self._draft_dtype, (count, *shape)), "id": ("uint8", (count, 32))}
+            {
+                "features": (self._draft_dtype, (count, *shape_of_row(shape, self._views))),
+                "id": ("uint8", (count, 32)),
+            }
         )
         self._start = 0
         self._precision: dict[str, Any] | None = None
@@ -164,7 +177,7 @@ class Draft:
         self._start += len(values)
         good = np.delete(values, list(problems), axis=0)
         if self._precision is None and len(good):
-            self._precision = measure_error(good, stored_arrays(good, self._dtype), against="float32")
+            self._precision = measure_error(good, stored_arrays(good, self._dtype, self._views), against="float32")
 
     def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:
         """Commit everything but rows whose inputs changed or vanished meanwhile; False if another writer was first."""
@@ -176,7 +189,7 @@ class Draft:
             return self._commit(self._writer, rows, keep, record)
         arrays = {"features": (self._dtype, self._writer.written("features")[keep])}
         if self._dtype == "int8":
-            arrays = stored_arrays(arrays["features"][1], "int8")
+            arrays = stored_arrays(arrays["features"][1], "int8", self._views)
         arrays["id"] = ("uint8", ids[keep])
         with self._new_writer({name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
             for name, (_, values) in arrays.items():

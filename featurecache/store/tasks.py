@@ -81,14 +81,29 @@ class Task:
         """Return ``X`` (n_samples, n_features) float32 and ``y`` (n_samples,) class indices of one split.
 
         Bad inputs are left out; `left_out` names them.
+
+        Raises
+        ------
+        RequestError
+            As `rows`; features of views, of which `select_views` returns all.
         """
+        if features.num_views is not None:
+            raise RequestError(
+                f"tap {features.tap!r} has {features.num_views} views of each sample; take them with select_views(), "
+                "or the plain features with features(views=0)"
+            )
+        X, y = self.select_views(features, split)
+        return X[:, 0], y
+
+    def select_views(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return ``X`` (n_samples, n_views, n_features) float32 and ``y`` (n_samples,); plain features are one view."""
         rows, y = self.rows(features, split)
         if len(rows) == 0:
             raise TaskError(
                 f"all {split} samples of task {self.name!r} are bad inputs for tap {features.tap!r}; "
                 "see `featurecache info` for the reasons"
             )
-        return features.read(rows).astype(np.float32).reshape(len(rows), -1), y
+        return read_views(features, rows), y
 
     def left_out(self, features: Features) -> dict[str, tuple[str, str]]:
         """Labelled samples that are bad inputs: where first seen -> (status, reason)."""
@@ -96,6 +111,11 @@ class Task:
         rows = self.samples.rows_of(self.ids)
         bad = [row for row in rows.tolist() if row in features.bad]
         return {uri: features.bad[row] for uri, row in zip(self.samples.uris_of(bad), bad, strict=True)}
+
+
+def read_views(features: Features, rows: Rows) -> NDArray[np.float32]:
+    """Return features of rows as ``(n_samples, n_views, n_features)`` float32; plain features are one view."""
+    return features.read(rows).astype(np.float32).reshape(len(rows), features.num_views or 1, -1)
 
 
 def build_task(
