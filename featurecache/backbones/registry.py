@@ -178,6 +178,8 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) ->
         classifier=provided.classifiers[0] if provided.classifiers else None,
         num_prefix_tokens=provided.num_prefix_tokens,
         has_class_token=provided.has_class_token,
+        tokenizer=provided.tokenizer,
+        token_pooling=provided.token_pooling,
         identity=identity,
         weights_source=provided.weights_source,
         notes=tuple(notes),

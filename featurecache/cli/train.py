@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_results(report)
     if saved:
-        print_line(f"kept in {saved}; label new images with: {predict_command(saved, report.best.feature_set, None)}")
+        print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best.feature_set, None)}")
     return 0
 
 
@@ -99,7 +99,8 @@ def predict_command(saved: str, feature_set: FeatureSet, weights: Path | None) -
     """Return the command that labels new images with a kept head."""
     import shlex
 
-    command = ["featurecache", "predict", saved, "NEW_IMAGES"]
+    text = feature_set.identity.preprocess.modality == "text"
+    command = ["featurecache", "predict", saved, *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
     if weights is not None or feature_set.about["weights_source"].startswith("file "):
         command += ["--weights", str(weights or "FILE")]
     if feature_set.identity.backbone.startswith("python:"):

@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.errors import SourceError
 from featurecache.extraction.progress import Progress, Silent
-from featurecache.sources.folder import FolderSource, Listing
+from featurecache.sources.folder import Listing
+from featurecache.sources.source import Source
+from featurecache.specs import AnyPreprocess
 from featurecache.store.features import Features
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.store import FeatureStore
@@ -111,7 +114,7 @@ class Inventory:
         return self.now.row_of.get(path, -1)
 
 
-def take_inventory(store: FeatureStore, source: FolderSource, progress: Progress | None = None) -> Inventory:
+def take_inventory(store: FeatureStore, source: Source, progress: Progress | None = None) -> Inventory:
     """Look at a source without changing the cache.
 
     Raises
@@ -130,8 +133,18 @@ def take_inventory(store: FeatureStore, source: FolderSource, progress: Progress
     return Inventory(now, before, len(np.unique(np.concatenate(new), axis=0)))
 
 
+def check_modality(source: Source, preprocess: AnyPreprocess, backbone: str) -> None:
+    """Raise `SourceError` when a backbone takes another kind of input than a source holds."""
+    if source.modality != preprocess.modality:
+        advice = "name a table and its --text-column" if preprocess.modality == "text" else "name a folder of images"
+        raise SourceError(
+            f"{backbone} takes {preprocess.modality}s, and {source.root} holds {source.modality}s; {advice}, or choose "
+            "another backbone"
+        )
+
+
 def look(
-    store: FeatureStore, source: FolderSource, before: SourceView | None, give_rows: GiveRows, progress: Progress
+    store: FeatureStore, source: Source, before: SourceView | None, give_rows: GiveRows, progress: Progress
 ) -> tuple[Listing, SourceView]:
     """Give every file of a source its row; a file that is as it was is not read."""
     listing = source.find()

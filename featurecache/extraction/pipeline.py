@@ -1,8 +1,10 @@
-"""Files to features: threads read and decode ahead while the runtime works on earlier batches.
+"""Inputs to features: threads read and decode ahead while the runtime works on earlier batches.
 
 Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes, and nothing has to be
 copied between processes. Batches have one fixed shape (the last is padded with zeros, bad inputs are zeros), because a
 batch of another shape changes the last bits of the features.
+
+What an input is, files of images or rows of texts, only its modality knows.
 """
 
 from __future__ import annotations
@@ -12,21 +14,18 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import InputError
-from featurecache.hashing import digest_bytes
-from featurecache.sources.images import load_image
-from featurecache.specs import PreprocessSpec
+from featurecache.sources.inputs import FileInput as FileInput
+from featurecache.sources.inputs import Input
+from featurecache.sources.modality import Modality
 from featurecache.store.dtypes import LARGEST, encode
-
-# B batch, H height, W width, C channels
 
 _BATCHES_AHEAD = 4
 
@@ -42,31 +41,9 @@ class Runtime(Protocol):
         """Which runtime it is."""
         ...
 
-    def map(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    def map(self, batches: Iterable[NDArray[Any]]) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Yield ``{tap: features}`` for each batch, in order."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class FileInput:
-    """A file to read; with ``id`` (hex) given, it must still hold the bytes that were seen at the scan."""
-
-    path: Path
-    id: str | None = None
-
-    def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the file's bytes; a file beyond the limit is not read at all."""
-        try:
-            if max_bytes is not None and (size := self.path.stat().st_size) > max_bytes:
-                raise InputError("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            raise InputError("missing", "the file was removed while the run went on") from None
-        except OSError as error:
-            raise InputError("unreadable", error.strerror or type(error).__name__) from None
-        if self.id is not None and digest_bytes(data) != self.id:
-            raise InputError("changed", "the file was edited while the run went on")
-        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +52,14 @@ class Outcome:
 
     features: dict[str, NDArray[np.float32]]
     problems: list[InputError | None]
+    cut: list[bool] = field(default_factory=list)
+    """Inputs of which only the beginning was seen."""
 
 
 def run_pipeline(
-    inputs: Sequence[FileInput],
+    inputs: Sequence[Input],
     runtime: Runtime,
-    preprocess: PreprocessSpec,
+    modality: Modality,
     *,
     batch_size: int,
     num_workers: int | None = None,
@@ -88,17 +67,17 @@ def run_pipeline(
     """Yield the features of all inputs, one batch at a time, in their order, with bounded memory."""
     loading: deque[_Batch] = deque()
 
-    def images() -> Generator[NDArray[np.uint8], None, None]:
-        with closing(_load_batches(inputs, preprocess, batch_size=batch_size, num_workers=num_workers)) as batches:
+    def arrays() -> Generator[NDArray[Any], None, None]:
+        with closing(_load_batches(inputs, modality, batch_size=batch_size, num_workers=num_workers)) as batches:
             for batch in batches:
                 loading.append(batch)
-                yield batch.images_BHWC
+                yield batch.array
 
-    with closing(images()) as feed:
+    with closing(arrays()) as feed:
         for features in runtime.map(feed):
             batch = loading.popleft()
             count = len(batch.problems)
-            yield Outcome({tap: values[:count] for tap, values in features.items()}, batch.problems)
+            yield Outcome({tap: values[:count] for tap, values in features.items()}, batch.problems, batch.cut)
 
 
 def to_stored(
@@ -129,8 +108,9 @@ def to_stored(
 
 @dataclass(slots=True)
 class _Batch:
-    images_BHWC: NDArray[np.uint8]
+    array: NDArray[Any]
     problems: list[InputError | None]
+    cut: list[bool]
     futures: list[Future[None]]
 
     def wait(self) -> None:
@@ -139,7 +119,7 @@ class _Batch:
 
 
 def _load_batches(
-    inputs: Sequence[FileInput], preprocess: PreprocessSpec, *, batch_size: int, num_workers: int | None
+    inputs: Sequence[Input], modality: Modality, *, batch_size: int, num_workers: int | None
 ) -> Generator[_Batch, None, None]:
     pool = ThreadPoolExecutor(num_workers or os.cpu_count(), thread_name_prefix="decode")
     remaining = iter(inputs)
@@ -147,29 +127,26 @@ def _load_batches(
     try:
         while True:
             while len(ahead) < _BATCHES_AHEAD and (items := list(islice(remaining, batch_size))):
-                ahead.append(_start_batch(pool, items, preprocess, batch_size))
+                ahead.append(_start_batch(pool, items, modality, batch_size))
             if not ahead:
                 return
             batch = ahead.popleft()
             batch.wait()
             yield batch
     finally:
-        # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one image.
+        # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one input.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_batch(
-    pool: ThreadPoolExecutor, items: list[FileInput], preprocess: PreprocessSpec, batch_size: int
-) -> _Batch:
-    images = np.zeros((batch_size, preprocess.crop, preprocess.crop, 3), np.uint8)
-    batch = _Batch(images, [None] * len(items), [])
-    batch.futures = [pool.submit(_load_into, batch, place, item, preprocess) for place, item in enumerate(items)]
+def _start_batch(pool: ThreadPoolExecutor, items: list[Input], modality: Modality, batch_size: int) -> _Batch:
+    batch = _Batch(modality.empty(batch_size), [None] * len(items), [False] * len(items), [])
+    batch.futures = [pool.submit(_load_into, batch, place, item, modality) for place, item in enumerate(items)]
     return batch
 
 
-def _load_into(batch: _Batch, place: int, item: FileInput, preprocess: PreprocessSpec) -> None:
+def _load_into(batch: _Batch, place: int, item: Input, modality: Modality) -> None:
     try:
-        batch.images_BHWC[place] = load_image(item.read(preprocess.max_bytes), preprocess)
+        batch.array[place], batch.cut[place] = modality.load(item.read(modality.max_bytes))
     except InputError as error:
         batch.problems[place] = error
     except MemoryError:

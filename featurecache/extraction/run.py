@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.extraction.engines import Engine
-from featurecache.extraction.inventory import look
+from featurecache.extraction.inventory import check_modality, look
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
-from featurecache.sources.folder import FolderSource, Listing
+from featurecache.sources.folder import Listing
+from featurecache.sources.source import Source
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.store import FeatureSet, FeatureStore
@@ -38,6 +39,10 @@ class ExtractionReport:
     num_extracted: int = 0
     """Samples that were computed now; the others were cached."""
     num_ignored: int = 0
+    num_cut: int = 0
+    """Samples of which only the beginning fits into the network."""
+    noun: str = "files"
+    """What the inputs of the source are called."""
     bad: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Every bad input that the source holds: path -> (status, reason)."""
     postponed: dict[str, str] = field(default_factory=dict)
@@ -54,6 +59,7 @@ class ExtractionReport:
             "samples": self.num_samples,
             "extracted": self.num_extracted,
             "ignored_files": self.num_ignored,
+            "cut": self.num_cut,
             "bad": [{"path": path, "status": status, "reason": why} for path, (status, why) in self.bad.items()],
             "postponed": self.postponed,
             "runtime": self.runtime,
@@ -65,7 +71,7 @@ class ExtractionReport:
 class ExtractionRun:
     """One call of `run_extraction`: scan, plan, guard, compute."""
 
-    source: FolderSource
+    source: Source
     cache: Path
     request: BackboneRequest
     taps: tuple[str, ...]
@@ -94,7 +100,8 @@ class ExtractionRun:
                 store.remember_request(digest, backbone.identity.fingerprint, [tap.name for tap in resolved])
         else:
             report = ExtractionReport(store, sets, len(view.paths), len(view.unique_rows))
-        report.num_ignored = listing.num_ignored
+        report.num_ignored, report.noun = listing.num_ignored, self.source.noun
+        report.num_cut = _count_cut(view, report.sets)
         report.bad = _bad_inputs(view, report.sets)
         return report
 
@@ -113,12 +120,15 @@ class ExtractionRun:
         fingerprint, taps = remembered
         dtype = self.settings.dtype
         known = {s.tap: s for s in store.feature_sets() if s.fingerprint == fingerprint and s.dtype == dtype}
+        for feature_set in known.values():
+            check_modality(self.source, feature_set.identity.preprocess, self.request.name)
         return [known[tap] for tap in taps] if set(taps) <= set(known) else None
 
     def _load(self) -> tuple[Backbone, tuple[Tap, ...]]:
         from featurecache.backbones.taps import resolve_taps
 
         backbone = load_backbone(self.request)
+        check_modality(self.source, backbone.preprocess, backbone.name)
         return backbone, resolve_taps(backbone, self.taps)
 
     def _scan(self, store: FeatureStore) -> tuple[Listing, SourceView]:
@@ -150,8 +160,8 @@ class ExtractionRun:
         work = ShardWork(
             store=report.store,
             sets=report.sets,
+            source=self.source,
             view=view,
-            root=self.source.root,
             backbone=backbone,
             taps={tap.name: tap for tap in taps},
             settings=self.settings,
@@ -172,6 +182,12 @@ def about(backbone: Backbone) -> dict[str, Any]:
         "classifier": backbone.classifier,
         "notes": list(backbone.notes),
     }
+
+
+def _count_cut(view: SourceView, sets: Sequence[FeatureSet]) -> int:
+    runs = [run for s in sets for commit in s.open().commits for run in commit.body.get("cut", [])]
+    cut = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in runs)])
+    return len(np.intersect1d(cut, view.unique_rows))
 
 
 def _bad_inputs(view: SourceView, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:
