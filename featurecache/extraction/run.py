@@ -17,6 +17,7 @@ from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
 from featurecache.sources.folder import Listing
+from featurecache.sources.modality import modality_of
 from featurecache.sources.source import Source
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.samples import Ids, Rows
@@ -129,6 +130,7 @@ class ExtractionRun:
 
         backbone = load_backbone(self.request)
         check_modality(self.source, backbone.preprocess, backbone.name)
+        modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
         return backbone, resolve_taps(backbone, self.taps)
 
     def _scan(self, store: FeatureStore) -> tuple[Listing, SourceView]:
