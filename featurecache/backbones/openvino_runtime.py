@@ -115,11 +115,16 @@ def _without_telemetry() -> Iterator[None]:
 
 @contextmanager
 def _logging_kept() -> Iterator[None]:
-    """Undo what a failed conversion leaves behind: a root logger that hides warnings, ours about the failure first."""
-    root = logging.getLogger()
-    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    """Undo what a failed conversion leaves behind: a root logger that hides warnings, ours about the failure first.
+
+    Tracing also asks a network for everything it has, of which transformers tells stories.
+    """
+    root, talkative = logging.getLogger(), logging.getLogger("transformers")
+    level, filters, handlers, said = root.level, root.filters[:], root.handlers[:], talkative.level
+    talkative.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        talkative.setLevel(said)
         root.setLevel(level)
         root.filters[:], root.handlers[:] = filters, handlers

@@ -124,6 +124,13 @@ def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLab
     return labels_from_csv(table, label_column=args.label_column, text_column=text_column, root=source.root)
 
 
+def _with_text(source: Source, name: str) -> str:
+    from featurecache.errors import shortened
+
+    (item,) = source.inputs([name], [""])
+    return f"{name}: {shortened(item.read().decode(errors='replace'))}"
+
+
 def _write_report(
     args: argparse.Namespace, source: Source, extraction: ExtractionReport, training: TrainingReport, saved: str
 ) -> Path:
@@ -141,6 +148,10 @@ def _write_report(
     uris = extraction.store.samples.uris_of(rows)
     held = set(view.unique_rows.tolist())
     names = [view.paths_of([row])[0] if row in held else uri for row, uri in zip(rows.tolist(), uris, strict=True)]
+    if source.modality == "text":  # the number of a row tells a reader nothing
+        names = [
+            _with_text(source, name) if row in held else name for row, name in zip(rows.tolist(), names, strict=True)
+        ]
     data = ReportData(
         title=args.source.resolve().name,
         command=shlex.join(["featurecache", *sys.argv[1:]]),

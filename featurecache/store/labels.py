@@ -113,7 +113,10 @@ def _check_columns(path: Path, columns: list[str], label_column: str, text_colum
     for key_column in ("path", "id") if text_column is None else (text_column,):
         if key_column in columns:
             return key_column
-    raise TaskError(f"{path} needs a column 'path' (relative to the source) or 'id'; it has: {', '.join(columns)}")
+    raise TaskError(
+        f"{path} needs a column 'path' (relative to the source) or 'id'; it has: {', '.join(columns)}; if one of them "
+        "holds the texts themselves, name it with --text-column"
+    )
 
 
 def _labels_of_texts(table: Table, text_column: str, label_column: str) -> Iterator[Label]:
