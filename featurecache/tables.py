@@ -49,7 +49,8 @@ def open_table(path: Path, *, raw: bool = False) -> Iterator[Table]:
     path : Path
         The file, in UTF-8.
     raw : bool
-        Keep bytes that are no UTF-8 as surrogates (``os.fsencode`` brings them back) instead of refusing the file.
+        For a table of texts: keep bytes that are no UTF-8 (`to_bytes` brings them back) instead of refusing the file,
+        and refuse quotes that are not where quotes belong.
 
     Raises
     ------
@@ -60,7 +61,8 @@ def open_table(path: Path, *, raw: bool = False) -> Iterator[Table]:
     before = csv.field_size_limit(_MAX_FIELD)
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape" if raw else "strict") as file:
-            yield Table(path, csv.DictReader(file, dialect=dialect))
+            # Of texts, a stray quote would quietly swallow the rows that follow.
+            yield Table(path, csv.DictReader(file, dialect=dialect, strict=raw))
     except UnicodeDecodeError:
         raise TableError("it is not UTF-8 text; save it as CSV UTF-8") from None
     except csv.Error as error:

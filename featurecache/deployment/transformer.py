@@ -88,7 +88,9 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
 
     def _inputs(self, X: Sequence[str | Path]) -> Sequence[Input]:
         if self.network_.preprocess.modality == "text":
-            return [TextInput(f"text {place}", str(text).encode()) for place, text in enumerate(X)]
+            return [
+                TextInput(f"text {place}", str(text).encode(errors="surrogatepass")) for place, text in enumerate(X)
+            ]
         return [FileInput(Path(path)) for path in X]
 
 

@@ -16,7 +16,7 @@ from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.errors import FeatureCacheError, InputError, RequestError
 from featurecache.extraction import drift
-from featurecache.extraction.inventory import check_modality, take_inventory
+from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recomputation import Inputs
@@ -111,8 +111,7 @@ def verify_deep(
         raise RequestError(f"rows to compute again must be at least 1, got {num_rows}")
     sets = [s for s in store.feature_sets() if inputs.concern(s)] or store.select_sets(backbone=inputs.backbone)
     source = inputs.open_source()
-    sets = [s for s in sets if s.identity.preprocess.modality == source.modality] or sets
-    check_modality(source, sets[0].identity.preprocess, sets[0].identity.backbone)
+    sets = sets_for(source, sets)
     view = take_inventory(store, source, progress).now
     found, rng = DeepVerification(), np.random.default_rng(random_state)
     for group in _by_fingerprint(sets):

@@ -6,7 +6,7 @@ mentions is shown to people and never opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from featurecache.sources.source import Source
 from featurecache.specs import AnyPreprocess
 from featurecache.store.features import Features
 from featurecache.store.samples import Ids, Rows
-from featurecache.store.store import FeatureStore
+from featurecache.store.store import FeatureSet, FeatureStore
 from featurecache.store.views import SourceView, merged_rows
 
 GiveRows = Callable[[Ids, NDArray[np.int64], Listing], Rows]
@@ -141,6 +141,14 @@ def check_modality(source: Source, preprocess: AnyPreprocess, backbone: str) -> 
             f"{backbone} takes {preprocess.modality}s, and {source.root} holds {source.modality}s; {advice}, or choose "
             "another backbone"
         )
+
+
+def sets_for(source: Source, sets: Sequence[FeatureSet]) -> list[FeatureSet]:
+    """Return the feature sets whose kind of input a source holds; it is an error if there are only others."""
+    fitting = [s for s in sets if s.identity.preprocess.modality == source.modality]
+    if sets and not fitting:
+        check_modality(source, sets[0].identity.preprocess, sets[0].identity.backbone)
+    return fitting
 
 
 def look(

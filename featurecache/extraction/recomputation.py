@@ -15,7 +15,7 @@ import numpy as np
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.taps import resolve_taps
 from featurecache.extraction.engines import make_engine
-from featurecache.extraction.inventory import check_modality, take_inventory
+from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.plan import ShardJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import may_be, reproduce_backbone
@@ -90,8 +90,8 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
         return 0
     progress = progress or Silent()
     source = inputs.open_source()
-    for part in lost:
-        check_modality(source, part.feature_set.identity.preprocess, part.feature_set.identity.backbone)
+    fitting = sets_for(source, [part.feature_set for part in lost])
+    lost = [part for part in lost if part.feature_set in fitting]
     view = take_inventory(store, source, progress).now
     return sum(_recompute(store, part, source, view, inputs, progress) for part in lost)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import InputError, MissingExtraError, RequestError
+from featurecache.errors import InputError, MissingExtraError, RequestError, first_line
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TextPreprocessSpec
 
@@ -56,7 +56,12 @@ class Tokenizer:
         InputError
             With the status ``empty``, ``too_large`` or ``undecodable``.
         """
-        encoding = self._tokenizer.encode(text_of(data, self._spec))
+        text = text_of(data, self._spec)
+        try:
+            encoding = self._tokenizer.encode(text)
+        # The library raises plain exceptions, e.g. for a word that a vocabulary without a word for such words lacks.
+        except Exception as error:
+            raise InputError("undecodable", f"the tokenizer cannot read it ({first_line(error)})") from None
         if not encoding.ids or all(encoding.special_tokens_mask):
             raise InputError("empty", f"the tokenizer finds no token in {len(data)} bytes")
         tokens = np.full(self._spec.max_tokens, PADDING, np.int32)

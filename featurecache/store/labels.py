@@ -125,6 +125,8 @@ def _labels_of_texts(table: Table, text_column: str, label_column: str) -> Itera
         text, label = row.get(text_column), (row.get(label_column) or "").strip()
         if text is None:
             raise TaskError(f"{table.path} line {line} has fewer fields than the header; put texts in double quotes")
+        if not label.isprintable():
+            raise TaskError(f"{table.path} line {line}: the {label_column} is no plain text: {label!r:.100}")
         if label:
             split = _split_of_row(table.path, line, row)
             yield Label(digest_bytes(to_bytes(text)), label, split, shown=f"row {number:09d}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_texts
-from conftest import TINY, need
+from conftest import TINY, need, write_image
 from tiny_texts import ANIMALS, MAX_TOKENS, some_texts, write_encoder, write_pooling, write_table
 
 import featurecache as fc
@@ -192,6 +192,31 @@ def test_labels_join_by_the_text_and_predictions_equal_cached_answers(encoder: P
         fc.predict(folder, [new], backbone=f"hf:{encoder}")
 
 
+def test_labels_join_by_the_names_of_rows(encoder: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.csv", some_texts(8), key=[f"k{i}" for i in range(8)])
+    store = run(table, tmp_path / "c", encoder, id_column="key").store
+    labels = tmp_path / "labels.csv"
+    labels.write_text("id,label\n" + "".join(f"k{i},{'ab'[i % 2]}\n" for i in reversed(range(8))))
+    task = store.add_task("t", fc.labels_from_csv(labels))
+    digests = [sha256(text.encode()).digest() for text in some_texts(8)]
+    found = {i.tobytes(): task.classes[k] for i, k in zip(task.ids, task.labels, strict=True)}
+    assert found == {digest: "ab"[i % 2] for i, digest in enumerate(digests)}
+    labels.write_bytes(b"text,label\na,\xff\n")
+    with pytest.raises(TaskError, match="line 2: the label is no plain text"):
+        fc.labels_from_csv(labels, text_column="text")
+
+
+def test_one_cache_holds_images_and_texts(encoder: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "a.png", (1, 2, 3), seed=0)
+    table = write_table(tmp_path / "t.csv", some_texts(3))
+    run(table, tmp_path / "c", encoder)
+    store = fc.extract(tmp_path / "photos", tmp_path / "c", backbone=TINY, settings=SETTINGS)
+    assert [len(s.open()) for s in store.feature_sets()] == [3, 1]
+    assert verify_deep(store, Inputs(source=tmp_path / "photos", backbone=TINY)).num_identical == 1
+    found = verify_deep(store, Inputs(source=table, text_column="text", backbone=f"hf:{encoder}"))
+    assert (found.num_rows, found.num_identical, found.problems) == (3, 3, [])
+
+
 def test_two_labels_of_one_text_are_left_out_and_named(encoder: Path, tmp_path: Path) -> None:
     texts = [*some_texts(12), "the cat", "the cat"]
     table = write_table(tmp_path / "t.csv", texts, label=["a", "b"] * 7)
@@ -290,6 +315,7 @@ BAD_REQUESTS = [
     ({"content": b"text,label\na,b,c\n"}, SourceError, "line 2 has more fields than the header"),
     ({"content": b"label,text\na\n"}, SourceError, "line 2 has fewer fields than the header"),
     ({"content": b"text,id\na,\n", "id_column": "id"}, SourceError, "line 2: the id is empty"),
+    ({"content": b'text,id\n"a,b\nc,d\n'}, SourceError, "unexpected end of data; is a quote left open"),
     ({"text_column": None}, SourceError, "is a file; name the folder .*--text-column NAME"),
     ({"text_column": None, "id_column": "label"}, RequestError, "--id-column label is for tables"),
     ({"preprocess": {"crop": 32}}, RequestError, "unknown preprocess setting 'crop'; for text inputs there are: max_t"),
