@@ -1,6 +1,7 @@
 """Frozen settings. What the numbers *are* is hashed into the fingerprint; how fast they came is not.
 
-`PreprocessSpec`, `ViewSpec` and `FeatureIdentity` say what the numbers are: every field counts, defaults included.
+`PreprocessSpec`, `TextPreprocessSpec`, `ViewSpec` and `FeatureIdentity` say what the numbers are: every field counts,
+defaults included.
 `ExtractionSettings` says how they are made on this machine: none of its fields counts.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from featurecache.errors import RequestError
 from featurecache.hashing import digest_json
@@ -33,6 +34,8 @@ class PreprocessSpec:
     The order is: decode, orient, convert to RGB, resize the shorter side, crop the centre, divide by 255,
     subtract the mean, divide by the standard deviation. The rules of decoding are in store/FORMAT.md.
     """
+
+    modality: ClassVar[str] = "image"
 
     resize: int = 256
     """Shorter image side before cropping, in pixels."""
@@ -80,14 +83,59 @@ class PreprocessSpec:
 
     def override(self, **changes: Any) -> PreprocessSpec:
         """Return a copy with some fields changed; ``None`` means unchanged."""
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if unknown := set(changes) - {field.name for field in fields(self)}:
-            raise RequestError(f"unknown preprocess setting {sorted(unknown)[0]!r}")
+        changes = _known_changes(self, changes)
         if "crop" in changes and "resize" not in changes and changes["crop"] > self.resize:
             changes["resize"] = changes["crop"]
         if "resize" in changes and "crop" not in changes and changes["resize"] < self.crop:
             changes["crop"] = changes["resize"]
         return replace(self, **changes)
+
+    def choices(self) -> dict[str, Any]:
+        """Return everything that `override` can change."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPreprocessSpec:
+    """How a text becomes the token ids that a backbone sees; belongs to the weights, tokenizer included.
+
+    The bytes are read as UTF-8 and given to the tokenizer as they are: nothing is stripped, and Unicode is not
+    normalised but by the tokenizer's own rules. Where a text has more tokens, the first ``max_tokens`` count, special
+    ones included.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    kind: Literal["text"] = "text"
+    """Tells the records of these settings from those of images, which are older and have no such field."""
+    tokenizer: str
+    """SHA-256 of the tokenizer's definition, without its own settings of truncation and padding."""
+    max_tokens: int = 256
+    max_bytes: int = 10_000_000
+    """Longer texts are bad inputs."""
+    text_rules: int = 1
+    """Edition of the rules."""
+
+    def __post_init__(self) -> None:
+        if self.kind != "text" or not isinstance(self.tokenizer, str):
+            raise RequestError(f"a text preprocess needs the digest of its tokenizer, got {self.tokenizer!r:.80}")
+        for name in ("max_tokens", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
+        if self.text_rules != 1:
+            raise RequestError(f"text rules {self.text_rules} are not known to this release; upgrade featurecache")
+
+    def override(self, **changes: Any) -> TextPreprocessSpec:
+        """Return a copy with some fields changed; ``None`` means unchanged. The tokenizer belongs to the weights."""
+        return replace(self, **_known_changes(self, changes, fixed=("kind", "tokenizer")))
+
+    def choices(self) -> dict[str, Any]:
+        """Return everything that `override` can change."""
+        return {name: value for name, value in asdict(self).items() if name not in ("kind", "tokenizer")}
+
+
+AnyPreprocess = PreprocessSpec | TextPreprocessSpec
+_PREPROCESS_KINDS: dict[str | None, type[AnyPreprocess]] = {None: PreprocessSpec, "text": TextPreprocessSpec}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +188,17 @@ class ViewSpec:
                 raise RequestError(f"views {name} must be from 0 to {most}, got {getattr(self, name)}")
 
 
+def check_takes_views(modality: str, where: str, *, option: str = "--views") -> None:
+    """Refuse to make views of anything but images."""
+    if modality != "image":
+        raise RequestError(f"{option} is for images only, and {where} is of {modality}s; leave {option} out")
+
+
+def num_views(views: ViewSpec | None) -> int:
+    """Return how many arrays one sample gives: the plain input is one."""
+    return 1 if views is None else views.count
+
+
 def shape_of_row(sample_shape: tuple[int, ...], views: ViewSpec | None) -> tuple[int, ...]:
     """Return the shape of what is stored for one sample: with views, theirs comes first."""
     return sample_shape if views is None else (views.count, *sample_shape)
@@ -155,7 +214,7 @@ class FeatureIdentity:
     """Digest of the module tree: names, classes and hyper-parameters of all layers."""
     weights: str
     """Digest of every parameter and buffer by content."""
-    preprocess: PreprocessSpec
+    preprocess: AnyPreprocess
     precision: str = "float32"
     """Arithmetic of the forward pass."""
     views: ViewSpec | None = None
@@ -165,6 +224,8 @@ class FeatureIdentity:
         for name in ("backbone", "architecture", "weights", "precision"):
             if not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} of a feature identity must be text, got {getattr(self, name)!r:.80}")
+        if self.views is not None:
+            check_takes_views(self.preprocess.modality, f"the backbone {self.backbone}")
 
     @property
     def fingerprint(self) -> str:
@@ -186,8 +247,11 @@ class FeatureIdentity:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FeatureIdentity:
         """Rebuild an identity from :meth:`to_json`."""
+        settings = value["preprocess"]
+        if (kind := settings.get("kind")) not in _PREPROCESS_KINDS:
+            raise RequestError(f"a preprocess of kind {kind!r:.80} is not known to this release; upgrade featurecache")
         views = {"views": ViewSpec(**value["views"])} if "views" in value else {}
-        return cls(**{**value, "preprocess": PreprocessSpec(**value["preprocess"]), **views})
+        return cls(**{**value, "preprocess": _PREPROCESS_KINDS[kind](**settings), **views})
 
     def differences(self, other: FeatureIdentity) -> list[str]:
         """Say in words which parts of two identities differ."""
@@ -244,6 +308,16 @@ class ExtractionSettings:
             raise RequestError(f"num workers must be at least 1, got {self.num_workers}")
         _check_choice("dtype", self.dtype, StorageDtype)
         _check_choice("runtime", self.runtime, RuntimeName)
+
+
+def _known_changes(spec: Any, changes: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
+    changes = {name: value for name, value in changes.items() if value is not None}
+    known = [field.name for field in fields(spec) if field.name not in fixed]
+    if unknown := sorted(set(changes) - set(known)):
+        raise RequestError(
+            f"unknown preprocess setting {unknown[0]!r}; for {spec.modality} inputs there are: {', '.join(known)}"
+        )
+    return changes
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from featurecache.errors import RequestError
-from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec, ViewSpec
+from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec, TextPreprocessSpec, ViewSpec
 
 IDENTITY = FeatureIdentity(backbone="a:b", architecture="0" * 64, weights="1" * 64, preprocess=PreprocessSpec())
 
@@ -129,6 +129,45 @@ def test_identity_survives_json() -> None:
 def test_impossible_preprocess_is_refused(change: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         PreprocessSpec().override(**change)
+
+
+TEXT = replace(IDENTITY, preprocess=TextPreprocessSpec(tokenizer="2" * 64))
+
+
+def test_fingerprint_of_texts_is_pinned() -> None:
+    assert TEXT.fingerprint == "75693e72c1b97b5a86221a115552ab865d5afd7e1fd3731d6d08dbc41af2d562"
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 9}, {"max_bytes": 9}], ids=lambda change: next(iter(change)))
+def test_every_text_setting_is_identity(change: dict) -> None:
+    changed = replace(TEXT, preprocess=TEXT.preprocess.override(**change))
+    (difference,) = TEXT.differences(changed)
+    assert difference.startswith(f"preprocess.{next(iter(change))} ")
+    other = replace(TEXT, preprocess=replace(TEXT.preprocess, tokenizer="3" * 64))
+    assert len({TEXT.fingerprint, changed.fingerprint, other.fingerprint}) == 3
+
+
+def test_identity_of_texts_survives_json_and_is_none_of_images() -> None:
+    again = FeatureIdentity.from_json(json.loads(json.dumps(TEXT.to_json())))
+    assert again == TEXT
+    assert any(difference.startswith("preprocess.crop 224 -> None") for difference in IDENTITY.differences(TEXT))
+    value = TEXT.to_json()
+    value["preprocess"]["kind"] = "audio"
+    with pytest.raises(RequestError, match="preprocess of kind 'audio' is not known to this release"):
+        FeatureIdentity.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"text_rules": 2}, "upgrade featurecache"),
+        ({"tokenizer": "4" * 64}, "unknown preprocess setting 'tokenizer'; for text inputs there are: max_tokens"),
+    ],
+)
+def test_impossible_text_preprocess_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        TEXT.preprocess.override(**change)
 
 
 def test_override_keeps_crop_within_resize() -> None:

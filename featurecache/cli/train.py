@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_results(report)
     if saved:
-        print_line(f"kept in {saved}; label new images with: {predict_command(saved, report.best, None)}")
+        print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
     return 0
 
 
@@ -104,11 +104,12 @@ def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
 
 
 def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
-    """Return the command that labels new images with a kept head, in the way in which it was judged."""
+    """Return the command that labels new inputs with a kept head, in the way in which it was judged."""
     import shlex
 
     feature_set = head.feature_set
-    command = ["featurecache", "predict", saved, "NEW_IMAGES"]
+    text = feature_set.identity.preprocess.modality == "text"
+    command = ["featurecache", "predict", saved, *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
     if weights is not None or feature_set.about["weights_source"].startswith("file "):
         command += ["--weights", str(weights or "FILE")]
     if feature_set.identity.backbone.startswith("python:"):
@@ -168,7 +169,11 @@ def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureS
 
 
 def _only_number_of_views(store: FeatureStore, where: dict[str, Any]) -> int:
-    numbers = sorted({s.num_views for s in store.select_sets(**where) if s.num_views is not None})
+    from featurecache.store.store import refuse_views_of_texts
+
+    sets = store.select_sets(**where)
+    refuse_views_of_texts(sets, option="--tta")
+    numbers = sorted({s.num_views for s in sets if s.num_views is not None})
     if len(numbers) == 1:
         return numbers[0]
     if numbers:

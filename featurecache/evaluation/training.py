@@ -17,6 +17,7 @@ from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion, per_class
 from featurecache.heads.registry import list_heads, make_head
+from featurecache.specs import check_takes_views
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
@@ -157,6 +158,8 @@ def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
 
 def _judged_set(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> FeatureSet:
     """Return what heads on a feature set are judged on."""
+    if tta:
+        check_takes_views(feature_set.identity.preprocess.modality, f"the cached {feature_set}", option="--tta")
     if tta and feature_set.num_views is None:
         raise RequestError(
             f"{feature_set} holds no views to judge heads on; leave --tta out, or run `featurecache extract --views K` "

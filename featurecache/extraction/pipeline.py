@@ -1,11 +1,12 @@
-"""Files to features: threads read and decode ahead while the runtime works on earlier batches.
+"""Inputs to features: threads read and decode ahead while the runtime works on earlier batches.
 
 Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes, and nothing has to be
 copied between processes. Batches have one fixed shape (the last is padded with zeros, bad inputs are zeros), because a
 batch of another shape changes the last bits of the features.
 
-With views, each input takes several places in a row, and the places of one input may lie in more than one batch. A file
-is read and decoded once for all of its views.
+What an input is, files of images or rows of texts, only its modality knows. Where it makes views, each input takes
+several places in a row, and the places of one input may lie in more than one batch. An input is read and decoded once
+for all of its views.
 """
 
 from __future__ import annotations
@@ -16,19 +17,16 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import InputError
-from featurecache.extraction.augmentation import load_views
-from featurecache.hashing import digest_bytes
-from featurecache.specs import PreprocessSpec, ViewSpec
+from featurecache.extraction.modality import Modality
+from featurecache.sources.inputs import Input
+from featurecache.specs import ViewSpec, num_views, shape_of_row
 from featurecache.store.dtypes import LARGEST, encode
-
-# B batch, H height, W width, C channels
 
 _BATCHES_AHEAD = 4
 
@@ -44,31 +42,9 @@ class Runtime(Protocol):
         """Which runtime it is."""
         ...
 
-    def map(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    def map(self, batches: Iterable[NDArray[Any]]) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Yield ``{tap: features}`` for each batch, in order."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class FileInput:
-    """A file to read; with ``id`` (hex) given, it must still hold the bytes that were seen at the scan."""
-
-    path: Path
-    id: str | None = None
-
-    def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the file's bytes; a file beyond the limit is not read at all."""
-        try:
-            if max_bytes is not None and (size := self.path.stat().st_size) > max_bytes:
-                raise InputError("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            raise InputError("missing", "the file was removed while the run went on") from None
-        except OSError as error:
-            raise InputError("unreadable", error.strerror or type(error).__name__) from None
-        if self.id is not None and digest_bytes(data) != self.id:
-            raise InputError("changed", "the file was edited while the run went on")
-        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,34 +56,35 @@ class Outcome:
 
     features: dict[str, NDArray[np.float32]]
     problems: list[InputError | None]
+    cut: list[bool] = field(default_factory=list)
+    """Inputs of which only the beginning was seen."""
 
 
 def run_pipeline(
-    inputs: Sequence[FileInput],
+    inputs: Sequence[Input],
     runtime: Runtime,
-    preprocess: PreprocessSpec,
+    modality: Modality,
     *,
-    views: ViewSpec | None = None,
     batch_size: int,
     num_workers: int | None = None,
 ) -> Iterator[Outcome]:
     """Yield the features of all inputs in their order, a batch or so at a time, with bounded memory."""
     waiting: deque[_Batch] = deque()
 
-    def images() -> Generator[NDArray[np.uint8], None, None]:
-        loader = _Loader(preprocess, views, batch_size, num_workers)
-        with closing(loader.batches(inputs)) as batches:
+    def arrays() -> Generator[NDArray[Any], None, None]:
+        with closing(_Loader(modality, batch_size, num_workers).batches(inputs)) as batches:
             for batch in batches:
                 waiting.append(batch)
-                yield batch.images_BHWC
+                yield batch.array
 
-    pending = _Pending(None if views is None else views.count)
-    with closing(images()) as feed:
+    pending = _Pending(modality.views)
+    with closing(arrays()) as feed:
         for features in runtime.map(feed):
             batch = waiting.popleft()
             pending.add({tap: values[: batch.num_used] for tap, values in features.items()})
-            if batch.complete:
-                yield Outcome(pending.take(len(batch.complete)), [item.problem for item in batch.complete])
+            if items := batch.complete:
+                problems, cut = [item.problem for item in items], [item.cut for item in items]
+                yield Outcome(pending.take(len(items)), problems, cut)
 
 
 def to_stored(
@@ -139,8 +116,8 @@ def to_stored(
 class _Pending:
     """Features of places that have come, until all views of an input are there."""
 
-    def __init__(self, num_views: int | None) -> None:
-        self._num_views = num_views
+    def __init__(self, views: ViewSpec | None) -> None:
+        self._views = views
         self._parts: dict[str, list[NDArray[np.float32]]] = {}
 
     def add(self, features: Mapping[str, NDArray[np.float32]]) -> None:
@@ -150,12 +127,11 @@ class _Pending:
     def take(self, count: int) -> dict[str, NDArray[np.float32]]:
         """Return the features of the next inputs."""
         taken = {}
-        num_places = count * (self._num_views or 1)
+        num_places = count * num_views(self._views)
         for tap, parts in self._parts.items():
             values = np.concatenate(parts) if len(parts) > 1 else parts[0]
             self._parts[tap] = [values[num_places:]] if num_places < len(values) else []
-            per_input = values.shape[1:] if self._num_views is None else (self._num_views, *values.shape[1:])
-            taken[tap] = values[:num_places].reshape(count, *per_input)
+            taken[tap] = values[:num_places].reshape(count, *shape_of_row(values.shape[1:], self._views))
         return taken
 
 
@@ -163,14 +139,15 @@ class _Pending:
 class _Item:
     """One input on its way into places of batches."""
 
-    places: list[NDArray[np.uint8]] = field(default_factory=list)
-    """One (H, W, 3) part of a batch for each view."""
+    places: list[NDArray[Any]] = field(default_factory=list)
+    """The part of a batch for each view."""
     problem: InputError | None = None
+    cut: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    images_BHWC: NDArray[np.uint8]
+    array: NDArray[Any]
     num_used: int = 0
     complete: list[_Item] = field(default_factory=list)
     """The inputs whose last view lies in this batch."""
@@ -184,14 +161,12 @@ class _Batch:
 class _Loader:
     """Lets threads fill batches ahead of their use."""
 
-    def __init__(
-        self, preprocess: PreprocessSpec, views: ViewSpec | None, batch_size: int, num_workers: int | None
-    ) -> None:
-        self._preprocess, self._views, self._batch_size = preprocess, views, batch_size
-        self._num_workers = num_workers
+    def __init__(self, modality: Modality, batch_size: int, num_workers: int | None) -> None:
+        self._modality, self._batch_size, self._num_workers = modality, batch_size, num_workers
+        self._num_views = num_views(modality.views)
         self._ahead: deque[_Batch] = deque()
 
-    def batches(self, inputs: Iterable[FileInput]) -> Generator[_Batch, None, None]:
+    def batches(self, inputs: Iterable[Input]) -> Generator[_Batch, None, None]:
         pool = ThreadPoolExecutor(self._num_workers or os.cpu_count(), thread_name_prefix="decode")
         remaining = iter(inputs)
         try:
@@ -204,36 +179,35 @@ class _Loader:
                 batch.wait()
                 yield batch
         finally:
-            # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one image.
+            # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one input.
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _num_full(self) -> int:
         return sum(batch.num_used == self._batch_size for batch in self._ahead)
 
-    def _start(self, pool: ThreadPoolExecutor, source: FileInput) -> None:
+    def _start(self, pool: ThreadPoolExecutor, source: Input) -> None:
         """Give an input its places, and have a thread fill them."""
         item = _Item()
         touched: list[_Batch] = []
-        for _ in range(1 if self._views is None else self._views.count):
+        for _ in range(self._num_views):
             if not self._ahead or self._ahead[-1].num_used == self._batch_size:
-                shape = (self._batch_size, self._preprocess.crop, self._preprocess.crop, 3)
-                self._ahead.append(_Batch(np.zeros(shape, np.uint8)))
+                self._ahead.append(_Batch(self._modality.empty(self._batch_size)))
             batch = self._ahead[-1]
             if not touched or touched[-1] is not batch:
                 touched.append(batch)
-            item.places.append(batch.images_BHWC[batch.num_used])
+            item.places.append(batch.array[batch.num_used])
             batch.num_used += 1
-        future = pool.submit(_load_into, item, source, self._preprocess, self._views)
+        future = pool.submit(_load_into, item, source, self._modality)
         for batch in touched:
             batch.futures.append(future)
         touched[-1].complete.append(item)
 
 
-def _load_into(item: _Item, source: FileInput, preprocess: PreprocessSpec, views: ViewSpec | None) -> None:
+def _load_into(item: _Item, source: Input, modality: Modality) -> None:
     try:
-        images = load_views(source.read(preprocess.max_bytes), preprocess, views)
-        for place, image in zip(item.places, images, strict=True):
-            place[...] = image
+        arrays, item.cut = modality.load(source.read(modality.max_bytes))
+        for place, array in zip(item.places, arrays, strict=True):
+            place[...] = array
     except InputError as error:
         item.problem = error
     except MemoryError:

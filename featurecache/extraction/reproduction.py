@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from featurecache.backbones.backbone import Backbone
@@ -59,7 +58,7 @@ def reproduce_backbone(
         raise BackboneMismatchError(
             f"{needed_by} was made with weights from the {made_with}; pass that file with --weights"
         )
-    preprocess = tuple(sorted(asdict(identity.preprocess).items()))
+    preprocess = tuple(sorted(identity.preprocess.choices().items()))
     path = None if weights is None else Path(weights)
     seed = seed_of(made_with) if path is None else None
     init: InitName = "pretrained" if seed is None else "random"

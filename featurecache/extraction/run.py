@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.extraction.engines import Engine
-from featurecache.extraction.inventory import look
+from featurecache.extraction.inventory import check_modality, look
+from featurecache.extraction.modality import modality_of
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
-from featurecache.sources.folder import FolderSource, Listing
-from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec
+from featurecache.sources.folder import Listing
+from featurecache.sources.source import Source
+from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, check_takes_views
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.store import FeatureSet, FeatureStore
 from featurecache.store.views import SourceView
@@ -41,6 +43,10 @@ class ExtractionReport:
     num_cached: int = 0
     """Samples that needed nothing, counted likewise."""
     num_ignored: int = 0
+    num_cut: int = 0
+    """Samples of which only the beginning fits into the network."""
+    noun: str = "files"
+    """What the inputs of the source are called."""
     bad: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Every bad input that the source holds: path -> (status, reason)."""
     postponed: dict[str, str] = field(default_factory=dict)
@@ -57,6 +63,7 @@ class ExtractionReport:
             "samples": self.num_samples,
             "extracted": self.num_extracted,
             "ignored_files": self.num_ignored,
+            "cut": self.num_cut,
             "bad": [{"path": path, "status": status, "reason": why} for path, (status, why) in self.bad.items()],
             "postponed": self.postponed,
             "runtime": self.runtime,
@@ -71,7 +78,7 @@ class ExtractionRun:
     With views, the plain features are cached too: heads that are trained on views are judged on them.
     """
 
-    source: FolderSource
+    source: Source
     cache: Path
     request: BackboneRequest
     taps: tuple[str, ...]
@@ -83,6 +90,8 @@ class ExtractionRun:
 
     def go(self) -> ExtractionReport:
         """Do it all."""
+        if self.views is not None:
+            check_takes_views(self.source.modality, f"the source {self.source.root}")
         self.source.check()
         variants = [None] if self.views is None else [None, self.views]
         known = {views: self._recall(self._digest(views)) for views in variants}
@@ -91,9 +100,11 @@ class ExtractionRun:
             self._backbone()
         store = FeatureStore.create(self.cache)
         listing, view = self._scan(store)
-        report = ExtractionReport(store, [], len(view.paths), len(view.unique_rows), num_ignored=listing.num_ignored)
+        report = ExtractionReport(store, [], len(view.paths), len(view.unique_rows), noun=self.source.noun)
+        report.num_ignored = listing.num_ignored
         for views in variants:
             self._extract(report, view, views, known[views])
+        report.num_cut = _count_cut(view, report.sets)
         report.bad = _bad_inputs(view, report.sets)
         return report
 
@@ -137,6 +148,8 @@ class ExtractionRun:
         fingerprint, taps = remembered
         dtype = self.settings.dtype
         known = {s.tap: s for s in store.feature_sets() if s.fingerprint == fingerprint and s.dtype == dtype}
+        for feature_set in known.values():
+            check_modality(self.source, feature_set.identity.preprocess, self.request.name)
         return [known[tap] for tap in taps] if set(taps) <= set(known) else None
 
     def _backbone(self) -> tuple[Backbone, tuple[Tap, ...]]:
@@ -145,6 +158,8 @@ class ExtractionRun:
 
         if self._loaded is None:
             backbone = load_backbone(self.request)
+            check_modality(self.source, backbone.preprocess, backbone.name)
+            modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
             self._loaded = backbone, resolve_taps(backbone, self.taps)
         return self._loaded
 
@@ -184,8 +199,8 @@ class ExtractionRun:
         work = ShardWork(
             store=report.store,
             sets=sets,
+            source=self.source,
             view=view,
-            root=self.source.root,
             backbone=backbone,
             taps={tap.name: tap for tap in taps},
             settings=self.settings,
@@ -208,6 +223,12 @@ def about(backbone: Backbone) -> dict[str, Any]:
         "classifier": backbone.classifier,
         "notes": list(backbone.notes),
     }
+
+
+def _count_cut(view: SourceView, sets: Sequence[FeatureSet]) -> int:
+    runs = [run for s in sets for commit in s.open().commits for run in commit.body.get("cut", [])]
+    cut = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in runs)])
+    return len(np.intersect1d(cut, view.unique_rows))
 
 
 def _bad_inputs(view: SourceView, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,10 +14,12 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap
 from featurecache.errors import InputError
-from featurecache.extraction.drift import provenance, stages_of
-from featurecache.extraction.pipeline import TRANSIENT, FileInput, Outcome, run_pipeline, to_stored
+from featurecache.extraction.drift import provenance
+from featurecache.extraction.modality import Modality
+from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_pipeline, to_stored
 from featurecache.extraction.plan import ShardJob
-from featurecache.specs import ExtractionSettings, ViewSpec, shape_of_row
+from featurecache.sources.inputs import Input
+from featurecache.specs import ExtractionSettings, shape_of_row
 from featurecache.store.convert import measure_error, stored_arrays
 from featurecache.store.features import runs_of_rows
 from featurecache.store.leases import Leases
@@ -37,8 +38,8 @@ class ShardOutcome:
     ----------
     num_rows, num_bad : int
         Committed rows, and how many of them are bad.
-    postponed : dict of int to (path, reason)
-        Rows whose files changed or vanished: left for the next run.
+    postponed : dict of int to (name, reason)
+        Rows whose inputs changed or vanished: left for the next run.
     leased : bool
         Another writer is at it, or was first: what it left over is for another look.
     """
@@ -57,9 +58,10 @@ class ShardExtractor:
     """
 
     backbone: Backbone
+    modality: Modality
     taps: Mapping[str, Tap]
     sets: Mapping[str, FeatureSet]
-    path_of: Callable[[Rows], list[Path]]
+    inputs_of: Callable[[Rows], Sequence[Input]]
     ids: Column
     settings: ExtractionSettings
     leases: Leases
@@ -94,19 +96,12 @@ class ShardExtractor:
             runtime.close()
 
     @property
-    def views(self) -> ViewSpec | None:
-        """The views that all sets are of."""
-        return next(iter(self.sets.values())).identity.views
-
-    @property
     def runtime_name(self) -> str | None:
         """Name of the runtime that ran, once one has."""
         return next((runtime.name for runtime in self._runtimes.values()), None)
 
     def _compute(self, job: ShardJob) -> ShardOutcome:
-        runtime, preprocess = self.runtime(job.taps), self.backbone.preprocess
-        paths, ids = self.path_of(job.rows), self.ids[job.rows]
-        inputs = [FileInput(path, identity.tobytes().hex()) for path, identity in zip(paths, ids, strict=True)]
+        runtime, inputs, ids = self.runtime(job.taps), self.inputs_of(job.rows), self.ids[job.rows]
         with ExitStack() as stack:
             drafts = [
                 stack.enter_context(Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(inputs)))
@@ -115,8 +110,7 @@ class ShardExtractor:
             for outcome in run_pipeline(
                 inputs,
                 runtime,
-                preprocess,
-                views=self.views,
+                self.modality,
                 batch_size=self.settings.batch_size,
                 num_workers=self.settings.num_workers,
             ):
@@ -129,18 +123,18 @@ class ShardExtractor:
             }
             won = [draft.publish(job.rows, ids, record) for draft in drafts]
         bad = {place: error for draft in drafts for place, error in draft.bad.items()}
-        return _summary(job.rows, paths, bad) if all(won) else ShardOutcome(leased=True)
+        return _summary(job.rows, inputs, bad) if all(won) else ShardOutcome(leased=True)
 
-    def _probe(self, inputs: list[FileInput], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
+    def _probe(self, inputs: Sequence[Input], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
         """Digests of the first good inputs before the network, for the drift guard of later runs."""
         good = [place for place in range(len(inputs)) if place not in bad][:_PROBES_PER_SHARD]
         probes: list[list[Any]] = []
         for place in good:
             try:
-                stages = stages_of(inputs[place].read(), self.backbone.preprocess, self.views)
+                stages = self.modality.stages(inputs[place].read())
             except InputError:  # edited since it was read a moment ago
                 continue
-            probes.append([int(rows[place]), stages.decoded, stages.pixels])
+            probes.append([int(rows[place]), stages.decoded, stages.prepared])
         return probes
 
 
@@ -149,6 +143,7 @@ class Draft:
 
     def __init__(self, feature_set: FeatureSet, shape: tuple[int, ...], dtype: str, count: int) -> None:
         self.bad: dict[int, InputError] = {}
+        self._cut: list[bool] = []
         self._set, self._dtype = feature_set, dtype
         self._views = feature_set.identity.views
         # The scale of int8 is known only when all rows are: until then they are kept as they come.
@@ -173,6 +168,7 @@ class Draft:
         values = outcome.features[self._set.tap]
         stored, problems = to_stored(values, outcome.problems, self._draft_dtype)
         self._writer.append("features", stored)
+        self._cut += outcome.cut
         self.bad |= {self._start + place: error for place, error in problems.items()}
         self._start += len(values)
         good = np.delete(values, list(problems), axis=0)
@@ -207,7 +203,7 @@ class Draft:
         return self._set.folder.writer(layout, attributes)
 
     def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> bool:
-        kept = rows[keep]
+        kept, cut = rows[keep], rows[keep & np.array(self._cut, bool)]
         key = f"{kept[0]:012d}"
         body = {
             "rows": runs_of_rows(kept),
@@ -215,13 +211,16 @@ class Draft:
             "fingerprint": self._set.fingerprint,
             "tap": self._set.tap,
             "precision": self._precision,
+            **({"cut": runs_of_rows(cut)} if len(cut) else {}),
             **record,
         }
         return self._set.folder.commit(key, writer.finish(key), body)
 
 
-def _summary(rows: Rows, paths: list[Path], bad: Mapping[int, InputError]) -> ShardOutcome:
+def _summary(rows: Rows, inputs: Sequence[Input], bad: Mapping[int, InputError]) -> ShardOutcome:
     postponed = {
-        int(rows[place]): (str(paths[place]), error.reason) for place, error in bad.items() if error.status in TRANSIENT
+        int(rows[place]): (inputs[place].name, error.reason)
+        for place, error in bad.items()
+        if error.status in TRANSIENT
     }
     return ShardOutcome(len(rows) - len(postponed), len(bad) - len(postponed), postponed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from featurecache.errors import (
 )
 from featurecache.hashing import canonical_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
-from featurecache.specs import FeatureIdentity
+from featurecache.specs import FeatureIdentity, check_takes_views
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.labels import FolderLabels, TableLabels
@@ -426,9 +426,17 @@ def _fits(value: str, kind: str, name: str) -> bool:
     return value == name or (kind == "tap" and value.partition(":")[0] == name)
 
 
+def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
+    """Raise `RequestError` where views cannot be had because no set is of images."""
+    preprocesses = [s.identity.preprocess for s in sets]
+    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
+        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
+
+
 def _with_views(sets: list[FeatureSet], views: int) -> list[FeatureSet]:
     fitting = [s for s in sets if (s.num_views or 0) == views]
     if not fitting:
+        refuse_views_of_texts(sets)
         known = {str(s.num_views or 0) for s in sets}
         advice = f"run `featurecache extract --views {views}` to add them"
         raise UnknownNameError("cached number of views", str(views), known, advice=advice)
