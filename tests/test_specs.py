@@ -170,6 +170,11 @@ def test_impossible_text_preprocess_is_refused(change: dict, message: str) -> No
         TEXT.preprocess.override(**change)
 
 
+def test_views_of_texts_are_refused() -> None:
+    with pytest.raises(RequestError, match="--views is for images only, and the backbone a:b is of texts; leave"):
+        replace(TEXT, views=ViewSpec())
+
+
 def test_override_keeps_crop_within_resize() -> None:
     assert PreprocessSpec().override(crop=300).resize == 300
     assert PreprocessSpec().override(resize=100).crop == 100

