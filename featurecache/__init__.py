@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featurecache.heads.registry import make_head as make_head
     from featurecache.specs import ExtractionSettings as ExtractionSettings
     from featurecache.specs import PreprocessSpec as PreprocessSpec
+    from featurecache.specs import ViewSpec as ViewSpec
     from featurecache.store.labels import labels_from_csv as labels_from_csv
     from featurecache.store.labels import labels_from_folders as labels_from_folders
     from featurecache.store.store import FeatureStore as FeatureStore
@@ -34,6 +35,7 @@ _HOMES = {
     "FeatureStore": "store.store",
     "FrozenBackbone": "deployment.transformer",
     "PreprocessSpec": "specs",
+    "ViewSpec": "specs",
     "evaluate": "evaluation.scores",
     "extract": "extraction.extract",
     "fit_head": "heads.fitting",

@@ -1,6 +1,7 @@
 """Frozen settings. What the numbers *are* is hashed into the fingerprint; how fast they came is not.
 
-`PreprocessSpec` and `FeatureIdentity` say what the numbers are: every field counts, defaults included.
+`PreprocessSpec`, `TextPreprocessSpec`, `ViewSpec` and `FeatureIdentity` say what the numbers are: every field counts,
+defaults included.
 `ExtractionSettings` says how they are made on this machine: none of its fields counts.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from featurecache.errors import RequestError
 from featurecache.hashing import digest_json
@@ -20,6 +21,7 @@ StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
 RuntimeName = Literal["auto", "torch", "openvino"]
 
+MAX_VIEWS = 256
 MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +34,8 @@ class PreprocessSpec:
     The order is: decode, orient, convert to RGB, resize the shorter side, crop the centre, divide by 255,
     subtract the mean, divide by the standard deviation. The rules of decoding are in store/FORMAT.md.
     """
+
+    modality: ClassVar[str] = "image"
 
     resize: int = 256
     """Shorter image side before cropping, in pixels."""
@@ -79,14 +83,125 @@ class PreprocessSpec:
 
     def override(self, **changes: Any) -> PreprocessSpec:
         """Return a copy with some fields changed; ``None`` means unchanged."""
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if unknown := set(changes) - {field.name for field in fields(self)}:
-            raise RequestError(f"unknown preprocess setting {sorted(unknown)[0]!r}")
+        changes = _known_changes(self, changes)
         if "crop" in changes and "resize" not in changes and changes["crop"] > self.resize:
             changes["resize"] = changes["crop"]
         if "resize" in changes and "crop" not in changes and changes["resize"] < self.crop:
             changes["crop"] = changes["resize"]
         return replace(self, **changes)
+
+    def choices(self) -> dict[str, Any]:
+        """Return everything that `override` can change."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextPreprocessSpec:
+    """How a text becomes the token ids that a backbone sees; belongs to the weights, tokenizer included.
+
+    The bytes are read as UTF-8 and given to the tokenizer as they are: nothing is stripped, and Unicode is not
+    normalised but by the tokenizer's own rules. Where a text has more tokens, the first ``max_tokens`` count, special
+    ones included.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    kind: Literal["text"] = "text"
+    """Tells the records of these settings from those of images, which are older and have no such field."""
+    tokenizer: str
+    """SHA-256 of the tokenizer's definition, without its own settings of truncation and padding."""
+    max_tokens: int = 256
+    max_bytes: int = 10_000_000
+    """Longer texts are bad inputs."""
+    text_rules: int = 1
+    """Edition of the rules."""
+
+    def __post_init__(self) -> None:
+        if self.kind != "text" or not isinstance(self.tokenizer, str):
+            raise RequestError(f"a text preprocess needs the digest of its tokenizer, got {self.tokenizer!r:.80}")
+        for name in ("max_tokens", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
+        if self.text_rules != 1:
+            raise RequestError(f"text rules {self.text_rules} are not known to this release; upgrade featurecache")
+
+    def override(self, **changes: Any) -> TextPreprocessSpec:
+        """Return a copy with some fields changed; ``None`` means unchanged. The tokenizer belongs to the weights."""
+        return replace(self, **_known_changes(self, changes, fixed=("kind", "tokenizer")))
+
+    def choices(self) -> dict[str, Any]:
+        """Return everything that `override` can change."""
+        return {name: value for name, value in asdict(self).items() if name not in ("kind", "tokenizer")}
+
+
+AnyPreprocess = PreprocessSpec | TextPreprocessSpec
+_PREPROCESS_KINDS: dict[str | None, type[AnyPreprocess]] = {None: PreprocessSpec, "text": TextPreprocessSpec}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewSpec:
+    """How seeded, augmented views of an image are made, instead of resizing it and cropping its centre.
+
+    Each view is a random part of the upright image, resized to the crop of the preprocess, perhaps flipped, with its
+    colours shifted. The rules are in store/FORMAT.md.
+    """
+
+    count: int = 8
+    """Views of each sample."""
+    seed: int = 0
+    scale: tuple[float, float] = (0.35, 1.0)
+    """Least and greatest share of the image's area."""
+    ratio: tuple[float, float] = (0.75, 1.333)
+    """Least and greatest width over height of the part."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    brightness: float = 0.2
+    """The factor lies between ``1 - brightness`` and ``1 + brightness``; so do those of contrast and saturation."""
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.0
+    """Largest turn of the colour circle, at most 0.5. Not turned by default: the colour often is the label."""
+    rules: int = 1
+    """Edition of the rules by which views are drawn."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("count", 1, MAX_VIEWS), ("seed", 0, 2**63 - 1)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise RequestError(f"views {name} must be a whole number from {least} to {most}, got {value!r:.80}")
+        if type(self.rules) is not int or self.rules != 1:
+            raise RequestError(f"view rules {self.rules!r:.80} are not known to this release; upgrade featurecache")
+        for name in ("flip", "brightness", "contrast", "saturation", "hue"):
+            object.__setattr__(self, name, _finite(f"views {name}", getattr(self, name)))
+        for name in ("scale", "ratio"):
+            object.__setattr__(self, name, _pair(f"views {name}", getattr(self, name)))
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise RequestError(f"views scale must be two shares with 0 < least <= greatest <= 1, got {self.scale}")
+        # The part that is taken when none was found by chance would be empty for other ratios.
+        if not 0 < self.ratio[0] <= 1 <= self.ratio[1]:
+            raise RequestError(f"views ratio must be two numbers with 0 < least <= 1 <= greatest, got {self.ratio}")
+        for name, most in (("flip", 1), ("brightness", 10), ("contrast", 10), ("saturation", 10), ("hue", 0.5)):
+            if not 0 <= getattr(self, name) <= most:
+                raise RequestError(f"views {name} must be from 0 to {most}, got {getattr(self, name)}")
+
+
+def check_takes_views(modality: str, where: str, *, option: str = "--views") -> None:
+    """Refuse to make views of anything but images."""
+    if modality != "image":
+        raise RequestError(f"{option} is for images only, and {where} is of {modality}s; leave {option} out")
+
+
+def num_views(views: ViewSpec | None) -> int:
+    """Return how many arrays one sample gives: the plain input is one."""
+    return 1 if views is None else views.count
+
+
+def shape_of_row(sample_shape: tuple[int, ...], views: ViewSpec | None) -> tuple[int, ...]:
+    """Return the shape of what is stored for one sample: with views, theirs comes first."""
+    return sample_shape if views is None else (views.count, *sample_shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,33 +214,50 @@ class FeatureIdentity:
     """Digest of the module tree: names, classes and hyper-parameters of all layers."""
     weights: str
     """Digest of every parameter and buffer by content."""
-    preprocess: PreprocessSpec
+    preprocess: AnyPreprocess
     precision: str = "float32"
     """Arithmetic of the forward pass."""
+    views: ViewSpec | None = None
+    """Augmented views of each sample instead of the plain image."""
 
     def __post_init__(self) -> None:
         for name in ("backbone", "architecture", "weights", "precision"):
             if not isinstance(getattr(self, name), str):
                 raise RequestError(f"{name} of a feature identity must be text, got {getattr(self, name)!r:.80}")
+        if self.views is not None:
+            check_takes_views(self.preprocess.modality, f"the backbone {self.backbone}")
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all fields."""
-        return digest_json("features", 1, asdict(self))
+        return digest_json("features", 1, self.to_json())
+
+    @property
+    def plain(self) -> FeatureIdentity:
+        """The same features of plain images."""
+        return replace(self, views=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the identity as plain JSON values."""
-        return asdict(self)
+        value = asdict(self)
+        if self.views is None:  # as before there were views: the fingerprints of old caches must not change
+            del value["views"]
+        return value
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> FeatureIdentity:
         """Rebuild an identity from :meth:`to_json`."""
-        return cls(**{**value, "preprocess": PreprocessSpec(**value["preprocess"])})
+        settings = value["preprocess"]
+        if (kind := settings.get("kind")) not in _PREPROCESS_KINDS:
+            raise RequestError(f"a preprocess of kind {kind!r:.80} is not known to this release; upgrade featurecache")
+        views = {"views": ViewSpec(**value["views"])} if "views" in value else {}
+        return cls(**{**value, "preprocess": _PREPROCESS_KINDS[kind](**settings), **views})
 
     def differences(self, other: FeatureIdentity) -> list[str]:
         """Say in words which parts of two identities differ."""
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
-        return [f"{name} {_short(mine[name])} -> {_short(theirs[name])}" for name in mine if mine[name] != theirs[name]]
+        pairs = [(name, mine.get(name), theirs.get(name)) for name in mine | theirs]
+        return [f"{name} {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,9 +310,33 @@ class ExtractionSettings:
         _check_choice("runtime", self.runtime, RuntimeName)
 
 
+def _known_changes(spec: Any, changes: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
+    changes = {name: value for name, value in changes.items() if value is not None}
+    known = [field.name for field in fields(spec) if field.name not in fixed]
+    if unknown := sorted(set(changes) - set(known)):
+        raise RequestError(
+            f"unknown preprocess setting {unknown[0]!r}; for {spec.modality} inputs there are: {', '.join(known)}"
+        )
+    return changes
+
+
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
+
+
+def _finite(name: str, value: Any) -> float:
+    """Return a float: 1 and 1.0 are the same setting and must give the same fingerprint."""
+    if type(value) not in (int, float) or not isfinite(value):
+        raise RequestError(f"{name} must be a finite number, got {value!r:.80}")
+    return float(value)
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    """Return two floats; JSON gives lists."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise RequestError(f"{name} needs two numbers (least, greatest), got {value!r:.80}")
+    return _finite(name, value[0]), _finite(name, value[1])
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,10 @@ import importlib.metadata
 from collections.abc import Iterable
 from functools import cache
 
-MADE_WITH = ("featurecache", "torch", "torchvision", "timm", "openvino", "numpy", "pillow", "h5py", "scikit-learn")
+MADE_WITH = (
+    *("featurecache", "torch", "torchvision", "timm", "transformers", "tokenizers", "openvino"),
+    *("numpy", "pillow", "h5py", "scikit-learn"),
+)
 """Packages whose versions are recorded beside results."""
 
 

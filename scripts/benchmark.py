@@ -75,8 +75,10 @@ def bench_extraction(args: argparse.Namespace) -> dict[str, Any]:
     from featurecache.backbones.runtimes import open_runtime
     from featurecache.backbones.taps import resolve_taps
     from featurecache.extraction.extract import make_request, run_extraction
-    from featurecache.extraction.pipeline import FileInput, run_pipeline
+    from featurecache.extraction.modality import modality_of
+    from featurecache.extraction.pipeline import run_pipeline
     from featurecache.sources.images import pillow_defaults
+    from featurecache.sources.inputs import FileInput
     from featurecache.specs import ExtractionSettings
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,7 +106,9 @@ def bench_extraction(args: argparse.Namespace) -> dict[str, Any]:
         def decode_alone() -> None:
             inputs = [FileInput(path) for path in files]
             with pillow_defaults():
-                for _ in run_pipeline(inputs, NoNetwork(), backbone.preprocess, batch_size=args.batch_size):
+                for _ in run_pipeline(
+                    inputs, NoNetwork(), modality_of(backbone.preprocess), batch_size=args.batch_size
+                ):
                     pass
 
         measured: dict[str, list[float]] = {}

@@ -36,7 +36,7 @@ def classifier_input(name: str, seed: int) -> Any:
     """Features (2, ...) that the untouched network hands to its output layer, caught by a plain pre-hook."""
     import torch
 
-    from featurecache.backbones.probing import probe_images
+    from featurecache.backbones.probing import made_up_inputs
     from featurecache.backbones.registry import load_backbone
     from featurecache.specs import BackboneRequest
 
@@ -47,7 +47,7 @@ def classifier_input(name: str, seed: int) -> Any:
     layer = full.module.get_submodule(full.classifier)
     layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().clone()))
     with torch.inference_mode():
-        full.module(probe_images(full))
+        full.module(made_up_inputs(full))
     return seen[-1]
 
 
@@ -79,11 +79,11 @@ def compare(backbone: Any, tap: Any, name: str, seed: int) -> str:
     """Say whether the default tap is the classifier's input."""
     import torch
 
-    from featurecache.backbones.probing import probe_images
+    from featurecache.backbones.probing import made_up_inputs
     from featurecache.backbones.taps import TappedBackbone
 
     with torch.inference_mode():
-        features = TappedBackbone(backbone, [tap])(probe_images(backbone))[tap.name]
+        features = TappedBackbone(backbone, [tap])(made_up_inputs(backbone))[tap.name]
     expected = classifier_input(name, seed)
     if expected is None:
         return "no classifier"

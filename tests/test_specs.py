@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from featurecache.errors import RequestError
-from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
+from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec, TextPreprocessSpec, ViewSpec
 
 IDENTITY = FeatureIdentity(backbone="a:b", architecture="0" * 64, weights="1" * 64, preprocess=PreprocessSpec())
 
@@ -16,6 +16,67 @@ IDENTITY = FeatureIdentity(backbone="a:b", architecture="0" * 64, weights="1" * 
 def test_fingerprint_is_pinned() -> None:
     # Changing this line orphans every cache in the world.
     assert IDENTITY.fingerprint == "7392ea0c905a317f70540cc91b47dd45808a489e552f800b6a5a9ce81ede7c95"
+    views = replace(IDENTITY, views=ViewSpec())
+    assert views.fingerprint == "3ecea98300e8429e27ee838fca13428f975a00db23b8a7baadfd99e1ae55994d"
+
+
+def test_without_views_the_json_is_what_it_was() -> None:
+    assert list(IDENTITY.to_json()) == ["backbone", "architecture", "weights", "preprocess", "precision"]
+    assert replace(IDENTITY, views=ViewSpec()).plain == IDENTITY
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 9},
+        {"seed": 1},
+        {"scale": (0.3, 1.0)},
+        {"ratio": (0.7, 1.333)},
+        {"flip": 0.4},
+        {"brightness": 0.3},
+        {"contrast": 0.3},
+        {"saturation": 0.3},
+        {"hue": 0.1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_field_of_views_is_identity(change: dict) -> None:
+    views = replace(IDENTITY, views=ViewSpec())
+    changed = replace(IDENTITY, views=ViewSpec(**change))
+    assert len({changed.fingerprint, views.fingerprint, IDENTITY.fingerprint}) == 3
+    (difference,) = views.differences(changed)
+    assert difference.startswith(f"views.{next(iter(change))} ")
+    assert f"views.{next(iter(change))} None -> " in "; ".join(IDENTITY.differences(changed))
+    assert FeatureIdentity.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+
+
+def test_equal_views_have_equal_fingerprints() -> None:
+    whole = replace(IDENTITY, views=ViewSpec(scale=(1, 1), ratio=[1, 2], hue=0))
+    assert whole.fingerprint == replace(IDENTITY, views=ViewSpec(scale=(1.0, 1.0), ratio=(1.0, 2.0))).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"count": 0}, "views count must be a whole number from 1 to 256, got 0"),
+        ({"count": 1000}, "views count must be a whole number from 1 to 256, got 1000"),
+        ({"count": 2.0}, "views count must be a whole number"),
+        ({"seed": -1}, "views seed must be a whole number from 0"),
+        ({"scale": (0, 1)}, "views scale must be two shares with 0 < least <= greatest <= 1"),
+        ({"scale": (0.5, 0.4)}, "views scale must be two shares"),
+        ({"scale": 0.5}, "views scale needs two numbers .least, greatest., got 0.5"),
+        ({"ratio": (1.2, 2)}, "views ratio must be two numbers with 0 < least <= 1 <= greatest"),
+        ({"ratio": (0.5, "2")}, "views ratio must be a finite number, got '2'"),
+        ({"flip": 1.5}, "views flip must be from 0 to 1, got 1.5"),
+        ({"brightness": -0.1}, "views brightness must be from 0 to 10"),
+        ({"hue": 0.6}, "views hue must be from 0 to 0.5"),
+        ({"contrast": float("nan")}, "views contrast must be a finite number"),
+        ({"rules": 2}, "view rules 2 are not known to this release; upgrade featurecache"),
+    ],
+)
+def test_impossible_views_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        ViewSpec(**change)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +129,50 @@ def test_identity_survives_json() -> None:
 def test_impossible_preprocess_is_refused(change: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         PreprocessSpec().override(**change)
+
+
+TEXT = replace(IDENTITY, preprocess=TextPreprocessSpec(tokenizer="2" * 64))
+
+
+def test_fingerprint_of_texts_is_pinned() -> None:
+    assert TEXT.fingerprint == "75693e72c1b97b5a86221a115552ab865d5afd7e1fd3731d6d08dbc41af2d562"
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 9}, {"max_bytes": 9}], ids=lambda change: next(iter(change)))
+def test_every_text_setting_is_identity(change: dict) -> None:
+    changed = replace(TEXT, preprocess=TEXT.preprocess.override(**change))
+    (difference,) = TEXT.differences(changed)
+    assert difference.startswith(f"preprocess.{next(iter(change))} ")
+    other = replace(TEXT, preprocess=replace(TEXT.preprocess, tokenizer="3" * 64))
+    assert len({TEXT.fingerprint, changed.fingerprint, other.fingerprint}) == 3
+
+
+def test_identity_of_texts_survives_json_and_is_none_of_images() -> None:
+    again = FeatureIdentity.from_json(json.loads(json.dumps(TEXT.to_json())))
+    assert again == TEXT
+    assert any(difference.startswith("preprocess.crop 224 -> None") for difference in IDENTITY.differences(TEXT))
+    value = TEXT.to_json()
+    value["preprocess"]["kind"] = "audio"
+    with pytest.raises(RequestError, match="preprocess of kind 'audio' is not known to this release"):
+        FeatureIdentity.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"text_rules": 2}, "upgrade featurecache"),
+        ({"tokenizer": "4" * 64}, "unknown preprocess setting 'tokenizer'; for text inputs there are: max_tokens"),
+    ],
+)
+def test_impossible_text_preprocess_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        TEXT.preprocess.override(**change)
+
+
+def test_views_of_texts_are_refused() -> None:
+    with pytest.raises(RequestError, match="--views is for images only, and the backbone a:b is of texts; leave"):
+        replace(TEXT, views=ViewSpec())
 
 
 def test_override_keeps_crop_within_resize() -> None:

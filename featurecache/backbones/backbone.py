@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from featurecache.specs import FeatureIdentity, PreprocessSpec
+from featurecache.specs import AnyPreprocess, FeatureIdentity
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -18,7 +18,7 @@ class Backbone:
 
     name: str
     module: nn.Module
-    preprocess: PreprocessSpec
+    preprocess: AnyPreprocess
     classifier: str | None
     """Path of the output layer: its input is the node ``pre_logits``. ``None``: the network's output is."""
     num_prefix_tokens: int
@@ -31,6 +31,10 @@ class Backbone:
     license: str | None
     has_class_token: bool = True
     """The first of the prefix tokens is a class token, not a register."""
+    tokenizer: str | None = None
+    """Of texts, the definition of the tokenizer that belongs to the weights, as the tokenizers library writes it."""
+    token_pooling: str | None = None
+    """Pooling of tokens that the weights were trained with, where that is known."""
 
 
 def freeze(module: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """Reading the layout of a node's output from its shape, and from what the network does elsewhere.
 
-Images are square, so the two equal axes of a map are height and width, and patch tokens make a square number.
+Images are square, so the two equal axes of a map are height and width, and patch tokens make a square number. Of texts,
+an output is either tokens, as many as the text has with its padding, or something else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from torch import nn
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.pooling import Layout
 from featurecache.backbones.probing import PRE_LOGITS, Probe, node_modules
 
@@ -21,6 +23,8 @@ _MOST_UNKNOWN_PREFIX_TOKENS = 2
 def layout_of(backbone: Backbone, seen: Probe, node: str) -> Layout | None:
     """Tell the layout of a node that gives one row per image; ``None`` where channels cannot be told from places."""
     shape = seen.per_sample(node)
+    if is_text(backbone.preprocess):
+        return "text" if shape is not None and len(shape) == 2 and shape[0] == num_tokens(backbone) else "other"
     if shape is None or len(shape) not in (2, 3):
         return "other"
     if len(shape) == 2:
@@ -41,12 +45,19 @@ def prefix_tokens_at(backbone: Backbone, num_tokens: int) -> int | None:
     ``None`` if no reading fits: then patches cannot be told from the others.
     """
     num_prefix = backbone.num_prefix_tokens
+    if is_text(backbone.preprocess):
+        return 0
     if is_square(num_tokens):
         return 0
     if num_prefix == 0:
         suspicious = any(is_square(num_tokens - extra) for extra in range(1, _MOST_UNKNOWN_PREFIX_TOKENS + 1))
         return None if suspicious else 0
     return num_prefix if num_tokens > num_prefix and is_square(num_tokens - num_prefix) else None
+
+
+def num_tokens(backbone: Backbone) -> int:
+    """Return how many tokens a text has in the network, padding included."""
+    return entrance_of(backbone.preprocess).shape(backbone.preprocess)[0]
 
 
 def is_square(number: int) -> bool:

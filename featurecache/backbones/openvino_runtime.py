@@ -26,23 +26,21 @@ class OpenVinoRuntime:
     Parameters
     ----------
     module
-        uint8 images to a tuple of features.
-    crop
-        Side of the images in pixels.
-    batch_size
-        Images per batch.
+        Loaded inputs to a tuple of features.
+    example
+        A batch: its shape and type are those of every batch.
     """
 
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, module: Normalized, *, crop: int, batch_size: int) -> None:
+    def __init__(self, module: Normalized, example: np.ndarray) -> None:
         self._names = [tap.name for tap in module.tapped.taps]
-        self._shape = (batch_size, crop, crop, 3)
-        model = _convert(module, self._shape)
-        expected = [(batch_size, *tap.shape) for tap in module.tapped.taps]
+        self._shape, self._dtype = example.shape, example.dtype
+        model = _convert(module, example)
+        expected = [(len(example), *tap.shape) for tap in module.tapped.taps]
         if [tuple(output.get_partial_shape().to_shape()) for output in model.outputs] != expected:
-            model = _convert(module, self._shape, num_examples=batch_size)
+            model = _convert(module, example, num_examples=len(example))
         self._compiled: Any = openvino.Core().compile_model(model, "CPU", _CONFIG)
         # Twice what the streams need, so that none starves while the oldest result is waited for.
         num_requests = 2 * self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
@@ -53,8 +51,8 @@ class OpenVinoRuntime:
         # The batch stays here while its request runs: OpenVINO reads its memory in place.
         running: deque[tuple[Any, np.ndarray]] = deque()
         try:
-            for images_BHWC in batches:
-                running.append(self._launch(images_BHWC))
+            for batch in batches:
+                running.append(self._launch(batch))
                 while running and (not self._idle or running[0][0].wait_for(0)):
                     yield self._fetch(running)
             while running:
@@ -69,14 +67,14 @@ class OpenVinoRuntime:
         self._idle.clear()
         self._compiled = None
 
-    def _launch(self, images_BHWC: np.ndarray) -> tuple[Any, np.ndarray]:
-        if images_BHWC.shape != self._shape or images_BHWC.dtype != np.uint8:
-            raise RequestError(f"this runtime takes uint8 {self._shape}, got {images_BHWC.dtype} {images_BHWC.shape}")
-        images_BHWC = np.ascontiguousarray(images_BHWC)
+    def _launch(self, batch: np.ndarray) -> tuple[Any, np.ndarray]:
+        if batch.shape != self._shape or batch.dtype != self._dtype:
+            raise RequestError(f"this runtime takes {self._dtype} {self._shape}, got {batch.dtype} {batch.shape}")
+        batch = np.ascontiguousarray(batch)
         request = self._idle.pop()
-        request.set_input_tensor(openvino.Tensor(images_BHWC, shared_memory=True))
+        request.set_input_tensor(openvino.Tensor(batch, shared_memory=True))
         request.start_async()
-        return request, images_BHWC
+        return request, batch
 
     def _fetch(self, running: deque[tuple[Any, np.ndarray]]) -> Features:
         request, _ = running[0]
@@ -92,13 +90,13 @@ class OpenVinoRuntime:
         self._idle.append(request)
 
 
-def _convert(module: Normalized, shape: tuple[int, ...], *, num_examples: int = 2) -> Any:
-    # Tracing runs the network a dozen times, so it gets few images; a network that keeps their number is caught above.
-    example = torch.zeros((num_examples, *shape[1:]), dtype=torch.uint8)
+def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int = 2) -> Any:
+    # Tracing runs the network a dozen times, so it gets few inputs; a network that keeps their number is caught above.
+    example = torch.from_numpy(np.concatenate([batch] * num_examples)[:num_examples])
     with warnings.catch_warnings(), torch.no_grad(), _without_telemetry(), _logging_kept():
         # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.
         warnings.simplefilter("ignore")
-        return openvino.convert_model(module, example_input=example, input=[list(shape)])
+        return openvino.convert_model(module, example_input=example, input=[list(batch.shape)])
 
 
 @contextmanager
@@ -117,11 +115,16 @@ def _without_telemetry() -> Iterator[None]:
 
 @contextmanager
 def _logging_kept() -> Iterator[None]:
-    """Undo what a failed conversion leaves behind: a root logger that hides warnings, ours about the failure first."""
-    root = logging.getLogger()
-    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    """Undo what a failed conversion leaves behind: a root logger that hides warnings, ours about the failure first.
+
+    Tracing also asks a network for everything it has, of which transformers tells stories.
+    """
+    root, talkative = logging.getLogger(), logging.getLogger("transformers")
+    level, filters, handlers, said = root.level, root.filters[:], root.handlers[:], talkative.level
+    talkative.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        talkative.setLevel(said)
         root.setLevel(level)
         root.filters[:], root.handlers[:] = filters, handlers

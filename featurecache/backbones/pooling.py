@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-Layout = Literal["BCHW", "BHWC", "BTD", "other"]
+Layout = Literal["BCHW", "BHWC", "BTD", "text", "other"]
+"""``text`` is (B, T, D) as well, but all of its tokens are places, and some of them are padding."""
 
 POOLINGS = ("avg", "avgmax", "cls", "cls+mean", "flatten", "gem", "grid2", "max", "mean", "none")
 """Names to show; any ``gridN`` is a pooling too."""
@@ -25,15 +26,15 @@ POOLINGS = ("avg", "avgmax", "cls", "cls+mean", "flatten", "gem", "grid2", "max"
 GEM_P, GEM_EPS = 3.0, 1e-6
 
 _GRID = re.compile(r"grid([1-9]\d?)$")
-_AXES: dict[Layout, tuple[int, ...]] = {"BCHW": (2, 3), "BHWC": (1, 2), "BTD": (1,)}
+_AXES: dict[Layout, tuple[int, ...]] = {"BCHW": (2, 3), "BHWC": (1, 2), "BTD": (1,), "text": (1,)}
 _TAKES: dict[str, tuple[Layout, ...]] = {
     "avg": ("BCHW", "BHWC"),
-    "mean": ("BTD",),
-    "cls": ("BTD",),
-    "cls+mean": ("BTD",),
-    "max": ("BCHW", "BHWC", "BTD"),
-    "avgmax": ("BCHW", "BHWC", "BTD"),
-    "gem": ("BCHW", "BHWC", "BTD"),
+    "mean": ("BTD", "text"),
+    "cls": ("BTD", "text"),
+    "cls+mean": ("BTD", "text"),
+    "max": ("BCHW", "BHWC", "BTD", "text"),
+    "avgmax": ("BCHW", "BHWC", "BTD", "text"),
+    "gem": ("BCHW", "BHWC", "BTD", "text"),
     "grid": ("BCHW", "BHWC", "BTD"),
 }
 
@@ -64,8 +65,10 @@ def pooled_shape(pooling: str, layout: Layout, shape: tuple[int, ...]) -> tuple[
     return (2 * num_channels,) if pooling in ("avgmax", "cls+mean") else (num_channels,)
 
 
-def pool(output: Tensor, *, pooling: str, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    """Pool a batch of outputs.
+def pool(
+    output: Tensor, *, pooling: str, layout: Layout, num_prefix_tokens: int, mask_BT: Tensor | None = None
+) -> Tensor:
+    """Pool a batch of outputs. Of texts, padding counts nowhere, and is zero where tokens are kept.
 
     ============  =====================================================================================
     ``avg``       mean over the places of a map
@@ -91,12 +94,17 @@ def pool(output: Tensor, *, pooling: str, layout: Layout, num_prefix_tokens: int
         What to do with what.
     num_prefix_tokens
         Tokens in front of the patch tokens.
+    mask_BT
+        Of texts, which tokens are there.
 
     Returns
     -------
     features
         (B, ...), never sharing memory with ``output``: the next layer may write into that.
     """
+    if layout == "text":
+        assert mask_BT is not None
+        return _pool_text(output, pooling, mask_BT[..., None])
     if side := grid_side(pooling):
         return adaptive_avg_pool2d(_as_maps(output, layout, num_prefix_tokens), side)
     return _POOL[pooling](output, layout, num_prefix_tokens)
@@ -130,6 +138,24 @@ def _gem(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
 
 def _cls(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
     return output[:, 0].clone()
+
+
+def _pool_text(tokens_BTD: Tensor, pooling: str, mask_BT1: Tensor) -> Tensor:
+    # Not multiplied by zero: what stands at padding may be NaN.
+    present_BTD = torch.where(mask_BT1, tokens_BTD, 0)
+    counts_B1 = mask_BT1.sum(dim=1)
+    if pooling in ("none", "flatten", "cls"):
+        return _POOL[pooling](present_BTD, "text", 0)
+    mean_BD = present_BTD.sum(dim=1) / counts_B1
+    if pooling == "mean":
+        return mean_BD
+    if pooling == "cls+mean":
+        return torch.cat([tokens_BTD[:, 0], mean_BD], dim=1)
+    if pooling == "gem":
+        powers_BTD = torch.where(mask_BT1, tokens_BTD.clamp(min=GEM_EPS).pow(GEM_P), 0)
+        return (powers_BTD.sum(dim=1) / counts_B1).pow(1 / GEM_P)
+    largest_BD = torch.amax(torch.where(mask_BT1, tokens_BTD, -torch.inf), dim=1)
+    return largest_BD if pooling == "max" else torch.cat([mean_BD, largest_BD], dim=1)
 
 
 _POOL: dict[str, Callable[[Tensor, Layout, int], Tensor]] = {

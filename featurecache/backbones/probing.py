@@ -1,7 +1,4 @@
-"""One forward pass of made-up images that tells what every layer of a backbone puts out.
-
-Axes: B batch, C channels, H height, W width.
-"""
+"""One forward pass of made-up inputs that tells what every layer of a backbone puts out."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of
 from featurecache.errors import BackboneError, first_line
 
 PRE_LOGITS = "pre_logits"
-# Two images, so that an output whose first axis does not count images gives itself away.
+# Two inputs, so that an output whose first axis does not count inputs gives itself away.
 _NUM_PROBES = 2
 
 
@@ -34,7 +31,7 @@ class Probe:
     """When a node's last call ended, counted over all calls of all nodes."""
 
     def per_sample(self, node: str) -> tuple[int, ...] | None:
-        """Return the shape for one image, or ``None`` if the output is not one row per image."""
+        """Return the shape for one input, or ``None`` if the output is not one row per input."""
         shape = self.shapes.get(node)
         return shape[1:] if shape and len(shape) > 1 and shape[0] == _NUM_PROBES else None
 
@@ -58,7 +55,7 @@ def pre_logits_module(backbone: Backbone) -> nn.Module:
 
 
 def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None) -> Probe:
-    """Run two images through the backbone and note every layer's output.
+    """Run two inputs through the backbone and note every layer's output.
 
     Parameters
     ----------
@@ -84,22 +81,10 @@ def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None
     return seen
 
 
-def probe_images(backbone: Backbone, count: int = _NUM_PROBES) -> Tensor:
-    """Make images up, the same ones each time, with large and small structures like photographs.
-
-    Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
-
-    Returns
-    -------
-    images_BCHW
-        (count, 3, crop, crop) float32 of about unit variance, as after normalisation.
-    """
-    crop, generator = backbone.preprocess.crop, torch.Generator().manual_seed(0)
-    coarse_BCHW = torch.randn(count, 3, 8, 8, generator=generator)
-    fine_BCHW = torch.randn(count, 3, crop, crop, generator=generator)
-    images_BCHW = interpolate(coarse_BCHW, size=(crop, crop), mode="bilinear") + 0.2 * fine_BCHW
+def made_up_inputs(backbone: Backbone, count: int = _NUM_PROBES) -> Tensor:
+    """Make inputs up, the same ones each time, as a `TappedBackbone` takes them."""
     device = next((p.device for p in backbone.module.parameters()), torch.device("cpu"))
-    return images_BCHW.to(device)
+    return entrance_of(backbone.preprocess).made_up(backbone, count).to(device)
 
 
 def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> RemovableHandle:
@@ -120,14 +105,13 @@ def _note(seen: Probe, node: str, output: Any) -> None:
 
 
 def _run(backbone: Backbone) -> None:
-    crop = backbone.preprocess.crop
+    entrance = entrance_of(backbone.preprocess)
     backbone.module.eval()
     try:
         with torch.inference_mode():
-            backbone.module(probe_images(backbone))
+            entrance.call(backbone.module, made_up_inputs(backbone))
     # A network may object to its input with any exception at all.
     except Exception as error:
         raise BackboneError(
-            f"{backbone.name} rejects images of {crop}x{crop} pixels: {first_line(error)}; "
-            "--crop and --resize set another size"
+            f"{backbone.name} rejects {entrance.sized(backbone.preprocess)}: {first_line(error)}; {entrance.advice}"
         ) from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from featurecache.specs import PreprocessSpec
+from featurecache.specs import AnyPreprocess
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,12 +23,16 @@ class Provided:
     """A network as its provider knows it, output layer still in place."""
 
     module: nn.Module
-    preprocess: PreprocessSpec
+    preprocess: AnyPreprocess
     classifiers: tuple[str, ...] = ()
     """Paths of the output layers; the input of the first is the backbone's features."""
     num_prefix_tokens: int = 0
     has_class_token: bool = True
     """The first of the prefix tokens is a class token, not a register."""
+    tokenizer: str | None = None
+    """Of texts, the tokenizer's definition; its digest stands in the preprocess."""
+    token_pooling: str | None = None
+    """Pooling of tokens that the weights were trained with, where that is known."""
     license: str | None = None
     weights_source: str = "none"
     """Where the provider's own weights came from."""

@@ -14,6 +14,7 @@ from featurecache.backbones.providers.efficientnet_lite import EfficientNetLiteP
 from featurecache.backbones.providers.exported_program import ExportedProgramProvider
 from featurecache.backbones.providers.hub_checkout import HubCheckoutProvider
 from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
+from featurecache.backbones.providers.minilm import MiniLmProvider
 from featurecache.backbones.providers.open_clip_models import OpenClipProvider
 from featurecache.backbones.providers.python_factory import PythonFactoryProvider
 from featurecache.backbones.providers.timm_models import TimmProvider
@@ -178,6 +179,8 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) ->
         classifier=provided.classifiers[0] if provided.classifiers else None,
         num_prefix_tokens=provided.num_prefix_tokens,
         has_class_token=provided.has_class_token,
+        tokenizer=provided.tokenizer,
+        token_pooling=provided.token_pooling,
         identity=identity,
         weights_source=provided.weights_source,
         notes=tuple(notes),
@@ -204,6 +207,7 @@ def _version(package: str) -> str | None:
 
 
 register_provider("efficientnet_lite0", EfficientNetLiteProvider())
+register_provider("all_minilm_l6_v2", MiniLmProvider())
 register_provider("torchvision:", TorchvisionProvider())
 register_provider("timm:", TimmProvider())
 register_provider("hf:", HuggingFaceProvider())

@@ -1,7 +1,4 @@
-"""What executes a backbone: ``torch``, the reference, or ``openvino`` on CPUs, compared with it before it is trusted.
-
-Axes: B batch, H height, W width, C channels.
-"""
+"""What executes a backbone: ``torch``, the reference, or ``openvino`` on CPUs, compared with it before use."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
@@ -40,7 +38,7 @@ class Runtime(Protocol):
         ...
 
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
-        """Turn uint8 (B, H, W, 3) batches of one shape into {tap name: float32 (B, ...)}.
+        """Turn batches of one shape, uint8 (B, H, W, 3) or int32 (B, T), into {tap name: float32 (B, ...)}.
 
         Order is kept and few batches are ahead of their results. A batch must not be written to before its result
         has come.
@@ -98,7 +96,7 @@ class TorchRuntime:
     def __init__(self, backbone: Backbone, taps: Sequence[Tap], *, device: str = "cpu") -> None:
         self._device = checked_device(device)
         self.device = str(self._device)
-        self._names = [tap.name for tap in taps]
+        self._names, self._entrance = [tap.name for tap in taps], entrance_of(backbone.preprocess)
         # The permuted uint8 images are channels-last already; weights in the same layout save the conversions.
         self._module = Normalized(TappedBackbone(backbone, taps), backbone.preprocess).to(self._device)
         self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -108,8 +106,8 @@ class TorchRuntime:
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
         """See `Runtime.map`."""
         running: deque[tuple[Tensor, ...]] = deque()
-        for images_BHWC in batches:
-            running.append(self._launch(images_BHWC))
+        for batch in batches:
+            running.append(self._launch(batch))
             if len(running) > self._ahead:
                 yield self._fetch(running.popleft())
         while running:
@@ -118,13 +116,13 @@ class TorchRuntime:
     def close(self) -> None:
         """See `Runtime.close`."""
 
-    def _launch(self, images_BHWC: np.ndarray) -> tuple[Tensor, ...]:
-        _check_batch(images_BHWC)
-        images = torch.from_numpy(images_BHWC)
+    def _launch(self, batch: np.ndarray) -> tuple[Tensor, ...]:
+        self._entrance.check(batch)
+        inputs = torch.from_numpy(batch)
         if self._device.type == "cuda":
-            images = images.pin_memory().to(self._device, non_blocking=True)
+            inputs = inputs.pin_memory().to(self._device, non_blocking=True)
         with torch.inference_mode(), _exact_float32():
-            return self._module(images.to(self._device))
+            return self._module(inputs.to(self._device))
 
     def _fetch(self, outputs: tuple[Tensor, ...]) -> Features:
         arrays = [output.cpu().contiguous().numpy() for output in outputs]
@@ -184,9 +182,9 @@ class ComparedRuntime:
         self._active.close()
         self._reference.close()
 
-    def _compare(self, images_BHWC: np.ndarray) -> None:
-        (expected,) = self._reference.map([images_BHWC])
-        if problem := self._problem(images_BHWC, expected):
+    def _compare(self, batch: np.ndarray) -> None:
+        (expected,) = self._reference.map([batch])
+        if problem := self._problem(batch, expected):
             message = f"runtime {self._active.name} does not agree with torch: {problem}"
             if self._required:
                 raise RuntimeMismatchError(f"{message}; use runtime torch")
@@ -195,9 +193,9 @@ class ComparedRuntime:
             self._active = self._reference
         self._compared = True
 
-    def _problem(self, images_BHWC: np.ndarray, expected: Features) -> str | None:
+    def _problem(self, batch: np.ndarray, expected: Features) -> str | None:
         try:
-            (features,) = self._active.map([images_BHWC])
+            (features,) = self._active.map([batch])
         except RuntimeError as error:
             return f"it fails on the first batch ({first_line(error)})"
         return disagreement(features, expected)
@@ -251,7 +249,7 @@ def _open_openvino(
 
     traced = Normalized(TappedBackbone(backbone, taps, stop_early=False), backbone.preprocess)
     try:
-        fast = OpenVinoRuntime(traced, crop=backbone.preprocess.crop, batch_size=batch_size)
+        fast = OpenVinoRuntime(traced, _example_of(backbone, batch_size))
     # Converters fail in many ways, and for `auto` none of them is a reason not to compute.
     except Exception as error:
         message = f"openvino cannot convert {backbone.name} ({type(error).__name__}: {first_line(error)})"
@@ -262,6 +260,10 @@ def _open_openvino(
     return ComparedRuntime(fast, reference, required=required)
 
 
-def _check_batch(images_BHWC: np.ndarray) -> None:
-    if images_BHWC.dtype != np.uint8 or images_BHWC.ndim != 4 or images_BHWC.shape[-1] != 3:
-        raise RequestError(f"a batch is uint8 (B, H, W, 3), got {images_BHWC.dtype} {images_BHWC.shape}")
+def _example_of(backbone: Backbone, batch_size: int) -> np.ndarray:
+    """Return a batch to trace with. Of texts it has padding, so that no branch is taken that full texts allow."""
+    entrance = entrance_of(backbone.preprocess)
+    example = np.zeros((batch_size, *entrance.shape(backbone.preprocess)), entrance.dtype)
+    if entrance.mask(torch.from_numpy(example)) is not None:
+        example[:, example.shape[1] // 2 :] = -1
+    return example

@@ -1,6 +1,6 @@
-"""A backbone must say the same about an image whenever it is asked: checked before anything is cached.
+"""A backbone must say the same about an input whenever it is asked: checked before anything is cached.
 
-Features that change with the other images of a batch (statistics taken over the batch) or from run to run (dropout that
+Features that change with the other inputs of a batch (statistics taken over the batch) or from run to run (dropout that
 eval mode does not stop) would depend on the order of the files, and nobody would ever see it.
 
 Axes: B batch.
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import probe_images
+from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.probing import made_up_inputs
 from featurecache.backbones.tapped import Tap, TappedBackbone
 from featurecache.errors import BackboneError, first_line
 
@@ -24,33 +25,40 @@ _SAME_RUN, _SAME_IMAGE = 1e-5, 1e-3
 
 
 def check_steadiness(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
-    """Refuse a backbone whose features for an image are not the same alone, in company, and again."""
-    tapped, images_BCHW = TappedBackbone(backbone, taps), probe_images(backbone)
+    """Refuse a backbone whose features for an input are not the same alone, in company, and again."""
+    tapped, inputs = TappedBackbone(backbone, taps), made_up_inputs(backbone)
+    one, many = _nouns(backbone)
     with torch.inference_mode():
-        together = tapped(images_BCHW)
+        together = tapped(inputs)
         # The second of the batch: whatever runs along the batch has passed the first by then.
-        alone = _run_alone(backbone, tapped, images_BCHW[1:])
-        again = tapped(images_BCHW[1:])
+        alone = _run_alone(backbone, tapped, inputs[1:])
+        again = tapped(inputs[1:])
     if (tap := _differing(alone, again, _SAME_RUN)) is not None:
         raise BackboneError(
-            f"{backbone.name} gives other features each time it sees an image (tap {tap!r}): it draws random numbers "
+            f"{backbone.name} gives other features each time it sees {one} (tap {tap!r}): it draws random numbers "
             "even in eval mode, so its features cannot be cached"
         )
     if (tap := _differing({name: values[1:] for name, values in together.items()}, alone, _SAME_IMAGE)) is not None:
         raise BackboneError(
-            f"{backbone.name} gives an image other features when other images are in its batch (tap {tap!r}): it mixes "
-            "the images of a batch even in eval mode, so its features cannot be cached"
+            f"{backbone.name} gives {one} other features when other {many} are in its batch (tap {tap!r}): it mixes "
+            f"the {many} of a batch even in eval mode, so its features cannot be cached"
         )
 
 
-def _run_alone(backbone: Backbone, tapped: TappedBackbone, image_BCHW: Tensor) -> dict[str, Tensor]:
+def _nouns(backbone: Backbone) -> tuple[str, str]:
+    entrance = entrance_of(backbone.preprocess)
+    return entrance.one, entrance.noun
+
+
+def _run_alone(backbone: Backbone, tapped: TappedBackbone, one_input: Tensor) -> dict[str, Tensor]:
     try:
-        return tapped(image_BCHW)
+        return tapped(one_input)
     # A network may object with any exception at all.
     except Exception as error:
+        one, many = _nouns(backbone)
         raise BackboneError(
-            f"{backbone.name} takes two images but not one ({first_line(error)}): the features of an image must not "
-            "need other images"
+            f"{backbone.name} takes two {many} but not one ({first_line(error)}): the features of {one} must not "
+            f"need other {many}"
         ) from error
 
 

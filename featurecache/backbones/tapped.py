@@ -1,6 +1,6 @@
 """One forward pass that brings every tap and ends at the deepest.
 
-Axes: B batch, C channels, H height, W width.
+Axes: B batch, T tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.pooling import Layout, pool
 from featurecache.backbones.probing import first_tensor, node_modules, watch
 from featurecache.errors import BackboneError
@@ -37,10 +38,16 @@ class Tap:
         """The tap as people write it."""
         return f"{self.node}:{self.pooling}"
 
-    def pool(self, output: Tensor) -> Tensor:
+    def pool(self, output: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Turn a node's output (B, ...) into float features (B, ...)."""
         # A mean over many places would lose digits in half precision.
-        return pool(output.float(), pooling=self.pooling, layout=self.layout, num_prefix_tokens=self.num_prefix_tokens)
+        return pool(
+            output.float(),
+            pooling=self.pooling,
+            layout=self.layout,
+            num_prefix_tokens=self.num_prefix_tokens,
+            mask_BT=mask_BT,
+        )
 
 
 class TappedBackbone(nn.Module):
@@ -68,14 +75,15 @@ class TappedBackbone(nn.Module):
         """Stay in eval mode: batch statistics of the inputs must never reach a frozen backbone."""
         return super().train(False)
 
-    def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return the features (B, ...) of every tap, by tap name. Not for several threads at once."""
         self.train(False)
-        catch = _Catch(self.taps, stop_early=self._stop_early)
+        entrance = entrance_of(self._backbone.preprocess)
+        catch = _Catch(self.taps, entrance.mask(inputs), stop_early=self._stop_early)
         modules = node_modules(self._backbone)
         handles = [watch(modules[node], node, self._backbone, catch.hook(node)) for node in catch.nodes]
         try:
-            self.network(images_BCHW)
+            entrance.call(self.network, inputs)
         except _DeepestTapSeen:
             pass
         finally:
@@ -91,13 +99,13 @@ class _DeepestTapSeen(Exception):
 class _Catch:
     """What one forward pass has brought so far."""
 
-    def __init__(self, taps: Sequence[Tap], *, stop_early: bool) -> None:
+    def __init__(self, taps: Sequence[Tap], mask_BT: Tensor | None, *, stop_early: bool) -> None:
         self.nodes: dict[str, list[Tap]] = {}
         for tap in taps:
             self.nodes.setdefault(tap.node, []).append(tap)
         self._features: dict[str, Tensor] = {}
         self._calls_left = {node: at_node[0].num_calls for node, at_node in self.nodes.items()}
-        self._stop_early = stop_early
+        self._stop_early, self._mask_BT = stop_early, mask_BT
 
     def hook(self, node: str) -> Callable[[Any], None]:
         def see(output: Any) -> None:
@@ -105,7 +113,7 @@ class _Catch:
             if self._calls_left[node] <= 0:
                 tensor = first_tensor(output)
                 assert tensor is not None
-                self._features |= {tap.name: tap.pool(tensor) for tap in self.nodes[node]}
+                self._features |= {tap.name: tap.pool(tensor, self._mask_BT) for tap in self.nodes[node]}
             if self._stop_early and all(left <= 0 for left in self._calls_left.values()):
                 raise _DeepestTapSeen
 
@@ -116,7 +124,7 @@ class _Catch:
         if tap.name not in self._features:
             raise BackboneError(
                 f"tap {tap.name!r}: the layer ran {tap.num_calls - self._calls_left[tap.node]} times in this forward "
-                f"pass instead of {tap.num_calls}: what the network runs depends on the images; tap a layer that "
+                f"pass instead of {tap.num_calls}: what the network runs depends on its input; tap a layer that "
                 "always runs"
             )
         return self._features[tap.name]

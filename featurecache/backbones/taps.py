@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.layout import is_square, layout_of, prefix_tokens_at
 from featurecache.backbones.pooling import POOLINGS, Layout, grid_side, is_pooling, pooled_shape, takes
 from featurecache.backbones.probing import PRE_LOGITS, Probe, node_modules, probe
@@ -86,7 +87,8 @@ def _resolve(backbone: Backbone, seen: Probe, name: str) -> Tap:
     shape = seen.per_sample(node)
     if shape is None:
         found = seen.shapes.get(node, "no tensor")
-        raise BackboneError(f"tap {node!r} does not give one row per image (two images gave {found})")
+        noun = entrance_of(backbone.preprocess).noun
+        raise BackboneError(f"tap {node!r} does not give one row per {noun[:-1]} (two {noun} gave {found})")
     layout = layout_of(backbone, seen, node)
     pooling = pooling or _usual_pooling(backbone, layout, shape)
     _check_fit(backbone, node, pooling, layout, shape)
@@ -103,12 +105,16 @@ def _resolve(backbone: Backbone, seen: Probe, name: str) -> Tap:
 
 
 def _usual_pooling(backbone: Backbone, layout: Layout | None, shape: tuple[int, ...]) -> str:
+    if layout == "text":
+        return backbone.token_pooling or "mean"
     if layout == "BTD":
         return "cls" if _has_class_token_at(backbone, shape[0]) else "mean"
     return "none" if layout == "other" else "avg"
 
 
 def _has_class_token_at(backbone: Backbone, num_tokens: int) -> bool:
+    if is_text(backbone.preprocess):
+        return backbone.has_class_token
     return backbone.has_class_token and bool(prefix_tokens_at(backbone, num_tokens))
 
 
@@ -127,7 +133,7 @@ def _misfit(backbone: Backbone, node: str, pooling: str, layout: Layout | None, 
         return f"{node} gives {shape}, which does not tell channels from places"
     if layout not in wanted:
         return f"{pooling} pools {_in_words(wanted)}, {node} gives {shape}"
-    if layout == "BTD":
+    if layout in ("BTD", "text"):
         return _token_misfit(backbone, node, pooling, shape[0])
     return _grid_misfit(node, pooling, shape[1])
 
@@ -151,4 +157,4 @@ def _grid_misfit(node: str, pooling: str, side: int) -> str | None:
 
 def _in_words(layouts: tuple[Layout, ...]) -> str:
     maps, tokens = "maps (channels, height, width)", "tokens (tokens, features)"
-    return tokens if layouts == ("BTD",) else maps if "BTD" not in layouts else f"{maps} or {tokens}"
+    return tokens if "BCHW" not in layouts else maps if "BTD" not in layouts else f"{maps} or {tokens}"

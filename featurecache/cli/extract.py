@@ -1,4 +1,4 @@
-"""``featurecache extract``: make a cache hold the features of everything in a folder."""
+"""``featurecache extract``: make a cache hold the features of everything in a folder or a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_backbone_options, add_extraction_options, request_of, settings_of, verb_parser
+from featurecache.cli.options import (
+    add_backbone_options,
+    add_extraction_options,
+    add_table_options,
+    request_of,
+    settings_of,
+    verb_parser,
+    views_of,
+)
 from featurecache.cli.output import print_json, print_line, progress_on_stderr, warn
 
 if TYPE_CHECKING:
@@ -18,14 +26,16 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "extract",
-        help="run a frozen backbone over a folder of images and keep its features",
+        help="run a frozen backbone over a folder of images, or a table of texts, and keep its features",
         example="""
           featurecache extract flowers/ --cache flowers.cache --backbone torchvision:resnet50 --tap layer3:avg
           featurecache extract flowers/ --cache flowers.cache --backbone timm:vit_tiny_patch16_224 --weights vit.pth
+          featurecache extract mails.csv --text-column body --cache mails.cache --backbone all_minilm_l6_v2
         """,
         quiet=True,
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of images")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of images, or a CSV or TSV file")
+    add_table_options(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
     add_backbone_options(parser, required=True)
     add_extraction_options(parser)
@@ -53,6 +63,9 @@ def extract(args: argparse.Namespace) -> ExtractionReport:
             args.cache,
             request,
             taps=args.tap or ["default"],
+            text_column=args.text_column,
+            id_column=args.id_column,
+            views=views_of(args),
             settings=settings,
             engine=args.engine,
             progress=progress,
@@ -64,14 +77,17 @@ def print_summary(report: ExtractionReport) -> None:
     unreadable = sum(status == "unreadable" for status, _ in report.bad.values())
     copies = report.num_files - report.num_samples - unreadable
     runtime = f" with {report.runtime}" if report.runtime else ""
-    rate = f", {report.num_extracted / report.seconds:.0f} images/s" if report.num_extracted else ""
-    print_line(f"{report.num_files} files, {report.num_samples} samples" + (f" ({copies} copies)" if copies else ""))
+    rate = f", {report.num_extracted / report.seconds:.0f} samples/s" if report.num_extracted else ""
     print_line(
-        f"{report.num_extracted} extracted{runtime}, {report.num_samples - report.num_extracted} were cached "
-        f"({report.seconds:.1f} s{rate})"
+        f"{report.num_files} {report.noun}, {report.num_samples} samples" + (f" ({copies} copies)" if copies else "")
+    )
+    print_line(
+        f"{report.num_extracted} extracted{runtime}, {report.num_cached} were cached ({report.seconds:.1f} s{rate})"
     )
     for feature_set in report.sets:
         print_line(f"cached: {feature_set}")
+    if report.num_cut:
+        print_line(f"{report.num_cut} samples are longer than the network takes: only their beginning counts")
     if report.bad:
         print_line(f"{len(report.bad)} bad inputs keep their row and will not be trained on:")
         for path, (status, reason) in list(report.bad.items())[:10]:

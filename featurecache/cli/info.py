@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.ls import print_features
-from featurecache.cli.options import verb_parser
+from featurecache.cli.options import add_table_options, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def add_parser(verbs: Any) -> None:
         "--source",
         type=Path,
         metavar="SOURCE",
-        help="look at this folder now: what was added, edited, renamed",
+        help="look at this folder or table now: what was added, edited, renamed",
     )
+    add_table_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,10 +64,11 @@ def run(args: argparse.Namespace) -> int:
 def _look_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, Any]:
     """Say what a folder holds now, beside what the cache knows of it."""
     from featurecache.extraction.inventory import take_inventory
-    from featurecache.sources.folder import FolderSource
+    from featurecache.sources.source import open_source
 
+    source = open_source(args.source, text_column=args.text_column, id_column=args.id_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        inventory = take_inventory(store, FolderSource(args.source), progress)
+        inventory = take_inventory(store, source, progress)
     cached = [{**s.to_json(), "samples": inventory.count_cached(s.open())} for s in store.feature_sets()]
     return {**inventory.to_json(), "cached": cached, "orphaned_samples": inventory.count_orphans(store)}
 
@@ -75,8 +77,10 @@ def _print_now(now: dict[str, Any]) -> None:
     changes = [f"{now[state]} {state}" for state in ("added", "edited", "renamed", "copied", "removed") if now[state]]
     print_line(f"{now['root']} now: {now['files']} files; since it was extracted: {', '.join(changes) or 'unchanged'}")
     for item in now["cached"]:
+        views = f" {item['views']} views" if item["views"] else ""
         print_line(
-            f"  {item['backbone']} {item['tap']} {item['dtype']}: {item['samples']} of {now['samples']} samples cached"
+            f"  {item['backbone']} {item['tap']} {item['dtype']}{views}: {item['samples']} of {now['samples']} samples "
+            "cached"
         )
     if now["added"] or now["edited"]:
         print_line("  run the same `featurecache extract` again to add what is new")
@@ -117,11 +121,9 @@ def _print_making(item: dict[str, Any]) -> None:
     print_line(f"{item['backbone']} {item['tap']}: {item['num_parameters']:,} parameters in all")
     print_line(f"  trainable parameters: {item['num_trainable']}")
     print_line(f"  weights: {item['weights_source']} (digest {item['weights'][:12]})")
-    print_line(
-        f"  preprocess: resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "
-        f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}, "
-        f"orientation {preprocess['orientation']}"
-    )
+    print_line(f"  preprocess: {_preprocess_in_words(preprocess)}")
+    if views := item["views"]:
+        print_line(f"  views: {_views_in_words(views)}")
     print_line(
         f"  ran on {ran['runtime']}/{ran['device']}, torch {ran['versions'].get('torch')}, {item['shards']} shards"
     )
@@ -133,6 +135,25 @@ def _print_making(item: dict[str, Any]) -> None:
         )
     for note in item["notes"] or []:
         print_line(f"  note: {note}")
+
+
+def _preprocess_in_words(preprocess: dict[str, Any]) -> str:
+    if preprocess.get("kind") == "text":
+        return f"at most {preprocess['max_tokens']} tokens, tokenizer {preprocess['tokenizer'][:12]}"
+    return (
+        f"resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "
+        f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}, "
+        f"orientation {preprocess['orientation']}"
+    )
+
+
+def _views_in_words(views: dict[str, Any]) -> str:
+    colours = _numbers([views[name] for name in ("brightness", "contrast", "saturation", "hue")])
+    return (
+        f"{views['count']} of each sample (seed {views['seed']}), area {_numbers(views['scale'])}, "
+        f"width over height {_numbers(views['ratio'])}, flip {views['flip']:.4g}, brightness, contrast, saturation, "
+        f"hue {colours}"
+    )
 
 
 def _numbers(values: list[float]) -> str:

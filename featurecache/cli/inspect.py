@@ -94,10 +94,11 @@ def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
 
 
 def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> None:
+    from featurecache.backbones.entrances import entrance_of
     from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
 
-    crop = backbone.preprocess.crop
-    print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, images of {crop}x{crop} pixels")
+    inputs = entrance_of(backbone.preprocess).sized(backbone.preprocess)
+    print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, {inputs}")
     print_line("trainable parameters: " + str(backbone.num_trainable))
     print_line(f"output layer removed: {backbone.classifier or 'none was found'}")
     for place, tap in enumerate(taps):

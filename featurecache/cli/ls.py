@@ -40,20 +40,23 @@ def print_features(features: list[dict[str, Any]]) -> None:
     """Print feature sets as a table."""
     from featurecache.reporting.report import human_bytes
 
+    some_views = any(item["views"] for item in features)
+    named = ["backbone", "tap", "views"] if some_views else ["backbone", "tap"]
     print_table(
-        ["backbone", "tap", "dtype", "rows", "bad", "features", "on disk", "fingerprint"],
+        [*named, "dtype", "rows", "bad", "features", "on disk", "fingerprint"],
         [
             [
                 item["backbone"],
                 item["tap"],
+                *([item["views"]["count"] if item["views"] else "-"] if some_views else []),
                 item["dtype"],
                 item["rows"],
                 item["bad"],
-                "x".join(map(str, item["shape"])),
+                "x".join(map(str, item["shape"][1:] if item["views"] else item["shape"])),
                 human_bytes(item["bytes"]),
                 item["fingerprint"][:12],
             ]
             for item in features
         ],
-        numbers=["rows", "bad", "features", "on disk"],
+        numbers=["views", "rows", "bad", "features", "on disk"],
     )

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from featurecache.errors import RequestError
 from featurecache.specs import (
     BackboneRequest,
     ExtractionSettings,
@@ -16,6 +17,7 @@ from featurecache.specs import (
     Orientation,
     RuntimeName,
     StorageDtype,
+    ViewSpec,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = Fa
         "--backbone",
         required=required,
         default=None if required else DEFAULT_BACKBONE,
-        help="efficientnet_lite0, torchvision:NAME, timm:NAME, hf:NAME or FOLDER, open_clip:NAME/WEIGHTS, "
+        help="efficientnet_lite0, all_minilm_l6_v2 (texts), torchvision:NAME, timm:NAME, hf:NAME or FOLDER, "
+        "open_clip:NAME/WEIGHTS, "
         "hub:FOLDER:entrypoint or python:package.module:factory"
         + ("" if required else f" (default {DEFAULT_BACKBONE})"),
     )
@@ -71,8 +74,15 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--crop", type=int, metavar="PX", help="side of the centre crop")
     group.add_argument("--interpolation", choices=get_args(Interpolation))
     group.add_argument("--orientation", choices=get_args(Orientation), help="apply the EXIF orientation or not")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a text that count; the rest is cut off")
     group.add_argument("--mean", type=_three_numbers, metavar="R,G,B")
     group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
+
+
+def add_table_options(parser: Any) -> None:
+    """Add which columns of a table hold and name the texts."""
+    parser.add_argument("--text-column", metavar="NAME", help="SOURCE is a CSV or TSV file; this column has the texts")
+    parser.add_argument("--id-column", metavar="NAME", help="column that names the rows (default: their numbers)")
 
 
 def add_extraction_options(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +96,10 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         "(default: the classifier's input)",
     )
     group = parser.add_argument_group("extraction")
+    group.add_argument(
+        "--views", type=int, metavar="K", help="keep K augmented views of each image too, to train heads on"
+    )
+    group.add_argument("--view-seed", type=int, metavar="S", help="of the views (default 0)")
     group.add_argument("--dtype", choices=get_args(StorageDtype), default=default.dtype, help="stored numbers")
     group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
     group.add_argument("--engine", default="local", help="where jobs run (default: this process)")
@@ -108,7 +122,8 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
 def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
     """Add where the inputs of a cache lie, and what its backbones need beside their names."""
     group = parser.add_argument_group("inputs", purpose)
-    group.add_argument("--source", type=Path, metavar="SOURCE", help="folder of images that the cache was made from")
+    group.add_argument("--source", type=Path, metavar="SOURCE", help="folder or table that the cache was made from")
+    add_table_options(group)
     group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
     group.add_argument(
         "--backbone", metavar="B", help="only this backbone's features; agrees to run the code of a python: backbone"
@@ -119,11 +134,15 @@ def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
 
 def request_of(args: argparse.Namespace) -> BackboneRequest:
     """Return the backbone that the options name."""
-    from featurecache.specs import PreprocessSpec
+    from featurecache.specs import PreprocessSpec, TextPreprocessSpec
 
-    names = ("resize", "crop", "interpolation", "orientation", "mean", "std")
+    names = ("resize", "crop", "interpolation", "orientation", "mean", "std", "max_tokens")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
-    PreprocessSpec().override(**changes)  # impossible numbers must fail before a network is loaded
+    # Impossible numbers must fail before a network is loaded.
+    if "max_tokens" in changes:
+        TextPreprocessSpec(tokenizer="").override(**changes)
+    else:
+        PreprocessSpec().override(**changes)
     return BackboneRequest(
         name=args.backbone,
         weights=args.weights,
@@ -133,12 +152,28 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     )
 
 
+def views_of(args: argparse.Namespace) -> ViewSpec | None:
+    """Return the views that the options name."""
+    if args.views is None:
+        if args.view_seed is not None:
+            raise RequestError(f"view seed {args.view_seed} is for views only; add --views K")
+        return None
+    return ViewSpec(count=args.views, seed=args.view_seed or 0)
+
+
 def inputs_of(args: argparse.Namespace) -> Inputs:
     """Return the inputs that the options name."""
     from featurecache.extraction.recomputation import Inputs
 
     settings = ExtractionSettings(device=args.device, num_workers=args.workers)
-    return Inputs(source=args.source, backbone=args.backbone, weights=args.weights, settings=settings)
+    return Inputs(
+        source=args.source,
+        backbone=args.backbone,
+        weights=args.weights,
+        text_column=args.text_column,
+        id_column=args.id_column,
+        settings=settings,
+    )
 
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:

@@ -1,4 +1,4 @@
-"""``featurecache predict``: new images to labels."""
+"""``featurecache predict``: new images or texts to labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_runtime_options, settings_of, verb_parser
+from featurecache.cli.options import add_runtime_options, add_table_options, settings_of, verb_parser
 from featurecache.cli.output import print_json, print_table, progress_on_stderr, warn
 
 if TYPE_CHECKING:
@@ -20,18 +20,23 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "predict",
-        help="label new images with a saved head",
+        help="label new images or texts with a saved head",
         example="""
           featurecache predict flowers.cache/heads/run new_photos/ one_more.jpg
           featurecache predict flowers.cache/heads/run new_photos/ --csv > labels.csv
+          featurecache predict mails.cache/heads/run new.csv --text-column body
         """,
         quiet=True,
     )
     parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="image files and folders")
+    parser.add_argument(
+        "inputs", type=Path, nargs="+", metavar="INPUT", help="image files and folders, or tables of texts"
+    )
+    add_table_options(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
     parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
+    parser.add_argument("--tta", type=int, metavar="K", help="answer with the mean over K seeded views of each input")
     add_runtime_options(parser)
     parser.set_defaults(run=run)
 
@@ -46,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
             args.inputs,
             backbone=args.backbone,
             weights=args.weights,
+            text_column=args.text_column,
+            id_column=args.id_column,
+            tta=args.tta,
             settings=settings_of(args),
             progress=progress,
         )
@@ -58,10 +66,13 @@ def run(args: argparse.Namespace) -> int:
         rows = [
             [p.path, p.label or "-", _probability(p), "" if p.label else f"{p.status}: {p.reason}"] for p in results
         ]
-        print_table(["file", "label", "probability", "problem"], rows, numbers=["probability"])
+        print_table(
+            ["row" if args.text_column else "file", "label", "probability", "problem"], rows, numbers=["probability"]
+        )
     bad = [item for item in results if item.label is None]
     if bad:
-        warn(f"{len(bad)} of {len(results)} files could not be labelled, first {bad[0].path}: {bad[0].reason}")
+        noun = "rows" if args.text_column else "files"
+        warn(f"{len(bad)} of {len(results)} {noun} could not be labelled, first {bad[0].path}: {bad[0].reason}")
     return 1 if bad else 0
 
 

@@ -1,4 +1,4 @@
-"""``featurecache run``: from a folder of images to a table of heads, a report and a predictor, in one command."""
+"""``featurecache run``: from inputs to a table of heads, a report and a predictor, in one command."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.extract import exit_status, extract, print_summary
-from featurecache.cli.options import add_backbone_options, add_extraction_options, verb_parser
+from featurecache.cli.options import (
+    add_backbone_options,
+    add_extraction_options,
+    add_table_options,
+    verb_parser,
+    views_of,
+)
 from featurecache.cli.output import print_json, print_line
 from featurecache.cli.task import add_missing_option, print_task
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
 from featurecache.errors import RequestError
+from featurecache.specs import check_takes_views
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
     from featurecache.extraction.run import ExtractionReport
+    from featurecache.sources.source import Source
+    from featurecache.store.labels import FolderLabels, TableLabels
     from featurecache.store.store import FeatureStore
 
 
@@ -26,15 +35,20 @@ def add_parser(verbs: Any) -> None:
     parser = verb_parser(
         verbs,
         "run",
-        help="do it all: extract, train the standard heads, write a report, keep the best head for new images",
+        help="do it all: extract, train the standard heads, write a report, keep the best head for new inputs",
         example="""
           featurecache run flowers/ --cache flowers.cache
               flowers/ holds one folder for each class, or train/, val/, test/ folders that hold them
           featurecache run photos/ --cache photos.cache --labels labels.csv --backbone torchvision:resnet50
+          featurecache run mails.csv --text-column body --label-column is_spam --cache mails.cache \\
+              --backbone all_minilm_l6_v2
         """,
         quiet=True,
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of images, one folder below for each class")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help="folder of images, one folder below for each class; or a table"
+    )
+    add_table_options(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--labels", type=Path, metavar="CSV", help="labels from a table instead of the folders")
     parser.add_argument("--label-column", default="label", metavar="NAME")
@@ -52,20 +66,22 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract, add the task, train, report."""
     from featurecache.heads.registry import make_head
-    from featurecache.sources.folder import FolderSource
-    from featurecache.store.labels import labels_from_csv, labels_from_folders
+    from featurecache.sources.source import open_source
+    from featurecache.store.labels import FolderLabels
     from featurecache.store.store import check_name
     from featurecache.store.tasks import check_labels
 
     check_name("task", args.task)
     for head in args.head or []:
         _ = head == "all" or make_head(head)  # an unknown name must not cost an extraction
-    if args.labels:
-        labels: Any = labels_from_csv(args.labels, label_column=args.label_column, root=args.source)
-    else:
-        labels = labels_from_folders(args.source)
-    # What the names of files and folders say is known now: a mistake in it must not cost an extraction.
-    listed = labels.labels if args.labels else labels.of(FolderSource(args.source).find().paths)
+    source = open_source(args.source, text_column=args.text_column, id_column=args.id_column)
+    if args.tta:
+        check_takes_views(source.modality, f"the source {source.root}", option="--tta")
+    if views_of(args) is None and args.tta:
+        raise RequestError("--tta judges heads on views of each image; add --views K")
+    labels = _labels(args, source)
+    # What files, folders and tables say is known now: a mistake in it must not cost an extraction.
+    listed = labels.of(source.find().paths) if isinstance(labels, FolderLabels) else labels.labels
     check_labels(listed, labels.origin)
     check_report_place(args.report)
     extraction = extract(args)
@@ -78,16 +94,18 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.json:
         print_task(store, task)
-    training = train(store, task, extraction.sets, args)
+    # Heads on plain features and on views stand in one table: whether views help is for validation data to say.
+    sets = [s for s in extraction.sets if s.num_views is not None or not args.tta]
+    training = train(store, task, sets, args)
     saved = save_best(store, args.task, training)
-    report = _write_report(args, extraction, training, saved)
+    report = _write_report(args, source, extraction, training, saved)
     if args.json:
         paths = {"report": str(report), "saved": saved}
         print_json({"extraction": extraction.to_json(), **training.to_json(), **paths})
     else:
         print_results(training)
         print_line(f"report: {report}")
-        print_line(f"label new images with: {predict_command(saved, extraction.sets[0], args.weights)}")
+        print_line(f"label new {source.modality}s with: {predict_command(saved, training.best, args.weights)}")
     return exit_status(extraction, args.max_bad)
 
 
@@ -107,7 +125,28 @@ def _refuse_other_labels(store: FeatureStore, name: str, origin: str) -> None:
         )
 
 
-def _write_report(args: argparse.Namespace, extraction: ExtractionReport, training: TrainingReport, saved: str) -> Path:
+def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLabels:
+    """Read the labels: of texts they stand in the table itself, unless another one is named."""
+    from featurecache.store.labels import labels_from_csv, labels_from_folders
+
+    if not args.labels and not args.text_column:
+        return labels_from_folders(source.root)
+    # Another table may name its rows by id instead of holding the texts again.
+    text_column = None if args.labels and args.id_column else args.text_column
+    table = args.labels or args.source
+    return labels_from_csv(table, label_column=args.label_column, text_column=text_column, root=source.root)
+
+
+def _with_text(source: Source, name: str) -> str:
+    from featurecache.errors import shortened
+
+    (item,) = source.inputs([name], [""])
+    return f"{name}: {shortened(item.read().decode(errors='replace'))}"
+
+
+def _write_report(
+    args: argparse.Namespace, source: Source, extraction: ExtractionReport, training: TrainingReport, saved: str
+) -> Path:
     from featurecache.evaluation.scores import confusion, per_class
     from featurecache.evaluation.training import reported_rows
     from featurecache.reporting.report import LastLook, ReportData, write_report
@@ -117,11 +156,15 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
     best, classes = training.best, training.task.classes
     rows, y_true = reported_rows(best)
     y_pred = best.result.y_pred
-    view = extraction.store.views.load(args.source)
+    view = extraction.store.views.load(source.root)
     assert view is not None, "the source was just extracted"
     uris = extraction.store.samples.uris_of(rows)
     held = set(view.unique_rows.tolist())
     names = [view.paths_of([row])[0] if row in held else uri for row, uri in zip(rows.tolist(), uris, strict=True)]
+    if source.modality == "text":  # the number of a row tells a reader nothing
+        names = [
+            _with_text(source, name) if row in held else name for row, name in zip(rows.tolist(), names, strict=True)
+        ]
     data = ReportData(
         title=args.source.resolve().name,
         command=shlex.join(["featurecache", *sys.argv[1:]]),
@@ -139,9 +182,10 @@ def _write_report(args: argparse.Namespace, extraction: ExtractionReport, traini
             per_class=per_class(y_true, y_pred, classes),
         ),
         bad_inputs=extraction.to_json()["bad"],
-        predict_command=predict_command(saved, extraction.sets[0], args.weights),
+        predict_command=predict_command(saved, training.best, args.weights),
     )
     path: Path = args.report or args.cache / "report.html"
     here = set(view.paths)
-    write_report(path, data, find=lambda name: args.source / name if name in here else None)
+    pictures = source.modality == "image"
+    write_report(path, data, find=lambda name: args.source / name if pictures and name in here else None)
     return path

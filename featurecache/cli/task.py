@@ -26,16 +26,22 @@ def add_parser(verbs: Any) -> None:
         example="""
           featurecache task add flowers.cache species --from-folders
           featurecache task add flowers.cache blurred quality.csv --label-column is_blurred
+          featurecache task add mails.cache spam mails.csv --text-column body --label-column is_spam
         """,
     )
     add.add_argument("cache", type=Path, metavar="DIR")
     add.add_argument("name", metavar="NAME")
     add.add_argument(
-        "labels", type=Path, nargs="?", metavar="LABELS.csv", help="columns: path or id, label, maybe split"
+        "labels",
+        type=Path,
+        nargs="?",
+        metavar="LABELS.csv",
+        help="columns: path or id (or --text-column), label, maybe split",
     )
     add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
     add.add_argument("--label-column", default="label", metavar="NAME")
-    add.add_argument("--source", type=Path, metavar="DIR", help="label only this source of the cache")
+    add.add_argument("--text-column", metavar="NAME", help="what is labelled stands in this column")
+    add.add_argument("--source", type=Path, metavar="SOURCE", help="label only this source of the cache")
     add.add_argument("--replace", action="store_true", help="replace a task of the same name")
     add.add_argument("--seed", type=int, default=0, help="of the split that is made where the labels bring none")
     add_missing_option(add)
@@ -58,11 +64,14 @@ def run_add(args: argparse.Namespace) -> int:
 
     if args.from_folders == (args.labels is not None):
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
+    from featurecache.sources.source import open_source
+
+    root = args.source and open_source(args.source, text_column=args.text_column).root
     labels: FolderLabels | TableLabels
     if args.from_folders:
-        labels = labels_from_folders(args.source)
+        labels = labels_from_folders(root)
     else:
-        labels = labels_from_csv(args.labels, label_column=args.label_column, root=args.source)
+        labels = labels_from_csv(args.labels, label_column=args.label_column, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
     task = store.add_task(
         args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.seed

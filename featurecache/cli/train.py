@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
+from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.training import TrainingReport
+    from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.store.store import FeatureSet, FeatureStore
     from featurecache.store.tasks import Task
 
@@ -35,6 +36,9 @@ def add_parser(verbs: Any) -> None:
         "--fingerprint", metavar="F", help="only features with this fingerprint (its beginning will do)"
     )
     parser.add_argument("--dtype", metavar="D", help="only features stored as this type")
+    parser.add_argument(
+        "--views", type=int, metavar="K", help="train on the K cached views of each sample; 0: on plain features only"
+    )
     parser.add_argument("--save", metavar="NAME", help="keep the chosen head in DIR/heads/NAME")
     add_training_options(parser)
     parser.set_defaults(run=run)
@@ -45,6 +49,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument(
         "--head", action="append", metavar="H", help="head to train, or 'all' (default); repeat for several"
+    )
+    group.add_argument(
+        "--tta", action="store_true", help="judge heads on the mean over the cached views of a sample (test-time views)"
     )
     group.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
     group.add_argument("--random-state", type=int, default=0, metavar="SEED")
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_results(report)
     if saved:
-        print_line(f"kept in {saved}; label new images with: {predict_command(saved, report.best.feature_set, None)}")
+        print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
     return 0
 
 
@@ -82,6 +89,7 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
             task,
             sets,
             heads,
+            tta=args.tta,
             n_jobs=args.jobs,
             random_state=args.random_state,
             on_result=lambda result: progress.advance(1),
@@ -95,15 +103,19 @@ def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
     return str(keep_head(store, name, report.best))
 
 
-def predict_command(saved: str, feature_set: FeatureSet, weights: Path | None) -> str:
-    """Return the command that labels new images with a kept head."""
+def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
+    """Return the command that labels new inputs with a kept head, in the way in which it was judged."""
     import shlex
 
-    command = ["featurecache", "predict", saved, "NEW_IMAGES"]
+    feature_set = head.feature_set
+    text = feature_set.identity.preprocess.modality == "text"
+    command = ["featurecache", "predict", saved, *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
     if weights is not None or feature_set.about["weights_source"].startswith("file "):
         command += ["--weights", str(weights or "FILE")]
     if feature_set.identity.backbone.startswith("python:"):
         command += ["--backbone", feature_set.identity.backbone]
+    if head.judged_on == "views":
+        command += ["--tta", str(feature_set.num_views)]
     return shlex.join(command)
 
 
@@ -117,15 +129,22 @@ def print_results(report: TrainingReport) -> None:
     figures = [f"by {best['protocol']}", looked_at, "95 % interval", "balanced", "macro F1", "seconds"]
     rows = [_row(result) for result in document["results"]]
     print_table(["head", "tap", "settings", *figures], rows, numbers=figures)
-    print_line(f"chosen by {best['protocol']}: {best['head']} on {best['tap']}")
+    print_line(f"chosen by {best['protocol']}: {best['head']} on {trained_on(best)}")
     print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
+    if best["judged_on"] == "views":
+        print_line(f"a sample was judged by the mean over its {best['views']} views, as `predict --tta` does")
+
+
+def trained_on(result: dict[str, Any]) -> str:
+    """Name the features of a result: the tap, and the views."""
+    return result["tap"] + (f", {result['views']} views" if result["views"] else "")
 
 
 def _row(result: dict[str, Any]) -> list[Any]:
     scores = result["test"] or result["validation"]
     return [
         result["head"],
-        result["tap"],
+        trained_on(result),
         ", ".join(f"{name}={value}" for name, value in result["params"].items()) or "-",
         f"{result['selection_accuracy']:.3f}",
         f"{scores['accuracy']:.3f}",
@@ -137,9 +156,28 @@ def _row(result: dict[str, Any]) -> list[Any]:
 
 
 def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
-    where = {"backbone": args.backbone, "fingerprint": args.fingerprint, "dtype": args.dtype}
+    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
+    if args.tta and args.views is None:
+        where["views"] = _only_number_of_views(store, where)
     if args.tap is None:
         return [store.find(**where)]
     if "all" in args.tap:
         return store.select_sets(**where)
-    return [feature_set for tap in dict.fromkeys(args.tap) for feature_set in store.select_sets(tap=tap, **where)]
+    sets = [feature_set for tap in dict.fromkeys(args.tap) for feature_set in store.select_sets(tap=tap, **where)]
+    plain = [feature_set for feature_set in sets if feature_set.num_views is None]
+    return plain if plain and where["views"] is None else sets
+
+
+def _only_number_of_views(store: FeatureStore, where: dict[str, Any]) -> int:
+    from featurecache.store.store import refuse_views_of_texts
+
+    sets = store.select_sets(**where)
+    refuse_views_of_texts(sets, option="--tta")
+    numbers = sorted({s.num_views for s in sets if s.num_views is not None})
+    if len(numbers) == 1:
+        return numbers[0]
+    if numbers:
+        raise RequestError(f"{' and '.join(map(str, numbers))} views of each sample are cached; choose with --views K")
+    raise RequestError(
+        f"--tta judges heads on cached views, and {store.path} holds none; run `featurecache extract --views K`"
+    )

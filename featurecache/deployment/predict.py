@@ -1,9 +1,9 @@
-"""New images to labels: the same preprocess, backbone, tap and head as in training, or a refusal."""
+"""New inputs to labels: the same preprocess, backbone, tap and head as in training, or a refusal."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.saved import SavedHead, open_head
-from featurecache.errors import DriftError
+from featurecache.errors import DriftError, RequestError
 from featurecache.extraction import drift
-from featurecache.extraction.pipeline import FileInput, Outcome, run_pipeline, to_stored
+from featurecache.extraction.modality import modality_of
+from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.sources.folder import find_images
-from featurecache.sources.images import pillow_defaults
-from featurecache.specs import ExtractionSettings, PreprocessSpec
+from featurecache.sources.inputs import FileInput, Input, TextInput
+from featurecache.sources.table import TableSource
+from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
 from featurecache.store.dtypes import decode
 
 
@@ -48,21 +50,29 @@ def predict(
     *,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    tta: int | None = None,
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Prediction]:
-    """Label image files, and all images in folders.
+    """Label image files and all images in folders, or the texts of tables.
 
     Parameters
     ----------
     head : path
         Folder of a saved head, ``DIR/heads/NAME``.
     inputs : sequence of path
-        Image files and folders.
+        Image files and folders; for a head on texts, CSV or TSV files.
     backbone : str, optional
         Needed only for a head on a ``python:`` backbone: naming it here agrees to run that code.
     weights : path, optional
         The weights file that the features were made with, if it is not the provider's own.
+    text_column, id_column : str, optional
+        Of tables, the columns that hold and that name the texts.
+    tta : int, optional
+        Answer with the mean of the probabilities over this many seeded views of each input, made as those that the head
+        was trained on, or as `ViewSpec` makes them by default; else with those of the plain input.
     settings : ExtractionSettings, optional
         How to run.
     progress : Progress, optional
@@ -79,68 +89,94 @@ def predict(
         The backbone here would give other features than those the head was trained on.
     """
     saved = open_head(head)
-    paths = find_images([Path(item) for item in inputs])
+    views = None
+    if tta is not None:
+        check_takes_views(saved.identity.preprocess.modality, f"the head {head}", option="--tta")
+        views = replace(saved.identity.views or ViewSpec(), count=tta)
+    found = _find([Path(item) for item in inputs], saved.identity.preprocess.modality, text_column, id_column)
     made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
-    return _predict(saved, network, paths, settings or ExtractionSettings(), progress or Silent())
+    return _predict(saved, network, found, views, settings or ExtractionSettings(), progress or Silent())
+
+
+def _find(paths: list[Path], modality: str, text_column: str | None, id_column: str | None) -> Sequence[Input]:
+    if (modality == "text") != (text_column is not None):
+        raise RequestError(
+            "this head labels texts: name tables, and the column that holds the texts with --text-column"
+            if modality == "text"
+            else f"this head labels images; leave --text-column {text_column} out"
+        )
+    if text_column is None:
+        return [FileInput(path) for path in find_images(paths)]
+    tables = {path: TableSource(path, text_column, id_column).all_inputs() for path in paths}
+    if len(tables) == 1:
+        return tables[paths[0]]
+    return [TextInput(f"{path}: {text.name}", text.data) for path, texts in tables.items() for text in texts]
 
 
 def _predict(
-    saved: SavedHead, network: Backbone, paths: list[Path], settings: ExtractionSettings, progress: Progress
+    saved: SavedHead,
+    network: Backbone,
+    inputs: Sequence[Input],
+    views: ViewSpec | None,
+    settings: ExtractionSettings,
+    progress: Progress,
 ) -> Iterator[Prediction]:
     (tap,) = resolve_taps(network, [saved.tap])
+    modality = modality_of(network.preprocess, network.tokenizer, views)
     runtime = open_runtime(
         network, [tap], runtime=settings.runtime, device=settings.device, batch_size=settings.batch_size
     )
     try:
-        with pillow_defaults():
-            _guard(saved, tap, runtime, network.preprocess, settings)
+        with modality.undisturbed():
+            _guard(saved, tap, runtime, network, settings)
     except DriftError:
         runtime.close()
         raise
-    progress.start("predicting", len(paths))
+    progress.start("predicting", len(inputs))
     outcomes = run_pipeline(
-        [FileInput(path) for path in paths],
+        inputs,
         runtime,
-        network.preprocess,
+        modality,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
     )
-    remaining = iter(paths)
+    remaining = iter(inputs)
     try:
-        with pillow_defaults():
+        with modality.undisturbed():
             for outcome in outcomes:
-                problems = yield from _label_batch(saved, tap.name, outcome, remaining)
+                problems = yield from _label_batch(saved, tap.name, views, outcome, remaining)
                 progress.advance(len(outcome.problems), bad=problems)
     finally:
         runtime.close()
 
 
-def _guard(
-    saved: SavedHead, tap: Tap, runtime: Runtime, preprocess: PreprocessSpec, settings: ExtractionSettings
-) -> None:
+def _guard(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone, settings: ExtractionSettings) -> None:
     """Refuse to label with features that this machine makes differently than the one where the head was trained."""
     recorded = saved.meta.get("probe")
     if recorded is None:
         return
     differing = drift.changes(recorded["provenance"], drift.provenance(runtime, settings))
     with drift.explained(differing, "extract and train here"):
-        drift.check_probe(recorded, tap.name, runtime, preprocess, batch_size=settings.batch_size)
+        modality = modality_of(network.preprocess, network.tokenizer, saved.identity.views)
+        drift.check_probe(recorded, tap.name, runtime, modality, batch_size=settings.batch_size)
 
 
 def _label_batch(
-    saved: SavedHead, tap: str, outcome: Outcome, remaining: Iterator[Path]
+    saved: SavedHead, tap: str, views: ViewSpec | None, outcome: Outcome, remaining: Iterator[Input]
 ) -> Generator[Prediction, None, int]:
-    # Rounded as the cache rounds, so that a new input and a cached one get equal answers.
-    stored, problems = to_stored(outcome.features[tap], outcome.problems, saved.dtype)
+    # Rounded as the cache rounds, so that a new input and a cached one get equal answers. The steps of int8 depend on
+    # the shard that a row lies in, and a new input lies in none.
+    rounded = "float32" if saved.dtype == "int8" else saved.dtype
+    stored, problems = to_stored(outcome.features[tap], outcome.problems, rounded)
     good = [place for place in range(len(stored)) if place not in problems]
-    features = decode(stored[good], saved.dtype).astype(np.float32)
-    answers = iter(saved.probabilities(features) if good else np.zeros((0, len(saved.classes))))
-    for place, path in enumerate(islice(remaining, len(stored))):
+    features = decode(stored[good], rounded).astype(np.float32)
+    answers = iter(saved.probabilities(features, num_views=num_views(views)) if good else ())
+    for place, item in enumerate(islice(remaining, len(stored))):
         if place in problems:
-            yield Prediction(str(path), None, None, {}, problems[place].status, problems[place].reason)
+            yield Prediction(item.name, None, None, {}, problems[place].status, problems[place].reason)
         else:
-            yield _prediction(str(path), next(answers), saved.classes)
+            yield _prediction(item.name, next(answers), saved.classes)
     return len(problems)
 
 

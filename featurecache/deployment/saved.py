@@ -28,7 +28,7 @@ class SavedHead:
     Attributes
     ----------
     identity : FeatureIdentity
-        How the features were made that it was trained on.
+        How the features were made that it was trained on; with views, each of them was a row to learn from.
     tap, dtype : str
         Which features, and the number type they were stored in.
     classes : list of str
@@ -43,9 +43,14 @@ class SavedHead:
     temperature: float | None
     meta: dict[str, Any]
 
-    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return class probabilities ``(n, n_classes)`` for features ``(n, ...)`` as the cache would give them."""
-        return predict_proba(self.estimator, features.reshape(len(features), -1), self.temperature, len(self.classes))
+    def probabilities(self, features: NDArray[np.float32], *, num_views: int = 1) -> NDArray[np.float64]:
+        """Return class probabilities ``(n, n_classes)`` for features ``(n, ...)`` as the cache would give them.
+
+        With several views, features are ``(n, num_views, ...)`` and the answer is the mean over them.
+        """
+        rows = features.reshape(len(features) * num_views, -1)
+        every = predict_proba(self.estimator, rows, self.temperature, len(self.classes))
+        return every.reshape(len(features), num_views, -1).mean(axis=1)
 
 
 def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
@@ -64,6 +69,7 @@ def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
             "tap": head.feature_set.tap,
             "dtype": head.feature_set.dtype,
             "task": head.task.name,
+            "judged_on": head.judged_on,
             "classes": head.task.classes,
             "temperature": head.result.temperature,
             **{key: result[key] for key in ("head", "params", "protocol", "validation", "test")},

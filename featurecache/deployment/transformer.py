@@ -1,4 +1,4 @@
-"""A frozen backbone as a scikit-learn transformer: image paths in, features out."""
+"""A frozen backbone as a scikit-learn transformer: image paths or texts in, features out."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.errors import InputError
-from featurecache.extraction.pipeline import FileInput, run_pipeline, to_stored
-from featurecache.sources.images import pillow_defaults
+from featurecache.extraction.modality import modality_of
+from featurecache.extraction.pipeline import run_pipeline, to_stored
+from featurecache.sources.inputs import FileInput, Input, TextInput
 from featurecache.specs import BackboneRequest
 
 
 class FrozenBackbone(TransformerMixin, BaseEstimator):
-    """Turn image files into features, for pipelines: ``make_pipeline(FrozenBackbone("..."), LogisticRegression())``.
+    """Turn image files or texts into features: ``make_pipeline(FrozenBackbone("..."), LogisticRegression())``.
 
-    It keeps no cache: for more than one experiment on the same images, `featurecache.extract` is much faster.
+    It keeps no cache: for more than one experiment on the same inputs, `featurecache.extract` is much faster.
 
     Parameters
     ----------
@@ -33,7 +34,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
     tap : str
         Layer to read, ``node:pooling``.
     batch_size : int
-        Images in a forward pass.
+        Inputs in a forward pass.
     runtime, device : str
         What executes the network, and where.
     """
@@ -63,34 +64,37 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Sequence[str | Path]) -> NDArray[np.float32]:
-        """Return features ``(n_samples, n_features)`` float32 of the image files ``X``.
+        """Return features ``(n_samples, n_features)`` float32 of the image files or texts ``X``.
 
         Raises
         ------
         InputError
-            A file that cannot be read or decoded; its name is in the error's notes.
+            An input that cannot be read or decoded; its name is in the error's notes.
         """
         runtime = open_runtime(
             self.network_, [self.tap_], runtime=self.runtime, device=self.device, batch_size=self.batch_size
         )
+        modality = modality_of(self.network_.preprocess, self.network_.tokenizer)
         rows = [np.zeros((0, *self.tap_.shape), np.float32)]
         try:
-            with pillow_defaults():
-                for outcome in run_pipeline(
-                    [FileInput(Path(path)) for path in X],
-                    runtime,
-                    self.network_.preprocess,
-                    batch_size=self.batch_size,
-                ):
+            with modality.undisturbed():
+                for outcome in run_pipeline(self._inputs(X), runtime, modality, batch_size=self.batch_size):
                     _, problems = to_stored(outcome.features[self.tap_.name], outcome.problems, "float32")
-                    _refuse_problems(X, sum(map(len, rows)), problems)
+                    _refuse_problems(self._inputs(X), sum(map(len, rows)), problems)
                     rows.append(outcome.features[self.tap_.name])
         finally:
             runtime.close()
         return np.concatenate(rows).reshape(len(X), -1)
 
+    def _inputs(self, X: Sequence[str | Path]) -> Sequence[Input]:
+        if self.network_.preprocess.modality == "text":
+            return [
+                TextInput(f"text {place}", str(text).encode(errors="surrogatepass")) for place, text in enumerate(X)
+            ]
+        return [FileInput(Path(path)) for path in X]
 
-def _refuse_problems(X: Sequence[str | Path], start: int, problems: Mapping[int, InputError]) -> None:
+
+def _refuse_problems(inputs: Sequence[Input], start: int, problems: Mapping[int, InputError]) -> None:
     for place, problem in sorted(problems.items()):
-        problem.add_note(f"in {X[start + place]}; leave this file out")
+        problem.add_note(f"in {inputs[start + place].name}; leave it out")
         raise problem

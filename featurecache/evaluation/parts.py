@@ -1,16 +1,56 @@
-"""The rows a head is trained and judged on: checked once, before any fitting."""
+"""The rows a head is trained and judged on: checked once, before any fitting.
+
+A sample may have several rows to be fitted on (its views), and several to be judged on. They are kept by sample, so
+that no division into parts or folds can separate them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from featurecache.errors import HeadError, TaskError
 from featurecache.heads.fitting import check_features
 
-Part = tuple[np.ndarray, np.ndarray]
-Split = Mapping[str, Part]
+LabelledRows = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Part:
+    """Samples of one part of a task."""
+
+    y: np.ndarray
+    """Class index of each sample, (n_samples,)."""
+    fitted: np.ndarray
+    """What heads are fitted on, (n_samples, n_views, n_features); plain features are one view."""
+    judged: np.ndarray
+    """What heads are judged on, (n_samples, n_views, n_features): the plain features, or several views."""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def several(self) -> bool:
+        """Tell whether a sample is judged on more than one view."""
+        return self.judged.shape[1] > 1
+
+    def rows_to_fit(self) -> LabelledRows:
+        """Return every view as a row, (n_samples * n_views, n_features), with the label of its sample."""
+        return _flat(self.fitted), np.repeat(self.y, self.fitted.shape[1])
+
+    def take(self, places: np.ndarray) -> Part:
+        """Return some of the samples, with all that belongs to them."""
+        return Part(y=self.y[places], fitted=self.fitted[places], judged=self.judged[places])
+
+    def joined(self, other: Part) -> LabelledRows:
+        """Return the rows to fit of two parts."""
+        (X, y), (X_more, y_more) = self.rows_to_fit(), other.rows_to_fit()
+        return np.concatenate([X, X_more]), np.concatenate([y, y_more])
+
+
+Split = Mapping[str, LabelledRows | Part]
 """``{"train": (X, y), "validation": (X, y), "test": (X, y)}``; validation or test may be absent."""
 
 PART_NAMES = ("train", "validation", "test")
@@ -22,8 +62,8 @@ def check_parts(parts: Split, n_classes: int) -> dict[str, Part]:
     Parameters
     ----------
     parts : mapping
-        Part name to ``(X, y)``: X (n_samples, n_features), y (n_samples,) class indices. An absent part may also be
-        None.
+        Part name to ``(X, y)``: X (n_samples, n_features), y (n_samples,) class indices; or to a `Part`. An absent part
+        may also be None.
     n_classes : int
 
     Raises
@@ -38,27 +78,40 @@ def check_parts(parts: Split, n_classes: int) -> dict[str, Part]:
         raise TaskError(f"unknown part {unknown[0]!r}; known: {', '.join(PART_NAMES)}")
     if "train" not in given:
         raise TaskError("there is no train part; mark some rows of the task as train")
-    checked = {name: _check_part(name, *given[name], n_classes) for name in PART_NAMES if name in given}
+    checked = {name: _check_part(name, given[name], n_classes) for name in PART_NAMES if name in given}
     if len(checked) == 1:
         raise TaskError(
             "only train rows are given, nothing to judge a head on; add a validation or test split to the task"
         )
-    _check_classes(checked["train"][1])
-    widths = {name: X.shape[1] for name, (X, _) in checked.items()}
-    if len(set(widths.values())) > 1:
+    _check_classes(checked["train"].y)
+    widths = {name: part.judged.shape[2] for name, part in checked.items()}
+    if len({*widths.values(), *(part.fitted.shape[2] for part in checked.values())}) > 1:
         raise HeadError(f"features per row differ between parts ({widths}); take all parts from one tap")
     return checked
 
 
-def _check_part(name: str, X: np.ndarray, y: np.ndarray, n_classes: int) -> Part:
+def _check_part(name: str, given: LabelledRows | Part, n_classes: int) -> Part:
+    if isinstance(given, Part):
+        X, y = _flat(given.judged), given.y
+    else:
+        X, y = given
+    num_judged = given.judged.shape[1] if isinstance(given, Part) else 1
     y = np.asarray(y)
-    if y.ndim != 1 or len(y) != len(X):
+    if y.ndim != 1 or len(y) * num_judged != len(X):
         raise TaskError(f"{name} has {len(X)} rows but labels of shape {y.shape}; give one label per row")
     if len(y) == 0:
         raise TaskError(f"the {name} part has no rows; label some rows of it or leave the part out")
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= n_classes:
         raise TaskError(f"{name} labels are not class indices in 0..{n_classes - 1}; encode labels as class indices")
-    return check_features(X, name), y.astype(np.int64)
+    judged = check_features(X, name).reshape(len(y), num_judged, -1)
+    fitted = judged
+    if isinstance(given, Part) and given.fitted is not given.judged:
+        fitted = check_features(_flat(given.fitted), name).reshape(len(y), given.fitted.shape[1], -1)
+    return Part(y=y.astype(np.int64), fitted=fitted, judged=judged)
+
+
+def _flat(views: np.ndarray) -> np.ndarray:
+    return views.reshape(-1, views.shape[2])
 
 
 def _check_classes(y: np.ndarray) -> None:

@@ -9,7 +9,8 @@ validation          cross-validation inside train          train               v
 ==================  =====================================  ==================  ======================
 
 Nothing that is reported as "test" is looked at before the last column; standardisation is part of the head and sees
-the rows that the head is fitted on, no others.
+the rows that the head is fitted on, no others. Heads that are fitted on several views of each sample are judged by the
+same table: on the plain features of a sample, or on the mean of the probabilities over its views.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
-from featurecache.evaluation.parts import Part, Split, check_parts
+from featurecache.evaluation.judging import predictions, probabilities
+from featurecache.evaluation.parts import LabelledRows, Part, Split, check_parts
 from featurecache.evaluation.scores import Scores, score
 from featurecache.evaluation.scores import evaluate as evaluate
 from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
 from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.fitting import fit_head as fit_head
-from featurecache.heads.probability import predict_proba
 from featurecache.heads.registry import HEADS, make_head
 
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
@@ -65,7 +66,7 @@ class HeadResult:
     """Goes with `estimator` to `predict_proba`; 1.0 for heads with probabilities of their own."""
     converged: bool
     n_train: int
-    """Rows that `estimator` was fitted on."""
+    """Rows that `estimator` was fitted on; each view is one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain, finite JSON values, without arrays and estimator."""
@@ -91,7 +92,8 @@ def evaluate_head(name: str, parts: Split, n_classes: int, *, random_state: int 
         One of `featurecache.heads.registry.list_heads()`.
     parts : mapping
         ``{"train": (X, y), "validation": (X, y), "test": (X, y)}``, the last or the middle one may be absent;
-        X (n_samples, n_features) real, y (n_samples,) class indices.
+        X (n_samples, n_features) real, y (n_samples,) class indices. A `Part` in the place of a pair has several views
+        of each sample.
     n_classes : int
     random_state : int
         Seeds folds, heads and bootstrap.
@@ -164,7 +166,7 @@ def _evaluated(
 
 def _may_leave_process(names: list[str], parts: dict[str, Part]) -> bool:
     # A head that this program registered is not known in a fresh process.
-    return parts["train"][0].size >= _WORTH_A_PROCESS and set(names) <= set(HEADS)
+    return parts["train"].fitted.size >= _WORTH_A_PROCESS and set(names) <= set(HEADS)
 
 
 def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: int) -> HeadResult:
@@ -196,24 +198,23 @@ def _choose(name: str, parts: dict[str, Part], n_classes: int, random_state: int
     return choose_by_cross_validation(name, parts["train"], n_classes, random_state=random_state)
 
 
-def _rows_to_fit(parts: dict[str, Part]) -> Part:
+def _rows_to_fit(parts: dict[str, Part]) -> LabelledRows:
     if "validation" not in parts or "test" not in parts:
-        return parts["train"]
-    (X, y), (X_more, y_more) = parts["train"], parts["validation"]
-    return np.concatenate([X, X_more]), np.concatenate([y, y_more])
+        return parts["train"].rows_to_fit()
+    return parts["train"].joined(parts["validation"])
 
 
 def _judged(
     parts: dict[str, Part], n_classes: int, random_state: int, choice: Choice, estimator: BaseEstimator
 ) -> dict[str, Any]:
     reported = "test" if "test" in parts else "validation"
-    X, y = parts[reported]
-    y_pred = np.asarray(estimator.predict(X), dtype=np.int64)
-    figures = score(y, y_pred, n_classes, random_state=random_state)
+    part = parts[reported]
+    y_pred = predictions(estimator, part, choice.temperature, n_classes)
+    figures = score(part.y, y_pred, n_classes, random_state=random_state)
     if reported == "validation":
         scores = {"validation": figures, "test": None}
     else:
         held_out = score(choice.y, choice.y_pred, n_classes, random_state=random_state)
         scores = {"validation": held_out, "test": figures}
-    proba = predict_proba(estimator, X, choice.temperature, n_classes)
+    proba = probabilities(estimator, part, choice.temperature, n_classes)
     return {"reported": reported, "y_pred": y_pred, "proba": proba, **scores}

@@ -10,9 +10,10 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator, KFold, StratifiedKFold
 
+from featurecache.evaluation.judging import decisions, most_probable, predictions, temperature_of
 from featurecache.evaluation.parts import Part
 from featurecache.heads.fitting import fit_estimator
-from featurecache.heads.probability import decision_values, fit_temperature, needs_temperature
+from featurecache.heads.probability import needs_temperature
 from featurecache.heads.registry import head_grid, last_step, make_head
 
 MAX_FOLDS = 5
@@ -49,36 +50,50 @@ def build(name: str, params: dict[str, Any], random_state: int) -> BaseEstimator
 def choose_on_validation(name: str, train: Part, validation: Part, n_classes: int, *, random_state: int) -> Choice:
     """Fit each setting on train, keep the one most accurate on validation; of equals the simplest."""
     best, best_correct = None, -1
-    X, y = validation
-    for params in head_grid(name, len(train[1])):
+    X, y = train.rows_to_fit()
+    for params in head_grid(name, len(y)):
         estimator = build(name, params, random_state)
-        fit_estimator(estimator, *train, name=name)
-        y_pred = np.asarray(estimator.predict(X), dtype=np.int64)
-        if (correct := int(np.sum(y_pred == y))) > best_correct:
-            best, best_correct = (params, estimator, y_pred), correct
+        fit_estimator(estimator, X, y, name=name)
+        judged = _judge(estimator, validation, n_classes)
+        if (correct := int(np.sum(judged.y_pred == validation.y))) > best_correct:
+            best, best_correct = (params, judged), correct
     assert best is not None, f"the grid of head {name!r} is empty"
-    params, estimator, y_pred = best
-    decisions = decision_values(estimator, X, n_classes) if needs_temperature(estimator) else None
-    temperature = 1.0 if decisions is None else fit_temperature(decisions, y)
-    return Choice(
-        params=params,
-        protocol="validation",
-        y=y,
-        y_pred=y_pred,
-        temperature=temperature,
-    )
+    params, judged = best
+    return _choice(params, "validation", validation.y, judged)
 
 
 def choose_by_cross_validation(name: str, train: Part, n_classes: int, *, random_state: int) -> Choice:
-    """Keep the setting whose out-of-fold predictions inside train are the most accurate; of equals the simplest."""
-    X, y = train
-    pairs = list(folds(y, random_state=random_state).split(X, y))
-    grid = head_grid(name, min(len(fitted) for fitted, _ in pairs))
+    """Keep the setting whose out-of-fold predictions inside train are the most accurate; of equals the simplest.
+
+    The folds divide samples: all views of a sample are on the same side.
+    """
+    pairs = list(folds(train.y, random_state=random_state).split(train.y, train.y))
+    grid = head_grid(name, min(len(fitted) for fitted, _ in pairs) * train.fitted.shape[1])
     runs = (_out_of_fold(name, params, train, pairs, n_classes, random_state) for params in grid)
-    best = max(zip(grid, runs, strict=True), key=lambda pair: int(np.sum(pair[1][0] == y)))
-    params, (y_pred, decisions) = best
-    temperature = 1.0 if decisions is None else fit_temperature(decisions, y)
-    return Choice(params=params, protocol="cross-validation", y=y, y_pred=y_pred, temperature=temperature)
+    params, judged = max(zip(grid, runs, strict=True), key=lambda pair: int(np.sum(pair[1].y_pred == train.y)))
+    return _choice(params, "cross-validation", train.y, judged)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judged:
+    """Predictions for held-out samples, and decision values of heads that have no probabilities."""
+
+    y_pred: np.ndarray
+    decisions: np.ndarray | None
+
+
+def _choice(params: dict[str, Any], protocol: str, y: np.ndarray, judged: _Judged) -> Choice:
+    temperature = 1.0 if judged.decisions is None else temperature_of(judged.decisions, y)
+    return Choice(params=params, protocol=protocol, y=y, y_pred=judged.y_pred, temperature=temperature)
+
+
+def _judge(estimator: BaseEstimator, part: Part, n_classes: int) -> _Judged:
+    if not needs_temperature(estimator):
+        return _Judged(predictions(estimator, part, 1.0, n_classes), None)
+    values = decisions(estimator, part, n_classes)
+    if part.several:
+        return _Judged(most_probable(values, temperature_of(values, part.y)), values)
+    return _Judged(predictions(estimator, part, 1.0, n_classes), values)
 
 
 def folds(y: np.ndarray, *, random_state: int) -> BaseCrossValidator:
@@ -96,16 +111,16 @@ def _out_of_fold(
     pairs: list[tuple[np.ndarray, np.ndarray]],
     n_classes: int,
     random_state: int,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return out-of-fold predictions (n,) and decision values (n, n_classes), None for heads with probabilities."""
-    X, y = train
-    y_pred = np.empty(len(y), dtype=np.int64)
-    decisions = np.full((len(y), n_classes), -np.inf)
+) -> _Judged:
+    """Return out-of-fold predictions and decision values for every sample of train."""
+    y_pred = np.empty(len(train), dtype=np.int64)
+    values = np.full((*train.judged.shape[:2], n_classes), -np.inf)
     for estimator, held_out in _fitted_folds(name, params, train, pairs, random_state):
-        y_pred[held_out] = estimator.predict(X[held_out])
-        if needs_temperature(estimator):
-            decisions[held_out] = decision_values(estimator, X[held_out], n_classes)
-    return y_pred, decisions if needs_temperature(make_head(name)) else None
+        judged = _judge(estimator, train.take(held_out), n_classes)
+        y_pred[held_out] = judged.y_pred
+        if judged.decisions is not None:
+            values[held_out] = judged.decisions
+    return _Judged(y_pred, values if needs_temperature(make_head(name)) else None)
 
 
 def _fitted_folds(
@@ -115,10 +130,10 @@ def _fitted_folds(
     pairs: list[tuple[np.ndarray, np.ndarray]],
     random_state: int,
 ) -> Iterator[tuple[BaseEstimator, np.ndarray]]:
-    X, y = train
     for fitted, held_out in pairs:
+        X, y = train.take(fitted).rows_to_fit()
         # With a class of one row a fold may be left with one class, which most heads refuse to learn from.
-        one_class = len(np.unique(y[fitted])) == 1
+        one_class = len(np.unique(y)) == 1
         estimator = build("majority", {}, random_state) if one_class else build(name, params, random_state)
-        fit_estimator(estimator, X[fitted], y[fitted], name=name)
+        fit_estimator(estimator, X, y, name=name)
         yield estimator, held_out

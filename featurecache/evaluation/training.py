@@ -1,4 +1,8 @@
-"""Heads trained on cached features of a task: one result for each feature set and head."""
+"""Heads trained on cached features of a task: one result for each feature set and head.
+
+Heads that are trained on augmented views are judged on the plain features of the same samples, or on the mean of the
+probabilities over their views.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.errors import RequestError
+from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion, per_class
 from featurecache.heads.registry import list_heads, make_head
+from featurecache.specs import check_takes_views
+from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureSet, FeatureStore
-from featurecache.store.tasks import Task
+from featurecache.store.tasks import Task, read_views
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,20 @@ class TrainedHead:
     task: Task
     feature_set: FeatureSet
     result: HeadResult
+    judged_set: FeatureSet
+    """What it was judged on: the feature set itself, or the plain one that belongs to a set of views."""
+
+    @property
+    def judged_on(self) -> str:
+        """``plain`` or ``views``."""
+        return "plain" if self.judged_set.num_views is None else "views"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             **self.result.to_json(),
+            "views": self.feature_set.num_views,
+            "judged_on": self.judged_on,
             "tap": self.feature_set.tap,
             "task": self.task.name,
             "backbone": self.feature_set.identity.backbone,
@@ -60,7 +76,7 @@ class TrainingReport:
             "classes": self.task.classes,
             "counts": self.task.counts(),
             "about": self.task.about,
-            "chosen": {name: best[name] for name in ("head", "tap", "params", "fingerprint")},
+            "chosen": {name: best[name] for name in ("head", "tap", "params", "fingerprint", "views", "judged_on")},
             "left_out": [
                 {"path": path, "status": status, "reason": reason} for path, (status, reason) in self.left_out.items()
             ],
@@ -85,6 +101,7 @@ def train_heads(
     sets: Sequence[FeatureSet],
     heads: Sequence[str] = (),
     *,
+    tta: bool = False,
     n_jobs: int = -1,
     random_state: int = 0,
     on_result: Callable[[HeadResult], None] | None = None,
@@ -98,36 +115,93 @@ def train_heads(
     task : Task
         Labels and splits.
     sets : sequence of FeatureSet
-        What to train on.
+        What to train on. Of a set with views, each view is a row to train on.
     heads : sequence of str
         Names of heads; all of them when empty.
+    tta : bool
+        Judge heads on the mean of the probabilities over the cached views of each sample, instead of on its plain
+        features; for sets with views only.
     n_jobs : int
         As in joblib; results don't depend on it.
     random_state : int
         Seed of heads, folds and bootstrap.
     on_result : callable, optional
         Called with each result as it comes.
+
+    Raises
+    ------
+    RequestError
+        A set with views without the plain features that heads are judged on; test-time views without views.
     """
     names = list(heads) or list_heads()
     for name in names:
         make_head(name)  # an unknown name must not cost the fits before it
     report = TrainingReport(task, [])
-    for feature_set in sets:
-        features = feature_set.open()
-        if features.sample_shape and np.prod(features.sample_shape) > 1_000_000:
-            raise RequestError(
-                f"tap {feature_set.tap!r} has {np.prod(features.sample_shape)} numbers per sample; pool it"
-            )
-        report.left_out |= task.left_out(features)
-        parts = {split: task.select(features, split) for split in SPLITS if task.has(split)}
+    judged_sets = [_judged_set(store, feature_set, tta=tta) for feature_set in sets]
+    for feature_set, judged_set in zip(sets, judged_sets, strict=True):
+        features, judged = feature_set.open(), judged_set.open()
+        _check_size(features)
+        report.left_out |= {**task.left_out(features), **task.left_out(judged)}
+        parts = {split: _part(task, features, judged, split) for split in SPLITS if task.has(split)}
         results = evaluate_heads(
             names, parts, len(task.classes), n_jobs=n_jobs, random_state=random_state, progress=on_result
         )
-        report.heads += [TrainedHead(task, feature_set, result) for result in results]
+        report.heads += [TrainedHead(task, feature_set, result, judged_set) for result in results]
     report.heads.sort(key=lambda head: -head.result.selection_accuracy)
     return report
 
 
 def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
     """Rows and classes of the samples on which the head's last look was taken."""
-    return head.task.rows(head.feature_set.open(), head.result.reported)
+    return _rows(head.task, head.feature_set.open(), head.judged_set.open(), head.result.reported)
+
+
+def _judged_set(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> FeatureSet:
+    """Return what heads on a feature set are judged on."""
+    if tta:
+        check_takes_views(feature_set.identity.preprocess.modality, f"the cached {feature_set}", option="--tta")
+    if tta and feature_set.num_views is None:
+        raise RequestError(
+            f"{feature_set} holds no views to judge heads on; leave --tta out, or run `featurecache extract --views K` "
+            "and train on its views"
+        )
+    if tta or feature_set.num_views is None:
+        return feature_set
+    plain, tap, dtype = feature_set.identity.plain, feature_set.tap, feature_set.dtype
+    for other in store.feature_sets():
+        if (other.fingerprint, other.tap, other.dtype) == (plain.fingerprint, tap, dtype):
+            return other
+    raise RequestError(
+        f"heads on views of tap {tap!r} are judged on its plain features, which are not in {store.path} as {dtype}; "
+        f"run `featurecache extract SOURCE --cache {store.path} --backbone {plain.backbone} --tap {tap} "
+        f"--dtype {dtype}`, or pass --tta"
+    )
+
+
+def _check_size(features: Features) -> None:
+    num_numbers = int(np.prod(features.sample_shape)) // (features.num_views or 1)
+    if num_numbers > 1_000_000:
+        raise RequestError(f"tap {features.tap!r} has {num_numbers} numbers per sample; pool it")
+
+
+def _rows(task: Task, features: Features, judged: Features, split: str) -> tuple[Rows, np.ndarray[Any, Any]]:
+    """Rows and classes of the samples of a split that are good both as what is fitted on and as what is judged on."""
+    rows, y = task.rows(features, split)
+    if judged.num_views == features.num_views:
+        return rows, y
+    good = np.isin(rows, task.rows(judged, split)[0])
+    return rows[good], y[good]
+
+
+def _part(task: Task, features: Features, judged: Features, split: str) -> Part:
+    rows, y = _rows(task, features, judged, split)
+    if len(rows) == 0:
+        raise TaskError(
+            f"all {split} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
+            "see `featurecache info` for the reasons"
+        )
+    what_is_judged = read_views(judged, rows)
+    # Samples of the last part are looked at once and never fitted on.
+    is_fitted = split == "train" or (split == "validation" and task.has("test"))
+    same = not is_fitted or judged.num_views == features.num_views
+    return Part(y=y, fitted=what_is_judged if same else read_views(features, rows), judged=what_is_judged)

@@ -16,13 +16,13 @@ from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.errors import FeatureCacheError, InputError, RequestError
 from featurecache.extraction import drift
-from featurecache.extraction.inventory import take_inventory
-from featurecache.extraction.pipeline import TRANSIENT, FileInput, run_pipeline, to_stored
+from featurecache.extraction.inventory import sets_for, take_inventory
+from featurecache.extraction.modality import modality_of
+from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recomputation import Inputs
 from featurecache.extraction.shard_work import remembered_runtime
-from featurecache.sources.folder import FolderSource
-from featurecache.sources.images import pillow_defaults
+from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
 from featurecache.store.features import Features
 from featurecache.store.samples import Rows
@@ -94,7 +94,7 @@ def verify_deep(
     store : FeatureStore
         The cache.
     inputs : Inputs
-        Where the images lie; only samples that are still there can be compared.
+        Where the inputs lie; only samples that are still there can be compared.
     num_rows : int
         Rows of each fingerprint, chosen at random.
     random_state : int, optional
@@ -110,7 +110,9 @@ def verify_deep(
     if num_rows < 1:
         raise RequestError(f"rows to compute again must be at least 1, got {num_rows}")
     sets = [s for s in store.feature_sets() if inputs.concern(s)] or store.select_sets(backbone=inputs.backbone)
-    view = take_inventory(store, FolderSource(inputs.source), progress).now
+    source = inputs.open_source()
+    sets = sets_for(source, sets)
+    view = take_inventory(store, source, progress).now
     found, rng = DeepVerification(), np.random.default_rng(random_state)
     for group in _by_fingerprint(sets):
         cached = [feature_set.open() for feature_set in group]
@@ -119,7 +121,7 @@ def verify_deep(
         if len(rows) == 0:
             continue
         try:
-            again, differing = _compute(group, rows, view, inputs, progress or Silent())
+            again, differing = _compute(group, rows, source, view, inputs, progress or Silent())
         except FeatureCacheError as error:  # the other feature sets are still worth a look
             what = f"not computed again: {' '.join(str(error).split())}"
             found.problems.append(Problem(f"features/{group[0].fingerprint}", what, "name it to `featurecache verify`"))
@@ -140,7 +142,7 @@ def _by_fingerprint(sets: Sequence[FeatureSet]) -> Iterator[list[FeatureSet]]:
 
 
 def _compute(
-    group: Sequence[FeatureSet], rows: Rows, view: SourceView, inputs: Inputs, progress: Progress
+    group: Sequence[FeatureSet], rows: Rows, source: Source, view: SourceView, inputs: Inputs, progress: Progress
 ) -> tuple[_Again, list[str]]:
     """Run one pass for all taps of a fingerprint; say also what has changed on the machine since they were stored."""
     backbone = inputs.reproduce(group[0])
@@ -148,8 +150,8 @@ def _compute(
     last = group[0].folder.last()
     assert last is not None
     ran = last.body["provenance"]
-    paths, ids = view.paths_of(rows), group[0].samples.ids[rows]
-    files = [FileInput(inputs.source / path, i.tobytes().hex()) for path, i in zip(paths, ids, strict=True)]
+    modality = modality_of(backbone.preprocess, backbone.tokenizer, group[0].identity.views)
+    paths, ids = view.paths_of(rows), [identity.tobytes().hex() for identity in group[0].samples.ids[rows]]
     runtime = open_runtime(
         backbone,
         taps,
@@ -160,11 +162,11 @@ def _compute(
     progress.start("computing again", len(rows))
     outcomes = []
     try:
-        with pillow_defaults():
+        with modality.undisturbed():
             for outcome in run_pipeline(
-                files,
+                source.inputs(paths, ids),
                 runtime,
-                backbone.preprocess,
+                modality,
                 batch_size=ran["batch_size"],
                 num_workers=inputs.settings.num_workers,
             ):

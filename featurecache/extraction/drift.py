@@ -2,8 +2,8 @@
 
 Library versions, the runtime and the device are not part of the fingerprint, because most changes of them mean nothing.
 Some mean a lot. So when they differ from what made the stored features, a few stored samples are computed again (or,
-where no samples are at hand, two images that this program carries), and a difference beyond tolerance refuses, naming
-the first stage that changed: decoded pixels, preprocessed pixels, or features.
+where no samples are at hand, two inputs that this program carries), and a difference beyond tolerance refuses, naming
+the first stage that changed: the decoded input, what preprocessing made of it, or the features.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import DriftError, InputError
-from featurecache.extraction.pipeline import FileInput, Runtime
-from featurecache.extraction.probe_images import PROBE_IMAGES
-from featurecache.hashing import digest_bytes
-from featurecache.sources.images import decode, load_image
-from featurecache.specs import ExtractionSettings, PreprocessSpec
+from featurecache.extraction.modality import Modality, Stages
+from featurecache.extraction.pipeline import Runtime
+from featurecache.sources.inputs import Input
+from featurecache.specs import ExtractionSettings, shape_of_row
 from featurecache.store.features import Features
 from featurecache.versions import installed_versions
 
@@ -32,14 +29,6 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2, "int8": 5e-2}
 
 _MOST_SAMPLES = 8
 _MOST_NUMBERS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Digests of what an image was at each stage before the network."""
-
-    decoded: str
-    pixels: str
 
 
 def provenance(runtime: Any, settings: ExtractionSettings) -> dict[str, Any]:
@@ -71,15 +60,8 @@ def explained(differing: Sequence[str], otherwise: str) -> Iterator[None]:
         raise DriftError(f"{error}. What has changed since: {since}. Go back to that, or {otherwise}") from None
 
 
-def stages_of(data: bytes, preprocess: PreprocessSpec) -> Stages:
-    """Digest an image before and after resizing and cropping."""
-    image = decode(data, preprocess)
-    pixels = load_image(data, preprocess)
-    return Stages(digest_bytes(image.tobytes())[:16], digest_bytes(pixels.tobytes())[:16])
-
-
 def check_stored(
-    features: Features, paths: Mapping[int, Path], runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int
+    features: Features, inputs: Mapping[int, Input], runtime: Runtime, modality: Modality, *, batch_size: int
 ) -> None:
     """Compute a few stored samples again and compare.
 
@@ -87,9 +69,9 @@ def check_stored(
     ----------
     features : Features
         What is stored; its commits say which rows can be compared stage by stage.
-    paths : mapping of int to Path
-        Where the samples of some rows lie now.
-    runtime, preprocess, batch_size
+    inputs : mapping of int to Input
+        The samples of some rows.
+    runtime, modality, batch_size
         As in extraction.
 
     Raises
@@ -100,17 +82,18 @@ def check_stored(
     probes = {row: Stages(*digests) for c in features.commits for row, *digests in c.body.get("probe", [])}
     readable: dict[int, bytes] = {}
     for row in list(probes):
-        if row in paths and len(readable) < _MOST_SAMPLES:
+        if row in inputs and len(readable) < _MOST_SAMPLES:
             try:
-                readable[row] = FileInput(paths[row]).read()
+                readable[row] = inputs[row].read()
             except InputError:
                 continue
     if not readable:
         return
     rows = np.array(sorted(readable), np.int64)
-    now = _run([readable[row] for row in rows.tolist()], runtime, preprocess, batch_size)[features.tap]
-    stages = [stages_of(readable[row], preprocess) for row in rows.tolist()]
-    _compare(features.read(rows), now, [probes[row] for row in rows.tolist()], stages, features.dtype, features.tap)
+    now = _run([readable[row] for row in rows.tolist()], runtime, modality, batch_size)[features.tap]
+    stages = [(probes[row], modality.stages(readable[row])) for row in rows.tolist()]
+    if difference := _difference(features.read(rows), now, features.dtype):
+        raise _drifted(difference, features.dtype, features.tap, stages, modality)
 
 
 def probed_rows(features: Features) -> list[int]:
@@ -118,45 +101,52 @@ def probed_rows(features: Features) -> list[int]:
     return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
 
 
-def probe(runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int) -> dict[str, Any]:
-    """Run the program's own images and record every stage, as plain JSON values."""
-    features = _run(PROBE_IMAGES, runtime, preprocess, batch_size)
-    stages = [stages_of(data, preprocess) for data in PROBE_IMAGES]
+def probe(runtime: Runtime, modality: Modality, *, batch_size: int) -> dict[str, Any]:
+    """Run the program's own inputs and record every stage, as plain JSON values."""
+    features = _run(modality.probes, runtime, modality, batch_size)
+    stages = [modality.stages(data) for data in modality.probes]
     return {
-        "stages": [[s.decoded, s.pixels] for s in stages],
+        "stages": [[s.decoded, s.prepared] for s in stages],
         "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
     }
 
 
 def check_probe(
-    recorded: Mapping[str, Any], tap: str, runtime: Runtime, preprocess: PreprocessSpec, *, batch_size: int
+    recorded: Mapping[str, Any], tap: str, runtime: Runtime, modality: Modality, *, batch_size: int
 ) -> None:
-    """Compare the program's own images with what `probe` recorded when the features were made.
+    """Compare the program's own inputs with what `probe` recorded when the features were made.
 
     Raises
     ------
     DriftError
         The features differ beyond tolerance.
     """
-    now = probe(runtime, preprocess, batch_size=batch_size)
+    now = probe(runtime, modality, batch_size=batch_size)
     before, after = (np.array(record["features"][tap], np.float32) for record in (recorded, now))
     stages = [[Stages(*pair) for pair in record["stages"]] for record in (recorded, now)]
-    _compare(before, after, stages[0], stages[1], "float32", tap)
+    if difference := _difference(before, after, "float32"):
+        raise _drifted(difference, "float32", tap, list(zip(*stages, strict=True)), modality)
 
 
 def _run(
-    images: Sequence[bytes], runtime: Runtime, preprocess: PreprocessSpec, batch_size: int
+    inputs: Sequence[bytes], runtime: Runtime, modality: Modality, batch_size: int
 ) -> dict[str, NDArray[np.float32]]:
-    if runtime.name == "torch":  # takes any number of images; the others are prepared for one
-        batch_size = len(images)
+    """Return the features of a few inputs, ``(n, ...)``, or with views ``(n, n_views, ...)``."""
+    if runtime.name == "torch":  # takes any number of inputs; the others are prepared for one
+        batch_size = len(inputs)
+    arrays = np.concatenate([modality.load(data).arrays for data in inputs])
     batches = []
-    for start in range(0, len(images), batch_size):
-        batch = np.zeros((batch_size, preprocess.crop, preprocess.crop, 3), np.uint8)
-        for place, data in enumerate(images[start : start + batch_size]):
-            batch[place] = load_image(data, preprocess)
+    for start in range(0, len(arrays), batch_size):
+        batch = modality.empty(batch_size)
+        part = arrays[start : start + batch_size]
+        batch[: len(part)] = part
         batches.append(batch)
     outputs = list(runtime.map(batches))
-    return {tap: np.concatenate([output[tap] for output in outputs])[: len(images)] for tap in outputs[0]}
+    features = {tap: np.concatenate([output[tap] for output in outputs])[: len(arrays)] for tap in outputs[0]}
+    return {
+        tap: values.reshape(len(inputs), *shape_of_row(values.shape[1:], modality.views))
+        for tap, values in features.items()
+    }
 
 
 def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -164,26 +154,24 @@ def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return flat[:, :: max(flat.shape[1] // _MOST_NUMBERS, 1)]
 
 
-def _compare(
-    before: NDArray[Any],
-    after: NDArray[Any],
-    stages_before: Sequence[Stages],
-    stages_after: Sequence[Stages],
-    dtype: str,
-    tap: str,
-) -> None:
+def _difference(before: NDArray[Any], after: NDArray[Any], dtype: str) -> float | None:
+    """Return the largest difference relative to the largest feature, if it is beyond tolerance."""
     scale = max(float(np.abs(before.astype(np.float32)).max(initial=0)), 1e-12)
     difference = float(np.abs(before.astype(np.float32) - after.reshape(before.shape)).max(initial=0)) / scale
-    if difference <= TOLERANCE[dtype]:
-        return
-    pairs = list(zip(stages_before, stages_after, strict=True))
-    if any(a.decoded != b.decoded for a, b in pairs):
-        stage = "decoded pixels"
-    elif any(a.pixels != b.pixels for a, b in pairs):
-        stage = "preprocessed pixels"
+    return None if difference <= TOLERANCE[dtype] else difference
+
+
+def _drifted(
+    difference: float, dtype: str, tap: str, stages: Sequence[tuple[Stages, Stages]], modality: Modality
+) -> DriftError:
+    """Name the first stage that changed."""
+    if any(before.decoded != now.decoded for before, now in stages):
+        stage = modality.stage_names[0]
+    elif any(before.prepared != now.prepared for before, now in stages):
+        stage = modality.stage_names[1]
     else:
         stage = "features"
-    raise DriftError(
+    return DriftError(
         f"this machine makes other numbers for tap {tap!r} than those stored: they differ by {difference:.1e} of the "
         f"largest (tolerance {TOLERANCE[dtype]:.0e}), and the first stage that changed is: {stage}"
     )

@@ -10,8 +10,8 @@ from typing import Any
 from featurecache.extraction.engines import make_engine
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.run import ExtractionReport, ExtractionRun
-from featurecache.sources.folder import FolderSource
-from featurecache.specs import BackboneRequest, ExtractionSettings, InitName
+from featurecache.sources.source import open_source
+from featurecache.specs import BackboneRequest, ExtractionSettings, InitName, ViewSpec
 from featurecache.store.store import FeatureStore
 
 
@@ -25,16 +25,21 @@ def extract(
     seed: int = 0,
     taps: Sequence[str] = ("default",),
     preprocess: Mapping[str, Any] | None = None,
+    views: ViewSpec | int | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
     settings: ExtractionSettings | None = None,
     engine: str = "local",
     progress: Progress | None = None,
 ) -> FeatureStore:
-    """Run a frozen backbone over a folder of images and keep its features; what is cached is not computed again.
+    """Run a frozen backbone over a folder of images or a table of texts and keep its features.
+
+    What is cached is not computed again.
 
     Parameters
     ----------
     source : path
-        Folder of images.
+        Folder of images; with ``text_column``, a CSV or TSV file.
     cache : path
         Folder of the cache; made when it does not exist.
     backbone : str
@@ -48,6 +53,10 @@ def extract(
         ``blocks`` are the taps suggested for the architecture.
     preprocess : mapping, optional
         Changes to the preprocess that belongs to the weights, e.g. ``{"crop": 192}``.
+    views : ViewSpec or int, optional
+        Keep this many seeded, augmented views of each image too, to train heads on: ``(n_samples, n_views, ...)``.
+    text_column, id_column : str, optional
+        Of a table, the columns that hold and that name the texts.
     settings : ExtractionSettings, optional
         How to run; never changes what the numbers mean.
     engine : str
@@ -61,7 +70,18 @@ def extract(
         The cache, open.
     """
     request = make_request(backbone, weights=weights, preprocess=preprocess, init=init, seed=seed)
-    report = run_extraction(source, cache, request, taps=taps, settings=settings, engine=engine, progress=progress)
+    report = run_extraction(
+        source,
+        cache,
+        request,
+        taps=taps,
+        views=views,
+        text_column=text_column,
+        id_column=id_column,
+        settings=settings,
+        engine=engine,
+        progress=progress,
+    )
     return report.store
 
 
@@ -90,6 +110,9 @@ def run_extraction(
     request: BackboneRequest,
     *,
     taps: Sequence[str] = ("default",),
+    views: ViewSpec | int | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
     settings: ExtractionSettings | None = None,
     engine: str = "local",
     progress: Progress | None = None,
@@ -97,13 +120,14 @@ def run_extraction(
     """Do what `extract` does, and report what was done."""
     started = perf_counter()
     run = ExtractionRun(
-        source=FolderSource(Path(source)),
+        source=open_source(source, text_column=text_column, id_column=id_column),
         cache=Path(cache),
         request=request,
         taps=tuple(taps),
         settings=settings or ExtractionSettings(),
         engine=make_engine(engine),
         progress=progress or Silent(),
+        views=ViewSpec(count=views) if isinstance(views, int) else views,
     )
     report = run.go()
     report.seconds = perf_counter() - started

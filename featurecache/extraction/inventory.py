@@ -6,7 +6,7 @@ mentions is shown to people and never opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.errors import SourceError
 from featurecache.extraction.progress import Progress, Silent
-from featurecache.sources.folder import FolderSource, Listing
+from featurecache.sources.folder import Listing
+from featurecache.sources.source import Source
+from featurecache.specs import AnyPreprocess
 from featurecache.store.features import Features
 from featurecache.store.samples import Ids, Rows
-from featurecache.store.store import FeatureStore
+from featurecache.store.store import FeatureSet, FeatureStore
 from featurecache.store.views import SourceView, merged_rows
 
 GiveRows = Callable[[Ids, NDArray[np.int64], Listing], Rows]
@@ -111,7 +114,7 @@ class Inventory:
         return self.now.row_of.get(path, -1)
 
 
-def take_inventory(store: FeatureStore, source: FolderSource, progress: Progress | None = None) -> Inventory:
+def take_inventory(store: FeatureStore, source: Source, progress: Progress | None = None) -> Inventory:
     """Look at a source without changing the cache.
 
     Raises
@@ -130,8 +133,26 @@ def take_inventory(store: FeatureStore, source: FolderSource, progress: Progress
     return Inventory(now, before, len(np.unique(np.concatenate(new), axis=0)))
 
 
+def check_modality(source: Source, preprocess: AnyPreprocess, backbone: str) -> None:
+    """Raise `SourceError` when a backbone takes another kind of input than a source holds."""
+    if source.modality != preprocess.modality:
+        advice = "name a table and its --text-column" if preprocess.modality == "text" else "name a folder of images"
+        raise SourceError(
+            f"{backbone} takes {preprocess.modality}s, and {source.root} holds {source.modality}s; {advice}, or choose "
+            "another backbone"
+        )
+
+
+def sets_for(source: Source, sets: Sequence[FeatureSet]) -> list[FeatureSet]:
+    """Return the feature sets whose kind of input a source holds; it is an error if there are only others."""
+    fitting = [s for s in sets if s.identity.preprocess.modality == source.modality]
+    if sets and not fitting:
+        check_modality(source, sets[0].identity.preprocess, sets[0].identity.backbone)
+    return fitting
+
+
 def look(
-    store: FeatureStore, source: FolderSource, before: SourceView | None, give_rows: GiveRows, progress: Progress
+    store: FeatureStore, source: Source, before: SourceView | None, give_rows: GiveRows, progress: Progress
 ) -> tuple[Listing, SourceView]:
     """Give every file of a source its row; a file that is as it was is not read."""
     listing = source.find()

@@ -1,32 +1,32 @@
-"""Files to features: threads read and decode ahead while the runtime works on earlier batches.
+"""Inputs to features: threads read and decode ahead while the runtime works on earlier batches.
 
 Threads, not processes: Pillow releases the interpreter lock while it decodes and resizes, and nothing has to be
 copied between processes. Batches have one fixed shape (the last is padded with zeros, bad inputs are zeros), because a
 batch of another shape changes the last bits of the features.
+
+What an input is, files of images or rows of texts, only its modality knows. Where it makes views, each input takes
+several places in a row, and the places of one input may lie in more than one batch. An input is read and decoded once
+for all of its views.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import InputError
-from featurecache.hashing import digest_bytes
-from featurecache.sources.images import load_image
-from featurecache.specs import PreprocessSpec
+from featurecache.extraction.modality import Modality
+from featurecache.sources.inputs import Input
+from featurecache.specs import ViewSpec, num_views, shape_of_row
 from featurecache.store.dtypes import LARGEST, encode
-
-# B batch, H height, W width, C channels
 
 _BATCHES_AHEAD = 4
 
@@ -42,63 +42,49 @@ class Runtime(Protocol):
         """Which runtime it is."""
         ...
 
-    def map(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    def map(self, batches: Iterable[NDArray[Any]]) -> Iterator[dict[str, NDArray[np.float32]]]:
         """Yield ``{tap: features}`` for each batch, in order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class FileInput:
-    """A file to read; with ``id`` (hex) given, it must still hold the bytes that were seen at the scan."""
-
-    path: Path
-    id: str | None = None
-
-    def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the file's bytes; a file beyond the limit is not read at all."""
-        try:
-            if max_bytes is not None and (size := self.path.stat().st_size) > max_bytes:
-                raise InputError("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            raise InputError("missing", "the file was removed while the run went on") from None
-        except OSError as error:
-            raise InputError("unreadable", error.strerror or type(error).__name__) from None
-        if self.id is not None and digest_bytes(data) != self.id:
-            raise InputError("changed", "the file was edited while the run went on")
-        return data
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """Features of some inputs in their order; ``problems[i]`` is ``None`` where input i is good."""
+    """Features of some inputs in their order; ``problems[i]`` is ``None`` where input i is good.
+
+    With views, the features of one input are ``(n_views, ...)``.
+    """
 
     features: dict[str, NDArray[np.float32]]
     problems: list[InputError | None]
+    cut: list[bool] = field(default_factory=list)
+    """Inputs of which only the beginning was seen."""
 
 
 def run_pipeline(
-    inputs: Sequence[FileInput],
+    inputs: Sequence[Input],
     runtime: Runtime,
-    preprocess: PreprocessSpec,
+    modality: Modality,
     *,
     batch_size: int,
     num_workers: int | None = None,
 ) -> Iterator[Outcome]:
-    """Yield the features of all inputs, one batch at a time, in their order, with bounded memory."""
-    loading: deque[_Batch] = deque()
+    """Yield the features of all inputs in their order, a batch or so at a time, with bounded memory."""
+    waiting: deque[_Batch] = deque()
 
-    def images() -> Generator[NDArray[np.uint8], None, None]:
-        with closing(_load_batches(inputs, preprocess, batch_size=batch_size, num_workers=num_workers)) as batches:
+    def arrays() -> Generator[NDArray[Any], None, None]:
+        with closing(_Loader(modality, batch_size, num_workers).batches(inputs)) as batches:
             for batch in batches:
-                loading.append(batch)
-                yield batch.images_BHWC
+                waiting.append(batch)
+                yield batch.array
 
-    with closing(images()) as feed:
+    pending = _Pending(modality.views)
+    with closing(arrays()) as feed:
         for features in runtime.map(feed):
-            batch = loading.popleft()
-            count = len(batch.problems)
-            yield Outcome({tap: values[:count] for tap, values in features.items()}, batch.problems)
+            batch = waiting.popleft()
+            pending.add({tap: values[: batch.num_used] for tap, values in features.items()})
+            if items := batch.complete:
+                problems, cut = [item.problem for item in items], [item.cut for item in items]
+                yield Outcome(pending.take(len(items)), problems, cut)
 
 
 def to_stored(
@@ -127,50 +113,102 @@ def to_stored(
     return encode(values, dtype), found
 
 
-@dataclass(slots=True)
+class _Pending:
+    """Features of places that have come, until all views of an input are there."""
+
+    def __init__(self, views: ViewSpec | None) -> None:
+        self._views = views
+        self._parts: dict[str, list[NDArray[np.float32]]] = {}
+
+    def add(self, features: Mapping[str, NDArray[np.float32]]) -> None:
+        for tap, values in features.items():
+            self._parts.setdefault(tap, []).append(values)
+
+    def take(self, count: int) -> dict[str, NDArray[np.float32]]:
+        """Return the features of the next inputs."""
+        taken = {}
+        num_places = count * num_views(self._views)
+        for tap, parts in self._parts.items():
+            values = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            self._parts[tap] = [values[num_places:]] if num_places < len(values) else []
+            taken[tap] = values[:num_places].reshape(count, *shape_of_row(values.shape[1:], self._views))
+        return taken
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """One input on its way into places of batches."""
+
+    places: list[NDArray[Any]] = field(default_factory=list)
+    """The part of a batch for each view."""
+    problem: InputError | None = None
+    cut: bool = False
+
+
+@dataclass(slots=True, eq=False)
 class _Batch:
-    images_BHWC: NDArray[np.uint8]
-    problems: list[InputError | None]
-    futures: list[Future[None]]
+    array: NDArray[Any]
+    num_used: int = 0
+    complete: list[_Item] = field(default_factory=list)
+    """The inputs whose last view lies in this batch."""
+    futures: list[Future[None]] = field(default_factory=list)
 
     def wait(self) -> None:
         for future in self.futures:
             future.result()
 
 
-def _load_batches(
-    inputs: Sequence[FileInput], preprocess: PreprocessSpec, *, batch_size: int, num_workers: int | None
-) -> Generator[_Batch, None, None]:
-    pool = ThreadPoolExecutor(num_workers or os.cpu_count(), thread_name_prefix="decode")
-    remaining = iter(inputs)
-    ahead: deque[_Batch] = deque()
+class _Loader:
+    """Lets threads fill batches ahead of their use."""
+
+    def __init__(self, modality: Modality, batch_size: int, num_workers: int | None) -> None:
+        self._modality, self._batch_size, self._num_workers = modality, batch_size, num_workers
+        self._num_views = num_views(modality.views)
+        self._ahead: deque[_Batch] = deque()
+
+    def batches(self, inputs: Iterable[Input]) -> Generator[_Batch, None, None]:
+        pool = ThreadPoolExecutor(self._num_workers or os.cpu_count(), thread_name_prefix="decode")
+        remaining = iter(inputs)
+        try:
+            while True:
+                while self._num_full() < _BATCHES_AHEAD and (source := next(remaining, None)) is not None:
+                    self._start(pool, source)
+                if not self._ahead:
+                    return
+                batch = self._ahead.popleft()
+                batch.wait()
+                yield batch
+        finally:
+            # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one input.
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _num_full(self) -> int:
+        return sum(batch.num_used == self._batch_size for batch in self._ahead)
+
+    def _start(self, pool: ThreadPoolExecutor, source: Input) -> None:
+        """Give an input its places, and have a thread fill them."""
+        item = _Item()
+        touched: list[_Batch] = []
+        for _ in range(self._num_views):
+            if not self._ahead or self._ahead[-1].num_used == self._batch_size:
+                self._ahead.append(_Batch(self._modality.empty(self._batch_size)))
+            batch = self._ahead[-1]
+            if not touched or touched[-1] is not batch:
+                touched.append(batch)
+            item.places.append(batch.array[batch.num_used])
+            batch.num_used += 1
+        future = pool.submit(_load_into, item, source, self._modality)
+        for batch in touched:
+            batch.futures.append(future)
+        touched[-1].complete.append(item)
+
+
+def _load_into(item: _Item, source: Input, modality: Modality) -> None:
     try:
-        while True:
-            while len(ahead) < _BATCHES_AHEAD and (items := list(islice(remaining, batch_size))):
-                ahead.append(_start_batch(pool, items, preprocess, batch_size))
-            if not ahead:
-                return
-            batch = ahead.popleft()
-            batch.wait()
-            yield batch
-    finally:
-        # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within one image.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_batch(
-    pool: ThreadPoolExecutor, items: list[FileInput], preprocess: PreprocessSpec, batch_size: int
-) -> _Batch:
-    images = np.zeros((batch_size, preprocess.crop, preprocess.crop, 3), np.uint8)
-    batch = _Batch(images, [None] * len(items), [])
-    batch.futures = [pool.submit(_load_into, batch, place, item, preprocess) for place, item in enumerate(items)]
-    return batch
-
-
-def _load_into(batch: _Batch, place: int, item: FileInput, preprocess: PreprocessSpec) -> None:
-    try:
-        batch.images_BHWC[place] = load_image(item.read(preprocess.max_bytes), preprocess)
+        arrays, item.cut = modality.load(source.read(modality.max_bytes))
+        for place, array in zip(item.places, arrays, strict=True):
+            place[...] = array
     except InputError as error:
-        batch.problems[place] = error
+        item.problem = error
     except MemoryError:
-        batch.problems[place] = InputError("no_memory", "there was not enough memory to decode it; use fewer --workers")
+        item.problem = InputError("no_memory", "there was not enough memory to decode it; use fewer --workers")

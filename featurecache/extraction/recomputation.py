@@ -15,12 +15,12 @@ import numpy as np
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.taps import resolve_taps
 from featurecache.extraction.engines import make_engine
-from featurecache.extraction.inventory import take_inventory
+from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.plan import ShardJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import may_be, reproduce_backbone
 from featurecache.extraction.shard_work import ShardWork
-from featurecache.sources.folder import FolderSource
+from featurecache.sources.source import Source, open_source
 from featurecache.specs import ExtractionSettings
 from featurecache.store.repair import SetAside, shards_set_aside
 from featurecache.store.store import FeatureSet, FeatureStore
@@ -34,7 +34,9 @@ class Inputs:
     Attributes
     ----------
     source : Path
-        Folder of images.
+        Folder of images, or a table of texts.
+    text_column, id_column : str, optional
+        Of a table, the columns that hold and that name the texts.
     backbone : str, optional
         Only this backbone's features are looked at; needed to agree to the code of a ``python:`` backbone.
     weights : Path, optional
@@ -46,7 +48,13 @@ class Inputs:
     source: Path
     backbone: str | None = None
     weights: Path | None = None
+    text_column: str | None = None
+    id_column: str | None = None
     settings: ExtractionSettings = field(default_factory=ExtractionSettings)
+
+    def open_source(self) -> Source:
+        """Return the source that was named."""
+        return open_source(self.source, text_column=self.text_column, id_column=self.id_column)
 
     def concern(self, feature_set: FeatureSet) -> bool:
         """Tell whether a feature set is of the backbone that was named, if one was."""
@@ -81,11 +89,16 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
     if not lost:
         return 0
     progress = progress or Silent()
-    view = take_inventory(store, FolderSource(inputs.source), progress).now
-    return sum(_recompute(store, part, view, inputs, progress) for part in lost)
+    source = inputs.open_source()
+    fitting = sets_for(source, [part.feature_set for part in lost])
+    lost = [part for part in lost if part.feature_set in fitting]
+    view = take_inventory(store, source, progress).now
+    return sum(_recompute(store, part, source, view, inputs, progress) for part in lost)
 
 
-def _recompute(store: FeatureStore, part: SetAside, view: SourceView, inputs: Inputs, progress: Progress) -> int:
+def _recompute(
+    store: FeatureStore, part: SetAside, source: Source, view: SourceView, inputs: Inputs, progress: Progress
+) -> int:
     feature_set, ran = part.feature_set, part.provenance
     backbone = inputs.reproduce(feature_set)
     (tap,) = resolve_taps(backbone, [feature_set.tap])
@@ -94,8 +107,8 @@ def _recompute(store: FeatureStore, part: SetAside, view: SourceView, inputs: In
     work = ShardWork(
         store=store,
         sets=[feature_set],
+        source=source,
         view=view,
-        root=inputs.source,
         backbone=backbone,
         taps={tap.name: tap},
         settings=replace(inputs.settings, **same),

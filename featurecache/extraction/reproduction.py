@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from featurecache.backbones.backbone import Backbone
@@ -25,7 +24,7 @@ def reproduce_backbone(
     Parameters
     ----------
     identity : FeatureIdentity
-        How the features were made.
+        How the features were made; the same backbone makes plain features and those of views.
     made_with : str
         Where the weights came from, as it was recorded.
     needed_by : str
@@ -59,13 +58,13 @@ def reproduce_backbone(
         raise BackboneMismatchError(
             f"{needed_by} was made with weights from the {made_with}; pass that file with --weights"
         )
-    preprocess = tuple(sorted(asdict(identity.preprocess).items()))
+    preprocess = tuple(sorted(identity.preprocess.choices().items()))
     path = None if weights is None else Path(weights)
     seed = seed_of(made_with) if path is None else None
     init: InitName = "pretrained" if seed is None else "random"
     request = BackboneRequest(name=backbone or name, weights=path, preprocess=preprocess, init=init, seed=seed or 0)
     network = load_backbone(request)
-    if differences := identity.differences(network.identity):
+    if differences := identity.plain.differences(network.identity):
         raise BackboneMismatchError(
             f"the backbone of {needed_by} cannot be reproduced here: {'; '.join(differences)}. It was made with "
             f"{made_with}; pass that file with --weights"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.extraction.engines import Engine
-from featurecache.extraction.inventory import look
+from featurecache.extraction.inventory import check_modality, look
+from featurecache.extraction.modality import modality_of
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
-from featurecache.sources.folder import FolderSource, Listing
-from featurecache.specs import BackboneRequest, ExtractionSettings
+from featurecache.sources.folder import Listing
+from featurecache.sources.source import Source
+from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, check_takes_views
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.store import FeatureSet, FeatureStore
 from featurecache.store.views import SourceView
@@ -36,8 +39,14 @@ class ExtractionReport:
     num_files: int
     num_samples: int
     num_extracted: int = 0
-    """Samples that were computed now; the others were cached."""
+    """Samples that were computed now; with views, plain features and those of views count separately."""
+    num_cached: int = 0
+    """Samples that needed nothing, counted likewise."""
     num_ignored: int = 0
+    num_cut: int = 0
+    """Samples of which only the beginning fits into the network."""
+    noun: str = "files"
+    """What the inputs of the source are called."""
     bad: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Every bad input that the source holds: path -> (status, reason)."""
     postponed: dict[str, str] = field(default_factory=dict)
@@ -54,6 +63,7 @@ class ExtractionReport:
             "samples": self.num_samples,
             "extracted": self.num_extracted,
             "ignored_files": self.num_ignored,
+            "cut": self.num_cut,
             "bad": [{"path": path, "status": status, "reason": why} for path, (status, why) in self.bad.items()],
             "postponed": self.postponed,
             "runtime": self.runtime,
@@ -63,44 +73,69 @@ class ExtractionReport:
 
 @dataclass
 class ExtractionRun:
-    """One call of `run_extraction`: scan, plan, guard, compute."""
+    """One call of `run_extraction`: scan, plan, guard, compute.
 
-    source: FolderSource
+    With views, the plain features are cached too: heads that are trained on views are judged on them.
+    """
+
+    source: Source
     cache: Path
     request: BackboneRequest
     taps: tuple[str, ...]
     settings: ExtractionSettings
     engine: Engine
     progress: Progress
+    views: ViewSpec | None = None
+    _loaded: tuple[Backbone, tuple[Tap, ...]] | None = field(default=None, init=False)
 
     def go(self) -> ExtractionReport:
         """Do it all."""
+        if self.views is not None:
+            check_takes_views(self.source.modality, f"the source {self.source.root}")
         self.source.check()
-        digest = self._digest()
-        sets = self._recall(digest)
+        variants = [None] if self.views is None else [None, self.views]
+        known = {views: self._recall(self._digest(views)) for views in variants}
         # Wrong requests must fail before anything is written and before millions of files are read.
-        loaded = None if sets else self._load()
+        if not all(known.values()):
+            self._backbone()
         store = FeatureStore.create(self.cache)
         listing, view = self._scan(store)
-        if sets is None or self._missing(sets, view):
-            backbone, resolved = loaded or self._load()
-            sets = [
-                store.add_feature_set(backbone.identity, about(backbone), tap.name, self.settings.dtype)
-                for tap in resolved
-            ]
-            report = ExtractionReport(store, sets, len(view.paths), len(view.unique_rows))
-            self._compute(report, view, backbone, resolved)
-            if digest:
-                store.remember_request(digest, backbone.identity.fingerprint, [tap.name for tap in resolved])
-        else:
-            report = ExtractionReport(store, sets, len(view.paths), len(view.unique_rows))
+        report = ExtractionReport(store, [], len(view.paths), len(view.unique_rows), noun=self.source.noun)
         report.num_ignored = listing.num_ignored
+        for views in variants:
+            self._extract(report, view, views, known[views])
+        report.num_cut = _count_cut(view, report.sets)
         report.bad = _bad_inputs(view, report.sets)
         return report
 
-    def _digest(self) -> str | None:
-        backbone = request_digest(self.request)
-        return digest_json("request", 1, {"backbone": backbone, "taps": list(self.taps)}) if backbone else None
+    def _extract(
+        self, report: ExtractionReport, view: SourceView, views: ViewSpec | None, sets: list[FeatureSet] | None
+    ) -> None:
+        """Make the cache hold the plain features of the source, or those of its views."""
+        before = report.num_extracted
+        if sets is None or self._missing(sets, view):
+            backbone, taps = self._backbone()
+            identity = replace(backbone.identity, views=views)
+            sets = [
+                report.store.add_feature_set(identity, about(backbone), tap.name, self.settings.dtype) for tap in taps
+            ]
+            self._compute(report, sets, view, backbone, taps)
+            if digest := self._digest(views):
+                report.store.remember_request(digest, identity.fingerprint, [tap.name for tap in taps])
+        report.sets += sets
+        report.num_cached += report.num_samples - (report.num_extracted - before)
+
+    def _digest(self, views: ViewSpec | None) -> str | None:
+        if self._backbone_digest is None:
+            return None
+        request: dict[str, Any] = {"backbone": self._backbone_digest, "taps": list(self.taps)}
+        if views is not None:
+            request["views"] = asdict(views)
+        return digest_json("request", 1, request)
+
+    @cached_property
+    def _backbone_digest(self) -> str | None:
+        return request_digest(self.request)
 
     def _recall(self, digest: str | None) -> list[FeatureSet] | None:
         """Return the feature sets that this very request led to before, without loading the backbone."""
@@ -113,13 +148,20 @@ class ExtractionRun:
         fingerprint, taps = remembered
         dtype = self.settings.dtype
         known = {s.tap: s for s in store.feature_sets() if s.fingerprint == fingerprint and s.dtype == dtype}
+        for feature_set in known.values():
+            check_modality(self.source, feature_set.identity.preprocess, self.request.name)
         return [known[tap] for tap in taps] if set(taps) <= set(known) else None
 
-    def _load(self) -> tuple[Backbone, tuple[Tap, ...]]:
+    def _backbone(self) -> tuple[Backbone, tuple[Tap, ...]]:
+        """Load the backbone when it is first needed."""
         from featurecache.backbones.taps import resolve_taps
 
-        backbone = load_backbone(self.request)
-        return backbone, resolve_taps(backbone, self.taps)
+        if self._loaded is None:
+            backbone = load_backbone(self.request)
+            check_modality(self.source, backbone.preprocess, backbone.name)
+            modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
+            self._loaded = backbone, resolve_taps(backbone, self.taps)
+        return self._loaded
 
     def _scan(self, store: FeatureStore) -> tuple[Listing, SourceView]:
         """Give every file of the source its row, and keep what the source holds now."""
@@ -144,22 +186,31 @@ class ExtractionRun:
             wanted = np.setdiff1d(wanted, np.array(sorted(postponed), np.int64))
         return plan_extraction(wanted, cached, shard_rows=self.settings.shard_rows)
 
-    def _compute(self, report: ExtractionReport, view: SourceView, backbone: Backbone, taps: Sequence[Tap]) -> None:
+    def _compute(
+        self,
+        report: ExtractionReport,
+        sets: Sequence[FeatureSet],
+        view: SourceView,
+        backbone: Backbone,
+        taps: Sequence[Tap],
+    ) -> None:
         from featurecache.extraction.shard_work import ShardWork
 
         work = ShardWork(
             store=report.store,
-            sets=report.sets,
+            sets=sets,
+            source=self.source,
             view=view,
-            root=self.source.root,
             backbone=backbone,
             taps={tap.name: tap for tap in taps},
             settings=self.settings,
             engine=self.engine,
             progress=self.progress,
         )
-        done = work.do(lambda postponed: self._missing(report.sets, view, postponed))
-        report.num_extracted, report.runtime, report.postponed = done.num_rows, done.runtime, done.postponed
+        done = work.do(lambda postponed: self._missing(sets, view, postponed))
+        report.num_extracted += done.num_rows
+        report.runtime = done.runtime or report.runtime
+        report.postponed |= done.postponed
 
 
 def about(backbone: Backbone) -> dict[str, Any]:
@@ -172,6 +223,12 @@ def about(backbone: Backbone) -> dict[str, Any]:
         "classifier": backbone.classifier,
         "notes": list(backbone.notes),
     }
+
+
+def _count_cut(view: SourceView, sets: Sequence[FeatureSet]) -> int:
+    runs = [run for s in sets for commit in s.open().commits for run in commit.body.get("cut", [])]
+    cut = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in runs)])
+    return len(np.intersect1d(cut, view.unique_rows))
 
 
 def _bad_inputs(view: SourceView, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import sleep
 
 import numpy as np
@@ -14,12 +13,15 @@ from featurecache.backbones.taps import Tap
 from featurecache.errors import InputError
 from featurecache.extraction import drift
 from featurecache.extraction.engines import Engine
+from featurecache.extraction.modality import modality_of
 from featurecache.extraction.plan import ShardJob
 from featurecache.extraction.progress import Progress
 from featurecache.extraction.worker import ShardExtractor
-from featurecache.sources.images import pillow_defaults
+from featurecache.sources.inputs import Input
+from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
 from featurecache.store.leases import Leases
+from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureSet, FeatureStore
 from featurecache.store.views import SourceView
 
@@ -32,7 +34,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 
 @dataclass(frozen=True)
 class WorkDone:
-    """What was computed now, by which runtime, and what had to be left: path -> reason."""
+    """What was computed now, by which runtime, and what had to be left: name -> reason."""
 
     num_rows: int
     runtime: str | None
@@ -47,16 +49,16 @@ class ShardWork:
     ----------
     sets : sequence of FeatureSet
         What is extended; all of one fingerprint and one number type.
-    view, root : SourceView, Path
-        The files of the source, and where they lie.
+    source, view : Source, SourceView
+        Where the inputs come from, and what it holds.
     taps : mapping of str to Tap
         The tap of each set.
     """
 
     store: FeatureStore
     sets: Sequence[FeatureSet]
+    source: Source
     view: SourceView
-    root: Path
     backbone: Backbone
     taps: Mapping[str, Tap]
     settings: ExtractionSettings
@@ -74,7 +76,7 @@ class ShardWork:
         jobs = plan(())
         extractor = self._extractor(any_jobs=bool(jobs))
         try:
-            with pillow_defaults():
+            with extractor.modality.undisturbed():
                 self._guard(extractor, jobs)
                 done = self._work_off(extractor, plan, jobs) if jobs else WorkDone(0, None, {})
                 self._record_probes(extractor)
@@ -83,19 +85,24 @@ class ShardWork:
             extractor.close()
 
     def _extractor(self, *, any_jobs: bool) -> ShardExtractor:
-        fingerprint = self.store.path / "features" / self.backbone.identity.fingerprint
+        fingerprint = self.store.path / "features" / self.sets[0].fingerprint
         return ShardExtractor(
             backbone=self.backbone,
+            modality=modality_of(self.backbone.preprocess, self.backbone.tokenizer, self.sets[0].identity.views),
             taps=self.taps,
             sets={s.tap: s for s in self.sets},
-            path_of=lambda rows: [self.root / path for path in self.view.paths_of(rows)],
+            inputs_of=self._inputs_of,
             ids=self.store.samples.ids,
-            # For a look at a few images a faster runtime is not worth its preparation.
+            # For a look at a few inputs a faster runtime is not worth its preparation.
             settings=self.settings if any_jobs else replace(self.settings, runtime="torch"),
             leases=Leases(fingerprint / "leases"),
             remembered_runtime=remembered_runtime(self.sets),
             on_rows=lambda count, bad: self.progress.advance(count, bad=bad),
         )
+
+    def _inputs_of(self, rows: Rows) -> Sequence[Input]:
+        ids = [identity.tobytes().hex() for identity in self.store.samples.ids[rows]]
+        return self.source.inputs(self.view.paths_of(rows), ids)
 
     def _work_off(self, extractor: ShardExtractor, plan: Plan, jobs: list[ShardJob]) -> WorkDone:
         """Do all jobs; look again until what other writers held is done, by them or by us."""
@@ -125,29 +132,27 @@ class ShardWork:
                 continue
             taps = next((job.taps for job in jobs if feature_set.tap in job.taps), tuple(self.taps))
             runtime = extractor.runtime(taps)
-            preprocess, batch_size = self.backbone.preprocess, self.settings.batch_size
+            modality, batch_size = extractor.modality, self.settings.batch_size
             differing = drift.changes(last.body["provenance"], drift.provenance(runtime, self.settings))
             if (known := feature_set.probe()) is not None:
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_probe(known, feature_set.tap, runtime, preprocess, batch_size=batch_size)
+                    drift.check_probe(known, feature_set.tap, runtime, modality, batch_size=batch_size)
             if differing and jobs:
                 features = feature_set.open()
                 held = np.intersect1d(drift.probed_rows(features), self.view.unique_rows)
-                files = [self.root / path for path in self.view.paths_of(held)]
-                paths = dict(zip(held.tolist(), files, strict=True))
+                inputs = dict(zip(held.tolist(), self._inputs_of(held), strict=True))
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_stored(features, paths, runtime, preprocess, batch_size=batch_size)
+                    drift.check_stored(features, inputs, runtime, modality, batch_size=batch_size)
 
     def _record_probes(self, extractor: ShardExtractor) -> None:
-        """Keep what the program's own images gave, so that `predict` can notice another environment elsewhere."""
+        """Keep what the program's own inputs gave, so that `predict` can notice another environment elsewhere."""
         lacking = [feature_set for feature_set in self.sets if feature_set.probe() is None]
         if not lacking:
             return
         runtime = extractor.runtime(tuple(self.taps))
-        preprocess, batch_size = self.backbone.preprocess, self.settings.batch_size
         try:
-            record = drift.probe(runtime, preprocess, batch_size=batch_size)
-        except InputError:  # this preprocess has limits that the program's own images exceed
+            record = drift.probe(runtime, extractor.modality, batch_size=self.settings.batch_size)
+        except InputError:  # this preprocess has limits that the program's own inputs exceed
             return
         for feature_set in lacking:
             features = {feature_set.tap: record["features"][feature_set.tap]}

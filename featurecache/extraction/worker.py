@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,10 +14,12 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap
 from featurecache.errors import InputError
-from featurecache.extraction.drift import provenance, stages_of
-from featurecache.extraction.pipeline import TRANSIENT, FileInput, Outcome, run_pipeline, to_stored
+from featurecache.extraction.drift import provenance
+from featurecache.extraction.modality import Modality
+from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_pipeline, to_stored
 from featurecache.extraction.plan import ShardJob
-from featurecache.specs import ExtractionSettings
+from featurecache.sources.inputs import Input
+from featurecache.specs import ExtractionSettings, shape_of_row
 from featurecache.store.convert import measure_error, stored_arrays
 from featurecache.store.features import runs_of_rows
 from featurecache.store.leases import Leases
@@ -37,8 +38,8 @@ class ShardOutcome:
     ----------
     num_rows, num_bad : int
         Committed rows, and how many of them are bad.
-    postponed : dict of int to (path, reason)
-        Rows whose files changed or vanished: left for the next run.
+    postponed : dict of int to (name, reason)
+        Rows whose inputs changed or vanished: left for the next run.
     leased : bool
         Another writer is at it, or was first: what it left over is for another look.
     """
@@ -51,12 +52,16 @@ class ShardOutcome:
 
 @dataclass
 class ShardExtractor:
-    """Computes shard jobs with one backbone; loads the runtime when the first job comes."""
+    """Computes shard jobs with one backbone; loads the runtime when the first job comes.
+
+    All sets are of one fingerprint, so they have the same views.
+    """
 
     backbone: Backbone
+    modality: Modality
     taps: Mapping[str, Tap]
     sets: Mapping[str, FeatureSet]
-    path_of: Callable[[Rows], list[Path]]
+    inputs_of: Callable[[Rows], Sequence[Input]]
     ids: Column
     settings: ExtractionSettings
     leases: Leases
@@ -96,9 +101,7 @@ class ShardExtractor:
         return next((runtime.name for runtime in self._runtimes.values()), None)
 
     def _compute(self, job: ShardJob) -> ShardOutcome:
-        runtime, preprocess = self.runtime(job.taps), self.backbone.preprocess
-        paths, ids = self.path_of(job.rows), self.ids[job.rows]
-        inputs = [FileInput(path, identity.tobytes().hex()) for path, identity in zip(paths, ids, strict=True)]
+        runtime, inputs, ids = self.runtime(job.taps), self.inputs_of(job.rows), self.ids[job.rows]
         with ExitStack() as stack:
             drafts = [
                 stack.enter_context(Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(inputs)))
@@ -107,7 +110,7 @@ class ShardExtractor:
             for outcome in run_pipeline(
                 inputs,
                 runtime,
-                preprocess,
+                self.modality,
                 batch_size=self.settings.batch_size,
                 num_workers=self.settings.num_workers,
             ):
@@ -120,18 +123,18 @@ class ShardExtractor:
             }
             won = [draft.publish(job.rows, ids, record) for draft in drafts]
         bad = {place: error for draft in drafts for place, error in draft.bad.items()}
-        return _summary(job.rows, paths, bad) if all(won) else ShardOutcome(leased=True)
+        return _summary(job.rows, inputs, bad) if all(won) else ShardOutcome(leased=True)
 
-    def _probe(self, inputs: list[FileInput], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
+    def _probe(self, inputs: Sequence[Input], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
         """Digests of the first good inputs before the network, for the drift guard of later runs."""
         good = [place for place in range(len(inputs)) if place not in bad][:_PROBES_PER_SHARD]
         probes: list[list[Any]] = []
         for place in good:
             try:
-                stages = stages_of(inputs[place].read(), self.backbone.preprocess)
+                stages = self.modality.stages(inputs[place].read())
             except InputError:  # edited since it was read a moment ago
                 continue
-            probes.append([int(rows[place]), stages.decoded, stages.pixels])
+            probes.append([int(rows[place]), stages.decoded, stages.prepared])
         return probes
 
 
@@ -140,11 +143,16 @@ class Draft:
 
     def __init__(self, feature_set: FeatureSet, shape: tuple[int, ...], dtype: str, count: int) -> None:
         self.bad: dict[int, InputError] = {}
-        self._set, self._shape, self._dtype = feature_set, shape, dtype
+        self._cut: list[bool] = []
+        self._set, self._dtype = feature_set, dtype
+        self._views = feature_set.identity.views
         # The scale of int8 is known only when all rows are: until then they are kept as they come.
         self._draft_dtype = "float32" if dtype == "int8" else dtype
         self._writer = self._new_writer(
-            {"features": (self._draft_dtype, (count, *shape)), "id": ("uint8", (count, 32))}
+            {
+                "features": (self._draft_dtype, (count, *shape_of_row(shape, self._views))),
+                "id": ("uint8", (count, 32)),
+            }
         )
         self._start = 0
         self._precision: dict[str, Any] | None = None
@@ -160,11 +168,12 @@ class Draft:
         values = outcome.features[self._set.tap]
         stored, problems = to_stored(values, outcome.problems, self._draft_dtype)
         self._writer.append("features", stored)
+        self._cut += outcome.cut
         self.bad |= {self._start + place: error for place, error in problems.items()}
         self._start += len(values)
         good = np.delete(values, list(problems), axis=0)
         if self._precision is None and len(good):
-            self._precision = measure_error(good, stored_arrays(good, self._dtype), against="float32")
+            self._precision = measure_error(good, stored_arrays(good, self._dtype, self._views), against="float32")
 
     def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:
         """Commit everything but rows whose inputs changed or vanished meanwhile; False if another writer was first."""
@@ -176,7 +185,7 @@ class Draft:
             return self._commit(self._writer, rows, keep, record)
         arrays = {"features": (self._dtype, self._writer.written("features")[keep])}
         if self._dtype == "int8":
-            arrays = stored_arrays(arrays["features"][1], "int8")
+            arrays = stored_arrays(arrays["features"][1], "int8", self._views)
         arrays["id"] = ("uint8", ids[keep])
         with self._new_writer({name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
             for name, (_, values) in arrays.items():
@@ -194,7 +203,7 @@ class Draft:
         return self._set.folder.writer(layout, attributes)
 
     def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> bool:
-        kept = rows[keep]
+        kept, cut = rows[keep], rows[keep & np.array(self._cut, bool)]
         key = f"{kept[0]:012d}"
         body = {
             "rows": runs_of_rows(kept),
@@ -202,13 +211,16 @@ class Draft:
             "fingerprint": self._set.fingerprint,
             "tap": self._set.tap,
             "precision": self._precision,
+            **({"cut": runs_of_rows(cut)} if len(cut) else {}),
             **record,
         }
         return self._set.folder.commit(key, writer.finish(key), body)
 
 
-def _summary(rows: Rows, paths: list[Path], bad: Mapping[int, InputError]) -> ShardOutcome:
+def _summary(rows: Rows, inputs: Sequence[Input], bad: Mapping[int, InputError]) -> ShardOutcome:
     postponed = {
-        int(rows[place]): (str(paths[place]), error.reason) for place, error in bad.items() if error.status in TRANSIENT
+        int(rows[place]): (inputs[place].name, error.reason)
+        for place, error in bad.items()
+        if error.status in TRANSIENT
     }
     return ShardOutcome(len(rows) - len(postponed), len(bad) - len(postponed), postponed)

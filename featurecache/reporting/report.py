@@ -101,7 +101,8 @@ def _picture(data: ReportData) -> str:
     for row in data.training["results"]:
         scores = row["test"] or row["validation"]
         several = len(data.feature_sets) > 1
-        name = f"{row['head']} · {row['tap']}" if several else row["head"]
+        views = f", {row['views']} views" if row["views"] else ""
+        name = f"{row['head']} · {row['tap']}{views}" if several else row["head"]
         rows.append((name, scores["accuracy"], scores["accuracy_low"], scores["accuracy_high"]))
     y_true = data.last_look.y_true
     floor = np.bincount(y_true).max() / len(y_true)

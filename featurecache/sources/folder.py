@@ -6,7 +6,7 @@ import os
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
 from featurecache.hashing import digest_file
+from featurecache.sources.inputs import FileInput
 from featurecache.text import TextColumn
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"])
@@ -32,19 +33,19 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Listing:
-    """The images that a source holds now, sorted by the bytes of their paths; none was read.
+    """The inputs that a source holds now, sorted by the bytes of their paths; no file was read.
 
     Attributes
     ----------
     paths : TextColumn
-        Relative to the source, with forward slashes.
+        Relative to the source, with forward slashes; of a table, the keys of its rows.
     stamps : ndarray of int64, shape (n, 4)
         Size, mtime and ctime in ns, inode. The ctime of a file that was written just now is -1: it could be written
         again within one tick of the clock, so the next scan reads it again.
     problems : dict of str to str
         Path -> why it could not be looked at.
     num_ignored : int
-        Files that are no images by their name.
+        Files that are no inputs by their name.
     """
 
     paths: TextColumn
@@ -70,6 +71,9 @@ class FolderSource:
     """
 
     root: Path
+
+    modality = "image"
+    noun = "files"
 
     def find(self) -> Listing:
         """List the images without reading any.
@@ -114,6 +118,10 @@ class FolderSource:
                     on_read(1)
                 yield block[readable], ids[readable]
 
+    def inputs(self, paths: Sequence[str], ids: Sequence[str]) -> list[FileInput]:
+        """Return some files to be read, which must still hold the bytes that were seen at the scan."""
+        return [FileInput(self.root / path, identity) for path, identity in zip(paths, ids, strict=True)]
+
     def _images(self, stamps: array[int], problems: dict[str, str], counts: Counter[bool]) -> Iterator[bytes]:
         """Yield the paths of the images, and fill in what else a listing needs."""
         now = time.time_ns()
@@ -140,7 +148,10 @@ class FolderSource:
                 f"no source at {self.root}: there is no such folder; name the folder that holds the images"
             )
         if not self.root.is_dir():
-            raise SourceError(f"{self.root} is a file; name the folder that holds the images")
+            raise SourceError(
+                f"{self.root} is a file; name the folder that holds the images, or add --text-column NAME if it is a "
+                "table of texts"
+            )
 
     def _empty(self) -> SourceError:
         return SourceError(

@@ -116,15 +116,15 @@ def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
     InputError
         With the status ``empty``, ``too_large``, ``not_an_image`` or ``undecodable``.
     """
-    if not data:
-        raise InputError("empty", "the file has no bytes")
-    if len(data) > spec.max_bytes:
-        raise InputError("too_large", f"the file has {len(data)} bytes, the limit is {spec.max_bytes}")
     return np.asarray(resize_and_crop(decode(data, spec), spec), np.uint8)
 
 
 def decode(data: bytes, spec: PreprocessSpec) -> Image.Image:
-    """Decode an image to upright RGB."""
+    """Decode an image to upright RGB; raises as `load_image` does."""
+    if not data:
+        raise InputError("empty", "the file has no bytes")
+    if len(data) > spec.max_bytes:
+        raise InputError("too_large", f"the file has {len(data)} bytes, the limit is {spec.max_bytes}")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -168,13 +168,17 @@ def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
         raise InputError(
             "too_large", f"{width}x{height} pixels become {size[0]}x{size[1]}, the limit is {spec.max_pixels} pixels"
         )
-    resampling = _RESAMPLING[spec.interpolation]
-    if spec.antialias:
-        image = image.resize(size, resampling)
-    else:
-        image = image.transform(size, Image.Transform.EXTENT, (0, 0, width, height), resampling)
+    image = resized(image, size, spec)
     left, top = round((size[0] - spec.crop) / 2), round((size[1] - spec.crop) / 2)
     return image.crop((left, top, left + spec.crop, top + spec.crop))
+
+
+def resized(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> Image.Image:
+    """Resize to a width and a height, with the interpolation and the antialias of a preprocess."""
+    resampling = _RESAMPLING[spec.interpolation]
+    if spec.antialias:
+        return image.resize(size, resampling)
+    return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), resampling)
 
 
 def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:

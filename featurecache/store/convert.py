@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import RequestError
+from featurecache.specs import ViewSpec
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import LARGEST, Array, decode, encode, quantise
 from featurecache.store.features import Features, rows_of_commit
@@ -67,7 +68,7 @@ def _convert_shard(features: Features, commit: Commit, target: FeatureSet) -> No
             reason = f"a feature exceeds the range of {target.dtype}; use --dtype float32"
             bad.append([rows[place], "overflow", reason])
         values[place] = np.nan
-    arrays = stored_arrays(values, target.dtype)
+    arrays = stored_arrays(values, target.dtype, target.identity.views)
     arrays["id"] = ("uint8", features.ids_of(commit))
     body = {
         **commit.body,
@@ -78,11 +79,17 @@ def _convert_shard(features: Features, commit: Commit, target: FeatureSet) -> No
     target.folder.publish(commit.key, arrays, body, kind="features")
 
 
-def stored_arrays(values: NDArray[np.float32], dtype: str) -> dict[str, tuple[str, Array]]:
-    """Return the arrays that keep float32 ``values`` in a stored type."""
+def stored_arrays(
+    values: NDArray[np.float32], dtype: str, views: ViewSpec | None = None
+) -> dict[str, tuple[str, Array]]:
+    """Return the arrays that keep float32 ``values``, ``(n, ...)`` or ``(n, n_views, ...)``, in a stored type."""
     if dtype != "int8":
         return {"features": (dtype, encode(values, dtype))}
-    stored, scale, offset = quantise(values)
+    if views is None:
+        stored, scale, offset = quantise(values)
+    else:  # all views share their channels' steps
+        steps, scale, offset = quantise(values.reshape(-1, *values.shape[2:]))
+        stored, scale, offset = steps.reshape(values.shape), scale[None], offset[None]
     return {"features": ("int8", stored), "scale": ("float32", scale), "offset": ("float32", offset)}
 
 

@@ -24,16 +24,26 @@ class Features:
     ----------
     tap, dtype : str
         What was cached, and the stored number type.
+    num_views : int or None
+        Augmented views of each sample; ``None`` for plain features.
     sample_shape : tuple of int
-        Shape of one sample's features, ``(n_features,)`` for a pooled tap.
+        Shape of one sample's features, ``(n_features,)`` for a pooled tap; with views, their number comes first.
     rows : ndarray of int64, shape (n_cached,)
         Rows that are cached, sorted; bad inputs included.
     bad : dict of int to (status, reason)
         Rows whose input could not be turned into features.
     """
 
-    def __init__(self, tap: str, dtype: str, folder: ShardFolder, samples: SampleTable | None = None) -> None:
-        self.tap, self.dtype = tap, dtype
+    def __init__(
+        self,
+        tap: str,
+        dtype: str,
+        folder: ShardFolder,
+        samples: SampleTable | None = None,
+        *,
+        num_views: int | None = None,
+    ) -> None:
+        self.tap, self.dtype, self.num_views = tap, dtype, num_views
         self._folder, self._samples = folder, samples
         self.commits = folder.commits()
         for commit in self.commits:
@@ -46,7 +56,13 @@ class Features:
         shapes = {commit.shard.arrays["features"].shape[1:] for commit in self.commits}
         if len(shapes) != 1:
             raise CorruptError(f"{self._folder.path}: shards disagree on the shape of a sample: {sorted(shapes)}")
-        return shapes.pop()
+        shape = shapes.pop()
+        if self.num_views is not None and shape[:1] != (self.num_views,):
+            raise CorruptError(
+                f"{self._folder.path}: samples have the shape {shape} instead of {self.num_views} views; "
+                "restore the cache from a copy, or extract into a new one"
+            )
+        return shape
 
     @cached_property
     def rows(self) -> Rows:

@@ -1,13 +1,14 @@
-"""Labels as people have them: folder names, or a table of paths (or ids) and labels."""
+"""Labels as people have them: folder names, or a table of paths (or ids, or the inputs themselves) and labels."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from featurecache.errors import TaskError, UnknownNameError
+from featurecache.hashing import digest_bytes
+from featurecache.tables import Table, TableError, open_table, to_bytes
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -20,6 +21,13 @@ class Label:
     key: str
     label: str
     split: str | None = None
+    shown: str | None = None
+    """What people call the input, where the key is not for them."""
+
+    @property
+    def name(self) -> str:
+        """What people call the input."""
+        return self.shown or self.key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +67,13 @@ def labels_from_folders(root: str | Path | None = None) -> FolderLabels:
     return FolderLabels(root=None if root is None else Path(root))
 
 
-def labels_from_csv(path: str | Path, *, label_column: str = "label", root: str | Path | None = None) -> TableLabels:
-    """Read labels from a CSV with the columns ``path`` or ``id``, a label column and perhaps ``split``.
+def labels_from_csv(
+    path: str | Path, *, label_column: str = "label", text_column: str | None = None, root: str | Path | None = None
+) -> TableLabels:
+    """Read labels from a CSV or TSV with a label column and perhaps ``split``.
+
+    What is labelled is named by the column ``path`` or ``id``, or stands in ``text_column``. A row whose label is empty
+    is an error, but where texts stand in the table, which may hold other labels beside this one: there it is no label.
 
     Raises
     ------
@@ -69,16 +82,14 @@ def labels_from_csv(path: str | Path, *, label_column: str = "label", root: str 
     """
     path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            key_column = _check_columns(path, columns, label_column)
-            labels = tuple(_label_of_row(path, reader.line_num, row, key_column, label_column) for row in reader)
-    except UnicodeDecodeError:
-        raise TaskError(f"cannot read labels from {path}: it is not UTF-8 text; save it as CSV UTF-8") from None
-    except (OSError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise TaskError(f"cannot read labels from {path}: {why}") from None
+        with open_table(path, raw=text_column is not None) as table:
+            key_column = _check_columns(path, table.columns, label_column, text_column)
+            if text_column is None:
+                labels = tuple(_label_of_row(path, line, row, key_column, label_column) for line, row in table)
+            else:
+                labels = tuple(_labels_of_texts(table, text_column, label_column))
+    except TableError as error:
+        raise TaskError(f"cannot read labels from {path}: {error}") from None
     if not labels:
         raise TaskError(f"{path} has a header but no labels")
     return TableLabels(labels=labels, origin=path.name, root=None if root is None else Path(root))
@@ -93,16 +104,39 @@ def label_of_path(path: str) -> Label | None:
     return Label(key=path, label=folders[-1], split=splits[-1] if splits else None)
 
 
-def _check_columns(path: Path, columns: list[str], label_column: str) -> str:
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
-        raise TaskError(f"{path}: the columns must be separated by commas, the first line is {columns[0]!r}")
-    if label_column not in columns:
-        error = UnknownNameError("column", label_column, columns, advice="choose one with --label-column")
-        raise TaskError(f"{path}: {error}")
-    for key_column in ("path", "id"):
+def _check_columns(path: Path, columns: list[str], label_column: str, text_column: str | None) -> str:
+    wanted = {"--label-column": label_column, "--text-column": text_column}
+    for option, column in wanted.items():
+        if column is not None and column not in columns:
+            error = UnknownNameError("column", column, columns, advice=f"choose one with {option}")
+            raise TaskError(f"{path}: {error}")
+    for key_column in ("path", "id") if text_column is None else (text_column,):
         if key_column in columns:
             return key_column
-    raise TaskError(f"{path} needs a column 'path' (relative to the source) or 'id'; it has: {', '.join(columns)}")
+    raise TaskError(
+        f"{path} needs a column 'path' (relative to the source) or 'id'; it has: {', '.join(columns)}; if one of them "
+        "holds the texts themselves, name it with --text-column"
+    )
+
+
+def _labels_of_texts(table: Table, text_column: str, label_column: str) -> Iterator[Label]:
+    """Label texts by what they are: the key is the sample id that their bytes have as inputs."""
+    for number, (line, row) in enumerate(table, start=1):
+        text, label = row.get(text_column), (row.get(label_column) or "").strip()
+        if text is None:
+            raise TaskError(f"{table.path} line {line} has fewer fields than the header; put texts in double quotes")
+        if not label.isprintable():
+            raise TaskError(f"{table.path} line {line}: the {label_column} is no plain text: {label!r:.100}")
+        if label:
+            split = _split_of_row(table.path, line, row)
+            yield Label(digest_bytes(to_bytes(text)), label, split, shown=f"row {number:09d}")
+
+
+def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | None:
+    word = (row.get("split") or "").strip().lower()
+    if word and word not in _SPLIT_OF:
+        raise TaskError(f"{path} line {line}: unknown split {word!r}; use train, validation or test")
+    return _SPLIT_OF[word] if word else None
 
 
 def _label_of_row(path: Path, line: int, row: dict[str, str | None], key_column: str, label_column: str) -> Label:
@@ -111,9 +145,7 @@ def _label_of_row(path: Path, line: int, row: dict[str, str | None], key_column:
         raise TaskError(
             f"{path} line {line}: the {key_column if not key else label_column} is empty; fill it or drop the line"
         )
-    word = (row.get("split") or "").strip().lower()
-    if word and word not in _SPLIT_OF:
-        raise TaskError(f"{path} line {line}: unknown split {word!r}; use train, validation or test")
+    split = _split_of_row(path, line, row)
     if key_column == "path":
         key = str(PurePosixPath(key.replace("\\", "/")))
-    return Label(key=key, label=label, split=_SPLIT_OF[word] if word else None)
+    return Label(key=key, label=label, split=split)

@@ -35,6 +35,7 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
         "shards": len(features.commits),
         "bytes": features.nbytes,
         "preprocess": asdict(feature_set.identity.preprocess),
+        "views": None if feature_set.identity.views is None else asdict(feature_set.identity.views),
         "weights": feature_set.identity.weights,
         **{name: feature_set.about.get(name) for name in _BUILDING},
         "provenance": last.body["provenance"],

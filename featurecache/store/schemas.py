@@ -75,6 +75,7 @@ class FeaturesBody(Struct):
     provenance: Provenance
     precision: Precision | None = None
     probe: list[Probe] = []
+    cut: list[Run] = []
 
 
 class TaskAbout(Struct):
@@ -122,7 +123,7 @@ class RequestBody(Struct):
 
 
 class ProbeBody(Struct):
-    """What the program's own images gave."""
+    """What the program's own inputs gave."""
 
     stages: list[tuple[Text, Text]]
     features: dict[Text, list[list[float]]]

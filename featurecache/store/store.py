@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from featurecache.errors import (
 )
 from featurecache.hashing import canonical_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
-from featurecache.specs import FeatureIdentity
+from featurecache.specs import FeatureIdentity, check_takes_views
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.labels import FolderLabels, TableLabels
@@ -61,7 +61,12 @@ class FeatureSet:
 
     def open(self) -> Features:
         """Return the cached features."""
-        return Features(self.tap, self.dtype, self.folder, self.samples)
+        return Features(self.tap, self.dtype, self.folder, self.samples, num_views=self.num_views)
+
+    @property
+    def num_views(self) -> int | None:
+        """How many views of each sample are kept; ``None`` for plain features."""
+        return None if self.identity.views is None else self.identity.views.count
 
     def probe(self) -> dict[str, Any] | None:
         """Return what `keep_probe` kept."""
@@ -78,13 +83,14 @@ class FeatureSet:
         """Keep what known images gave where these features were first made; the first record stays."""
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
 
-    def to_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, Any]:
         """Name it in plain JSON values."""
-        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint}
+        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint, "views": self.num_views}
         return {"backbone": self.identity.backbone, **names}
 
     def __str__(self) -> str:
-        return f"{self.identity.backbone} {self.tap} {self.dtype} ({self.fingerprint[:12]})"
+        views = "" if self.num_views is None else f", {self.num_views} views"
+        return f"{self.identity.backbone} {self.tap} {self.dtype}{views} ({self.fingerprint[:12]})"
 
 
 class FeatureStore:
@@ -179,12 +185,18 @@ class FeatureStore:
         backbone: str | None = None,
         fingerprint: str | None = None,
         dtype: str | None = None,
+        views: int | None = None,
     ) -> FeatureSet:
-        """Return the one feature set that fits; say what to add when none or several do."""
+        """Return the one feature set that fits; say what to add when none or several do.
+
+        Of features that are there plain and as views, those are meant that were asked for by ``views``, else the plain.
+        """
         sets = self.feature_sets()
         if not sets:
             raise StoreError(f"{self.path} holds no features yet; run `featurecache extract`")
-        fitting = self.select_sets(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype)
+        fitting = self.select_sets(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views)
+        if len(fitting) > 1 and views is None:
+            fitting = [s for s in fitting if s.num_views is None] or fitting
         if len(fitting) > 1:
             choices = "; ".join(str(s) for s in fitting)
             raise RequestError(
@@ -199,8 +211,12 @@ class FeatureStore:
         backbone: str | None = None,
         fingerprint: str | None = None,
         dtype: str | None = None,
+        views: int | None = None,
     ) -> list[FeatureSet]:
-        """Return the feature sets that fit; a name that fits none is an error that lists the known ones."""
+        """Return the feature sets that fit; a name that fits none is an error that lists the known ones.
+
+        ``views`` is the number of views of each sample, 0 for plain features only.
+        """
         sets = self.feature_sets()
         wanted = (("backbone", backbone), ("tap", tap), ("dtype", dtype), ("fingerprint", fingerprint))
         for kind, name in wanted:
@@ -211,7 +227,7 @@ class FeatureStore:
             if not sets:
                 advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
                 raise UnknownNameError(f"cached {kind}", name, known, advice=advice)
-        return sets
+        return sets if views is None else _with_views(sets, views)
 
     def features(
         self,
@@ -220,9 +236,13 @@ class FeatureStore:
         backbone: str | None = None,
         fingerprint: str | None = None,
         dtype: str | None = None,
+        views: int | None = None,
     ) -> Features:
-        """Return the features that fit, as a lazy array; each argument is needed only where there is a choice."""
-        return self.find(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype).open()
+        """Return the features that fit, as a lazy array; each argument is needed only where there is a choice.
+
+        Plain features where they are there, unless views are asked for: ``views=8``.
+        """
+        return self.find(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views).open()
 
     def add_feature_set(self, identity: FeatureIdentity, about: dict[str, Any], tap: str, dtype: str) -> FeatureSet:
         """Make room for features of one tap; harmless when it is there already."""
@@ -404,6 +424,23 @@ def _fits(value: str, kind: str, name: str) -> bool:
     if kind == "fingerprint":
         return value.startswith(name)
     return value == name or (kind == "tap" and value.partition(":")[0] == name)
+
+
+def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
+    """Raise `RequestError` where views cannot be had because no set is of images."""
+    preprocesses = [s.identity.preprocess for s in sets]
+    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
+        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
+
+
+def _with_views(sets: list[FeatureSet], views: int) -> list[FeatureSet]:
+    fitting = [s for s in sets if (s.num_views or 0) == views]
+    if not fitting:
+        refuse_views_of_texts(sets)
+        known = {str(s.num_views or 0) for s in sets}
+        advice = f"run `featurecache extract --views {views}` to add them"
+        raise UnknownNameError("cached number of views", str(views), known, advice=advice)
+    return fitting
 
 
 def _folder_of_tap(tap: str) -> str:

@@ -81,14 +81,29 @@ class Task:
         """Return ``X`` (n_samples, n_features) float32 and ``y`` (n_samples,) class indices of one split.
 
         Bad inputs are left out; `left_out` names them.
+
+        Raises
+        ------
+        RequestError
+            As `rows`; features of views, of which `select_views` returns all.
         """
+        if features.num_views is not None:
+            raise RequestError(
+                f"tap {features.tap!r} has {features.num_views} views of each sample; take them with select_views(), "
+                "or the plain features with features(views=0)"
+            )
+        X, y = self.select_views(features, split)
+        return X[:, 0], y
+
+    def select_views(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return ``X`` (n_samples, n_views, n_features) float32 and ``y`` (n_samples,); plain features are one view."""
         rows, y = self.rows(features, split)
         if len(rows) == 0:
             raise TaskError(
                 f"all {split} samples of task {self.name!r} are bad inputs for tap {features.tap!r}; "
                 "see `featurecache info` for the reasons"
             )
-        return features.read(rows).astype(np.float32).reshape(len(rows), -1), y
+        return read_views(features, rows), y
 
     def left_out(self, features: Features) -> dict[str, tuple[str, str]]:
         """Labelled samples that are bad inputs: where first seen -> (status, reason)."""
@@ -96,6 +111,11 @@ class Task:
         rows = self.samples.rows_of(self.ids)
         bad = [row for row in rows.tolist() if row in features.bad]
         return {uri: features.bad[row] for uri, row in zip(self.samples.uris_of(bad), bad, strict=True)}
+
+
+def read_views(features: Features, rows: Rows) -> NDArray[np.float32]:
+    """Return features of rows as ``(n_samples, n_views, n_features)`` float32; plain features are one view."""
+    return features.read(rows).astype(np.float32).reshape(len(rows), features.num_views or 1, -1)
 
 
 def build_task(
@@ -122,7 +142,7 @@ def build_task(
         rows, missing = _rows_of_labels(listed, samples, views)
     if missing and not allow_missing:
         raise TaskError(
-            f"{len(missing)} of {len(listed)} labels are for files that are not in the cache, first {missing[0]!r}; "
+            f"{len(missing)} of {len(listed)} labels are for inputs that are not in the cache, first {missing[0]!r}; "
             "extract them, correct the paths (relative to the source), or pass --allow-missing"
         )
     check_labels(listed, labels.origin)
@@ -191,21 +211,29 @@ def _labels_of_folders(labels: FolderLabels, views: Sequence[SourceView]) -> tup
 def _rows_of_labels(
     listed: Sequence[Label], samples: SampleTable, views: Sequence[SourceView]
 ) -> tuple[list[int], list[str]]:
-    rows = [_row_of_key(label.key, samples, views) for label in listed]
-    return rows, [label.key for label, row in zip(listed, rows, strict=True) if row < 0]
+    rows = np.array([_row_of_path(label.key, views) for label in listed], np.int64)
+    ids = [(place, identity) for place in np.flatnonzero(rows < 0).tolist() if (identity := _id_of(listed[place].key))]
+    if ids:
+        wanted = np.frombuffer(b"".join(identity for _, identity in ids), np.uint8).reshape(-1, 32)
+        rows[[place for place, _ in ids]] = samples.rows_of(wanted)
+    return rows.tolist(), [label.name for label, row in zip(listed, rows.tolist(), strict=True) if row < 0]
 
 
-def _row_of_key(key: str, samples: SampleTable, views: Sequence[SourceView]) -> int:
+def _row_of_path(key: str, views: Sequence[SourceView]) -> int:
     found = {row for view in views if (row := view.row_of.get(key)) is not None}
     if len(found) > 1:
-        raise TaskError(f"{key!r} names different files in {len(found)} sources of this cache; say which with --source")
-    if found:
-        return found.pop()
+        raise TaskError(
+            f"{key!r} names different inputs in {len(found)} sources of this cache; say which with --source"
+        )
+    return found.pop() if found else -1
+
+
+def _id_of(key: str) -> bytes | None:
     try:
-        identity = np.frombuffer(bytes.fromhex(key), np.uint8)
+        identity = bytes.fromhex(key)
     except ValueError:
-        return -1
-    return int(samples.rows_of(identity[None])[0]) if len(identity) == 32 else -1
+        return None
+    return identity if len(identity) == 32 else None
 
 
 def check_labels(listed: Sequence[Label], origin: str) -> None:
@@ -219,7 +247,7 @@ def check_labels(listed: Sequence[Label], origin: str) -> None:
         )
     if {label.split for label in listed} == {"train"}:
         raise TaskError("all labels have the split train; add a validation or test part, or leave the splits out")
-    without = [label.key for label in listed if label.split is None]
+    without = [label.name for label in listed if label.split is None]
     if without and len(without) < len(listed):
         raise TaskError(
             f"{len(listed) - len(without)} files have a split (train, validation, test) and {len(without)} have none, "
@@ -236,7 +264,7 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
     for row in sorted(by_row):
         copies = by_row[row]
         if len({copy.label for copy in copies}) > 1:
-            merged.conflicts.append({copy.key: copy.label for copy in copies})
+            merged.conflicts.append({copy.name: copy.label for copy in copies})
             continue
         splits = {copy.split for copy in copies}
         merged.moved += len(splits) > 1

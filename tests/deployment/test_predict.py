@@ -103,3 +103,13 @@ def test_a_saved_head_says_what_it_is(trained: tuple) -> None:
     assert meta["classes"] == ["blue", "green", "red"]
     assert meta["identity"]["backbone"] == TINY
     assert meta["test"]["accuracy_low"] <= meta["test"]["accuracy"]
+
+
+def test_a_head_on_int8_features_answers_as_in_training(trained: tuple, tmp_path: Path) -> None:
+    source, _, _ = trained
+    settings = ExtractionSettings(runtime="torch", batch_size=4, dtype="int8")
+    store = fc.extract(source, tmp_path / "c", backbone=TINY, settings=settings)
+    task = store.add_task("colour", fc.labels_from_folders())
+    folder = keep_head(store, "int8", fc.train_heads(store, task, store.feature_sets(), ["logistic"], n_jobs=1).best)
+    answers = list(fc.predict(folder, [source], backbone=TINY, settings=SETTINGS))
+    assert [answer.label for answer in answers] == [Path(answer.path).parent.name for answer in answers]

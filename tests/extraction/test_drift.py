@@ -14,7 +14,7 @@ from torch import nn
 import featurecache as fc
 from featurecache.deployment.saved import keep_head
 from featurecache.errors import DriftError
-from featurecache.extraction import drift, pipeline
+from featurecache.extraction import augmentation, modality
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import ExtractionSettings
@@ -82,11 +82,10 @@ def test_the_stage_that_changed_is_named(
     store = extract(source, tmp_path / "c")
     pretend_other_torch(store)
     write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
-    real_load, real_decode = pipeline.load_image, drift.decode
-    for module in (drift, pipeline):
-        monkeypatch.setattr(module, "load_image", lambda data, spec: 255 - real_load(data, spec))
+    real_load, real_decode = augmentation.load_image, modality.decode
+    monkeypatch.setattr(augmentation, "load_image", lambda data, spec: 255 - real_load(data, spec))
     if stage == "decoded pixels":
-        monkeypatch.setattr(drift, "decode", lambda data, spec: real_decode(data, spec).rotate(180))
+        monkeypatch.setattr(modality, "decode", lambda data, spec: real_decode(data, spec).rotate(180))
     with pytest.raises(
         DriftError, match=f"the first stage that changed is: {stage}. What has changed since: torch 1.0 -> "
     ):
@@ -101,7 +100,7 @@ def test_predict_refuses_a_machine_that_makes_other_features(
     task = store.add_task("colour", fc.labels_from_folders())
     head = keep_head(store, "best", fc.train_heads(store, task, store.feature_sets(), ["ridge"], n_jobs=1).best)
     assert len(list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))) == 6
-    real_load = pipeline.load_image
-    monkeypatch.setattr(drift, "load_image", lambda data, spec: 255 - real_load(data, spec))
+    real_load = augmentation.load_image
+    monkeypatch.setattr(augmentation, "load_image", lambda data, spec: 255 - real_load(data, spec))
     with pytest.raises(DriftError, match="preprocessed pixels.*extract and train here"):
         list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))

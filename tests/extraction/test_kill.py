@@ -17,9 +17,9 @@ from conftest import REPOSITORY, TINY
 from featurecache.store.store import FeatureStore
 
 
-def start(source: Path, cache: Path) -> subprocess.Popen[bytes]:
+def start(source: Path, cache: Path, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "featurecache", "extract", str(source), "--cache", str(cache), "--backbone", TINY]
-    options = ["--runtime", "torch", "--batch-size", "4", "--shard-rows", "8", "--quiet"]
+    options = ["--runtime", "torch", "--batch-size", "4", "--shard-rows", "8", "--quiet", *more]
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     return subprocess.Popen(
         [*command, *options], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -36,8 +36,9 @@ def shards(cache: Path) -> dict[str, bytes]:
     found = {}
     for feature_set in FeatureStore.open(cache).feature_sets():
         for commit in feature_set.open().commits:
-            found[commit.key] = (feature_set.folder.path / "shards" / commit.file_name).read_bytes()
-            found[f"{commit.key}.json"] = (feature_set.folder.path / "commits" / f"{commit.key}.json").read_bytes()
+            name = f"{feature_set.fingerprint} {commit.key}"
+            found[name] = (feature_set.folder.path / "shards" / commit.file_name).read_bytes()
+            found[f"{name}.json"] = (feature_set.folder.path / "commits" / f"{commit.key}.json").read_bytes()
     return found
 
 
@@ -45,15 +46,18 @@ def num_commits(cache: Path) -> int:
     return len(list(cache.glob("features/*/*/*/commits/[0-9]*.json")))
 
 
+@pytest.mark.parametrize("more", [(), ("--views", "2")], ids=["plain", "views"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_resumed_equals_uninterrupted(make_folder: Callable[..., Path], tmp_path: Path, how: int) -> None:
+def test_killed_and_resumed_equals_uninterrupted(
+    make_folder: Callable[..., Path], tmp_path: Path, how: int, more: tuple[str, ...]
+) -> None:
     source = make_folder(per_class=60)
-    assert finish(start(source, tmp_path / "whole")) == 0
+    assert finish(start(source, tmp_path / "whole", *more)) == 0
     whole = shards(tmp_path / "whole")
-    assert len(whole) == 2 * 23
+    assert len(whole) == 2 * 23 * (2 if more else 1)
     for attempt in range(3):
-        process = start(source, tmp_path / "killed")
-        wanted = num_commits(tmp_path / "killed") + random.Random(attempt).randint(1, 3)
+        process = start(source, tmp_path / "killed", *more)
+        wanted = num_commits(tmp_path / "killed") + random.Random(attempt).randint(1, 6 if more else 3)
         while process.poll() is None and num_commits(tmp_path / "killed") < wanted:
             time.sleep(0.001)
         process.send_signal(how)
@@ -63,5 +67,5 @@ def test_killed_and_resumed_equals_uninterrupted(make_folder: Callable[..., Path
             assert error == "featurecache: stopped; finished shards are kept, run the same command to go on\n"
         kept = shards(tmp_path / "killed")
         assert all(whole[name] == data for name, data in kept.items())  # what is visible is right
-    assert finish(start(source, tmp_path / "killed")) == 0
+    assert finish(start(source, tmp_path / "killed", *more)) == 0
     assert shards(tmp_path / "killed") == whole

@@ -26,6 +26,8 @@ def result(head: str, *, test: bool) -> dict[str, Any]:
     return {
         "head": head,
         "tap": "a:avg",
+        "views": None,
+        "judged_on": "plain",
         "params": {"C": 0.1},
         "seconds": 1.25,
         "protocol": "validation" if test else "cross-validation",
@@ -120,3 +122,13 @@ def test_many_classes_leave_the_matrix_out(tmp_path: Path) -> None:
 )
 def test_bytes_for_people(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_views_are_named(tmp_path: Path) -> None:
+    data = make_data(["cat", "dog"], ["1.png", "2.png", "3.png", "4.png"])
+    for row in data.training["results"]:
+        row.update(views=8, judged_on="views")
+    write_report(tmp_path / "r.html", data, find=lambda name: None)
+    text = (tmp_path / "r.html").read_text()
+    assert "<code>a:avg</code>, 8 views" in text
+    assert "the mean of the probabilities over its 8 views" in text

@@ -169,7 +169,7 @@ def test_labels_for_unknown_files_are_refused_or_skipped(tmp_path: Path) -> None
     store = make_store(tmp_path, {f"{i}.jpg": f"content {i}" for i in range(4)})
     labels = table(**{"0.jpg": "a", "1.jpg": "b", "2.jpg": "a", "nine.jpg": "b"})
     with pytest.raises(
-        TaskError, match="1 of 4 labels are for files that are not in the cache, first 'nine.jpg'; extract"
+        TaskError, match="1 of 4 labels are for inputs that are not in the cache, first 'nine.jpg'; extract"
     ):
         store.add_task("t", labels)
     assert store.add_task("t", labels, allow_missing=True).about["num_missing"] == 1

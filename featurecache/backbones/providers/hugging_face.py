@@ -1,6 +1,7 @@
-"""Vision encoders of transformers, ``hf:NAME`` or ``hf:FOLDER``; the extra ``hf``.
+"""Encoders of images or texts of transformers, ``hf:NAME`` or ``hf:FOLDER``; the extra ``hf``.
 
-A folder holds what a page of the hub holds: ``config.json``, ``model.safetensors`` and ``preprocessor_config.json``.
+A folder holds what a page of the hub holds: ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` or,
+for texts, ``tokenizer.json``.
 Code that comes with a model is never run, and only safetensors are read.
 """
 
@@ -17,6 +18,12 @@ from typing import Any
 
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.hub_access import quick_hub
+from featurecache.backbones.providers.text_encoders import (
+    ReadJson,
+    folder_reader,
+    is_text_encoder,
+    read_text_settings,
+)
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.backbones.weights import read_checkpoint
 from featurecache.errors import BackboneError, MissingExtraError, WeightsError, first_line
@@ -24,9 +31,11 @@ from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
 
 PREFIX = "hf:"
-_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+_FILES = ("config.json", "model.safetensors", "preprocessor_config.json (images) or tokenizer.json (texts)")
 # Two-tower models: only the image tower is wanted.
 _TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel", "siglip2": "SiglipVisionModel"}
+# Encoders and decoders: only the encoder is wanted.
+_TEXT_TOWERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 _NO_CLASS_TOKEN = {"siglip", "siglip2", "siglip_vision_model", "ijepa"}
 # Never run a model's own code; tell what does not fit instead of raising, so that one check judges all of it.
 _STRICT = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -36,7 +45,7 @@ _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bil
 class HuggingFaceProvider:
     """Builds ``hf:NAME``."""
 
-    packages = ("transformers", "torchvision")
+    packages = ("transformers", "tokenizers", "torchvision")
 
     def list_names(self) -> list[str]:
         """Return nothing: the hub is not searched."""
@@ -59,17 +68,14 @@ class HuggingFaceProvider:
         classifiers = _classifiers(module)
         if not classifiers and keep_classifier:
             raise WeightsError(f"{PREFIX}{name} has no output layer")
-        preprocess, notes = _preprocess(name, _processor_settings(name), settings)
         return Provided(
             module=module,
-            preprocess=preprocess,
             classifiers=classifiers,
-            num_prefix_tokens=_num_prefix_tokens(settings, module),
             license=None,
             weights_source=f"transformers {name}" if not folder.is_dir() else f"transformers folder {folder.name}",
             file_loaded=weights is not None,
-            notes=notes,
             identity_name=f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else None,
+            **(_text_parts(name, config) if is_text_encoder(config) else _image_parts(name, settings, module)),
         )
 
     def own_weights_digest(self, name: str) -> str | None:
@@ -78,7 +84,8 @@ class HuggingFaceProvider:
         files = sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors"))
         if not folder.is_dir() or not files:
             return None
-        return digest_json("hf-files", 1, {file.name: digest_file(file) for file in files})
+        files += sorted(folder.glob("1_Pooling/*.json"))  # says which tap `default` is
+        return digest_json("hf-files", 1, {str(file.relative_to(folder)): digest_file(file) for file in files})
 
     def reproducible(self, name: str) -> bool:
         """The architecture is pinned by the version and by ``config.json``, which is digested for folders only."""
@@ -103,6 +110,8 @@ def _config(transformers: Any, name: str) -> Any:
 
 def _class(transformers: Any, config: Any) -> Any:
     if tower := _TOWERS.get(config.model_type):
+        return getattr(transformers, tower)
+    if tower := _TEXT_TOWERS.get(config.model_type):
         return getattr(transformers, tower)
     for architecture in config.architectures or ():
         if "ForImageClassification" in architecture and hasattr(transformers, architecture):
@@ -168,18 +177,57 @@ def _num_prefix_tokens(config: Any, module: Any) -> int:
     return num_single + int(getattr(config, "num_register_tokens", 0) or 0)
 
 
+def _text_parts(name: str, config: Any) -> dict[str, Any]:
+    folder = Path(name).expanduser()
+    text = read_text_settings(PREFIX + name, config, folder_reader(folder) if folder.is_dir() else _hub_reader(name))
+    return {
+        "preprocess": text.preprocess,
+        "tokenizer": text.tokenizer,
+        "has_class_token": text.has_class_token,
+        "token_pooling": text.pooling,
+        "notes": text.notes,
+    }
+
+
+def _image_parts(name: str, settings: Any, module: Any) -> dict[str, Any]:
+    preprocess, notes = _preprocess(name, _processor_settings(name), settings)
+    return {
+        "preprocess": preprocess,
+        "num_prefix_tokens": _num_prefix_tokens(settings, module),
+        "notes": notes,
+    }
+
+
 def _processor_settings(name: str) -> dict[str, Any]:
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
-            file = str(folder / "preprocessor_config.json")
+            settings: dict[str, Any] = json.loads((folder / "preprocessor_config.json").read_text())
         else:
-            with quick_hub():
-                file = importlib.import_module("huggingface_hub").hf_hub_download(name, "preprocessor_config.json")
-        settings: dict[str, Any] = json.loads(Path(file).read_text())
+            settings = _download(name, "preprocessor_config.json")
     except Exception as error:
         raise _unavailable(name, error) from error
     return settings
+
+
+def _download(name: str, file: str) -> dict[str, Any]:
+    with quick_hub():
+        path = importlib.import_module("huggingface_hub").hf_hub_download(name, file)
+    content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return content
+
+
+def _hub_reader(name: str) -> ReadJson:
+    def read(file: str) -> dict[str, Any] | None:
+        missing = importlib.import_module("huggingface_hub.errors").EntryNotFoundError
+        try:
+            return _download(name, file)
+        except missing:  # the page is there, and has no such file; or offline, and nobody knows
+            return None
+        except Exception as error:
+            raise _unavailable(name, error) from error
+
+    return read
 
 
 def _preprocess(name: str, settings: dict[str, Any], config: Any) -> tuple[PreprocessSpec, tuple[str, ...]]:

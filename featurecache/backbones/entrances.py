@@ -1,0 +1,151 @@
+"""How a batch enters a network, by modality: what every other file here knows only as inputs.
+
+A network of images is called with normalised float images. A network of texts is called, as transformers' are, with
+``input_ids`` and ``attention_mask``; between the loader and that call, a text is its token ids with -1 for padding.
+
+Axes: B batch, H height, W width, C channels, T tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from featurecache.errors import RequestError
+from featurecache.specs import AnyPreprocess, PreprocessSpec, TextPreprocessSpec
+
+if TYPE_CHECKING:
+    from featurecache.backbones.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """What is particular to one modality between a batch of the loader and the network."""
+
+    one: str
+    noun: str
+    """What an input is called, and several of them."""
+    shape: Callable[[Any], tuple[int, ...]]
+    """Of one input as the loader makes it, by preprocess."""
+    dtype: type[np.generic]
+    axes: str
+    prepare: Callable[[Any], nn.Module]
+    """From a batch of the loader to what `call` takes, on the device."""
+    call: Callable[[nn.Module, Tensor], Any]
+    mask: Callable[[Tensor], Tensor | None]
+    """Which tokens are there (B, T); ``None`` where every input fills its array."""
+    made_up: Callable[[Backbone, int], Tensor]
+    """Inputs as `call` takes them, the same ones each time, to try a network with."""
+    sized: Callable[[Any], str]
+    """Names the inputs with their size, by preprocess."""
+    advice: str
+    """What to do about a network that rejects them."""
+
+    def check(self, batch: np.ndarray) -> None:
+        """Raise `RequestError` unless a batch is of the kind that the loader makes."""
+        fits = batch.ndim == len(self.axes) and (self.axes[-1] != "3" or batch.shape[-1] == 3)
+        if batch.dtype != self.dtype or not fits:
+            axes = ", ".join(self.axes)
+            raise RequestError(f"a batch is {self.dtype.__name__} ({axes}), got {batch.dtype} {batch.shape}")
+
+
+class Normalise(nn.Module):
+    """uint8 (B, H, W, C) to normalised float (B, C, H, W)."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, preprocess: PreprocessSpec) -> None:
+        super().__init__()
+        self.register_buffer("mean_C11", torch.tensor(preprocess.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(preprocess.std).reshape(3, 1, 1), persistent=False)
+
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation."""
+        return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean_C11) / self.std_C11
+
+
+def entrance_of(preprocess: AnyPreprocess) -> Entrance:
+    """Return the entrance for a preprocess; its type decides."""
+    return _ENTRANCES[type(preprocess)]
+
+
+def is_text(preprocess: AnyPreprocess) -> bool:
+    """Tell whether inputs are sequences of tokens that don't fill their arrays."""
+    return entrance_of(preprocess).mask is not _all_there
+
+
+def _all_there(_: Tensor) -> None:
+    return None
+
+
+def _token_mask(tokens_BT: Tensor) -> Tensor:
+    """Every text has a first token; so has the padding at the end of a batch, lest its attention divide by zero."""
+    mask_BT = tokens_BT >= 0
+    return torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT[:, 1:]], dim=1)
+
+
+def _call_with_tokens(network: nn.Module, tokens_BT: Tensor) -> Any:
+    # Which id stands at padding is of no account: the mask hides it.
+    return network(input_ids=tokens_BT.clamp(min=0).long(), attention_mask=_token_mask(tokens_BT).long())
+
+
+def _made_up_images(backbone: Backbone, count: int) -> Tensor:
+    """Images with large and small structures like photographs, of about unit variance, as after normalisation.
+
+    Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
+    """
+    assert isinstance(backbone.preprocess, PreprocessSpec)
+    crop, generator = backbone.preprocess.crop, torch.Generator().manual_seed(0)
+    coarse_BCHW = torch.randn(count, 3, 8, 8, generator=generator)
+    fine_BCHW = torch.randn(count, 3, crop, crop, generator=generator)
+    return interpolate(coarse_BCHW, size=(crop, crop), mode="bilinear") + 0.2 * fine_BCHW
+
+
+def _made_up_texts(backbone: Backbone, count: int) -> Tensor:
+    """Texts of any tokens, the first as long as can be, each other one shorter than that."""
+    assert isinstance(backbone.preprocess, TextPreprocessSpec)
+    length, generator = backbone.preprocess.max_tokens, torch.Generator().manual_seed(0)
+    assert backbone.tokenizer is not None
+    tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_str(backbone.tokenizer)
+    tokens_BT = torch.randint(tokenizer.get_vocab_size(), (count, length), generator=generator, dtype=torch.int32)
+    for place in range(1, count):
+        tokens_BT[place, max(1, length * 2 // (place + 2)) :] = -1
+    return tokens_BT
+
+
+_ENTRANCES: dict[type[Any], Entrance] = {
+    PreprocessSpec: Entrance(
+        one="an image",
+        noun="images",
+        shape=lambda preprocess: (preprocess.crop, preprocess.crop, 3),
+        dtype=np.uint8,
+        axes="BHW3",
+        prepare=Normalise,
+        call=lambda network, images_BCHW: network(images_BCHW),
+        mask=_all_there,
+        made_up=_made_up_images,
+        sized=lambda preprocess: f"images of {preprocess.crop}x{preprocess.crop} pixels",
+        advice="--crop and --resize set another size",
+    ),
+    TextPreprocessSpec: Entrance(
+        one="a text",
+        noun="texts",
+        shape=lambda preprocess: (preprocess.max_tokens,),
+        dtype=np.int32,
+        axes="BT",
+        prepare=lambda preprocess: nn.Identity(),
+        call=_call_with_tokens,
+        mask=_token_mask,
+        made_up=_made_up_texts,
+        sized=lambda preprocess: f"texts of {preprocess.max_tokens} tokens",
+        advice="--max-tokens sets another length",
+    ),
+}

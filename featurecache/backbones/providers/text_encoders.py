@@ -1,0 +1,134 @@
+"""What a folder of a text encoder holds beside its network: tokenizer, length, and how its tokens are pooled.
+
+Folders are laid out as on a hub's page: ``config.json``, ``model.safetensors``, ``tokenizer.json``, and for sentence
+encoders ``sentence_bert_config.json`` and ``1_Pooling/config.json``. Nothing in them is code, or is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import BackboneError, MissingExtraError
+from featurecache.hashing import canonical_json, digest_bytes
+from featurecache.specs import TextPreprocessSpec
+
+MOST_TOKENS = 512
+"""Longer texts are seldom worth the time; whoever needs them says so with --max-tokens."""
+
+ReadJson = Callable[[str], dict[str, Any] | None]
+"""Returns a JSON file of the model by its name, ``None`` where the model has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """All that a backbone of texts needs beside its network."""
+
+    tokenizer: str
+    preprocess: TextPreprocessSpec
+    has_class_token: bool
+    pooling: str | None
+    notes: tuple[str, ...]
+
+
+def is_text_encoder(config: Any) -> bool:
+    """Tell by a transformers configuration whether a network reads tokens and nothing else."""
+    looks = any(getattr(config, name, None) is not None for name in ("vision_config", "image_size", "num_channels"))
+    return getattr(config, "vocab_size", None) is not None and not looks
+
+
+def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
+    """Read everything but the network.
+
+    Parameters
+    ----------
+    name
+        Of the backbone, for messages.
+    config
+        The network's configuration.
+    read
+        Reads the model's other files.
+    """
+    if (definition := read("tokenizer.json")) is None:
+        raise BackboneError(
+            f"{name} has no tokenizer.json; save it there with "
+            "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    tokenizer = _definition(definition)
+    length, notes = _length(config, read)
+    return TextSettings(
+        tokenizer=tokenizer,
+        preprocess=TextPreprocessSpec(tokenizer=digest_bytes(tokenizer.encode()), max_tokens=length),
+        has_class_token=_begins_with_special_token(name, tokenizer),
+        pooling=_pooling(read),
+        notes=notes,
+    )
+
+
+def _definition(content: dict[str, Any]) -> str:
+    """Leave out what a definition says of cutting and padding: both are ours, and stand in the preprocess."""
+    return canonical_json({**content, "truncation": None, "padding": None})
+
+
+def _length(config: Any, read: ReadJson) -> tuple[int, tuple[str, ...]]:
+    said = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    limits = [said, (read("tokenizer_config.json") or {}).get("model_max_length"), _positions(config)]
+    # Tokenizers that know no limit say so with a number of thirty digits.
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < 1 << 24]
+    length = min(known, default=MOST_TOKENS)
+    if length <= MOST_TOKENS:
+        return length, ()
+    return MOST_TOKENS, (
+        f"takes up to {length} tokens; texts are cut at {MOST_TOKENS} here, --max-tokens changes that",
+    )
+
+
+def _positions(config: Any) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from behind the id of padding.
+    offset = (config.pad_token_id or 0) + 1 if getattr(config, "model_type", "") in _OFFSET_POSITIONS else 0
+    return None if positions is None else positions - offset
+
+
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer", "data2vec-text"}
+
+
+def _pooling(read: ReadJson) -> str | None:
+    """Return the pooling that a sentence encoder was trained with, if it is one that exists here."""
+    settings = read("1_Pooling/config.json") or {}
+    modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+    found = [pooling for mode, pooling in modes.items() if settings.get(mode)]
+    return found[0] if len(found) == 1 else None
+
+
+def _begins_with_special_token(name: str, definition: str) -> bool:
+    if find_spec("tokenizers") is None:
+        raise MissingExtraError("tokenizers", "text")
+    try:
+        tokenizer = importlib.import_module("tokenizers").Tokenizer.from_str(definition)
+    # The library raises plain exceptions for whatever it cannot read.
+    except Exception as error:
+        raise BackboneError(f"{name} has a tokenizer.json that cannot be read ({error}); bring another") from error
+    encoding = tokenizer.encode("a")
+    return bool(encoding.special_tokens_mask[:1] == [1])
+
+
+def folder_reader(folder: Path) -> ReadJson:
+    """Read JSON files of a folder."""
+
+    def read(file: str) -> dict[str, Any] | None:
+        path = folder / file
+        if not path.is_file():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BackboneError(f"{path} is damaged ({error}); bring it again") from None
+        return content
+
+    return read

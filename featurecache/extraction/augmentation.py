@@ -1,0 +1,106 @@
+"""Seeded views of an image: what torchvision's random transforms draw, from a generator of each view's own.
+
+A view depends on the settings, the sample's bytes and the view's number, and on nothing else: not on the batch, the
+thread, the order, or what other code draws. The rules are in store/FORMAT.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.overrides import TorchFunctionMode
+
+from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.hashing import digest_bytes, digest_json
+from featurecache.sources.images import decode, load_image, resized
+from featurecache.specs import PreprocessSpec, ViewSpec
+
+# V views, H height, W width, C channels (RGB)
+
+_DRAWING = frozenset({"uniform_", "normal_", "random_", "bernoulli_", "bernoulli", "multinomial"}) | frozenset(
+    {"rand", "randn", "randint", "randperm"}
+)
+_importing = threading.Lock()
+
+
+class DrawFrom(TorchFunctionMode):
+    """While entered, what this thread draws in torch comes from one generator, and the global one is left alone.
+
+    torchvision's transforms take no generator. Seeding the global one instead would need a lock around every thread
+    that draws, also those that are not ours.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Add the generator to a call that draws."""
+        kwargs = kwargs or {}
+        if func.__name__ in _DRAWING:
+            kwargs = {**kwargs, "generator": self._generator}
+        return func(*args, **kwargs)
+
+
+def load_views(data: bytes, preprocess: PreprocessSpec, views: ViewSpec | None) -> NDArray[np.uint8]:
+    """Decode one image, once, and make its views.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file.
+    preprocess : PreprocessSpec
+        All but ``mean`` and ``std`` are applied here; ``resize`` is for plain images only.
+    views : ViewSpec or None
+        ``None``: one view, the plain image.
+
+    Returns
+    -------
+    ndarray of uint8, shape (n_views, crop, crop, 3)
+
+    Raises
+    ------
+    InputError
+        With the status ``empty``, ``too_large``, ``not_an_image`` or ``undecodable``.
+    """
+    if views is None:
+        return load_image(data, preprocess)[None]
+    image, sample = decode(data, preprocess), digest_bytes(data)
+    return np.stack([_view(image, sample, number, preprocess, views) for number in range(views.count)])
+
+
+def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:
+    """Return the seed of one view; the number of views has no part in it, so that more views keep the first ones."""
+    digest = digest_json("view", views.rules, {"seed": views.seed, "sample": sample, "view": number})
+    return int(digest[:16], 16)
+
+
+def _view(image: Image.Image, sample: str, number: int, preprocess: PreprocessSpec, views: ViewSpec) -> NDArray[Any]:
+    crop, recolour = _transforms(views, preprocess.crop)
+    generator = torch.Generator().manual_seed(seed_of_view(views, sample, number))
+    with DrawFrom(generator):
+        box = crop.make_params([image])
+        left, top = box["left"], box["top"]
+        part = image.crop((left, top, left + box["width"], top + box["height"]))
+        return np.asarray(recolour(resized(part, (preprocess.crop, preprocess.crop), preprocess)), np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _transforms(views: ViewSpec, crop: int) -> tuple[Any, Any]:
+    """Return what draws the part, and what flips it and shifts its colours."""
+    with _importing:  # two decoding threads must not import and repair at once
+        import_torchvision()  # first, because of installations on which the plain import fails
+        v2 = import_module("torchvision.transforms.v2")
+    jitter = v2.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
+    part = v2.RandomResizedCrop(crop, scale=views.scale, ratio=views.ratio)
+    return part, v2.Compose([v2.RandomHorizontalFlip(views.flip), jitter])

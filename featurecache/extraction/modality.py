@@ -1,0 +1,162 @@
+"""A modality: what turns the bytes of one input into arrays of one fixed shape, and what is known of the way.
+
+Everything above knows inputs as bytes and batches as arrays. Another modality is a preprocess in ``specs.py``, a class
+here, and an entrance to the network in ``backbones/entrances.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.extraction.augmentation import load_views
+from featurecache.hashing import digest_bytes
+from featurecache.sources.images import decode, pillow_defaults
+from featurecache.sources.probe_images import PROBE_IMAGES
+from featurecache.sources.texts import PADDING, PROBE_TEXTS, Tokenizer, text_of
+from featurecache.specs import AnyPreprocess, PreprocessSpec, TextPreprocessSpec, ViewSpec, check_takes_views
+
+# V views, H height, W width, C channels, T tokens
+
+
+class Loaded(NamedTuple):
+    """One input as the network takes it, once for each view, and whether only its beginning is in there."""
+
+    arrays: NDArray[Any]
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Digests of what an input was at each stage before the network."""
+
+    decoded: str
+    prepared: str
+
+
+class Modality(Protocol):
+    """One kind of input under one preprocess.
+
+    Attributes
+    ----------
+    views : ViewSpec or None
+        The views of each input that it makes; ``None``: one, the plain input.
+    stage_names : tuple of str
+        What the two stages before the network are called.
+    probes : sequence of bytes
+        Inputs that the program carries, to see whether a machine still makes the features that it should.
+    """
+
+    views: ViewSpec | None
+    stage_names: tuple[str, str]
+    probes: Sequence[bytes]
+
+    @property
+    def max_bytes(self) -> int:
+        """Larger inputs are not read."""
+        ...
+
+    def empty(self, count: int) -> NDArray[Any]:
+        """Return a batch of ``count`` inputs in which nothing is."""
+        ...
+
+    def load(self, data: bytes) -> Loaded:
+        """Turn an input's bytes into an array for each view; raise `InputError` where that cannot be."""
+        ...
+
+    def stages(self, data: bytes) -> Stages:
+        """Digest an input at each stage."""
+        ...
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Keep off what other libraries in this process set for all; entered around all threads that load."""
+        ...
+
+
+class ImageModality:
+    """Image files as uint8 (V, H, W, C)."""
+
+    stage_names = ("decoded pixels", "preprocessed pixels")
+    probes: Sequence[bytes] = PROBE_IMAGES
+
+    def __init__(self, spec: PreprocessSpec, views: ViewSpec | None) -> None:
+        self._spec, self.views = spec, views
+        self.max_bytes = spec.max_bytes
+
+    def empty(self, count: int) -> NDArray[np.uint8]:
+        """Black images."""
+        return np.zeros((count, self._spec.crop, self._spec.crop, 3), np.uint8)
+
+    def load(self, data: bytes) -> Loaded:
+        """Decode, once, and orient; then resize and crop, or make the views."""
+        return Loaded(load_views(data, self._spec, self.views))
+
+    def stages(self, data: bytes) -> Stages:
+        """Digest an image before and after resizing and cropping, or before and after its views are made."""
+        image = decode(data, self._spec)
+        return Stages(_digest(image.tobytes()), _digest(self.load(data).arrays.tobytes()))
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Set Pillow's flags."""
+        return pillow_defaults()
+
+
+class TextModality:
+    """Texts as int32 (1, T) token ids."""
+
+    views: ViewSpec | None = None
+    stage_names = ("decoded text", "token ids")
+    probes: Sequence[bytes] = PROBE_TEXTS
+
+    def __init__(self, spec: TextPreprocessSpec, tokenizer: str) -> None:
+        self._spec, self._tokenizer = spec, Tokenizer(tokenizer, spec)
+        self.max_bytes = spec.max_bytes
+
+    def empty(self, count: int) -> NDArray[np.int32]:
+        """Nothing but padding."""
+        return np.full((count, self._spec.max_tokens), PADDING, np.int32)
+
+    def load(self, data: bytes) -> Loaded:
+        """Decode and tokenize."""
+        tokens_T, cut = self._tokenizer.tokens_of(data)
+        return Loaded(tokens_T[None], cut)
+
+    def stages(self, data: bytes) -> Stages:
+        """Digest a text before and after the tokenizer."""
+        return Stages(_digest(text_of(data, self._spec).encode()), _digest(self.load(data).arrays.tobytes()))
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Nothing is global here."""
+        return nullcontext()
+
+
+def modality_of(preprocess: AnyPreprocess, tokenizer: str | None = None, views: ViewSpec | None = None) -> Modality:
+    """Return the modality of a preprocess.
+
+    Parameters
+    ----------
+    preprocess
+        Its type decides.
+    tokenizer
+        For texts, the definition of the tokenizer that belongs to the weights.
+    views
+        For images, the views of each that are made instead of the plain image.
+    """
+    if views is not None:
+        check_takes_views(preprocess.modality, "this preprocess")
+    return _MODALITIES[type(preprocess)](preprocess, tokenizer, views)
+
+
+_MODALITIES: dict[type[Any], Callable[[Any, Any, Any], Modality]] = {
+    PreprocessSpec: lambda spec, _, views: ImageModality(spec, views),
+    TextPreprocessSpec: lambda spec, tokenizer, _: TextModality(spec, tokenizer),
+}
+
+
+def _digest(data: bytes) -> str:
+    return digest_bytes(data)[:16]

@@ -1,0 +1,71 @@
+"""Where samples come from: a folder of images or a table of texts, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import RequestError
+from featurecache.sources.folder import FolderSource, Listing
+from featurecache.sources.inputs import Input
+from featurecache.sources.table import TableSource
+
+
+class Source(Protocol):
+    """Lists its inputs, identifies them by their bytes, and hands them out."""
+
+    @property
+    def root(self) -> Path:
+        """What the source is known by in a cache, relative to which its inputs are named."""
+        ...
+
+    @property
+    def modality(self) -> str:
+        """Kind of its inputs, as a preprocess names it."""
+        ...
+
+    @property
+    def noun(self) -> str:
+        """What its inputs are called, several of them."""
+        ...
+
+    def check(self) -> None:
+        """Raise `SourceError` when it is missing or empty; quick where that can be told quickly."""
+        ...
+
+    def find(self) -> Listing:
+        """List the inputs."""
+        ...
+
+    def identify(
+        self, listing: Listing, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
+        """Read some inputs of a listing and yield blocks of (places, ids): ids are the SHA-256 of the bytes."""
+        ...
+
+    def inputs(self, paths: Sequence[str], ids: Sequence[str]) -> Sequence[Input]:
+        """Return some inputs, by path and id (hex)."""
+        ...
+
+
+def open_source(path: str | Path, *, text_column: str | None = None, id_column: str | None = None) -> Source:
+    """Return the source at a place.
+
+    Parameters
+    ----------
+    path
+        A folder of images; with ``text_column`` given, a table of texts (CSV or TSV).
+    text_column
+        The column that holds the texts.
+    id_column
+        The column that names its rows; their numbers where left out.
+    """
+    if text_column is not None:
+        return TableSource(Path(path), text_column, id_column)
+    if id_column is not None:
+        raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
+    return FolderSource(Path(path))
