@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.extraction.engines import Engine
 from featurecache.extraction.inventory import check_modality, look
-from featurecache.extraction.modality import modality_of
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
@@ -155,6 +154,7 @@ class ExtractionRun:
     def _backbone(self) -> tuple[Backbone, tuple[Tap, ...]]:
         """Load the backbone when it is first needed."""
         from featurecache.backbones.taps import resolve_taps
+        from featurecache.extraction.modality import modality_of
 
         if self._loaded is None:
             backbone = load_backbone(self.request)
