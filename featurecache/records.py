@@ -77,7 +77,7 @@ def read_small_file(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         if status.st_size > max_bytes:
             raise CorruptError(f"{path} has {status.st_size} bytes; a record has at most {max_bytes}")
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(max_bytes)
+            return file.read(status.st_size)
     finally:
         os.close(descriptor)
 
@@ -85,7 +85,9 @@ def read_small_file(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     """Parse one strict JSON object; ``path`` is for the message."""
     try:
-        value = json.loads(data, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(
+            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} is not valid JSON ({error}); run `featurecache repair`, or restore it") from None
     if not isinstance(value, dict):

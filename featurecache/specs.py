@@ -248,6 +248,8 @@ class FeatureIdentity:
     def from_json(cls, value: dict[str, Any]) -> FeatureIdentity:
         """Rebuild an identity from :meth:`to_json`."""
         settings = value["preprocess"]
+        if not isinstance(settings, dict) or not isinstance(value.get("views", {}), dict):
+            raise RequestError("the preprocess and the views of a feature identity must be objects")
         if (kind := settings.get("kind")) not in _PREPROCESS_KINDS:
             raise RequestError(f"a preprocess of kind {kind!r:.80} is not known to this release; upgrade featurecache")
         views = {"views": ViewSpec(**value["views"])} if "views" in value else {}

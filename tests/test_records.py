@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,23 @@ def test_links_folders_and_giants_are_refused(tmp_path: Path) -> None:
         read_small_file(tmp_path)
     with pytest.raises(CorruptError, match="has 100 bytes; a record has at most 99"):
         read_small_file(tmp_path / "real", max_bytes=99)
+
+
+def test_a_limit_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "real").write_bytes(b"x" * 100)
+    tracemalloc.start()
+    try:
+        assert read_small_file(tmp_path / "real", max_bytes=1 << 34) == b"x" * 100
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_records_are_utf8(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "r.json").write_bytes(encode_record("thing", BODY).decode().encode(encoding))
+    with pytest.raises(CorruptError, match="not valid JSON"):
+        read_record(tmp_path / "r.json", "thing")
 
 
 def test_first_writer_wins(tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ class SampleTable:
     def uris_of(self, rows: Sequence[int] | range | Rows) -> list[str]:
         """Return where each of some inputs was first seen, relative to its source; for people, never opened."""
         places = np.asarray(rows, np.int64)
+        if len(places) and (places.min() < 0 or places.max() >= len(self)):
+            raise CorruptError(
+                f"the sample table has {len(self)} rows, not row {places.max()}: a part of samples/ is missing; "
+                "restore it from a copy of the cache, or extract into a new one"
+            )
         part = np.searchsorted(self._starts, places, side="right") - 1
         texts = {number: self._text(number) for number in np.unique(part).tolist()}
         local = (places - self._starts[part]).tolist()

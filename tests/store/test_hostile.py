@@ -462,3 +462,26 @@ def test_broken_tasks_take_no_time(cache: Path, capsys: pytest.CaptureFixture) -
         shutil.copytree(cache / "tasks" / "colour", cache / "tasks" / f"x{k}")
     signal.alarm(10)
     look(cache, capsys)
+
+
+@pytest.mark.parametrize("field", ["preprocess", "views"])
+def test_an_identity_may_hold_anything(cache: Path, field: str, capsys: pytest.CaptureFixture) -> None:
+    path = find(cache, RECORDS["spec"])
+    right = path.read_bytes()
+    kinds = ({"kind": []}, {"kind": "other"}) if field == "preprocess" else ()
+    for wrong in (*WRONG, [[]], "x", *kinds):
+        edit(path, lambda content, wrong=wrong: content["identity"].update({field: wrong}))
+        look(cache, capsys)
+        assert is_found(cache, level="structure"), wrong
+        path.write_bytes(right)
+
+
+def test_features_without_their_samples_are_one_clear_line(cache: Path, capsys: pytest.CaptureFixture) -> None:
+    path = find(cache, RECORDS["features"])
+    first = json.loads(path.read_bytes())["body"]["rows"][0][0]
+    edit(path, lambda content: content["body"].update(bad=[[first, "empty", "a bad input"]]))
+    shutil.rmtree(cache / "samples")
+    look(cache, capsys, read=False)
+    assert main(["info", str(cache)]) == 1
+    assert "a part of samples/ is missing; restore it from a copy" in capsys.readouterr().err
+    assert is_found(cache, level="structure")

@@ -296,7 +296,7 @@ _CHANGES = {
 }
 _LIBRARIES = tuple(
     os.path.realpath(path)
-    for path in (sys.prefix, sys.base_prefix, Path(__file__).parents[2], Path(os.__file__).parent)
+    for path in (sys.prefix, sys.base_prefix, Path(__file__).parents[3], Path(os.__file__).parent)
 )
 
 
