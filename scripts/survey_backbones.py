@@ -16,11 +16,10 @@ import argparse
 import collections
 import csv
 import json
+import multiprocessing
 import random
 import re
 import resource
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ COLUMNS = (
     "seconds",
 )  # fmt: skip
 TOLERANCE = 1e-5
+FORK = multiprocessing.get_context("fork")
 
 
 def classifier_input(name: str, seed: int) -> Any:
@@ -97,26 +97,35 @@ def compare(backbone: Any, tap: Any, name: str, seed: int) -> str:
 
 
 def run_guarded(name: str, *, gigabytes: float, seconds: float) -> dict[str, Any]:
-    """Try a network in a process of its own."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 1e9),) * 2)
-
+    """Try a network in a process of its own, forked from this one, which has the libraries loaded."""
     started = time.monotonic()
-    command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=answer, args=(name, gigabytes, sender))
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, preexec_fn=limit)
-        row = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else failed(done)
-    except subprocess.TimeoutExpired:
-        row = {"status": "too slow", "error": f"over {seconds:.0f} s"}
+        row = receiver.recv() if receiver.poll(seconds) else {"status": "too slow", "error": f"over {seconds:.0f} s"}
+    except EOFError:  # killed: by the kernel, for its memory
+        row = {"status": "too large", "error": "the process was killed"}
+    process.kill()
+    process.join()
+    receiver.close()
     return {**row, "name": name, "seconds": round(time.monotonic() - started, 1)}
 
 
-def failed(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Describe a process that did not end well."""
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    memory = done.returncode < 0 or any(sign in done.stderr for sign in ("MemoryError", "allocate memory", "bad_alloc"))
-    return {"status": "too large" if memory else "failed", "error": last[:300]}
+def answer(name: str, gigabytes: float, sender: Any) -> None:
+    """Send a network's row, or the error it ends with."""
+    import torch
+
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 1e9),) * 2)
+    try:
+        row = try_one(name)
+    except BaseException as error:
+        memory = isinstance(error, MemoryError) or "allocate memory" in str(error) or "bad_alloc" in str(error)
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        row = {"status": "too large" if memory else "failed", "error": f"{type(error).__name__}: {last}"[:300]}
+    sender.send(row)
 
 
 def by_size(names: list[str]) -> list[str]:
@@ -167,6 +176,10 @@ def read_rows(table: Path) -> list[dict[str, Any]]:
 
 def survey(names: list[str], table: Path, *, minutes: float, gigabytes: float, seconds: float) -> None:
     """Append one row for each network that has none."""
+    import featurecache.backbones.inspection
+    import featurecache.backbones.probing
+    import featurecache.backbones.taps  # noqa: F401 (loaded once, for all processes to come)
+
     done = {row["name"] for row in read_rows(table)}
     deadline = time.monotonic() + minutes * 60
     fresh = not table.exists()

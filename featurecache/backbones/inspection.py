@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import PRE_LOGITS, Probe, node_modules, probe
+from featurecache.backbones.probing import PRE_LOGITS, Probe, probe
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import DEFAULT, usual_tap
@@ -48,7 +48,7 @@ def list_nodes(backbone: Backbone) -> list[NodeInfo]:
     """Return every module as a possible tap, in the order of the network's definition, ``pre_logits`` last."""
     seen, flops = _probe_with_costs(backbone)
     groups = {DEFAULT: [PRE_LOGITS], **suggested_nodes(backbone, seen)}
-    return [_describe(backbone, seen, node, flops.get(node), groups) for node in node_modules(backbone)]
+    return [_describe(backbone, seen, node, flops.get(node), groups) for node in seen.modules]
 
 
 def bytes_per_sample(tap: Tap) -> int:
@@ -62,7 +62,7 @@ def suggested_taps(nodes: list[NodeInfo]) -> dict[str, list[str]]:
 
 
 def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, groups: dict[str, list[str]]) -> NodeInfo:
-    module, tap = node_modules(backbone)[node], usual_tap(backbone, seen, node)
+    module, tap = seen.modules[node], usual_tap(backbone, seen, node)
     return NodeInfo(
         name=node,
         class_name=type(module).__name__ if node != PRE_LOGITS else "input of the output layer",

@@ -13,7 +13,7 @@ from torch import nn
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.pooling import Layout
-from featurecache.backbones.probing import PRE_LOGITS, Probe, node_modules
+from featurecache.backbones.probing import PRE_LOGITS, Probe
 
 _CHANNELS_FIRST_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 # How many class and distillation tokens a network may have that its provider knows nothing about.
@@ -29,7 +29,7 @@ def layout_of(backbone: Backbone, seen: Probe, node: str) -> Layout | None:
         return "other"
     if len(shape) == 2:
         return "BTD"
-    modules = node_modules(backbone)
+    modules = seen.modules
     last = _channels_last(shape, modules[node] if node != PRE_LOGITS else None)
     if last is None and len(set(shape)) == 1:
         # As many channels as rows: the network's other maps tell.

@@ -24,6 +24,8 @@ _NUM_PROBES = 2
 class Probe:
     """What a dry run saw, by node name."""
 
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    """Every module that can be tapped, `PRE_LOGITS` last; listed once, as large networks have thousands."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of a node's last output, batch axis included; absent if it is no tensor."""
     num_calls: Counter[str] = field(default_factory=Counter)
@@ -64,7 +66,7 @@ def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None
     also
         Called with a node's name when one of its calls has ended.
     """
-    seen = Probe()
+    seen = Probe(modules=node_modules(backbone))
 
     def note(node: str, output: Any) -> None:
         _note(seen, node, output)
@@ -72,7 +74,7 @@ def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None
 
     handles: list[RemovableHandle] = []
     try:
-        for node, module in node_modules(backbone).items():
+        for node, module in seen.modules.items():
             handles.append(watch(module, node, backbone, lambda output, node=node: note(node, output)))
         _run(backbone)
     finally:

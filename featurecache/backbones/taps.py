@@ -15,7 +15,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.layout import is_square, layout_of, prefix_tokens_at
 from featurecache.backbones.pooling import POOLINGS, Layout, grid_side, is_pooling, pooled_shape, takes
-from featurecache.backbones.probing import PRE_LOGITS, Probe, node_modules, probe
+from featurecache.backbones.probing import PRE_LOGITS, Probe, probe
 from featurecache.backbones.steadiness import check_steadiness
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap as Tap
@@ -76,7 +76,7 @@ def _expand(backbone: Backbone, seen: Probe, name: str) -> list[Tap]:
 
 def _resolve(backbone: Backbone, seen: Probe, name: str) -> Tap:
     node, colon, pooling = name.partition(":")
-    known = node_modules(backbone)
+    known = seen.modules
     if node not in known:
         known_names = [*known, DEFAULT, *GROUPS]
         raise UnknownNameError("tap", node, known_names, advice=f"see `featurecache inspect {backbone.name}`")
