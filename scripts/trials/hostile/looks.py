@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from featurecache.records import MAX_RECORD_BYTES
 from trials.common import run_child
 from trials.hostile.forgery import MEMORY, MOST_OUTPUT, N_FEATURES, SECONDS, SECRET, Attack, Forgery, state
 
@@ -200,7 +201,7 @@ def _whole_shards(cache: Path) -> set[Path]:
     """Records whose shard is there."""
     whole = set()
     for record in list(cache.glob("features/*/*/*/commits/[0-9]*.json")) if cache.is_dir() else []:
-        if not record.is_file():  # a device has no end
+        if not record.is_file() or record.stat().st_size > MAX_RECORD_BYTES:  # a device has no end
             continue
         try:
             digest = json.loads(record.read_bytes())["sha256"][:16]

@@ -52,7 +52,7 @@ def name_attacks(*, quick: bool) -> Iterator[Attack]:
             yield Attack("names", f"a copy of {place} is named {label}", partial(_copy_to, pattern, full), None)
     for label, name in NAMES.items():
         yield Attack("names", f"an empty folder at the top is named {label}", partial(_add_folder, name), None)
-    number = 2_000 if quick else 20_000
+    number = 1_000 if quick else 5_000
     for label, pattern in {"commits": f"{SET}/commits", "samples' commits": "samples/commits"}.items():
         forge = partial(_many_files, pattern, number)
         yield Attack("names", f"{number} empty {label}", forge)
