@@ -290,7 +290,8 @@ class BackboneRequest:
 class ExtractionSettings:
     """How features are made on this machine; never part of the fingerprint."""
 
-    batch_size: int = 32
+    batch_size: int | None = None
+    """Inputs in a forward pass; ``None`` lets the runtime choose."""
     num_workers: int | None = None
     """Decoding threads; ``None`` means one per core."""
     device: str = "cpu"
@@ -304,7 +305,7 @@ class ExtractionSettings:
         if self.shard_rows > MAX_SHARD_ROWS:
             raise RequestError(f"shard rows must be at most {MAX_SHARD_ROWS}, got {self.shard_rows}")
         for name in ("batch_size", "shard_rows"):
-            if getattr(self, name) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise RequestError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
         if self.num_workers is not None and self.num_workers < 1:
             raise RequestError(f"num workers must be at least 1, got {self.num_workers}")

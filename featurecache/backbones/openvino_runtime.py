@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -36,7 +36,7 @@ class OpenVinoRuntime:
 
     def __init__(self, module: Normalized, example: np.ndarray) -> None:
         self._names = [tap.name for tap in module.tapped.taps]
-        self._shape, self._dtype = example.shape, example.dtype
+        self._shape, self._dtype, self.batch_size = example.shape, example.dtype, len(example)
         model = _convert(module, example)
         expected = [(len(example), *tap.shape) for tap in module.tapped.taps]
         if [tuple(output.get_partial_shape().to_shape()) for output in model.outputs] != expected:
@@ -46,7 +46,7 @@ class OpenVinoRuntime:
         num_requests = 2 * self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: list[Any] = [self._compiled.create_infer_request() for _ in range(num_requests)]
 
-    def map(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+    def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
         # The batch stays here while its request runs: OpenVINO reads its memory in place.
         running: deque[tuple[Any, np.ndarray]] = deque()

@@ -69,6 +69,8 @@ class TappedBackbone(nn.Module):
         self.taps = tuple(taps)
         self._backbone = backbone
         self._stop_early = stop_early
+        modules = node_modules(backbone)
+        self._watched = {tap.node: modules[tap.node] for tap in taps}
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -80,8 +82,7 @@ class TappedBackbone(nn.Module):
         self.train(False)
         entrance = entrance_of(self._backbone.preprocess)
         catch = _Catch(self.taps, entrance.mask(inputs), stop_early=self._stop_early)
-        modules = node_modules(self._backbone)
-        handles = [watch(modules[node], node, self._backbone, catch.hook(node)) for node in catch.nodes]
+        handles = [watch(module, node, self._backbone, catch.hook(node)) for node, module in self._watched.items()]
         try:
             entrance.call(self.network, inputs)
         except _DeepestTapSeen:

@@ -84,6 +84,8 @@ def print_summary(report: ExtractionReport) -> None:
     print_line(
         f"{report.num_extracted} extracted{runtime}, {report.num_cached} were cached ({report.seconds:.1f} s{rate})"
     )
+    for usage in report.usage:
+        print_line(usage.summary())
     for feature_set in report.sets:
         print_line(f"cached: {feature_set}")
     if report.num_cut:

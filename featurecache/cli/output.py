@@ -63,6 +63,7 @@ def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
         TextColumn("[red]{task.fields[bad]}"),
         console=Console(stderr=True),
     )
@@ -85,10 +86,12 @@ class _Drawn:
     """Progress as bars of rich."""
 
     def __init__(self, bars: Any) -> None:
-        self._bars, self._task, self._bad = bars, None, 0
+        self._bars: Any = bars
+        self._task: Any = None
+        self._bad = 0
 
     def start(self, phase: str, total: int) -> None:
-        self._task = self._bars.add_task(phase, total=total or None, rate="", bad="")
+        self._task = self._bars.add_task(phase, total=total or None, rate="", bad="", said="")
         self._bad = 0
 
     def advance(self, count: int, *, bad: int = 0) -> None:
@@ -96,6 +99,10 @@ class _Drawn:
         task = next(task for task in self._bars.tasks if task.id == self._task)
         rate = f"{task.speed:.0f}/s" if task.speed else ""
         self._bars.update(self._task, advance=count, rate=rate, bad=f"{self._bad} bad" if self._bad else "")
+
+    def say(self, text: str) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, said=plain_text(text))
 
 
 def _plain(cell: Any) -> Any:

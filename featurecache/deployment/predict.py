@@ -125,11 +125,16 @@ def _predict(
     (tap,) = resolve_taps(network, [saved.tap])
     modality = modality_of(network.preprocess, network.tokenizer, views)
     runtime = open_runtime(
-        network, [tap], runtime=settings.runtime, device=settings.device, batch_size=settings.batch_size
+        network,
+        [tap],
+        runtime=settings.runtime,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        num_inputs=len(inputs) * num_views(views),
     )
     try:
         with modality.undisturbed():
-            _guard(saved, tap, runtime, network, settings)
+            _guard(saved, tap, runtime, network)
     except DriftError:
         runtime.close()
         raise
@@ -138,7 +143,6 @@ def _predict(
         inputs,
         runtime,
         modality,
-        batch_size=settings.batch_size,
         num_workers=settings.num_workers,
     )
     remaining = iter(inputs)
@@ -151,15 +155,15 @@ def _predict(
         runtime.close()
 
 
-def _guard(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone, settings: ExtractionSettings) -> None:
+def _guard(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> None:
     """Refuse to label with features that this machine makes differently than the one where the head was trained."""
     recorded = saved.meta.get("probe")
     if recorded is None:
         return
-    differing = drift.changes(recorded["provenance"], drift.provenance(runtime, settings))
+    differing = drift.changes(recorded["provenance"], drift.provenance(runtime))
     with drift.explained(differing, "extract and train here"):
         modality = modality_of(network.preprocess, network.tokenizer, saved.identity.views)
-        drift.check_probe(recorded, tap.name, runtime, modality, batch_size=settings.batch_size)
+        drift.check_probe(recorded, tap.name, runtime, modality)
 
 
 def _label_batch(

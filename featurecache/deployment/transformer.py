@@ -33,8 +33,8 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         A weights file; the provider's own when left out.
     tap : str
         Layer to read, ``node:pooling``.
-    batch_size : int
-        Inputs in a forward pass.
+    batch_size : int, optional
+        Inputs in a forward pass; chosen for the device when left out.
     runtime, device : str
         What executes the network, and where.
     """
@@ -45,7 +45,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         *,
         weights: str | Path | None = None,
         tap: str = "default",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         runtime: str = "auto",
         device: str = "cpu",
     ) -> None:
@@ -72,13 +72,18 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
             An input that cannot be read or decoded; its name is in the error's notes.
         """
         runtime = open_runtime(
-            self.network_, [self.tap_], runtime=self.runtime, device=self.device, batch_size=self.batch_size
+            self.network_,
+            [self.tap_],
+            runtime=self.runtime,
+            device=self.device,
+            batch_size=self.batch_size,
+            num_inputs=len(X),
         )
         modality = modality_of(self.network_.preprocess, self.network_.tokenizer)
         rows = [np.zeros((0, *self.tap_.shape), np.float32)]
         try:
             with modality.undisturbed():
-                for outcome in run_pipeline(self._inputs(X), runtime, modality, batch_size=self.batch_size):
+                for outcome in run_pipeline(self._inputs(X), runtime, modality):
                     _, problems = to_stored(outcome.features[self.tap_.name], outcome.problems, "float32")
                     _refuse_problems(self._inputs(X), sum(map(len, rows)), problems)
                     rows.append(outcome.features[self.tap_.name])

@@ -21,7 +21,6 @@ from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recomputation import Inputs
-from featurecache.extraction.shard_work import remembered_runtime
 from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
 from featurecache.store.features import Features
@@ -157,7 +156,7 @@ def _compute(
         taps,
         device=inputs.settings.device,
         batch_size=ran["batch_size"],
-        remembered=remembered_runtime(group),
+        remembered=ran["runtime"],
     )
     progress.start("computing again", len(rows))
     outcomes = []
@@ -167,14 +166,13 @@ def _compute(
                 source.inputs(paths, ids),
                 runtime,
                 modality,
-                batch_size=ran["batch_size"],
                 num_workers=inputs.settings.num_workers,
             ):
                 outcomes.append(outcome)
                 progress.advance(len(outcome.problems))
         features = {tap.name: np.concatenate([o.features[tap.name] for o in outcomes]) for tap in taps}
         problems = [problem for outcome in outcomes for problem in outcome.problems]
-        return _Again(rows, paths, features, problems), drift.changes(ran, drift.provenance(runtime, inputs.settings))
+        return _Again(rows, paths, features, problems), drift.changes(ran, drift.provenance(runtime))
     finally:
         runtime.close()
 

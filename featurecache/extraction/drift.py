@@ -20,7 +20,7 @@ from featurecache.errors import DriftError, InputError
 from featurecache.extraction.modality import Modality, Stages
 from featurecache.extraction.pipeline import Runtime
 from featurecache.sources.inputs import Input
-from featurecache.specs import ExtractionSettings, shape_of_row
+from featurecache.specs import shape_of_row
 from featurecache.store.features import Features
 from featurecache.versions import installed_versions
 
@@ -31,12 +31,12 @@ _MOST_SAMPLES = 8
 _MOST_NUMBERS = 1024
 
 
-def provenance(runtime: Any, settings: ExtractionSettings) -> dict[str, Any]:
+def provenance(runtime: Any) -> dict[str, Any]:
     """What ran, for the record: no times and no names of machines, so that equal work gives equal records."""
     return {
         "runtime": runtime.name,
         "device": runtime.device,
-        "batch_size": settings.batch_size,
+        "batch_size": runtime.batch_size,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": installed_versions(),
@@ -60,9 +60,7 @@ def explained(differing: Sequence[str], otherwise: str) -> Iterator[None]:
         raise DriftError(f"{error}. What has changed since: {since}. Go back to that, or {otherwise}") from None
 
 
-def check_stored(
-    features: Features, inputs: Mapping[int, Input], runtime: Runtime, modality: Modality, *, batch_size: int
-) -> None:
+def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runtime, modality: Modality) -> None:
     """Compute a few stored samples again and compare.
 
     Parameters
@@ -71,7 +69,7 @@ def check_stored(
         What is stored; its commits say which rows can be compared stage by stage.
     inputs : mapping of int to Input
         The samples of some rows.
-    runtime, modality, batch_size
+    runtime, modality
         As in extraction.
 
     Raises
@@ -90,7 +88,7 @@ def check_stored(
     if not readable:
         return
     rows = np.array(sorted(readable), np.int64)
-    now = _run([readable[row] for row in rows.tolist()], runtime, modality, batch_size)[features.tap]
+    now = _run([readable[row] for row in rows.tolist()], runtime, modality)[features.tap]
     stages = [(probes[row], modality.stages(readable[row])) for row in rows.tolist()]
     if difference := _difference(features.read(rows), now, features.dtype):
         raise _drifted(difference, features.dtype, features.tap, stages, modality)
@@ -101,9 +99,9 @@ def probed_rows(features: Features) -> list[int]:
     return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
 
 
-def probe(runtime: Runtime, modality: Modality, *, batch_size: int) -> dict[str, Any]:
+def probe(runtime: Runtime, modality: Modality) -> dict[str, Any]:
     """Run the program's own inputs and record every stage, as plain JSON values."""
-    features = _run(modality.probes, runtime, modality, batch_size)
+    features = _run(modality.probes, runtime, modality)
     stages = [modality.stages(data) for data in modality.probes]
     return {
         "stages": [[s.decoded, s.prepared] for s in stages],
@@ -111,9 +109,7 @@ def probe(runtime: Runtime, modality: Modality, *, batch_size: int) -> dict[str,
     }
 
 
-def check_probe(
-    recorded: Mapping[str, Any], tap: str, runtime: Runtime, modality: Modality, *, batch_size: int
-) -> None:
+def check_probe(recorded: Mapping[str, Any], tap: str, runtime: Runtime, modality: Modality) -> None:
     """Compare the program's own inputs with what `probe` recorded when the features were made.
 
     Raises
@@ -121,21 +117,17 @@ def check_probe(
     DriftError
         The features differ beyond tolerance.
     """
-    now = probe(runtime, modality, batch_size=batch_size)
+    now = probe(runtime, modality)
     before, after = (np.array(record["features"][tap], np.float32) for record in (recorded, now))
     stages = [[Stages(*pair) for pair in record["stages"]] for record in (recorded, now)]
     if difference := _difference(before, after, "float32"):
         raise _drifted(difference, "float32", tap, list(zip(*stages, strict=True)), modality)
 
 
-def _run(
-    inputs: Sequence[bytes], runtime: Runtime, modality: Modality, batch_size: int
-) -> dict[str, NDArray[np.float32]]:
+def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[str, NDArray[np.float32]]:
     """Return the features of a few inputs, ``(n, ...)``, or with views ``(n, n_views, ...)``."""
-    if runtime.name == "torch":  # takes any number of inputs; the others are prepared for one
-        batch_size = len(inputs)
     arrays = np.concatenate([modality.load(data).arrays for data in inputs])
-    batches = []
+    batches, batch_size = [], runtime.batch_size
     for start in range(0, len(arrays), batch_size):
         batch = modality.empty(batch_size)
         part = arrays[start : start + batch_size]

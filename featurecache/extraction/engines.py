@@ -1,4 +1,7 @@
-"""Where shard jobs run. An engine only spreads work: the jobs, and the bytes they write, are the same everywhere."""
+"""Where shard jobs run. An engine only spreads work: the jobs, and the bytes they write, are the same everywhere.
+
+A worker takes jobs as a stream, because it begins the next one while the last one is still on its way.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,27 @@ from featurecache.errors import UnknownNameError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Work = Callable[[Iterable[Job]], Iterator[Result]]
+"""Does jobs as they come, and yields one result for each."""
 
 
 class Engine(Protocol):
     """Runs independent jobs somewhere; the order of results is free."""
 
-    def map(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Yield the result of each job; an error in a job is raised here."""
+    def map(self, work: Work[Job, Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yield the result of each job; an error in a job is raised here.
+
+        An engine with several workers gives each one a copy of ``work`` and a stream of jobs of its own.
+        """
         ...
 
 
 class LocalEngine:
     """Runs jobs one after the other in this process."""
 
-    def map(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Yield the result of each job, in order."""
-        return map(work, jobs)
+    def map(self, work: Work[Job, Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Yield the result of each job."""
+        return work(jobs)
 
 
 _ENGINES: dict[str, Callable[[], Engine]] = {"local": LocalEngine}

@@ -14,6 +14,9 @@ class Progress(Protocol):
     def advance(self, count: int, *, bad: int = 0) -> None:
         """Report finished steps, and how many of them were bad inputs."""
 
+    def say(self, text: str) -> None:
+        """Tell what the run is waiting for, or has decided, in a few words."""
+
 
 class Silent:
     """Listens and says nothing."""
@@ -22,4 +25,7 @@ class Silent:
         """Ignore."""
 
     def advance(self, count: int, *, bad: int = 0) -> None:
+        """Ignore."""
+
+    def say(self, text: str) -> None:
         """Ignore."""

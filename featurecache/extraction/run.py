@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.extraction.engines import Engine
 from featurecache.extraction.inventory import check_modality, look
+from featurecache.extraction.meter import Usage
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
@@ -52,6 +53,8 @@ class ExtractionReport:
     """Files that changed or vanished during the run; the next run takes them."""
     runtime: str | None = None
     seconds: float = 0.0
+    usage: list[Usage] = field(default_factory=list)
+    """Where the time went, for each pass over inputs: of the plain ones, and of views."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -67,6 +70,7 @@ class ExtractionReport:
             "postponed": self.postponed,
             "runtime": self.runtime,
             "seconds": round(self.seconds, 3),
+            "usage": [usage.to_json() for usage in self.usage],
         }
 
 
@@ -211,6 +215,8 @@ class ExtractionRun:
         report.num_extracted += done.num_rows
         report.runtime = done.runtime or report.runtime
         report.postponed |= done.postponed
+        if done.usage is not None:
+            report.usage.append(done.usage)
 
 
 def about(backbone: Backbone) -> dict[str, Any]:

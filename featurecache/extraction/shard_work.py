@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from time import sleep
+from time import perf_counter, sleep
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from featurecache.backbones.taps import Tap
 from featurecache.errors import InputError
 from featurecache.extraction import drift
 from featurecache.extraction.engines import Engine
+from featurecache.extraction.meter import Meter, Usage
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.plan import ShardJob
 from featurecache.extraction.progress import Progress
@@ -32,6 +34,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks at shards that other writers hold."""
 
 
+_SECONDS_BETWEEN_REMARKS = 1.0
+
+
 @dataclass(frozen=True)
 class WorkDone:
     """What was computed now, by which runtime, and what had to be left: name -> reason."""
@@ -39,6 +44,8 @@ class WorkDone:
     num_rows: int
     runtime: str | None
     postponed: dict[str, str]
+    usage: Usage | None = None
+    """Where the time went; ``None`` if nothing had to be computed."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,7 @@ class ShardWork:
             # For a look at a few inputs a faster runtime is not worth its preparation.
             settings=self.settings if any_jobs else replace(self.settings, runtime="torch"),
             leases=Leases(fingerprint / "leases"),
-            remembered_runtime=remembered_runtime(self.sets),
-            on_rows=lambda count, bad: self.progress.advance(count, bad=bad),
+            remembered=remembered_provenance(self.sets),
         )
 
     def _inputs_of(self, rows: Rows) -> Sequence[Input]:
@@ -109,12 +115,14 @@ class ShardWork:
         self.progress.start("extracting", sum(len(job.rows) for job in jobs))
         postponed: dict[int, tuple[str, str]] = {}
         total, pause = 0, _FIRST_PAUSE
+        extractor.on_rows = self._shown(extractor.meter)
         while jobs:
             num_rows, leased = 0, False
-            for outcome in self.engine.map(extractor, jobs):
-                num_rows += outcome.num_rows
-                postponed |= outcome.postponed
-                leased = leased or outcome.leased
+            with extractor.meter.running():
+                for outcome in self.engine.map(extractor, jobs):
+                    num_rows += outcome.num_rows
+                    postponed |= outcome.postponed
+                    leased = leased or outcome.leased
             total += num_rows
             jobs = plan(postponed)
             if not num_rows and not leased:
@@ -122,7 +130,20 @@ class ShardWork:
             pause = _FIRST_PAUSE if num_rows else min(2 * pause, _LONGEST_PAUSE)
             if jobs and not num_rows:
                 sleep(pause)
-        return WorkDone(total, extractor.runtime_name, dict(postponed.values()))
+        return WorkDone(total, extractor.runtime_name, dict(postponed.values()), extractor.meter.usage())
+
+    def _shown(self, meter: Meter) -> Callable[[int, int], None]:
+        """Return what draws progress, and from time to time says what the run is waiting for."""
+        said = perf_counter()
+
+        def show(count: int, bad: int) -> None:
+            nonlocal said
+            self.progress.advance(count, bad=bad)
+            if perf_counter() - said > _SECONDS_BETWEEN_REMARKS:
+                said = perf_counter()
+                self.progress.say(meter.usage().sentence())
+
+        return show
 
     def _guard(self, extractor: ShardExtractor, jobs: Sequence[ShardJob]) -> None:
         """Refuse to extend features that this machine would make differently."""
@@ -132,17 +153,17 @@ class ShardWork:
                 continue
             taps = next((job.taps for job in jobs if feature_set.tap in job.taps), tuple(self.taps))
             runtime = extractor.runtime(taps)
-            modality, batch_size = extractor.modality, self.settings.batch_size
-            differing = drift.changes(last.body["provenance"], drift.provenance(runtime, self.settings))
+            modality = extractor.modality
+            differing = drift.changes(last.body["provenance"], drift.provenance(runtime))
             if (known := feature_set.probe()) is not None:
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_probe(known, feature_set.tap, runtime, modality, batch_size=batch_size)
+                    drift.check_probe(known, feature_set.tap, runtime, modality)
             if differing and jobs:
                 features = feature_set.open()
                 held = np.intersect1d(drift.probed_rows(features), self.view.unique_rows)
                 inputs = dict(zip(held.tolist(), self._inputs_of(held), strict=True))
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_stored(features, inputs, runtime, modality, batch_size=batch_size)
+                    drift.check_stored(features, inputs, runtime, modality)
 
     def _record_probes(self, extractor: ShardExtractor) -> None:
         """Keep what the program's own inputs gave, so that `predict` can notice another environment elsewhere."""
@@ -151,20 +172,18 @@ class ShardWork:
             return
         runtime = extractor.runtime(tuple(self.taps))
         try:
-            record = drift.probe(runtime, extractor.modality, batch_size=self.settings.batch_size)
+            record = drift.probe(runtime, extractor.modality)
         except InputError:  # this preprocess has limits that the program's own inputs exceed
             return
         for feature_set in lacking:
             features = {feature_set.tap: record["features"][feature_set.tap]}
-            feature_set.keep_probe(
-                {**record, "features": features, "provenance": drift.provenance(runtime, self.settings)}
-            )
+            feature_set.keep_probe({**record, "features": features, "provenance": drift.provenance(runtime)})
 
 
-def remembered_runtime(sets: Sequence[FeatureSet]) -> str | None:
-    """The runtime of the newest commit: a resumed run must not mix runtimes in one array."""
+def remembered_provenance(sets: Sequence[FeatureSet]) -> dict[str, Any] | None:
+    """Provenance of the newest commit: a resumed run must not mix runtimes or sizes of batches in one array."""
     for feature_set in sets:
         commit = feature_set.folder.last()
         if commit is not None:
-            return str(commit.body["provenance"]["runtime"])
+            return dict(commit.body["provenance"])
     return None

@@ -1,10 +1,13 @@
-"""One shard job: rows of one or more taps computed in one pass, written, and committed."""
+"""Shard jobs: rows of one or more taps computed in one pass, written, and committed, one job after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from time import perf_counter
 from typing import Any, Self
 
 import numpy as np
@@ -13,10 +16,12 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap
+from featurecache.backbones.torch_runtime import num_cores
 from featurecache.errors import InputError
 from featurecache.extraction.drift import provenance
+from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality
-from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_pipeline, to_stored
+from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_parts, to_stored
 from featurecache.extraction.plan import ShardJob
 from featurecache.sources.inputs import Input
 from featurecache.specs import ExtractionSettings, shape_of_row
@@ -50,6 +55,25 @@ class ShardOutcome:
     leased: bool = False
 
 
+@dataclass(eq=False)
+class _Started:
+    """A job whose lease is held, on its way through the pipeline."""
+
+    taps: tuple[str, ...]
+    rows: Rows
+    inputs: Sequence[Input]
+    lease: ExitStack
+    drafts: list[Draft] = field(default_factory=list)
+    """Opened when the first features come, so that not every job that is loaded ahead has files open."""
+    num_left: int = 0
+
+    def close(self) -> None:
+        """Give the lease back, and leave nothing behind that is not committed."""
+        with self.lease:
+            for draft in self.drafts:
+                draft.__exit__()
+
+
 @dataclass
 class ShardExtractor:
     """Computes shard jobs with one backbone; loads the runtime when the first job comes.
@@ -65,29 +89,44 @@ class ShardExtractor:
     ids: Column
     settings: ExtractionSettings
     leases: Leases
-    remembered_runtime: str | None = None
+    remembered: Mapping[str, Any] | None = None
+    """Provenance of the newest commit."""
+    meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     on_rows: Callable[[int, int], None] = lambda rows, bad: None
     _runtimes: dict[tuple[str, ...], Runtime] = field(default_factory=dict)
+    _started: list[_Started] = field(default_factory=list)
 
-    def __call__(self, job: ShardJob) -> ShardOutcome:
-        """Compute, write and commit one job, unless another writer is at it or has done it."""
-        with self.leases.hold(job.key) as mine:
-            if not mine:
-                return ShardOutcome(leased=True)
-            taps = tuple(tap for tap in job.taps if not self.sets[tap].folder.has(job.key))
-            return self._compute(ShardJob(taps, job.rows)) if taps else ShardOutcome()
+    def __call__(self, jobs: Iterable[ShardJob]) -> Iterator[ShardOutcome]:
+        """Compute, write and commit jobs, except those that another writer is at or has done.
+
+        Yields
+        ------
+        ShardOutcome
+            One for each job. The next jobs are begun before the outcome of one is there.
+        """
+        idle: deque[ShardOutcome] = deque()
+        try:
+            for taps, started in groupby(self._start(jobs, idle), key=lambda job: job.taps):
+                yield from self._compute(taps, started)
+            yield from idle
+        finally:
+            for job in self._started:
+                job.close()
+            self._started.clear()
 
     def runtime(self, taps: tuple[str, ...]) -> Runtime:
         """Return the runtime for some taps, the same one each time."""
         if taps not in self._runtimes:
-            self._runtimes[taps] = open_runtime(
+            remembered = self.remembered or {}
+            runtime = open_runtime(
                 self.backbone,
                 [self.taps[tap] for tap in taps],
                 runtime=self.settings.runtime,
                 device=self.settings.device,
-                batch_size=self.settings.batch_size,
-                remembered=self.remembered_runtime,
+                batch_size=self.settings.batch_size or remembered.get("batch_size"),
+                remembered=remembered.get("runtime"),
             )
+            self._runtimes[taps], self.meter.device = runtime, runtime.device
         return self._runtimes[taps]
 
     def close(self) -> None:
@@ -100,30 +139,65 @@ class ShardExtractor:
         """Name of the runtime that ran, once one has."""
         return next((runtime.name for runtime in self._runtimes.values()), None)
 
-    def _compute(self, job: ShardJob) -> ShardOutcome:
-        runtime, inputs, ids = self.runtime(job.taps), self.inputs_of(job.rows), self.ids[job.rows]
-        with ExitStack() as stack:
-            drafts = [
-                stack.enter_context(Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(inputs)))
-                for tap in job.taps
-            ]
-            for outcome in run_pipeline(
-                inputs,
-                runtime,
-                self.modality,
-                batch_size=self.settings.batch_size,
-                num_workers=self.settings.num_workers,
-            ):
-                for draft in drafts:
-                    draft.add(outcome)
-                self.on_rows(len(outcome.problems), sum(problem is not None for problem in outcome.problems))
-            record = {
-                "provenance": provenance(runtime, self.settings),
-                "probe": self._probe(inputs, job.rows, drafts[0].bad),
-            }
-            won = [draft.publish(job.rows, ids, record) for draft in drafts]
-        bad = {place: error for draft in drafts for place, error in draft.bad.items()}
-        return _summary(job.rows, inputs, bad) if all(won) else ShardOutcome(leased=True)
+    def _start(self, jobs: Iterable[ShardJob], idle: deque[ShardOutcome]) -> Iterator[_Started]:
+        """Take the lease of each job that is free and not done; the others' outcomes are known at once."""
+        for job in jobs:
+            lease = ExitStack()
+            if not lease.enter_context(self.leases.hold(job.key)):
+                idle.append(ShardOutcome(leased=True))
+                continue
+            taps = tuple(tap for tap in job.taps if not self.sets[tap].folder.has(job.key))
+            started = _Started(taps, job.rows, self.inputs_of(job.rows) if taps else [], lease, num_left=len(job.rows))
+            if not taps:
+                started.close()
+                idle.append(ShardOutcome())
+                continue
+            self._started.append(started)
+            yield started
+
+    def _compute(self, taps: tuple[str, ...], jobs: Iterable[_Started]) -> Iterator[ShardOutcome]:
+        runtime = self.runtime(taps)
+        parts = ((job, job.inputs) for job in jobs)
+        outcomes = run_parts(parts, runtime, self.modality, num_workers=self.settings.num_workers, meter=self.meter)
+        with closing(outcomes):
+            for job, outcome in outcomes:
+                with self._writing():
+                    self._write(job, outcome)
+                num_rows, num_bad = len(outcome.problems), sum(problem is not None for problem in outcome.problems)
+                self.meter.add_inputs(num_rows)
+                self.on_rows(num_rows, num_bad)
+                job.num_left -= num_rows
+                if job.num_left == 0:
+                    with self._writing():
+                        done = self._publish(job, runtime)
+                    yield done
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        started = perf_counter()
+        with self.meter.working("write"):
+            yield
+        self.meter.add_wait("write", perf_counter() - started)
+
+    def _write(self, job: _Started, outcome: Outcome) -> None:
+        if not job.drafts:
+            for tap in job.taps:
+                draft = Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(job.inputs))
+                job.drafts.append(draft)
+        for draft in job.drafts:
+            draft.add(outcome)
+
+    def _publish(self, job: _Started, runtime: Runtime) -> ShardOutcome:
+        """Commit a job whose features are all there."""
+        record = {
+            "provenance": provenance(runtime),
+            "probe": self._probe(job.inputs, job.rows, job.drafts[0].bad),
+        }
+        won = [draft.publish(job.rows, self.ids[job.rows], record) for draft in job.drafts]
+        bad = {place: error for draft in job.drafts for place, error in draft.bad.items()}
+        job.close()
+        self._started.remove(job)
+        return _summary(job.rows, job.inputs, bad) if all(won) else ShardOutcome(leased=True)
 
     def _probe(self, inputs: Sequence[Input], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
         """Digests of the first good inputs before the network, for the drift guard of later runs."""

@@ -125,15 +125,15 @@ def test_bytes_depend_on_neither_workers_nor_order_nor_resuming(
 
     from featurecache.extraction.worker import ShardExtractor
 
-    compute, count = ShardExtractor._compute, iter(range(100))
+    publish, count = ShardExtractor._publish, iter(range(100))
 
-    def killed(self: ShardExtractor, job: Any) -> Any:
+    def killed(self: ShardExtractor, *job: Any) -> Any:
         if next(count) == 2:
             raise KeyboardInterrupt
-        return compute(self, job)
+        return publish(self, *job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ShardExtractor, "_compute", killed)
+        patch.setattr(ShardExtractor, "_publish", killed)
         with pytest.raises(KeyboardInterrupt):
             run(table, tmp_path / "killed", encoder, id_column="key")
     assert 0 < len(shards(tmp_path / "killed")) < len(shards(tmp_path / "one"))

@@ -1,0 +1,273 @@
+"""PyTorch, the reference runtime: on a CPU one small batch per core, on a GPU one large batch after the other.
+
+Measured on two cores (images/s; `scripts/benchmark.py forward` prints them for any machine): one batch of 32 on both
+cores at once gives 30 with EfficientNet-Lite0 and 53 with ViT-Ti/16; batches of 8 on one core each, side by side, give
+50 and 55. Small batches keep their activations in the caches, and cores that wait for nobody lose no time where
+decoding threads want them too. So a CPU works on as many batches as it has cores, each on a replica of the network that
+shares all weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.normalized import Features, Normalized
+from featurecache.backbones.taps import Tap, TappedBackbone
+from featurecache.errors import BackboneError, RequestError
+
+CPU_BATCH_SIZE = 8
+_GPU_BATCHES_AHEAD = 2
+T = TypeVar("T")
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Arithmetic of the forward pass, and what autocast is told."""
+
+
+class TorchRuntime:
+    """Runs a backbone in PyTorch.
+
+    Parameters
+    ----------
+    backbone, taps
+        What to compute.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    batch_size : int, optional
+        Inputs in a batch; any number works, this one is what the runtime proposes.
+    num_batches : int, optional
+        How many there will be, if there are few: then each gets several cores.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        taps: Sequence[Tap],
+        *,
+        device: str = "cpu",
+        batch_size: int | None = None,
+        num_batches: int | None = None,
+    ) -> None:
+        self._device = checked_device(device)
+        self.device = str(self._device)
+        self.batch_size = batch_size or CPU_BATCH_SIZE
+        self._names, self._entrance = [tap.name for tap in taps], entrance_of(backbone.preprocess)
+        self._autocast = PRECISIONS[backbone.identity.precision]
+        # The permuted uint8 images are channels-last already; weights in the same layout save the conversions.
+        self._module = Normalized(TappedBackbone(backbone, taps), backbone.preprocess).to(self._device)
+        self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._most_at_once: int | None = None
+        self._num_batches = num_batches
+        self._streams: _Streams | None = None
+
+    def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
+        """See `Runtime.map`."""
+        yield from self._map_on_cores(batches) if self._device.type == "cpu" else self._map_on_device(batches)
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
+
+    def _map_on_cores(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+        if self._streams is None:
+            self._streams = _Streams(self._module, self._num_batches)
+        streams, running = self._streams, deque[Future[Features]]()
+        try:
+            for batch in batches:
+                self._entrance.check(batch)
+                running.append(streams.submit(self._compute, batch))
+                # Twice as many as there are streams, so that none starves while the oldest result is waited for.
+                while running and (len(running) >= 2 * streams.count or running[0].done()):
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                if not future.cancel():
+                    future.exception()
+
+    def _compute(self, module: Normalized, batch: np.ndarray) -> Features:
+        with torch.inference_mode(), self._arithmetic():
+            outputs = self._forward(module, torch.from_numpy(batch))
+        return self._named([output.contiguous() for output in outputs])
+
+    def _map_on_device(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
+        running: deque[_OnDevice] = deque()
+        copying = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        for batch in batches:
+            self._entrance.check(batch)
+            running.append(self._launch(batch, copying))
+            if len(running) > _GPU_BATCHES_AHEAD:
+                yield self._named(running.popleft().fetch())
+        while running:
+            yield self._named(running.popleft().fetch())
+
+    def _launch(self, batch: np.ndarray, copying: torch.cuda.Stream | None) -> _OnDevice:
+        """Copy a batch while the one before is computed, and start its pass and the way back; nothing is waited for."""
+        with torch.inference_mode(), self._arithmetic():
+            if copying is None:
+                return _OnDevice(self._forward(self._module, torch.from_numpy(batch).to(self._device)), None)
+            pinned = torch.from_numpy(batch).pin_memory()
+            with torch.cuda.stream(copying):
+                inputs = pinned.to(self._device, non_blocking=True)
+            torch.cuda.current_stream(self._device).wait_stream(copying)
+            inputs.record_stream(torch.cuda.current_stream(self._device))
+            outputs = [o.to("cpu", non_blocking=True) for o in self._forward(self._module, inputs)]
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(self._device))
+            return _OnDevice(outputs, done, pinned)
+
+    def _forward(self, module: Normalized, inputs: Tensor) -> Sequence[Tensor]:
+        """Run a batch, in parts once it has shown to be too large for the memory."""
+        while True:
+            size = min(self._most_at_once or len(inputs), len(inputs))
+            try:
+                parts = [module(inputs[start : start + size]) for start in range(0, len(inputs), size)]
+                return parts[0] if len(parts) == 1 else [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not _is_lack_of_memory(error):
+                    raise
+                if size == 1:
+                    raise BackboneError(
+                        f"the memory of device {self.device!r} does not hold one forward pass of a single "
+                        f"{self._entrance.noun[:-1]}; use a smaller network or crop, or another device"
+                    ) from error
+            # Outside the handler, which keeps what the failed pass had allocated alive.
+            self._most_at_once = size // 2
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._autocast is not None:
+                stack.enter_context(torch.autocast(self._device.type, dtype=self._autocast))
+            elif self._device.type == "cuda":
+                stack.enter_context(_exact_float32())
+            yield
+
+    def _named(self, outputs: Sequence[Tensor]) -> Features:
+        arrays = [output.float().contiguous().numpy() for output in outputs]
+        return dict(zip(self._names, arrays, strict=True))
+
+
+class _OnDevice:
+    """A batch that a device is at."""
+
+    def __init__(self, outputs: Sequence[Tensor], done: torch.cuda.Event | None, *kept: Tensor) -> None:
+        self._outputs, self._done, self._kept = outputs, done, kept
+
+    def fetch(self) -> list[Tensor]:
+        """Wait for its features and return them, in the memory of the CPU."""
+        if self._done is not None:
+            self._done.synchronize()
+        return [output.cpu() for output in self._outputs]
+
+
+class _Streams:
+    """Threads that each run a replica of a module on their share of the cores."""
+
+    def __init__(self, module: Normalized, num_batches: int | None) -> None:
+        cores = num_cores()
+        replicas = _replicate(module, min(cores, num_batches or cores))
+        self.count = len(replicas)
+        self._idle: SimpleQueue[Normalized] = SimpleQueue()
+        for replica in replicas:
+            self._idle.put(replica)
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="forward")
+        self._take_cores(max(cores // self.count, 1))
+
+    def submit(self, work: Callable[[Normalized, T], Any], item: T) -> Future[Any]:
+        """Have one of the threads do ``work(replica, item)``."""
+        return self._pool.submit(self._with_replica, work, item)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _with_replica(self, work: Callable[[Normalized, T], Any], item: T) -> Any:
+        replica = self._idle.get()
+        try:
+            return work(replica, item)
+        finally:
+            self._idle.put(replica)
+
+    def _take_cores(self, share: int) -> None:
+        """Limit each thread to its cores. Torch keeps the number by thread, and the last one set for new threads."""
+        before, all_there = torch.get_num_threads(), threading.Barrier(self.count)
+
+        def limit() -> None:
+            all_there.wait()
+            torch.set_num_threads(share)
+
+        for future in [self._pool.submit(limit) for _ in range(self.count)]:
+            future.result()
+        torch.set_num_threads(before)
+
+
+def _replicate(module: Normalized, count: int) -> list[Normalized]:
+    """Return copies of a module's tree that share its tensors: forward passes leave traces in modules, not in weights.
+
+    A module that cannot be copied stays alone.
+    """
+    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    try:
+        return [module, *(copy.deepcopy(module, dict(shared)) for _ in range(count - 1))]
+    # Whatever somebody's own module objects with, one replica is enough to compute.
+    except Exception:
+        return [module]
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Keep GPUs from rounding to ten bits (TF32) what the fingerprint calls float32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def checked_device(name: str) -> torch.device:
+    """Return a device that is there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RequestError(f"unknown device {name!r}; known: cpu, cuda, cuda:0, mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError(f"device {name!r} asked for, but torch sees no CUDA GPU here (torch {torch.__version__})")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RequestError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} CUDA GPUs here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RequestError(f"device {name!r} asked for, but torch sees no Apple GPU here")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise RequestError(f"device {name!r} is not supported; use cpu, cuda or mps")
+    return device
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

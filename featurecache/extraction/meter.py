@@ -1,0 +1,175 @@
+"""Where the time of a run goes, which part of the machine it waits for, and what would help.
+
+Stages are ``read``, ``decode``, ``forward`` and ``write``. For each there are the seconds of work, summed over threads,
+and the seconds in which the run had nothing to do but wait for it. On a CPU decoding and the forward pass share the
+cores, so there a run that waits for neither long is bound by both.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Stage = Literal["read", "decode", "forward", "write"]
+STAGES: tuple[Stage, ...] = ("read", "decode", "forward", "write")
+
+_BUSY_CORES = 0.85
+"""Share of the cores that must be at work for them to be what binds."""
+_LARGE_SHARE = 0.3
+"""From here on a stage is worth advice."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a `Meter` has seen.
+
+    Attributes
+    ----------
+    num_inputs : int
+        Inputs that came out at the end.
+    seconds : float
+        From the first input's start to the last one's end, as far as the run was at work.
+    work, waited : dict of str to float
+        Seconds by stage.
+    cpu_seconds : float
+        Of the whole process.
+    cores : int
+        That the process may use.
+    device : str
+        Where the forward pass runs.
+    """
+
+    num_inputs: int
+    seconds: float
+    work: dict[Stage, float]
+    waited: dict[Stage, float]
+    cpu_seconds: float
+    cores: int
+    device: str
+
+    @property
+    def rate(self) -> float:
+        """Inputs per second."""
+        return self.num_inputs / self.seconds if self.seconds else 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """``cores``, or the stage that the run waited for longest."""
+        if self.cpu_seconds > _BUSY_CORES * self.cores * self.seconds:
+            return "cores"
+        longest = max(("decode", "forward", "write"), key=lambda stage: self.waited[stage])  # type: ignore[index]
+        return "read" if longest == "decode" and self.work["read"] > self.work["decode"] else longest
+
+    @property
+    def advice(self) -> str:
+        """What to change."""
+        if self.bottleneck == "cores" and self.work["decode"] + self.work["read"] > _LARGE_SHARE * self.cpu_seconds:
+            return "store smaller images, or leave --jpeg-decoding at scaled"
+        if self.bottleneck == "cores":
+            return "a smaller network, a smaller --crop, or a GPU (--device cuda)"
+        return {
+            "read": "faster storage, or more --workers where reading waits for a network",
+            "decode": "more --workers, or smaller images",
+            "forward": "a larger --batch-size, --precision bfloat16 on a GPU, or a smaller network",
+            "write": "faster storage for the cache, fewer --tap, or --dtype float16",
+        }[self.bottleneck]
+
+    def sentence(self) -> str:
+        """Return what people read while it runs."""
+        if self.bottleneck != "cores":
+            return f"waiting for {self.bottleneck}"
+        decoding = (self.work["read"] + self.work["decode"]) / max(self.cpu_seconds, 1e-9)
+        return f"cores busy, {min(decoding, 1):.0%} decoding"
+
+    def summary(self) -> str:
+        """Return one line for the end of a run."""
+        parts = [f"{stage} {self.work[stage]:.1f} s" for stage in STAGES]
+        waits = [f"{stage} {self.waited[stage]:.1f} s" for stage in STAGES if self.waited[stage] >= 0.05]
+        waited = f"; waited for {', '.join(waits)}" if waits else ""
+        busy = self.cpu_seconds / max(self.seconds, 1e-9)
+        return (
+            f"{self.rate:.0f} inputs/s; work: {', '.join(parts)}{waited}; {busy:.1f} of {self.cores} cores busy; "
+            f"the limit: {self.bottleneck}; to speed up: {self.advice}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "inputs": self.num_inputs,
+            "seconds": round(self.seconds, 3),
+            "inputs_per_second": round(self.rate, 2),
+            "work_seconds": {stage: round(value, 3) for stage, value in self.work.items()},
+            "waited_seconds": {stage: round(value, 3) for stage, value in self.waited.items()},
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "cores": self.cores,
+            "device": self.device,
+            "bottleneck": self.bottleneck,
+            "advice": self.advice,
+        }
+
+
+class Meter:
+    """Collects times from all threads of a run."""
+
+    def __init__(self, *, cores: int, device: str = "cpu") -> None:
+        self.device, self._cores = device, cores
+        self._lock = threading.Lock()
+        self._work = dict.fromkeys(STAGES, 0.0)
+        self._waited = dict.fromkeys(STAGES, 0.0)
+        self._num_inputs, self._seconds, self._cpu_seconds, self._other_cpu_seconds = 0, 0.0, 0.0, 0.0
+        self._started: tuple[float, float] | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count the time of the block as that of the run."""
+        self._started = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            now = time.perf_counter(), time.process_time()
+            self._seconds += now[0] - self._started[0]
+            self._cpu_seconds += now[1] - self._started[1]
+            self._started = None
+
+    @contextmanager
+    def working(self, stage: Stage) -> Iterator[None]:
+        """Count the time of the block as work of this thread at a stage; not for the forward pass."""
+        started, on_core = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            on_core = time.thread_time() - on_core
+            # Work on the processor is counted as such: threads that wait for a core would count twice.
+            seconds = on_core if stage == "decode" else time.perf_counter() - started
+            with self._lock:
+                self._work[stage] += seconds
+                self._other_cpu_seconds += on_core
+
+    def add_wait(self, stage: Stage, seconds: float) -> None:
+        """Add seconds in which the run waited for a stage."""
+        self._waited[stage] += seconds
+
+    def waited(self, stage: Stage) -> float:
+        """Return the seconds in which the run waited for a stage so far."""
+        return self._waited[stage]
+
+    def add_inputs(self, count: int) -> None:
+        """Count inputs that are done."""
+        self._num_inputs += count
+
+    def usage(self) -> Usage:
+        """Return what was seen so far."""
+        seconds, cpu_seconds = self._seconds, self._cpu_seconds
+        if self._started is not None:
+            seconds += time.perf_counter() - self._started[0]
+            cpu_seconds += time.process_time() - self._started[1]
+        work = dict(self._work)
+        if self.device == "cpu":  # what is left: runtimes have threads of their own, which tell nobody
+            work["forward"] = max(cpu_seconds - self._other_cpu_seconds, 0.0)
+        else:
+            work["forward"] = self._waited["forward"]
+        return Usage(self._num_inputs, seconds, work, dict(self._waited), cpu_seconds, self._cores, self.device)
