@@ -17,6 +17,7 @@ from featurecache.hashing import digest_json
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Orientation = Literal["exif", "stored"]
+JpegDecoding = Literal["scaled", "full"]
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
 RuntimeName = Literal["auto", "torch", "openvino"]
@@ -46,6 +47,8 @@ class PreprocessSpec:
     """Low-pass filter before making an image smaller."""
     orientation: Orientation = "exif"
     """Turn the image as its EXIF tag says, or leave it as stored."""
+    jpeg_decoding: JpegDecoding = "scaled"
+    """``scaled``: JPEG files are decoded at 1/2, 1/4 or 1/8 where the shorter side stays at least twice ``resize``."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour behind transparent pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -65,6 +68,7 @@ class PreprocessSpec:
             raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
         _check_choice("interpolation", self.interpolation, Interpolation)
         _check_choice("orientation", self.orientation, Orientation)
+        _check_choice("jpeg decoding", self.jpeg_decoding, JpegDecoding)
         if self.interpolation == "lanczos" and not self.antialias:
             raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
         if self.decoding_rules != 1:
@@ -240,8 +244,11 @@ class FeatureIdentity:
     def to_json(self) -> dict[str, Any]:
         """Return the identity as plain JSON values."""
         value = asdict(self)
-        if self.views is None:  # as before there were views: the fingerprints of old caches must not change
+        # What is as it was before there was a choice is left out: the fingerprints of old caches must not change.
+        if self.views is None:
             del value["views"]
+        if value["preprocess"].get("jpeg_decoding") == "full":
+            del value["preprocess"]["jpeg_decoding"]
         return value
 
     @classmethod
@@ -252,6 +259,8 @@ class FeatureIdentity:
             raise RequestError("the preprocess and the views of a feature identity must be objects")
         if (kind := settings.get("kind")) not in _PREPROCESS_KINDS:
             raise RequestError(f"a preprocess of kind {kind!r:.80} is not known to this release; upgrade featurecache")
+        if kind is None:
+            settings = {"jpeg_decoding": "full", **settings}
         views = {"views": ViewSpec(**value["views"])} if "views" in value else {}
         return cls(**{**value, "preprocess": _PREPROCESS_KINDS[kind](**settings), **views})
 

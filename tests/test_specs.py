@@ -14,10 +14,21 @@ IDENTITY = FeatureIdentity(backbone="a:b", architecture="0" * 64, weights="1" * 
 
 
 def test_fingerprint_is_pinned() -> None:
-    # Changing this line orphans every cache in the world.
-    assert IDENTITY.fingerprint == "7392ea0c905a317f70540cc91b47dd45808a489e552f800b6a5a9ce81ede7c95"
-    views = replace(IDENTITY, views=ViewSpec())
+    # Changing these lines orphans every cache in the world.
+    full = replace(IDENTITY, preprocess=PreprocessSpec(jpeg_decoding="full"))
+    assert full.fingerprint == "7392ea0c905a317f70540cc91b47dd45808a489e552f800b6a5a9ce81ede7c95"
+    views = replace(full, views=ViewSpec())
     assert views.fingerprint == "3ecea98300e8429e27ee838fca13428f975a00db23b8a7baadfd99e1ae55994d"
+    assert IDENTITY.fingerprint == "9b47ea6cf8cc46cbf3dacba5da79ed9494656a037c9e0f5279126009cd38b426"
+
+
+def test_records_older_than_scaled_decoding_mean_full_decoding() -> None:
+    full = replace(IDENTITY, preprocess=PreprocessSpec(jpeg_decoding="full"))
+    assert "jpeg_decoding" not in full.to_json()["preprocess"]
+    assert FeatureIdentity.from_json(json.loads(json.dumps(full.to_json()))) == full
+    assert FeatureIdentity.from_json(json.loads(json.dumps(IDENTITY.to_json()))) == IDENTITY
+    with pytest.raises(RequestError, match="unknown jpeg decoding 'half'; known: scaled, full"):
+        PreprocessSpec(jpeg_decoding="half")  # type: ignore[arg-type]
 
 
 def test_without_views_the_json_is_what_it_was() -> None:

@@ -112,7 +112,7 @@ def request_digest(request: BackboneRequest) -> str | None:
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
         "versions": {package: _version(package) for package in packages},
     }
-    return digest_json("backbone-request", 1, settings)
+    return digest_json("backbone-request", 2, settings)
 
 
 def _find_provider(name: str) -> tuple[Provider, str]:

@@ -14,6 +14,7 @@ from featurecache.specs import (
     ExtractionSettings,
     InitName,
     Interpolation,
+    JpegDecoding,
     Orientation,
     RuntimeName,
     StorageDtype,
@@ -74,6 +75,9 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--crop", type=int, metavar="PX", help="side of the centre crop")
     group.add_argument("--interpolation", choices=get_args(Interpolation))
     group.add_argument("--orientation", choices=get_args(Orientation), help="apply the EXIF orientation or not")
+    group.add_argument(
+        "--jpeg-decoding", choices=get_args(JpegDecoding), help="scaled: large JPEGs no finer than needed (default)"
+    )
     group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a text that count; the rest is cut off")
     group.add_argument("--mean", type=_three_numbers, metavar="R,G,B")
     group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
@@ -136,7 +140,7 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     """Return the backbone that the options name."""
     from featurecache.specs import PreprocessSpec, TextPreprocessSpec
 
-    names = ("resize", "crop", "interpolation", "orientation", "mean", "std", "max_tokens")
+    names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "mean", "std", "max_tokens")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     # Impossible numbers must fail before a network is loaded.
     if "max_tokens" in changes:

@@ -75,7 +75,8 @@ def load_views(data: bytes, preprocess: PreprocessSpec, views: ViewSpec | None) 
     """
     if views is None:
         return load_image(data, preprocess)[None]
-    image, sample = decode(data, preprocess), digest_bytes(data)
+    # Of the whole image: a view may show a small part of it, enlarged.
+    image, sample = decode(data, preprocess.override(jpeg_decoding="full")), digest_bytes(data)
     return np.stack([_view(image, sample, number, preprocess, views) for number in range(views.count)])
 
 

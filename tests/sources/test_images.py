@@ -224,3 +224,30 @@ def test_mutated_files_never_crash(format: str) -> None:
 def test_the_real_trap_decodes(real_material: Path) -> None:
     data = (real_material / "images/hymenoptera/train/ants/imageNotFound.gif").read_bytes()
     assert decode(data, SPEC).mode == "RGB"
+
+
+@pytest.mark.parametrize("size", [(2100, 1700), (1700, 2100), (1023, 4097), (512, 600), (64, 64)])
+def test_a_large_jpeg_is_decoded_no_finer_than_needed(size: tuple[int, int]) -> None:
+    """The least scale that leaves both sides at least twice as long as they will be, and pixels that hardly differ."""
+    smooth = noise(9, 9).resize(size, Image.Resampling.BICUBIC)
+    data = encoded(smooth, "JPEG", quality=90)
+    scaled, full = PreprocessSpec(resize=128, crop=112), PreprocessSpec(resize=128, crop=112, jpeg_decoding="full")
+    allowed = [s for s in (8, 4, 2, 1) if min(size) // s >= 2 * 128 or s == 1]
+    assert decode(data, scaled).size == tuple(-(-side // allowed[0]) for side in size)
+    assert decode(data, full).size == size
+    difference = np.abs(load_image(data, scaled).astype(int) - load_image(data, full).astype(int))
+    assert difference.mean() < 1
+    assert difference.max() <= 12
+    assert np.array_equal(load_image(encoded(smooth), scaled), load_image(encoded(smooth), full))  # PNG has no scales
+
+
+def test_orientation_and_colours_of_a_scaled_jpeg_are_those_of_the_full_one() -> None:
+    corners = Image.fromarray(np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 0]]], np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode in ("RGB", "L", "CMYK"):
+        image = corners.resize((900, 700), Image.Resampling.NEAREST).convert(mode)
+        data = encoded(image, "JPEG", quality=95, exif=exif)
+        scaled = load_image(data, PreprocessSpec(resize=64, crop=48)).astype(int)
+        full = load_image(data, PreprocessSpec(resize=64, crop=48, jpeg_decoding="full")).astype(int)
+        assert np.abs(scaled - full).mean() < 2, mode

@@ -72,7 +72,8 @@ def test_it_can_be_extended(archive: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (archive / "cache").rglob("*.h5")}
     make.write_photos(tmp_path / "photos")
     settings = ExtractionSettings(runtime="torch", batch_size=4)
-    report = run_extraction(tmp_path / "photos", archive / "cache", make_request(make.BACKBONE), settings=settings)
+    request = make_request(make.BACKBONE, preprocess={"jpeg_decoding": "full"})  # there was nothing else then
+    report = run_extraction(tmp_path / "photos", archive / "cache", request, settings=settings)
     assert report.num_samples == 11
     assert verify(FeatureStore.open(archive / "cache")).problems == ()
     assert all(path.read_bytes() == data for path, data in before.items())
