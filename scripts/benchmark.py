@@ -1,6 +1,8 @@
 """Speed, as ratios from one run: machines differ and are noisy, ratios of interleaved runs are not.
 
     python scripts/benchmark.py extraction data/textile --backbone efficientnet_lite0
+    python scripts/benchmark.py forward --backbone timm:vit_tiny_patch16_224 --init random
+    python scripts/benchmark.py decoding data/textile
     python scripts/benchmark.py rerun data/textile
     python scripts/benchmark.py reading
     python scripts/benchmark.py taps --repeats 15
@@ -15,144 +17,17 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import benchmark_extraction
 import benchmark_taps
 import numpy as np
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds of one call."""
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def find_files(folder: Path, limit: int) -> list[Path]:
-    """Return the first images of every class in turn, so that a part has the classes of the whole."""
-    from featurecache.sources.folder import find_images
-
-    files = find_images([folder])
-    step = max(len(files) // limit, 1)
-    return files[::step][:limit]
-
-
-def plain_loop(files: list[Path], backbone: Any, taps: Any, target: Path) -> None:
-    """What people write by hand: open, resize, stack 64, run eager, save one .npy."""
-    import torch
-    from PIL import Image
-
-    from featurecache.backbones.taps import TappedBackbone
-
-    spec, network, (tap,) = backbone.preprocess, TappedBackbone(backbone, taps), taps
-    resample = getattr(Image.Resampling, spec.interpolation.upper())
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
-    rows, batch = [], []
-    for number, path in enumerate(files, 1):
-        image = Image.open(path).convert("RGB")
-        short = min(image.size)
-        image = image.resize((spec.resize * image.width // short, spec.resize * image.height // short), resample)
-        left, top = (image.width - spec.crop) // 2, (image.height - spec.crop) // 2
-        image = image.crop((left, top, left + spec.crop, top + spec.crop))
-        batch.append((torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous() / 255 - mean) / std)
-        if len(batch) == 64 or number == len(files):
-            with torch.no_grad():
-                rows.append(network(torch.stack(batch))[tap.name].numpy())
-            batch = []
-    np.save(target, np.concatenate(rows))
-
-
-def bench_extraction(args: argparse.Namespace) -> dict[str, Any]:
-    """Disk to committed shards, against ceilings and the plain loop, on the same files."""
-    from featurecache.backbones.registry import load_backbone
-    from featurecache.backbones.runtimes import open_runtime
-    from featurecache.backbones.taps import resolve_taps
-    from featurecache.extraction.extract import make_request, run_extraction
-    from featurecache.extraction.modality import modality_of
-    from featurecache.extraction.pipeline import run_pipeline
-    from featurecache.sources.images import pillow_defaults
-    from featurecache.sources.inputs import FileInput
-    from featurecache.specs import ExtractionSettings
-
-    with tempfile.TemporaryDirectory() as scratch:
-        files = link_files(find_files(args.source, args.images), Path(scratch) / "files")
-        request = make_request(args.backbone, weights=args.weights)
-        backbone = load_backbone(request)
-        taps = resolve_taps(backbone, ["default"])
-        settings = ExtractionSettings(runtime=args.runtime, batch_size=args.batch_size, dtype="float32")
-        caches = (Path(scratch) / f"cache{i}" for i in range(1000))
-        runtime = open_runtime(backbone, taps, runtime=args.runtime, batch_size=args.batch_size)
-        batch = np.random.default_rng(0).integers(
-            0, 256, (args.batch_size, *(backbone.preprocess.crop,) * 2, 3), np.uint8
-        )
-        list(runtime.map([batch] * 2))
-        num_batches = -(-len(files) // args.batch_size)
-        saved = Path(scratch) / "plain.npy"
-
-        class NoNetwork:
-            """Takes batches and gives empty features: what is left is reading and decoding."""
-
-            def map(self, batches: Any) -> Any:
-                for _ in batches:
-                    yield {}
-
-        def decode_alone() -> None:
-            inputs = [FileInput(path) for path in files]
-            with pillow_defaults():
-                for _ in run_pipeline(
-                    inputs, NoNetwork(), modality_of(backbone.preprocess), batch_size=args.batch_size
-                ):
-                    pass
-
-        measured: dict[str, list[float]] = {}
-        runs: dict[str, Callable[[], Any]] = {
-            "featurecache": lambda: run_extraction(Path(scratch) / "files", next(caches), request, settings=settings),
-            "plain loop": lambda: plain_loop(files, backbone, taps, saved),
-            "decode alone": decode_alone,
-            "forward alone": lambda: list(runtime.map(batch for _ in range(num_batches))),
-        }
-        for _ in range(args.repeats):
-            for name, call in runs.items():
-                measured.setdefault(name, []).append(len(files) / timed(call))
-        difference = compare_features(next(Path(scratch).glob("cache0")), Path(scratch) / "files", files, saved)
-    ratios = [a / b for a, b in zip(measured["featurecache"], measured["plain loop"], strict=True)]
-    return {
-        "images": len(files),
-        "backbone": args.backbone,
-        "runtime": runtime.name,
-        "images_per_second": {name: spread(values) for name, values in measured.items()},
-        "featurecache / plain loop": spread(ratios),
-        "largest relative difference of features": difference,
-    }
-
-
-def link_files(files: list[Path], folder: Path) -> list[Path]:
-    """Put the chosen files into a folder of their own without copying them."""
-    folder.mkdir(parents=True)
-    links = [folder / f"{number:06d}{path.suffix}" for number, path in enumerate(files)]
-    for link, path in zip(links, files, strict=True):
-        link.symlink_to(path.resolve())
-    return links
-
-
-def compare_features(cache: Path, source: Path, files: list[Path], saved: Path) -> float:
-    """Largest difference between the cached features and the plain loop's, relative to the largest feature."""
-    from featurecache.store.store import FeatureStore
-
-    store = FeatureStore.open(cache)
-    view = store.views.load(source)
-    assert view is not None
-    rows = np.array([view.row_of[path.name] for path in files])
-    features, reference = store.features().read(rows).astype(np.float32), np.load(saved)
-    reference = reference.reshape(features.shape)
-    return float(np.abs(features - reference).max() / np.abs(reference).max())
+from benchmark_common import spread, timed
 
 
 def bench_rerun(args: argparse.Namespace) -> dict[str, Any]:
@@ -221,9 +96,8 @@ def bench_reading(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+Bench = Callable[[argparse.Namespace], dict[str, Any]]
+Options = Callable[[argparse.ArgumentParser], None]
 
 
 def describe_machine() -> dict[str, Any]:
@@ -254,28 +128,44 @@ def print_result(result: dict[str, Any], indent: str = "") -> None:
             )
 
 
+def add_backbone(parser: argparse.ArgumentParser) -> None:
+    """Add which network."""
+    parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--init", choices=["pretrained", "random"], default="pretrained")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add which images, and how many."""
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--images", type=int, default=300)
+
+
+def add_rerun(parser: argparse.ArgumentParser) -> None:
+    """Add which folder, and which network."""
+    parser.add_argument("source", type=Path)
+    add_backbone(parser)
+
+
 def main() -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_subparsers(dest="what", required=True)
-    benches = {"extraction": bench_extraction, "rerun": bench_rerun, "reading": bench_reading}
-    benches["taps"] = benchmark_taps.bench_taps
-    for name, bench in benches.items():
+    benches: dict[str, tuple[Bench, Options]] = {
+        "extraction": (benchmark_extraction.bench_extraction, benchmark_extraction.add_options),
+        "forward": (benchmark_extraction.bench_forward, add_backbone),
+        "decoding": (benchmark_extraction.bench_decoding, add_source),
+        "rerun": (bench_rerun, add_rerun),
+        "reading": (bench_reading, lambda parser: None),
+        "taps": (benchmark_taps.bench_taps, benchmark_taps.add_options),
+    }
+    for name, (bench, add_options) in benches.items():
         sub = which.add_parser(name, help=bench.__doc__)
         sub.add_argument("--repeats", type=int, default=3)
         sub.add_argument("--json", type=Path, metavar="FILE")
-        if name == "taps":
-            benchmark_taps.add_options(sub)
-        elif name != "reading":
-            sub.add_argument("source", type=Path)
-            sub.add_argument("--backbone", default="efficientnet_lite0")
-            sub.add_argument("--weights", type=Path)
-        if name == "extraction":
-            sub.add_argument("--images", type=int, default=640, help="how many files to use (default 640)")
-            sub.add_argument("--runtime", default="auto")
-            sub.add_argument("--batch-size", type=int, default=32)
+        add_options(sub)
     args = parser.parse_args()
-    result = benches[args.what](args)
+    result = benches[args.what][0](args)
     print_result(result)
     if args.json:
         args.json.write_text(json.dumps({"what": args.what, **result, **describe_machine()}, indent=1) + "\n")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+from benchmark_common import spread
 
 
 def bench_taps(args: argparse.Namespace) -> dict[str, Any]:
@@ -42,21 +43,17 @@ def bench_taps(args: argparse.Namespace) -> dict[str, Any]:
         "backbone": args.backbone,
         "taps in one pass": len(blocks) + len(default),
         "images per pass": args.batch_size,
-        "seconds": {name: _spread(values) for name, values in seconds.items()},
+        "seconds": {name: spread(values) for name, values in seconds.items()},
         "every block / last tap": _ratio(seconds, "every block and the last tap"),
         "half depth / last tap": _ratio(seconds, "block at half depth"),
-        "last tap / network without taps": _spread(
+        "last tap / network without taps": spread(
             [a / b for a, b in zip(seconds["last tap alone"], seconds["network without taps"], strict=True)]
         ),
     }
 
 
 def _ratio(seconds: dict[str, list[float]], name: str) -> dict[str, float]:
-    return _spread([a / b for a, b in zip(seconds[name], seconds["last tap alone"], strict=True)])
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return spread([a / b for a, b in zip(seconds[name], seconds["last tap alone"], strict=True)])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

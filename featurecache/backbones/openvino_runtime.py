@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -33,6 +33,8 @@ class OpenVinoRuntime:
 
     name = "openvino"
     device = "cpu"
+    precision = "float32"
+    trial: Mapping[str, float] = {}
 
     def __init__(self, module: Normalized, example: np.ndarray) -> None:
         self._names = [tap.name for tap in module.tapped.taps]

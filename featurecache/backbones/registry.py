@@ -110,6 +110,7 @@ def request_digest(request: BackboneRequest) -> str | None:
         # The published name of a file may say which preprocess belongs to it.
         "weights_name": request.weights.name if request.weights else None,
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
+        "precision": request.precision,
         "versions": {package: _version(package) for package in packages},
     }
     return digest_json("backbone-request", 2, settings)
@@ -169,6 +170,7 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) ->
         architecture=parts.architecture_digest(module),
         weights=parts.weights_digest(module),
         preprocess=preprocess,
+        precision=request.precision,
     )
     for note in notes:
         _log.info("%s: %s", request.name, note)

@@ -7,7 +7,7 @@ with other networks PyTorch was as quick. So ``auto`` lets both run for a moment
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import chain, count
 from time import perf_counter
@@ -46,6 +46,16 @@ class Runtime(Protocol):
     @property
     def batch_size(self) -> int:
         """Inputs in each batch that it wants."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the forward pass."""
+        ...
+
+    @property
+    def trial(self) -> Mapping[str, float]:
+        """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
         ...
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
@@ -113,10 +123,15 @@ class ComparedRuntime:
         The two runtimes.
     required
         Disagreement is an error, not a reason to use the reference.
+    trial
+        What came out when both were tried.
     """
 
-    def __init__(self, fast: Runtime, reference: Runtime, *, required: bool) -> None:
+    def __init__(
+        self, fast: Runtime, reference: Runtime, *, required: bool, trial: Mapping[str, float] | None = None
+    ) -> None:
         self._active, self._reference, self._required = fast, reference, required
+        self.trial = trial or {}
         self._compared = False
 
     @property
@@ -133,6 +148,11 @@ class ComparedRuntime:
     def batch_size(self) -> int:
         """Inputs in each batch."""
         return self._active.batch_size
+
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the forward pass."""
+        return self._active.precision
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
@@ -214,18 +234,12 @@ def _open_openvino(
             raise RuntimeMismatchError(f"{message}; use runtime torch") from error
         _log.warning("%s; continuing with torch", message)
         return reference
-    if trial and not _is_faster(fast, reference, example):
+    rates = {runtime.name: _rate(runtime, example) for runtime in (reference, fast)} if trial else {}
+    if trial and rates[fast.name] <= rates[reference.name]:
         fast.close()
+        reference.trial = rates
         return reference
-    return ComparedRuntime(fast, reference, required=required)
-
-
-def _is_faster(fast: Runtime, reference: Runtime, example: np.ndarray) -> bool:
-    """Let both run for a moment, and say what came out."""
-    rates = {runtime.name: _rate(runtime, example) for runtime in (reference, fast)}
-    shown = ", ".join(f"{name} {rate:.3g}/s" for name, rate in rates.items())
-    _log.info("trial of runtimes: %s", shown)
-    return rates[fast.name] > rates[reference.name]
+    return ComparedRuntime(fast, reference, required=required, trial=rates)
 
 
 def _rate(runtime: Runtime, example: np.ndarray) -> float:

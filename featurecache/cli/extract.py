@@ -84,6 +84,9 @@ def print_summary(report: ExtractionReport) -> None:
     print_line(
         f"{report.num_extracted} extracted{runtime}, {report.num_cached} were cached ({report.seconds:.1f} s{rate})"
     )
+    if report.trial:
+        tried = ", ".join(f"{name} {rate:.3g}/s" for name, rate in report.trial.items())
+        print_line(f"runtimes tried: {tried}; the cache remembers which made its features (--runtime)")
     for usage in report.usage:
         print_line(usage.summary())
     for feature_set in report.sets:

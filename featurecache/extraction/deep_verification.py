@@ -189,7 +189,7 @@ def _compare(
     good = np.array([pair == ("good", "good") for pair in zip(statuses, statuses_now, strict=True)], bool)
     errors = np.zeros(len(good))
     errors[good] = _relative_errors(features.read(again.rows[good]), decode(stored[good], rounded))
-    limit = drift.TOLERANCE[feature_set.dtype]
+    limit = drift.tolerance(feature_set.dtype, feature_set.identity.precision)
     wrong = [
         f"{path} is stored as {before}, and is {now} now"
         if before != now

@@ -27,8 +27,16 @@ from featurecache.versions import installed_versions
 TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2, "int8": 5e-2}
 """Largest difference, relative to the largest stored feature, that counts as agreement."""
 
+_ROUNDING = {"float32": 0.0, "float16": 5e-3, "bfloat16": 3e-2}
+"""The same, of features that were computed with fewer digits, which other machines round elsewhere."""
+
 _MOST_SAMPLES = 8
 _MOST_NUMBERS = 1024
+
+
+def tolerance(dtype: str, precision: str) -> float:
+    """Return the largest difference between stored features of a type and those computed again with a precision."""
+    return max(TOLERANCE[dtype], _ROUNDING[precision])
 
 
 def provenance(runtime: Any) -> dict[str, Any]:
@@ -90,8 +98,9 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
     rows = np.array(sorted(readable), np.int64)
     now = _run([readable[row] for row in rows.tolist()], runtime, modality)[features.tap]
     stages = [(probes[row], modality.stages(readable[row])) for row in rows.tolist()]
-    if difference := _difference(features.read(rows), now, features.dtype):
-        raise _drifted(difference, features.dtype, features.tap, stages, modality)
+    limit = tolerance(features.dtype, runtime.precision)
+    if difference := _difference(features.read(rows), now, limit):
+        raise _drifted(difference, limit, features.tap, stages, modality)
 
 
 def probed_rows(features: Features) -> list[int]:
@@ -120,8 +129,9 @@ def check_probe(recorded: Mapping[str, Any], tap: str, runtime: Runtime, modalit
     now = probe(runtime, modality)
     before, after = (np.array(record["features"][tap], np.float32) for record in (recorded, now))
     stages = [[Stages(*pair) for pair in record["stages"]] for record in (recorded, now)]
-    if difference := _difference(before, after, "float32"):
-        raise _drifted(difference, "float32", tap, list(zip(*stages, strict=True)), modality)
+    limit = tolerance("float32", runtime.precision)
+    if difference := _difference(before, after, limit):
+        raise _drifted(difference, limit, tap, list(zip(*stages, strict=True)), modality)
 
 
 def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[str, NDArray[np.float32]]:
@@ -146,15 +156,15 @@ def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return flat[:, :: max(flat.shape[1] // _MOST_NUMBERS, 1)]
 
 
-def _difference(before: NDArray[Any], after: NDArray[Any], dtype: str) -> float | None:
+def _difference(before: NDArray[Any], after: NDArray[Any], limit: float) -> float | None:
     """Return the largest difference relative to the largest feature, if it is beyond tolerance."""
     scale = max(float(np.abs(before.astype(np.float32)).max(initial=0)), 1e-12)
     difference = float(np.abs(before.astype(np.float32) - after.reshape(before.shape)).max(initial=0)) / scale
-    return None if difference <= TOLERANCE[dtype] else difference
+    return None if difference <= limit else difference
 
 
 def _drifted(
-    difference: float, dtype: str, tap: str, stages: Sequence[tuple[Stages, Stages]], modality: Modality
+    difference: float, limit: float, tap: str, stages: Sequence[tuple[Stages, Stages]], modality: Modality
 ) -> DriftError:
     """Name the first stage that changed."""
     if any(before.decoded != now.decoded for before, now in stages):
@@ -165,5 +175,5 @@ def _drifted(
         stage = "features"
     return DriftError(
         f"this machine makes other numbers for tap {tap!r} than those stored: they differ by {difference:.1e} of the "
-        f"largest (tolerance {TOLERANCE[dtype]:.0e}), and the first stage that changed is: {stage}"
+        f"largest (tolerance {limit:.0e}), and the first stage that changed is: {stage}"
     )

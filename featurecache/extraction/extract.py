@@ -11,7 +11,7 @@ from featurecache.extraction.engines import make_engine
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.run import ExtractionReport, ExtractionRun
 from featurecache.sources.source import open_source
-from featurecache.specs import BackboneRequest, ExtractionSettings, InitName, ViewSpec
+from featurecache.specs import BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
 from featurecache.store.store import FeatureStore
 
 
@@ -23,6 +23,7 @@ def extract(
     weights: str | Path | None = None,
     init: InitName = "pretrained",
     seed: int = 0,
+    precision: PrecisionName = "float32",
     taps: Sequence[str] = ("default",),
     preprocess: Mapping[str, Any] | None = None,
     views: ViewSpec | int | None = None,
@@ -48,6 +49,8 @@ def extract(
         A weights file; the provider's own when left out.
     init, seed : str, int
         ``"random"``: the same architecture before any training, drawn from a seed.
+    precision : str
+        Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
     taps : sequence of str
         Layers to keep, each ``node:pooling``; ``default`` is the input of the removed output layer, ``stages`` and
         ``blocks`` are the taps suggested for the architecture.
@@ -69,7 +72,7 @@ def extract(
     FeatureStore
         The cache, open.
     """
-    request = make_request(backbone, weights=weights, preprocess=preprocess, init=init, seed=seed)
+    request = make_request(backbone, weights=weights, preprocess=preprocess, init=init, seed=seed, precision=precision)
     report = run_extraction(
         source,
         cache,
@@ -92,6 +95,7 @@ def make_request(
     preprocess: Mapping[str, Any] | None = None,
     init: InitName = "pretrained",
     seed: int = 0,
+    precision: PrecisionName = "float32",
 ) -> BackboneRequest:
     """Bundle what identifies a backbone for a caller."""
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
@@ -101,6 +105,7 @@ def make_request(
         preprocess=tuple(sorted(changes.items())),
         init=init,
         seed=seed,
+        precision=precision,
     )
 
 

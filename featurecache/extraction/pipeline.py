@@ -58,6 +58,11 @@ class Runtime(Protocol):
         """Inputs in each batch that it wants."""
         ...
 
+    @property
+    def precision(self) -> str:
+        """Arithmetic of the forward pass."""
+        ...
+
     def map(self, batches: Iterable[NDArray[Any]]) -> Generator[dict[str, NDArray[np.float32]], None, None]:
         """Yield ``{tap: features}`` for each batch, in order."""
         ...

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.random_weights import seed_of
 from featurecache.backbones.registry import load_backbone
 from featurecache.errors import BackboneMismatchError
-from featurecache.specs import BackboneRequest, FeatureIdentity, InitName
+from featurecache.specs import BackboneRequest, FeatureIdentity, InitName, PrecisionName
 
 
 def reproduce_backbone(
@@ -62,7 +63,14 @@ def reproduce_backbone(
     path = None if weights is None else Path(weights)
     seed = seed_of(made_with) if path is None else None
     init: InitName = "pretrained" if seed is None else "random"
-    request = BackboneRequest(name=backbone or name, weights=path, preprocess=preprocess, init=init, seed=seed or 0)
+    request = BackboneRequest(
+        name=backbone or name,
+        weights=path,
+        preprocess=preprocess,
+        init=init,
+        seed=seed or 0,
+        precision=cast(PrecisionName, identity.precision),
+    )
     network = load_backbone(request)
     if differences := identity.plain.differences(network.identity):
         raise BackboneMismatchError(

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,10 @@ class ExtractionReport:
     """Files that changed or vanished during the run; the next run takes them."""
     runtime: str | None = None
     seconds: float = 0.0
+    trial: dict[str, float] = field(default_factory=dict)
+    """Inputs per second of each runtime that was tried before one was chosen."""
+    startup_seconds: float = 0.0
+    """Of those, until the network was loaded and its runtime ready."""
     usage: list[Usage] = field(default_factory=list)
     """Where the time went, for each pass over inputs: of the plain ones, and of views."""
 
@@ -69,7 +74,9 @@ class ExtractionReport:
             "bad": [{"path": path, "status": status, "reason": why} for path, (status, why) in self.bad.items()],
             "postponed": self.postponed,
             "runtime": self.runtime,
+            "trial": {name: round(rate, 2) for name, rate in self.trial.items()},
             "seconds": round(self.seconds, 3),
+            "startup_seconds": round(self.startup_seconds, 3),
             "usage": [usage.to_json() for usage in self.usage],
         }
 
@@ -90,6 +97,7 @@ class ExtractionRun:
     progress: Progress
     views: ViewSpec | None = None
     _loaded: tuple[Backbone, tuple[Tap, ...]] | None = field(default=None, init=False)
+    _loading_seconds: float = field(default=0.0, init=False)
 
     def go(self) -> ExtractionReport:
         """Do it all."""
@@ -107,6 +115,7 @@ class ExtractionRun:
         report.num_ignored = listing.num_ignored
         for views in variants:
             self._extract(report, view, views, known[views])
+        report.startup_seconds += self._loading_seconds
         report.num_cut = _count_cut(view, report.sets)
         report.bad = _bad_inputs(view, report.sets)
         return report
@@ -161,10 +170,12 @@ class ExtractionRun:
         from featurecache.extraction.modality import modality_of
 
         if self._loaded is None:
+            started = perf_counter()
             backbone = load_backbone(self.request)
             check_modality(self.source, backbone.preprocess, backbone.name)
             modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
             self._loaded = backbone, resolve_taps(backbone, self.taps)
+            self._loading_seconds = perf_counter() - started
         return self._loaded
 
     def _scan(self, store: FeatureStore) -> tuple[Listing, SourceView]:
@@ -215,6 +226,8 @@ class ExtractionRun:
         report.num_extracted += done.num_rows
         report.runtime = done.runtime or report.runtime
         report.postponed |= done.postponed
+        report.startup_seconds += done.startup_seconds
+        report.trial |= done.trial
         if done.usage is not None:
             report.usage.append(done.usage)
 

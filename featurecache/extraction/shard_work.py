@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter, sleep
 from typing import Any
 
@@ -46,6 +46,10 @@ class WorkDone:
     postponed: dict[str, str]
     usage: Usage | None = None
     """Where the time went; ``None`` if nothing had to be computed."""
+    trial: Mapping[str, float] = field(default_factory=dict)
+    """Inputs per second of each runtime that was tried before one was chosen."""
+    startup_seconds: float = 0.0
+    """Until the runtime was ready and compared with what it had made before."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,16 @@ class ShardWork:
         DriftError
             This machine makes other features than those that are there.
         """
-        jobs = plan(())
+        jobs, started = plan(()), perf_counter()
         extractor = self._extractor(any_jobs=bool(jobs))
         try:
             with extractor.modality.undisturbed():
                 self._guard(extractor, jobs)
+                if jobs:
+                    extractor.runtime(jobs[0].taps)
+                startup = perf_counter() - started
                 done = self._work_off(extractor, plan, jobs) if jobs else WorkDone(0, None, {})
+                done = replace(done, trial=extractor.trial, startup_seconds=startup)
                 self._record_probes(extractor)
             return done
         finally:

@@ -139,6 +139,11 @@ class ShardExtractor:
         """Name of the runtime that ran, once one has."""
         return next((runtime.name for runtime in self._runtimes.values()), None)
 
+    @property
+    def trial(self) -> Mapping[str, float]:
+        """Inputs per second of each runtime that was tried."""
+        return next((runtime.trial for runtime in self._runtimes.values() if runtime.trial), {})
+
     def _start(self, jobs: Iterable[ShardJob], idle: deque[ShardOutcome]) -> Iterator[_Started]:
         """Take the lease of each job that is free and not done; the others' outcomes are known at once."""
         for job in jobs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import nn
 
@@ -16,6 +18,31 @@ class Small(nn.Module):
     def forward(self, images_BCHW):
         maps_BCHW = self.act(self.act(self.body(images_BCHW)) - 0.5)
         return self.head(maps_BCHW.mean((2, 3)))
+
+
+class Forgetful(Small):
+    """Keeps what it works on in itself, and looks at it again later."""
+
+    def forward(self, images_BCHW):
+        self.images_BCHW = images_BCHW
+        time.sleep(0.002)
+        return super().forward(self.images_BCHW)
+
+
+class Uncopyable(Small):
+    def __deepcopy__(self, memo):
+        raise TypeError("no copies")
+
+
+class Limited(Small):
+    """Fails with more images than it is told."""
+
+    most, error = 1_000, RuntimeError("none")
+
+    def forward(self, images_BCHW):
+        if len(images_BCHW) > self.most:
+            raise self.error
+        return super().forward(images_BCHW)
 
 
 class Headless(nn.Module):
@@ -199,3 +226,18 @@ picky.classifier = "2"
 
 def not_a_network():
     return {"weights": 1}
+
+
+@_quick
+def forgetful():
+    return Forgetful()
+
+
+@_quick
+def uncopyable():
+    return Uncopyable()
+
+
+@_quick
+def limited():
+    return Limited()

@@ -126,10 +126,35 @@ def test_openvino_agrees_with_torch(name, crop, taps, random_backbone):
         assert disagreement(found, expected) is None
 
 
-def test_auto_takes_openvino_or_what_is_remembered(monkeypatch, caplog):
+@pytest.mark.parametrize("faster", ["torch", "openvino"])
+def test_auto_takes_the_faster_one_and_says_what_it_measured(monkeypatch, faster):
     pytest.importorskip("openvino")
     backbone, taps = network("small")
-    assert open_runtime(backbone, taps, batch_size=BATCH).name == "openvino"
+    monkeypatch.setattr(runtimes, "_rate", lambda runtime, example: 90.0 if runtime.name == faster else 30.0)
+    chosen = open_runtime(backbone, taps)
+    assert (chosen.name, chosen.batch_size) == (faster, 8)
+    assert chosen.trial == {"torch": 30.0, "openvino": 30.0} | {faster: 90.0}
+    assert len(list(chosen.map([np.zeros((8, 32, 32, 3), np.uint8)] * 3))) == 3
+
+
+def test_the_trial_measures_both(monkeypatch):
+    pytest.importorskip("openvino")
+    backbone, taps = network("small")
+    monkeypatch.setattr(runtimes, "_TRIAL_SECONDS", 0.01)
+    assert all(rate > 0 for rate in open_runtime(backbone, taps, batch_size=BATCH).trial.values())
+
+
+def test_for_few_inputs_nothing_is_prepared(monkeypatch):
+    backbone, taps = network("small")
+    monkeypatch.setattr(runtimes, "_open_openvino", None)
+    chosen = open_runtime(backbone, taps, num_inputs=30)
+    assert (chosen.name, dict(chosen.trial)) == ("torch", {})
+
+
+def test_auto_takes_what_is_remembered(monkeypatch, caplog):
+    pytest.importorskip("openvino")
+    backbone, taps = network("small")
+    assert open_runtime(backbone, taps, batch_size=BATCH, remembered="openvino").name == "openvino"
     assert open_runtime(backbone, taps, batch_size=BATCH, remembered="torch").name == "torch"
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     assert open_runtime(backbone, taps, batch_size=BATCH).name == "torch"
@@ -140,11 +165,12 @@ def test_auto_takes_openvino_or_what_is_remembered(monkeypatch, caplog):
         open_runtime(backbone, taps, runtime="openvino", batch_size=BATCH)
 
 
-def test_a_runtime_that_disagrees_is_refused_or_replaced(caplog):
+def test_a_runtime_that_disagrees_is_refused_or_replaced(monkeypatch, caplog):
     pytest.importorskip("openvino")
     backbone, taps = network("wild")
     with pytest.raises(RuntimeMismatchError, match="not finite"):
         list(open_runtime(backbone, taps, runtime="openvino", batch_size=BATCH).map(some_batches(2)))
+    monkeypatch.setattr(runtimes, "_rate", lambda runtime, example: len(runtime.name))
     automatic = open_runtime(backbone, taps, batch_size=BATCH)
     with caplog.at_level(logging.WARNING):
         results = list(automatic.map(some_batches(3)))

@@ -118,6 +118,15 @@ def test_a_resumed_run_is_byte_for_byte_the_uninterrupted_one(make_folder: Make,
     assert without_views(tree(tmp_path / "b")) == without_views(whole)
 
 
+def test_a_cache_keeps_its_batch_size_and_runtime(make_folder: Make, tmp_path: Path) -> None:
+    source = make_folder(per_class=2)
+    run(source, tmp_path / "c", batch_size=3)
+    write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
+    store = run(source, tmp_path / "c", batch_size=None, runtime="auto").store
+    ran = [commit.body["provenance"] for commit in store.feature_sets()[0].open().commits]
+    assert [(r["batch_size"], r["runtime"]) for r in ran] == [(3, "torch")] * 2
+
+
 def test_changes_that_matter_start_another_fingerprint(make_folder: Make, tmp_path: Path) -> None:
     source, cache = make_folder(per_class=2), tmp_path / "c"
     run(source, cache)

@@ -1,0 +1,163 @@
+"""The reference runtime: many batches at once on replicas, devices with little memory, fewer digits."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.runtimes import disagreement, open_runtime
+from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, _replicate, num_cores
+from featurecache.errors import BackboneError, RequestError
+from featurecache.specs import BackboneRequest
+
+NETWORKS = "python:tests.backbones.networks:"
+
+
+def opened(name: str = "small", **options: Any) -> TorchRuntime:
+    precision = options.pop("precision", "float32")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the factories draw their weights
+        backbone = load_backbone(BackboneRequest(name=NETWORKS + name, precision=precision))
+    return TorchRuntime(backbone, resolve_taps(backbone, ["default"]), **options)
+
+
+def some_batches(count: int, size: int = 4) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def equal(results: list[Any], expected: list[Any]) -> bool:
+    return all(disagreement(a, b) is None for a, b in zip(results, expected, strict=True))
+
+
+def test_batches_side_by_side_never_share_a_module_and_come_in_order() -> None:
+    """A network that keeps what it is working on in itself would mix batches up, were it not for the replicas."""
+    runtime, batches = opened("forgetful"), some_batches(24)
+    expected = [features for batch in batches for features in opened("forgetful").map([batch])]
+    assert equal(list(runtime.map(batches)), expected)
+    runtime.close()
+
+
+def test_replicas_share_every_tensor() -> None:
+    module = opened()._module
+    for replica in _replicate(module, 3):
+        pairs = zip(module.state_dict().values(), replica.state_dict().values(), strict=True)
+        assert all(mine.data_ptr() == theirs.data_ptr() for mine, theirs in pairs)
+
+
+def test_a_network_that_cannot_be_copied_still_computes() -> None:
+    runtime, batches = opened("uncopyable"), some_batches(3)
+    assert len(_replicate(runtime._module, 2)) == 1
+    assert equal(list(runtime.map(batches)), list(opened("uncopyable").map(batches)))
+
+
+def test_the_number_of_threads_of_others_is_left_alone() -> None:
+    before, found = torch.get_num_threads(), []
+    runtime = opened()
+    list(runtime.map(some_batches(4)))
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert torch.get_num_threads() == before == found[0]
+    runtime.close()
+
+
+def test_few_batches_get_several_cores_each() -> None:
+    runtime = opened(num_batches=1)
+    list(runtime.map(some_batches(1)))
+    assert runtime._streams is not None
+    assert runtime._streams.count == 1
+
+
+def limited(most: int, error: Exception) -> TorchRuntime:
+    """A runtime whose network fails with more than so many images."""
+    runtime = opened("limited")
+    network: Any = runtime._module.tapped.network
+    network.most, network.error = most, error
+    return runtime
+
+
+NO_MEMORY = (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize("path", ["_map_on_cores", "_map_on_device"])
+def test_a_batch_that_does_not_fit_the_memory_is_halved_until_it_does(path: str, error: Exception) -> None:
+    """Also the way to a GPU and back; the CPU stands in for it."""
+    runtime, batches = limited(2, error), some_batches(5, size=7)
+    assert equal(list(getattr(runtime, path)(batches)), list(opened("limited").map(batches)))
+    assert runtime._most_at_once == 1
+
+
+@pytest.mark.parametrize("path", ["_map_on_cores", "_map_on_device"])
+def test_a_single_image_that_does_not_fit_is_an_error_that_says_so(path: str) -> None:
+    with pytest.raises(BackboneError, match=r"device 'cpu' does not hold one forward pass of a single image; use a sm"):
+        list(getattr(limited(0, NO_MEMORY[0]), path)(some_batches(2)))
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="something else"):
+        list(limited(1, RuntimeError("something else")).map(some_batches(2)))
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 3e-2), ("float16", 5e-3)])
+def test_fewer_digits_are_another_fingerprint_and_nearly_the_same_numbers(precision: Any, tolerance: float) -> None:
+    names = [BackboneRequest(name=NETWORKS + "small", precision=p) for p in ("float32", precision)]
+    fingerprints = [load_backbone(request).identity.fingerprint for request in names]
+    assert fingerprints[0] != fingerprints[1]
+    (exact,), (rounded,) = (list(opened(precision=p).map(some_batches(1))) for p in ("float32", precision))
+    for tap, values in exact.items():
+        assert rounded[tap].dtype == np.float32
+        error = np.abs(rounded[tap] - values).max() / np.abs(values).max()
+        assert 0 < error < tolerance
+
+
+def test_openvino_computes_in_float32_only() -> None:
+    pytest.importorskip("openvino")
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + "small", precision="bfloat16"))
+    taps = resolve_taps(backbone, ["default"])
+    with pytest.raises(RequestError, match="openvino computes in float32, not in bfloat16"):
+        open_runtime(backbone, taps, runtime="openvino")
+    assert open_runtime(backbone, taps).name == "torch"
+
+
+def test_precision_and_batch_size_of_a_runtime() -> None:
+    assert (opened().precision, opened().batch_size) == ("float32", CPU_BATCH_SIZE)
+    assert (opened(precision="bfloat16").precision, opened(batch_size=3).batch_size) == ("bfloat16", 3)
+    assert num_cores() >= 1
+    with pytest.raises(RequestError, match="unknown precision 'float8'; known: float32, bfloat16, float16"):
+        BackboneRequest(name="a", precision="float8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"), [({32: 10, 64: 19, 128: 19.5}, 64), ({32: 10}, 32), (dict.fromkeys((32, 64), 10), 32)]
+)
+def test_batches_grow_as_long_as_that_pays(
+    rates: dict[int, float], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = opened()
+    monkeypatch.setattr(runtime, "_rate", lambda batch: rates.get(len(batch), 0.0))
+    assert runtime._try_batch_sizes((32, 32, 3)) == expected
+
+
+def test_batches_do_not_grow_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the way to a GPU and back; the CPU stands in for it."""
+    runtime, rate = limited(100, NO_MEMORY[0]), TorchRuntime._rate
+    monkeypatch.setattr(runtime, "_rate", lambda batch: rate(runtime, batch) * 0 + len(batch) ** 2)
+    assert runtime._try_batch_sizes((32, 32, 3)) == 64
+    assert runtime._most_at_once is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+def test_a_gpu_agrees_with_the_cpu() -> None:
+    batches = some_batches(9, size=16)
+    expected = list(opened().map(batches))
+    assert equal(list(opened(device="cuda").map(batches)), expected)
+    assert isinstance(opened(device="cuda")._module, nn.Module)
