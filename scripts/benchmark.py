@@ -3,7 +3,9 @@
     python scripts/benchmark.py extraction data/textile --backbone efficientnet_lite0
     python scripts/benchmark.py forward --backbone timm:vit_tiny_patch16_224 --init random
     python scripts/benchmark.py decoding data/textile
-    python scripts/benchmark.py rerun data/textile
+    python scripts/benchmark.py growth data/textile
+    python scripts/benchmark.py rerun
+    python scripts/benchmark.py sustained
     python scripts/benchmark.py reading
     python scripts/benchmark.py taps --repeats 15
 
@@ -17,34 +19,16 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import benchmark_extraction
+import benchmark_life
 import benchmark_taps
 import numpy as np
 from benchmark_common import spread, timed
-
-
-def bench_rerun(args: argparse.Namespace) -> dict[str, Any]:
-    """A second `extract` on an unchanged folder, as a process: everything included."""
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "featurecache", "extract", str(args.source), "--cache", f"{scratch}/c"]
-        command += ["--backbone", args.backbone, "--quiet", *(["--weights", str(args.weights)] if args.weights else [])]
-        first = timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
-        again = [
-            timed(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(args.repeats)
-        ]
-        walk = [timed(lambda: [path.stat() for path in args.source.rglob("*")]) for _ in range(args.repeats)]
-    return {
-        "first run, seconds": first,
-        "second run, seconds": spread(again),
-        "walk and stat alone, seconds": spread(walk),
-    }
 
 
 def bench_reading(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,12 +125,6 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=300)
 
 
-def add_rerun(parser: argparse.ArgumentParser) -> None:
-    """Add which folder, and which network."""
-    parser.add_argument("source", type=Path)
-    add_backbone(parser)
-
-
 def main() -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,7 +133,9 @@ def main() -> None:
         "extraction": (benchmark_extraction.bench_extraction, benchmark_extraction.add_options),
         "forward": (benchmark_extraction.bench_forward, add_backbone),
         "decoding": (benchmark_extraction.bench_decoding, add_source),
-        "rerun": (bench_rerun, add_rerun),
+        "rerun": (benchmark_life.bench_rerun, benchmark_life.add_rerun_options),
+        "growth": (benchmark_life.bench_growth, benchmark_life.add_growth_options),
+        "sustained": (benchmark_life.bench_sustained, benchmark_life.add_sustained_options),
         "reading": (bench_reading, lambda parser: None),
         "taps": (benchmark_taps.bench_taps, benchmark_taps.add_options),
     }

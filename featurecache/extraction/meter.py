@@ -1,8 +1,8 @@
 """Where the time of a run goes, which part of the machine it waits for, and what would help.
 
-Stages are ``read``, ``decode``, ``forward`` and ``write``. For each there are the seconds of work, summed over threads,
-and the seconds in which the run had nothing to do but wait for it. On a CPU decoding and the forward pass share the
-cores, so there a run that waits for neither long is bound by both.
+Stages are ``read``, ``decode``, ``forward`` and ``write``. For each there are the seconds that threads were at it, and
+the seconds in which the run had nothing to do but wait for it. On a CPU decoding and the forward pass share the cores,
+so there a run that waits for neither long is bound by both.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Usage:
         From the first input's start to the last one's end, as far as the run was at work.
     work, waited : dict of str to float
         Seconds by stage.
-    cpu_seconds : float
-        Of the whole process.
+    cpu_seconds, loading_cpu_seconds : float
+        Time on cores, of the whole process and of the threads that read and decode.
     cores : int
         That the process may use.
     device : str
@@ -48,6 +48,7 @@ class Usage:
     work: dict[Stage, float]
     waited: dict[Stage, float]
     cpu_seconds: float
+    loading_cpu_seconds: float
     cores: int
     device: str
 
@@ -67,7 +68,7 @@ class Usage:
     @property
     def advice(self) -> str:
         """What to change."""
-        if self.bottleneck == "cores" and self.work["decode"] + self.work["read"] > _LARGE_SHARE * self.cpu_seconds:
+        if self.bottleneck == "cores" and self.loading_cpu_seconds > _LARGE_SHARE * self.cpu_seconds:
             return "store smaller images, or leave --jpeg-decoding at scaled"
         if self.bottleneck == "cores":
             return "a smaller network, a smaller --crop, or a GPU (--device cuda)"
@@ -82,8 +83,7 @@ class Usage:
         """Return what people read while it runs."""
         if self.bottleneck != "cores":
             return f"waiting for {self.bottleneck}"
-        decoding = (self.work["read"] + self.work["decode"]) / max(self.cpu_seconds, 1e-9)
-        return f"cores busy, {min(decoding, 1):.0%} decoding"
+        return f"cores busy, {self.loading_cpu_seconds / max(self.cpu_seconds, 1e-9):.0%} decoding"
 
     def summary(self) -> str:
         """Return one line for the end of a run."""
@@ -105,6 +105,7 @@ class Usage:
             "work_seconds": {stage: round(value, 3) for stage, value in self.work.items()},
             "waited_seconds": {stage: round(value, 3) for stage, value in self.waited.items()},
             "cpu_seconds": round(self.cpu_seconds, 3),
+            "loading_cpu_seconds": round(self.loading_cpu_seconds, 3),
             "cores": self.cores,
             "device": self.device,
             "bottleneck": self.bottleneck,
@@ -120,7 +121,8 @@ class Meter:
         self._lock = threading.Lock()
         self._work = dict.fromkeys(STAGES, 0.0)
         self._waited = dict.fromkeys(STAGES, 0.0)
-        self._num_inputs, self._seconds, self._cpu_seconds, self._other_cpu_seconds = 0, 0.0, 0.0, 0.0
+        self._num_inputs, self._seconds, self._cpu_seconds = 0, 0.0, 0.0
+        self._loading_cpu_seconds, self._writing_cpu_seconds = 0.0, 0.0
         self._started: tuple[float, float] | None = None
 
     @contextmanager
@@ -135,19 +137,23 @@ class Meter:
             self._cpu_seconds += now[1] - self._started[1]
             self._started = None
 
+    def add_loading(self, *, read: float, decode: float, cpu_seconds: float) -> None:
+        """Add what a thread did that loads."""
+        with self._lock:
+            self._work["read"] += read
+            self._work["decode"] += decode
+            self._loading_cpu_seconds += cpu_seconds
+
     @contextmanager
-    def working(self, stage: Stage) -> Iterator[None]:
-        """Count the time of the block as work of this thread at a stage; not for the forward pass."""
+    def writing(self) -> Iterator[None]:
+        """Count the time of the block as work of this thread, which writes."""
         started, on_core = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
-            on_core = time.thread_time() - on_core
-            # Work on the processor is counted as such: threads that wait for a core would count twice.
-            seconds = on_core if stage == "decode" else time.perf_counter() - started
             with self._lock:
-                self._work[stage] += seconds
-                self._other_cpu_seconds += on_core
+                self._work["write"] += time.perf_counter() - started
+                self._writing_cpu_seconds += time.thread_time() - on_core
 
     def add_wait(self, stage: Stage, seconds: float) -> None:
         """Add seconds in which the run waited for a stage."""
@@ -169,7 +175,16 @@ class Meter:
             cpu_seconds += time.process_time() - self._started[1]
         work = dict(self._work)
         if self.device == "cpu":  # what is left: runtimes have threads of their own, which tell nobody
-            work["forward"] = max(cpu_seconds - self._other_cpu_seconds, 0.0)
+            work["forward"] = max(cpu_seconds - self._loading_cpu_seconds - self._writing_cpu_seconds, 0.0)
         else:
             work["forward"] = self._waited["forward"]
-        return Usage(self._num_inputs, seconds, work, dict(self._waited), cpu_seconds, self._cores, self.device)
+        return Usage(
+            num_inputs=self._num_inputs,
+            seconds=seconds,
+            work=work,
+            waited=dict(self._waited),
+            cpu_seconds=cpu_seconds,
+            loading_cpu_seconds=self._loading_cpu_seconds,
+            cores=self._cores,
+            device=self.device,
+        )

@@ -1,10 +1,11 @@
-"""Shard jobs: rows of one or more taps computed in one pass, written, and committed, one job after the other."""
+"""Shard jobs: rows of one or more taps computed in one pass, written by a thread of their own, and committed."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import perf_counter
@@ -33,6 +34,8 @@ from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
 
 _PROBES_PER_SHARD = 2
+_MOST_UNWRITTEN = 8
+"""Batches of features that may wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -164,33 +167,24 @@ class ShardExtractor:
         runtime = self.runtime(taps)
         parts = ((job, job.inputs) for job in jobs)
         outcomes = run_parts(parts, runtime, self.modality, num_workers=self.settings.num_workers, meter=self.meter)
-        with closing(outcomes):
+        with closing(outcomes), _Writer(self.meter) as writer:
             for job, outcome in outcomes:
-                with self._writing():
-                    self._write(job, outcome)
                 num_rows, num_bad = len(outcome.problems), sum(problem is not None for problem in outcome.problems)
                 self.meter.add_inputs(num_rows)
                 self.on_rows(num_rows, num_bad)
-                job.num_left -= num_rows
-                if job.num_left == 0:
-                    with self._writing():
-                        done = self._publish(job, runtime)
-                    yield done
+                yield from writer.submit(self._write, job, outcome, runtime)
+            yield from writer.finish()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        started = perf_counter()
-        with self.meter.working("write"):
-            yield
-        self.meter.add_wait("write", perf_counter() - started)
-
-    def _write(self, job: _Started, outcome: Outcome) -> None:
+    def _write(self, job: _Started, outcome: Outcome, runtime: Runtime) -> ShardOutcome | None:
+        """Write features, and commit the job when they were its last."""
         if not job.drafts:
             for tap in job.taps:
                 draft = Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(job.inputs))
                 job.drafts.append(draft)
         for draft in job.drafts:
             draft.add(outcome)
+        job.num_left -= len(outcome.problems)
+        return self._publish(job, runtime) if job.num_left == 0 else None
 
     def _publish(self, job: _Started, runtime: Runtime) -> ShardOutcome:
         """Commit a job whose features are all there."""
@@ -215,6 +209,43 @@ class ShardExtractor:
                 continue
             probes.append([int(rows[place]), stages.decoded, stages.prepared])
         return probes
+
+
+class _Writer:
+    """A thread that writes in the order in which it is told to, so that disks and digests hold nobody up."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._pending: deque[Future[ShardOutcome | None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, write: Callable[..., ShardOutcome | None], *work: Any) -> Iterator[ShardOutcome]:
+        """Have something written, and yield what is done by now; waits when the disk cannot keep up."""
+        self._pending.append(self._pool.submit(self._measured, write, *work))
+        while self._pending and (len(self._pending) > _MOST_UNWRITTEN or self._pending[0].done()):
+            yield from self._next()
+
+    def finish(self) -> Iterator[ShardOutcome]:
+        """Wait for everything, and yield what it led to."""
+        while self._pending:
+            yield from self._next()
+
+    def _measured(self, write: Callable[..., ShardOutcome | None], *work: Any) -> ShardOutcome | None:
+        with self._meter.writing():
+            return write(*work)
+
+    def _next(self) -> Iterator[ShardOutcome]:
+        started = perf_counter()
+        done = self._pending.popleft().result()
+        self._meter.add_wait("write", perf_counter() - started)
+        if done is not None:
+            yield done
 
 
 class Draft:
@@ -250,8 +281,7 @@ class Draft:
         self._cut += outcome.cut
         self.bad |= {self._start + place: error for place, error in problems.items()}
         self._start += len(values)
-        good = np.delete(values, list(problems), axis=0)
-        if self._precision is None and len(good):
+        if self._precision is None and len(good := np.delete(values, list(problems), axis=0)):
             self._precision = measure_error(good, stored_arrays(good, self._dtype, self._views), against="float32")
 
     def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,9 +45,10 @@ class FileInput:
     def read(self, max_bytes: int | None = None) -> bytes:
         """Return the file's bytes; a file beyond the limit is not read at all."""
         try:
-            if max_bytes is not None and (size := self.path.stat().st_size) > max_bytes:
-                raise InputError("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
-            data = self.path.read_bytes()
+            with self.path.open("rb", buffering=0) as file:
+                if max_bytes is not None and (size := os.fstat(file.fileno()).st_size) > max_bytes:
+                    raise InputError("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
+                data = file.read()
         except FileNotFoundError:
             raise InputError("missing", "the file was removed while the run went on") from None
         except OSError as error:

@@ -18,9 +18,10 @@ from featurecache.errors import InputError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.meter import Meter, Usage
 from featurecache.extraction.modality import Loaded
-from featurecache.extraction.pipeline import run_parts
+from featurecache.extraction.pipeline import run_parts, to_stored
 from featurecache.extraction.progress import Silent
 from featurecache.specs import ExtractionSettings, ViewSpec
+from featurecache.store.dtypes import encode
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ USAGE = Usage(
     work={"read": 1.0, "decode": 4.0, "forward": 9.0, "write": 0.5},
     waited={"read": 0.0, "decode": 1.0, "forward": 2.0, "write": 0.5},
     cpu_seconds=8.0,
+    loading_cpu_seconds=5.0,
     cores=16,
     device="cuda",
 )
@@ -170,7 +172,7 @@ USAGE = Usage(
         ({"waited": {**USAGE.waited, "write": 5.0}}, "write", "faster storage for the cache", "waiting for write"),
         ({"cores": 1, "cpu_seconds": 9.5}, "cores", "store smaller images", "cores busy, 53% decoding"),
         (
-            {"cores": 1, "cpu_seconds": 9.5, "work": {**USAGE.work, "decode": 1.0}},
+            {"cores": 1, "cpu_seconds": 9.5, "loading_cpu_seconds": 2.0},
             "cores",
             "a smaller network",
             "cores busy, 21% decoding",
@@ -186,6 +188,23 @@ def test_what_binds_is_named_with_what_to_change(
     assert usage.sentence() == sentence
     assert f"the limit: {bottleneck}; to speed up: {usage.advice}" in usage.summary()
     assert usage.to_json()["bottleneck"] == bottleneck
+
+
+def test_half_numbers_are_numpys_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((64, 1000)) * 10.0 ** rng.integers(-9, 4, (64, 1000))).astype(np.float32)
+    values[3, 5], values[4, 6], values[5, 7], values[6, 8] = np.nan, 65520.0, -np.inf, 65504.0
+    stored, problems = to_stored(values, [None] * 63 + [InputError("missing", "gone")], "float16")
+    assert {place: problem.status for place, problem in problems.items()} == {
+        3: "non_finite",
+        4: "overflow",
+        5: "non_finite",
+        63: "missing",
+    }
+    expected = values.copy()
+    expected[[3, 4, 5, 63]] = np.nan
+    assert stored.tobytes() == encode(expected, "float16").tobytes()
+    assert not np.isnan(values[63]).any()  # what came in is left alone
 
 
 class Listener(Silent):
