@@ -98,7 +98,9 @@ def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int = 2) ->
     with warnings.catch_warnings(), torch.no_grad(), _without_telemetry(), _logging_kept():
         # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.
         warnings.simplefilter("ignore")
-        return openvino.convert_model(module, example_input=example, input=[list(batch.shape)])
+        # Traced here, because the converter would trace twice and compare, which takes longer than all the rest.
+        traced = torch.jit.trace(module, example, check_trace=False, strict=False)
+        return openvino.convert_model(traced, example_input=example, input=[list(batch.shape)])
 
 
 @contextmanager

@@ -11,17 +11,21 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import chain, count
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, num_cores
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
+
+if TYPE_CHECKING:
+    from featurecache.backbones.openvino_runtime import OpenVinoRuntime
 
 _log = logging.getLogger(__name__)
 TOLERANCE = 1e-3
@@ -53,10 +57,8 @@ class Runtime(Protocol):
         """Arithmetic of the forward pass."""
         ...
 
-    @property
-    def trial(self) -> Mapping[str, float]:
-        """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
-        ...
+    trial: Mapping[str, float]
+    """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """Turn batches of one shape, uint8 (B, H, W, 3) or int32 (B, T), into {tap name: float32 (B, ...)}.
@@ -107,11 +109,27 @@ def open_runtime(
     wanted = _choose(reference.device, remembered) if runtime == "auto" else runtime
     if wanted == "try" and (num_batches or _TOO_FEW_TO_PREPARE) < _TOO_FEW_TO_PREPARE:
         wanted = "torch"
+    folded, num_folded = fold_batch_norms(backbone, {tap.node for tap in taps})
+    quick = reference
+    torch_runtime: Runtime = reference
+    if num_folded:
+        quick = TorchRuntime(folded, taps, device=device, batch_size=reference.batch_size, num_batches=num_batches)
+        torch_runtime = ComparedRuntime(quick, reference, what="torch with folded batch norms")
     if wanted == "torch":
-        return reference
+        return torch_runtime
     if reference.device != "cpu":
         raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")
-    return _open_openvino(backbone, taps, reference, required=runtime == "openvino", trial=wanted == "try")
+    example = _example_of(backbone, reference.batch_size)
+    converted = _prepare_openvino(backbone, taps, example, required=runtime == "openvino")
+    if converted is None:
+        return torch_runtime
+    rates = _rates([quick, converted], example) if wanted == "try" else {}
+    if rates and rates["openvino"] <= rates["torch"]:
+        converted.close()
+        torch_runtime.trial = rates
+        return torch_runtime
+    torch_runtime.close()
+    return ComparedRuntime(converted, reference, required=runtime == "openvino", what="openvino", trial=rates)
 
 
 class ComparedRuntime:
@@ -121,6 +139,8 @@ class ComparedRuntime:
     ----------
     fast, reference
         The two runtimes.
+    what
+        Names the fast one to people.
     required
         Disagreement is an error, not a reason to use the reference.
     trial
@@ -128,9 +148,15 @@ class ComparedRuntime:
     """
 
     def __init__(
-        self, fast: Runtime, reference: Runtime, *, required: bool, trial: Mapping[str, float] | None = None
+        self,
+        fast: Runtime,
+        reference: Runtime,
+        *,
+        what: str,
+        required: bool = False,
+        trial: Mapping[str, float] | None = None,
     ) -> None:
-        self._active, self._reference, self._required = fast, reference, required
+        self._active, self._reference, self._what, self._required = fast, reference, what, required
         self.trial = trial or {}
         self._compared = False
 
@@ -173,10 +199,10 @@ class ComparedRuntime:
     def _compare(self, batch: np.ndarray) -> None:
         (expected,) = self._reference.map([batch])
         if problem := self._problem(batch, expected):
-            message = f"runtime {self._active.name} does not agree with torch: {problem}"
+            message = f"runtime {self._what} does not agree with torch: {problem}"
             if self._required:
                 raise RuntimeMismatchError(f"{message}; use runtime torch")
-            _log.warning("%s; continuing with torch", message)
+            _log.warning("%s; continuing with plain torch", message)
             self._active.close()
             self._active = self._reference
         self._compared = True
@@ -212,9 +238,10 @@ def _choose(device: str, remembered: str | None) -> str:
     return remembered or ("try" if find_spec("openvino") else "torch")
 
 
-def _open_openvino(
-    backbone: Backbone, taps: Sequence[Tap], reference: TorchRuntime, *, required: bool, trial: bool
-) -> Runtime:
+def _prepare_openvino(
+    backbone: Backbone, taps: Sequence[Tap], example: np.ndarray, *, required: bool
+) -> OpenVinoRuntime | None:
+    """Convert and compile; ``None``, with a warning, where that cannot be and need not."""
     if find_spec("openvino") is None:
         raise MissingExtraError("openvino", "cpu")
     from featurecache.backbones.openvino_runtime import OpenVinoRuntime
@@ -222,24 +249,22 @@ def _open_openvino(
     if backbone.identity.precision != "float32":
         if required:
             raise RequestError(f"runtime openvino computes in float32, not in {backbone.identity.precision}; use torch")
-        return reference
+        return None
     traced = Normalized(TappedBackbone(backbone, taps, stop_early=False), backbone.preprocess)
-    example = _example_of(backbone, reference.batch_size)
     try:
-        fast = OpenVinoRuntime(traced, example)
+        return OpenVinoRuntime(traced, example)
     # Converters fail in many ways, and for `auto` none of them is a reason not to compute.
     except Exception as error:
         message = f"openvino cannot convert {backbone.name} ({type(error).__name__}: {first_line(error)})"
         if required:
             raise RuntimeMismatchError(f"{message}; use runtime torch") from error
         _log.warning("%s; continuing with torch", message)
-        return reference
-    rates = {runtime.name: _rate(runtime, example) for runtime in (reference, fast)} if trial else {}
-    if trial and rates[fast.name] <= rates[reference.name]:
-        fast.close()
-        reference.trial = rates
-        return reference
-    return ComparedRuntime(fast, reference, required=required, trial=rates)
+        return None
+
+
+def _rates(runtimes: Sequence[Runtime], example: np.ndarray) -> dict[str, float]:
+    """Let all run for a moment; inputs per second by runtime."""
+    return {runtime.name: _rate(runtime, example) for runtime in runtimes}
 
 
 def _rate(runtime: Runtime, example: np.ndarray) -> float:

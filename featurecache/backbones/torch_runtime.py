@@ -9,7 +9,6 @@ shares all weights.
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections import deque
@@ -22,15 +21,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.folding import shared_copy
 from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import BackboneError, RequestError
 
-CPU_BATCH_SIZE = 8
+CPU_BATCH_SIZE = 4
 _GPU_BATCHES_AHEAD = 2
 _GPU_BATCH_SIZES, _WORTH_DOUBLING, _TRIAL_BATCHES = (32, 64, 128, 256, 512), 1.05, 6
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class TorchRuntime:
                 if not future.cancel():
                     future.exception()
 
-    def _compute(self, module: Normalized, batch: np.ndarray) -> Features:
+    def _compute(self, module: nn.Module, batch: np.ndarray) -> Features:
         with torch.inference_mode(), self._arithmetic():
             outputs = self._forward(module, torch.from_numpy(batch))
         return self._named([output.contiguous() for output in outputs])
@@ -160,7 +160,7 @@ class TorchRuntime:
             done.record(torch.cuda.current_stream(self._device))
             return _OnDevice(outputs, done, pinned)
 
-    def _forward(self, module: Normalized, inputs: Tensor) -> Sequence[Tensor]:
+    def _forward(self, module: nn.Module, inputs: Tensor) -> Sequence[Tensor]:
         """Run a batch, in parts once it has shown to be too large for the memory."""
         while True:
             size = min(self._most_at_once or len(inputs), len(inputs))
@@ -214,13 +214,13 @@ class _Streams:
         cores = num_cores()
         replicas = _replicate(module, min(cores, num_batches or cores))
         self.count = len(replicas)
-        self._idle: SimpleQueue[Normalized] = SimpleQueue()
+        self._idle: SimpleQueue[nn.Module] = SimpleQueue()
         for replica in replicas:
             self._idle.put(replica)
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="forward")
         self._take_cores(max(cores // self.count, 1))
 
-    def submit(self, work: Callable[[Normalized, T], Any], item: T) -> Future[Any]:
+    def submit(self, work: Callable[[nn.Module, T], Any], item: T) -> Future[Any]:
         """Have one of the threads do ``work(replica, item)``."""
         return self._pool.submit(self._with_replica, work, item)
 
@@ -228,7 +228,7 @@ class _Streams:
         """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _with_replica(self, work: Callable[[Normalized, T], Any], item: T) -> Any:
+    def _with_replica(self, work: Callable[[nn.Module, T], Any], item: T) -> Any:
         replica = self._idle.get()
         try:
             return work(replica, item)
@@ -248,14 +248,13 @@ class _Streams:
         torch.set_num_threads(before)
 
 
-def _replicate(module: Normalized, count: int) -> list[Normalized]:
+def _replicate(module: Normalized, count: int) -> list[nn.Module]:
     """Return copies of a module's tree that share its tensors: forward passes leave traces in modules, not in weights.
 
     A module that cannot be copied stays alone.
     """
-    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
     try:
-        return [module, *(copy.deepcopy(module, dict(shared)) for _ in range(count - 1))]
+        return [module, *(shared_copy(module) for _ in range(count - 1))]
     # Whatever somebody's own module objects with, one replica is enough to compute.
     except Exception:
         return [module]

@@ -40,7 +40,9 @@ from featurecache.store.dtypes import LARGEST, encode
 _BATCHES_AHEAD, _INPUTS_AHEAD = 4, 128
 """How far loading is ahead of the runtime: the greater of the two."""
 _MOST_AT_A_TIME = 8
-"""Inputs that a thread loads without looking up."""
+"""Inputs that a thread loads without looking up; fewer where that would leave others without work."""
+_HANDFULS_AHEAD = 16
+"""For each thread, at least."""
 
 Part = TypeVar("Part")
 
@@ -82,6 +84,17 @@ class Outcome:
     problems: list[InputError | None]
     cut: list[bool] = field(default_factory=list)
     """Inputs of which only the beginning was seen."""
+
+
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Put outcomes of inputs that follow each other together."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    return Outcome(
+        {tap: np.concatenate([o.features[tap] for o in outcomes]) for tap in outcomes[0].features},
+        [problem for o in outcomes for problem in o.problems],
+        [cut for o in outcomes for cut in o.cut],
+    )
 
 
 def run_pipeline(
@@ -236,8 +249,8 @@ class _Loader(Generic[Part]):
         self._num_views = num_views(modality.views)
         self._most_ahead = max(_BATCHES_AHEAD, -(-_INPUTS_AHEAD // batch_size))
         self._ahead: deque[_Batch[Part]] = deque()
-        # What one thread does at a time: large batches come from machines on which an input costs little.
-        self._handful = max(min(batch_size // (4 * self._num_workers), _MOST_AT_A_TIME), 1)
+        ahead = self._most_ahead * batch_size
+        self._handful = max(min(ahead // (_HANDFULS_AHEAD * self._num_workers), _MOST_AT_A_TIME), 1)
         self._to_load: list[tuple[_Item, Input]] = []
         self._touched: dict[int, _Batch[Part]] = {}
 

@@ -116,7 +116,7 @@ class ShardWork:
 
     def _inputs_of(self, rows: Rows) -> Sequence[Input]:
         ids = [identity.tobytes().hex() for identity in self.store.samples.ids[rows]]
-        return self.source.inputs(self.view.paths_of(rows), ids)
+        return self.source.inputs(self.view.paths_of(rows), ids, self.view.stamps_of(rows))
 
     def _work_off(self, extractor: ShardExtractor, plan: Plan, jobs: list[ShardJob]) -> WorkDone:
         """Do all jobs; look again until what other writers held is done, by them or by us."""

@@ -22,7 +22,7 @@ from featurecache.errors import InputError
 from featurecache.extraction.drift import provenance
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality
-from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_parts, to_stored
+from featurecache.extraction.pipeline import TRANSIENT, Outcome, joined, run_parts, to_stored
 from featurecache.extraction.plan import ShardJob
 from featurecache.sources.inputs import Input
 from featurecache.specs import ExtractionSettings, shape_of_row
@@ -34,8 +34,10 @@ from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
 
 _PROBES_PER_SHARD = 2
+_ROWS_AT_A_TIME = 64
+"""Fewer are not worth writing by themselves."""
 _MOST_UNWRITTEN = 8
-"""Batches of features that may wait to be written."""
+"""So many times that may wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,14 @@ class _Started:
     lease: ExitStack
     drafts: list[Draft] = field(default_factory=list)
     """Opened when the first features come, so that not every job that is loaded ahead has files open."""
+    collected: list[Outcome] = field(default_factory=list)
+    """Features that wait until there are enough to be worth writing."""
     num_left: int = 0
+    """Rows whose features have not come."""
+    num_unwritten: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_left = self.num_unwritten = len(self.rows)
 
     def close(self) -> None:
         """Give the lease back, and leave nothing behind that is not committed."""
@@ -155,7 +164,7 @@ class ShardExtractor:
                 idle.append(ShardOutcome(leased=True))
                 continue
             taps = tuple(tap for tap in job.taps if not self.sets[tap].folder.has(job.key))
-            started = _Started(taps, job.rows, self.inputs_of(job.rows) if taps else [], lease, num_left=len(job.rows))
+            started = _Started(taps, job.rows, self.inputs_of(job.rows) if taps else [], lease)
             if not taps:
                 started.close()
                 idle.append(ShardOutcome())
@@ -172,7 +181,11 @@ class ShardExtractor:
                 num_rows, num_bad = len(outcome.problems), sum(problem is not None for problem in outcome.problems)
                 self.meter.add_inputs(num_rows)
                 self.on_rows(num_rows, num_bad)
-                yield from writer.submit(self._write, job, outcome, runtime)
+                job.collected.append(outcome)
+                job.num_left -= num_rows
+                if job.num_left == 0 or len(job.collected) * num_rows >= _ROWS_AT_A_TIME:
+                    yield from writer.submit(self._write, job, joined(job.collected), runtime)
+                    job.collected = []
             yield from writer.finish()
 
     def _write(self, job: _Started, outcome: Outcome, runtime: Runtime) -> ShardOutcome | None:
@@ -183,8 +196,8 @@ class ShardExtractor:
                 job.drafts.append(draft)
         for draft in job.drafts:
             draft.add(outcome)
-        job.num_left -= len(outcome.problems)
-        return self._publish(job, runtime) if job.num_left == 0 else None
+        job.num_unwritten -= len(outcome.problems)
+        return self._publish(job, runtime) if job.num_unwritten == 0 else None
 
     def _publish(self, job: _Started, runtime: Runtime) -> ShardOutcome:
         """Commit a job whose features are all there."""

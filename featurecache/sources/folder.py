@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ _UNSETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT
 _UNREADABLE: Stamp = (0, 0, -1, 0)
 _BLOCK = 1 << 18
 """Files whose digests are handed over at once."""
+_HANDFUL = 8
+"""Files that a thread reads without looking up."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ class FolderSource:
                 block = places[first : first + _BLOCK]
                 paths = [listing.paths[place] for place in block.tolist()]
                 ids, readable = np.zeros((len(block), 32), np.uint8), np.ones(len(block), bool)
-                for i, digest in enumerate(pool.map(_digest, (self.root / path for path in paths))):
+                handfuls = (paths[start : start + _HANDFUL] for start in range(0, len(paths), _HANDFUL))
+                digests = chain.from_iterable(pool.map(self._digest_all, handfuls))
+                for i, digest in enumerate(digests):
                     if isinstance(digest, str):
                         listing.problems[paths[i]] = digest
                         readable[i] = False
@@ -118,9 +123,24 @@ class FolderSource:
                     on_read(1)
                 yield block[readable], ids[readable]
 
-    def inputs(self, paths: Sequence[str], ids: Sequence[str]) -> list[FileInput]:
-        """Return some files to be read, which must still hold the bytes that were seen at the scan."""
-        return [FileInput(self.root / path, identity) for path, identity in zip(paths, ids, strict=True)]
+    def inputs(
+        self, paths: Sequence[str], ids: Sequence[str], stamps: NDArray[np.int64] | None = None
+    ) -> list[FileInput]:
+        """Return some files to be read, which must still hold the bytes that were seen at the scan.
+
+        With their stamps of the scan, files that still have them are taken at their word, as in the next scan.
+        """
+        seen = (
+            [None] * len(paths)
+            if stamps is None
+            else [tuple(stamp) if stamp[2] >= 0 else None for stamp in stamps.tolist()]
+        )
+        return [
+            FileInput(self.root / path, identity, stamp) for path, identity, stamp in zip(paths, ids, seen, strict=True)
+        ]
+
+    def _digest_all(self, paths: Sequence[str]) -> list[bytes | str]:
+        return [_digest(self.root / path) for path in paths]
 
     def _images(self, stamps: array[int], problems: dict[str, str], counts: Counter[bool]) -> Iterator[bytes]:
         """Yield the paths of the images, and fill in what else a listing needs."""

@@ -32,10 +32,15 @@ class Input(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileInput:
-    """A file to read; with ``id`` (hex) given, it must still hold the bytes that were seen at the scan."""
+    """A file to read; with ``id`` (hex) given, it must still hold the bytes that were seen at the scan.
+
+    A ``stamp`` (size, mtime and ctime in ns, inode) that the file had then, still has, and has after reading, tells
+    that without a digest: any write since would have given it another ctime.
+    """
 
     path: Path
     id: str | None = None
+    stamp: tuple[int, int, int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -46,16 +51,21 @@ class FileInput:
         """Return the file's bytes; a file beyond the limit is not read at all."""
         try:
             with self.path.open("rb", buffering=0) as file:
-                if max_bytes is not None and (size := os.fstat(file.fileno()).st_size) > max_bytes:
-                    raise InputError("too_large", f"the file has {size} bytes, the limit is {max_bytes}")
+                before = os.fstat(file.fileno())
+                if max_bytes is not None and before.st_size > max_bytes:
+                    raise InputError("too_large", f"the file has {before.st_size} bytes, the limit is {max_bytes}")
                 data = file.read()
+                untouched = self.stamp is not None and self._has_stamp(before, os.fstat(file.fileno()))
         except FileNotFoundError:
             raise InputError("missing", "the file was removed while the run went on") from None
         except OSError as error:
             raise InputError("unreadable", error.strerror or type(error).__name__) from None
-        if self.id is not None and digest_bytes(data) != self.id:
+        if self.id is not None and not untouched and digest_bytes(data) != self.id:
             raise InputError("changed", "the file was edited while the run went on")
         return data
+
+    def _has_stamp(self, *statuses: os.stat_result) -> bool:
+        return all((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) == self.stamp for s in statuses)
 
 
 @dataclass(frozen=True, slots=True)

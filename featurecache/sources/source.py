@@ -47,8 +47,13 @@ class Source(Protocol):
         """Read some inputs of a listing and yield blocks of (places, ids): ids are the SHA-256 of the bytes."""
         ...
 
-    def inputs(self, paths: Sequence[str], ids: Sequence[str]) -> Sequence[Input]:
-        """Return some inputs, by path and id (hex)."""
+    def inputs(
+        self, paths: Sequence[str], ids: Sequence[str], stamps: NDArray[np.int64] | None = None
+    ) -> Sequence[Input]:
+        """Return some inputs, by path and id (hex).
+
+        With their stamps from a listing, those that have not been touched since need not be identified once more.
+        """
         ...
 
 

@@ -78,7 +78,9 @@ class TableSource:
             on_read(len(block))
             yield block, np.frombuffer(digests, np.uint8).reshape(-1, 32)
 
-    def inputs(self, paths: Sequence[str], ids: Sequence[str] = ()) -> list[TextInput]:
+    def inputs(
+        self, paths: Sequence[str], ids: Sequence[str] = (), stamps: NDArray[np.int64] | None = None
+    ) -> list[TextInput]:
         """Return the texts of some rows, by key; they are in memory, so they are what they were at the scan."""
         places = (self._place_of[path] for path in paths)
         return [TextInput(path, self._bytes(place)) for path, place in zip(paths, places, strict=True)]

@@ -48,12 +48,19 @@ class SourceView:
 
     def paths_of(self, rows: Rows | Sequence[int]) -> list[str]:
         """One path (the first) for each row; the rows must be in the view."""
+        return [self.paths[number] for number in self._places_of(rows).tolist()]
+
+    def stamps_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
+        """Return the stamps ``(n, 4)`` of those files."""
+        return self.stamps[self._places_of(rows)]
+
+    def _places_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
         held, first = self._first
         rows = np.asarray(rows, np.int64)
         place = np.searchsorted(held, rows)
         if len(rows) and (place.max() >= len(held) or (held[place] != rows).any()):
             raise RequestError(f"{self.root} does not hold all of the rows asked for; extract it again")
-        return [self.paths[number] for number in first[place].tolist()]
+        return first[place]
 
     @cached_property
     def _first(self) -> tuple[Rows, Rows]:

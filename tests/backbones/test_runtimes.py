@@ -12,6 +12,7 @@ from featurecache.backbones import runtimes
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import disagreement, open_runtime
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
+from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError
 from featurecache.specs import BackboneRequest
 
@@ -132,9 +133,9 @@ def test_auto_takes_the_faster_one_and_says_what_it_measured(monkeypatch, faster
     backbone, taps = network("small")
     monkeypatch.setattr(runtimes, "_rate", lambda runtime, example: 90.0 if runtime.name == faster else 30.0)
     chosen = open_runtime(backbone, taps)
-    assert (chosen.name, chosen.batch_size) == (faster, 8)
+    assert (chosen.name, chosen.batch_size) == (faster, CPU_BATCH_SIZE)
     assert chosen.trial == {"torch": 30.0, "openvino": 30.0} | {faster: 90.0}
-    assert len(list(chosen.map([np.zeros((8, 32, 32, 3), np.uint8)] * 3))) == 3
+    assert len(list(chosen.map([np.zeros((CPU_BATCH_SIZE, 32, 32, 3), np.uint8)] * 3))) == 3
 
 
 def test_the_trial_measures_both(monkeypatch):
@@ -146,7 +147,7 @@ def test_the_trial_measures_both(monkeypatch):
 
 def test_for_few_inputs_nothing_is_prepared(monkeypatch):
     backbone, taps = network("small")
-    monkeypatch.setattr(runtimes, "_open_openvino", None)
+    monkeypatch.setattr(runtimes, "_prepare_openvino", None)
     chosen = open_runtime(backbone, taps, num_inputs=30)
     assert (chosen.name, dict(chosen.trial)) == ("torch", {})
 
@@ -175,7 +176,7 @@ def test_a_runtime_that_disagrees_is_refused_or_replaced(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         results = list(automatic.map(some_batches(3)))
     assert automatic.name == "torch"
-    assert "continuing with torch" in caplog.text
+    assert "continuing with plain torch" in caplog.text
     assert len(results) == 3
     assert all(np.isfinite(features["pre_logits:none"]).all() for features in results)
 

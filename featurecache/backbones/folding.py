@@ -1,0 +1,116 @@
+"""Batch norms folded into the convolutions before them, on a copy: the same function with less to do.
+
+In eval mode a batch norm is an affine map of each channel, and so can be part of the weights of the convolution that it
+follows (Jacob et al. 2018, section 3.2; torch's `fuse_conv_bn_eval` does the arithmetic). Which convolution feeds which
+norm is seen in a pass, not read from names. Measured on two cores: MobileNetV3-L 1.38 times as fast, EfficientNet-Lite0
+1.16 times, ResNets 1.0 times (`scripts/benchmark.py forward`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.hooks import RemovableHandle
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.probing import made_up_inputs
+
+# Subclasses that only pad differently. Others may do something to their weights on the way.
+_CONVOLUTIONS = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding", "Conv2dDynamicSamePadding"}
+_NORMS = {"BatchNorm2d", "BatchNormAct2d"}
+
+
+class _AfterNorm(nn.Module):
+    """What timm's norm with an activation does beside normalising, under the same names."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, maps_BCHW: Tensor) -> Tensor:
+        """Apply both."""
+        return torch.as_tensor(self.act(self.drop(maps_BCHW)))
+
+
+def shared_copy(module: nn.Module) -> nn.Module:
+    """Copy a module's tree; parameters and buffers are shared with the original."""
+    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
+    return copy.deepcopy(module, shared)
+
+
+def fold_batch_norms(backbone: Backbone, tapped: Collection[str] = ()) -> tuple[Backbone, int]:
+    """Return a backbone that computes the same with fewer layers, and how many were folded.
+
+    Parameters
+    ----------
+    backbone
+        Stays as it is.
+    tapped
+        Nodes whose own output is wanted: such a convolution keeps it.
+    """
+    if not any(type(module).__name__ in _NORMS for module in backbone.module.modules()):
+        return backbone, 0
+    try:
+        folded = replace(backbone, module=shared_copy(backbone.module))
+    # Whatever somebody's own module objects with; it computes without, too.
+    except Exception:
+        return backbone, 0
+    names = {module: name for name, module in folded.module.named_modules()}
+    pairs = [(conv, norm) for conv, norm in _pairs(folded) if names[conv] not in tapped]
+    for conv, norm in pairs:
+        fused = fuse_conv_bn_eval(conv, norm)
+        conv.weight, conv.bias = fused.weight, fused.bias
+        path, _, name = names[norm].rpartition(".")
+        rest = _AfterNorm(norm) if type(norm).__name__ == "BatchNormAct2d" else nn.Identity()
+        setattr(folded.module.get_submodule(path), name, rest)
+    return folded, len(pairs)
+
+
+def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Return the convolutions and norms that run once, the one on the very output of the other."""
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by the tensor's address; holding it keeps that from reuse
+    fed_by: dict[nn.Module, nn.Module] = {}
+    calls: Counter[nn.Module] = Counter()
+
+    def after_conv(module: nn.Module, _inputs: Any, output: Any) -> None:
+        calls[module] += 1
+        outputs[id(output)] = module, output
+
+    def before_norm(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        calls[module] += 1
+        if id(inputs[0]) in outputs:
+            fed_by[module] = outputs[id(inputs[0])][0]
+
+    handles: list[RemovableHandle] = []
+    for module in backbone.module.modules():
+        if _is_plain(module, _CONVOLUTIONS, "weight"):
+            handles.append(module.register_forward_hook(after_conv))
+        elif _is_plain(module, _NORMS, "running_mean"):
+            handles.append(module.register_forward_pre_hook(before_norm))
+    try:
+        with torch.inference_mode():
+            entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone, 1))
+    finally:
+        for handle in handles:
+            handle.remove()
+    shared = Counter(fed_by.values())
+    return [
+        (conv, norm)  # type: ignore[misc]
+        for norm, conv in fed_by.items()
+        if calls[conv] == calls[norm] == shared[conv] == 1
+    ]
+
+
+def _is_plain(module: nn.Module, names: set[str], tensor: str) -> bool:
+    """Tell whether a layer is of a known class, has the tensor as its own, and nobody has hooked into it."""
+    own = module._parameters.get(tensor, module._buffers.get(tensor))
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module).__name__ in names and own is not None and not hooked
