@@ -285,13 +285,13 @@ class Files:
 def by_hand(spec: Any) -> Callable[[Path], Any]:
     """Return what opens, resizes, crops and normalises a file, in full resolution."""
     import torch
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     resample = getattr(Image.Resampling, spec.interpolation.upper())
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (spec.mean, spec.std))
 
     def prepare(path: Path) -> Any:
-        image = Image.open(path).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         short = min(image.size)
         image = image.resize((spec.resize * image.width // short, spec.resize * image.height // short), resample)
         left, top = (image.width - spec.crop) // 2, (image.height - spec.crop) // 2

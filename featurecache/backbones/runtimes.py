@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from itertools import chain, count
 from time import perf_counter
@@ -182,37 +183,77 @@ class ComparedRuntime:
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
-        remaining = iter(batches)
-        if not self._compared:
-            first = next(remaining, None)
-            if first is None:
+        if self._compared:
+            yield from self._active.map(batches)
+            return
+        feed = _Recorded(batches)
+        with closing(self._active.map(feed)) as results:
+            first, problem = self._first(results, feed)
+            if first is None and problem is None:
                 return
-            self._compare(first)
-            remaining = chain([first], remaining)
-        yield from self._active.map(remaining)
+            # While the reference computes one batch, the next ones are on their way.
+            problem = problem or disagreement(first or {}, next(self._reference.map(feed.taken[:1])))
+            self._compared = True
+            if problem is None:
+                assert first is not None
+                feed.forget()
+                yield first
+                yield from results
+                return
+        self._hand_over(problem)
+        yield from self._reference.map(chain(feed.forget(), feed))
 
     def close(self) -> None:
         """See `Runtime.close`."""
         self._active.close()
         self._reference.close()
 
-    def _compare(self, batch: np.ndarray) -> None:
-        (expected,) = self._reference.map([batch])
-        if problem := self._problem(batch, expected):
-            message = f"runtime {self._what} does not agree with torch: {problem}"
-            if self._required:
-                raise RuntimeMismatchError(f"{message}; use runtime torch")
-            _log.warning("%s; continuing with plain torch", message)
-            self._active.close()
-            self._active = self._reference
-        self._compared = True
-
-    def _problem(self, batch: np.ndarray, expected: Features) -> str | None:
+    def _first(self, results: Iterator[Features], feed: _Recorded) -> tuple[Features | None, str | None]:
+        """Return the fast runtime's first features, or why there are none; neither if nothing is fed."""
         try:
-            (features,) = self._active.map([batch])
+            return next(results, None), None
         except RuntimeError as error:
-            return f"it fails on the first batch ({first_line(error)})"
-        return disagreement(features, expected)
+            if feed.failed or not feed.taken:
+                raise
+            return None, f"it fails on the first batch ({first_line(error)})"
+
+    def _hand_over(self, problem: str) -> None:
+        message = f"runtime {self._what} does not agree with torch: {problem}"
+        if self._required:
+            raise RuntimeMismatchError(f"{message}; use runtime torch")
+        _log.warning("%s; continuing with plain torch", message)
+        self._active.close()
+        self._active = self._reference
+
+
+class _Recorded:
+    """Batches that are kept as they are taken, until somebody says that they need not be."""
+
+    def __init__(self, batches: Iterable[np.ndarray]) -> None:
+        self._remaining = iter(batches)
+        self.taken: list[np.ndarray] = []
+        self.failed, self._forgotten = False, False
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self
+
+    def __next__(self) -> np.ndarray:
+        try:
+            batch = next(self._remaining)
+        except StopIteration:
+            raise
+        except BaseException:
+            self.failed = True
+            raise
+        if not self._forgotten:
+            self.taken.append(batch)
+        return batch
+
+    def forget(self) -> list[np.ndarray]:
+        """Return what was kept, for the last time."""
+        self._forgotten = True
+        taken, self.taken = self.taken, []
+        return taken
 
 
 def disagreement(features: Features, expected: Features) -> str | None:
