@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 TOLERANCE = 1e-3
+_NUM_COMPARISONS = 2
+"""The program's own inputs come first in an extraction, and then the first batch of it."""
 _TRIAL_SECONDS = 0.5
 _TOO_FEW_TO_PREPARE = 9
 """Batches."""
@@ -134,7 +136,7 @@ def open_runtime(
 
 
 class ComparedRuntime:
-    """A faster runtime that proves itself on the first batch, or hands over to the reference.
+    """A faster runtime that proves itself on the first batch of its first two runs, or hands over to the reference.
 
     Parameters
     ----------
@@ -159,11 +161,11 @@ class ComparedRuntime:
     ) -> None:
         self._active, self._reference, self._what, self._required = fast, reference, what, required
         self.trial = trial or {}
-        self._compared = False
+        self._comparisons_left = _NUM_COMPARISONS
 
     @property
     def name(self) -> str:
-        """The runtime in use; it can change from the fast one to ``torch`` with the first batch only."""
+        """The runtime in use; it can change from the fast one to ``torch`` with the first batch of a run only."""
         return self._active.name
 
     @property
@@ -183,7 +185,7 @@ class ComparedRuntime:
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
-        if self._compared:
+        if not self._comparisons_left:
             yield from self._active.map(batches)
             return
         feed = _Recorded(batches)
@@ -193,7 +195,7 @@ class ComparedRuntime:
                 return
             # While the reference computes one batch, the next ones are on their way.
             problem = problem or disagreement(first or {}, next(self._reference.map(feed.taken[:1])))
-            self._compared = True
+            self._comparisons_left -= 1
             if problem is None:
                 assert first is not None
                 feed.forget()
@@ -223,7 +225,7 @@ class ComparedRuntime:
             raise RuntimeMismatchError(f"{message}; use runtime torch")
         _log.warning("%s; continuing with plain torch", message)
         self._active.close()
-        self._active = self._reference
+        self._active, self._comparisons_left = self._reference, 0
 
 
 class _Recorded:

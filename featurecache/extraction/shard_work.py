@@ -91,10 +91,12 @@ class ShardWork:
                 self._guard(extractor, jobs)
                 if jobs:
                     extractor.runtime(jobs[0].taps)
+                probes = self._run_probes(extractor)
                 startup = perf_counter() - started
                 done = self._work_off(extractor, plan, jobs) if jobs else WorkDone(0, None, {})
                 done = replace(done, trial=extractor.trial, startup_seconds=startup)
-                self._record_probes(extractor)
+                for feature_set, record in probes:
+                    feature_set.keep_probe(record)
             return done
         finally:
             extractor.close()
@@ -173,19 +175,18 @@ class ShardWork:
                 with drift.explained(differing, "extract into another cache"):
                     drift.check_stored(features, inputs, runtime, modality)
 
-    def _record_probes(self, extractor: ShardExtractor) -> None:
-        """Keep what the program's own inputs gave, so that `predict` can notice another environment elsewhere."""
+    def _run_probes(self, extractor: ShardExtractor) -> list[tuple[FeatureSet, dict[str, Any]]]:
+        """See what the program's own inputs give, so that `predict` can notice another environment elsewhere."""
         lacking = [feature_set for feature_set in self.sets if feature_set.probe() is None]
         if not lacking:
-            return
+            return []
         runtime = extractor.runtime(tuple(self.taps))
         try:
             record = drift.probe(runtime, extractor.modality)
         except InputError:  # this preprocess has limits that the program's own inputs exceed
-            return
-        for feature_set in lacking:
-            features = {feature_set.tap: record["features"][feature_set.tap]}
-            feature_set.keep_probe({**record, "features": features, "provenance": drift.provenance(runtime)})
+            return []
+        record["provenance"] = drift.provenance(runtime)
+        return [(s, {**record, "features": {s.tap: record["features"][s.tap]}}) for s in lacking]
 
 
 def remembered_provenance(sets: Sequence[FeatureSet]) -> dict[str, Any] | None:
