@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,51 +60,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def bench_extraction(args: argparse.Namespace) -> dict[str, Any]:
     """Disk to committed shards against ceilings, a plain loop, a DataLoader loop and a peer, on the same files."""
-    from featurecache.backbones.registry import load_backbone
-    from featurecache.backbones.taps import resolve_taps
-    from featurecache.extraction.extract import make_request
-
     with tempfile.TemporaryDirectory() as scratch:
         folder, saved = Path(scratch) / "files", Path(scratch) / "plain.npy"
         chosen = find_files(args.source, args.images)
         files = (make_photographs if args.photographs else link_files)(chosen, folder)
-        request = make_request(args.backbone, weights=args.weights, init=args.init, precision=args.precision)
-        backbone = load_backbone(request)
-        taps = resolve_taps(backbone, ["default"])
         caches = (Path(scratch) / f"cache{number}" for number in range(1000))
-        ours: list[Any] = []
+        ours: list[dict[str, Any]] = []
 
         def featurecache() -> float:
-            ours.append(extract_all(folder, next(caches), request, args))
-            return ours[-1].seconds - ours[-1].startup_seconds
+            ours.append(in_new_process(extract_all, args, folder, next(caches)))
+            return float(ours[-1]["seconds"] - ours[-1]["startup_seconds"])
 
         runs: dict[str, Callable[[], float]] = {"featurecache": featurecache}
         if not args.no_baselines:
-            runs["plain loop"] = lambda: timed(lambda: plain_loop(files, backbone, taps, saved))
-            runs["DataLoader loop"] = lambda: timed(lambda: loader_loop(files, backbone, taps))
+            runs["plain loop"] = lambda: in_new_process(plain_loop, args, files, saved)
+            runs["DataLoader loop"] = lambda: in_new_process(loader_loop, args, files)
         if args.thingsvision:
             runs["thingsvision"] = lambda: thingsvision(args, folder, Path(scratch) / "peer")
         measured: dict[str, list[float]] = {name: [] for name in runs}
         # Before and after each run of ours: the machine may be slower in one minute than in the next.
-        ceilings = [measure_ceilings(files, backbone, taps, args)]
+        before, bounds, ceilings = in_new_process(measure_ceilings, args, files), [], []
         for _ in range(args.repeats):
             for name, run in runs.items():
                 measured[name].append(len(files) / run())
                 if name == "featurecache":
-                    ceilings.append(measure_ceilings(files, backbone, taps, args))
+                    after = in_new_process(measure_ceilings, args, files)
+                    bounds.append((before["bound"] + after["bound"]) / 2)
+                    ceilings.append(after)
+                    before = after
         difference = None if args.no_baselines else compare_features(Path(scratch) / "cache0", folder, files, saved)
-        usage = ours[-1].usage[0]
-    bounds = [(before["bound"] + after["bound"]) / 2 for before, after in pairwise(ceilings)]
     result: dict[str, Any] = {
         "images": len(files),
         "backbone": args.backbone,
-        "runtime": ours[-1].runtime,
+        "runtime": ours[-1]["runtime"],
         "device": args.device,
         "images_per_second": {name: spread(values) for name, values in measured.items()},
         "ceilings, images_per_second": {name: spread([c[name] for c in ceilings]) for name in ceilings[0]},
         "featurecache / bound": spread([a / b for a, b in zip(measured["featurecache"], bounds, strict=True)]),
-        "start-up, seconds": spread([report.startup_seconds for report in ours]),
-        "what it waits for": usage.summary(),
+        "start-up, seconds": spread([report["startup_seconds"] for report in ours]),
+        "what it waits for": ours[-1]["summary"],
     }
     for name in measured.keys() - {"featurecache"}:
         ratios = [a / b for a, b in zip(measured["featurecache"], measured[name], strict=True)]
@@ -113,20 +108,49 @@ def bench_extraction(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def extract_all(folder: Path, cache: Path, request: Any, args: argparse.Namespace) -> Any:
+def in_new_process(work: Callable[..., Any], args: argparse.Namespace, *more: Any) -> Any:
+    """Run something where no other library has threads or memory left over from before."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(work, args, *more).result()
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the network and its default tap."""
+    from featurecache.backbones.registry import load_backbone
+    from featurecache.backbones.taps import resolve_taps
+
+    backbone = load_backbone(request_of(args))
+    return backbone, resolve_taps(backbone, ["default"])
+
+
+def request_of(args: argparse.Namespace) -> Any:
+    """Return what names the network."""
+    from featurecache.extraction.extract import make_request
+
+    return make_request(args.backbone, weights=args.weights, init=args.init, precision=args.precision)
+
+
+def extract_all(args: argparse.Namespace, folder: Path, cache: Path) -> dict[str, Any]:
     """Do the main job."""
     from featurecache.extraction.extract import run_extraction
     from featurecache.specs import ExtractionSettings
 
     settings = ExtractionSettings(runtime=args.runtime, batch_size=args.batch_size, device=args.device, dtype="float32")
-    return run_extraction(folder, cache, request, settings=settings)
+    report = run_extraction(folder, cache, request_of(args), settings=settings)
+    return {
+        "seconds": report.seconds,
+        "startup_seconds": report.startup_seconds,
+        "runtime": report.runtime,
+        "summary": report.usage[0].summary(),
+    }
 
 
-def measure_ceilings(files: list[Path], backbone: Any, taps: Any, args: argparse.Namespace) -> dict[str, float]:
+def measure_ceilings(args: argparse.Namespace, files: list[Path]) -> dict[str, float]:
     """Images per second of each part of the machine alone, and of all together."""
     from featurecache.backbones.torch_runtime import num_cores
 
-    cores = num_cores()
+    (backbone, taps), cores = load(args), num_cores()
     part = files[:: max(len(files) // (40 if args.photographs else 300), 1)]
     decoding = decode_seconds(part, backbone)
     forward, wall = forward_seconds(backbone, taps, args)
@@ -238,39 +262,41 @@ def make_photographs(files: list[Path], folder: Path) -> list[Path]:
     return made
 
 
-def plain_loop(files: list[Path], backbone: Any, taps: Any, target: Path) -> None:
-    """What people write by hand: open, resize, stack 64, run eager, save one .npy."""
+def plain_loop(args: argparse.Namespace, files: list[Path], target: Path) -> float:
+    """What people write by hand: open, resize, stack 32, run eager, save one .npy. Returns seconds."""
     import torch
 
     from featurecache.backbones.taps import TappedBackbone
 
-    (tap,) = taps
-    network = TappedBackbone(backbone, taps)
-    network.to(memory_format=torch.contiguous_format)
+    backbone, taps = load(args)
+    (tap,), network, started = taps, TappedBackbone(backbone, taps), time.perf_counter()
     rows, batch = [], []
     prepare = by_hand(backbone.preprocess)
     for number, path in enumerate(files, 1):
         batch.append(prepare(path))
-        if len(batch) == 64 or number == len(files):
+        if len(batch) == 32 or number == len(files):
             with torch.no_grad():
                 rows.append(network(torch.stack(batch))[tap.name].numpy())
             batch = []
     np.save(target, np.concatenate(rows))
+    return time.perf_counter() - started
 
 
-def loader_loop(files: list[Path], backbone: Any, taps: Any) -> None:
+def loader_loop(args: argparse.Namespace, files: list[Path]) -> float:
     """The same with a DataLoader that has a worker process for each core."""
     import torch
 
     from featurecache.backbones.taps import TappedBackbone
     from featurecache.backbones.torch_runtime import num_cores
 
-    (tap,), network = taps, TappedBackbone(backbone, taps)
+    backbone, taps = load(args)
+    (tap,), network, started = taps, TappedBackbone(backbone, taps), time.perf_counter()
     data = torch.utils.data.DataLoader(
-        Files(files, backbone.preprocess), batch_size=64, num_workers=num_cores(), multiprocessing_context="fork"
+        Files(files, backbone.preprocess), batch_size=32, num_workers=num_cores(), multiprocessing_context="fork"
     )
     with torch.no_grad():
         np.concatenate([network(batch)[tap.name].numpy() for batch in data])
+    return time.perf_counter() - started
 
 
 class Files:

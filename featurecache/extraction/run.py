@@ -166,16 +166,16 @@ class ExtractionRun:
 
     def _backbone(self) -> tuple[Backbone, tuple[Tap, ...]]:
         """Load the backbone when it is first needed."""
+        started = perf_counter()
         from featurecache.backbones.taps import resolve_taps
         from featurecache.extraction.modality import modality_of
 
         if self._loaded is None:
-            started = perf_counter()
             backbone = load_backbone(self.request)
             check_modality(self.source, backbone.preprocess, backbone.name)
             modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
             self._loaded = backbone, resolve_taps(backbone, self.taps)
-            self._loading_seconds = perf_counter() - started
+            self._loading_seconds += perf_counter() - started
         return self._loaded
 
     def _scan(self, store: FeatureStore) -> tuple[Listing, SourceView]:
@@ -209,8 +209,10 @@ class ExtractionRun:
         backbone: Backbone,
         taps: Sequence[Tap],
     ) -> None:
+        started = perf_counter()
         from featurecache.extraction.shard_work import ShardWork
 
+        self._loading_seconds += perf_counter() - started
         work = ShardWork(
             store=report.store,
             sets=sets,

@@ -34,9 +34,9 @@ from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
 
 _PROBES_PER_SHARD = 2
-_ROWS_AT_A_TIME = 64
+_BYTES_AT_A_TIME = 1 << 20
 """Fewer are not worth writing by themselves."""
-_MOST_UNWRITTEN = 8
+_MOST_UNWRITTEN = 2
 """So many times that may wait to be written."""
 
 
@@ -71,7 +71,9 @@ class _Started:
     drafts: list[Draft] = field(default_factory=list)
     """Opened when the first features come, so that not every job that is loaded ahead has files open."""
     collected: list[Outcome] = field(default_factory=list)
-    """Features that wait until there are enough to be worth writing."""
+    """Features that wait until there are enough of them to be worth writing."""
+    num_bytes: int = 0
+    """Of those."""
     num_left: int = 0
     """Rows whose features have not come."""
     num_unwritten: int = 0
@@ -130,12 +132,14 @@ class ShardExtractor:
         """Return the runtime for some taps, the same one each time."""
         if taps not in self._runtimes:
             remembered = self.remembered or {}
+            # What suits one device is of no use to another.
+            batch_size = remembered.get("batch_size") if remembered.get("device") == self.settings.device else None
             runtime = open_runtime(
                 self.backbone,
                 [self.taps[tap] for tap in taps],
                 runtime=self.settings.runtime,
                 device=self.settings.device,
-                batch_size=self.settings.batch_size or remembered.get("batch_size"),
+                batch_size=self.settings.batch_size or batch_size,
                 remembered=remembered.get("runtime"),
             )
             self._runtimes[taps], self.meter.device = runtime, runtime.device
@@ -159,17 +163,14 @@ class ShardExtractor:
     def _start(self, jobs: Iterable[ShardJob], idle: deque[ShardOutcome]) -> Iterator[_Started]:
         """Take the lease of each job that is free and not done; the others' outcomes are known at once."""
         for job in jobs:
-            lease = ExitStack()
-            if not lease.enter_context(self.leases.hold(job.key)):
-                idle.append(ShardOutcome(leased=True))
-                continue
-            taps = tuple(tap for tap in job.taps if not self.sets[tap].folder.has(job.key))
-            started = _Started(taps, job.rows, self.inputs_of(job.rows) if taps else [], lease)
-            if not taps:
-                started.close()
-                idle.append(ShardOutcome())
-                continue
-            self._started.append(started)
+            with ExitStack() as lease:
+                mine = lease.enter_context(self.leases.hold(job.key))
+                taps = tuple(tap for tap in job.taps if not self.sets[tap].folder.has(job.key)) if mine else ()
+                if not taps:
+                    idle.append(ShardOutcome(leased=not mine))
+                    continue
+                started = _Started(taps, job.rows, self.inputs_of(job.rows), lease.pop_all())
+                self._started.append(started)
             yield started
 
     def _compute(self, taps: tuple[str, ...], jobs: Iterable[_Started]) -> Iterator[ShardOutcome]:
@@ -182,10 +183,11 @@ class ShardExtractor:
                 self.meter.add_inputs(num_rows)
                 self.on_rows(num_rows, num_bad)
                 job.collected.append(outcome)
+                job.num_bytes += sum(values.nbytes for values in outcome.features.values())
                 job.num_left -= num_rows
-                if job.num_left == 0 or len(job.collected) * num_rows >= _ROWS_AT_A_TIME:
+                if job.num_left == 0 or job.num_bytes >= _BYTES_AT_A_TIME:
                     yield from writer.submit(self._write, job, joined(job.collected), runtime)
-                    job.collected = []
+                    job.collected, job.num_bytes = [], 0
             yield from writer.finish()
 
     def _write(self, job: _Started, outcome: Outcome, runtime: Runtime) -> ShardOutcome | None:

@@ -113,3 +113,24 @@ def test_a_head_on_a_checkout_is_used_only_with_a_checkout_that_is_named(
     assert call(*command, "--backbone", f"hub:{moved}:tiny")[0] == 0
     status, _, err = call(*command, "--backbone", f"hub:{moved}:other_seed")
     assert (status, "cannot be reproduced here" in err) == (2, True)
+
+
+def test_a_run_says_what_bound_it_and_what_was_tried(make_folder: Callable, tmp_path: Path, call: Callable) -> None:
+    pytest.importorskip("openvino")
+    command = ["extract", make_folder(), "--cache", tmp_path / "c", "--backbone", TINY]
+    out = call(*command)[1]
+    assert "runtimes tried: torch " in out
+    assert "; the limit: " in out
+    assert "; to speed up: " in out
+    report = json.loads(call(*command, "--precision", "bfloat16", "--json")[1])
+    assert (report["runtime"], report["trial"], report["extracted"]) == ("torch", {}, 24)
+    assert report["usage"][0]["inputs"] == 24
+    assert report["startup_seconds"] <= report["seconds"]
+
+
+def test_decoding_is_part_of_the_fingerprint(make_folder: Callable, tmp_path: Path, call: Callable) -> None:
+    command = ["extract", make_folder(), "--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME]
+    assert call(*command)[0] == call(*command, "--jpeg-decoding", "full")[0] == 0
+    assert len(list((tmp_path / "c" / "features").iterdir())) == 2
+    with pytest.raises(SystemExit):
+        call(*command, "--jpeg-decoding", "half")
