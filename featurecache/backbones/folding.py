@@ -76,7 +76,7 @@ def fold_batch_norms(backbone: Backbone, tapped: Collection[str] = ()) -> tuple[
 
 def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Return the convolutions and norms that run once, the one on the very output of the other."""
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by the tensor's address; holding it keeps that from reuse
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by the id of the object; holding it keeps that from reuse
     fed_by: dict[nn.Module, nn.Module] = {}
     calls: Counter[nn.Module] = Counter()
 
@@ -86,7 +86,7 @@ def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
     def before_norm(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         calls[module] += 1
-        if id(inputs[0]) in outputs:
+        if inputs and id(inputs[0]) in outputs:
             fed_by[module] = outputs[id(inputs[0])][0]
 
     handles: list[RemovableHandle] = []

@@ -64,6 +64,9 @@ class OpenVinoRuntime:
                 request.cancel()
                 self._settle(request)
 
+    def compare_again(self) -> None:
+        """See `Runtime.compare_again`; another runtime compares this one."""
+
     def close(self) -> None:
         """See `Runtime.close`."""
         self._idle.clear()

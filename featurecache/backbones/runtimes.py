@@ -21,18 +21,20 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.normalized import Features, Normalized
+from featurecache.backbones.probing import made_up_inputs
 from featurecache.backbones.taps import Tap, TappedBackbone
-from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, num_cores
+from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, checked_device, num_cores
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
 
 if TYPE_CHECKING:
     from featurecache.backbones.openvino_runtime import OpenVinoRuntime
 
 _log = logging.getLogger(__name__)
-TOLERANCE = 1e-3
-_NUM_COMPARISONS = 2
-"""The program's own inputs come first in an extraction, and then the first batch of it."""
+TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
+"""Largest difference, relative to the largest feature, from the reference, by precision: half numbers round."""
+
 _TRIAL_SECONDS = 0.5
+_FEW_FOR_A_GPU = 128
 _TOO_FEW_TO_PREPARE = 9
 """Batches."""
 
@@ -71,6 +73,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def compare_again(self) -> None:
+        """Compare the next batch with the reference once more, where there is anything to compare."""
+        ...
+
     def close(self) -> None:
         """Let go of what the runtime holds."""
         ...
@@ -106,22 +112,24 @@ def open_runtime(
     """
     if runtime not in ("auto", "torch", "openvino"):
         raise RequestError(f"unknown runtime {runtime!r}; known: auto, torch, openvino")
+    on_cpu = checked_device(device).type == "cpu"
+    if runtime == "openvino" and not on_cpu:
+        raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")
+    if batch_size is None and not on_cpu and num_inputs is not None and num_inputs <= _FEW_FOR_A_GPU:
+        batch_size = max(num_inputs, 1)  # a trial of sizes would take longer
     size = batch_size or CPU_BATCH_SIZE
     num_batches = None if num_inputs is None else max(-(-num_inputs // size), 1)
     reference = TorchRuntime(backbone, taps, device=device, batch_size=batch_size, num_batches=num_batches)
     wanted = _choose(reference.device, remembered) if runtime == "auto" else runtime
     if wanted == "try" and (num_batches or _TOO_FEW_TO_PREPARE) < _TOO_FEW_TO_PREPARE:
         wanted = "torch"
-    folded, num_folded = fold_batch_norms(backbone, {tap.node for tap in taps})
     quick = reference
     torch_runtime: Runtime = reference
-    if num_folded:
+    if (folded := _folded(backbone, taps)) is not None:
         quick = TorchRuntime(folded, taps, device=device, batch_size=reference.batch_size, num_batches=num_batches)
         torch_runtime = ComparedRuntime(quick, reference, what="torch with folded batch norms")
     if wanted == "torch":
         return torch_runtime
-    if reference.device != "cpu":
-        raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")
     example = _example_of(backbone, reference.batch_size)
     converted = _prepare_openvino(backbone, taps, example, required=runtime == "openvino")
     if converted is None:
@@ -136,7 +144,7 @@ def open_runtime(
 
 
 class ComparedRuntime:
-    """A faster runtime that proves itself on the first batch of its first two runs, or hands over to the reference.
+    """A faster runtime that proves itself on its first batch, or hands over to the reference.
 
     Parameters
     ----------
@@ -161,7 +169,7 @@ class ComparedRuntime:
     ) -> None:
         self._active, self._reference, self._what, self._required = fast, reference, what, required
         self.trial = trial or {}
-        self._comparisons_left = _NUM_COMPARISONS
+        self._compared = False
 
     @property
     def name(self) -> str:
@@ -185,7 +193,7 @@ class ComparedRuntime:
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
-        if not self._comparisons_left:
+        if self._compared:
             yield from self._active.map(batches)
             return
         feed = _Recorded(batches)
@@ -194,8 +202,9 @@ class ComparedRuntime:
             if first is None and problem is None:
                 return
             # While the reference computes one batch, the next ones are on their way.
-            problem = problem or disagreement(first or {}, next(self._reference.map(feed.taken[:1])))
-            self._comparisons_left -= 1
+            expected = next(self._reference.map(feed.taken[:1]))
+            problem = problem or disagreement(first or {}, expected, TOLERANCE[self.precision])
+            self._compared = True
             if problem is None:
                 assert first is not None
                 feed.forget()
@@ -204,6 +213,10 @@ class ComparedRuntime:
                 return
         self._hand_over(problem)
         yield from self._reference.map(chain(feed.forget(), feed))
+
+    def compare_again(self) -> None:
+        """See `Runtime.compare_again`."""
+        self._compared = self._active is self._reference
 
     def close(self) -> None:
         """See `Runtime.close`."""
@@ -225,7 +238,7 @@ class ComparedRuntime:
             raise RuntimeMismatchError(f"{message}; use runtime torch")
         _log.warning("%s; continuing with plain torch", message)
         self._active.close()
-        self._active, self._comparisons_left = self._reference, 0
+        self._active, self._compared = self._reference, True
 
 
 class _Recorded:
@@ -258,7 +271,7 @@ class _Recorded:
         return taken
 
 
-def disagreement(features: Features, expected: Features) -> str | None:
+def disagreement(features: Features, expected: Features, tolerance: float = TOLERANCE["float32"]) -> str | None:
     """Say at which tap features differ from the reference by more than the tolerance, if they do."""
     for tap, reference in expected.items():
         found = features[tap]
@@ -266,9 +279,28 @@ def disagreement(features: Features, expected: Features) -> str | None:
             return f"tap {tap} has values that are not finite"
         scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
         error = float(np.abs(found - reference).max()) / scale
-        if not error <= TOLERANCE:
-            return f"tap {tap} differs by {error:.1e} of its largest value (tolerance {TOLERANCE:.0e})"
+        if not error <= tolerance:
+            return f"tap {tap} differs by {error:.1e} of its largest value (tolerance {tolerance:.0e})"
     return None
+
+
+def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
+    """Return the backbone with its batch norms folded, where there are any and its taps bear it."""
+    try:
+        folded, num_folded = fold_batch_norms(backbone, {tap.node for tap in taps})
+        if not num_folded:
+            return None
+        inputs = made_up_inputs(backbone)
+        with torch.inference_mode():
+            found, expected = (
+                {name: values.cpu().numpy() for name, values in TappedBackbone(each, taps)(inputs).items()}
+                for each in (folded, backbone)
+            )
+    # Networks look into their own layers in many ways; those that cannot do without a norm are left as they are.
+    except Exception as error:
+        _log.info("%s: batch norms are not folded (%s)", backbone.name, first_line(error))
+        return None
+    return folded if disagreement(found, expected) is None else None
 
 
 def _choose(device: str, remembered: str | None) -> str:

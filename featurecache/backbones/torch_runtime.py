@@ -1,8 +1,8 @@
 """PyTorch, the reference runtime: on a CPU one small batch per core, on a GPU one large batch after the other.
 
 Measured on two cores (images/s; `scripts/benchmark.py forward` prints them for any machine): one batch of 32 on both
-cores at once gives 30 with EfficientNet-Lite0 and 53 with ViT-Ti/16; batches of 8 on one core each, side by side, give
-50 and 55. Small batches keep their activations in the caches, and cores that wait for nobody lose no time where
+cores at once gives 30 with EfficientNet-Lite0 and 53 with ViT-Ti/16; batches of 4 on one core each, side by side, give
+72 and 55. Small batches keep their activations in the caches, and cores that wait for nobody lose no time where
 decoding threads want them too. So a CPU works on as many batches as it has cores, each on a replica of the network that
 shares all weights.
 """
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeVar
@@ -49,7 +50,7 @@ class TorchRuntime:
     device : str
         ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     batch_size : int, optional
-        Inputs in a batch; by default 8 on a CPU, and on a GPU the number that a short trial finds.
+        Inputs in a batch; by default 4 on a CPU, and on a GPU the number that a short trial finds.
     num_batches : int, optional
         How many there will be, if there are few: then each gets several cores.
     """
@@ -85,6 +86,9 @@ class TorchRuntime:
         """See `Runtime.map`."""
         yield from self._map_on_cores(batches) if self._device.type == "cpu" else self._map_on_device(batches)
 
+    def compare_again(self) -> None:
+        """See `Runtime.compare_again`; this one is the reference, or compared by another."""
+
     def close(self) -> None:
         """See `Runtime.close`."""
         if self._streams is not None:
@@ -92,7 +96,7 @@ class TorchRuntime:
             self._streams = None
 
     def _try_batch_sizes(self, shape: tuple[int, ...]) -> int:
-        """Return the least number of inputs in a batch beyond which the device gets no quicker, or has no memory."""
+        """Return the size of a batch beyond which the device gets no quicker, or has no memory; 32 at least."""
         best, best_rate = _GPU_BATCH_SIZES[0], 0.0
         for size in _GPU_BATCH_SIZES:
             rate = self._rate(np.zeros((size, *shape), self._entrance.dtype))
@@ -167,7 +171,7 @@ class TorchRuntime:
             try:
                 parts = [module(inputs[start : start + size]) for start in range(0, len(inputs), size)]
                 return parts[0] if len(parts) == 1 else [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:
                 if not _is_lack_of_memory(error):
                     raise
                 if size == 1:
@@ -237,7 +241,7 @@ class _Streams:
 
     def _take_cores(self, share: int) -> None:
         """Limit each thread to its cores. Torch keeps the number by thread, and the last one set for new threads."""
-        before, all_there = torch.get_num_threads(), threading.Barrier(self.count)
+        before, all_there = torch.get_num_threads(), threading.Barrier(self.count, timeout=60)
 
         def limit() -> None:
             all_there.wait()
@@ -251,8 +255,11 @@ class _Streams:
 def _replicate(module: Normalized, count: int) -> list[nn.Module]:
     """Return copies of a module's tree that share its tensors: forward passes leave traces in modules, not in weights.
 
-    A module that cannot be copied stays alone.
+    A module that cannot be copied stays alone; so does one with hooks or methods of its own, which may be closures over
+    the original.
     """
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()):
+        return [module]
     try:
         return [module, *(shared_copy(module) for _ in range(count - 1))]
     # Whatever somebody's own module objects with, one replica is enough to compute.
@@ -273,8 +280,13 @@ def _exact_float32() -> Iterator[None]:
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use, by its affinity and the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(min(cores, round(int(quota) / int(period))), 1)
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
 
 
 def checked_device(name: str) -> torch.device:
@@ -295,4 +307,5 @@ def checked_device(name: str) -> torch.device:
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    signs = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)

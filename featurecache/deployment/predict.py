@@ -15,7 +15,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.saved import SavedHead, open_head
-from featurecache.errors import DriftError, RequestError
+from featurecache.errors import RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
@@ -135,7 +135,7 @@ def _predict(
     try:
         with modality.undisturbed():
             _guard(saved, tap, runtime, network)
-    except DriftError:
+    except BaseException:
         runtime.close()
         raise
     progress.start("predicting", len(inputs))

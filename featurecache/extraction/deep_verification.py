@@ -155,7 +155,8 @@ def _compute(
         backbone,
         taps,
         device=inputs.settings.device,
-        batch_size=ran["batch_size"],
+        batch_size=ran["batch_size"] if ran["device"] == inputs.settings.device else None,
+        num_inputs=len(rows),
         remembered=ran["runtime"],
     )
     progress.start("computing again", len(rows))

@@ -22,7 +22,7 @@ class Engine(Protocol):
     def map(self, work: Work[Job, Result], jobs: Iterable[Job]) -> Iterator[Result]:
         """Yield the result of each job; an error in a job is raised here.
 
-        An engine with several workers gives each one a copy of ``work`` and a stream of jobs of its own.
+        An engine with several workers gives each one its own ``work`` and its own stream of jobs.
         """
         ...
 

@@ -69,12 +69,12 @@ class Usage:
     def advice(self) -> str:
         """What to change."""
         if self.bottleneck == "cores" and self.loading_cpu_seconds > _LARGE_SHARE * self.cpu_seconds:
-            return "store smaller images, or leave --jpeg-decoding at scaled"
+            return "store smaller inputs (of images, leave --jpeg-decoding at scaled)"
         if self.bottleneck == "cores":
-            return "a smaller network, a smaller --crop, or a GPU (--device cuda)"
+            return "a smaller network, smaller inputs of it, or a GPU (--device cuda)"
         return {
             "read": "faster storage, or more --workers where reading waits for a network",
-            "decode": "more --workers, or smaller images",
+            "decode": "more --workers, or smaller inputs",
             "forward": "a larger --batch-size, --precision bfloat16 on a GPU, or a smaller network",
             "write": "faster storage for the cache, fewer --tap, or --dtype float16",
         }[self.bottleneck]

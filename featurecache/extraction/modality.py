@@ -98,7 +98,8 @@ class ImageModality:
 
     def stages(self, data: bytes) -> Stages:
         """Digest an image before and after resizing and cropping, or before and after its views are made."""
-        image = decode(data, self._spec)
+        # Views are made of the full image.
+        image = decode(data, self._spec if self.views is None else self._spec.override(jpeg_decoding="full"))
         return Stages(_digest(image.tobytes()), _digest(self.load(data).arrays.tobytes()))
 
     def undisturbed(self) -> AbstractContextManager[None]:

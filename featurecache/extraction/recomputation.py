@@ -103,7 +103,8 @@ def _recompute(
     backbone = inputs.reproduce(feature_set)
     (tap,) = resolve_taps(backbone, [feature_set.tap])
     # The same batch size and runtime, so that equal work gives equal bytes.
-    same = {"dtype": feature_set.dtype, "batch_size": ran["batch_size"], "runtime": ran["runtime"]}
+    batch_size = ran["batch_size"] if ran["device"] == inputs.settings.device else None
+    same = {"dtype": feature_set.dtype, "batch_size": batch_size, "runtime": ran["runtime"]}
     work = ShardWork(
         store=store,
         sets=[feature_set],

@@ -34,8 +34,10 @@ from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
 
 _PROBES_PER_SHARD = 2
-_BYTES_AT_A_TIME = 1 << 20
-"""Fewer are not worth writing by themselves."""
+_ROWS_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
+"""What is worth writing by itself: the lesser of the two."""
+_ROWS_MEASURED = 32
+"""Whose error in the stored type is told; a fixed number, so that equal work gives equal records."""
 _MOST_UNWRITTEN = 2
 """So many times that may wait to be written."""
 
@@ -72,6 +74,7 @@ class _Started:
     """Opened when the first features come, so that not every job that is loaded ahead has files open."""
     collected: list[Outcome] = field(default_factory=list)
     """Features that wait until there are enough of them to be worth writing."""
+    num_rows: int = 0
     num_bytes: int = 0
     """Of those."""
     num_left: int = 0
@@ -175,6 +178,7 @@ class ShardExtractor:
 
     def _compute(self, taps: tuple[str, ...], jobs: Iterable[_Started]) -> Iterator[ShardOutcome]:
         runtime = self.runtime(taps)
+        runtime.compare_again()  # on real inputs
         parts = ((job, job.inputs) for job in jobs)
         outcomes = run_parts(parts, runtime, self.modality, num_workers=self.settings.num_workers, meter=self.meter)
         with closing(outcomes), _Writer(self.meter) as writer:
@@ -185,9 +189,10 @@ class ShardExtractor:
                 job.collected.append(outcome)
                 job.num_bytes += sum(values.nbytes for values in outcome.features.values())
                 job.num_left -= num_rows
-                if job.num_left == 0 or job.num_bytes >= _BYTES_AT_A_TIME:
+                job.num_rows += num_rows
+                if job.num_left == 0 or job.num_rows >= _ROWS_AT_A_TIME or job.num_bytes >= _BYTES_AT_A_TIME:
                     yield from writer.submit(self._write, job, joined(job.collected), runtime)
-                    job.collected, job.num_bytes = [], 0
+                    job.collected, job.num_rows, job.num_bytes = [], 0, 0
             yield from writer.finish()
 
     def _write(self, job: _Started, outcome: Outcome, runtime: Runtime) -> ShardOutcome | None:
@@ -296,7 +301,7 @@ class Draft:
         self._cut += outcome.cut
         self.bad |= {self._start + place: error for place, error in problems.items()}
         self._start += len(values)
-        if self._precision is None and len(good := np.delete(values, list(problems), axis=0)):
+        if self._precision is None and len(good := np.delete(values, list(problems), axis=0)[:_ROWS_MEASURED]):
             self._precision = measure_error(good, stored_arrays(good, self._dtype, self._views), against="float32")
 
     def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:

@@ -113,8 +113,7 @@ class FolderSource:
                 paths = [listing.paths[place] for place in block.tolist()]
                 ids, readable = np.zeros((len(block), 32), np.uint8), np.ones(len(block), bool)
                 handfuls = (paths[start : start + _HANDFUL] for start in range(0, len(paths), _HANDFUL))
-                digests = chain.from_iterable(pool.map(self._digest_all, handfuls))
-                for i, digest in enumerate(digests):
+                for i, digest in enumerate(chain.from_iterable(pool.map(self._digest_all, handfuls))):
                     if isinstance(digest, str):
                         listing.problems[paths[i]] = digest
                         readable[i] = False

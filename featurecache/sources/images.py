@@ -144,12 +144,17 @@ def decode(data: bytes, spec: PreprocessSpec) -> Image.Image:
         raise InputError("too_large", f"{width}x{height} pixels, the limit is {spec.max_pixels} pixels")
     try:
         with image:
-            if spec.jpeg_decoding == "scaled" and isinstance(image, JpegImagePlugin.JpegImageFile):
+            if _may_scale(spec) and isinstance(image, JpegImagePlugin.JpegImageFile):
                 # The least of 1/1, 1/2, 1/4 and 1/8 that leaves both sides at least as long.
                 image.draft(None, (SCALED_MARGIN * spec.resize,) * 2)
             return to_rgb(_upright(image, spec), spec)
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
+
+
+def _may_scale(spec: PreprocessSpec) -> bool:
+    """Tell whether a large JPEG may be decoded at a part of its size: that filters, so resizing must filter too."""
+    return spec.jpeg_decoding == "scaled" and spec.antialias and spec.interpolation != "nearest"
 
 
 def to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:

@@ -45,6 +45,27 @@ class Limited(Small):
         return super().forward(images_BCHW)
 
 
+class ReadsNorm(Small):
+    """Looks into its norm, which is gone once folded."""
+
+    def forward(self, images_BCHW):
+        return super().forward(images_BCHW) + self.body[1].weight.sum()
+
+
+class UsedTwice(nn.Module):
+    """What its convolution gives goes into a norm and past it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8)
+        self.norm.running_mean += 1
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, images_BCHW):
+        maps_BCHW = self.conv(images_BCHW)
+        return self.head((maps_BCHW + self.norm(maps_BCHW)).mean((2, 3)))
+
+
 class Headless(nn.Module):
     """Its last linear layer is not its output layer."""
 
@@ -241,3 +262,13 @@ def uncopyable():
 @_quick
 def limited():
     return Limited()
+
+
+@_quick
+def reads_norm():
+    return ReadsNorm()
+
+
+@_quick
+def used_twice():
+    return UsedTwice()

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.registry import load_backbone
-from featurecache.backbones.runtimes import disagreement, open_runtime
+from featurecache.backbones.runtimes import ComparedRuntime, disagreement, open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, _replicate, num_cores
 from featurecache.errors import BackboneError, RequestError
@@ -105,6 +106,28 @@ def test_a_single_image_that_does_not_fit_is_an_error_that_says_so(path: str) ->
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="something else"):
         list(limited(1, RuntimeError("something else")).map(some_batches(2)))
+
+
+def test_a_network_with_hooks_of_its_own_is_not_replicated() -> None:
+    module = opened()._module
+    module.tapped.network.register_forward_hook(lambda *_: None)
+    assert _replicate(module, 3) == [module]
+
+
+@pytest.mark.parametrize(("name", "folds"), [("small", True), ("reads_norm", False), ("used_twice", False)])
+def test_norms_are_folded_where_the_network_bears_it(name: str, folds: bool, caplog: pytest.LogCaptureFixture) -> None:
+    backbone = load_backbone(BackboneRequest(name=NETWORKS + name))
+    state = {key: value.clone() for key, value in backbone.module.state_dict().items()}
+    taps, batches = resolve_taps(backbone, ["default"]), some_batches(3)
+    chosen = open_runtime(backbone, taps, runtime="torch")
+    assert isinstance(chosen, ComparedRuntime) is folds
+    chosen.compare_again()
+    assert equal(list(chosen.map(batches)), list(TorchRuntime(backbone, taps).map(batches)))
+    assert not caplog.records
+    assert all(torch.equal(value, state[key]) for key, value in backbone.module.state_dict().items())
+    folded, count = fold_batch_norms(backbone, {"body.0"})
+    assert count == (name != "small" and count)  # a convolution that is tapped keeps its output
+    assert folded.identity == backbone.identity
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 3e-2), ("float16", 5e-3)])

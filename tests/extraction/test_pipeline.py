@@ -170,7 +170,7 @@ USAGE = Usage(
             "waiting for read",
         ),
         ({"waited": {**USAGE.waited, "write": 5.0}}, "write", "faster storage for the cache", "waiting for write"),
-        ({"cores": 1, "cpu_seconds": 9.5}, "cores", "store smaller images", "cores busy, 53% decoding"),
+        ({"cores": 1, "cpu_seconds": 9.5}, "cores", "store smaller inputs", "cores busy, 53% decoding"),
         (
             {"cores": 1, "cpu_seconds": 9.5, "loading_cpu_seconds": 2.0},
             "cores",

@@ -241,6 +241,12 @@ def test_a_large_jpeg_is_decoded_no_finer_than_needed(size: tuple[int, int]) -> 
     assert np.array_equal(load_image(encoded(smooth), scaled), load_image(encoded(smooth), full))  # PNG has no scales
 
 
+@pytest.mark.parametrize("change", [{"antialias": False}, {"interpolation": "nearest"}])
+def test_where_resizing_does_not_filter_nothing_is_scaled(change: Any) -> None:
+    data = encoded(noise(900, 900), "JPEG")
+    assert decode(data, PreprocessSpec(resize=64, crop=48, **change)).size == (900, 900)
+
+
 def test_orientation_and_colours_of_a_scaled_jpeg_are_those_of_the_full_one() -> None:
     corners = Image.fromarray(np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 0]]], np.uint8))
     exif = Image.Exif()
