@@ -324,7 +324,7 @@ def by_hand(spec: Any) -> Callable[[Path], Any]:
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         short = min(image.size)
         image = image.resize((spec.resize * image.width // short, spec.resize * image.height // short), resample)
-        left, top = (image.width - spec.crop) // 2, (image.height - spec.crop) // 2
+        left, top = round((image.width - spec.crop) / 2), round((image.height - spec.crop) / 2)  # as torchvision
         image = image.crop((left, top, left + spec.crop, top + spec.crop))
         return (torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous() / 255 - mean) / std
 
