@@ -143,7 +143,7 @@ def _preprocess_in_words(preprocess: dict[str, Any]) -> str:
     return (
         f"resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "
         f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}, "
-        f"orientation {preprocess['orientation']}"
+        f"orientation {preprocess['orientation']}, JPEG {preprocess['jpeg_decoding']}"
     )
 
 
