@@ -148,7 +148,7 @@ def extract_all(args: argparse.Namespace, folder: Path, cache: Path) -> dict[str
 
 def measure_ceilings(args: argparse.Namespace, files: list[Path]) -> dict[str, float]:
     """Images per second of each part of the machine alone, and of all together."""
-    from featurecache.backbones.torch_runtime import num_cores
+    from featurecache.machine import num_cores
 
     (backbone, taps), cores = load(args), num_cores()
     part = files[:: max(len(files) // (40 if args.photographs else 300), 1)]
@@ -287,7 +287,7 @@ def loader_loop(args: argparse.Namespace, files: list[Path]) -> float:
     import torch
 
     from featurecache.backbones.taps import TappedBackbone
-    from featurecache.backbones.torch_runtime import num_cores
+    from featurecache.machine import num_cores
 
     backbone, taps = load(args)
     (tap,), network, started = taps, TappedBackbone(backbone, taps), time.perf_counter()
@@ -396,7 +396,7 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
     """Read and decode: one thread, all cores, and large photographs in full and scaled."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from featurecache.backbones.torch_runtime import num_cores
+    from featurecache.machine import num_cores
     from featurecache.sources.images import load_image, pillow_defaults
     from featurecache.specs import PreprocessSpec
 

@@ -15,6 +15,7 @@ FLOORS = {
     "specs": 1,
     "records": 1,
     "versions": 1,
+    "machine": 1,
     "tables": 1,
     "text": 1,
     "sources": 2,

@@ -10,8 +10,7 @@ import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
-from itertools import chain, count
-from time import perf_counter
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,8 +22,9 @@ from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.probing import made_up_inputs
 from featurecache.backbones.taps import Tap, TappedBackbone
-from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, checked_device, num_cores
+from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, checked_device, measured_rate
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
+from featurecache.machine import num_cores
 
 if TYPE_CHECKING:
     from featurecache.backbones.openvino_runtime import OpenVinoRuntime
@@ -33,7 +33,6 @@ _log = logging.getLogger(__name__)
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference, relative to the largest feature, from the reference, by precision: half numbers round."""
 
-_TRIAL_SECONDS = 0.5
 _FEW_FOR_A_GPU = 128
 _TOO_FEW_TO_PREPARE = 9
 """Batches."""
@@ -199,17 +198,16 @@ class ComparedRuntime:
         feed = _Recorded(batches)
         with closing(self._active.map(feed)) as results:
             first, problem = self._first(results, feed)
-            if first is None and problem is None:
-                return
-            # While the reference computes one batch, the next ones are on their way.
-            expected = next(self._reference.map(feed.taken[:1]))
-            problem = problem or disagreement(first or {}, expected, TOLERANCE[self.precision])
-            self._compared = True
-            if problem is None:
-                assert first is not None
+            if first is not None:
+                # While the reference computes one batch, the next ones are on their way.
+                expected = next(self._reference.map(feed.taken[:1]))
+                problem = disagreement(first, expected, TOLERANCE[self.precision])
+                self._compared = True
+            if first is not None and problem is None:
                 feed.forget()
                 yield first
                 yield from results
+            if problem is None:
                 return
         self._hand_over(problem)
         yield from self._reference.map(chain(feed.forget(), feed))
@@ -343,22 +341,10 @@ def _rates(runtimes: Sequence[Runtime], example: np.ndarray) -> dict[str, float]
 
 
 def _rate(runtime: Runtime, example: np.ndarray) -> float:
-    """Inputs per second."""
     try:
-        for _ in runtime.map([example] * num_cores()):  # what is slow once
-            pass
-        started = perf_counter()
-        num_batches = sum(1 for _ in runtime.map(_for_a_moment(example, started)))
+        return measured_rate(runtime.map, example, least=2 * num_cores())
     except RuntimeError:  # the comparison on the first batch will say which
         return 0.0
-    return num_batches * len(example) / (perf_counter() - started)
-
-
-def _for_a_moment(example: np.ndarray, started: float) -> Iterator[np.ndarray]:
-    for number in count():
-        if number >= 2 * num_cores() and perf_counter() - started > _TRIAL_SECONDS:
-            return
-        yield example
 
 
 def _example_of(backbone: Backbone, batch_size: int) -> np.ndarray:

@@ -9,13 +9,12 @@ shares all weights.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from itertools import count
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeVar
@@ -30,10 +29,12 @@ from featurecache.backbones.folding import shared_copy
 from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import BackboneError, RequestError
+from featurecache.machine import num_cores
 
 CPU_BATCH_SIZE = 4
 _GPU_BATCHES_AHEAD = 2
 _GPU_BATCH_SIZES, _WORTH_DOUBLING, _TRIAL_BATCHES = (32, 64, 128, 256, 512), 1.05, 6
+_TRIAL_SECONDS = 0.5
 T = TypeVar("T")
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,13 +108,7 @@ class TorchRuntime:
         return best
 
     def _rate(self, batch: np.ndarray) -> float:
-        """Inputs per second, once what is slow at first is over."""
-        for _ in self._map_on_device([batch]):
-            pass
-        started = perf_counter()
-        for _ in self._map_on_device([batch] * _TRIAL_BATCHES):
-            pass
-        return _TRIAL_BATCHES * len(batch) / (perf_counter() - started)
+        return measured_rate(self._map_on_device, batch, least=_TRIAL_BATCHES)
 
     def _map_on_cores(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
         if self._streams is None:
@@ -136,7 +131,7 @@ class TorchRuntime:
     def _compute(self, module: nn.Module, batch: np.ndarray) -> Features:
         with torch.inference_mode(), self._arithmetic():
             outputs = self._forward(module, torch.from_numpy(batch))
-        return self._named([output.contiguous() for output in outputs])
+        return self._named(outputs)
 
     def _map_on_device(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
         running: deque[_OnDevice] = deque()
@@ -196,6 +191,22 @@ class TorchRuntime:
     def _named(self, outputs: Sequence[Tensor]) -> Features:
         arrays = [output.float().contiguous().numpy() for output in outputs]
         return dict(zip(self._names, arrays, strict=True))
+
+
+def measured_rate(run: Callable[[Iterable[np.ndarray]], Iterator[Features]], batch: np.ndarray, *, least: int) -> float:
+    """Return the inputs per second that ``run`` makes of copies of a batch, once what is slow at first is over."""
+    for _ in run([batch] * least):
+        pass
+    started = perf_counter()
+
+    def for_a_moment() -> Iterator[np.ndarray]:
+        for number in count():
+            if number >= least and perf_counter() - started > _TRIAL_SECONDS:
+                return
+            yield batch
+
+    num_batches = sum(1 for _ in run(for_a_moment()))
+    return num_batches * len(batch) / (perf_counter() - started)
 
 
 class _OnDevice:
@@ -277,16 +288,6 @@ def _exact_float32() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def num_cores() -> int:
-    """Return how many cores this process may use, by its affinity and the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(min(cores, round(int(quota) / int(period))), 1)
-    except (OSError, ValueError):  # no such file, or "max"
-        return cores
 
 
 def checked_device(name: str) -> torch.device:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 from typing import Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.machine import num_cores
 from featurecache.versions import installed_version
 
 _CORE = (
@@ -63,7 +63,7 @@ def examine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": num_cores(),
         "devices": _devices(),
         "torchvision": _torchvision(),
         "versions": {name: installed_version(name) for name in ("featurecache", *_CORE, *_EXTRAS)},

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import DriftError, InputError
 from featurecache.extraction.modality import Modality, Stages
-from featurecache.extraction.pipeline import Runtime
 from featurecache.sources.inputs import Input
 from featurecache.specs import shape_of_row
 from featurecache.store.features import Features
@@ -39,7 +39,7 @@ def tolerance(dtype: str, precision: str) -> float:
     return max(TOLERANCE[dtype], _ROUNDING[precision])
 
 
-def provenance(runtime: Any) -> dict[str, Any]:
+def provenance(runtime: Runtime) -> dict[str, Any]:
     """What ran, for the record: no times and no names of machines, so that equal work gives equal records."""
     return {
         "runtime": runtime.name,

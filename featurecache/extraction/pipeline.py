@@ -23,16 +23,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from time import perf_counter, thread_time
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featurecache.backbones.torch_runtime import num_cores
+from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import InputError
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality
+from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
 from featurecache.specs import ViewSpec, num_views, shape_of_row
 from featurecache.store.dtypes import LARGEST, encode
@@ -48,29 +49,6 @@ Part = TypeVar("Part")
 
 TRANSIENT = frozenset({"missing", "changed", "unreadable", "no_memory"})
 """Statuses that say nothing about the bytes: the row is left for the next run instead of being kept as bad."""
-
-
-class Runtime(Protocol):
-    """What this module needs of a runtime."""
-
-    @property
-    def name(self) -> str:
-        """Which runtime it is."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Inputs in each batch that it wants."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """Arithmetic of the forward pass."""
-        ...
-
-    def map(self, batches: Iterable[NDArray[Any]]) -> Generator[dict[str, NDArray[np.float32]], None, None]:
-        """Yield ``{tap: features}`` for each batch, in order."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,6 @@ Plan = Callable[[Collection[int]], list[ShardJob]]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two looks at shards that other writers hold."""
-
-
 _SECONDS_BETWEEN_REMARKS = 1.0
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap
-from featurecache.backbones.torch_runtime import num_cores
 from featurecache.errors import InputError
 from featurecache.extraction.drift import provenance
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality
 from featurecache.extraction.pipeline import TRANSIENT, Outcome, joined, run_parts, to_stored
 from featurecache.extraction.plan import ShardJob
+from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
 from featurecache.specs import ExtractionSettings, shape_of_row
 from featurecache.store.convert import measure_error, stored_arrays

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
 from featurecache.hashing import digest_file
+from featurecache.machine import num_cores
 from featurecache.sources.inputs import FileInput
 from featurecache.text import TextColumn
 
@@ -107,7 +108,7 @@ class FolderSource:
         on_read : callable, optional
             Called with a number of files that were read since.
         """
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(num_cores()) as pool:
             for first in range(0, len(places), _BLOCK):
                 block = places[first : first + _BLOCK]
                 paths = [listing.paths[place] for place in block.tolist()]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from featurecache.backbones import runtimes
+from featurecache.backbones import runtimes, torch_runtime
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import disagreement, open_runtime
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
@@ -141,7 +141,7 @@ def test_auto_takes_the_faster_one_and_says_what_it_measured(monkeypatch, faster
 def test_the_trial_measures_both(monkeypatch):
     pytest.importorskip("openvino")
     backbone, taps = network("small")
-    monkeypatch.setattr(runtimes, "_TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr(torch_runtime, "_TRIAL_SECONDS", 0.01)
     assert all(rate > 0 for rate in open_runtime(backbone, taps, batch_size=BATCH).trial.values())
 
 

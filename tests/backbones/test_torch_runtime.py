@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import ComparedRuntime, disagreement, open_runtime
 from featurecache.backbones.taps import resolve_taps
-from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, _replicate, num_cores
+from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, _replicate
 from featurecache.errors import BackboneError, RequestError
 from featurecache.specs import BackboneRequest
 
@@ -126,7 +125,7 @@ def test_norms_are_folded_where_the_network_bears_it(name: str, folds: bool, cap
     assert not caplog.records
     assert all(torch.equal(value, state[key]) for key, value in backbone.module.state_dict().items())
     folded, count = fold_batch_norms(backbone, {"body.0"})
-    assert count == (name != "small" and count)  # a convolution that is tapped keeps its output
+    assert count == (name == "used_twice")  # the others' only convolution is tapped, and keeps its output
     assert folded.identity == backbone.identity
 
 
@@ -154,7 +153,6 @@ def test_openvino_computes_in_float32_only() -> None:
 def test_precision_and_batch_size_of_a_runtime() -> None:
     assert (opened().precision, opened().batch_size) == ("float32", CPU_BATCH_SIZE)
     assert (opened(precision="bfloat16").precision, opened(batch_size=3).batch_size) == ("bfloat16", 3)
-    assert num_cores() >= 1
     with pytest.raises(RequestError, match="unknown precision 'float8'; known: float32, bfloat16, float16"):
         BackboneRequest(name="a", precision="float8")  # type: ignore[arg-type]
 
@@ -183,4 +181,3 @@ def test_a_gpu_agrees_with_the_cpu() -> None:
     batches = some_batches(9, size=16)
     expected = list(opened().map(batches))
     assert equal(list(opened(device="cuda").map(batches)), expected)
-    assert isinstance(opened(device="cuda")._module, nn.Module)
