@@ -14,19 +14,21 @@ import numpy as np
 
 from trials.hostile.forgery import SET, Attack, Forgery, crc32, set_field, signed
 
+_COMMIT, _SAMPLES = f"{SET}/commits/*.json", "samples/commits/*.json"
+_SOURCE, _TASK = "sources/*/commits/*.json", "tasks/*/commits/*.json"
+
 
 def content_attacks(*, quick: bool) -> Iterator[Attack]:
     """Records that are well signed and impossible, or possible and too large."""
-    commit, samples, source, task = (
-        f"{SET}/commits/*.json",
-        "samples/commits/*.json",
-        "sources/*/commits/*.json",
-        "tasks/*/commits/*.json",
-    )
+    for attacks in (_shapes, _arrays, _rows, _samples, _tasks, _places, _strangers, _formats):
+        yield from attacks()
 
-    def array(name: str, pattern: str, **fields: Any) -> Callable[[Forgery], None]:
-        return lambda forgery: forgery.edit(pattern, lambda content: content["arrays"][name].update(fields))
 
+def _edit_array(name: str, pattern: str, **fields: Any) -> Callable[[Forgery], None]:
+    return lambda forgery: forgery.edit(pattern, lambda content: content["arrays"][name].update(fields))
+
+
+def _shapes() -> Iterator[Attack]:
     shapes: dict[str, list[Any]] = {
         "2**40 rows": [2**40, 1],
         "2**62 squared": [2**62, 2**62],
@@ -43,8 +45,17 @@ def content_attacks(*, quick: bool) -> Iterator[Attack]:
         "fewer rows than it has": [8, 16],
     }
     for label, shape in shapes.items():
-        for name, pattern in (("features", commit), ("id", commit), ("id", samples), ("stamp", source), ("id", task)):
-            yield Attack("content", f"{pattern.split('/')[0]} {name}: {label}", array(name, pattern, shape=shape))
+        for name, pattern in (
+            ("features", _COMMIT),
+            ("id", _COMMIT),
+            ("id", _SAMPLES),
+            ("stamp", _SOURCE),
+            ("id", _TASK),
+        ):
+            yield Attack("content", f"{pattern.split('/')[0]} {name}: {label}", _edit_array(name, pattern, shape=shape))
+
+
+def _arrays() -> Iterator[Attack]:
     for name, fields in {
         "offset behind the end": {"offset": 1 << 40},
         "offset 10**30": {"offset": 10**30},
@@ -59,15 +70,18 @@ def content_attacks(*, quick: bool) -> Iterator[Attack]:
     }.items():
         must = "blocks" if name in ("block of 2**60 bytes", "checksum too large") else "structure"
         must = None if name == "block of 2**60 bytes" else must
-        yield Attack("content", f"features: {name}", array("features", commit, **fields), must)
+        yield Attack("content", f"features: {name}", _edit_array("features", _COMMIT, **fields), must)
     yield Attack("content", "arrays overlap", _overlap, "hdf5")
     yield Attack("content", "many small blocks", _one_byte_blocks, None)
     yield Attack("content", "a sparse shard of 1 TB", _sparse_shard)
-    yield Attack("content", "no features array", lambda f: f.edit(commit, lambda c: c["arrays"].pop("features")))
-    yield Attack("content", "no id array", lambda f: f.edit(commit, lambda c: c["arrays"].pop("id")))
-    for pattern in (samples, source, task, commit):
+    yield Attack("content", "no features array", lambda f: f.edit(_COMMIT, lambda c: c["arrays"].pop("features")))
+    yield Attack("content", "no id array", lambda f: f.edit(_COMMIT, lambda c: c["arrays"].pop("id")))
+    for pattern in (_SAMPLES, _SOURCE, _TASK, _COMMIT):
         yield Attack("content", f"{pattern}: no arrays", partial(Forgery.edit, pattern=pattern, change=_no_arrays))
     yield Attack("content", "an array too many", _extra_array, "hdf5")
+
+
+def _rows() -> Iterator[Attack]:
     rows: dict[str, Any] = {
         "0 to 10**15": [[0, 10**15]],
         "0 to 10**30": [[0, 10**30]],
@@ -90,7 +104,7 @@ def content_attacks(*, quick: bool) -> Iterator[Attack]:
     }
     for label, value in rows.items():
         must = None if label == "many runs" else "structure"
-        yield Attack("content", f"rows: {label}", partial(Forgery.body, pattern=commit, rows=value), must)
+        yield Attack("content", f"rows: {label}", partial(Forgery.body, pattern=_COMMIT, rows=value), must)
     bads: dict[str, Any] = {
         "negative row": [[-1, "empty", "x"]],
         "row 10**30": [[10**30, "empty", "x"]],
@@ -102,9 +116,12 @@ def content_attacks(*, quick: bool) -> Iterator[Attack]:
     }
     for label, value in bads.items():
         must = None if label in ("numbers", "escapes") else "structure"
-        yield Attack("content", f"bad: {label}", partial(Forgery.body, pattern=commit, bad=value), must)
-    yield Attack("content", "samples start at 5", partial(Forgery.body, pattern=samples, start=5))
-    yield Attack("content", "samples start at true", partial(Forgery.body, pattern=samples, start=False))
+        yield Attack("content", f"bad: {label}", partial(Forgery.body, pattern=_COMMIT, bad=value), must)
+
+
+def _samples() -> Iterator[Attack]:
+    yield Attack("content", "samples start at 5", partial(Forgery.body, pattern=_SAMPLES, start=5))
+    yield Attack("content", "samples start at true", partial(Forgery.body, pattern=_SAMPLES, start=False))
     for place, pattern in (("samples", "samples"), ("source", "sources/*")):
         for label, starts in TEXT_STARTS.items():
             forge = partial(Forgery.rewrite, pattern=pattern, change=partial(_set_starts, starts))
@@ -114,6 +131,9 @@ def content_attacks(*, quick: bool) -> Iterator[Attack]:
         pattern, edit = change
         must = "blocks" if "NaN" in label else "structure"
         yield Attack("content", label, partial(Forgery.rewrite, pattern=pattern, change=edit), must)
+
+
+def _tasks() -> Iterator[Attack]:
     for label, fields in {
         "classes: none": {"classes": []},
         "classes: numbers": {"classes": [1, 2]},
@@ -127,12 +147,18 @@ def content_attacks(*, quick: bool) -> Iterator[Attack]:
         "about: null": {"about": None},
     }.items():
         must = None if label.split(": ")[1] in ("escapes", "a surrogate", "a million") else "structure"
-        yield Attack("content", label, partial(Forgery.body, pattern=task, **fields), must)
+        yield Attack("content", label, partial(Forgery.body, pattern=_TASK, **fields), must)
+
+
+def _places() -> Iterator[Attack]:
     for label, root in {"climbs": "../../outside", "passwd": "/etc/passwd", "escapes": "\x1b]0;x\x07\n"}.items():
-        yield Attack("content", f"root {label}", partial(Forgery.body, pattern=source, root=root), None)
+        yield Attack("content", f"root {label}", partial(Forgery.body, pattern=_SOURCE, root=root), None)
     problems = {"../../outside/secret.txt": "\x1b[2J\n", "/etc/passwd": "x" * 100_000}
-    yield Attack("content", "problems climb", partial(Forgery.body, pattern=source, problems=problems), None)
+    yield Attack("content", "problems climb", partial(Forgery.body, pattern=_SOURCE, problems=problems), None)
     yield Attack("content", "uris climb", partial(Forgery.rewrite, pattern="samples", change=_climbing_uris), None)
+
+
+def _strangers() -> Iterator[Attack]:
     yield Attack("content", "a spec of another fingerprint", _foreign_spec)
     yield Attack("content", "a commit of another tap", _foreign_commit)
     yield Attack("content", "a commit of another dtype", _other_dtype)
@@ -142,12 +168,15 @@ def content_attacks(*, quick: bool) -> Iterator[Attack]:
     yield Attack("content", "a scale that is too wide", partial(_other_scale, 1 << 28))
     yield Attack("content", "a scale that does not fit", partial(_other_scale, 7))
     yield Attack("content", "int8 without a scale", _no_scale)
+
+
+def _formats() -> Iterator[Attack]:
     for label, names in {"required": ["x"], "an escape": ["\x1b[2J"], "a million": ["x" * 10] * 50_000}.items():
         yield Attack("content", f"FORMAT requires {label}", partial(_set_format, {"required": names}))
     yield Attack("content", "FORMAT with a long name", partial(_set_format, {"format": "x" * 900_000}))
     yield Attack("content", "FORMAT of a later edition", partial(_set_format, {"version": [2, 0]}))
     for name in ("version", "format"):
-        edit = partial(Forgery.edit, pattern=commit, change=partial(set_field, name, "x" * 1_000_000))
+        edit = partial(Forgery.edit, pattern=_COMMIT, change=partial(set_field, name, "x" * 1_000_000))
         yield Attack("content", f"a record with a long {name}", edit)
 
 

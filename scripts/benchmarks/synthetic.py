@@ -1,4 +1,4 @@
-"""A network that costs next to nothing, named as ``python:synthetic_backbone:pooled``: what is left is the pipeline."""
+"""A network that costs next to nothing, ``python:benchmarks.synthetic:pooled``: what is left is the pipeline."""
 
 from __future__ import annotations
 

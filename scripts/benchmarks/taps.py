@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmark_common import spread
+from benchmarks.common import spread
 
 
 def bench_taps(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmark_common import spread, timed
 
-BACKBONE = "python:synthetic_backbone:pooled"
+from benchmarks.common import spread, timed
+
+BACKBONE = "python:benchmarks.synthetic:pooled"
 
 
 def add_rerun_options(parser: argparse.ArgumentParser) -> None:
