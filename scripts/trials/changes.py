@@ -83,6 +83,7 @@ class Run:
     preprocess: tuple[tuple[str, Any], ...] = ()
     weights: Path | None = None
     dtype: str = "float16"
+    precision: str = "float32"
     batch_size: int = 4
     num_workers: int = 2
     shard_rows: int = 16
@@ -93,7 +94,9 @@ class Run:
         from featurecache.specs import ExtractionSettings
 
         _current["change"] = self.change
-        request = make_request(self.backbone, weights=self.weights, preprocess=dict(self.preprocess))
+        request = make_request(
+            self.backbone, weights=self.weights, preprocess=dict(self.preprocess), precision=self.precision
+        )
         settings = ExtractionSettings(
             batch_size=self.batch_size,
             num_workers=self.num_workers,
@@ -247,6 +250,7 @@ def must_notice() -> dict[str, Callable[[Ground], list[str]]]:
     }
     for name, value in _PREPROCESS.items():
         attempts[f"preprocess: {name}"] = partial(_must_recompute, new_fingerprint=True, preprocess=((name, value),))
+    attempts["precision of the arithmetic"] = partial(_must_recompute, new_fingerprint=True, precision="bfloat16")
     attempts["another backbone name"] = partial(
         _must_recompute, new_fingerprint=True, backbone="python:trials.changes:renamed"
     )
@@ -267,6 +271,7 @@ _PREPROCESS = {
     "interpolation": "bicubic",
     "antialias": False,
     "orientation": "stored",
+    "jpeg_decoding": "full",
     "background": (0, 0, 0),
     "mean": (0.5, 0.5, 0.501),
     "std": (0.5, 0.5, 0.501),

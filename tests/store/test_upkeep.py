@@ -277,3 +277,27 @@ def test_the_verbs_print_and_exit_as_they_should(made: tuple, capsys: pytest.Cap
     assert main(["repair", cache]) == 1
     assert "set aside" in capsys.readouterr().out
     assert main(["repair", cache, "--json"]) == 1  # nothing has taken its place
+
+
+def test_a_run_killed_before_its_first_commit_is_no_problem(
+    made: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where other features are there already: what has no rows yet is unfinished, not damaged."""
+    source, store = made
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("featurecache.extraction.worker.ShardExtractor._publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_extraction(source, store.path, make_request(TINY), taps=["body:avg"], settings=SETTINGS)
+    (unfinished,) = {path.parent for path in store.path.glob("features/*/body=avg/*/shards")}
+    assert not list(unfinished.glob("commits/*.json"))
+    for level in LEVELS:
+        assert verify(FeatureStore.open(store.path), level=level).problems == ()
+    assert repair(FeatureStore.open(store.path)) == []
+    assert main(["info", str(store.path)]) == 0
+    assert main(["verify", str(store.path), "--deep", "--source", str(source), "--backbone", TINY]) == 0
+    again = run_extraction(source, store.path, make_request(TINY), taps=["body:avg"], settings=SETTINGS)
+    assert again.num_extracted == again.num_samples
