@@ -71,7 +71,7 @@ def add_weights_options(parser: Any) -> None:
         "--precision",
         choices=get_args(PrecisionName),
         default="float32",
-        help="arithmetic of the network: the half ones are several times as fast on GPUs",
+        help="arithmetic of the network: the half ones are for GPUs, and slow on most CPUs",
     )
 
 
