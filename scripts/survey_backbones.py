@@ -1,6 +1,7 @@
 """Goes through all classification networks of timm and torchvision, untrained, and counts what works.
 
     python scripts/survey_backbones.py --out survey.csv              # everything, smallest first: many hours on a CPU
+    python scripts/survey_backbones.py --out survey.csv --share 0/2  # and 1/2 in another terminal
     python scripts/survey_backbones.py --out survey.csv --minutes 10 --sample 200 --seed 0
     python scripts/survey_backbones.py --out survey.csv --summary    # print the table's summary, run nothing
 
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--sample", type=int, metavar="N", help="a random part of the networks")
     parser.add_argument("--seed", type=int, default=0, help="of the random part")
+    parser.add_argument("--share", default="0/1", metavar="K/N", help="every N-th network from the K-th (default 0/1)")
     parser.add_argument("--gigabytes", type=float, default=12.0, help="address space of one process (default 12)")
     parser.add_argument("--seconds", type=float, default=120.0, help="for one network (default 120)")
     parser.add_argument("--summary", action="store_true", help="only print the summary of --out")
@@ -219,6 +221,8 @@ def main() -> None:
 
     names = list_backbones("torchvision:*") + list_backbones("timm:*")
     part = random.Random(args.seed).sample(names, args.sample) if args.sample else names
+    first, step = (int(number) for number in args.share.split("/"))
+    part = by_size(part)[first::step]
     if not args.summary:
         survey(part, args.out, minutes=args.minutes, gigabytes=args.gigabytes, seconds=args.seconds)
     summary = summarise(read_rows(args.out), len(names))

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.sources.images import decode, load_image, resized
+from featurecache.sources.images import resize_and_crop, resized
 from featurecache.specs import PreprocessSpec, ViewSpec
 
 # V views, H height, W width, C channels (RGB)
@@ -52,13 +52,17 @@ class DrawFrom(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_views(data: bytes, preprocess: PreprocessSpec, views: ViewSpec | None) -> NDArray[np.uint8]:
-    """Decode one image, once, and make its views.
+def make_views(
+    image: Image.Image, data: bytes, preprocess: PreprocessSpec, views: ViewSpec | None
+) -> NDArray[np.uint8]:
+    """Make the views of a decoded image.
 
     Parameters
     ----------
+    image : PIL.Image.Image
+        Upright RGB.
     data : bytes
-        Content of the file.
+        Content of its file: what views are drawn from.
     preprocess : PreprocessSpec
         All but ``mean`` and ``std`` are applied here; ``resize`` is for plain images only.
     views : ViewSpec or None
@@ -71,12 +75,11 @@ def load_views(data: bytes, preprocess: PreprocessSpec, views: ViewSpec | None) 
     Raises
     ------
     InputError
-        With the status ``empty``, ``too_large``, ``not_an_image`` or ``undecodable``.
+        With the status ``too_large``.
     """
     if views is None:
-        return load_image(data, preprocess)[None]
-    # Of the whole image: a view may show a small part of it, enlarged.
-    image, sample = decode(data, preprocess.override(jpeg_decoding="full")), digest_bytes(data)
+        return np.asarray(resize_and_crop(image, preprocess), np.uint8)[None]
+    sample = digest_bytes(data)
     return np.stack([_view(image, sample, number, preprocess, views) for number in range(views.count)])
 
 

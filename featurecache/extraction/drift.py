@@ -97,7 +97,7 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
         return
     rows = np.array(sorted(readable), np.int64)
     now = _run([readable[row] for row in rows.tolist()], runtime, modality)[features.tap]
-    stages = [(probes[row], modality.stages(readable[row])) for row in rows.tolist()]
+    stages = [(probes[row], _stages(readable[row], modality)) for row in rows.tolist()]
     limit = tolerance(features.dtype, runtime.precision)
     if difference := _difference(features.read(rows), now, limit):
         raise _drifted(difference, limit, features.tap, stages, modality)
@@ -111,7 +111,7 @@ def probed_rows(features: Features) -> list[int]:
 def probe(runtime: Runtime, modality: Modality) -> dict[str, Any]:
     """Run the program's own inputs and record every stage, as plain JSON values."""
     features = _run(modality.probes, runtime, modality)
-    stages = [modality.stages(data) for data in modality.probes]
+    stages = [_stages(data, modality) for data in modality.probes]
     return {
         "stages": [[s.decoded, s.prepared] for s in stages],
         "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
@@ -149,6 +149,12 @@ def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[
         tap: values.reshape(len(inputs), *shape_of_row(values.shape[1:], modality.views))
         for tap, values in features.items()
     }
+
+
+def _stages(data: bytes, modality: Modality) -> Stages:
+    stages = modality.load(data, digested=True).stages
+    assert stages is not None
+    return stages
 
 
 def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.extraction.augmentation import load_views
+from featurecache.extraction.augmentation import make_views
 from featurecache.hashing import digest_bytes
 from featurecache.sources.images import decode, pillow_defaults
 from featurecache.sources.probe_images import PROBE_IMAGES
@@ -24,19 +24,23 @@ from featurecache.specs import AnyPreprocess, PreprocessSpec, TextPreprocessSpec
 # V views, H height, W width, C channels, T tokens
 
 
-class Loaded(NamedTuple):
-    """One input as the network takes it, once for each view, and whether only its beginning is in there."""
-
-    arrays: NDArray[Any]
-    cut: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Stages:
     """Digests of what an input was at each stage before the network."""
 
     decoded: str
     prepared: str
+
+
+class Loaded(NamedTuple):
+    """One input as the network takes it."""
+
+    arrays: NDArray[Any]
+    """Once for each view."""
+    cut: bool = False
+    """Only its beginning is in there."""
+    stages: Stages | None = None
+    """If they were asked for."""
 
 
 class Modality(Protocol):
@@ -65,12 +69,8 @@ class Modality(Protocol):
         """Return a batch of ``count`` inputs in which nothing is."""
         ...
 
-    def load(self, data: bytes) -> Loaded:
+    def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Turn an input's bytes into an array for each view; raise `InputError` where that cannot be."""
-        ...
-
-    def stages(self, data: bytes) -> Stages:
-        """Digest an input at each stage."""
         ...
 
     def undisturbed(self) -> AbstractContextManager[None]:
@@ -86,21 +86,19 @@ class ImageModality:
 
     def __init__(self, spec: PreprocessSpec, views: ViewSpec | None) -> None:
         self._spec, self.views = spec, views
+        # A view may show a small part of the image, enlarged.
+        self._decoding = spec if views is None else spec.override(jpeg_decoding="full")
         self.max_bytes = spec.max_bytes
 
     def empty(self, count: int) -> NDArray[np.uint8]:
         """Black images."""
         return np.zeros((count, self._spec.crop, self._spec.crop, 3), np.uint8)
 
-    def load(self, data: bytes) -> Loaded:
+    def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode, once, and orient; then resize and crop, or make the views."""
-        return Loaded(load_views(data, self._spec, self.views))
-
-    def stages(self, data: bytes) -> Stages:
-        """Digest an image before and after resizing and cropping, or before and after its views are made."""
-        # Views are made of the full image.
-        image = decode(data, self._spec if self.views is None else self._spec.override(jpeg_decoding="full"))
-        return Stages(_digest(image.tobytes()), _digest(self.load(data).arrays.tobytes()))
+        image = decode(data, self._decoding)
+        arrays = make_views(image, data, self._spec, self.views)
+        return Loaded(arrays, stages=_stages(image.tobytes(), arrays) if digested else None)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Set Pillow's flags."""
@@ -122,14 +120,11 @@ class TextModality:
         """Nothing but padding."""
         return np.full((count, self._spec.max_tokens), PADDING, np.int32)
 
-    def load(self, data: bytes) -> Loaded:
+    def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode and tokenize."""
         tokens_T, cut = self._tokenizer.tokens_of(data)
-        return Loaded(tokens_T[None], cut)
-
-    def stages(self, data: bytes) -> Stages:
-        """Digest a text before and after the tokenizer."""
-        return Stages(_digest(text_of(data, self._spec).encode()), _digest(self.load(data).arrays.tobytes()))
+        stages = _stages(text_of(data, self._spec).encode(), tokens_T) if digested else None
+        return Loaded(tokens_T[None], cut, stages)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Nothing is global here."""
@@ -159,5 +154,5 @@ _MODALITIES: dict[type[Any], Callable[[Any, Any, Any], Modality]] = {
 }
 
 
-def _digest(data: bytes) -> str:
-    return digest_bytes(data)[:16]
+def _stages(decoded: bytes, prepared: NDArray[Any]) -> Stages:
+    return Stages(digest_bytes(decoded)[:16], digest_bytes(prepared.tobytes())[:16])

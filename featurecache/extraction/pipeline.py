@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import InputError
 from featurecache.extraction.meter import Meter
-from featurecache.extraction.modality import Modality
+from featurecache.extraction.modality import Modality, Stages
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
 from featurecache.specs import ViewSpec, num_views, shape_of_row
@@ -62,6 +62,8 @@ class Outcome:
     problems: list[InputError | None]
     cut: list[bool] = field(default_factory=list)
     """Inputs of which only the beginning was seen."""
+    stages: list[Stages | None] = field(default_factory=list)
+    """Of inputs that were digested on their way."""
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
@@ -72,6 +74,7 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         {tap: np.concatenate([o.features[tap] for o in outcomes]) for tap in outcomes[0].features},
         [problem for o in outcomes for problem in o.problems],
         [cut for o in outcomes for cut in o.cut],
+        [stages for o in outcomes for stages in o.stages],
     )
 
 
@@ -94,6 +97,7 @@ def run_parts(
     modality: Modality,
     *,
     num_workers: int | None = None,
+    num_digested: int = 0,
     meter: Meter | None = None,
 ) -> Generator[tuple[Part, Outcome], None, None]:
     """Yield the features of the inputs of several parts, in one stream.
@@ -107,6 +111,8 @@ def run_parts(
         What computes, and what loads.
     num_workers
         Threads that load; one per core by default.
+    num_digested
+        The first so many inputs of each part are digested at each stage before the network.
     meter
         Told where the time goes.
     """
@@ -114,7 +120,7 @@ def run_parts(
     meter = meter or Meter(cores=num_cores())
 
     def arrays() -> Generator[NDArray[Any], None, None]:
-        loader: _Loader[Part] = _Loader(modality, runtime.batch_size, num_workers, meter)
+        loader: _Loader[Part] = _Loader(modality, runtime.batch_size, num_workers, num_digested, meter)
         with closing(loader.batches(parts)) as batches:
             while (batch := _next_with_wait(batches, meter)) is not None:
                 waiting.append(batch)
@@ -131,8 +137,15 @@ def run_parts(
             batch = waiting.popleft()
             pending.add({tap: values[: batch.num_used] for tap, values in features.items()})
             if items := batch.complete:
-                problems, cut = [item.problem for item in items], [item.cut for item in items]
-                yield batch.part, Outcome(pending.take(len(items)), problems, cut)
+                yield (
+                    batch.part,
+                    Outcome(
+                        pending.take(len(items)),
+                        [item.problem for item in items],
+                        [item.cut for item in items],
+                        [item.stages for item in items],
+                    ),
+                )
 
 
 def _next_with_wait(batches: Iterator[_Batch[Part]], meter: Meter) -> _Batch[Part] | None:
@@ -200,8 +213,10 @@ class _Item:
 
     places: list[NDArray[Any]] = field(default_factory=list)
     """The part of a batch for each view."""
+    digested: bool = False
     problem: InputError | None = None
     cut: bool = False
+    stages: Stages | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -221,8 +236,11 @@ class _Batch(Generic[Part]):
 class _Loader(Generic[Part]):
     """Lets threads fill batches ahead of their use."""
 
-    def __init__(self, modality: Modality, batch_size: int, num_workers: int | None, meter: Meter) -> None:
+    def __init__(
+        self, modality: Modality, batch_size: int, num_workers: int | None, num_digested: int, meter: Meter
+    ) -> None:
         self._modality, self._batch_size, self._meter = modality, batch_size, meter
+        self._num_digested = num_digested
         self._num_workers = num_workers or num_cores()
         self._num_views = num_views(modality.views)
         self._most_ahead = max(_BATCHES_AHEAD, -(-_INPUTS_AHEAD // batch_size))
@@ -234,7 +252,9 @@ class _Loader(Generic[Part]):
 
     def batches(self, parts: Iterable[tuple[Part, Sequence[Input]]]) -> Generator[_Batch[Part], None, None]:
         pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
-        remaining = ((part, source) for part, inputs in parts for source in inputs)
+        remaining = (
+            (part, source, place < self._num_digested) for part, inputs in parts for place, source in enumerate(inputs)
+        )
         try:
             while True:
                 while self._num_full() < self._most_ahead and (following := next(remaining, None)) is not None:
@@ -254,9 +274,9 @@ class _Loader(Generic[Part]):
     def _num_full(self) -> int:
         return len(self._ahead) - 1 + (self._ahead[-1].num_used == self._batch_size) if self._ahead else 0
 
-    def _place(self, part: Part, source: Input) -> None:
+    def _place(self, part: Part, source: Input, digested: bool) -> None:
         """Give an input its places."""
-        item = _Item()
+        item = _Item(digested=digested)
         for _ in range(self._num_views):
             last = self._ahead[-1] if self._ahead else None
             if last is None or last.num_used == self._batch_size or last.part is not part:
@@ -291,7 +311,7 @@ def _load_into(item: _Item, source: Input, modality: Modality) -> float:
     try:
         data = source.read(modality.max_bytes)
         was_read = perf_counter()
-        arrays, item.cut = modality.load(data)
+        arrays, item.cut, item.stages = modality.load(data, digested=item.digested)
         for place, array in zip(item.places, arrays, strict=True):
             place[...] = array
     except InputError as error:

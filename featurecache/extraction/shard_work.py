@@ -89,13 +89,10 @@ class ShardWork:
                 self._guard(extractor, jobs)
                 if jobs:
                     extractor.runtime(jobs[0].taps)
-                probes = self._run_probes(extractor)
+                self._keep_probes(extractor)
                 startup = perf_counter() - started
                 done = self._work_off(extractor, plan, jobs) if jobs else WorkDone(0, None, {})
-                done = replace(done, trial=extractor.trial, startup_seconds=startup)
-                for feature_set, record in probes:
-                    feature_set.keep_probe(record)
-            return done
+            return replace(done, trial=extractor.trial, startup_seconds=startup)
         finally:
             extractor.close()
 
@@ -156,13 +153,13 @@ class ShardWork:
     def _guard(self, extractor: ShardExtractor, jobs: Sequence[ShardJob]) -> None:
         """Refuse to extend features that this machine would make differently."""
         for feature_set in self.sets:
-            last = feature_set.folder.last()
-            if last is None:
+            made_with = provenance_of(feature_set)
+            if made_with is None:
                 continue
             taps = next((job.taps for job in jobs if feature_set.tap in job.taps), tuple(self.taps))
             runtime = extractor.runtime(taps)
             modality = extractor.modality
-            differing = drift.changes(last.body["provenance"], drift.provenance(runtime))
+            differing = drift.changes(made_with, drift.provenance(runtime))
             if (known := feature_set.probe()) is not None:
                 with drift.explained(differing, "extract into another cache"):
                     drift.check_probe(known, feature_set.tap, runtime, modality)
@@ -173,24 +170,35 @@ class ShardWork:
                 with drift.explained(differing, "extract into another cache"):
                     drift.check_stored(features, inputs, runtime, modality)
 
-    def _run_probes(self, extractor: ShardExtractor) -> list[tuple[FeatureSet, dict[str, Any]]]:
-        """See what the program's own inputs give, so that `predict` can notice another environment elsewhere."""
+    def _keep_probes(self, extractor: ShardExtractor) -> None:
+        """See what the program's own inputs give, so that `predict` can notice another environment elsewhere.
+
+        The record that is published first stays, and says for all writers which runtime and which size of batches make
+        the features: several that begin at once may find one or the other faster.
+        """
         lacking = [feature_set for feature_set in self.sets if feature_set.probe() is None]
         if not lacking:
-            return []
+            return
         runtime = extractor.runtime(tuple(self.taps))
         try:
             record = drift.probe(runtime, extractor.modality)
         except InputError:  # this preprocess has limits that the program's own inputs exceed
-            return []
+            return
         record["provenance"] = drift.provenance(runtime)
-        return [(s, {**record, "features": {s.tap: record["features"][s.tap]}}) for s in lacking]
+        for feature_set in lacking:
+            feature_set.keep_probe({**record, "features": {feature_set.tap: record["features"][feature_set.tap]}})
+        extractor.agree(remembered_provenance(self.sets))
 
 
 def remembered_provenance(sets: Sequence[FeatureSet]) -> dict[str, Any] | None:
-    """Provenance of the newest commit: a resumed run must not mix runtimes or sizes of batches in one array."""
-    for feature_set in sets:
-        commit = feature_set.folder.last()
-        if commit is not None:
-            return dict(commit.body["provenance"])
+    """Provenance of what some set holds: a resumed run must not mix runtimes or sizes of batches in one array."""
+    return next((made_with for each in sets if (made_with := provenance_of(each)) is not None), None)
+
+
+def provenance_of(feature_set: FeatureSet) -> dict[str, Any] | None:
+    """Provenance of the newest commit, or, before there is one, of the writer that began."""
+    if (commit := feature_set.folder.last()) is not None:
+        return dict(commit.body["provenance"])
+    if (known := feature_set.probe()) is not None:
+        return dict(known["provenance"])
     return None

@@ -20,7 +20,7 @@ from featurecache.backbones.taps import Tap
 from featurecache.errors import InputError
 from featurecache.extraction.drift import provenance
 from featurecache.extraction.meter import Meter
-from featurecache.extraction.modality import Modality
+from featurecache.extraction.modality import Modality, Stages
 from featurecache.extraction.pipeline import TRANSIENT, Outcome, joined, run_parts, to_stored
 from featurecache.extraction.plan import ShardJob
 from featurecache.machine import num_cores
@@ -33,7 +33,9 @@ from featurecache.store.samples import Column, Ids, Rows
 from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureSet
 
-_PROBES_PER_SHARD = 2
+_PROBES_PER_SHARD, _MOST_DIGESTED = 2, 4
+"""Good rows of a shard whose digests before the network are kept, for the drift guard of later runs, and how many rows
+are digested to have them although some are bad."""
 _ROWS_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
 """What is worth writing by itself: the lesser of the two."""
 _ROWS_MEASURED = 32
@@ -77,12 +79,27 @@ class _Started:
     num_rows: int = 0
     num_bytes: int = 0
     """Of those."""
+    stages: dict[int, Stages] = field(default_factory=dict)
+    """Of rows that were digested on their way."""
     num_left: int = 0
     """Rows whose features have not come."""
     num_unwritten: int = 0
 
     def __post_init__(self) -> None:
         self.num_left = self.num_unwritten = len(self.rows)
+
+    def note(self, stages: Sequence[Stages | None]) -> None:
+        """Keep the digests of the inputs that come next."""
+        start = len(self.rows) - self.num_left
+        self.stages |= {start + place: each for place, each in enumerate(stages) if each is not None}
+
+    def probes(self) -> list[list[Any]]:
+        """Row, and digests before the network, of the first good inputs."""
+        good = [place for place in sorted(self.stages) if place not in self.drafts[0].bad]
+        return [
+            [int(self.rows[place]), self.stages[place].decoded, self.stages[place].prepared]
+            for place in good[:_PROBES_PER_SHARD]
+        ]
 
     def close(self) -> None:
         """Give the lease back, and leave nothing behind that is not committed."""
@@ -107,7 +124,7 @@ class ShardExtractor:
     settings: ExtractionSettings
     leases: Leases
     remembered: Mapping[str, Any] | None = None
-    """Provenance of the newest commit."""
+    """Provenance of the features that are there, or of the writer that began."""
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
     on_rows: Callable[[int, int], None] = lambda rows, bad: None
     _runtimes: dict[tuple[str, ...], Runtime] = field(default_factory=dict)
@@ -134,24 +151,41 @@ class ShardExtractor:
     def runtime(self, taps: tuple[str, ...]) -> Runtime:
         """Return the runtime for some taps, the same one each time."""
         if taps not in self._runtimes:
-            remembered = self.remembered or {}
-            # What suits one device is of no use to another.
-            batch_size = remembered.get("batch_size") if remembered.get("device") == self.settings.device else None
+            remembered = self._remembered_choice()
             runtime = open_runtime(
                 self.backbone,
                 [self.taps[tap] for tap in taps],
                 runtime=self.settings.runtime,
                 device=self.settings.device,
-                batch_size=self.settings.batch_size or batch_size,
+                batch_size=self.settings.batch_size or remembered.get("batch_size"),
                 remembered=remembered.get("runtime"),
             )
             self._runtimes[taps], self.meter.device = runtime, runtime.device
         return self._runtimes[taps]
 
+    def agree(self, remembered: Mapping[str, Any] | None) -> None:
+        """Let go of a runtime that was opened before a writer who was first had made another choice known."""
+        self.remembered = remembered or {}
+        for taps, runtime in list(self._runtimes.items()):
+            given = {"runtime": runtime.name, "batch_size": runtime.batch_size}
+            if any(given[name] != wanted for name, wanted in self._remembered_choice().items()):
+                runtime.close()
+                del self._runtimes[taps]
+
     def close(self) -> None:
         """Release the runtimes."""
         for runtime in self._runtimes.values():
             runtime.close()
+
+    def _remembered_choice(self) -> dict[str, Any]:
+        """Return what earlier features decide and the settings leave open."""
+        remembered, choice = self.remembered or {}, {}
+        if self.settings.runtime == "auto" and "runtime" in remembered:
+            choice["runtime"] = remembered["runtime"]
+        # What suits one device is of no use to another.
+        if self.settings.batch_size is None and remembered.get("device") == self.settings.device:
+            choice["batch_size"] = remembered["batch_size"]
+        return choice
 
     @property
     def runtime_name(self) -> str | None:
@@ -180,13 +214,21 @@ class ShardExtractor:
         runtime = self.runtime(taps)
         runtime.compare_again()  # on real inputs
         parts = ((job, job.inputs) for job in jobs)
-        outcomes = run_parts(parts, runtime, self.modality, num_workers=self.settings.num_workers, meter=self.meter)
+        outcomes = run_parts(
+            parts,
+            runtime,
+            self.modality,
+            num_workers=self.settings.num_workers,
+            num_digested=_MOST_DIGESTED,
+            meter=self.meter,
+        )
         with closing(outcomes), _Writer(self.meter) as writer:
             for job, outcome in outcomes:
                 num_rows, num_bad = len(outcome.problems), sum(problem is not None for problem in outcome.problems)
                 self.meter.add_inputs(num_rows)
                 self.on_rows(num_rows, num_bad)
                 job.collected.append(outcome)
+                job.note(outcome.stages)
                 job.num_bytes += sum(values.nbytes for values in outcome.features.values())
                 job.num_left -= num_rows
                 job.num_rows += num_rows
@@ -210,25 +252,13 @@ class ShardExtractor:
         """Commit a job whose features are all there."""
         record = {
             "provenance": provenance(runtime),
-            "probe": self._probe(job.inputs, job.rows, job.drafts[0].bad),
+            "probe": job.probes(),
         }
         won = [draft.publish(job.rows, self.ids[job.rows], record) for draft in job.drafts]
         bad = {place: error for draft in job.drafts for place, error in draft.bad.items()}
         job.close()
         self._started.remove(job)
         return _summary(job.rows, job.inputs, bad) if all(won) else ShardOutcome(leased=True)
-
-    def _probe(self, inputs: Sequence[Input], rows: Rows, bad: Mapping[int, InputError]) -> list[list[Any]]:
-        """Digests of the first good inputs before the network, for the drift guard of later runs."""
-        good = [place for place in range(len(inputs)) if place not in bad][:_PROBES_PER_SHARD]
-        probes: list[list[Any]] = []
-        for place in good:
-            try:
-                stages = self.modality.stages(inputs[place].read())
-            except InputError:  # edited since it was read a moment ago
-                continue
-            probes.append([int(rows[place]), stages.decoded, stages.prepared])
-        return probes
 
 
 class _Writer:

@@ -81,6 +81,7 @@ class FeatureSet:
 
     def keep_probe(self, record: dict[str, Any]) -> None:
         """Keep what known images gave where these features were first made; the first record stays."""
+        make_folder(self.folder.path)
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
 
     def to_json(self) -> dict[str, Any]:

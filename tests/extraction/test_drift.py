@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_backbones
@@ -14,7 +15,7 @@ from torch import nn
 import featurecache as fc
 from featurecache.deployment.saved import keep_head
 from featurecache.errors import DriftError
-from featurecache.extraction import augmentation, modality
+from featurecache.extraction import drift, modality
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import ExtractionSettings
@@ -82,8 +83,8 @@ def test_the_stage_that_changed_is_named(
     store = extract(source, tmp_path / "c")
     pretend_other_torch(store)
     write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
-    real_load, real_decode = augmentation.load_image, modality.decode
-    monkeypatch.setattr(augmentation, "load_image", lambda data, spec: 255 - real_load(data, spec))
+    real_make, real_decode = modality.make_views, modality.decode
+    monkeypatch.setattr(modality, "make_views", lambda *given: 255 - real_make(*given))
     if stage == "decoded pixels":
         monkeypatch.setattr(modality, "decode", lambda data, spec: real_decode(data, spec).rotate(180))
     with pytest.raises(
@@ -100,7 +101,41 @@ def test_predict_refuses_a_machine_that_makes_other_features(
     task = store.add_task("colour", fc.labels_from_folders())
     head = keep_head(store, "best", fc.train_heads(store, task, store.feature_sets(), ["ridge"], n_jobs=1).best)
     assert len(list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))) == 6
-    real_load = augmentation.load_image
-    monkeypatch.setattr(augmentation, "load_image", lambda data, spec: 255 - real_load(data, spec))
+    real_make = modality.make_views
+    monkeypatch.setattr(modality, "make_views", lambda *given: 255 - real_make(*given))
     with pytest.raises(DriftError, match="preprocessed pixels.*extract and train here"):
         list(fc.predict(head, [source / "red"], backbone=TINY, settings=SETTINGS))
+
+
+def batch_sizes(store: fc.FeatureStore) -> set[int]:
+    (feature_set,) = store.feature_sets()
+    return {commit.body["provenance"]["batch_size"] for commit in feature_set.folder.commits()}
+
+
+def test_who_begins_second_computes_as_the_first_does(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have opened a runtime before either has said so; the record that is published first decides."""
+    real_probe = drift.probe
+
+    def probe_while_another_publishes(*given: Any) -> dict[str, Any]:
+        record = real_probe(*given)
+        (feature_set,) = fc.FeatureStore.open(tmp_path / "c").feature_sets()
+        feature_set.keep_probe({**record, "provenance": {**drift.provenance(given[0]), "batch_size": 3}})
+        return record
+
+    monkeypatch.setattr(drift, "probe", probe_while_another_publishes)
+    request = make_request(TINY)
+    store = run_extraction(make_folder(per_class=3), tmp_path / "c", request, settings=ExtractionSettings()).store
+    assert batch_sizes(store) == {3}
+
+
+def test_a_run_that_was_killed_before_its_first_commit_goes_on_as_it_began(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = make_folder(per_class=3)
+    store = run_extraction(source, tmp_path / "c", make_request(TINY), settings=ExtractionSettings(batch_size=2)).store
+    for path in [*store.path.glob("features/*/*/*/commits/*"), *store.path.glob("features/*/*/*/shards/*")]:
+        path.unlink()
+    run_extraction(source, store.path, make_request(TINY), settings=ExtractionSettings())
+    assert batch_sizes(store) == {2}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from featurecache.errors import InputError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.meter import Meter, Usage
-from featurecache.extraction.modality import Loaded
+from featurecache.extraction.modality import Loaded, Stages
 from featurecache.extraction.pipeline import run_parts, to_stored
 from featurecache.extraction.progress import Silent
 from featurecache.specs import ExtractionSettings, ViewSpec
@@ -44,7 +44,6 @@ class Numbers:
     """The modality of numbers: each view adds a tenth."""
 
     max_bytes, stage_names, probes = 100, ("a", "b"), ()
-    stages: Any = None
     undisturbed: Any = None
 
     def __init__(self, num_views: int = 1) -> None:
@@ -54,8 +53,9 @@ class Numbers:
     def empty(self, count: int) -> np.ndarray:
         return np.zeros((count, 1), np.float64)
 
-    def load(self, data: bytes) -> Loaded:
-        return Loaded(np.array([[int(data) + view / 10] for view in range(self._num_views)]))
+    def load(self, data: bytes, *, digested: bool = False) -> Loaded:
+        arrays = np.array([[int(data) + view / 10] for view in range(self._num_views)])
+        return Loaded(arrays, stages=Stages(data.decode(), "") if digested else None)
 
 
 @dataclass
@@ -121,6 +121,14 @@ def test_the_next_part_is_loaded_while_the_last_batches_of_one_are_computed() ->
     assert (part, len(outcome.problems)) == (0, 10)
     assert asked_for == [0, 1]  # and no further than needed
     outcomes.close()
+
+
+def test_the_first_good_inputs_of_each_part_are_digested_on_their_way() -> None:
+    parts = [("a", [Number(n) for n in (7, -1, 8, 9)]), ("b", [Number(1)])]
+    found: dict[str, list[Any]] = {"a": [], "b": []}
+    for part, outcome in run_parts(parts, Echo(3), Numbers(), num_digested=3):
+        found[part] += [stages and stages.decoded for stages in outcome.stages]
+    assert found == {"a": ["7", None, "8", None], "b": ["1"]}
 
 
 def test_closing_ends_the_loading_threads() -> None:

@@ -19,9 +19,10 @@ import featurecache as fc
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import CorruptError, DriftError, InputError, RequestError, UnknownNameError
 from featurecache.extraction import augmentation
-from featurecache.extraction.augmentation import load_views, seed_of_view
+from featurecache.extraction.augmentation import seed_of_view
 from featurecache.extraction.deep_verification import verify_deep
 from featurecache.extraction.extract import make_request, run_extraction
+from featurecache.extraction.modality import modality_of
 from featurecache.extraction.recomputation import Inputs, recompute_set_aside
 from featurecache.extraction.run import ExtractionReport
 from featurecache.hashing import digest_bytes
@@ -98,17 +99,21 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_pixels_are_those_of_torchvision_under_the_same_seed(spec: ViewSpec, size: tuple, tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", (90, 120, 60), seed=3, size=size)
     state = torch.get_rng_state()
-    views = load_views(path.read_bytes(), SMALL, spec)
+    views = loaded(path.read_bytes(), SMALL, spec)
     assert torch.equal(torch.get_rng_state(), state)  # what others draw is not disturbed
     assert np.array_equal(views, pixels_by_hand(path.read_bytes(), Image.open(path), spec, 32))
 
 
+def loaded(data: bytes, spec: PreprocessSpec, views: ViewSpec) -> np.ndarray:
+    return modality_of(spec, views=views).load(data).arrays
+
+
 def test_what_other_code_draws_does_not_matter(tmp_path: Path) -> None:
     data = write_image(tmp_path / "a.png", (90, 120, 60), seed=3).read_bytes()
-    before = load_views(data, SMALL, VIEWS)
+    before = loaded(data, SMALL, VIEWS)
     torch.rand(7)
     np.random.default_rng().random()
-    assert np.array_equal(load_views(data, SMALL, VIEWS), before)
+    assert np.array_equal(loaded(data, SMALL, VIEWS), before)
 
 
 @pytest.mark.parametrize(
@@ -127,20 +132,20 @@ def test_what_other_code_draws_does_not_matter(tmp_path: Path) -> None:
 )
 def test_every_setting_changes_pixels_and_more_views_keep_the_first(change: dict, tmp_path: Path) -> None:
     data = write_image(tmp_path / "a.png", (90, 120, 60), seed=3).read_bytes()
-    views = load_views(data, SMALL, VIEWS)
-    assert not np.array_equal(load_views(data, SMALL, replace(VIEWS, **change)), views)
+    views = loaded(data, SMALL, VIEWS)
+    assert not np.array_equal(loaded(data, SMALL, replace(VIEWS, **change)), views)
     assert len(np.unique(views.reshape(3, -1), axis=0)) == 3
-    assert np.array_equal(load_views(data, SMALL, replace(VIEWS, count=5))[:3], views)
+    assert np.array_equal(loaded(data, SMALL, replace(VIEWS, count=5))[:3], views)
 
 
 def test_views_keep_to_the_preprocess(tmp_path: Path) -> None:
     data = write_image(tmp_path / "a.png", (90, 120, 60), seed=3, size=(300, 200)).read_bytes()
-    views = load_views(data, SMALL, VIEWS)
+    views = loaded(data, SMALL, VIEWS)
     for change in ({"interpolation": "bicubic"}, {"antialias": False}):
-        assert not np.array_equal(load_views(data, SMALL.override(**change), VIEWS), views)
-    assert np.array_equal(load_views(data, SMALL.override(resize=64), VIEWS), views)  # `resize` is for plain images
+        assert not np.array_equal(loaded(data, SMALL.override(**change), VIEWS), views)
+    assert np.array_equal(loaded(data, SMALL.override(resize=64), VIEWS), views)  # `resize` is for plain images
     with pytest.raises(InputError, match="empty"):
-        load_views(b"", SMALL, VIEWS)
+        loaded(b"", SMALL, VIEWS)
 
 
 def test_features_equal_a_loop_by_hand_and_plain_ones_are_there_too(make_folder: Make, tmp_path: Path) -> None:
