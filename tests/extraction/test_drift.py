@@ -15,10 +15,11 @@ from torch import nn
 import featurecache as fc
 from featurecache.deployment.saved import keep_head
 from featurecache.errors import DriftError
-from featurecache.extraction import drift, modality
+from featurecache.extraction import modality
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import ExtractionSettings
+from featurecache.store.store import FeatureSet
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
 
@@ -116,15 +117,13 @@ def test_who_begins_second_computes_as_the_first_does(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both have opened a runtime before either has said so; the record that is published first decides."""
-    real_probe = drift.probe
+    keep = FeatureSet.keep_probe
 
-    def probe_while_another_publishes(*given: Any) -> dict[str, Any]:
-        record = real_probe(*given)
-        (feature_set,) = fc.FeatureStore.open(tmp_path / "c").feature_sets()
-        feature_set.keep_probe({**record, "provenance": {**drift.provenance(given[0]), "batch_size": 3}})
-        return record
+    def be_second(feature_set: FeatureSet, record: dict[str, Any]) -> None:
+        keep(feature_set, {**record, "provenance": {**record["provenance"], "batch_size": 3}})
+        keep(feature_set, record)
 
-    monkeypatch.setattr(drift, "probe", probe_while_another_publishes)
+    monkeypatch.setattr(FeatureSet, "keep_probe", be_second)
     request = make_request(TINY)
     store = run_extraction(make_folder(per_class=3), tmp_path / "c", request, settings=ExtractionSettings()).store
     assert batch_sizes(store) == {3}
