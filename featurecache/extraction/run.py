@@ -23,6 +23,7 @@ from featurecache.sources.folder import Listing
 from featurecache.sources.source import Source
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, check_takes_views
 from featurecache.store.samples import Ids, Rows
+from featurecache.store.shards import load_hdf5
 from featurecache.store.store import FeatureSet, FeatureStore
 from featurecache.store.views import SourceView
 
@@ -171,6 +172,7 @@ class ExtractionRun:
         from featurecache.extraction.modality import modality_of
 
         if self._loaded is None:
+            load_hdf5()
             backbone = load_backbone(self.request)
             check_modality(self.source, backbone.preprocess, backbone.name)
             modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here

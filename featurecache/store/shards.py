@@ -16,6 +16,7 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Self
 
@@ -170,9 +171,14 @@ class MappedShard:
                 checked[block] = True
 
 
+def load_hdf5() -> None:
+    """Import the library that writing needs, so that the first shard does not wait for it."""
+    import_module("h5py")
+
+
 def _lay_out(path: Path, arrays: Layout, attributes: Mapping[str, str]) -> dict[str, int]:
     """Create an HDF5 file with room for the arrays and nothing in it; return their offsets."""
-    import h5py  # writing only: readers of a cache never load libhdf5
+    import h5py  # writing only: readers of a cache never load libhdf5 (see `load_hdf5`)
 
     offsets = {}
     with h5py.File(
