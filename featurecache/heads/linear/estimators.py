@@ -1,0 +1,251 @@
+"""Linear heads as scikit-learn estimators that try all strengths of regularisation for the price of a few."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, StratifiedKFold
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+
+Folds: TypeAlias = int | BaseCrossValidator | Iterable[tuple[Any, Any]]
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):
+    """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`."""
+
+    _loss: ClassVar[str]
+
+    def __init__(
+        self,
+        C: float = 0.01,
+        *,
+        Cs: Sequence[float] | None = None,
+        cv: Folds = 5,
+        standardize: bool = True,
+        class_weight: str | Mapping[Any, float] | None = None,
+        tol: float = 1e-4,
+        max_iter: int = 1000,
+        device: str = "cpu",
+        random_state: int | None = 0,
+    ) -> None:
+        self.C = C
+        self.Cs = Cs
+        self.cv = cv
+        self.standardize = standardize
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+        self.random_state = random_state
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Float64 is computed in float64, all else in float32, as long as that is precise enough. A ``numpy.memmap``
+            is read in blocks and never held as a whole.
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), optional
+        groups : array-like of shape (n_samples,), optional
+            Rows of one group are held out together.
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        X, y_index, weight = self._checked(X, y, sample_weight)
+        Cs = _checked_strengths(self.C if self.Cs is None else self.Cs)
+        if len(self.classes_) == 1:
+            raise ValueError(f"Classifier can't train when only one class is present: {self.classes_[0]!r}")
+        # torch is loaded by those who fit, not by those who list heads.
+        from featurecache.heads.linear.path import search
+        from featurecache.heads.linear.rows import NO_FOLD
+
+        family = self._family()
+        everything = np.full(len(y_index), NO_FOLD)
+        start, converged = None, True
+        self.C_ = Cs[0]
+        if self.Cs is not None:
+            found = search(family, self._rows(X, y_index, self._folds(y_index, groups), weight), Cs)
+            self.C_, self.scores_, converged = found.C, np.array(found.accuracy), found.converged
+            assert found.theta_GEK is not None
+            start = found.theta_GEK.mean(0, keepdim=True)
+        rows = self._rows(X, y_index, everything, weight)
+        (step,) = family.solve(rows, [self.C_], [NO_FOLD], start=start, to_the_end=True)
+        if not (converged and step.converged):
+            warnings.warn(
+                f"{type(self).__name__} did not converge within {self.max_iter} looks at the rows; use a smaller C, or "
+                "a larger max_iter",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self.coef_ = step.weights_GDK[0].T.cpu().numpy().copy()
+        self.intercept_ = step.intercept_GK[0].cpu().numpy().copy()
+        self.n_iter_ = int(step.num_iterations[0])
+        return self
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return margins, (n_samples,) for two classes and (n_samples, n_classes) for more."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        margins = X @ self.coef_.T + self.intercept_
+        return margins[:, 0] if margins.shape[1] == 1 else margins
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the class of the greatest margin, (n_samples,)."""
+        margins = self.decision_function(X)
+        places = (margins > 0).astype(np.int64) if margins.ndim == 1 else margins.argmax(1)
+        return np.asarray(self.classes_[places])
+
+    def _checked(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Any, NDArray[np.int64], NDArray[np.float64] | None]:
+        if isinstance(X, np.memmap):  # scikit-learn's own checks would copy it
+            self.n_features_in_ = X.shape[1]
+            y = column_or_1d(y)
+            check_consistent_length(X, y)
+        else:
+            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
+        check_classification_targets(y)
+        self.classes_, y_index = np.unique(y, return_inverse=True)
+        self._class_weight()
+        if sample_weight is None:
+            return X, y_index.astype(np.int64), None
+        weight = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
+        kept = weight > 0  # a row without weight must be as if it were not there
+        if not kept.all():
+            X, y_index, weight = X[kept], y_index[kept], weight[kept]
+        return X, y_index.astype(np.int64), weight
+
+    def _class_weight(self) -> Any:
+        if self.class_weight is None or self.class_weight == "balanced":
+            return self.class_weight
+        if not isinstance(self.class_weight, Mapping):
+            raise ValueError(f"class_weight must be None, 'balanced' or a mapping, got {self.class_weight!r}")
+        return np.array([float(self.class_weight.get(label, 1.0)) for label in self.classes_.tolist()])
+
+    def _family(self) -> Any:
+        from featurecache.heads.linear import losses
+        from featurecache.heads.linear.path import LinearFamily
+
+        return LinearFamily(
+            loss=getattr(losses, self._loss)(),
+            class_weight=self._class_weight(),
+            standardize=self.standardize,
+            tol=self.tol,
+            max_iter=self.max_iter,
+        )
+
+    def _rows(self, X: Any, y: NDArray[np.int64], fold: NDArray[np.int64], weight: NDArray[np.float64] | None) -> Any:
+        import torch
+
+        from featurecache.heads.linear.rows import Rows
+
+        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        return Rows(X, y, fold, weight, dtype=dtype, device=self.device)
+
+    def _folds(self, y: NDArray[np.int64], groups: ArrayLike | None) -> NDArray[np.int64]:
+        """Return the fold of each row; -1 for rows that are never held out."""
+        cv = self.cv
+        if isinstance(cv, int):
+            kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+            cv = kind(cv, shuffle=True, random_state=self.random_state)
+        pairs = cv.split(np.zeros(len(y)), y, groups) if hasattr(cv, "split") else cv
+        fold = np.full(len(y), -1)
+        for number, (_, held_out) in enumerate(pairs):
+            if (fold[held_out] >= 0).any():
+                raise ValueError("cv must hold out each row once; pass a splitter that divides the rows into folds")
+            fold[held_out] = number
+        return fold
+
+
+class LogisticProbe(LinearProbe):
+    """Multinomial logistic regression with an L2 penalty, on standardised features.
+
+    The same objective as ``make_pipeline(StandardScaler(), LogisticRegression(C=C))``, with all strengths and folds
+    fitted side by side.
+
+    Parameters
+    ----------
+    C : float
+        Weight of the data against the penalty, as in scikit-learn. Not used when ``Cs`` is given.
+    Cs : sequence of float, optional
+        Strengths to choose from by cross-validated accuracy; of equals the smallest. Features are standardised by the
+        rows of each fold alone.
+    cv : int, splitter or iterable of (train, test)
+        How rows are held out when ``Cs`` is given; a number makes stratified folds, which keep groups together.
+    standardize : bool
+        Without it, features are taken as they are.
+    class_weight : None, "balanced" or mapping of class to weight
+        Balanced: all classes have the same total weight.
+    tol : float
+        Relative error of the objective at which a fit ends, as far as it can be told; small problems are solved to the
+        last digits.
+    max_iter : int
+        Most looks at the rows for one strength.
+    device : str
+        Where to compute, e.g. ``cuda``.
+    random_state : int or None
+        Of the folds.
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    coef_ : ndarray (n_classes, n_features) or (1, n_features), float64
+        For features as they come, not standardised.
+    intercept_ : ndarray (n_classes,) or (1,), float64
+    C_ : float
+    scores_ : ndarray (n_strengths,)
+        Cross-validated accuracy of each of ``Cs``.
+    n_iter_ : int
+    """
+
+    _loss = "Softmax"
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the probability of each class, (n_samples, n_classes)."""
+        margins = self.decision_function(X)
+        if margins.ndim == 1:
+            positive = expit(margins)
+            return np.stack([1 - positive, positive], axis=1)
+        return np.asarray(softmax(margins, axis=1))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the logarithm of the probability of each class."""
+        return np.log(self.predict_proba(X))
+
+
+class LinearSvmProbe(LinearProbe):
+    """Support vector machine with the squared hinge loss, one class against the rest, on standardised features.
+
+    Parameters and attributes are those of `LogisticProbe`. Unlike scikit-learn's ``LinearSVC``, the intercept is not
+    penalised.
+    """
+
+    _loss = "SquaredHinge"
+
+
+def _checked_strengths(given: float | Sequence[float]) -> list[float]:
+    strengths = sorted({float(C) for C in np.atleast_1d(np.asarray(given, np.float64))})
+    if not strengths or not all(np.isfinite(C) and C > 0 for C in strengths):
+        raise ValueError(f"C must be positive and finite, got {given!r}")
+    return strengths

@@ -1,0 +1,159 @@
+"""Features in blocks of rows: from an array in memory, or from anything that is read as it is needed.
+
+Folds are divided once: each block holds rows of one fold only, so that the problems that leave a fold out skip it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_BLOCK_BYTES = 24 << 20
+NO_FOLD = -1
+"""The fold of rows that no problem leaves out; a problem that leaves out this one leaves out nothing."""
+
+
+class Readable(Protocol):
+    """Rows that are read as they are needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_samples, n_features)."""
+        ...
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Return some of the rows, real numbers."""
+        ...
+
+
+class Block(NamedTuple):
+    """Rows of one fold."""
+
+    fold: int
+    X_nD: Tensor
+    y_n: Tensor
+    weight_n: Tensor | None
+
+
+@dataclass(eq=False)
+class Rows:
+    """Labelled rows, divided into folds.
+
+    Parameters
+    ----------
+    X : ndarray or Readable of shape (n_samples, n_features)
+        An array stays in memory, sorted by fold; anything else is read once for each look at the rows.
+    y : ndarray of int64 (n_samples,)
+        Class indices.
+    fold : ndarray of int64 (n_samples,)
+        `NO_FOLD` for rows that every problem is fitted on.
+    weight : ndarray (n_samples,) or None
+    dtype, device
+        Of the blocks.
+    """
+
+    X: NDArray[Any] | Readable
+    y: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    weight: NDArray[np.float64] | None = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.num_rows, self.num_features = (int(size) for size in self.X.shape)
+        self.num_classes = int(self.y.max()) + 1
+        self.folds = [int(fold) for fold in np.unique(self.fold)]
+        self._block_rows = max(_BLOCK_BYTES // (self.num_features * self.dtype.itemsize), 64)
+
+    def blocks(self) -> Iterator[Block]:
+        """Hand out all rows, each once."""
+        in_memory = isinstance(self.X, np.ndarray) and not isinstance(self.X, np.memmap)
+        yield from self._in_memory if in_memory else self._read()
+
+    def places_by_fold(self) -> dict[int, NDArray[np.int64]]:
+        """Return the places of the rows of each fold, in the order in which blocks hand them out."""
+        return {fold: np.flatnonzero(self.fold == fold) for fold in self.folds}
+
+    @cached_property
+    def _in_memory(self) -> list[Block]:
+        blocks = []
+        assert isinstance(self.X, np.ndarray)
+        for fold, rows in self.places_by_fold().items():
+            for start in range(0, len(rows), self._block_rows):
+                part = rows[start : start + self._block_rows]
+                blocks.append(self._block(fold, self.X[part], part))
+        return blocks
+
+    def _read(self) -> Iterator[Block]:
+        for start in range(0, self.num_rows, self._block_rows):
+            X = np.asarray(self.X[start : start + self._block_rows])
+            folds = self.fold[start : start + self._block_rows]
+            for fold in np.unique(folds):
+                places = np.flatnonzero(folds == fold)
+                yield self._block(int(fold), X if len(places) == len(X) else X[places], start + places)
+
+    def _block(self, fold: int, X: NDArray[Any], rows: NDArray[np.int64]) -> Block:
+        weight = None if self.weight is None else self._tensor(self.weight[rows])
+        return Block(fold, self._tensor(X), torch.from_numpy(self.y[rows]).to(self.device), weight)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over each fold, in float64: what standardising and class weights need for any set of folds."""
+
+    folds: list[int]
+    weight_F: Tensor
+    """Total weight of each fold."""
+    sum_FD: Tensor
+    square_FD: Tensor
+    counts_FC: Tensor
+    """Weight of each class."""
+    shift_D: Tensor
+    """Taken off before squares are summed, so that nothing is lost where means are large."""
+
+    @classmethod
+    def of(cls, rows: Rows) -> Moments:
+        """Look at all rows once."""
+        places = {fold: place for place, fold in enumerate(rows.folds)}
+        like: dict[str, Any] = {"dtype": torch.float64, "device": rows.device}
+        num_folds = len(places)
+        weight, counts = torch.zeros(num_folds, **like), torch.zeros(num_folds, rows.num_classes, **like)
+        total, square = (torch.zeros(num_folds, rows.num_features, **like) for _ in range(2))
+        shift: Tensor | None = None
+        for fold, X_nD, y_n, weight_n in rows.blocks():
+            place = places[fold]
+            X = X_nD.double()
+            if shift is None:
+                shift = X.mean(0)
+            X = X - shift
+            w = torch.ones(len(X), **like) if weight_n is None else weight_n.double()
+            weight[place] += w.sum()
+            counts[place].scatter_add_(0, y_n, w)
+            total[place] += w @ X
+            square[place] += w @ X.square_()
+        assert shift is not None
+        return cls(rows.folds, weight, total, square, counts, shift)
+
+    def without(self, fold: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return total weight, mean (D,), scale (D,) and weight of each class (C,) of all folds but one.
+
+        The scale of a feature that does not vary is one, as in scikit-learn's ``StandardScaler``.
+        """
+        kept = torch.tensor([each != fold or each == NO_FOLD for each in self.folds], device=self.weight_F.device)
+        weight = self.weight_F[kept].sum()
+        mean = self.sum_FD[kept].sum(0) / weight
+        variance = (self.square_FD[kept].sum(0) / weight - mean * mean).clamp(min=0.0)
+        centre = mean + self.shift_D
+        flat = variance <= (1e-9 * centre) ** 2
+        scale = torch.where(flat, torch.ones_like(variance), variance.sqrt())
+        return weight, centre, scale, self.counts_FC[kept].sum(0)

@@ -1,0 +1,230 @@
+"""Minimises many similar problems side by side: L-BFGS, preconditioned, that remembers from one strength to the next.
+
+Three things make the iterations few:
+
+* the first guess at the inverse Hessian is that of ridge regression: in the basis in which the features are
+  uncorrelated, ``1 / (curvature * variance + strength)`` (a bound of the Hessian for the softmax is
+  ``1/2 (I - 11'/C) x Gram``: Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Stat. Math. 44, 1992);
+* where the strength changes from one problem to the next, a pair of a step ``s`` and its change of gradient ``y`` stays
+  exact when ``y`` gets the change of strength times ``s``, so what was learned of the curvature is kept
+  (Nocedal & Wright, "Numerical Optimization", 2nd ed., section 7.2, for L-BFGS itself);
+* problems that are done leave, and the others go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featurecache.heads.linear.objective import Objective
+
+_SUFFICIENT, _MOST_TRIALS = 1e-4, 14
+_LEAST_VARIANCE = 1e-5
+"""Of features that vary by one each: curvature that is taken for granted."""
+_MOST_ROTATED = 4096
+"""Features; above, finding their axes takes longer than it saves."""
+_ROWS_FOR_AXES = 20_000
+_HISTORY, _LEAST_HISTORY, _HISTORY_BYTES = 60, 8, 512 << 20
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """When a problem is solved: the next step promises less than a share of the value, or the gradient is small."""
+
+    decrease: float
+    gradient: float
+    max_iter: int
+
+
+class Preconditioner:
+    """The inverse Hessian of ridge regression on standardised features."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._curvature = objective.loss.curvature
+        self.axes_DD: Tensor | None = None
+        self.variance_D = torch.ones(objective.rows.num_features, dtype=torch.float64, device=objective.rows.device)
+        if objective.rows.num_features <= _MOST_ROTATED:
+            self.variance_D, self.axes_DD = torch.linalg.eigh(_gram(objective))
+        self.variance_D = self.variance_D.clamp(min=_LEAST_VARIANCE * float(self.variance_D.mean()))
+
+    def __call__(self, gradient_PEK: Tensor, strength_P: Tensor) -> Tensor:
+        """Return the inverse times some gradients."""
+        num_problems, num_weights, num_outputs = gradient_PEK.shape
+        dtype = gradient_PEK.dtype
+        slope_DQ = gradient_PEK[:, :-1].permute(1, 0, 2).reshape(num_weights - 1, -1)
+        axes = None if self.axes_DD is None else self.axes_DD.to(dtype)
+        if axes is not None:
+            slope_DQ = axes.T @ slope_DQ
+        hessian_DP = self._curvature * self.variance_D[:, None] + strength_P
+        slope_DPK = slope_DQ.view(-1, num_problems, num_outputs) / hessian_DP.to(dtype)[:, :, None]
+        slope_DQ = slope_DPK.reshape(num_weights - 1, -1)
+        if axes is not None:
+            slope_DQ = axes @ slope_DQ
+        step = slope_DQ.view(-1, num_problems, num_outputs).permute(1, 0, 2)
+        return torch.cat([step, gradient_PEK[:, -1:] / self._curvature], 1)
+
+
+class Minimiser:
+    """Solves one problem of each group after the other, each time with other strengths."""
+
+    def __init__(self, objective: Objective, tolerance: Tolerance, dtype: torch.dtype) -> None:
+        self._objective, self._tolerance, self._dtype = objective, tolerance, dtype
+        self._precondition = Preconditioner(objective)
+        num_groups, device = objective.num_groups, objective.rows.device
+        shape = (num_groups, objective.rows.num_features + 1, objective.num_outputs)
+        like: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.theta = torch.zeros(shape, **like)
+        self._group = torch.arange(num_groups, device=device)
+        one_bytes = 2 * self.theta.numel() * self.theta.element_size()
+        self._most_pairs = max(min(_HISTORY_BYTES // one_bytes, _HISTORY), _LEAST_HISTORY)
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._scale = torch.ones(num_groups, **like)
+        self._strength: Tensor | None = None
+        self._before: Tensor | None = None
+        self.value = torch.zeros(num_groups, dtype=torch.float64, device=device)
+        self.num_iterations = torch.zeros(num_groups, dtype=torch.int64, device=device)
+        self.converged = torch.zeros(num_groups, dtype=torch.bool, device=device)
+        self.exhausted = torch.zeros_like(self.converged)
+        """Problems whose value does not fall any more: as good as the arithmetic allows."""
+
+    def start_at(self, theta_GEK: Tensor) -> None:
+        """Begin somewhere else than at zero."""
+        self.theta, self._before = theta_GEK.to(self._dtype).clone(), None
+
+    def solve(self, strength_G: Tensor) -> Tensor:
+        """Minimise for these strengths, starting at the last solution; returns (G, E, K)."""
+        self._change_strength(strength_G)
+        self.num_iterations.zero_()
+        self.converged.zero_()
+        self.exhausted.zero_()
+        theta, value, gradient = self._first(strength_G)
+        while True:
+            step = self._direction(gradient, strength_G)
+            slope = _dot(gradient, step).double()
+            small = _largest(gradient) <= self._tolerance.gradient
+            self.converged |= (-slope / 2 <= self._tolerance.decrease * value.abs()) | small
+            active = ~self.converged & ~self.exhausted & (self.num_iterations < self._tolerance.max_iter)
+            if not bool(active.any()):
+                break
+            before = theta, gradient
+            theta, value, gradient = self._search(
+                theta, value, gradient, step, slope, strength_G, torch.nonzero(active)[:, 0]
+            )
+            self._remember(theta - before[0], gradient - before[1])
+        self._before, self.theta, self.value = self.theta, theta, value
+        return theta
+
+    def in_float64(self) -> None:
+        """Go on in float64, from where this is."""
+        self._dtype = torch.float64
+        self.theta, self._scale = self.theta.double(), self._scale.double()
+        self._before = None if self._before is None else self._before.double()
+        self._pairs = [(s.double(), y.double(), r.double()) for s, y, r in self._pairs]
+
+    def _first(self, strength_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Start at the last solution, or further on in the direction in which solutions went, if that is better."""
+        theta = self.theta
+        value, gradient = self._objective(theta, strength_G, self._group)
+        if self._before is not None:
+            further = 2 * theta - self._before
+            value_there, gradient_there = self._objective(further, strength_G, self._group)
+            better = value_there < value
+            place = better[:, None, None]
+            theta, gradient = torch.where(place, further, theta), torch.where(place, gradient_there, gradient)
+            value = torch.where(better, value_there, value)
+        return theta, value, gradient
+
+    def _search(
+        self,
+        theta: Tensor,
+        value: Tensor,
+        gradient: Tensor,
+        step: Tensor,
+        slope: Tensor,
+        strength_G: Tensor,
+        waiting: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Shorten steps until each problem's value falls enough."""
+        theta, value_now, gradient = theta.clone(), value.clone(), gradient.clone()
+        length = torch.ones_like(value)
+        # Values are sums over many rows in float64, so their errors are less than those of single numbers.
+        noise = max(torch.finfo(self._dtype).eps / 10, 1e-15) * value.abs()
+        for _ in range(_MOST_TRIALS):
+            there = theta[waiting] + length[waiting].to(self._dtype)[:, None, None] * step[waiting]
+            value_there, gradient_there = self._objective(there, strength_G[waiting], self._group[waiting])
+            self.num_iterations[waiting] += 1
+            bound = value[waiting] + _SUFFICIENT * length[waiting] * slope[waiting] + noise[waiting]
+            enough = value_there <= bound
+            good = waiting[enough]
+            falls = value_there[enough] < value[good]
+            self.exhausted[good] = ~falls & (_largest(gradient_there[enough]) >= _largest(gradient[good]))
+            theta[good], value_now[good], gradient[good] = there[enough], value_there[enough], gradient_there[enough]
+            short = ~enough
+            waiting = waiting[short]
+            if not len(waiting):
+                break
+            # The least point of the parabola through what is known.
+            was, rise = length[waiting], value_there[short] - value[waiting] - length[waiting] * slope[waiting]
+            best = -slope[waiting] * was**2 / (2 * rise.clamp(min=1e-300))
+            length[waiting] = torch.where(rise.isfinite(), best, 0.1 * was).clamp(0.1 * was, 0.5 * was)
+        self.exhausted[waiting] = True
+        return theta, value_now, gradient
+
+    def _direction(self, gradient: Tensor, strength_G: Tensor) -> Tensor:
+        """Two loops over what is remembered (Nocedal & Wright, algorithm 7.4)."""
+        step, shares = gradient.clone(), []
+        for moved, changed, inverse in reversed(self._pairs):
+            share = inverse * _dot(moved, step)
+            step -= share[:, None, None] * changed
+            shares.append(share)
+        step = self._precondition(step, strength_G) * self._scale[:, None, None]
+        for (moved, changed, inverse), share in zip(self._pairs, reversed(shares), strict=True):
+            step += (share - inverse * _dot(changed, step))[:, None, None] * moved
+        return -step
+
+    def _remember(self, moved: Tensor, changed: Tensor) -> None:
+        inverse = _inverse(moved, changed)
+        self._pairs = [*self._pairs, (moved, changed, inverse)][-self._most_pairs :]
+        assert self._strength is not None
+        curved = _dot(changed, self._precondition(changed, self._strength))
+        fresh = 1.0 / (inverse * curved).clamp(min=torch.finfo(self._dtype).tiny)
+        self._scale = torch.where((inverse > 0) & fresh.isfinite(), fresh, self._scale)
+
+    def _change_strength(self, strength_G: Tensor) -> None:
+        if self._strength is not None:
+            change = (strength_G - self._strength).to(self._dtype)[:, None, None]
+            for place, (moved, changed, _) in enumerate(self._pairs):
+                changed[:, :-1] += change * moved[:, :-1]
+                self._pairs[place] = moved, changed, _inverse(moved, changed)
+        self._strength = strength_G
+
+
+def _inverse(moved: Tensor, changed: Tensor) -> Tensor:
+    """Return 1 / (s'y), or 0 for pairs that say nothing of the curvature."""
+    product, floor = _dot(moved, changed), torch.finfo(moved.dtype).eps ** 1.5
+    usable = product > floor * _dot(changed, changed).clamp(min=torch.finfo(moved.dtype).tiny)
+    return torch.where(usable, 1.0 / product.clamp(min=torch.finfo(moved.dtype).tiny), 0.0)
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.abs().amax((1, 2))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((1, 2))
+
+
+def _gram(objective: Objective) -> Tensor:
+    """Return the mean outer product of standardised features, of some rows from everywhere, (D, D) float64."""
+    rows, known = objective.rows, objective.statistics
+    mean, scale = known.mean_GD.mean(0), known.scale_GD.mean(0)
+    gram = torch.zeros(rows.num_features, rows.num_features, dtype=torch.float64, device=rows.device)
+    step, total = max(rows.num_rows // _ROWS_FOR_AXES, 1), 0
+    for block in rows.blocks():
+        Z = ((block.X_nD[::step].double() - mean) / scale).to(rows.dtype)
+        gram += (Z.T @ Z).double()
+        total += len(Z)
+    return gram / total
