@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,16 @@ def test_imports_only_point_down(path: Path) -> None:
         assert (room, target) not in FORBIDDEN, f"{path}:{line}: {room} must not import {target}"
 
 
-@pytest.mark.parametrize("room", ["store", "sources", "heads", "evaluation", "reporting"])
+def test_heads_are_listed_and_used_without_torch() -> None:
+    """It is loaded by heads that are fitted on it, and by nobody else."""
+    code = (
+        "import sys; import featurecache.heads.registry, featurecache.evaluation.training; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("room", ["store", "sources", "evaluation", "reporting"])
 def test_room_knows_no_torch(room: str) -> None:
     for path in (PACKAGE / room).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -36,7 +36,7 @@ from featurecache.heads.registry import HEADS, make_head
 
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
 _WORTH_A_PROCESS = 500_000
-_SLOWEST_FIRST = ("rbf_svm", "mlp", "linear_svm", "logistic", "ridge", "knn", "majority")
+_SLOWEST_FIRST = ("rbf_svm", "mlp", "linear_svm", "logistic", "ridge", "knn", "gda", "nearest_mean", "majority")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

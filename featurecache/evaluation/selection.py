@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from sklearn.model_selection import BaseCrossValidator, KFold, StratifiedKFold
 
 from featurecache.evaluation.judging import decisions, most_probable, predictions, temperature_of
 from featurecache.evaluation.parts import Part
-from featurecache.heads.fitting import fit_estimator
+from featurecache.heads.fitting import fit_folds
 from featurecache.heads.probability import needs_temperature
 from featurecache.heads.registry import head_grid, last_step, make_head
 
@@ -51,9 +51,9 @@ def choose_on_validation(name: str, train: Part, validation: Part, n_classes: in
     """Fit each setting on train, keep the one most accurate on validation; of equals the simplest."""
     best, best_correct = None, -1
     X, y = train.rows_to_fit()
-    for params in head_grid(name, len(y)):
-        estimator = build(name, params, random_state)
-        fit_estimator(estimator, X, y, name=name)
+    never = np.full(len(y), -1)
+    grid = head_grid(name, len(y))
+    for params, (estimator,) in fit_folds(build(name, {}, random_state), grid, X, y, never, name=name):
         judged = _judge(estimator, validation, n_classes)
         if (correct := int(np.sum(judged.y_pred == validation.y))) > best_correct:
             best, best_correct = (params, judged), correct
@@ -68,10 +68,21 @@ def choose_by_cross_validation(name: str, train: Part, n_classes: int, *, random
     The folds divide samples: all views of a sample are on the same side.
     """
     pairs = list(folds(train.y, random_state=random_state).split(train.y, train.y))
-    grid = head_grid(name, min(len(fitted) for fitted, _ in pairs) * train.fitted.shape[1])
-    runs = (_out_of_fold(name, params, train, pairs, n_classes, random_state) for params in grid)
-    params, judged = max(zip(grid, runs, strict=True), key=lambda pair: int(np.sum(pair[1].y_pred == train.y)))
-    return _choice(params, "cross-validation", train.y, judged)
+    num_views = train.fitted.shape[1]
+    grid = head_grid(name, min(len(fitted) for fitted, _ in pairs) * num_views)
+    fold = np.empty(len(train), dtype=np.int64)
+    for number, (_, held_out) in enumerate(pairs):
+        fold[held_out] = number
+    X, y = train.rows_to_fit()
+    parts = [train.take(held_out) for _, held_out in pairs]
+    best, best_correct = None, -1
+    fitted = fit_folds(build(name, {}, random_state), grid, X, y, np.repeat(fold, num_views), name=name)
+    for params, estimators in fitted:
+        judged = _joined(train, pairs, [_judge(*each, n_classes) for each in zip(estimators, parts, strict=True)])
+        if (correct := int(np.sum(judged.y_pred == train.y))) > best_correct:
+            best, best_correct = (params, judged), correct
+    assert best is not None, f"the grid of head {name!r} is empty"
+    return _choice(best[0], "cross-validation", train.y, best[1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,36 +115,14 @@ def folds(y: np.ndarray, *, random_state: int) -> BaseCrossValidator:
     return KFold(min(MAX_FOLDS, len(y)), shuffle=True, random_state=random_state)
 
 
-def _out_of_fold(
-    name: str,
-    params: dict[str, Any],
-    train: Part,
-    pairs: list[tuple[np.ndarray, np.ndarray]],
-    n_classes: int,
-    random_state: int,
-) -> _Judged:
-    """Return out-of-fold predictions and decision values for every sample of train."""
+def _joined(train: Part, pairs: Sequence[tuple[np.ndarray, np.ndarray]], judged: Sequence[_Judged]) -> _Judged:
+    """Put what was said of the folds together, in the order of the samples."""
     y_pred = np.empty(len(train), dtype=np.int64)
-    values = np.full((*train.judged.shape[:2], n_classes), -np.inf)
-    for estimator, held_out in _fitted_folds(name, params, train, pairs, random_state):
-        judged = _judge(estimator, train.take(held_out), n_classes)
-        y_pred[held_out] = judged.y_pred
-        if judged.decisions is not None:
-            values[held_out] = judged.decisions
-    return _Judged(y_pred, values if needs_temperature(make_head(name)) else None)
-
-
-def _fitted_folds(
-    name: str,
-    params: dict[str, Any],
-    train: Part,
-    pairs: list[tuple[np.ndarray, np.ndarray]],
-    random_state: int,
-) -> Iterator[tuple[BaseEstimator, np.ndarray]]:
-    for fitted, held_out in pairs:
-        X, y = train.take(fitted).rows_to_fit()
-        # With a class of one row a fold may be left with one class, which most heads refuse to learn from.
-        one_class = len(np.unique(y)) == 1
-        estimator = build("majority", {}, random_state) if one_class else build(name, params, random_state)
-        fit_estimator(estimator, X, y, name=name)
-        yield estimator, held_out
+    values: np.ndarray | None = None
+    for (_, held_out), each in zip(pairs, judged, strict=True):
+        y_pred[held_out] = each.y_pred
+        if each.decisions is not None:
+            if values is None:
+                values = np.full((len(train), *each.decisions.shape[1:]), -np.inf)
+            values[held_out] = each.decisions
+    return _Judged(y_pred, values)

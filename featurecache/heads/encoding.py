@@ -20,6 +20,10 @@ from sklearn.preprocessing import LabelBinarizer, Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from featurecache.errors import HeadError
+from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
+from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+from featurecache.heads.linear.ridge import RidgeProbe
+from featurecache.heads.nearest import CosineKnn
 
 Arrays = dict[str, np.ndarray]
 
@@ -40,6 +44,12 @@ _STATE: dict[type, str] = {
     MLPClassifier: "classes_ coefs_ intercepts_ n_layers_ n_outputs_ out_activation_ _label_binarizer n_iter_",
     KNeighborsClassifier: _KNN_STATE,
     RidgeClassifier: "classes_ coef_ intercept_ n_iter_ solver_ _label_binarizer",
+    LogisticProbe: "classes_ coef_ intercept_ n_iter_",
+    LinearSvmProbe: "classes_ coef_ intercept_ n_iter_",
+    RidgeProbe: "classes_ coef_ intercept_",
+    CosineKnn: "classes_ directions_ labels_",
+    GaussianDiscriminant: "classes_ coef_ intercept_",
+    NearestMean: "classes_ means_",
     DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
 }
 _CLASSES = {cls.__name__: cls for cls in (Pipeline, *_STATE)}

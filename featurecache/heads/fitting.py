@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
@@ -51,6 +52,64 @@ def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, nam
         return _converges(estimator, X, y)
     except (ValueError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
         raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
+
+
+def fit_folds(
+    estimator: BaseEstimator,
+    grid: Sequence[Mapping[str, Any]],
+    X: np.ndarray,
+    y: np.ndarray,
+    fold: np.ndarray,
+    *,
+    name: str = "",
+) -> Iterator[tuple[dict[str, Any], list[BaseEstimator]]]:
+    """Fit every setting of a grid without each fold: side by side where the head can, else one after the other.
+
+    Parameters
+    ----------
+    estimator : classifier
+        Unfitted; is not changed.
+    grid : sequence of mapping
+        Settings of the classifier, the simplest model first.
+    X : ndarray of shape (n_samples, n_features)
+    y : ndarray of shape (n_samples,)
+    fold : ndarray of shape (n_samples,)
+        The fold of each row; -1 for rows that are never held out.
+    name : str
+        How to call the head in an error message.
+
+    Yields
+    ------
+    (setting, estimators)
+        One fitted estimator for each fold; a single one where no row is held out. A fold without which one class is
+        left gets an estimator that always names that.
+
+    Raises
+    ------
+    HeadError
+        The head refuses the data.
+    """
+    kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
+    num_classes = len(np.unique(y))
+    names = {key for setting in grid for key in setting}
+    together = hasattr(estimator, "fit_folds") and len(names) == 1
+    if together and all(len(np.unique(y[each])) == num_classes for each in kept):
+        (param,) = names
+        try:
+            for value, fitted in estimator.fit_folds(X, y, fold, [setting[param] for setting in grid]):
+                yield {param: value}, fitted
+        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
+            raise HeadError(_refusal(name or type(estimator).__name__, X, y, error)) from error
+        return
+    for setting in grid:
+        fitted = []
+        for each in kept:
+            one_class = len(np.unique(y[each])) == 1
+            fitted.append(make_head("majority") if one_class else clone(estimator))
+            if not one_class:
+                last_step(fitted[-1]).set_params(**setting)
+            fit_estimator(fitted[-1], X[each], y[each], name=name)
+        yield dict(setting), fitted
 
 
 def fit_head(name: str, X: np.ndarray, y: np.ndarray, **params: Any) -> BaseEstimator:

@@ -8,14 +8,16 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.svm import SVC, LinearSVC
+from sklearn.svm import SVC
 
 from featurecache.errors import UnknownNameError
+from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
+from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+from featurecache.heads.linear.ridge import RidgeProbe
+from featurecache.heads.nearest import CosineKnn
 
 Factory = Callable[[], BaseEstimator]
 Grid = Callable[[int], list[dict[str, Any]]]
@@ -97,12 +99,12 @@ def _entry(name: str) -> _Entry:
     return _HEADS[name]
 
 
-def _logistic() -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, random_state=0))
+def _logistic() -> LogisticProbe:
+    return LogisticProbe(C=0.01)
 
 
-def _linear_svm() -> Pipeline:
-    return make_pipeline(StandardScaler(), LinearSVC(C=0.001, dual="auto", max_iter=2000, random_state=0))
+def _linear_svm() -> LinearSvmProbe:
+    return LinearSvmProbe(C=0.001)
 
 
 def _rbf_svm() -> Pipeline:
@@ -114,37 +116,46 @@ def _mlp() -> Pipeline:
     return make_pipeline(StandardScaler(), MLPClassifier((128,), early_stopping=True, random_state=0))
 
 
-def _knn() -> Pipeline:
-    # Normalizer also copies: the rows that the classifier keeps are never a view of a cache that may be closed.
-    return make_pipeline(
-        Normalizer(), KNeighborsClassifier(n_neighbors=5, metric="cosine", weights="distance", algorithm="brute")
-    )
+def _knn() -> CosineKnn:
+    return CosineKnn(n_neighbors=5)
 
 
-def _ridge() -> Pipeline:
-    return make_pipeline(StandardScaler(), RidgeClassifier(alpha=1000.0, random_state=0))
+def _ridge() -> RidgeProbe:
+    return RidgeProbe(alpha=1000.0)
+
+
+def _gda() -> Pipeline:
+    return make_pipeline(StandardScaler(), GaussianDiscriminant())
+
+
+def _nearest_mean() -> Pipeline:
+    return make_pipeline(StandardScaler(with_std=False), Normalizer(), NearestMean())
 
 
 def _majority() -> DummyClassifier:
     return DummyClassifier(strategy="prior", random_state=0)
 
 
-def _powers_of_ten(param: str, exponents: range) -> Grid:
+def _powers_of_ten(param: str, first: int, last: int, per_decade: int = 1) -> Grid:
     # Not 10.0 ** e: that is 9.999999999999999e-05 for some exponents, and people read these numbers.
-    return lambda n_samples: [{param: float(f"1e{e}")} for e in exponents]
+    step, steps = (1 if last >= first else -1), abs(last - first) * per_decade + 1
+    values = [float(f"{10 ** (first + step * number / per_decade):.3g}") for number in range(steps)]
+    return lambda n_samples: [{param: value} for value in values]
 
 
 def _knn_grid(n_samples: int) -> list[dict[str, Any]]:
-    return [{"n_neighbors": k} for k in (20, 10, 5, 3, 1) if k <= max(n_samples, 1)]
+    return [{"n_neighbors": k} for k in (50, 20, 10, 5, 3, 1) if k <= max(n_samples, 1)]
 
 
 # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
-register_head("logistic", _logistic, _powers_of_ten("C", range(-5, 2)))
-register_head("linear_svm", _linear_svm, _powers_of_ten("C", range(-7, -2)))
-register_head("rbf_svm", _rbf_svm, _powers_of_ten("C", range(-1, 2)))
+register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4))
+register_head("linear_svm", _linear_svm, _powers_of_ten("C", -8, -1, per_decade=4))
+register_head("rbf_svm", _rbf_svm, _powers_of_ten("C", -1, 1))
 register_head("mlp", _mlp, lambda n_samples: [{"alpha": 1.0}, {"alpha": 1e-4}])
 register_head("knn", _knn, _knn_grid)
-register_head("ridge", _ridge, _powers_of_ten("alpha", range(6, -1, -1)))
+register_head("ridge", _ridge, _powers_of_ten("alpha", 7, -2, per_decade=4))
+register_head("gda", _gda, lambda n_samples: [{}])
+register_head("nearest_mean", _nearest_mean, lambda n_samples: [{}])
 register_head("majority", _majority, lambda n_samples: [{}])
 
 HEADS = tuple(_HEADS)

@@ -16,6 +16,7 @@ import pytest
 from conftest import COLOURS, REPOSITORY, TINY, write_image
 
 from featurecache.cli import VERBS, build_parser, main
+from featurecache.heads.registry import HEADS
 
 RUNTIME = ["--runtime", "torch", "--batch-size", "8"]
 Make = Callable[..., Path]
@@ -102,7 +103,7 @@ def test_run_does_it_all(make_folder: Make, tmp_path: Path, call: Callable) -> N
     assert (status, err) == (0, "")
     document = json.loads(out)
     results = document["results"]
-    assert {r["head"] for r in results} == {"logistic", "linear_svm", "rbf_svm", "mlp", "knn", "ridge", "majority"}
+    assert {r["head"] for r in results} == set(HEADS)
     for result in results:
         assert {"head", "tap", "task", "params", "seconds", "validation", "test"} <= set(result)
         assert 0 <= result["test"]["accuracy_low"] <= result["test"]["accuracy"] <= result["test"]["accuracy_high"] <= 1

@@ -14,10 +14,10 @@ from featurecache.deployment.saved import keep_head, open_head
 from featurecache.errors import BackboneMismatchError, HeadError, RequestError, SourceError
 from featurecache.evaluation.training import TrainingReport
 from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.heads.registry import HEADS
 from featurecache.specs import ExtractionSettings
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
-HEADS = ("logistic", "linear_svm", "rbf_svm", "mlp", "knn", "ridge", "majority")
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_a_single_look_at_validation_without_test():
 def test_standardisation_comes_from_the_fitted_rows():
     parts = _parts(*ALL)
     X_test, y_test = parts["test"]
-    result = evaluate_head("logistic", parts | {"test": (X_test + 100, y_test)}, 3)
+    result = evaluate_head("gda", parts | {"test": (X_test + 100, y_test)}, 3)
     fitted = np.concatenate([parts["train"][0], parts["validation"][0]])
     np.testing.assert_allclose(result.estimator[0].mean_, fitted.mean(axis=0), rtol=1e-4, atol=1e-6)
     seen = []
@@ -102,7 +102,7 @@ def test_ties_go_to_the_simplest():
     X = np.array([[-5.0], [5.0]] * 30)
     part = (X, np.array([0, 1] * 30))
     result = evaluate_head("logistic", dict.fromkeys(ALL, part), 2)
-    assert result.params == {"C": 1e-5}
+    assert result.params == {"C": 1e-6}
     assert result.test.accuracy == 1
     assert result.test.accuracy_low < 1
 
@@ -119,7 +119,7 @@ def test_results_do_not_depend_on_processes(monkeypatch, capfd):
     alone = evaluate_heads(HEADS, parts, 3, n_jobs=1)
     together = evaluate_heads(HEADS, parts, 3, n_jobs=2, progress=seen.append)
     assert {id(r) for r in seen} == {id(r) for r in together}
-    assert len(together) == 7
+    assert len(together) == len(HEADS)
     for a, b in zip(alone, together, strict=True):
         _same(a, b)
     accuracies = [r.selection_accuracy for r in alone]
@@ -211,7 +211,7 @@ def test_fit_and_evaluate_take_any_labels(labels):
     scores = evaluate(estimator, X_new, labels[y_new])
     assert scores.n == 30
     assert scores.accuracy == estimator.score(X_new, labels[y_new])
-    assert estimator[-1].C == 0.1
+    assert estimator.C == 0.1
 
 
 def test_fit_and_evaluate_messages():

@@ -37,7 +37,8 @@ def test_binary_margin_becomes_a_sigmoid():
 
 
 def test_only_margins_need_a_temperature():
-    assert {name for name in HEADS if needs_temperature(make_head(name))} == {"linear_svm", "rbf_svm", "ridge"}
+    found = {name for name in HEADS if needs_temperature(make_head(name))}
+    assert found == {"linear_svm", "rbf_svm", "ridge", "nearest_mean"}
 
 
 def test_temperature_is_the_minimum_of_the_log_loss():

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, StratifiedKFold
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_consistent_length,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
-Folds: TypeAlias = int | BaseCrossValidator | Iterable[tuple[Any, Any]]
+from featurecache.heads.linear.checks import Folds, checked_labels, checked_strengths, checked_weight, fold_of_rows
+
+Fitted: TypeAlias = Iterator[tuple[float, list["LinearProbe"]]]
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):
@@ -72,10 +66,8 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        X, y_index, weight = self._checked(X, y, sample_weight)
-        Cs = _checked_strengths(self.C if self.Cs is None else self.Cs)
-        if len(self.classes_) == 1:
-            raise ValueError(f"Classifier can't train when only one class is present: {self.classes_[0]!r}")
+        rows, y_index, weight = self._checked(X, y, sample_weight)
+        Cs = checked_strengths(self.C if self.Cs is None else self.Cs, "C")
         # torch is loaded by those who fit, not by those who list heads.
         from featurecache.heads.linear.path import search
         from featurecache.heads.linear.rows import NO_FOLD
@@ -85,11 +77,12 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         start, converged = None, True
         self.C_ = Cs[0]
         if self.Cs is not None:
-            found = search(family, self._rows(X, y_index, self._folds(y_index, groups), weight), Cs)
+            fold = fold_of_rows(self.cv, y_index, groups, self.random_state)
+            found = search(family, self._rows(rows, y_index, fold, weight), Cs)
             self.C_, self.scores_, converged = found.C, np.array(found.accuracy), found.converged
             assert found.theta_GEK is not None
             start = found.theta_GEK.mean(0, keepdim=True)
-        rows = self._rows(X, y_index, everything, weight)
+        rows = self._rows(rows, y_index, everything, weight)
         (step,) = family.solve(rows, [self.C_], [NO_FOLD], start=start, to_the_end=True)
         if not (converged and step.converged):
             warnings.warn(
@@ -103,11 +96,45 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         self.n_iter_ = int(step.num_iterations[0])
         return self
 
+    def fit_folds(self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], Cs: Sequence[float]) -> Fitted:
+        """Fit all strengths and all folds side by side.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`; arrays.
+        fold : ndarray of int (n_samples,)
+            -1 for rows that are never held out. The rows outside each fold must be of all classes.
+        Cs : sequence of float
+            In increasing order each step is short.
+
+        Yields
+        ------
+        (strength, estimators)
+            One fitted estimator for each fold, which was not fitted on it; a single one, fitted on all rows, where no
+            row is held out.
+        """
+        from featurecache.heads.linear.rows import NO_FOLD
+
+        self.n_features_in_ = X.shape[1]
+        self.classes_, y_index = checked_labels(y)
+        left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
+        for step in self._family().solve(self._rows(X, y_index, fold, None), Cs, left_out):
+            yield step.C, [self._solved(step, group) for group in range(len(left_out))]
+
+    def _solved(self, step: Any, group: int) -> Self:
+        estimator = clone(self).set_params(C=step.C)
+        estimator.n_features_in_, estimator.classes_, estimator.C_ = self.n_features_in_, self.classes_, step.C
+        estimator.coef_ = step.weights_GDK[group].T.cpu().numpy().copy()
+        estimator.intercept_ = step.intercept_GK[group].cpu().numpy().copy()
+        estimator.n_iter_ = int(step.num_iterations[group])
+        return estimator
+
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return margins, (n_samples,) for two classes and (n_samples, n_classes) for more."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        margins = X @ self.coef_.T + self.intercept_
+        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        margins = (rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
         return margins[:, 0] if margins.shape[1] == 1 else margins
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -125,16 +152,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             check_consistent_length(X, y)
         else:
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
-        check_classification_targets(y)
-        self.classes_, y_index = np.unique(y, return_inverse=True)
+        self.classes_, y_index = checked_labels(y)
         self._class_weight()
-        if sample_weight is None:
-            return X, y_index.astype(np.int64), None
-        weight = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
-        kept = weight > 0  # a row without weight must be as if it were not there
-        if not kept.all():
-            X, y_index, weight = X[kept], y_index[kept], weight[kept]
-        return X, y_index.astype(np.int64), weight
+        return checked_weight(sample_weight, X, y_index)
 
     def _class_weight(self) -> Any:
         if self.class_weight is None or self.class_weight == "balanced":
@@ -162,20 +182,6 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         return Rows(X, y, fold, weight, dtype=dtype, device=self.device)
-
-    def _folds(self, y: NDArray[np.int64], groups: ArrayLike | None) -> NDArray[np.int64]:
-        """Return the fold of each row; -1 for rows that are never held out."""
-        cv = self.cv
-        if isinstance(cv, int):
-            kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-            cv = kind(cv, shuffle=True, random_state=self.random_state)
-        pairs = cv.split(np.zeros(len(y)), y, groups) if hasattr(cv, "split") else cv
-        fold = np.full(len(y), -1)
-        for number, (_, held_out) in enumerate(pairs):
-            if (fold[held_out] >= 0).any():
-                raise ValueError("cv must hold out each row once; pass a splitter that divides the rows into folds")
-            fold[held_out] = number
-        return fold
 
 
 class LogisticProbe(LinearProbe):
@@ -242,10 +248,3 @@ class LinearSvmProbe(LinearProbe):
     """
 
     _loss = "SquaredHinge"
-
-
-def _checked_strengths(given: float | Sequence[float]) -> list[float]:
-    strengths = sorted({float(C) for C in np.atleast_1d(np.asarray(given, np.float64))})
-    if not strengths or not all(np.isfinite(C) and C > 0 for C in strengths):
-        raise ValueError(f"C must be positive and finite, got {given!r}")
-    return strengths

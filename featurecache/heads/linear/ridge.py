@@ -1,0 +1,270 @@
+"""Ridge regression on class indicators: every strength, and what each row gets when it is left out, in closed form.
+
+With ``X = U diag(sqrt(e)) Q'`` (centred, standardised, rows times the roots of their weights) the fitted values for the
+strength ``a`` are ``H y`` with ``H = U diag(e / (e + a)) U' + w w' / sum(w^2)``, the last part being the intercept. A
+row that is left out has the residual ``r_i / (1 - H_ii)``, rows of a fold ``(I - H_SS)^-1 r_S``: no fit is repeated
+(Allen, "The relationship between variable selection and data augmentation", Technometrics 16, 1974; for the folds,
+Cook & Weisberg, "Residuals and Influence in Regression", 1982).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_factor, cho_solve, eigh
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featurecache.heads.linear.checks import checked_labels, checked_strengths, checked_weight, fold_of_rows
+
+_BLOCK_BYTES = 32 << 20
+_SMALL_PROBLEM = 5_000_000
+"""Numbers in all rows: below, float64 costs next to nothing."""
+_ROWS_FOR_SHIFT = 256
+
+Real = NDArray[np.floating[Any]]
+
+
+class RidgeProbe(ClassifierMixin, BaseEstimator):
+    """Ridge regression on class indicators (+1 and -1), on standardised features; the greatest value names the class.
+
+    Parameters
+    ----------
+    alpha : float
+        Strength of the penalty, as in scikit-learn's ``RidgeClassifier``. Not used when ``alphas`` is given.
+    alphas : sequence of float, optional
+        Strengths to choose from by the accuracy on left-out rows; of equals the largest. All of them together cost
+        little more than one.
+    cv : None, int, splitter or iterable of (train, test)
+        What is left out: each row by itself (None), or folds. Features are standardised once, by all rows.
+    standardize : bool
+        Without it, features are only centred.
+    random_state : int or None
+        Of the folds.
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    coef_ : ndarray (n_classes, n_features) or (1, n_features), float64
+        For features as they come, not standardised.
+    intercept_ : ndarray (n_classes,) or (1,), float64
+    alpha_ : float
+    scores_ : ndarray (n_strengths,)
+        Accuracy on left-out rows of each strength, from the largest to the smallest.
+    held_out_ : ndarray (n_samples, n_classes) or (n_samples, 1), float64
+        What each row gets from the chosen strength when it is left out.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1000.0,
+        *,
+        alphas: Sequence[float] | None = None,
+        cv: Any = None,
+        standardize: bool = True,
+        random_state: int | None = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.alphas = alphas
+        self.cv = cv
+        self.standardize = standardize
+        self.random_state = random_state
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Fit; see `LogisticProbe.fit` for the parameters.
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
+        self.classes_, y_index = checked_labels(y)
+        rows, y_index, weight = checked_weight(sample_weight, rows, y_index)
+        alphas = checked_strengths(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
+        if rows.size <= _SMALL_PROBLEM:
+            rows = rows.astype(np.float64, copy=False)
+        system = System(rows, _targets(y_index, len(self.classes_)), weight, standardize=self.standardize)
+        self.alpha_ = alphas[0]
+        if self.alphas is not None:
+            fold = None if self.cv is None else fold_of_rows(self.cv, y_index, groups, self.random_state)
+            outcomes = system.left_out(alphas) if fold is None else system.held_out(alphas, fold)
+            self._choose(alphas, list(outcomes), y_index, weight)
+        weights_DK = system.weights(self.alpha_)
+        self.coef_ = weights_DK.T.copy()
+        self.intercept_ = system.target_mean - system.mean @ weights_DK
+        return self
+
+    def fit_folds(
+        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], alphas: Sequence[float]
+    ) -> Iterator[tuple[float, list[RidgeProbe]]]:
+        """Fit all strengths and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
+        self.n_features_in_ = X.shape[1]
+        self.classes_, y_index = checked_labels(y)
+        rows = X.astype(np.float64, copy=False) if X.size <= _SMALL_PROBLEM else X
+        targets = _targets(y_index, len(self.classes_))
+        kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
+        systems = [System(rows[each], targets[each], None, standardize=self.standardize) for each in kept]
+        for alpha in alphas:
+            yield alpha, [self._solved(system, alpha) for system in systems]
+
+    def _solved(self, system: System, alpha: float) -> RidgeProbe:
+        estimator = clone(self).set_params(alpha=alpha)
+        estimator.n_features_in_, estimator.classes_, estimator.alpha_ = self.n_features_in_, self.classes_, alpha
+        weights_DK = system.weights(alpha)
+        estimator.coef_ = weights_DK.T.copy()
+        estimator.intercept_ = system.target_mean - system.mean @ weights_DK
+        return estimator
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the fitted values, (n_samples,) for two classes and (n_samples, n_classes) for more."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        values = (rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the class of the greatest value, (n_samples,)."""
+        values = self.decision_function(X)
+        return np.asarray(self.classes_[(values > 0).astype(int) if values.ndim == 1 else values.argmax(1)])
+
+    def _choose(self, alphas: list[float], outcomes: list[Real], y: NDArray[np.int64], weight: Real | None) -> None:
+        named = [(values[:, 0] > 0).astype(int) if values.shape[1] == 1 else values.argmax(1) for values in outcomes]
+        self.scores_ = np.array([np.average(each == y, weights=weight) for each in named])
+        best = int(self.scores_.argmax())
+        self.alpha_, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
+
+
+class System:
+    """The normal equations of weighted rows, in the axes in which they are uncorrelated.
+
+    Parameters
+    ----------
+    X : ndarray (n_samples, n_features)
+    targets : ndarray (n_samples, n_outputs), float64
+    weight : ndarray (n_samples,), optional
+    standardize : bool
+        Divide features by their standard deviations; centred they are in any case.
+    """
+
+    def __init__(self, X: Real, targets: Real, weight: Real | None, *, standardize: bool) -> None:
+        self._X = X
+        self._root = None if weight is None else np.sqrt(weight)
+        self._total = float(len(X) if weight is None else weight.sum())
+        self.target_mean = np.average(targets, axis=0, weights=weight)
+        self._targets = self._rooted(targets - self.target_mean, slice(None))
+        shift = X[:: max(len(X) // _ROWS_FOR_SHIFT, 1)].mean(axis=0)
+        gram, moment = np.zeros((X.shape[1],) * 2), np.zeros((X.shape[1], targets.shape[1]))
+        sums = np.zeros(X.shape[1])
+        for rows in self._blocks():
+            Z = self._rooted(X[rows] - shift, rows)
+            gram += Z.T @ Z
+            moment += Z.T @ self._targets[rows].astype(X.dtype)
+            sums += Z.sum(axis=0) if self._root is None else self._root[rows].astype(X.dtype) @ Z
+        offset = sums / self._total
+        self.mean = shift + offset
+        variance = np.diag(gram) / self._total - offset**2
+        flat = variance <= (1e-9 * self.mean) ** 2
+        self._scale = np.where(flat, 1.0, np.sqrt(np.maximum(variance, 0.0))) if standardize else np.ones(len(sums))
+        self._gram = (gram - self._total * np.outer(offset, offset)) / np.outer(self._scale, self._scale)
+        self._moment_D = moment / self._scale[:, None]
+        self._variance, self._axes = _decomposed(self._gram.copy(), X.dtype)
+        self._moment = self._axes.T @ self._moment_D
+
+    def weights(self, alpha: float) -> Real:
+        """Return the weights for features as they come, (n_features, n_outputs) float64."""
+        return self._axes @ (self._moment / (self._variance + alpha)[:, None]) / self._scale[:, None]
+
+    def left_out(self, alphas: Sequence[float]) -> Iterator[Real]:
+        """Return for each strength what each row gets when it is left out, (n_samples, n_outputs)."""
+        num_rows, num_outputs = self._targets.shape
+        inverse = 1.0 / (self._variance[:, None] + np.array(alphas))
+        stacked = (self._moment[:, None, :] * inverse[:, :, None]).reshape(len(self._moment), -1)
+        dtype = self._X.dtype
+        fitted, own = np.empty((num_rows, len(alphas), num_outputs), dtype), np.empty((num_rows, len(alphas)), dtype)
+        axes, stacked, inverse = (each.astype(dtype) for each in (self._axes / self._scale[:, None], stacked, inverse))
+        for rows in self._blocks():
+            rotated = self._rooted(self._X[rows] - self.mean.astype(dtype), rows) @ axes
+            fitted[rows] = (rotated @ stacked).reshape(-1, len(alphas), num_outputs)
+            own[rows] = np.square(rotated, out=rotated) @ inverse
+        own += (self._root_of(slice(None)) ** 2 / self._total)[:, None].astype(dtype)
+        for place in range(len(alphas)):
+            residual = (self._targets - fitted[:, place]) / np.maximum(1.0 - own[:, place], 1e-12)[:, None]
+            yield self._as_values(residual, slice(None))
+
+    def held_out(self, alphas: Sequence[float], fold: NDArray[np.int64]) -> Iterator[Real]:
+        """Return for each strength what each row gets when its fold is left out; rows of fold -1 get NaN."""
+        outcomes = [np.full(self._targets.shape, np.nan) for _ in alphas]
+        for number in np.unique(fold[fold >= 0]):
+            rows = np.flatnonzero(fold == number)
+            few = len(rows) < self._X.shape[1] // 2
+            found = self._corrected(rows, alphas) if few else self._without(rows, alphas)
+            for values, each in zip(outcomes, found, strict=True):
+                values[rows] = each
+        yield from outcomes
+
+    def _corrected(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
+        """Correct what all rows together give to some of them: one small system for each strength."""
+        # The intercept is one more axis, along which nothing is penalised.
+        rotated = np.column_stack([self._standard(rows).astype(np.float64) @ self._axes, self._root_of(rows)])
+        for alpha in alphas:
+            curvature = np.append(self._variance + alpha, self._total)
+            residual = self._targets[rows] - rotated[:, :-1] @ (self._moment / curvature[:-1, None])
+            kernel = np.eye(len(rows)) - (rotated / curvature) @ rotated.T
+            kernel[np.diag_indices_from(kernel)] += 1e-13
+            yield self._as_values(cho_solve(cho_factor(kernel), residual), rows)
+
+    def _without(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
+        """Take some rows out of the sums, and find the axes of the others: one decomposition for all strengths."""
+        Z, root = self._standard(rows), self._root_of(rows)
+        left = self._total - (root**2).sum()
+        # All rows together are centred, so what is left has the opposite sums.
+        mean = -(Z.T @ root.astype(Z.dtype)).astype(np.float64) / left
+        target_mean = -(self._targets[rows].T @ root) / left
+        gram = self._gram - (Z.T @ Z) - left * np.outer(mean, mean)
+        moment = self._moment_D - Z.T @ self._targets[rows].astype(Z.dtype) - left * np.outer(mean, target_mean)
+        variance, axes = _decomposed(gram, Z.dtype)
+        rotated = axes.T @ moment
+        stacked = np.stack([axes @ (rotated / (variance + alpha)[:, None]) for alpha in alphas], axis=1)
+        centred = Z - (root[:, None] * mean).astype(Z.dtype)
+        values = (centred @ stacked.reshape(len(mean), -1).astype(Z.dtype)).reshape(len(rows), len(alphas), -1)
+        for place in range(len(alphas)):
+            yield values[:, place] / root[:, None] + target_mean + self.target_mean
+
+    def _as_values(self, residual: Real, rows: Any) -> Real:
+        targets, root = self._targets[rows], self._root_of(rows)
+        return (targets - residual) / root[:, None] + self.target_mean
+
+    def _blocks(self) -> Iterator[slice]:
+        step = max(_BLOCK_BYTES // (self._X.shape[1] * self._X.itemsize), 1)
+        for start in range(0, len(self._X), step):
+            yield slice(start, start + step)
+
+    def _standard(self, rows: NDArray[np.int64]) -> Real:
+        dtype = self._X.dtype
+        return self._rooted((self._X[rows] - self.mean.astype(dtype)) / self._scale.astype(dtype), rows)
+
+    def _rooted(self, values: Real, rows: Any) -> Real:
+        """Multiply rows by the roots of their weights."""
+        return values if self._root is None else values * self._root[rows, None].astype(values.dtype)
+
+    def _root_of(self, rows: Any) -> Real:
+        return np.ones(len(self._X))[rows] if self._root is None else self._root[rows]
+
+
+def _decomposed(gram: Real, dtype: Any) -> tuple[Real, Real]:
+    """Return the variances along the axes of a Gram matrix, and the axes; the matrix is consumed."""
+    variance, axes = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
+    # What rounding leaves of axes in which nothing varies is not curvature.
+    return np.maximum(variance, np.finfo(dtype).eps * max(float(variance[-1]), 0.0)), axes
+
+
+def _targets(y: NDArray[np.int64], num_classes: int) -> Real:
+    if num_classes == 2:
+        return (2.0 * y - 1.0)[:, None]
+    return np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)

@@ -1,0 +1,215 @@
+"""Families of linear heads equal the slow way: one problem at a time, by scikit-learn or by a general minimiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_wine
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold, LeaveOneOut, StratifiedKFold, cross_val_predict
+from sklearn.preprocessing import StandardScaler
+
+from featurecache.heads.linear import path as path_module
+from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+from featurecache.heads.linear.ridge import RidgeProbe, System
+
+STRENGTHS = [1e-4, 1e-2, 1.0]
+
+
+def rows(n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    X, y = load_wine(return_X_y=True)
+    return X[y < n_classes], y[y < n_classes]
+
+
+def objective(X: np.ndarray, y: np.ndarray, C: float, W: np.ndarray, b: np.ndarray, weight: np.ndarray) -> float:
+    """scikit-learn's objective of logistic regression: the loss of all rows times C, and the penalty."""
+    margins = X @ W.T + b
+    if margins.shape[1] == 1:
+        loss = np.logaddexp(0, -margins[:, 0] * (2 * y - 1))
+    else:
+        loss = np.logaddexp.reduce(margins, axis=1) - margins[np.arange(len(y)), y]
+    return C * float(weight @ loss) + 0.5 * float((W**2).sum())
+
+
+def standardised(probe: LogisticProbe, scaler: StandardScaler) -> tuple[np.ndarray, np.ndarray]:
+    W = probe.coef_ * scaler.scale_
+    return W, probe.intercept_ + probe.coef_ @ scaler.mean_
+
+
+@pytest.mark.parametrize("C", STRENGTHS)
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 3.0, 1: 0.5}], ids=str)
+def test_logistic_has_the_optimum_of_scikit_learn(n_classes: int, C: float, class_weight: object) -> None:
+    X, y = rows(n_classes)
+    probe = LogisticProbe(C=C, class_weight=class_weight).fit(X, y)
+    scaler = StandardScaler().fit(X)
+    Z = scaler.transform(X)
+    reference = LogisticRegression(C=C, class_weight=class_weight, tol=1e-12, max_iter=20_000).fit(Z, y)
+    W, b = standardised(probe, scaler)
+    assert np.allclose(W, reference.coef_, rtol=1e-4, atol=1e-6)
+    if n_classes > 2:  # the same number added to all intercepts changes nothing
+        b, reference.intercept_ = b - b.mean(), reference.intercept_ - reference.intercept_.mean()
+    assert np.allclose(b, reference.intercept_, atol=1e-4)
+    assert np.allclose(probe.predict_proba(X), reference.predict_proba(Z), atol=1e-5)
+
+
+def test_large_problems_end_within_their_tolerance_of_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = load_digits(return_X_y=True)
+    X = X.astype(np.float32)
+    Z = StandardScaler().fit_transform(X.astype(np.float64))
+    ones = np.ones(len(y))
+    for small in (10**9, 0):  # to the last digits; in float32, until a step promises little
+        monkeypatch.setattr(path_module, "_SMALL_PROBLEM", small)
+        for C in (1e-3, 1e-1):
+            W, b = standardised(LogisticProbe(C=C).fit(X, y), StandardScaler().fit(X.astype(np.float64)))
+            reference = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(Z, y)
+            best = objective(Z, y, C, reference.coef_, reference.intercept_, ones)
+            assert objective(Z, y, C, W, b, ones) <= best * (1 + (1e-8 if small else 1e-4))
+
+
+def test_float32_that_cannot_go_on_is_finished_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(path_module, "_SMALL_PROBLEM", 0)
+    X, y = rows(3)
+    X = X.astype(np.float32)
+    probe = LogisticProbe(C=1.0, tol=1e-12).fit(X, y)
+    exact = LogisticProbe(C=1.0, tol=1e-12).fit(X.astype(np.float64), y)
+    assert np.allclose(probe.decision_function(X), exact.decision_function(X), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_svm_has_the_optimum_of_a_general_minimiser(n_classes: int) -> None:
+    X, y = rows(n_classes)
+    Z = StandardScaler().fit_transform(X)
+    probe = LinearSvmProbe(C=0.01).fit(X, y)
+    W, b = standardised(probe, StandardScaler().fit(X))  # type: ignore[arg-type]
+    for place in range(1 if n_classes == 2 else 3):
+        sign = np.where(y == (1 if n_classes == 2 else place), 1.0, -1.0)
+
+        def primal(theta: np.ndarray, sign: np.ndarray = sign) -> float:
+            lack = np.maximum(0, 1 - sign * (Z @ theta[:-1] + theta[-1]))
+            return 0.01 * float((lack**2).sum()) + 0.5 * float((theta[:-1] ** 2).sum())
+
+        found = minimize(primal, np.zeros(Z.shape[1] + 1), method="BFGS", options={"gtol": 1e-9})
+        assert primal(np.append(W[place], b[place])) <= found.fun * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("head", [LogisticProbe(tol=1e-9), LinearSvmProbe(tol=1e-9), RidgeProbe()], ids=str)
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_folds_side_by_side_equal_folds_one_by_one(head: LogisticProbe, n_classes: int) -> None:
+    X, y = rows(n_classes)
+    fold = np.arange(len(y)) % 4 - 1  # some rows are never held out
+    param = "alpha" if isinstance(head, RidgeProbe) else "C"
+    for value, estimators in head.fit_folds(X, y, fold, STRENGTHS):
+        assert len(estimators) == 3
+        for number, estimator in enumerate(estimators):
+            alone = clone(head).set_params(**{param: value}).fit(X[fold != number], y[fold != number])
+            found, expected = (each.decision_function(X) for each in (estimator, alone))
+            assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+            assert estimator.get_params()[param] == value
+
+
+def test_a_search_chooses_by_rows_that_were_held_out() -> None:
+    X, y = rows(3)
+    cv = StratifiedKFold(4, shuffle=True, random_state=1)
+    probe = LogisticProbe(Cs=STRENGTHS, cv=cv).fit(X, y)
+    by_hand = [np.mean(cross_val_predict(LogisticProbe(C=C), X, y, cv=cv) == y) for C in STRENGTHS]
+    assert np.allclose(probe.scores_, by_hand, atol=1.5 / len(y))
+    assert STRENGTHS[int(probe.scores_.argmax())] == probe.C_
+    assert np.allclose(probe.coef_, LogisticProbe(C=probe.C_).fit(X, y).coef_, rtol=1e-5, atol=1e-8)
+
+
+def test_rows_of_one_group_are_held_out_together() -> None:
+    """Each row has a twin with the same features; labels are noise, so only twins could give them away."""
+    rng = np.random.default_rng(0)
+    X, y, group = (
+        np.repeat(rng.normal(size=(60, 200)), 2, axis=0),
+        np.repeat(rng.integers(0, 2, 60), 2),
+        np.arange(120) // 2,
+    )
+    apart = RidgeProbe(alphas=[1.0], cv=5).fit(X, y)
+    together = RidgeProbe(alphas=[1.0], cv=5).fit(X, y, groups=group)
+    assert apart.scores_[0] > 0.8
+    assert together.scores_[0] < 0.7
+    assert LogisticProbe(Cs=[1.0], cv=5).fit(X, y, groups=group).scores_[0] < 0.7
+
+
+def test_a_file_larger_than_memory_gives_the_same_head(tmp_path: Path) -> None:
+    X, y = load_digits(return_X_y=True)
+    memory = X.astype(np.float32)
+    mapped = np.memmap(tmp_path / "x.bin", np.float32, "w+", shape=memory.shape)
+    mapped[:] = memory
+    for Cs in (None, STRENGTHS):
+        a, b = (LogisticProbe(C=0.01, Cs=Cs).fit(each, y) for each in (memory, mapped))
+        assert np.allclose(a.coef_, b.coef_, rtol=1e-3, atol=1e-6)
+        assert a.C_ == b.C_
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 7), (30, 50)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_leaving_rows_out_in_closed_form_equals_fitting_again(n: int, d: int, weighted: bool) -> None:
+    rng = np.random.default_rng(n + d)
+    X, targets = rng.normal(size=(n, d)) + 3, rng.normal(size=(n, 2))
+    weight = rng.uniform(0.5, 2, n) if weighted else None
+    system = System(X, targets, weight, standardize=False)
+    alphas, fold = [100.0, 1.0, 0.1], np.arange(n) % 4 - 1
+
+    def again(alpha: float, out: np.ndarray) -> np.ndarray:
+        kept = None if weight is None else weight[~out]
+        return Ridge(alpha=alpha).fit(X[~out], targets[~out], kept).predict(X[out])
+
+    for alpha, found in zip(alphas, system.left_out(alphas), strict=True):
+        expected = np.concatenate([again(alpha, np.arange(n) == row) for row in range(n)])
+        assert np.abs(found - expected).max() < 1e-8
+    for alpha, found in zip(alphas, system.held_out(alphas, fold), strict=True):
+        assert np.isnan(found[fold < 0]).all()
+        for number in range(3):
+            assert np.abs(found[fold == number] - again(alpha, fold == number)).max() < 1e-8
+
+
+def test_ridge_chooses_by_leave_one_out() -> None:
+    X, y = rows(3)
+    Z = StandardScaler().fit_transform(X)
+    alphas = [100.0, 1.0, 1e-2]
+    probe = RidgeProbe(alphas=alphas).fit(X, y)
+    for alpha, score in zip(alphas, probe.scores_, strict=True):
+        one_by_one = cross_val_predict(RidgeProbe(alpha=alpha, standardize=False), Z, y, cv=LeaveOneOut())
+        assert np.mean(one_by_one == y) == pytest.approx(score)
+
+
+def test_one_look_at_the_rows_serves_all_folds() -> None:
+    """Warm starts along the path: a fine grid costs few looks for each strength."""
+    X, y = load_digits(return_X_y=True)
+    path = LogisticProbe().fit_folds(X.astype(np.float32), y, np.arange(len(y)) % 5, np.logspace(-6, -2, 17).tolist())
+    steps = [max(estimator.n_iter_ for estimator in fitted) for _, fitted in path]
+    assert sum(steps) < 5 * len(steps)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (LogisticProbe(C=0.0), "C must be positive and finite, got 0.0"),
+        (LogisticProbe(Cs=[1.0, np.nan]), "C must be positive and finite"),
+        (RidgeProbe(alpha=-1.0), "alpha must be positive and finite"),
+        (LogisticProbe(class_weight="heavy"), "class_weight must be None, 'balanced' or a mapping, got 'heavy'"),
+        (LogisticProbe(Cs=[1.0], cv=[([0], [1, 2]), ([0], [2])]), "cv must hold out each row once"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_fitted_is_said(head: LogisticProbe, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        head.fit(*rows(2))
+
+
+def test_the_order_of_strengths_does_not_matter() -> None:
+    X, y = rows(3)
+    groups = np.arange(len(y)) // 3
+    mixed, sorted_ = (
+        LogisticProbe(Cs=Cs, cv=GroupKFold(3)).fit(X, y, groups=groups)
+        for Cs in ([1.0, 1e-4, 1e-2, 1.0], [1e-4, 1e-2, 1.0])
+    )
+    assert mixed.scores_.tolist() == sorted_.scores_.tolist()
+    assert np.array_equal(mixed.coef_, sorted_.coef_)
