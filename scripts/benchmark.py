@@ -8,6 +8,8 @@
     python scripts/benchmark.py sustained
     python scripts/benchmark.py reading
     python scripts/benchmark.py taps --repeats 15
+    python scripts/benchmark.py heads fashion.cache --task kind --repeats 1
+    python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
 ``--json FILE`` keeps the numbers with versions and hardware.
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, extraction, life, reading, taps
+from benchmarks import ceilings, extraction, heads, life, reading, taps
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -83,6 +85,8 @@ def main() -> None:
         "sustained": (life.bench_sustained, life.add_sustained_options),
         "reading": (reading.bench_reading, lambda parser: None),
         "taps": (taps.bench_taps, taps.add_options),
+        "heads": (heads.bench_heads, heads.add_heads_options),
+        "memory": (heads.bench_memory, heads.add_memory_options),
     }
     for name, (bench, add_options) in benches.items():
         sub = which.add_parser(name, help=bench.__doc__)

@@ -128,8 +128,9 @@ def print_results(report: TrainingReport) -> None:
     looked_at = f"{best['reported']} accuracy"
     figures = [f"by {best['protocol']}", looked_at, "95 % interval", "balanced", "macro F1", "seconds"]
     rows = [_row(result) for result in document["results"]]
-    print_table(["head", "tap", "settings", *figures], rows, numbers=figures)
+    print_table(["head", "tap", "settings", *figures, "against the chosen"], rows, numbers=figures)
     print_line(f"chosen by {best['protocol']}: {best['head']} on {trained_on(best)}")
+    print_line("against the chosen: on the rows by which it was chosen, paired, at 95 %; equivalent: within one point")
     print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
     if best["judged_on"] == "views":
         print_line(f"a sample was judged by the mean over its {best['views']} views, as `predict --tta` does")
@@ -152,6 +153,7 @@ def _row(result: dict[str, Any]) -> list[Any]:
         f"{scores['balanced_accuracy']:.3f}",
         f"{scores['macro_f1']:.3f}",
         f"{result['seconds']:.2f}",
+        (result["against_chosen"] or {}).get("verdict", "-"),
     ]
 
 

@@ -51,6 +51,10 @@ class HeadResult:
     """How the setting was chosen: "validation" or "cross-validation"."""
     selection_accuracy: float
     """On the rows by which the setting was chosen; heads are compared by it, never by the last look."""
+    selection_y: np.ndarray
+    """Class indices of these rows, (n,) int64."""
+    selection_pred: np.ndarray
+    """What the chosen setting predicted for them, fitted on others, (n,) int64: for comparisons with other heads."""
     validation: Scores
     """On the validation rows, or out of fold inside train when there are none."""
     test: Scores | None
@@ -183,6 +187,8 @@ def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: i
             params=choice.params,
             protocol=choice.protocol,
             selection_accuracy=choice.accuracy,
+            selection_y=choice.y,
+            selection_pred=choice.y_pred,
             temperature=choice.temperature,
             estimator=estimator,
             converged=converged,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion, per_class
@@ -68,9 +69,17 @@ class TrainingReport:
         """The head with the best selection accuracy."""
         return self.heads[0]
 
+    def against_chosen(self, head: TrainedHead) -> Comparison | None:
+        """Compare a head with the chosen one, on the rows by which it was chosen; None where they differ in rows."""
+        best = self.best.result
+        if head is self.best or not np.array_equal(head.result.selection_y, best.selection_y):
+            return None
+        return compare(best.selection_y, head.result.selection_pred, best.selection_pred)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         best = self.best.to_json()
+        compared = [(head, self.against_chosen(head)) for head in self.heads]
         return {
             "task": self.task.name,
             "classes": self.task.classes,
@@ -81,7 +90,10 @@ class TrainingReport:
                 {"path": path, "status": status, "reason": reason} for path, (status, reason) in self.left_out.items()
             ],
             "last_look": self.last_look(),
-            "results": [head.to_json() for head in self.heads],
+            "results": [
+                {**head.to_json(), "against_chosen": None if comparison is None else comparison.to_json()}
+                for head, comparison in compared
+            ],
         }
 
     def last_look(self) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""The price of a whole protocol of linear heads, against fitting each head by itself. Run by `benchmark.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import spread, timed
+
+NUM_SAMPLED = 6
+
+# Run by another Python: the same fits with scikit-learn-intelex.
+INTELEX = """
+import json, sys, time
+import numpy as np
+from sklearnex.linear_model import LogisticRegression
+Z, y = np.load(sys.argv[1]), np.load(sys.argv[2])
+seconds = []
+for C in json.loads(sys.argv[3]):
+    started = time.perf_counter()
+    LogisticRegression(C=C, solver="lbfgs", max_iter=1000).fit(Z, y)
+    seconds.append(time.perf_counter() - started)
+print(json.dumps(seconds))
+"""
+
+
+def add_heads_options(parser: argparse.ArgumentParser) -> None:
+    """Add which features, and how many fits."""
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--rows", type=int, default=50_000, help="training rows, at most (default 50000)")
+    parser.add_argument("--strengths", type=int, default=45)
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--intelex", metavar="PYTHON", help="a Python that has scikit-learn-intelex")
+
+
+def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
+    """All strengths and folds of logistic regression; the total of scikit-learn is estimated from six of its fits."""
+    from sklearn.model_selection import StratifiedKFold
+
+    from featurecache.heads.linear.estimators import LogisticProbe
+    from featurecache.heads.linear.ridge import RidgeProbe
+
+    X, y, X_test, y_test = read_task(args.cache, args.task, args.rows)
+    Cs = np.logspace(-6, 5, args.strengths)
+    ours, ridge = [], []
+    for _ in range(args.repeats):
+        probe = LogisticProbe(Cs=Cs.tolist(), cv=args.folds)
+        ours.append(timed(lambda probe=probe: probe.fit(X, y)))
+        closed = RidgeProbe(alphas=np.logspace(-2, 7, args.strengths).tolist())
+        ridge.append(timed(lambda closed=closed: closed.fit(X, y)))
+    kept, held_out = next(iter(StratifiedKFold(args.folds, shuffle=True, random_state=0).split(X, y)))
+    places = np.linspace(2, args.strengths - 3, NUM_SAMPLED).round().astype(int)
+    fold = np.full(len(y), -1)
+    fold[held_out] = 0
+    path = {C: fitted[0] for C, fitted in LogisticProbe().fit_folds(X, y, fold, Cs.tolist())}
+    sampled = fit_by_scikit_learn(X[kept], y[kept], Cs[places], [path[C] for C in Cs[places].tolist()])
+    estimate = np.interp(np.arange(args.strengths), places, [each["seconds"] for each in sampled]).sum() * args.folds
+    chosen = plain_fit(X, y, probe.C_)
+    result: dict[str, Any] = {
+        "rows x features, classes": f"{X.shape[0]} x {X.shape[1]}, {len(np.unique(y))}",
+        "strengths x folds": f"{args.strengths} x {args.folds}",
+        "ours, all of them and the last fit, seconds": spread(ours),
+        "scikit-learn, sampled fits": {f"C = {each['C']:.1e}": describe(each) for each in sampled},
+        "scikit-learn, all of them, estimated, seconds": float(estimate),
+        "scikit-learn / ours": spread([estimate / seconds for seconds in ours]),
+        "largest (ours - theirs) / theirs of the objective": max(each["difference"] for each in sampled),
+        "chosen C": probe.C_,
+        "test accuracy, ours": float(probe.score(X_test, y_test)),
+        "test accuracy, scikit-learn with that C": float(chosen.score(X_test, y_test)),
+        "ridge, all strengths with leave-one-out, seconds": spread(ridge),
+        "ridge, test accuracy": float(closed.score(X_test, y_test)),
+    }
+    if args.intelex:
+        seconds = fit_by_intelex(args.intelex, X[kept], y[kept], Cs[places])
+        total = np.interp(np.arange(args.strengths), places, seconds).sum() * args.folds
+        result["scikit-learn-intelex, all of them, estimated, seconds"] = float(total)
+        result["scikit-learn-intelex / ours"] = spread([total / each for each in ours])
+    return result
+
+
+def read_task(cache: Path, task: str, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return training features and labels, in a random order, and those of the test part."""
+    import featurecache as fc
+
+    store = fc.FeatureStore.open(cache)
+    labels, features = store.task(task), store.features()
+    (X, y), (X_test, y_test) = (labels.select(features, split=part) for part in ("train", "test"))
+    chosen = np.random.default_rng(0).permutation(len(y))[:rows]
+    return X[chosen].astype(np.float32), y[chosen], X_test.astype(np.float32), y_test
+
+
+def fit_by_scikit_learn(X: np.ndarray, y: np.ndarray, Cs: np.ndarray, ours: list[Any]) -> list[dict[str, float]]:
+    """Fit each strength by itself, on features that are standardised already, and compare the objectives."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(X)
+    Z, found = scaler.transform(X), []
+    for C, mine in zip(Cs.tolist(), ours, strict=True):
+        model = LogisticRegression(C=C, solver="lbfgs", max_iter=1000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            seconds = timed(lambda model=model: model.fit(Z, y))
+        theirs = objective(Z, y, C, model.coef_, model.intercept_)
+        weights = mine.coef_ * scaler.scale_
+        value = objective(Z, y, C, weights, mine.intercept_ + mine.coef_ @ scaler.mean_)
+        iterations = int(np.max(model.n_iter_))
+        found.append({"C": C, "seconds": seconds, "iterations": iterations, "difference": (value - theirs) / theirs})
+    return found
+
+
+def plain_fit(X: np.ndarray, y: np.ndarray, C: float) -> Any:
+    """Fit scikit-learn's logistic regression on standardised features."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(X, y)
+
+
+def objective(Z: np.ndarray, y: np.ndarray, C: float, W: np.ndarray, b: np.ndarray) -> float:
+    """The mean loss and the penalty, in float64, a block of rows at a time."""
+    loss = 0.0
+    for start in range(0, len(y), 4096):
+        margins = Z[start : start + 4096].astype(np.float64) @ W.T.astype(np.float64) + b
+        largest = margins.max(axis=1)
+        total = largest + np.log(np.exp(margins - largest[:, None]).sum(axis=1))
+        loss += float((total - margins[np.arange(len(margins)), y[start : start + 4096]]).sum())
+    return loss / len(y) + float((W.astype(np.float64) ** 2).sum()) / (2 * C * len(y))
+
+
+def describe(fit: dict[str, float]) -> str:
+    """Say how long a fit took, and how ours compares."""
+    return f"{fit['seconds']:.1f} s, {fit['iterations']} iterations; objective of ours {fit['difference']:+.1e}"
+
+
+def fit_by_intelex(python: str, X: np.ndarray, y: np.ndarray, Cs: np.ndarray) -> list[float]:
+    """Seconds of the same fits in another Python."""
+    from sklearn.preprocessing import StandardScaler
+
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [f"{scratch}/Z.npy", f"{scratch}/y.npy"]
+        np.save(paths[0], StandardScaler().fit_transform(X))
+        np.save(paths[1], y)
+        command = [python, "-c", INTELEX, *paths, json.dumps(Cs.tolist())]
+        return [float(each) for each in json.loads(subprocess.run(command, check=True, capture_output=True).stdout)]
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Add how large the file and how small the memory is."""
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--gigabytes", type=float, default=8.0, help="of features in the file (default 8)")
+    parser.add_argument("--limit", type=float, default=2.0, help="gigabytes of memory that the process may have")
+
+
+def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
+    """Fit a file of features that is larger than the memory allowed: real ones, with noise, repeated."""
+    X, y, _, _ = read_task(args.cache, args.task, 50_000)
+    with tempfile.TemporaryDirectory(dir=args.cache.parent) as scratch:
+        path = Path(scratch) / "features.bin"
+        num_rows = int(args.gigabytes * 1e9) // (4 * X.shape[1])
+        mapped, rng = np.memmap(path, np.float32, "w+", shape=(num_rows, X.shape[1])), np.random.default_rng(0)
+        for start in range(0, num_rows, len(X)):
+            part = X[: num_rows - start]
+            mapped[start : start + len(part)] = part + rng.normal(0, 0.1, part.shape).astype(np.float32)
+        mapped.flush()
+        np.save(Path(scratch) / "y.npy", np.resize(y, num_rows))
+        command = [sys.executable, "-m", "benchmarks.heads", scratch, str(X.shape[1]), str(args.limit)]
+        started = perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+        return {"rows x features": f"{num_rows} x {X.shape[1]}", "seconds": perf_counter() - started} | json.loads(
+            done.stdout
+        )
+
+
+def fit_within(folder: Path, num_features: int, gigabytes: float) -> dict[str, Any]:
+    """Fit within a limit on the memory that is not a file's."""
+    import resource
+
+    from featurecache.heads.linear.estimators import LogisticProbe
+
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 1e9),) * 2)
+    y = np.load(folder / "y.npy")
+    X = np.memmap(folder / "features.bin", np.float32, "r", shape=(len(y), num_features))
+    probe = LogisticProbe(C=1e-4).fit(X, y)
+    return {"limit of private memory, GB": gigabytes, "looks at the rows": probe.n_iter_}
+
+
+if __name__ == "__main__":
+    print(json.dumps(fit_within(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
