@@ -30,7 +30,7 @@ from featurecache.evaluation.parts import LabelledRows, Part, Split, check_parts
 from featurecache.evaluation.scores import Scores, score
 from featurecache.evaluation.scores import evaluate as evaluate
 from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
-from featurecache.heads.fitting import fit_estimator
+from featurecache.heads.fitting import fit_estimator, load_arithmetic
 from featurecache.heads.fitting import fit_head as fit_head
 from featurecache.heads.registry import HEADS, make_head
 
@@ -175,6 +175,7 @@ def _may_leave_process(names: list[str], parts: dict[str, Part]) -> bool:
 
 def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: int) -> HeadResult:
     # One thread always, also without other processes: sums in another order would give other last digits.
+    load_arithmetic(name)
     with threadpool_limits(1):
         start = time.perf_counter()
         choice = _choose(name, parts, n_classes, random_state)

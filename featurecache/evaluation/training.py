@@ -70,11 +70,13 @@ class TrainingReport:
         return self.heads[0]
 
     def against_chosen(self, head: TrainedHead) -> Comparison | None:
-        """Compare a head with the chosen one, on the rows by which it was chosen; None where they differ in rows."""
+        """Compare a head with the chosen one on the rows by which both were chosen; None for the chosen one itself."""
         best = self.best.result
-        if head is self.best or not np.array_equal(head.result.selection_y, best.selection_y):
+        if head is self.best or head.result.protocol != best.protocol:
             return None
-        return compare(best.selection_y, head.result.selection_pred, best.selection_pred)
+        rows, rows_of_best = selection_rows(head), selection_rows(self.best)
+        _, here, there = np.intersect1d(rows, rows_of_best, assume_unique=True, return_indices=True)
+        return compare(best.selection_y[there], head.result.selection_pred[here], best.selection_pred[there])
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -166,6 +168,12 @@ def train_heads(
 def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
     """Rows and classes of the samples on which the head's last look was taken."""
     return _rows(head.task, head.feature_set.open(), head.judged_set.open(), head.result.reported)
+
+
+def selection_rows(head: TrainedHead) -> Rows:
+    """Rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
+    split = "validation" if head.result.protocol == "validation" else "train"
+    return _rows(head.task, head.feature_set.open(), head.judged_set.open(), split)[0]
 
 
 def _judged_set(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> FeatureSet:

@@ -165,6 +165,8 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
     _state(estimator)
     if isinstance(estimator, SVC):
         _check_svc(estimator)
+    if isinstance(estimator, CosineKnn):
+        _check_knn(estimator)
     return estimator
 
 
@@ -213,6 +215,20 @@ def _decode_scalar(item: Any, dtype: str) -> np.generic:
     if dtype.lstrip("<>|=") not in {"f4", "f8", "i4", "i8", "b1"} or not isinstance(item, bool | int | float):
         raise HeadError(f"it holds a number of the unknown kind {dtype!r}")
     return np.dtype(dtype).type(item)
+
+
+def _check_knn(estimator: CosineKnn) -> None:
+    """Refuse votes that would be lost or made up: what a try on a few rows does not show."""
+    directions, labels, n_classes = estimator.directions_, estimator.labels_, len(estimator.classes_)
+    if np.ndim(directions) != 2 or len(directions) == 0 or np.shape(labels) != (len(directions),):
+        raise HeadError("the rows and labels of its CosineKnn do not belong together")
+    if directions.dtype.kind != "f" or not np.isfinite(directions).all():
+        raise HeadError("the rows of its CosineKnn are not finite numbers")
+    if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= n_classes or n_classes > len(labels):
+        raise HeadError("the labels of its CosineKnn are not those of its classes")
+    count, temperature = estimator.n_neighbors, estimator.temperature
+    if type(count) is not int or count < 1 or not isinstance(temperature, int | float) or not temperature > 0:
+        raise HeadError(f"its CosineKnn has {count!r} neighbours and the temperature {temperature!r}")
 
 
 def _check_svc(estimator: SVC) -> None:

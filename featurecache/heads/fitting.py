@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,12 @@ def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, nam
         return _converges(estimator, X, y)
     except (ValueError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
         raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
+
+
+def load_arithmetic(name: str) -> None:
+    """Load the library that a head computes with, so that a limit on its threads that is set next holds for it."""
+    if hasattr(make_head(name), "fit_folds"):
+        import_module("torch")
 
 
 def fit_folds(

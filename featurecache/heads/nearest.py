@@ -73,9 +73,8 @@ class CosineKnn(ClassifierMixin, BaseEstimator):
             similarity = directions[start : start + step] @ kept.T
             nearest = np.argpartition(similarity, -count, axis=1)[:, -count:]
             close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
-            # One is the largest similarity there is: taken off, so that no temperature overflows.
-            weight = np.exp((close - 1.0) / self.temperature)
-            weight = np.maximum(weight, np.finfo(np.float64).tiny)
+            # The largest one taken off, so that no temperature overflows or leaves nothing.
+            weight = np.exp((close - close.max(axis=1, keepdims=True)) / self.temperature)
             for place in range(len(self.classes_)):
                 votes[start : start + step, place] = (weight * (self.labels_[nearest] == place)).sum(axis=1)
         return votes / votes.sum(axis=1, keepdims=True)

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -230,3 +232,15 @@ def test_an_unconverged_head_is_reported_without_a_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not evaluate_head("hasty", _parts(*ALL), 3).converged
+
+
+def test_the_first_fit_of_a_process_is_held_to_one_thread_too(tmp_path):
+    """torch is loaded late; a limit on threads that is set before that would not hold for it."""
+    code = (
+        "import numpy as np; from featurecache.evaluation.protocol import evaluate_head; "
+        "rng = np.random.default_rng(0); X = rng.normal(size=(3000, 60)); "
+        "y = (X[:, 0] + rng.normal(size=3000) > 0) * 1; "
+        "parts = {'train': (X[:2000], y[:2000]), 'test': (X[2000:], y[2000:])}; "
+        "a, b = (evaluate_head('logistic', parts, 2).proba for _ in range(2)); raise SystemExit(not (a == b).all())"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,6 +13,7 @@ from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.heads import bundle
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.fitting import fit_estimator
+from featurecache.heads.nearest import CosineKnn
 from featurecache.heads.registry import HEADS, make_head
 from featurecache.records import MAX_RECORD_BYTES
 
@@ -215,3 +216,25 @@ def test_what_cannot_be_saved_is_refused_before_writing(tmp_path, estimator, met
     with pytest.raises(HeadError, match=message):
         save_head(tmp_path / "head", estimator, meta)
     assert not (tmp_path / "head").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n_neighbors": -3}, "has -3 neighbours"),
+        ({"temperature": -0.1}, "temperature -0.1"),
+        ({"labels_": np.array([0, 1, 7, 0])}, "not those of its classes"),
+        ({"labels_": np.array([0, 1])}, "do not belong together"),
+        ({"directions_": np.zeros((0, 2)), "labels_": np.zeros(0, int)}, "do not belong together"),
+        ({"directions_": np.full((4, 2), np.nan)}, "not finite numbers"),
+        ({"classes_": np.arange(9)}, "not those of its classes"),
+    ],
+    ids=str,
+)
+def test_neighbours_that_do_not_fit_together_are_refused(tmp_path, changed, message):
+    estimator = CosineKnn(3).fit([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [0.1, 1.0]], [0, 1, 0, 1])
+    for name, value in changed.items():
+        setattr(estimator, name, value)
+    save_head(tmp_path / "h", estimator, {})
+    with pytest.raises(HeadError, match=message):
+        load_head(tmp_path / "h")

@@ -13,9 +13,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, LeaveOneOut, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
+from featurecache.heads.linear import losses
 from featurecache.heads.linear import path as path_module
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, System
+from featurecache.heads.linear.rows import Rows
+from featurecache.heads.nearest import CosineKnn
 
 STRENGTHS = [1e-4, 1e-2, 1.0]
 
@@ -186,6 +189,69 @@ def test_one_look_at_the_rows_serves_all_folds() -> None:
     path = LogisticProbe().fit_folds(X.astype(np.float32), y, np.arange(len(y)) % 5, np.logspace(-6, -2, 17).tolist())
     steps = [max(estimator.n_iter_ for estimator in fitted) for _, fitted in path]
     assert sum(steps) < 5 * len(steps)
+
+
+def test_a_feature_that_varies_in_one_fold_alone_is_none_for_the_others() -> None:
+    rng = np.random.default_rng(0)
+    X, fold = rng.normal(size=(400, 10)), np.arange(400) % 4
+    y = (X[:, 0] + 0.3 * rng.normal(size=400) > 0).astype(int)
+    X[:, 7] = np.where(fold == 0, rng.normal(size=400), 0.0)
+    for head, strengths in ((LogisticProbe(), [1e-2, 1.0]), (RidgeProbe(), [10.0])):
+        for _, (first, *_rest) in head.fit_folds(X, y, fold, strengths):
+            assert abs(first.coef_[0, 7]) < 0.01
+            assert first.score(X[fold == 0], y[fold == 0]) > 0.8
+
+
+@pytest.mark.parametrize("head", [LogisticProbe(Cs=STRENGTHS), RidgeProbe(alphas=STRENGTHS, cv=5)], ids=str)
+def test_rows_without_weight_are_as_if_they_were_not_there(head: LogisticProbe) -> None:
+    X, y = rows(3)
+    weight, groups = np.where(np.arange(len(y)) % 5 == 0, 0.0, 1.0), np.arange(len(y)) // 2
+    weight[y == 2] = 0.0  # so there are two classes only
+    pairs = list(GroupKFold(3).split(X, y, groups))
+    for cv in (3, pairs):
+        found = clone(head).set_params(cv=cv).fit(X, y, sample_weight=weight, groups=groups)
+        assert found.classes_.tolist() == [0, 1]
+        assert found.coef_.shape == (1, X.shape[1])
+    fold = np.zeros(len(y), int)
+    for number, (_, out) in enumerate(pairs):
+        fold[out] = number
+    kept = weight > 0
+    same = [(fold[kept] != number, fold[kept] == number) for number in range(3)]
+    expected = clone(head).set_params(cv=[(a.nonzero()[0], b.nonzero()[0]) for a, b in same]).fit(X[kept], y[kept])
+    assert np.allclose(found.coef_, expected.coef_, rtol=1e-6, atol=1e-9)
+
+
+def test_a_class_that_is_in_one_fold_alone_is_not_named_without_it() -> None:
+    X, y = rows(3)
+    fold = np.where(y == 2, 0, 1 + np.arange(len(y)) % 2)
+    for loss in (losses.Softmax(), losses.SquaredHinge()):
+        found = path_module.search(path_module.LinearFamily(loss=loss), Rows(X, y, fold), STRENGTHS)
+        assert not (path_module.predicted(found.margins[fold == 0]) == 2).any()
+        assert (path_module.predicted(found.margins[fold != 0]) == y[fold != 0]).mean() > 0.9
+
+
+def test_the_scale_of_features_does_not_end_a_fit_early() -> None:
+    X, y = rows(3)
+    X = X / X.std(axis=0)
+    plain = LogisticProbe(standardize=False, Cs=STRENGTHS).fit(X, y)
+    small = LogisticProbe(standardize=False, Cs=[C * 1e12 for C in STRENGTHS]).fit(X * 1e-6, y)
+    assert np.allclose(plain.scores_, small.scores_, atol=0.02)
+
+
+def test_a_file_with_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+    X, y = rows(3)
+    X[5, 3] = np.nan
+    mapped = np.memmap(tmp_path / "x.bin", np.float64, "w+", shape=X.shape)
+    mapped[:] = X
+    with pytest.raises(ValueError, match="X contains NaN or infinity"):
+        LogisticProbe().fit(mapped, y)
+
+
+def test_neighbours_at_a_low_temperature_are_the_nearest_one() -> None:
+    X, y = rows(3)
+    X = StandardScaler().fit_transform(X)
+    cold, nearest = CosineKnn(10, temperature=1e-6).fit(X[::2], y[::2]), CosineKnn(1).fit(X[::2], y[::2])
+    assert np.array_equal(cold.predict(X[1::2]), nearest.predict(X[1::2]))
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,8 @@ def checked_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return classes, y_index.astype(np.int64)
 
 
-def checked_weight(
-    sample_weight: ArrayLike | None, X: Any, y: NDArray[np.int64]
-) -> tuple[Any, NDArray[np.int64], NDArray[np.float64] | None]:
-    """Return rows, labels and weights without the rows that have no weight: they must be as if they were not there.
+def checked_weight(sample_weight: ArrayLike | None, X: Any) -> NDArray[np.float64] | None:
+    """Return the weight of each row, if there are weights.
 
     Raises
     ------
@@ -40,10 +38,15 @@ def checked_weight(
         Weights that are negative, or not one for each row.
     """
     if sample_weight is None:
-        return X, y, None
-    weight = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
-    kept = weight > 0
-    return (X, y, weight) if kept.all() else (X[kept], y[kept], weight[kept])
+        return None
+    return np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
+
+
+def with_weight(weight: NDArray[np.float64] | None, *arrays: Any) -> list[Any]:
+    """Return weights and arrays without the rows that have no weight: they must be as if they were not there."""
+    if weight is None or (weight > 0).all():
+        return [weight, *arrays]
+    return [None if array is None else array[weight > 0] for array in (weight, *arrays)]
 
 
 def checked_strengths(given: float | Sequence[float], name: str) -> list[float]:
@@ -60,9 +63,7 @@ def checked_strengths(given: float | Sequence[float], name: str) -> list[float]:
     return strengths
 
 
-def fold_of_rows(
-    cv: Folds, y: NDArray[np.int64], groups: ArrayLike | None, random_state: int | None
-) -> NDArray[np.int64]:
+def fold_of_rows(cv: Folds, y: NDArray[Any], groups: ArrayLike | None, random_state: int | None) -> NDArray[np.int64]:
     """Return the fold of each row, (n_samples,); -1 for rows that are never held out.
 
     Raises

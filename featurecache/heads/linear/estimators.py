@@ -11,9 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
-from featurecache.heads.linear.checks import Folds, checked_labels, checked_strengths, checked_weight, fold_of_rows
+from featurecache.heads.linear.checks import (
+    Folds,
+    checked_labels,
+    checked_strengths,
+    checked_weight,
+    fold_of_rows,
+    with_weight,
+)
 
 Fitted: TypeAlias = Iterator[tuple[float, list["LinearProbe"]]]
 
@@ -66,8 +74,13 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, y_index, weight = self._checked(X, y, sample_weight)
+        rows, labels = self._checked(X, y)
+        weight = checked_weight(sample_weight, rows)
         Cs = checked_strengths(self.C if self.Cs is None else self.Cs, "C")
+        fold = None if self.Cs is None else fold_of_rows(self.cv, labels, groups, self.random_state)
+        weight, rows, labels, fold = with_weight(weight, rows, labels, fold)
+        self.classes_, y_index = checked_labels(labels)
+        self._class_weight()
         # torch is loaded by those who fit, not by those who list heads.
         from featurecache.heads.linear.path import search
         from featurecache.heads.linear.rows import NO_FOLD
@@ -76,8 +89,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         everything = np.full(len(y_index), NO_FOLD)
         start, converged = None, True
         self.C_ = Cs[0]
-        if self.Cs is not None:
-            fold = fold_of_rows(self.cv, y_index, groups, self.random_state)
+        if fold is not None:
             found = search(family, self._rows(rows, y_index, fold, weight), Cs)
             self.C_, self.scores_, converged = found.C, np.array(found.accuracy), found.converged
             assert found.theta_GEK is not None
@@ -143,18 +155,15 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         places = (margins > 0).astype(np.int64) if margins.ndim == 1 else margins.argmax(1)
         return np.asarray(self.classes_[places])
 
-    def _checked(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
-    ) -> tuple[Any, NDArray[np.int64], NDArray[np.float64] | None]:
+    def _checked(self, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:
         if isinstance(X, np.memmap):  # scikit-learn's own checks would copy it
             self.n_features_in_ = X.shape[1]
             y = column_or_1d(y)
             check_consistent_length(X, y)
         else:
             X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
-        self.classes_, y_index = checked_labels(y)
-        self._class_weight()
-        return checked_weight(sample_weight, X, y_index)
+        check_classification_targets(y)
+        return X, np.asarray(y)
 
     def _class_weight(self) -> Any:
         if self.class_weight is None or self.class_weight == "balanced":

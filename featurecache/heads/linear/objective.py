@@ -113,7 +113,10 @@ class Objective:
         """Return weights (P, D, K) and intercepts (P, K) for features that are not standardised, float64."""
         known, theta = self.statistics, theta_PEK.double()
         raw_PDK = theta[:, :-1] / known.scale_GD[group_P][:, :, None]
-        return raw_PDK, theta[:, -1] - torch.einsum("pd,pdk->pk", known.mean_GD[group_P], raw_PDK)
+        intercept_PK = theta[:, -1] - torch.einsum("pd,pdk->pk", known.mean_GD[group_P], raw_PDK)
+        if self.num_outputs > 1:
+            intercept_PK = intercept_PK + _minus_infinity(known.lacking_GC[group_P], intercept_PK.dtype)
+        return raw_PDK, intercept_PK
 
     def _fitted_on(self, fold: int, group_P: Tensor) -> Tensor:
         """Return the problems that are fitted on the rows of a fold."""

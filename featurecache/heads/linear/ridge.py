@@ -18,7 +18,13 @@ from scipy.linalg import cho_factor, cho_solve, eigh
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featurecache.heads.linear.checks import checked_labels, checked_strengths, checked_weight, fold_of_rows
+from featurecache.heads.linear.checks import (
+    checked_labels,
+    checked_strengths,
+    checked_weight,
+    fold_of_rows,
+    with_weight,
+)
 
 _BLOCK_BYTES = 32 << 20
 _SMALL_PROBLEM = 5_000_000
@@ -84,15 +90,17 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
-        self.classes_, y_index = checked_labels(y)
-        rows, y_index, weight = checked_weight(sample_weight, rows, y_index)
+        weight = checked_weight(sample_weight, rows)
         alphas = checked_strengths(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
+        search = self.alphas is not None and self.cv is not None
+        fold = fold_of_rows(self.cv, np.asarray(y), groups, self.random_state) if search else None
+        weight, rows, y, fold = with_weight(weight, rows, y, fold)
+        self.classes_, y_index = checked_labels(y)
         if rows.size <= _SMALL_PROBLEM:
             rows = rows.astype(np.float64, copy=False)
         system = System(rows, _targets(y_index, len(self.classes_)), weight, standardize=self.standardize)
         self.alpha_ = alphas[0]
         if self.alphas is not None:
-            fold = None if self.cv is None else fold_of_rows(self.cv, y_index, groups, self.random_state)
             outcomes = system.left_out(alphas) if fold is None else system.held_out(alphas, fold)
             self._choose(alphas, list(outcomes), y_index, weight)
         weights_DK = system.weights(self.alpha_)
@@ -109,7 +117,7 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):
         rows = X.astype(np.float64, copy=False) if X.size <= _SMALL_PROBLEM else X
         targets = _targets(y_index, len(self.classes_))
         kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
-        systems = [System(rows[each], targets[each], None, standardize=self.standardize) for each in kept]
+        systems = [System(rows[each], targets[each], None, standardize=self.standardize).forget_rows() for each in kept]
         for alpha in alphas:
             yield alpha, [self._solved(system, alpha) for system in systems]
 
@@ -175,6 +183,11 @@ class System:
         self._moment_D = moment / self._scale[:, None]
         self._variance, self._axes = _decomposed(self._gram.copy(), X.dtype)
         self._moment = self._axes.T @ self._moment_D
+
+    def forget_rows(self) -> Self:
+        """Let go of all that only left-out rows need."""
+        self._X, self._targets, self._gram = self._X[:0], self._targets[:0], self._gram[:0]
+        return self
 
     def weights(self, alpha: float) -> Real:
         """Return the weights for features as they come, (n_features, n_outputs) float64."""

@@ -104,7 +104,7 @@ class Rows:
         return Block(fold, self._tensor(X), torch.from_numpy(self.y[rows]).to(self.device), weight)
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, self.dtype)
+        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device, self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +142,8 @@ class Moments:
             total[place] += w @ X
             square[place] += w @ X.square_()
         assert shift is not None
+        if not bool(total.isfinite().all() and square.isfinite().all()):
+            raise ValueError("Input X contains NaN or infinity, or values too large to be squared")
         return cls(rows.folds, weight, total, square, counts, shift)
 
     def without(self, fold: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,6 +156,8 @@ class Moments:
         mean = self.sum_FD[kept].sum(0) / weight
         variance = (self.square_FD[kept].sum(0) / weight - mean * mean).clamp(min=0.0)
         centre = mean + self.shift_D
-        flat = variance <= (1e-9 * centre) ** 2
+        # A feature may vary in the fold that is left out alone: what rounding leaves of it elsewhere is no variance.
+        spread = self.square_FD[kept].sum(0) / weight
+        flat = variance <= torch.maximum((1e-9 * centre) ** 2, 1e-14 * spread)
         scale = torch.where(flat, torch.ones_like(variance), variance.sqrt())
         return weight, centre, scale, self.counts_FC[kept].sum(0)

@@ -32,7 +32,10 @@ _HISTORY, _LEAST_HISTORY, _HISTORY_BYTES = 60, 8, 512 << 20
 
 @dataclass(frozen=True)
 class Tolerance:
-    """When a problem is solved: the next step promises less than a share of the value, or the gradient is small."""
+    """When a problem is solved: the next step promises less than a share of the value, or its gradient is nearly gone.
+
+    ``gradient`` is a share of the largest component at zero weights.
+    """
 
     decrease: float
     gradient: float
@@ -87,6 +90,8 @@ class Minimiser:
         self.value = torch.zeros(num_groups, dtype=torch.float64, device=device)
         self.num_iterations = torch.zeros(num_groups, dtype=torch.int64, device=device)
         self.converged = torch.zeros(num_groups, dtype=torch.bool, device=device)
+        _, gradient = objective(self.theta, torch.ones_like(self.value), self._group)
+        self._steepest = _largest(gradient).clamp(min=torch.finfo(dtype).tiny)
         self.exhausted = torch.zeros_like(self.converged)
         """Problems whose value does not fall any more: as good as the arithmetic allows."""
 
@@ -104,7 +109,7 @@ class Minimiser:
         while True:
             step = self._direction(gradient, strength_G)
             slope = _dot(gradient, step).double()
-            small = _largest(gradient) <= self._tolerance.gradient
+            small = _largest(gradient) <= self._tolerance.gradient * self._steepest
             self.converged |= (-slope / 2 <= self._tolerance.decrease * value.abs()) | small
             active = ~self.converged & ~self.exhausted & (self.num_iterations < self._tolerance.max_iter)
             if not bool(active.any()):
@@ -121,6 +126,7 @@ class Minimiser:
         """Go on in float64, from where this is."""
         self._dtype = torch.float64
         self.theta, self._scale = self.theta.double(), self._scale.double()
+        self._steepest = self._steepest.double()
         self._before = None if self._before is None else self._before.double()
         self._pairs = [(s.double(), y.double(), r.double()) for s, y, r in self._pairs]
 
