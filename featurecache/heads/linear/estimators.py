@@ -187,9 +187,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     def _rows(self, X: Any, y: NDArray[np.int64], fold: NDArray[np.int64], weight: NDArray[np.float64] | None) -> Any:
         import torch
 
+        from featurecache.heads.linear.path import is_small
         from featurecache.heads.linear.rows import Rows
 
-        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        dtype = torch.float64 if X.dtype == np.float64 or is_small(*X.shape) else torch.float32
         return Rows(X, y, fold, weight, dtype=dtype, device=self.device)
 
 

@@ -20,6 +20,11 @@ _SMALL_PROBLEM = 5_000_000
 """Numbers in all rows: below, float64 and a solution to the last digits cost next to nothing."""
 
 
+def is_small(num_rows: int, num_features: int) -> bool:
+    """Tell whether rows are few enough to be computed in float64 for next to nothing."""
+    return num_rows * num_features <= _SMALL_PROBLEM
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """Solutions for one strength.
@@ -92,7 +97,7 @@ class LinearFamily:
             Solve small problems to the last digits, so that equal problems give equal solutions however they are put.
         """
         objective = Objective(rows, self.loss, left_out, class_weight=self.class_weight, standardize=self.standardize)
-        small = rows.num_rows * rows.num_features <= _SMALL_PROBLEM
+        small = is_small(rows.num_rows, rows.num_features)
         minimiser = Minimiser(objective, self._tolerance(small and to_the_end), torch.float64 if small else rows.dtype)
         if start is not None:
             minimiser.start_at(start)

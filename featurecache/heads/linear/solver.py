@@ -27,6 +27,7 @@ _LEAST_VARIANCE = 1e-5
 _MOST_ROTATED = 4096
 """Features; above, finding their axes takes longer than it saves."""
 _ROWS_FOR_AXES = 20_000
+_PAIRS_PER_SCALE = 4
 _HISTORY, _LEAST_HISTORY, _HISTORY_BYTES = 60, 8, 512 << 20
 
 
@@ -50,23 +51,25 @@ class Preconditioner:
         self.axes_DD: Tensor | None = None
         self.variance_D = torch.ones(objective.rows.num_features, dtype=torch.float64, device=objective.rows.device)
         if objective.rows.num_features <= _MOST_ROTATED:
-            self.variance_D, self.axes_DD = torch.linalg.eigh(_gram(objective))
+            self.variance_D, axes_DD = torch.linalg.eigh(_gram(objective))
+            self.axes_DD = axes_DD.float()  # a guess need not be exact, and reading the axes is what takes time
         self.variance_D = self.variance_D.clamp(min=_LEAST_VARIANCE * float(self.variance_D.mean()))
 
     def __call__(self, gradient_PEK: Tensor, strength_P: Tensor) -> Tensor:
         """Return the inverse times some gradients."""
         num_problems, num_weights, num_outputs = gradient_PEK.shape
         dtype = gradient_PEK.dtype
-        slope_DQ = gradient_PEK[:, :-1].permute(1, 0, 2).reshape(num_weights - 1, -1)
-        axes = None if self.axes_DD is None else self.axes_DD.to(dtype)
-        if axes is not None:
-            slope_DQ = axes.T @ slope_DQ
+        # Gradients near the optimum may be too small for float32.
+        size = gradient_PEK[:, :-1].abs().amax().clamp(min=torch.finfo(dtype).tiny)
+        slope_DQ = (gradient_PEK[:, :-1] / size).permute(1, 0, 2).reshape(num_weights - 1, -1)
+        if self.axes_DD is not None:
+            slope_DQ = self.axes_DD.T @ slope_DQ.float()
         hessian_DP = self._curvature * self.variance_D[:, None] + strength_P
-        slope_DPK = slope_DQ.view(-1, num_problems, num_outputs) / hessian_DP.to(dtype)[:, :, None]
+        slope_DPK = slope_DQ.view(-1, num_problems, num_outputs) / hessian_DP.to(slope_DQ.dtype)[:, :, None]
         slope_DQ = slope_DPK.reshape(num_weights - 1, -1)
-        if axes is not None:
-            slope_DQ = axes @ slope_DQ
-        step = slope_DQ.view(-1, num_problems, num_outputs).permute(1, 0, 2)
+        if self.axes_DD is not None:
+            slope_DQ = self.axes_DD @ slope_DQ
+        step = slope_DQ.to(dtype).view(-1, num_problems, num_outputs).permute(1, 0, 2) * size
         return torch.cat([step, gradient_PEK[:, -1:] / self._curvature], 1)
 
 
@@ -84,7 +87,7 @@ class Minimiser:
         one_bytes = 2 * self.theta.numel() * self.theta.element_size()
         self._most_pairs = max(min(_HISTORY_BYTES // one_bytes, _HISTORY), _LEAST_HISTORY)
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._scale = torch.ones(num_groups, **like)
+        self._scale, self._num_pairs = torch.ones(num_groups, **like), 0
         self._strength: Tensor | None = None
         self._before: Tensor | None = None
         self.value = torch.zeros(num_groups, dtype=torch.float64, device=device)
@@ -195,6 +198,9 @@ class Minimiser:
         inverse = _inverse(moved, changed)
         self._pairs = [*self._pairs, (moved, changed, inverse)][-self._most_pairs :]
         assert self._strength is not None
+        self._num_pairs += 1
+        if self._num_pairs % _PAIRS_PER_SCALE != 1:
+            return
         curved = _dot(changed, self._precondition(changed, self._strength))
         fresh = 1.0 / (inverse * curved).clamp(min=torch.finfo(self._dtype).tiny)
         self._scale = torch.where((inverse > 0) & fresh.isfinite(), fresh, self._scale)
