@@ -222,7 +222,7 @@ def main() -> None:
     names = list_backbones("torchvision:*") + list_backbones("timm:*")
     part = random.Random(args.seed).sample(names, args.sample) if args.sample else names
     first, step = (int(number) for number in args.share.split("/"))
-    part = by_size(part)[first::step]
+    part = part[first::step]
     if not args.summary:
         survey(part, args.out, minutes=args.minutes, gigabytes=args.gigabytes, seconds=args.seconds)
     summary = summarise(read_rows(args.out), len(names))

@@ -49,7 +49,7 @@ _STATE: dict[type, str] = {
     RidgeProbe: "classes_ coef_ intercept_",
     CosineKnn: "classes_ directions_ labels_",
     GaussianDiscriminant: "classes_ coef_ intercept_",
-    NearestMean: "classes_ means_",
+    NearestMean: "classes_ coef_ intercept_",
     DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
 }
 _CLASSES = {cls.__name__: cls for cls in (Pipeline, *_STATE)}

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 
 from featurecache.errors import HeadError, TaskError
@@ -25,8 +24,8 @@ def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, nam
     """Fit ``estimator`` in place and tell whether it converged.
 
     A head that stops at its iteration limit is fitted once more with five times the limit; the iteration warnings
-    of scikit-learn become the returned flag. Settings that the rows cannot support are adapted first: more
-    neighbours than rows, or early stopping where a class is too small to be divided.
+    of scikit-learn become the returned flag. Early stopping is turned off where a class is too
+    small to be divided.
 
     Parameters
     ----------
@@ -195,8 +194,6 @@ def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> bool:
 
 
 def _adapt(classifier: BaseEstimator, y: np.ndarray) -> None:
-    if isinstance(classifier, KNeighborsClassifier):
-        classifier.set_params(n_neighbors=min(classifier.n_neighbors, len(y)))
     if isinstance(classifier, MLPClassifier):
         classifier.set_params(**_mlp_limits(classifier, y))
 

@@ -7,17 +7,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.covariance import ledoit_wolf
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from featurecache.heads.linear.checks import checked_labels
+from featurecache.heads.linear.classifier import REAL_TYPES, LinearClassifier, ProbabilisticClassifier
 
 _LEAST_SHRINKAGE = 1e-6
 
 
-class GaussianDiscriminant(ClassifierMixin, BaseEstimator):
+class GaussianDiscriminant(ProbabilisticClassifier):
     """Linear discriminant analysis: Gaussians that share one covariance, shrunk as Ledoit and Wolf found best.
 
     On cached features it equals adapters that are trained by gradient descent (Wang et al., "A Hard-to-Beat Baseline
@@ -28,8 +27,8 @@ class GaussianDiscriminant(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray (n_classes,)
-    coef_ : ndarray (n_classes, n_features), float64
-    intercept_ : ndarray (n_classes,), float64
+    coef_, intercept_ : ndarray, float64
+        As in `LinearClassifier`: the log density of each class, but for a constant.
     shrinkage_ : float
         Share of the scaled identity in the covariance.
     """
@@ -47,7 +46,7 @@ class GaussianDiscriminant(ClassifierMixin, BaseEstimator):
         ValueError
             Data that scikit-learn's estimators refuse too.
         """
-        rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         self.classes_, y_index = checked_labels(y)
         means, counts = _class_means(rows, y_index, len(self.classes_))
         residuals = rows - means[y_index].astype(rows.dtype)
@@ -56,35 +55,11 @@ class GaussianDiscriminant(ClassifierMixin, BaseEstimator):
         variance = float(np.trace(covariance)) / len(covariance)
         # Where no class has two rows that differ, all directions are alike.
         covariance[np.diag_indices_from(covariance)] += _LEAST_SHRINKAGE * variance if variance > 0 else 1.0
-        self.coef_ = cho_solve(cho_factor(covariance), means.T).T
-        self.intercept_ = np.log(counts / counts.sum()) - 0.5 * (self.coef_ * means).sum(axis=1)
-        return self
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return log densities up to a constant, (n_samples, n_classes); for two classes their difference."""
-        values = self._values(X)
-        return values[:, 1] - values[:, 0] if len(self.classes_) == 2 else values
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the probability of each class, (n_samples, n_classes)."""
-        return np.asarray(softmax(self._values(X), axis=1))
-
-    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the logarithm of the probability of each class."""
-        return np.log(np.maximum(self.predict_proba(X), np.finfo(np.float64).tiny))
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class, (n_samples,)."""
-        values = self._values(X)
-        return np.asarray(self.classes_[values.argmax(axis=1)])
-
-    def _values(self, X: ArrayLike) -> NDArray[np.float64]:
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        return np.asarray(rows @ self.coef_.T + self.intercept_)
+        weights_DK = cho_solve(cho_factor(covariance), means.T)
+        return self._fitted(weights_DK, np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1))
 
 
-class NearestMean(ClassifierMixin, BaseEstimator):
+class NearestMean(LinearClassifier):
     """The class whose mean is nearest.
 
     On features less their mean, normalised, this is SimpleShot (Wang et al., 2019, arXiv:1911.04623, "CL2N").
@@ -92,30 +67,17 @@ class NearestMean(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray (n_classes,)
-    means_ : ndarray (n_classes, n_features), float64
+    coef_, intercept_ : ndarray, float64
+        As in `LinearClassifier`: how much nearer than the origin each mean is, squared.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit; see `GaussianDiscriminant.fit`."""
-        rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         self.classes_, y_index = checked_labels(y)
-        self.means_, _ = _class_means(rows, y_index, len(self.classes_))
-        return self
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return how much nearer than the origin each mean is, squared, (n_samples, n_classes), or the difference."""
-        values = self._values(X)
-        return values[:, 1] - values[:, 0] if len(self.classes_) == 2 else values
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class of the nearest mean, (n_samples,)."""
-        values = self._values(X)
-        return np.asarray(self.classes_[values.argmax(axis=1)])
-
-    def _values(self, X: ArrayLike) -> NDArray[np.float64]:
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        return np.asarray(2.0 * (rows @ self.means_.T) - (self.means_**2).sum(axis=1))
+        means, _ = _class_means(rows, y_index, len(self.classes_))
+        # The squared distance, less what is the same for all classes, and negated.
+        return self._fitted(2.0 * means.T, -(means**2).sum(axis=1))
 
 
 def _class_means(

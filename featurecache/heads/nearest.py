@@ -11,6 +11,7 @@ from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.heads.linear.checks import checked_labels
+from featurecache.heads.linear.classifier import REAL_TYPES
 
 _BLOCK_BYTES = 64 << 20
 
@@ -53,7 +54,7 @@ class CosineKnn(ClassifierMixin, BaseEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         if self.n_neighbors < 1 or not self.temperature > 0:
             given = f"{self.n_neighbors} and {self.temperature}"
             raise ValueError(f"n_neighbors and temperature must be positive, got {given}")
@@ -65,7 +66,7 @@ class CosineKnn(ClassifierMixin, BaseEstimator):
         """Return each class's share of the votes, (n_samples, n_classes)."""
         check_is_fitted(self)
         kept = self.directions_
-        directions = normalize(validate_data(self, X, reset=False, dtype=[np.float64, np.float32])).astype(kept.dtype)
+        directions = normalize(validate_data(self, X, reset=False, dtype=REAL_TYPES)).astype(kept.dtype)
         count = min(self.n_neighbors, len(kept))
         votes = np.empty((len(directions), len(self.classes_)))
         step = max(_BLOCK_BYTES // (len(kept) * kept.itemsize), 1)

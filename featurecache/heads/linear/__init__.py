@@ -2,5 +2,5 @@
 
 ``rows`` hands out features in blocks, from memory or from a cache that is larger than that; ``losses`` says what is
 minimised; ``solver`` minimises many problems side by side; ``path`` leads it from strong to weak regularisation;
-``ridge`` has closed forms; ``estimators`` are what people use.
+``ridge`` has closed forms; ``classifier`` is what all are once they are fitted; ``estimators`` are what people use.
 """

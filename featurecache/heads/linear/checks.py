@@ -11,7 +11,15 @@ from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, St
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
+SMALL_PROBLEM = 5_000_000
+"""Numbers in all rows: below, float64 and a solution to the last digits cost next to nothing."""
+
 Folds: TypeAlias = int | BaseCrossValidator | Iterable[tuple[Any, Any]]
+
+
+def is_small(num_rows: int, num_features: int) -> bool:
+    """Tell whether a problem is small enough to be computed in float64."""
+    return num_rows * num_features <= SMALL_PROBLEM
 
 
 def checked_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_consistent_length, column_or_1d, validate_data
 
 from featurecache.heads.linear.checks import (
     Folds,
@@ -20,13 +18,18 @@ from featurecache.heads.linear.checks import (
     checked_strengths,
     checked_weight,
     fold_of_rows,
+    is_small,
     with_weight,
 )
+from featurecache.heads.linear.classifier import REAL_TYPES, LinearClassifier, ProbabilisticClassifier
+
+if TYPE_CHECKING:
+    from featurecache.heads.linear.path import Step
 
 Fitted: TypeAlias = Iterator[tuple[float, list["LinearProbe"]]]
 
 
-class LinearProbe(ClassifierMixin, BaseEstimator):
+class LinearProbe(LinearClassifier):
     """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`."""
 
     _loss: ClassVar[str]
@@ -86,16 +89,14 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         from featurecache.heads.linear.rows import NO_FOLD
 
         family = self._family()
-        everything = np.full(len(y_index), NO_FOLD)
+        divided = self._rows(rows, y_index, np.full(len(y_index), NO_FOLD) if fold is None else fold, weight)
         start, converged = None, True
-        self.C_ = Cs[0]
         if fold is not None:
-            found = search(family, self._rows(rows, y_index, fold, weight), Cs)
-            self.C_, self.scores_, converged = found.C, np.array(found.accuracy), found.converged
+            found = search(family, divided, Cs)
+            Cs, self.scores_, converged = [found.C], np.array(found.accuracy), found.converged
             assert found.theta_GEK is not None
             start = found.theta_GEK.mean(0, keepdim=True)
-        rows = self._rows(rows, y_index, everything, weight)
-        (step,) = family.solve(rows, [self.C_], [NO_FOLD], start=start, to_the_end=True)
+        (step,) = family.solve(divided, Cs[:1], [NO_FOLD], start=start, to_the_end=True)
         if not (converged and step.converged):
             warnings.warn(
                 f"{type(self).__name__} did not converge within {self.max_iter} looks at the rows; use a smaller C, or "
@@ -103,10 +104,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        self.coef_ = step.weights_GDK[0].T.cpu().numpy().copy()
-        self.intercept_ = step.intercept_GK[0].cpu().numpy().copy()
-        self.n_iter_ = int(step.num_iterations[0])
-        return self
+        return self._solved(step, 0)
 
     def fit_folds(self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], Cs: Sequence[float]) -> Fitted:
         """Fit all strengths and all folds side by side.
@@ -132,28 +130,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
         self.classes_, y_index = checked_labels(y)
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
         for step in self._family().solve(self._rows(X, y_index, fold, None), Cs, left_out):
-            yield step.C, [self._solved(step, group) for group in range(len(left_out))]
+            yield step.C, [self._sibling(C=step.C)._solved(step, group) for group in range(len(left_out))]
 
-    def _solved(self, step: Any, group: int) -> Self:
-        estimator = clone(self).set_params(C=step.C)
-        estimator.n_features_in_, estimator.classes_, estimator.C_ = self.n_features_in_, self.classes_, step.C
-        estimator.coef_ = step.weights_GDK[group].T.cpu().numpy().copy()
-        estimator.intercept_ = step.intercept_GK[group].cpu().numpy().copy()
-        estimator.n_iter_ = int(step.num_iterations[group])
-        return estimator
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return margins, (n_samples,) for two classes and (n_samples, n_classes) for more."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        margins = (rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
-        return margins[:, 0] if margins.shape[1] == 1 else margins
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class of the greatest margin, (n_samples,)."""
-        margins = self.decision_function(X)
-        places = (margins > 0).astype(np.int64) if margins.ndim == 1 else margins.argmax(1)
-        return np.asarray(self.classes_[places])
+    def _solved(self, step: Step, group: int) -> Self:
+        self.C_, self.n_iter_ = step.C, int(step.num_iterations[group])
+        return self._fitted(step.weights_GDK[group].cpu().numpy(), step.intercept_GK[group].cpu().numpy())
 
     def _checked(self, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:
         if isinstance(X, np.memmap):  # scikit-learn's own checks would copy it
@@ -161,7 +142,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
             y = column_or_1d(y)
             check_consistent_length(X, y)
         else:
-            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
+            X, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
         check_classification_targets(y)
         return X, np.asarray(y)
 
@@ -187,14 +168,13 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
     def _rows(self, X: Any, y: NDArray[np.int64], fold: NDArray[np.int64], weight: NDArray[np.float64] | None) -> Any:
         import torch
 
-        from featurecache.heads.linear.path import is_small
         from featurecache.heads.linear.rows import Rows
 
         dtype = torch.float64 if X.dtype == np.float64 or is_small(*X.shape) else torch.float32
         return Rows(X, y, fold, weight, dtype=dtype, device=self.device)
 
 
-class LogisticProbe(LinearProbe):
+class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     """Multinomial logistic regression with an L2 penalty, on standardised features.
 
     The same objective as ``make_pipeline(StandardScaler(), LogisticRegression(C=C))``, with all strengths and folds
@@ -236,18 +216,6 @@ class LogisticProbe(LinearProbe):
     """
 
     _loss = "Softmax"
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the probability of each class, (n_samples, n_classes)."""
-        margins = self.decision_function(X)
-        if margins.ndim == 1:
-            positive = expit(margins)
-            return np.stack([1 - positive, positive], axis=1)
-        return np.asarray(softmax(margins, axis=1))
-
-    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the logarithm of the probability of each class."""
-        return np.log(self.predict_proba(X))
 
 
 class LinearSvmProbe(LinearProbe):

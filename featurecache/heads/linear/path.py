@@ -11,18 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.heads.linear.checks import is_small
+from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.losses import Loss
 from featurecache.heads.linear.objective import Objective
 from featurecache.heads.linear.rows import NO_FOLD, Rows
 from featurecache.heads.linear.solver import Minimiser, Tolerance
-
-_SMALL_PROBLEM = 5_000_000
-"""Numbers in all rows: below, float64 and a solution to the last digits cost next to nothing."""
-
-
-def is_small(num_rows: int, num_features: int) -> bool:
-    """Tell whether rows are few enough to be computed in float64 for next to nothing."""
-    return num_rows * num_features <= _SMALL_PROBLEM
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +158,17 @@ def search(family: LinearFamily, rows: Rows, Cs: Sequence[float]) -> Search:
         Increasing.
     """
     left_out = [fold for fold in rows.folds if fold != NO_FOLD]
-    best, most = Search(Cs[0]), -1
+    best, most = Search(Cs[0]), -1.0
+    held_out = rows.fold != NO_FOLD
+    weight = None if rows.weight is None else rows.weight[held_out]
     accuracy, num_iterations, converged = [], [], True
     for step in family.solve(rows, Cs, left_out):
         margins, y = held_out_margins(step, rows, left_out)
-        right = int((predicted(margins) == y).sum())
-        accuracy.append(right / len(y))
+        accuracy.append(float(np.average(named(margins) == y, weights=weight)))
         num_iterations.append(int(step.num_iterations.max()))
         converged = converged and step.converged
-        if right > most:
-            best, most = Search(step.C, margins=margins, theta_GEK=step.theta_GEK), right
+        if accuracy[-1] > most:
+            best, most = Search(step.C, margins=margins, theta_GEK=step.theta_GEK), accuracy[-1]
     best.accuracy, best.num_iterations, best.converged = accuracy, num_iterations, converged
     return best
 
@@ -193,8 +188,3 @@ def held_out_margins(step: Step, rows: Rows, left_out: Sequence[int]) -> tuple[N
             margins[here] = values.cpu().numpy()
     held_out = rows.fold != NO_FOLD
     return margins[held_out], rows.y[held_out]
-
-
-def predicted(margins: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the class of the greatest margin; of a single margin, class 1 where it is positive."""
-    return (margins[:, 0] > 0).astype(np.int64) if margins.shape[1] == 1 else margins.argmax(1)

@@ -15,26 +15,25 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from featurecache.heads.linear.checks import (
     checked_labels,
     checked_strengths,
     checked_weight,
     fold_of_rows,
+    is_small,
     with_weight,
 )
+from featurecache.heads.linear.classifier import REAL_TYPES, LinearClassifier, named
 
 _BLOCK_BYTES = 32 << 20
-_SMALL_PROBLEM = 5_000_000
-"""Numbers in all rows: below, float64 costs next to nothing."""
 _ROWS_FOR_SHIFT = 256
 
 Real = NDArray[np.floating[Any]]
 
 
-class RidgeProbe(ClassifierMixin, BaseEstimator):
+class RidgeProbe(LinearClassifier):
     """Ridge regression on class indicators (+1 and -1), on standardised features; the greatest value names the class.
 
     Parameters
@@ -89,24 +88,23 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
         weight = checked_weight(sample_weight, rows)
         alphas = checked_strengths(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
         search = self.alphas is not None and self.cv is not None
         fold = fold_of_rows(self.cv, np.asarray(y), groups, self.random_state) if search else None
         weight, rows, y, fold = with_weight(weight, rows, y, fold)
         self.classes_, y_index = checked_labels(y)
-        if rows.size <= _SMALL_PROBLEM:
+        if is_small(*rows.shape):
             rows = rows.astype(np.float64, copy=False)
         system = System(rows, _targets(y_index, len(self.classes_)), weight, standardize=self.standardize)
-        self.alpha_ = alphas[0]
+        chosen = alphas[0]
         if self.alphas is not None:
-            outcomes = system.left_out(alphas) if fold is None else system.held_out(alphas, fold)
-            self._choose(alphas, list(outcomes), y_index, weight)
-        weights_DK = system.weights(self.alpha_)
-        self.coef_ = weights_DK.T.copy()
-        self.intercept_ = system.target_mean - system.mean @ weights_DK
-        return self
+            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
+            self.scores_ = np.array([np.average(named(values) == y_index, weights=weight) for values in outcomes])
+            best = int(self.scores_.argmax())
+            chosen, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
+        return self._solved(system, chosen)
 
     def fit_folds(
         self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], alphas: Sequence[float]
@@ -114,38 +112,16 @@ class RidgeProbe(ClassifierMixin, BaseEstimator):
         """Fit all strengths and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
         self.n_features_in_ = X.shape[1]
         self.classes_, y_index = checked_labels(y)
-        rows = X.astype(np.float64, copy=False) if X.size <= _SMALL_PROBLEM else X
+        rows = X.astype(np.float64, copy=False) if is_small(*X.shape) else X
         targets = _targets(y_index, len(self.classes_))
         kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
         systems = [System(rows[each], targets[each], None, standardize=self.standardize).forget_rows() for each in kept]
         for alpha in alphas:
-            yield alpha, [self._solved(system, alpha) for system in systems]
+            yield alpha, [self._sibling(alpha=alpha)._solved(system, alpha) for system in systems]
 
-    def _solved(self, system: System, alpha: float) -> RidgeProbe:
-        estimator = clone(self).set_params(alpha=alpha)
-        estimator.n_features_in_, estimator.classes_, estimator.alpha_ = self.n_features_in_, self.classes_, alpha
-        weights_DK = system.weights(alpha)
-        estimator.coef_ = weights_DK.T.copy()
-        estimator.intercept_ = system.target_mean - system.mean @ weights_DK
-        return estimator
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the fitted values, (n_samples,) for two classes and (n_samples, n_classes) for more."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        values = (rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
-        return values[:, 0] if values.shape[1] == 1 else values
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class of the greatest value, (n_samples,)."""
-        values = self.decision_function(X)
-        return np.asarray(self.classes_[(values > 0).astype(int) if values.ndim == 1 else values.argmax(1)])
-
-    def _choose(self, alphas: list[float], outcomes: list[Real], y: NDArray[np.int64], weight: Real | None) -> None:
-        named = [(values[:, 0] > 0).astype(int) if values.shape[1] == 1 else values.argmax(1) for values in outcomes]
-        self.scores_ = np.array([np.average(each == y, weights=weight) for each in named])
-        best = int(self.scores_.argmax())
-        self.alpha_, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
+    def _solved(self, system: System, alpha: float) -> Self:
+        self.alpha_, weights_DK = alpha, system.weights(alpha)
+        return self._fitted(weights_DK, system.target_mean - system.mean @ weights_DK)
 
 
 class System:

@@ -35,7 +35,7 @@ _HISTORY, _LEAST_HISTORY, _HISTORY_BYTES = 60, 8, 512 << 20
 class Tolerance:
     """When a problem is solved: the next step promises less than a share of the value, or its gradient is nearly gone.
 
-    ``gradient`` is a share of the largest component at zero weights.
+    ``gradient`` is a share of the largest slope at zero, and for intercepts of the value there.
     """
 
     decrease: float
@@ -93,8 +93,9 @@ class Minimiser:
         self.value = torch.zeros(num_groups, dtype=torch.float64, device=device)
         self.num_iterations = torch.zeros(num_groups, dtype=torch.int64, device=device)
         self.converged = torch.zeros(num_groups, dtype=torch.bool, device=device)
-        _, gradient = objective(self.theta, torch.ones_like(self.value), self._group)
-        self._steepest = _largest(gradient).clamp(min=torch.finfo(dtype).tiny)
+        # Slopes of weights are as large as features are; those of intercepts as a loss is.
+        self._at_zero, gradient = objective(self.theta, torch.ones_like(self.value), self._group)
+        self._steepest = _largest(gradient[:, :-1]).clamp(min=torch.finfo(dtype).tiny)
         self.exhausted = torch.zeros_like(self.converged)
         """Problems whose value does not fall any more: as good as the arithmetic allows."""
 
@@ -112,7 +113,10 @@ class Minimiser:
         while True:
             step = self._direction(gradient, strength_G)
             slope = _dot(gradient, step).double()
-            small = _largest(gradient) <= self._tolerance.gradient * self._steepest
+            weights, intercept = _largest(gradient[:, :-1]), _largest(gradient[:, -1:])
+            small = (weights <= self._tolerance.gradient * self._steepest) & (
+                intercept <= self._tolerance.gradient * self._at_zero
+            )
             self.converged |= (-slope / 2 <= self._tolerance.decrease * value.abs()) | small
             active = ~self.converged & ~self.exhausted & (self.num_iterations < self._tolerance.max_iter)
             if not bool(active.any()):

@@ -1,0 +1,78 @@
+"""What is known of a linear classifier once it is fitted: one margin for each class, or one for two classes."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+REAL_TYPES = [np.float64, np.float32]
+"""Of features; all else is converted to the first."""
+
+
+class LinearClassifier(ClassifierMixin, BaseEstimator):
+    """Names the class of the greatest margin.
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    coef_ : ndarray (n_classes, n_features) or, for two classes, (1, n_features), float64
+        For features as they come.
+    intercept_ : ndarray (n_classes,) or (1,), float64
+    """
+
+    n_features_in_: int
+    classes_: NDArray[Any]
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64]
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return margins, (n_samples,) for two classes and (n_samples, n_classes) for more."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        margins = (rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
+        return margins[:, 0] if margins.shape[1] == 1 else margins
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the class of the greatest margin, (n_samples,)."""
+        margins = self.decision_function(X)
+        return np.asarray(self.classes_[named(margins[:, None] if margins.ndim == 1 else margins)])
+
+    def _sibling(self, **params: Any) -> Self:
+        """Return an estimator for the same features and classes, with other parameters, not fitted."""
+        estimator = clone(self).set_params(**params)
+        estimator.n_features_in_, estimator.classes_ = self.n_features_in_, self.classes_
+        return estimator
+
+    def _fitted(self, weights_DK: NDArray[Any], intercept_K: NDArray[Any]) -> Self:
+        """Take the weights of each class; of two classes their difference is all that matters."""
+        if weights_DK.shape[1] == 2:
+            weights_DK, intercept_K = weights_DK[:, 1:] - weights_DK[:, :1], intercept_K[1:] - intercept_K[:1]
+        self.coef_, self.intercept_ = weights_DK.T.copy(), intercept_K.copy()
+        return self
+
+
+class ProbabilisticClassifier(LinearClassifier):
+    """A linear classifier whose margins are logarithms of probabilities, but for a constant."""
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the probability of each class, (n_samples, n_classes)."""
+        margins = self.decision_function(X)
+        if margins.ndim == 1:
+            positive = expit(margins)
+            return np.stack([1 - positive, positive], axis=1)
+        return np.asarray(softmax(margins, axis=1))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the logarithm of the probability of each class."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+
+def named(margins_nK: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
+    """Return the index of the class of the greatest margin; of a single margin, 1 where it is positive."""
+    return (margins_nK[:, 0] > 0).astype(np.int64) if margins_nK.shape[1] == 1 else margins_nK.argmax(axis=1)
