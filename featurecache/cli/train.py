@@ -12,7 +12,8 @@ from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainedHead, TrainingReport
-    from featurecache.store.store import FeatureSet, FeatureStore
+    from featurecache.store.feature_sets import FeatureSet
+    from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
 
@@ -171,7 +172,7 @@ def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureS
 
 
 def _only_number_of_views(store: FeatureStore, where: dict[str, Any]) -> int:
-    from featurecache.store.store import refuse_views_of_texts
+    from featurecache.store.feature_sets import refuse_views_of_texts
 
     sets = store.select_sets(**where)
     refuse_views_of_texts(sets, option="--tta")

@@ -19,10 +19,11 @@ from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion, per_class
 from featurecache.heads.registry import list_heads, make_head
 from featurecache.specs import check_takes_views
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
 

@@ -23,9 +23,10 @@ from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recomputation import Inputs
 from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.samples import Rows
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.verify import Problem
 from featurecache.store.views import SourceView
 

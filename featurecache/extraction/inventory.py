@@ -19,9 +19,10 @@ from featurecache.extraction.progress import Progress, Silent
 from featurecache.sources.folder import Listing
 from featurecache.sources.source import Source
 from featurecache.specs import AnyPreprocess
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.samples import Ids, Rows
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.views import SourceView, merged_rows
 
 GiveRows = Callable[[Ids, NDArray[np.int64], Listing], Rows]

@@ -22,8 +22,9 @@ from featurecache.extraction.reproduction import may_be, reproduce_backbone
 from featurecache.extraction.shard_work import ShardWork
 from featurecache.sources.source import Source, open_source
 from featurecache.specs import ExtractionSettings
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.repair import SetAside, shards_set_aside
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.views import SourceView
 
 

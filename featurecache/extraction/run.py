@@ -22,9 +22,10 @@ from featurecache.hashing import digest_json
 from featurecache.sources.folder import Listing
 from featurecache.sources.source import Source
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, check_takes_views
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.shards import load_hdf5
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.views import SourceView
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from featurecache.extraction.worker import ShardExtractor
 from featurecache.sources.inputs import Input
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
 from featurecache.store.samples import Rows
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.views import SourceView
 
 Plan = Callable[[Collection[int]], list[ShardJob]]

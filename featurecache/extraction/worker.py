@@ -27,11 +27,11 @@ from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
 from featurecache.specs import ExtractionSettings, shape_of_row
 from featurecache.store.convert import measure_error, stored_arrays
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import runs_of_rows
 from featurecache.store.leases import Leases
 from featurecache.store.samples import Column, Ids, Rows
 from featurecache.store.shards import ShardWriter
-from featurecache.store.store import FeatureSet
 
 _PROBES_PER_SHARD, _MOST_DIGESTED = 2, 4
 """Good rows of a shard whose digests before the network are kept, for the drift guard of later runs, and how many rows

@@ -12,8 +12,9 @@ from featurecache.errors import RequestError
 from featurecache.specs import ViewSpec
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import LARGEST, Array, decode, encode, quantise
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features, rows_of_commit
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 
 _DIGITS = {"float32": 24, "float16": 11, "bfloat16": 8, "int8": 8}
 

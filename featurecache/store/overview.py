@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import class_counts
 from featurecache.store.views import SourceView, merged_rows
 

@@ -14,9 +14,10 @@ from typing import Any
 from featurecache.atomic import fsync_directory, make_folder
 from featurecache.errors import FeatureCacheError
 from featurecache.store.commits import Commit, read_commit
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
 from featurecache.store.samples import Rows
-from featurecache.store.store import FeatureSet, FeatureStore
+from featurecache.store.store import FeatureStore
 from featurecache.store.verify import QUARANTINE, Problem, verify
 
 

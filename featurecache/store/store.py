@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, unquote
 
 from featurecache.atomic import is_partial, make_folder, publish_once
 from featurecache.errors import (
@@ -23,7 +21,8 @@ from featurecache.errors import (
 )
 from featurecache.hashing import canonical_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
-from featurecache.specs import FeatureIdentity, check_takes_views
+from featurecache.specs import FeatureIdentity
+from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, read_spec
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.labels import FolderLabels, TableLabels
@@ -32,9 +31,7 @@ from featurecache.store.schemas import (
     SAMPLES,
     SOURCE,
     TASK,
-    ProbeBody,
     RequestBody,
-    SpecBody,
     check_body,
     features_schema,
 )
@@ -45,53 +42,6 @@ FORMAT_NAME = "featurecache"
 FORMAT_VERSION = (1, 0)
 _NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-@dataclass(frozen=True)
-class FeatureSet:
-    """One tap of one fingerprint in one number type: what `Features` reads and extraction extends."""
-
-    fingerprint: str
-    identity: FeatureIdentity
-    about: dict[str, Any]
-    tap: str
-    dtype: str
-    folder: ShardFolder
-    samples: SampleTable
-
-    def open(self) -> Features:
-        """Return the cached features."""
-        return Features(self.tap, self.dtype, self.folder, self.samples, num_views=self.num_views)
-
-    @property
-    def num_views(self) -> int | None:
-        """How many views of each sample are kept; ``None`` for plain features."""
-        return None if self.identity.views is None else self.identity.views.count
-
-    def probe(self) -> dict[str, Any] | None:
-        """Return what `keep_probe` kept."""
-        path = self.folder.path / "probe.json"
-        if not path.is_file():
-            return None
-        record = read_record(path, "probe")
-        check_body(record, ProbeBody, str(path))
-        if self.tap not in record["features"]:
-            raise CorruptError(f"{path} says nothing of tap {self.tap!r}; remove it")
-        return record
-
-    def keep_probe(self, record: dict[str, Any]) -> None:
-        """Keep what known images gave where these features were first made; the first record stays."""
-        make_folder(self.folder.path)
-        publish_once(self.folder.path / "probe.json", encode_record("probe", record))
-
-    def to_json(self) -> dict[str, Any]:
-        """Name it in plain JSON values."""
-        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint, "views": self.num_views}
-        return {"backbone": self.identity.backbone, **names}
-
-    def __str__(self) -> str:
-        views = "" if self.num_views is None else f", {self.num_views} views"
-        return f"{self.identity.backbone} {self.tap} {self.dtype}{views} ({self.fingerprint[:12]})"
 
 
 class FeatureStore:
@@ -218,17 +168,8 @@ class FeatureStore:
 
         ``views`` is the number of views of each sample, 0 for plain features only.
         """
-        sets = self.feature_sets()
-        wanted = (("backbone", backbone), ("tap", tap), ("dtype", dtype), ("fingerprint", fingerprint))
-        for kind, name in wanted:
-            if name is None:
-                continue
-            known = {_attribute(s, kind) for s in sets}
-            sets = [s for s in sets if _fits(_attribute(s, kind), kind, name)]
-            if not sets:
-                advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
-                raise UnknownNameError(f"cached {kind}", name, known, advice=advice)
-        return sets if views is None else _with_views(sets, views)
+        wanted = {"backbone": backbone, "tap": tap, "dtype": dtype, "fingerprint": fingerprint}
+        return choose(self.feature_sets(), wanted, views)
 
     def features(
         self,
@@ -250,29 +191,21 @@ class FeatureStore:
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
         publish_once(folder / "spec.json", encode_record("spec", {"identity": identity.to_json(), "about": about}))
-        return FeatureSet(
-            fingerprint=identity.fingerprint,
-            identity=identity,
-            about=about,
-            tap=tap,
-            dtype=dtype,
-            folder=ShardFolder(folder / _folder_of_tap(tap) / dtype, features_schema(dtype)),
-            samples=self.samples,
-        )
+        return feature_set_in(folder / folder_of_tap(tap) / dtype, identity, about, self.samples)
 
     def _feature_sets(self) -> Iterator[FeatureSet]:
         for spec in sorted((self.path / "features").glob("*/spec.json")):
             identity, about = read_spec(spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
                 if any(path.suffix == ".json" for path in commits.iterdir()):
-                    yield self._feature_set(commits.parent, identity, about)
+                    yield feature_set_in(commits.parent, identity, about, self.samples)
 
     def feature_set_at(self, place: PurePosixPath) -> FeatureSet | None:
         """Return the feature set whose shards lie, or would lie, at a place in this cache."""
         spec = self.path / place.parents[1] / "spec.json"
         if place.parts[0] != "features" or len(place.parts) != 4 or not spec.is_file():
             return None
-        return self._feature_set(self.path / place, *read_spec(spec))
+        return feature_set_in(self.path / place, *read_spec(spec), self.samples)
 
     def shard_folder_at(self, place: PurePosixPath) -> ShardFolder | None:
         """Return the folder of shards at a place in this cache, with the schema that belongs there."""
@@ -281,11 +214,6 @@ class FeatureStore:
         if place.parts[0] == "features" and len(place.parts) == 4:
             schema = features_schema(place.name)
         return None if schema is None else ShardFolder(self.path / place, schema)
-
-    def _feature_set(self, folder: Path, identity: FeatureIdentity, about: dict[str, Any]) -> FeatureSet:
-        tap, dtype = tap_of_folder(folder.parent.name), folder.name
-        place = ShardFolder(folder, features_schema(dtype))
-        return FeatureSet(identity.fingerprint, identity, about, tap, dtype, place, self.samples)
 
     # Remembered requests: lets an unchanged folder be recognised without loading the backbone
 
@@ -398,58 +326,3 @@ def _check_format(marker: dict[str, Any], path: Path) -> None:
             f"reads {list(FORMAT_VERSION)}. "
             "Upgrade featurecache"
         )
-
-
-def read_spec(spec: Path) -> tuple[FeatureIdentity, dict[str, Any]]:
-    """Read how the features in a folder were made, and what people want to know beside it."""
-    record = read_record(spec, "spec")
-    check_body(record, SpecBody, str(spec))
-    return _identity_of(record, spec), record["about"]
-
-
-def _identity_of(record: dict[str, Any], spec: Path) -> FeatureIdentity:
-    try:
-        identity = FeatureIdentity.from_json(record["identity"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"{spec} describes no features ({error}); restore it from a copy") from None
-    if identity.fingerprint != spec.parent.name:
-        raise CorruptError(f"{spec} has another fingerprint than its folder's name; restore it from a copy")
-    return identity
-
-
-def _attribute(feature_set: FeatureSet, kind: str) -> str:
-    return feature_set.identity.backbone if kind == "backbone" else getattr(feature_set, kind)
-
-
-def _fits(value: str, kind: str, name: str) -> bool:
-    if kind == "fingerprint":
-        return value.startswith(name)
-    return value == name or (kind == "tap" and value.partition(":")[0] == name)
-
-
-def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
-    """Raise `RequestError` where views cannot be had because no set is of images."""
-    preprocesses = [s.identity.preprocess for s in sets]
-    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
-        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
-
-
-def _with_views(sets: list[FeatureSet], views: int) -> list[FeatureSet]:
-    fitting = [s for s in sets if (s.num_views or 0) == views]
-    if not fitting:
-        refuse_views_of_texts(sets)
-        known = {str(s.num_views or 0) for s in sets}
-        advice = f"run `featurecache extract --views {views}` to add them"
-        raise UnknownNameError("cached number of views", str(views), known, advice=advice)
-    return fitting
-
-
-def _folder_of_tap(tap: str) -> str:
-    node, _, pooling = tap.rpartition(":")
-    return f"{quote(node, safe='')}={quote(pooling, safe='+')}"
-
-
-def tap_of_folder(name: str) -> str:
-    """Return the tap whose features lie in a folder of this name."""
-    node, _, pooling = name.rpartition("=")
-    return f"{unquote(node)}:{unquote(pooling)}"

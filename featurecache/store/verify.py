@@ -26,11 +26,12 @@ from featurecache.hashing import digest_file
 from featurecache.records import read_record
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array, decode
+from featurecache.store.feature_sets import read_spec
 from featurecache.store.features import rows_of_commit
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.samples import SampleTable
 from featurecache.store.shards import MappedShard
-from featurecache.store.store import FeatureStore, read_spec
+from featurecache.store.store import FeatureStore
 from featurecache.store.views import view_of
 from featurecache.text import TextColumn
 

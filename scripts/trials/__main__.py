@@ -31,7 +31,8 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts"), str(REPOSITORY / "tests")]
 
-from trials import changes, corruption, costs, crashes, images, races  # noqa: E402 - needs the path above
+from trials import corruption, costs, crashes, images, races  # noqa: E402 - needs the path above
+from trials.changes.trial import try_changes  # noqa: E402
 from trials.common import Options, Tally  # noqa: E402
 from trials.hostile.trial import try_hostile  # noqa: E402
 
@@ -42,7 +43,7 @@ TRIALS = {
     "hostile": try_hostile,
     "races": races.try_races,
     "images": images.try_images,
-    "changes": changes.try_changes,
+    "changes": try_changes,
     "durability": costs.try_durability,
     "size": costs.try_size,
 }

@@ -19,7 +19,7 @@ from featurecache.extraction import modality
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import ExtractionSettings
-from featurecache.store.store import FeatureSet
+from featurecache.store.feature_sets import FeatureSet
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
 

@@ -1,0 +1,150 @@
+"""One tap of one fingerprint in one number type: its place in a cache, its records, and how people name it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from featurecache.atomic import make_folder, publish_once
+from featurecache.errors import CorruptError, UnknownNameError
+from featurecache.records import encode_record, read_record
+from featurecache.specs import FeatureIdentity, check_takes_views
+from featurecache.store.features import Features
+from featurecache.store.folders import ShardFolder
+from featurecache.store.samples import SampleTable
+from featurecache.store.schemas import ProbeBody, SpecBody, check_body, features_schema
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One tap of one fingerprint in one number type: what `Features` reads and extraction extends."""
+
+    fingerprint: str
+    identity: FeatureIdentity
+    about: dict[str, Any]
+    tap: str
+    dtype: str
+    folder: ShardFolder
+    samples: SampleTable
+
+    def open(self) -> Features:
+        """Return the cached features."""
+        return Features(self.tap, self.dtype, self.folder, self.samples, num_views=self.num_views)
+
+    @property
+    def num_views(self) -> int | None:
+        """How many views of each sample are kept; ``None`` for plain features."""
+        return None if self.identity.views is None else self.identity.views.count
+
+    def probe(self) -> dict[str, Any] | None:
+        """Return what `keep_probe` kept."""
+        path = self.folder.path / "probe.json"
+        if not path.is_file():
+            return None
+        record = read_record(path, "probe")
+        check_body(record, ProbeBody, str(path))
+        if self.tap not in record["features"]:
+            raise CorruptError(f"{path} says nothing of tap {self.tap!r}; remove it")
+        return record
+
+    def keep_probe(self, record: dict[str, Any]) -> None:
+        """Keep what known images gave where these features were first made; the first record stays."""
+        make_folder(self.folder.path)
+        publish_once(self.folder.path / "probe.json", encode_record("probe", record))
+
+    def to_json(self) -> dict[str, Any]:
+        """Name it in plain JSON values."""
+        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint, "views": self.num_views}
+        return {"backbone": self.identity.backbone, **names}
+
+    def __str__(self) -> str:
+        views = "" if self.num_views is None else f", {self.num_views} views"
+        return f"{self.identity.backbone} {self.tap} {self.dtype}{views} ({self.fingerprint[:12]})"
+
+
+def feature_set_in(folder: Path, identity: FeatureIdentity, about: dict[str, Any], samples: SampleTable) -> FeatureSet:
+    """Return the feature set whose shards lie, or will lie, in a folder of a cache: its name says tap and type."""
+    tap, dtype = tap_of_folder(folder.parent.name), folder.name
+    place = ShardFolder(folder, features_schema(dtype))
+    return FeatureSet(identity.fingerprint, identity, about, tap, dtype, place, samples)
+
+
+def choose(sets: list[FeatureSet], wanted: Mapping[str, str | None], views: int | None) -> list[FeatureSet]:
+    """Return the feature sets that fit; a name that fits none is an error that lists the known ones.
+
+    Parameters
+    ----------
+    sets : list of FeatureSet
+    wanted : mapping
+        ``backbone``, ``tap``, ``dtype`` or ``fingerprint`` to a name; the node of a tap will do, and the beginning of a
+        fingerprint. None for those that do not matter.
+    views : int or None
+        Number of views of each sample, 0 for plain features only.
+    """
+    for kind, name in wanted.items():
+        if name is None:
+            continue
+        known = {_attribute(s, kind) for s in sets}
+        sets = [s for s in sets if _fits(_attribute(s, kind), kind, name)]
+        if not sets:
+            advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
+            raise UnknownNameError(f"cached {kind}", name, known, advice=advice)
+    return sets if views is None else _with_views(sets, views)
+
+
+def read_spec(spec: Path) -> tuple[FeatureIdentity, dict[str, Any]]:
+    """Read how the features in a folder were made, and what people want to know beside it."""
+    record = read_record(spec, "spec")
+    check_body(record, SpecBody, str(spec))
+    return _identity_of(record, spec), record["about"]
+
+
+def _identity_of(record: dict[str, Any], spec: Path) -> FeatureIdentity:
+    try:
+        identity = FeatureIdentity.from_json(record["identity"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"{spec} describes no features ({error}); restore it from a copy") from None
+    if identity.fingerprint != spec.parent.name:
+        raise CorruptError(f"{spec} has another fingerprint than its folder's name; restore it from a copy")
+    return identity
+
+
+def _attribute(feature_set: FeatureSet, kind: str) -> str:
+    return feature_set.identity.backbone if kind == "backbone" else getattr(feature_set, kind)
+
+
+def _fits(value: str, kind: str, name: str) -> bool:
+    if kind == "fingerprint":
+        return value.startswith(name)
+    return value == name or (kind == "tap" and value.partition(":")[0] == name)
+
+
+def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
+    """Raise `RequestError` where views cannot be had because no set is of images."""
+    preprocesses = [s.identity.preprocess for s in sets]
+    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
+        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
+
+
+def _with_views(sets: list[FeatureSet], views: int) -> list[FeatureSet]:
+    fitting = [s for s in sets if (s.num_views or 0) == views]
+    if not fitting:
+        refuse_views_of_texts(sets)
+        known = {str(s.num_views or 0) for s in sets}
+        advice = f"run `featurecache extract --views {views}` to add them"
+        raise UnknownNameError("cached number of views", str(views), known, advice=advice)
+    return fitting
+
+
+def folder_of_tap(tap: str) -> str:
+    node, _, pooling = tap.rpartition(":")
+    return f"{quote(node, safe='')}={quote(pooling, safe='+')}"
+
+
+def tap_of_folder(name: str) -> str:
+    """Return the tap whose features lie in a folder of this name."""
+    node, _, pooling = name.rpartition("=")
+    return f"{unquote(node)}:{unquote(pooling)}"
