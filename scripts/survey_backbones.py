@@ -34,7 +34,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def classifier_input(name: str, seed: int) -> Any:
-    """Features (2, ...) that the untouched network hands to its output layer, caught by a plain pre-hook."""
+    """Features (1, ...) that the untouched network hands to its output layer, caught by a plain pre-hook."""
     import torch
 
     from featurecache.backbones.probing import made_up_inputs
@@ -45,22 +45,27 @@ def classifier_input(name: str, seed: int) -> Any:
     seen: list[Any] = []
     if full.classifier is None:
         return None
-    layer = full.module.get_submodule(full.classifier)
-    layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().clone()))
+    parent, _, leaf = full.classifier.rpartition(".")
+    # Branches with an output layer each: what all of them see, side by side.
+    layers = [p for p in full.output_layers if p.rpartition(".")[0] == parent] if leaf.isdigit() else [full.classifier]
+    for path in layers:
+        layer = full.module.get_submodule(path)
+        layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().clone()))
     with torch.inference_mode():
-        full.module(made_up_inputs(full))
-    return seen[-1]
+        full.module(made_up_inputs(full, 1))
+    return seen[-1] if len(layers) == 1 else torch.cat(seen, dim=1)
 
 
 def try_one(name: str, seed: int = 0) -> dict[str, Any]:
     """Inspect one network and compare its default tap."""
-    from featurecache.backbones.inspection import list_nodes, suggested_taps
+    from featurecache.backbones.inspection import list_nodes, probe_with_costs, suggested_taps
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import resolve_taps
     from featurecache.specs import BackboneRequest
 
     backbone = load_backbone(BackboneRequest(name=name, init="random", seed=seed))
-    nodes = list_nodes(backbone)
+    costed = probe_with_costs(backbone)
+    nodes = list_nodes(backbone, costed)
     suggested = suggested_taps(nodes)
     row: dict[str, Any] = {
         "name": name,
@@ -71,7 +76,7 @@ def try_one(name: str, seed: int = 0) -> dict[str, Any]:
         "gflop": round((nodes[-1].flops or 0) / 1e9, 3),
         "crop": backbone.preprocess.crop,
     }
-    (tap,) = resolve_taps(backbone, ["default"])
+    (tap,) = resolve_taps(backbone, ["default"], seen=costed.seen)
     row |= {"status": "ok", "default_tap": tap.name, "classifier_input": compare(backbone, tap, name, seed)}
     return row
 
@@ -84,7 +89,7 @@ def compare(backbone: Any, tap: Any, name: str, seed: int) -> str:
     from featurecache.backbones.taps import TappedBackbone
 
     with torch.inference_mode():
-        features = TappedBackbone(backbone, [tap])(made_up_inputs(backbone))[tap.name]
+        features = TappedBackbone(backbone, [tap])(made_up_inputs(backbone, 1))[tap.name]
     expected = classifier_input(name, seed)
     if expected is None:
         return "no classifier"

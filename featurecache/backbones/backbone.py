@@ -21,6 +21,8 @@ class Backbone:
     preprocess: AnyPreprocess
     classifier: str | None
     """Path of the output layer: its input is the node ``pre_logits``. ``None``: the network's output is."""
+    output_layers: tuple[str, ...] = ()
+    """Paths of all layers that were removed, or would be; several where a network was distilled or joins branches."""
     num_prefix_tokens: int
     """Class, distillation and register tokens in front of the patch tokens of a transformer."""
     identity: FeatureIdentity

@@ -44,11 +44,35 @@ class NodeInfo:
     """Names under which the node can be asked for with others: ``default``, ``stages``, ``blocks``."""
 
 
-def list_nodes(backbone: Backbone) -> list[NodeInfo]:
+@dataclass(frozen=True)
+class CostedProbe:
+    """A dry run that also counted operations: enough to list the nodes, and to resolve taps without another run."""
+
+    seen: Probe
+    flops: dict[str, int]
+    """Operations of one sample until a node's last call has ended, by node."""
+
+
+def list_nodes(backbone: Backbone, costed: CostedProbe | None = None) -> list[NodeInfo]:
     """Return every module as a possible tap, in the order of the network's definition, ``pre_logits`` last."""
-    seen, flops = _probe_with_costs(backbone)
+    costed = costed or probe_with_costs(backbone)
+    seen, flops = costed.seen, costed.flops
     groups = {DEFAULT: [PRE_LOGITS], **suggested_nodes(backbone, seen)}
     return [_describe(backbone, seen, node, flops.get(node), groups) for node in seen.modules]
+
+
+def probe_with_costs(backbone: Backbone) -> CostedProbe:
+    """Probe under torch's counter; a node's count is what the counter shows when its last call has ended."""
+    counter = FlopCounterMode(display=False)
+    flops: dict[str, int] = {}
+
+    def note(node: str) -> None:
+        flops[node] = counter.get_total_flops()
+
+    with counter, _slow_attention():
+        seen = probe(backbone, also=note)
+    num_images = next(iter(seen.shapes.values()))[0] if seen.shapes else 1
+    return CostedProbe(seen, {node: count // num_images for node, count in flops.items()})
 
 
 def bytes_per_sample(tap: Tap) -> int:
@@ -75,20 +99,6 @@ def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, gro
         bytes_per_sample=bytes_per_sample(tap) if tap else None,
         suggested=tuple(group for group, nodes in groups.items() if node in nodes),
     )
-
-
-def _probe_with_costs(backbone: Backbone) -> tuple[Probe, dict[str, int]]:
-    """Probe under torch's counter; a node's count is what the counter shows when its last call has ended."""
-    counter = FlopCounterMode(display=False)
-    flops: dict[str, int] = {}
-
-    def note(node: str) -> None:
-        flops[node] = counter.get_total_flops()
-
-    with counter, _slow_attention():
-        seen = probe(backbone, also=note)
-    num_images = next(iter(seen.shapes.values()))[0] if seen.shapes else 1
-    return seen, {node: count // num_images for node, count in flops.items()}
 
 
 @contextmanager

@@ -25,7 +25,9 @@ class Provided:
     module: nn.Module
     preprocess: AnyPreprocess
     classifiers: tuple[str, ...] = ()
-    """Paths of the output layers; the input of the first is the backbone's features."""
+    """Paths of the output layers; the input of the first is the backbone's features, unless `join` is given."""
+    join: Callable[[], object] | None = None
+    """Where each output layer sees a part of the features: removes them all, so that the network puts out the whole."""
     num_prefix_tokens: int = 0
     has_class_token: bool = True
     """The first of the prefix tokens is a class token, not a register."""

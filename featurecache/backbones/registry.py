@@ -80,10 +80,9 @@ def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) ->
     if request.weights is not None:
         notes += _load_file(provided, request.name, request.weights, keep_classifier=keep_classifier)
     if not keep_classifier:
-        for path in provided.classifiers:
-            parts.remove_layer(provided.module, path)
+        _remove_output_layers(provided)
     parts.freeze(provided.module)
-    return _assemble(request, provided, notes)
+    return _assemble(request, provided, notes, joined=provided.join is not None and not keep_classifier)
 
 
 def request_digest(request: BackboneRequest) -> str | None:
@@ -146,6 +145,16 @@ def _build(provider: Provider, name: str, request: BackboneRequest, *, keep_clas
     return provided
 
 
+def _remove_output_layers(provided: Provided) -> None:
+    from featurecache.backbones.backbone import remove_layer
+
+    if provided.join is not None:
+        provided.join()
+        return
+    for path in provided.classifiers:
+        remove_layer(provided.module, path)
+
+
 def _load_file(provided: Provided, name: str, path: Path, *, keep_classifier: bool) -> list[str]:
     from featurecache.backbones.weights import load_weights, read_checkpoint
 
@@ -159,7 +168,7 @@ def _load_file(provided: Provided, name: str, path: Path, *, keep_classifier: bo
         raise WeightsError(f"{path} for {name}: {error}") from None
 
 
-def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) -> Backbone:
+def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *, joined: bool) -> Backbone:
     from featurecache.backbones import backbone as parts
     from featurecache.specs import FeatureIdentity
 
@@ -178,7 +187,8 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str]) ->
         name=request.name,
         module=module,
         preprocess=preprocess,
-        classifier=provided.classifiers[0] if provided.classifiers else None,
+        classifier=provided.classifiers[0] if provided.classifiers and not joined else None,
+        output_layers=provided.classifiers,
         num_prefix_tokens=provided.num_prefix_tokens,
         has_class_token=provided.has_class_token,
         tokenizer=provided.tokenizer,

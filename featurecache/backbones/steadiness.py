@@ -8,7 +8,9 @@ Axes: B batch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,10 +41,30 @@ def check_steadiness(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
             "even in eval mode, so its features cannot be cached"
         )
     if (tap := _differing({name: values[1:] for name, values in together.items()}, alone, _SAME_IMAGE)) is not None:
+        rounding = _agree_in_double(backbone, taps, inputs)
         raise BackboneError(
-            f"{backbone.name} gives {one} other features when other {many} are in its batch (tap {tap!r}): it mixes "
-            f"the {many} of a batch even in eval mode, so its features cannot be cached"
+            f"{backbone.name} gives {one} other features when other {many} are in its batch (tap {tap!r}): "
+            + (
+                "the same in double precision, so it enlarges the roundings of float32 until nothing else is left; "
+                "bring trained weights, or draw others with --seed"
+                if rounding
+                else f"it mixes the {many} of a batch even in eval mode, so its features cannot be cached"
+            )
         )
+
+
+def _agree_in_double(backbone: Backbone, taps: tuple[Tap, ...], inputs: Tensor) -> bool:
+    """Tell whether an input has the same features alone and in company where roundings are out of sight."""
+    if not inputs.is_floating_point():
+        return False
+    double = TappedBackbone(replace(backbone, module=copy.deepcopy(backbone.module).double()), taps)
+    try:
+        with torch.inference_mode():
+            together, alone = double(inputs.double()), double(inputs[1:].double())
+    # What has no kernel in double precision, or says .float() itself, objects with any exception at all.
+    except Exception:
+        return False
+    return _differing({name: values[1:] for name, values in together.items()}, alone, _SAME_RUN) is None
 
 
 def _nouns(backbone: Backbone) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from featurecache.errors import BackboneError, UnknownNameError
 DEFAULT = "default"
 
 
-def resolve_taps(backbone: Backbone, names: Sequence[str]) -> tuple[Tap, ...]:
+def resolve_taps(backbone: Backbone, names: Sequence[str], *, seen: Probe | None = None) -> tuple[Tap, ...]:
     """Turn tap names into taps of a backbone, by a dry run.
 
     Parameters
@@ -35,6 +35,8 @@ def resolve_taps(backbone: Backbone, names: Sequence[str]) -> tuple[Tap, ...]:
     names
         ``node:pooling``, or ``node`` alone for the usual pooling of its shape, or ``default``, ``stages``, ``blocks``.
         Repetitions count once. A node that is itself named ``blocks`` is asked for with its pooling: ``blocks:mean``.
+    seen
+        What an earlier dry run saw; without it, one is made.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def resolve_taps(backbone: Backbone, names: Sequence[str]) -> tuple[Tap, ...]:
     BackboneError
         The pooling does not fit the node, or the network does not give an image the same features every time.
     """
-    seen = probe(backbone)
+    seen = seen or probe(backbone)
     taps = [tap for name in names for tap in _expand(backbone, seen, name)]
     unique = tuple({tap.name: tap for tap in taps}.values())
     check_steadiness(backbone, unique)

@@ -34,12 +34,14 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, run once, print."""
-    from featurecache.backbones.inspection import list_nodes
+    from featurecache.backbones.inspection import list_nodes, probe_with_costs
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import resolve_taps
 
     backbone = load_backbone(request_of(args))
-    nodes, taps = list_nodes(backbone), resolve_taps(backbone, ["default", *(args.tap or [])])
+    costed = probe_with_costs(backbone)
+    nodes = list_nodes(backbone, costed)
+    taps = resolve_taps(backbone, ["default", *(args.tap or [])], seen=costed.seen)
     if args.json:
         print_json(_document(backbone, nodes, taps))
     else:
@@ -58,6 +60,7 @@ def _document(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) 
         "num_parameters": backbone.num_parameters,
         "num_trainable": backbone.num_trainable,
         "output_layer_removed": backbone.classifier,
+        "output_layers": list(backbone.output_layers),
         "default_tap": taps[0].name,
         "default_shape": list(taps[0].shape),
         "taps": [{"name": t.name, "shape": list(t.shape), "bytes_per_sample": bytes_per_sample(t)} for t in taps],
@@ -100,7 +103,7 @@ def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, .
     inputs = entrance_of(backbone.preprocess).sized(backbone.preprocess)
     print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, {inputs}")
     print_line("trainable parameters: " + str(backbone.num_trainable))
-    print_line(f"output layer removed: {backbone.classifier or 'none was found'}")
+    print_line(f"output layer removed: {', '.join(backbone.output_layers) or 'none was found'}")
     for place, tap in enumerate(taps):
         what = f"{tap.name}, {'x'.join(map(str, tap.shape))} numbers per sample"
         print_line(f"{'tap' if place else 'default tap'}: {what}, {bytes_per_sample(tap) / 1000:.2f} kB on disk")

@@ -109,6 +109,18 @@ class BatchMixer(nn.Module):
         return self.norm(self.conv(images_BCHW)).relu().mean((2, 3))
 
 
+class Chaotic(nn.Module):
+    """Enlarges the rounding of its input's type, which is another one for each size of batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+
+    def forward(self, images_BCHW):
+        pooled_BC = self.conv(images_BCHW).mean((2, 3))
+        return pooled_BC + 1e6 * len(pooled_BC) * torch.finfo(pooled_BC.dtype).eps
+
+
 class NeedsCompany(nn.Module):
     def forward(self, images_BCHW):
         first_BD, second_BD = images_BCHW.mean((2, 3)).chunk(2)
@@ -243,6 +255,11 @@ def picky():
 
 
 picky.classifier = "2"
+
+
+@_quick
+def chaotic():
+    return Chaotic()
 
 
 def not_a_network():

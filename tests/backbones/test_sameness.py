@@ -16,11 +16,11 @@ import torch
 from conftest import need
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import probe
+from featurecache.backbones.probing import made_up_inputs, probe
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.suggestions import suggested_nodes
-from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.taps import TappedBackbone, resolve_taps
 from featurecache.specs import BackboneRequest
 
 TOLERANCE = 1e-5  # of the largest value
@@ -148,6 +148,20 @@ def check_runtime(case: tuple, runtime: str) -> None:
 def test_every_suggested_tap_is_what_a_plain_hook_sees(case):
     assert tuple(truth_of(case[0]).num_taps.values()) == case[5:]
     check_runtime(case, "torch")
+
+
+@pytest.mark.parametrize("name", ["timm:crossvit_tiny_240", "timm:efficientvim_m1_dist"])
+def test_branches_with_an_output_layer_each_are_joined(name):
+    full, backbone, seen = load(name, None, keep_classifier=True), load(name, None), []
+    parent = full.output_layers[0].rpartition(".")[0]
+    for branch in full.module.get_submodule(parent):
+        branch.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    images_BCHW = made_up_inputs(full)
+    with torch.inference_mode():
+        full.module(images_BCHW)
+        (features,) = TappedBackbone(backbone, resolve_taps(backbone, ["default"]))(images_BCHW).values()
+    assert len(seen) > 1
+    assert_same(features.numpy(), torch.cat(seen, dim=1), "joined")
 
 
 @pytest.mark.parametrize(

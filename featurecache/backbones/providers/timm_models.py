@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +41,7 @@ class TimmProvider:
         module: Any = _create_pretrained(timm, name) if pretrained else timm.create_model(name)
         if pretrained and keep_classifier and not module.num_classes:
             raise WeightsError(f"weights of {PREFIX}{name} have no output layer")
+        classifiers = _classifier_paths(module)
         config: dict[str, Any] = module.pretrained_cfg
         notes = (
             () if config.get("crop_mode", "center") == "center" else (f"trained with crop mode {config['crop_mode']}",)
@@ -46,7 +49,8 @@ class TimmProvider:
         return Provided(
             module=module,
             preprocess=_preprocess(timm, name, module),
-            classifiers=_classifier_paths(module),
+            classifiers=classifiers,
+            join=_join(module, classifiers),
             num_prefix_tokens=_num_prefix_tokens(module),
             has_class_token=_class_token(module) is not None,
             license=config.get("license"),
@@ -118,6 +122,13 @@ def _classifier_paths(module: Any) -> tuple[str, ...]:
     paths = (declared,) if isinstance(declared, str) else tuple(declared)
     present = dict(module.named_modules())
     return tuple(path for path in paths if path in present)
+
+
+def _join(module: Any, classifiers: tuple[str, ...]) -> Callable[[], object] | None:
+    """Return how branches with an output layer each (``head.0``, ``head.1``) are joined: CrossViT, EfficientViM."""
+    branches = [path for path in classifiers if path.rpartition(".")[0] == classifiers[0].rpartition(".")[0]]
+    in_a_list = len(branches) > 1 and all(path.rpartition(".")[2].isdigit() for path in branches)
+    return partial(module.reset_classifier, 0) if in_a_list else None
 
 
 def _num_prefix_tokens(module: Any) -> int:
