@@ -7,6 +7,7 @@ predictions need; anything else that fitting left behind (optimiser state, loss 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from featurecache.errors import HeadError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe
+from featurecache.heads.mlp.estimator import MlpProbe
 from featurecache.heads.nearest import CosineKnn
 
 Arrays = dict[str, np.ndarray]
@@ -47,6 +49,7 @@ _STATE: dict[type, str] = {
     LogisticProbe: "classes_ coef_ intercept_ n_iter_",
     LinearSvmProbe: "classes_ coef_ intercept_ n_iter_",
     RidgeProbe: "classes_ coef_ intercept_",
+    MlpProbe: "classes_ coefs_ intercepts_ n_iter_",
     CosineKnn: "classes_ directions_ labels_",
     GaussianDiscriminant: "classes_ coef_ intercept_",
     NearestMean: "classes_ coef_ intercept_",
@@ -167,6 +170,8 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
         _check_svc(estimator)
     if isinstance(estimator, CosineKnn):
         _check_knn(estimator)
+    if isinstance(estimator, MlpProbe):
+        _check_mlp(estimator)
     return estimator
 
 
@@ -229,6 +234,19 @@ def _check_knn(estimator: CosineKnn) -> None:
     count, temperature = estimator.n_neighbors, estimator.temperature
     if type(count) is not int or count < 1 or not isinstance(temperature, int | float) or not temperature > 0:
         raise HeadError(f"its CosineKnn has {count!r} neighbours and the temperature {temperature!r}")
+
+
+def _check_mlp(estimator: MlpProbe) -> None:
+    """Refuse layers that do not follow one another: some would be stretched to fit without a word."""
+    coefs, intercepts = estimator.coefs_, estimator.intercepts_
+    if not isinstance(coefs, list) or not isinstance(intercepts, list) or not 0 < len(coefs) == len(intercepts):
+        raise HeadError("the layers of its MlpProbe do not belong together")
+    if any(not isinstance(each, np.ndarray) or each.dtype.kind != "f" for each in (*coefs, *intercepts)):
+        raise HeadError("the layers of its MlpProbe are not numbers")
+    widths = [estimator.n_features_in_, *(len(intercept) for intercept in intercepts if intercept.ndim == 1)]
+    shapes = list(pairwise(widths))
+    if [coef.shape for coef in coefs] != shapes or widths[-1] != len(estimator.classes_):
+        raise HeadError(f"the layers of its MlpProbe have shapes {[coef.shape for coef in coefs]}, which do not fit")
 
 
 def _check_svc(estimator: SVC) -> None:

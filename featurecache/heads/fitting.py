@@ -10,22 +10,18 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.neural_network import MLPClassifier
 
 from featurecache.errors import HeadError, TaskError
 from featurecache.heads.registry import last_step, make_head
 
 _MORE_ITERATIONS = 5
-_EARLY_STOPPING_ROWS = 1000
-_EARLY_STOPPING_ROWS_PER_CLASS = 10
 
 
 def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, name: str = "") -> bool:
     """Fit ``estimator`` in place and tell whether it converged.
 
     A head that stops at its iteration limit is fitted once more with five times the limit; the iteration warnings
-    of scikit-learn become the returned flag. Early stopping is turned off where a class is too
-    small to be divided.
+    of scikit-learn become the returned flag.
 
     Parameters
     ----------
@@ -41,7 +37,6 @@ def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, nam
     HeadError
         scikit-learn refuses the data; the message names the head.
     """
-    _adapt(last_step(estimator), y)
     try:
         if _converges(estimator, X, y):
             return True
@@ -98,12 +93,10 @@ def fit_folds(
     kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
     num_classes = len(np.unique(y))
     names = {key for setting in grid for key in setting}
-    together = hasattr(estimator, "fit_folds") and len(names) == 1
+    together = names <= getattr(estimator, "side_by_side", frozenset()) and bool(names)
     if together and all(len(np.unique(y[each])) == num_classes for each in kept):
-        (param,) = names
         try:
-            for value, fitted in estimator.fit_folds(X, y, fold, [setting[param] for setting in grid]):
-                yield {param: value}, fitted
+            yield from estimator.fit_folds(X, y, fold, grid)
         except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
             raise HeadError(_refusal(name or type(estimator).__name__, X, y, error)) from error
         return
@@ -191,23 +184,6 @@ def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> bool:
         if not issubclass(warning.category, ConvergenceWarning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-
-
-def _adapt(classifier: BaseEstimator, y: np.ndarray) -> None:
-    if isinstance(classifier, MLPClassifier):
-        classifier.set_params(**_mlp_limits(classifier, y))
-
-
-def _mlp_limits(classifier: MLPClassifier, y: np.ndarray) -> dict[str, Any]:
-    counts = np.unique(y, return_counts=True)[1]
-    held_out = int(len(y) * classifier.validation_fraction)
-    enough = len(y) >= _EARLY_STOPPING_ROWS and counts.min() >= _EARLY_STOPPING_ROWS_PER_CLASS
-    # Below these sizes the held-out tenth is noise (or cannot be drawn): the training loss decides when to stop.
-    stop_early = bool(classifier.early_stopping and enough and held_out >= len(counts))
-    if classifier.batch_size == "auto":
-        return {"early_stopping": stop_early}
-    fitted_rows = len(y) - held_out - 1 if stop_early else len(y)
-    return {"early_stopping": stop_early, "batch_size": min(classifier.batch_size, fitted_rows)}
 
 
 def _refusal(name: str, X: np.ndarray, y: np.ndarray, error: BaseException) -> str:

@@ -10,8 +10,8 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.covariance import ledoit_wolf
 from sklearn.utils.validation import validate_data
 
-from featurecache.heads.linear.checks import checked_labels
-from featurecache.heads.linear.classifier import REAL_TYPES, LinearClassifier, ProbabilisticClassifier
+from featurecache.heads.checks import REAL_TYPES, checked_labels
+from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
 
 _LEAST_SHRINKAGE = 1e-6
 

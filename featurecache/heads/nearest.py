@@ -10,8 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featurecache.heads.linear.checks import checked_labels
-from featurecache.heads.linear.classifier import REAL_TYPES
+from featurecache.heads.checks import REAL_TYPES, checked_labels
 
 _BLOCK_BYTES = 64 << 20
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier
-from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC
@@ -17,6 +16,7 @@ from featurecache.errors import UnknownNameError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe
+from featurecache.heads.mlp.estimator import MlpProbe
 from featurecache.heads.nearest import CosineKnn
 
 Factory = Callable[[], BaseEstimator]
@@ -112,8 +112,8 @@ def _rbf_svm() -> Pipeline:
     return make_pipeline(StandardScaler(), SVC(C=1.0, kernel="rbf", break_ties=True, cache_size=500, random_state=0))
 
 
-def _mlp() -> Pipeline:
-    return make_pipeline(StandardScaler(), MLPClassifier((128,), early_stopping=True, random_state=0))
+def _mlp() -> MlpProbe:
+    return MlpProbe()
 
 
 def _knn() -> CosineKnn:
@@ -147,11 +147,16 @@ def _knn_grid(n_samples: int) -> list[dict[str, Any]]:
     return [{"n_neighbors": k} for k in (50, 20, 10, 5, 3, 1) if k <= max(n_samples, 1)]
 
 
+def _mlp_grid(n_samples: int) -> list[dict[str, Any]]:
+    shapes, rates = (1, 2), (1e-3, 3e-3)
+    return [{"hidden_layers": layers, "learning_rate": rate} for layers in shapes for rate in rates]
+
+
 # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
 register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4))
 register_head("linear_svm", _linear_svm, _powers_of_ten("C", -8, -1, per_decade=4))
 register_head("rbf_svm", _rbf_svm, _powers_of_ten("C", -1, 1))
-register_head("mlp", _mlp, lambda n_samples: [{"alpha": 1.0}, {"alpha": 1e-4}])
+register_head("mlp", _mlp, _mlp_grid)
 register_head("knn", _knn, _knn_grid)
 register_head("ridge", _ridge, _powers_of_ten("alpha", 7, -2, per_decade=4))
 register_head("gda", _gda, lambda n_samples: [{}])

@@ -62,7 +62,8 @@ def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
     places = np.linspace(2, args.strengths - 3, NUM_SAMPLED).round().astype(int)
     fold = np.full(len(y), -1)
     fold[held_out] = 0
-    path = {C: fitted[0] for C, fitted in LogisticProbe().fit_folds(X, y, fold, Cs.tolist())}
+    settings = [{"C": C} for C in Cs.tolist()]
+    path = {setting["C"]: fitted[0] for setting, fitted in LogisticProbe().fit_folds(X, y, fold, settings)}
     sampled = fit_by_scikit_learn(X[kept], y[kept], Cs[places], [path[C] for C in Cs[places].tolist()])
     estimate = np.interp(np.arange(args.strengths), places, [each["seconds"] for each in sampled]).sum() * args.folds
     chosen = plain_fit(X, y, probe.C_)

@@ -7,6 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import HeadError
 from featurecache.hashing import canonical_json, digest_bytes
@@ -238,3 +241,29 @@ def test_neighbours_that_do_not_fit_together_are_refused(tmp_path, changed, mess
     save_head(tmp_path / "h", estimator, {})
     with pytest.raises(HeadError, match=message):
         load_head(tmp_path / "h")
+
+
+def test_perceptrons_of_scikit_learn_still_load(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    estimator = make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=20, random_state=0))
+    fit_estimator(estimator, X, np.arange(60) % 3)
+    save_head(tmp_path, estimator, {})
+    _assert_same(estimator, load_head(tmp_path)[0], X)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["coefs_"]["list"].pop(), "do not belong together"),
+        (lambda state: state.update(coefs_=3), "do not belong together"),
+        (lambda state: state["coefs_"]["list"].reverse(), "which do not fit"),
+        (lambda state: state["intercepts_"]["list"].reverse(), "which do not fit"),
+        (lambda state: state["intercepts_"]["list"].__setitem__(0, state["coefs_"]["list"][0]), "which do not fit"),
+        (lambda state: state["coefs_"]["list"].__setitem__(0, state["classes_"]), "are not numbers"),
+    ],
+)
+def test_layers_that_do_not_fit(tmp_path, change, message):
+    save_head(tmp_path, _fitted("mlp")[0], META)
+    _rewrite(tmp_path, lambda document: change(document["estimator"]["state"]))
+    with pytest.raises(HeadError, match=message):
+        load_head(tmp_path)

@@ -14,15 +14,16 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, LeaveOneOut, StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from featurecache.heads.linear import checks, losses
+from featurecache.heads import checks
+from featurecache.heads.linear import losses
 from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.objective import Objective
 from featurecache.heads.linear.path import LinearFamily, search
 from featurecache.heads.linear.ridge import RidgeProbe, System
-from featurecache.heads.linear.rows import Rows
 from featurecache.heads.linear.solver import Minimiser, Tolerance
 from featurecache.heads.nearest import CosineKnn
+from featurecache.heads.rows import Rows
 
 STRENGTHS = [1e-4, 1e-2, 1.0]
 
@@ -110,13 +111,13 @@ def test_folds_side_by_side_equal_folds_one_by_one(head: LogisticProbe, n_classe
     X, y = rows(n_classes)
     fold = np.arange(len(y)) % 4 - 1  # some rows are never held out
     param = "alpha" if isinstance(head, RidgeProbe) else "C"
-    for value, estimators in head.fit_folds(X, y, fold, STRENGTHS):
+    for setting, estimators in head.fit_folds(X, y, fold, [{param: each} for each in STRENGTHS]):
         assert len(estimators) == 3
         for number, estimator in enumerate(estimators):
-            alone = clone(head).set_params(**{param: value}).fit(X[fold != number], y[fold != number])
+            alone = clone(head).set_params(**setting).fit(X[fold != number], y[fold != number])
             found, expected = (each.decision_function(X) for each in (estimator, alone))
             assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
-            assert estimator.get_params()[param] == value
+            assert estimator.get_params()[param] == setting[param]
 
 
 def test_a_search_chooses_by_rows_that_were_held_out() -> None:
@@ -202,7 +203,7 @@ def test_a_path_takes_far_fewer_looks_at_the_rows_than_its_strengths_by_themselv
     X, y = load_digits(return_X_y=True)
 
     def looks(Cs: list[float]) -> int:
-        path = LogisticProbe().fit_folds(X.astype(np.float32), y, np.arange(len(y)) % 5, Cs)
+        path = LogisticProbe().fit_folds(X.astype(np.float32), y, np.arange(len(y)) % 5, [{"C": C} for C in Cs])
         return sum(max(estimator.n_iter_ for estimator in fitted) for _, fitted in path)
 
     Cs = np.logspace(-4, 0, 17).tolist()
@@ -231,8 +232,8 @@ def test_a_feature_that_varies_in_one_fold_alone_is_none_for_the_others() -> Non
     X, fold = rng.normal(size=(400, 10)), np.arange(400) % 4
     y = (X[:, 0] + 0.3 * rng.normal(size=400) > 0).astype(int)
     X[:, 7] = np.where(fold == 0, rng.normal(size=400), 0.0)
-    for head, strengths in ((LogisticProbe(), [1e-2, 1.0]), (RidgeProbe(), [10.0])):
-        for _, (first, *_rest) in head.fit_folds(X, y, fold, strengths):
+    for head, settings in ((LogisticProbe(), [{"C": 1e-2}, {"C": 1.0}]), (RidgeProbe(), [{"alpha": 10.0}])):
+        for _, (first, *_rest) in head.fit_folds(X, y, fold, settings):
             assert abs(first.coef_[0, 7]) < 0.01
             assert first.score(X[fold == 0], y[fold == 0]) > 0.8
 

@@ -10,8 +10,7 @@ from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-REAL_TYPES = [np.float64, np.float32]
-"""Of features; all else is converted to the first."""
+from featurecache.heads.checks import REAL_TYPES
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):

@@ -10,29 +10,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, column_or_1d, validate_data
 
-from featurecache.heads.linear.checks import (
+from featurecache.heads.checks import (
     Folds,
+    checked_class_weight,
     checked_labels,
+    checked_rows,
     checked_strengths,
     checked_weight,
     fold_of_rows,
     is_small,
     with_weight,
 )
-from featurecache.heads.linear.classifier import REAL_TYPES, LinearClassifier, ProbabilisticClassifier
+from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
 
 if TYPE_CHECKING:
     from featurecache.heads.linear.path import Step
 
-Fitted: TypeAlias = Iterator[tuple[float, list["LinearProbe"]]]
+Fitted: TypeAlias = Iterator[tuple[dict[str, Any], list["LinearProbe"]]]
 
 
 class LinearProbe(LinearClassifier):
     """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`."""
 
     _loss: ClassVar[str]
+    side_by_side: ClassVar[frozenset[str]] = frozenset({"C"})
+    """Parameters in which settings may differ that are fitted side by side."""
 
     def __init__(
         self,
@@ -77,16 +80,17 @@ class LinearProbe(LinearClassifier):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, labels = self._checked(X, y)
+        rows, labels = checked_rows(self, X, y)
+        check_classification_targets(labels)
         weight = checked_weight(sample_weight, rows)
         Cs = checked_strengths(self.C if self.Cs is None else self.Cs, "C")
         fold = None if self.Cs is None else fold_of_rows(self.cv, labels, groups, self.random_state)
         weight, rows, labels, fold = with_weight(weight, rows, labels, fold)
         self.classes_, y_index = checked_labels(labels)
-        self._class_weight()
+        checked_class_weight(self.class_weight, self.classes_)
         # torch is loaded by those who fit, not by those who list heads.
         from featurecache.heads.linear.path import search
-        from featurecache.heads.linear.rows import NO_FOLD
+        from featurecache.heads.rows import NO_FOLD
 
         family = self._family()
         divided = self._rows(rows, y_index, np.full(len(y_index), NO_FOLD) if fold is None else fold, weight)
@@ -106,8 +110,10 @@ class LinearProbe(LinearClassifier):
             )
         return self._solved(step, 0)
 
-    def fit_folds(self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], Cs: Sequence[float]) -> Fitted:
-        """Fit all strengths and all folds side by side.
+    def fit_folds(
+        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+    ) -> Fitted:
+        """Fit all settings and all folds side by side.
 
         Parameters
         ----------
@@ -115,43 +121,27 @@ class LinearProbe(LinearClassifier):
             As for `fit`; arrays.
         fold : ndarray of int (n_samples,)
             -1 for rows that are never held out. The rows outside each fold must be of all classes.
-        Cs : sequence of float
-            In increasing order each step is short.
+        settings : sequence of mapping
+            Each ``{"C": strength}``; in increasing order each step is short.
 
         Yields
         ------
-        (strength, estimators)
+        (setting, estimators)
             One fitted estimator for each fold, which was not fitted on it; a single one, fitted on all rows, where no
             row is held out.
         """
-        from featurecache.heads.linear.rows import NO_FOLD
+        from featurecache.heads.rows import NO_FOLD
 
         self.n_features_in_ = X.shape[1]
         self.classes_, y_index = checked_labels(y)
+        Cs = [setting["C"] for setting in settings]
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
         for step in self._family().solve(self._rows(X, y_index, fold, None), Cs, left_out):
-            yield step.C, [self._sibling(C=step.C)._solved(step, group) for group in range(len(left_out))]
+            yield {"C": step.C}, [self._sibling(C=step.C)._solved(step, group) for group in range(len(left_out))]
 
     def _solved(self, step: Step, group: int) -> Self:
         self.C_, self.n_iter_ = step.C, int(step.num_iterations[group])
         return self._fitted(step.weights_GDK[group].cpu().numpy(), step.intercept_GK[group].cpu().numpy())
-
-    def _checked(self, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:
-        if isinstance(X, np.memmap):  # scikit-learn's own checks would copy it
-            self.n_features_in_ = X.shape[1]
-            y = column_or_1d(y)
-            check_consistent_length(X, y)
-        else:
-            X, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
-        check_classification_targets(y)
-        return X, np.asarray(y)
-
-    def _class_weight(self) -> Any:
-        if self.class_weight is None or self.class_weight == "balanced":
-            return self.class_weight
-        if not isinstance(self.class_weight, Mapping):
-            raise ValueError(f"class_weight must be None, 'balanced' or a mapping, got {self.class_weight!r}")
-        return np.array([float(self.class_weight.get(label, 1.0)) for label in self.classes_.tolist()])
 
     def _family(self) -> Any:
         from featurecache.heads.linear import losses
@@ -159,7 +149,7 @@ class LinearProbe(LinearClassifier):
 
         return LinearFamily(
             loss=getattr(losses, self._loss)(),
-            class_weight=self._class_weight(),
+            class_weight=checked_class_weight(self.class_weight, self.classes_),
             standardize=self.standardize,
             tol=self.tol,
             max_iter=self.max_iter,
@@ -168,7 +158,7 @@ class LinearProbe(LinearClassifier):
     def _rows(self, X: Any, y: NDArray[np.int64], fold: NDArray[np.int64], weight: NDArray[np.float64] | None) -> Any:
         import torch
 
-        from featurecache.heads.linear.rows import Rows
+        from featurecache.heads.rows import Rows
 
         dtype = torch.float64 if X.dtype == np.float64 or is_small(*X.shape) else torch.float32
         return Rows(X, y, fold, weight, dtype=dtype, device=self.device)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.linear.losses import Loss
-from featurecache.heads.linear.rows import NO_FOLD, Block, Moments, Rows
+from featurecache.heads.rows import NO_FOLD, Block, Moments, Rows
 
 ClassWeight = Literal["balanced"] | NDArray[np.float64] | None
 

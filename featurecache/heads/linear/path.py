@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.heads.linear.checks import is_small
+from featurecache.heads.checks import is_small
 from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.losses import Loss
 from featurecache.heads.linear.objective import Objective
-from featurecache.heads.linear.rows import NO_FOLD, Rows
 from featurecache.heads.linear.solver import Minimiser, Tolerance
+from featurecache.heads.rows import NO_FOLD, Rows
 
 
 @dataclass(frozen=True, eq=False)

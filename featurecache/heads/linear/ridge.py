@@ -9,15 +9,16 @@ Cook & Weisberg, "Residuals and Influence in Regression", 1982).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
 from sklearn.utils.validation import validate_data
 
-from featurecache.heads.linear.checks import (
+from featurecache.heads.checks import (
+    REAL_TYPES,
     checked_labels,
     checked_strengths,
     checked_weight,
@@ -25,7 +26,7 @@ from featurecache.heads.linear.checks import (
     is_small,
     with_weight,
 )
-from featurecache.heads.linear.classifier import REAL_TYPES, LinearClassifier, named
+from featurecache.heads.linear.classifier import LinearClassifier, named
 
 _BLOCK_BYTES = 32 << 20
 _ROWS_FOR_SHIFT = 256
@@ -62,6 +63,9 @@ class RidgeProbe(LinearClassifier):
     held_out_ : ndarray (n_samples, n_classes) or (n_samples, 1), float64
         What each row gets from the chosen strength when it is left out.
     """
+
+    side_by_side: ClassVar[frozenset[str]] = frozenset({"alpha"})
+    """Parameters in which settings may differ that are fitted side by side."""
 
     def __init__(
         self,
@@ -107,17 +111,17 @@ class RidgeProbe(LinearClassifier):
         return self._solved(system, chosen)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], alphas: Sequence[float]
-    ) -> Iterator[tuple[float, list[RidgeProbe]]]:
-        """Fit all strengths and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
+        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], list[RidgeProbe]]]:
+        """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
         self.n_features_in_ = X.shape[1]
         self.classes_, y_index = checked_labels(y)
         rows = X.astype(np.float64, copy=False) if is_small(*X.shape) else X
         targets = _targets(y_index, len(self.classes_))
         kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
         systems = [System(rows[each], targets[each], None, standardize=self.standardize).forget_rows() for each in kept]
-        for alpha in alphas:
-            yield alpha, [self._sibling(alpha=alpha)._solved(system, alpha) for system in systems]
+        for alpha in (setting["alpha"] for setting in settings):
+            yield {"alpha": alpha}, [self._sibling(alpha=alpha)._solved(system, alpha) for system in systems]
 
     def _solved(self, system: System, alpha: float) -> Self:
         self.alpha_, weights_DK = alpha, system.weights(alpha)

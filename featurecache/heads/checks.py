@@ -1,15 +1,19 @@
-"""What linear heads check of labels, weights, strengths and folds before they fit; errors are scikit-learn's kind."""
+"""What our own heads check of rows, labels, weights, strengths and folds; errors are scikit-learn's kind."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d, validate_data
+
+REAL_TYPES = [np.float64, np.float32]
+"""Of features; all else is converted to the first."""
 
 SMALL_PROBLEM = 5_000_000
 """Numbers in all rows: below, float64 and a solution to the last digits cost next to nothing."""
@@ -20,6 +24,38 @@ Folds: TypeAlias = int | BaseCrossValidator | Iterable[tuple[Any, Any]]
 def is_small(num_rows: int, num_features: int) -> bool:
     """Tell whether a problem is small enough to be computed in float64."""
     return num_rows * num_features <= SMALL_PROBLEM
+
+
+def checked_rows(estimator: BaseEstimator, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:
+    """Return features, float64 or float32, or a memory map as it is, and labels.
+
+    Raises
+    ------
+    ValueError
+        Rows that scikit-learn's estimators refuse too.
+    """
+    if isinstance(X, np.memmap):  # scikit-learn's own checks would copy it
+        estimator.n_features_in_ = X.shape[1]
+        y = column_or_1d(y)
+        check_consistent_length(X, y)
+        return X, np.asarray(y)
+    X, y = validate_data(estimator, X, y, dtype=REAL_TYPES, order="C")
+    return X, np.asarray(y)
+
+
+def checked_class_weight(given: Any, classes: NDArray[Any]) -> NDArray[np.float64] | Literal["balanced"] | None:
+    """Return the weight of each class, or ``given`` where it is None or "balanced".
+
+    Raises
+    ------
+    ValueError
+        Anything but these and a mapping.
+    """
+    if given is None or given == "balanced":
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"class_weight must be None, 'balanced' or a mapping, got {given!r}")
+    return np.array([float(given.get(label, 1.0)) for label in classes.tolist()])
 
 
 def checked_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:

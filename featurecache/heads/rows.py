@@ -28,8 +28,8 @@ class Readable(Protocol):
         """(n_samples, n_features)."""
         ...
 
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        """Return some of the rows, real numbers."""
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Return some of the rows, real numbers; places are in increasing order."""
         ...
 
 

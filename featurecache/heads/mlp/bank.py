@@ -1,0 +1,179 @@
+"""Models of one shape, stacked: batched matrix products take a step of all of them at once.
+
+Axes: F folds, B batch, D features, S settings, H hidden units, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+class Setting(NamedTuple):
+    """What one model differs in from the others beside it."""
+
+    hidden_layers: int
+    width: int
+    learning_rate: float
+    weight_decay: float
+
+
+class Layers(NamedTuple):
+    """Of one model: weights (inputs, outputs) and intercepts (outputs,) of its layers."""
+
+    weights: list[Tensor]
+    intercepts: list[Tensor]
+
+
+@dataclass(eq=False)
+class _Parameter:
+    """One tensor of all models, the folds along its first axis, with the moments of AdamW."""
+
+    value: Tensor
+    axis: int
+    """Along which the settings are."""
+    decays: bool
+
+    def __post_init__(self) -> None:
+        self.value.requires_grad_(True)
+        self.first, self.second = torch.zeros_like(self.value), torch.zeros_like(self.value)
+
+    def step(self, rate_S: Tensor, decay_S: Tensor, number: int) -> None:
+        """Take one step of AdamW (Loshchilov & Hutter, ICLR 2019, algorithm 2), each setting at its own rate."""
+        gradient = self.value.grad
+        assert gradient is not None
+        with torch.no_grad():
+            rate = self._along(rate_S)
+            self.first.lerp_(gradient, 1 - _BETA_1)
+            self.second.mul_(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
+            scale = self.second.sqrt().div_(math.sqrt(1 - _BETA_2**number)).add_(_EPSILON)
+            if self.decays:
+                self.value.mul_(1 - rate * self._along(decay_S))
+            self.value.sub_(torch.div(self.first, scale, out=scale).mul_(rate / (1 - _BETA_1**number)))
+        self.value.grad = None
+
+    def keep(self, places: Tensor) -> None:
+        """Let all other settings leave."""
+        self.first, self.second = (t.index_select(self.axis, places) for t in (self.first, self.second))
+        self.value = self.value.detach().index_select(self.axis, places).requires_grad_(True)
+
+    def of(self, fold: int, place: int) -> Tensor:
+        """Return a copy of one model's part."""
+        return self.value.detach()[fold].select(self.axis - 1, place).clone()
+
+    def _along(self, values_S: Tensor) -> Tensor:
+        shape = [1] * self.value.ndim
+        shape[self.axis] = -1
+        return values_S.view(shape)
+
+
+class Bank:
+    """Models of one shape: every setting without each fold.
+
+    Parameters
+    ----------
+    settings
+        With the number that each goes by; all with the same number and width of hidden layers.
+    num_folds, num_features, num_classes
+    seed
+        Of the first weights: all models of one shape start alike, so that each is what it would be alone.
+    dtype, device
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[tuple[int, Setting]],
+        num_folds: int,
+        num_features: int,
+        num_classes: int,
+        *,
+        seed: int,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        self.numbers = [number for number, _ in settings]
+        """Of the settings that are still trained."""
+        self._rate_S = torch.tensor([s.learning_rate for _, s in settings], dtype=dtype, device=device)
+        self._decay_S = torch.tensor([s.weight_decay for _, s in settings], dtype=dtype, device=device)
+        shape = settings[0][1]
+        sizes = list(pairwise([num_features, *[shape.width] * shape.hidden_layers, num_classes]))
+        generator = torch.Generator().manual_seed(seed)
+        self._weights, self._intercepts = [], []
+        for layer, (fan_in, fan_out) in enumerate(sizes):
+            # He et al., ICCV 2015, equation 10, for layers before a rectifier; the last one starts at zero, so that
+            # the first step sees equal probabilities whatever the features are.
+            drawn = torch.randn(fan_in, fan_out, generator=generator, dtype=torch.float64) * math.sqrt(2 / fan_in)
+            one = (torch.zeros_like(drawn) if layer == len(sizes) - 1 else drawn).to(device, dtype)
+            # (F, D, S, H) for the first layer, which all settings of a fold compute in one product; (F, S, H, H).
+            axis = 2 if layer == 0 else 1
+            stacked = one.unsqueeze(axis - 1).expand(num_folds, *_inserted(one.shape, axis - 1, len(settings))).clone()
+            self._weights.append(_Parameter(stacked, axis, decays=True))
+            zeros = torch.zeros(num_folds, len(settings), fan_out, dtype=dtype, device=device)
+            self._intercepts.append(_Parameter(zeros, 1, decays=False))
+
+    def step(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor, *, part: float, number: int) -> None:
+        """Take one step on a batch.
+
+        Parameters
+        ----------
+        X_FBD
+            The rows, standardised for each fold.
+        y_B
+            Class indices.
+        weight_FB
+            Of the rows in the loss; rows that a fold must not see have none.
+        part
+            Of the learning rate, by the schedule.
+        number
+            Of the step, from 1.
+        """
+        # The sum over the models: none of them has a part in another's gradient.
+        self.losses(X_FBD, y_B, weight_FB).sum().backward()
+        for parameter in (*self._weights, *self._intercepts):
+            parameter.step(self._rate_S * part, self._decay_S, number)
+
+    def losses(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor) -> Tensor:
+        """Return each model's mean loss (F, S); zero where no row has a weight."""
+        logits_FSBC = self._logits(X_FBD)
+        folds, settings, batch, _ = logits_FSBC.shape
+        losses = cross_entropy(logits_FSBC.flatten(0, 2), y_B.repeat(folds * settings), reduction="none")
+        losses_FSB = losses.view(folds, settings, batch)
+        share_FB = weight_FB / weight_FB.sum(1, keepdim=True).clamp(min=torch.finfo(weight_FB.dtype).tiny)
+        # Not a product with zero weights: what a model says of rows that it must not see may be infinite.
+        return torch.where(share_FB[:, None] > 0, losses_FSB * share_FB[:, None], 0.0).sum(2)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with the settings at some places of `numbers` only."""
+        index = torch.tensor(places, dtype=torch.long, device=self._rate_S.device)
+        self._rate_S, self._decay_S = self._rate_S[index], self._decay_S[index]
+        for parameter in (*self._weights, *self._intercepts):
+            parameter.keep(index)
+        self.numbers = [self.numbers[place] for place in places]
+
+    def layers(self, fold: int, place: int) -> Layers:
+        """Return a copy of the model of one fold at one place of `numbers`."""
+        return Layers([w.of(fold, place) for w in self._weights], [b.of(fold, place) for b in self._intercepts])
+
+    def _logits(self, X_FBD: Tensor) -> Tensor:
+        first_FDSH = self._weights[0].value
+        folds, _, settings, width = first_FDSH.shape
+        product = torch.bmm(X_FBD, first_FDSH.flatten(2)).view(folds, -1, settings, width)
+        values_FSBH = product.transpose(1, 2) + self._intercepts[0].value.unsqueeze(2)
+        for weights, intercepts in zip(self._weights[1:], self._intercepts[1:], strict=True):
+            values_FSBH = torch.matmul(values_FSBH.relu(), weights.value) + intercepts.value.unsqueeze(2)
+        return values_FSBH
+
+
+def _inserted(shape: torch.Size, axis: int, size: int) -> list[int]:
+    sizes = list(shape)
+    sizes.insert(axis, size)
+    return sizes
