@@ -1,11 +1,18 @@
-"""Tables that people have: CSV and TSV files with a header, read row by row as text."""
+"""Tables: CSV and TSV files with a header, read row by row as text; and written, as Parquet too."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import importlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from featurecache.atomic import publish_bytes
+from featurecache.errors import MissingExtraError
 
 _TAB_SUFFIXES = (".tsv", ".tab")
 _MAX_FIELD = 16_000_000
@@ -71,6 +78,60 @@ def open_table(path: Path, *, raw: bool = False) -> Iterator[Table]:
         raise TableError(error.strerror or type(error).__name__) from None
     finally:
         csv.field_size_limit(before)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table, whole or not at all: ``.parquet``, ``.tsv``, or else CSV.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced if it is there.
+    columns : sequence of str
+    rows : iterable of mapping
+        Plain values by column; None becomes an empty field, or null.
+
+    Raises
+    ------
+    MissingExtraError
+        Parquet without the extra ``parquet``.
+    TableError
+        A place that cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        data = _parquet(columns, list(rows))
+    else:
+        out = io.StringIO(newline="")
+        dialect = csv.excel_tab if suffix in _TAB_SUFFIXES else csv.excel
+        writer = csv.DictWriter(out, columns, dialect=dialect, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        data = out.getvalue().encode()
+    try:
+        publish_bytes(path, data)
+    except OSError as error:
+        raise TableError(f"it cannot be written ({error.strerror or type(error).__name__})") from None
+
+
+def check_writable(path: Path) -> None:
+    """Raise what `write_table` would raise for this place, before there is anything to lose."""
+    if path.suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "parquet")
+    if path.is_dir():
+        raise TableError("it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise TableError(f"there is no folder {path.parent}; make it, or name another place")
+
+
+def _parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    if find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "parquet")
+    arrow: Any = importlib.import_module("pyarrow")
+    table = arrow.table({column: [row[column] for row in rows] for column in columns})
+    sink = arrow.BufferOutputStream()
+    importlib.import_module("pyarrow.parquet").write_table(table, sink)
+    return bytes(sink.getvalue())
 
 
 def to_bytes(field: str) -> bytes:

@@ -60,10 +60,11 @@ def compare(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
     half = _Z95 * float(np.sqrt(max(won + lost + 1.0 - (won - lost) ** 2 / n, 0.0))) / n
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
-    return Comparison((won - lost) / len(y), low, high, p_value, _verdict(low, high))
+    return Comparison((won - lost) / len(y), low, high, p_value, verdict_of(low, high))
 
 
-def _verdict(low: float, high: float) -> Verdict:
+def verdict_of(low: float, high: float) -> Verdict:
+    """Put an interval of a difference into a word; see `Comparison`."""
     if low > 0:
         return "better"
     if high < 0:

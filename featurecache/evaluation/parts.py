@@ -44,6 +44,14 @@ class Part:
         """Return some of the samples, with all that belongs to them."""
         return Part(y=self.y[places], fitted=self.fitted[places], judged=self.judged[places])
 
+    def with_samples_of(self, other: Part) -> Part:
+        """Return the samples of both parts."""
+        return Part(
+            y=np.concatenate([self.y, other.y]),
+            fitted=np.concatenate([self.fitted, other.fitted]),
+            judged=np.concatenate([self.judged, other.judged]),
+        )
+
     def joined(self, other: Part) -> LabelledRows:
         """Return the rows to fit of two parts."""
         (X, y), (X_more, y_more) = self.rows_to_fit(), other.rows_to_fit()

@@ -152,12 +152,13 @@ def train_heads(
     for name in names:
         make_head(name)  # an unknown name must not cost the fits before it
     report = TrainingReport(task, [])
-    judged_sets = [_judged_set(store, feature_set, tta=tta) for feature_set in sets]
+    judged_sets = [judged_set_of(store, feature_set, tta=tta) for feature_set in sets]
     for feature_set, judged_set in zip(sets, judged_sets, strict=True):
         features, judged = feature_set.open(), judged_set.open()
-        _check_size(features)
         report.left_out |= {**task.left_out(features), **task.left_out(judged)}
-        parts = {split: _part(task, features, judged, split) for split in SPLITS if task.has(split)}
+        # Samples of the last part are looked at once and never fitted on.
+        fitted = [split for split in SPLITS if task.has(split)][:-1]
+        parts = read_parts(task, features, judged, fitted)
         results = evaluate_heads(
             names, parts, len(task.classes), n_jobs=n_jobs, random_state=random_state, progress=on_result
         )
@@ -168,16 +169,16 @@ def train_heads(
 
 def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
     """Rows and classes of the samples on which the head's last look was taken."""
-    return _rows(head.task, head.feature_set.open(), head.judged_set.open(), head.result.reported)
+    return rows_of_part(head.task, head.feature_set.open(), head.judged_set.open(), head.result.reported)
 
 
 def selection_rows(head: TrainedHead) -> Rows:
     """Rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
     split = "validation" if head.result.protocol == "validation" else "train"
-    return _rows(head.task, head.feature_set.open(), head.judged_set.open(), split)[0]
+    return rows_of_part(head.task, head.feature_set.open(), head.judged_set.open(), split)[0]
 
 
-def _judged_set(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> FeatureSet:
+def judged_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> FeatureSet:
     """Return what heads on a feature set are judged on."""
     if tta:
         check_takes_views(feature_set.identity.preprocess.modality, f"the cached {feature_set}", option="--tta")
@@ -205,7 +206,7 @@ def _check_size(features: Features) -> None:
         raise RequestError(f"tap {features.tap!r} has {num_numbers} numbers per sample; pool it")
 
 
-def _rows(task: Task, features: Features, judged: Features, split: str) -> tuple[Rows, np.ndarray[Any, Any]]:
+def rows_of_part(task: Task, features: Features, judged: Features, split: str) -> tuple[Rows, np.ndarray[Any, Any]]:
     """Rows and classes of the samples of a split that are good both as what is fitted on and as what is judged on."""
     rows, y = task.rows(features, split)
     if judged.num_views == features.num_views:
@@ -214,15 +215,27 @@ def _rows(task: Task, features: Features, judged: Features, split: str) -> tuple
     return rows[good], y[good]
 
 
-def _part(task: Task, features: Features, judged: Features, split: str) -> Part:
-    rows, y = _rows(task, features, judged, split)
+def read_parts(task: Task, features: Features, judged: Features, fitted: Sequence[str]) -> dict[str, Part]:
+    """Read every part of a task; of the parts in ``fitted`` also what heads are fitted on, where that is another thing.
+
+    Raises
+    ------
+    RequestError
+        Features that are too large for heads, or labelled samples without features.
+    TaskError
+        A part without good samples.
+    """
+    _check_size(features)
+    return {split: _part(task, features, judged, split, split in fitted) for split in SPLITS if task.has(split)}
+
+
+def _part(task: Task, features: Features, judged: Features, split: str, is_fitted: bool) -> Part:
+    rows, y = rows_of_part(task, features, judged, split)
     if len(rows) == 0:
         raise TaskError(
             f"all {split} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
             "see `featurecache info` for the reasons"
         )
     what_is_judged = read_views(judged, rows)
-    # Samples of the last part are looked at once and never fitted on.
-    is_fitted = split == "train" or (split == "validation" and task.has("test"))
     same = not is_fitted or judged.num_views == features.num_views
     return Part(y=y, fitted=what_is_judged if same else read_views(features, rows), judged=what_is_judged)

@@ -158,5 +158,7 @@ class ShardFolder:
         """Every commit record, in the order of the keys."""
         folder = self.path / "commits"
         if not folder.is_dir():
+            if folder.exists():
+                raise CorruptError(f"{folder} is a file where a folder of records belongs; remove it")
             return []
         return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not is_partial(path))

@@ -18,7 +18,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
-from featurecache.store.verify import QUARANTINE, Problem, verify
+from featurecache.store.verify import NOTES, QUARANTINE, Problem, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         moved = [root / place]
         if key.isdecimal():  # another name could be a pattern
             moved = [folder / "commits" / f"{key}.json", *sorted((folder / "shards").glob(f"{key}-*.h5"))]
-    elif place.parts[0] == "requests":
+    elif place.parts[0] in NOTES:
         moved = [root / place]
     else:
         return Repair(
@@ -79,10 +79,9 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         )
     for path in moved:
         _set_aside(root, quarantine, path)
-    again = (
-        "make the task again" if place.parts[0] == "tasks" else "run `featurecache repair` with --source, or extract"
-    )
-    return Repair(problem.where, problem.what, f"set aside; {again}")
+    again = {"tasks": "make the task again", "results": "the next sweep computes it"}
+    advice = again.get(place.parts[0], "run `featurecache repair` with --source, or extract")
+    return Repair(problem.where, problem.what, f"set aside; {advice}")
 
 
 def _next_quarantine(root: Path) -> Path:

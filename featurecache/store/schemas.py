@@ -122,6 +122,12 @@ class RequestBody(Struct):
     taps: list[Text]
 
 
+class ResultBody(Struct):
+    """How one head did: the columns of a row of a table."""
+
+    row: dict[Text, bool | int | float | Text | None]
+
+
 class ProbeBody(Struct):
     """What the program's own inputs gave."""
 

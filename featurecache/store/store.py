@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from featurecache.atomic import is_partial, make_folder, publish_once
+from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
 from featurecache.errors import (
     CorruptError,
     FormatVersionError,
@@ -32,6 +32,7 @@ from featurecache.store.schemas import (
     SOURCE,
     TASK,
     RequestBody,
+    ResultBody,
     check_body,
     features_schema,
 )
@@ -197,7 +198,7 @@ class FeatureStore:
         for spec in sorted((self.path / "features").glob("*/spec.json")):
             identity, about = read_spec(spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
-                if any(path.suffix == ".json" for path in commits.iterdir()):
+                if ShardFolder(commits.parent).records():
                     yield feature_set_in(commits.parent, identity, about, self.samples)
 
     def feature_set_at(self, place: PurePosixPath) -> FeatureSet | None:
@@ -231,6 +232,32 @@ class FeatureStore:
         except (FileNotFoundError, CorruptError):
             return None  # a note that saves time, nothing more
         return record["fingerprint"], record["taps"]
+
+    # Remembered results: what a head did on features and labels that are named by content
+
+    def remember_result(self, digest: str, row: Mapping[str, Any]) -> None:
+        """Keep how a head did.
+
+        Parameters
+        ----------
+        digest : str
+            Of everything that the row depends on.
+        row : mapping
+            Plain finite values by column.
+        """
+        folder = self.path / "results"
+        make_folder(folder)
+        # Not once: a damaged record is replaced by what was computed in its place.
+        publish_bytes(folder / f"{digest}.json", encode_record("result", {"row": dict(row)}))
+
+    def recall_result(self, digest: str) -> dict[str, Any] | None:
+        """Return what is kept under this digest, if anything that can be read is."""
+        try:
+            record = read_record(self.path / "results" / f"{digest}.json", "result")
+            check_body(record, ResultBody, "a result")
+        except (FileNotFoundError, CorruptError):
+            return None  # it is computed again
+        return dict(record["row"])
 
     # Tasks
 

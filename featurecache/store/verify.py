@@ -40,6 +40,8 @@ LEVELS: tuple[str, ...] = get_args(Level)
 _ROWS_AT_ONCE = 1024
 QUARANTINE = "quarantine"
 """Folder of what `repair` set aside."""
+NOTES = {"requests": "request", "results": "result"}
+"""Folders of records that only save time, and their kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,16 @@ def _check_tree(path: Path) -> Iterator[Problem]:
         yield Problem(_inside(path, place), what, "remove it")
 
 
+def _check_folders(root: Path) -> Iterator[Problem]:
+    """Name files where folders of shards and records belong: nothing would be looked for below them."""
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name != QUARANTINE)
+        for name in sorted({"commits", "shards"} & set(files)):
+            yield Problem(_inside(root, Path(folder) / name), "is a file where a folder belongs", "remove it")
+
+
 def _check_records(store: FeatureStore) -> Iterator[Problem]:
+    yield from _check_folders(store.path)
     known = {folder.path: folder for folder in _folders(store)}
     for place in shard_folders(store.path):
         if place not in known:
@@ -148,8 +159,9 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
             continue
         for record in known[place].records():
             yield from _attempt(store.path, record, partial(known[place].read, record))
-    for record in sorted((store.path / "requests").glob("*.json")):
-        yield from _attempt(store.path, record, partial(read_record, record, "request"))
+    for notes, kind in NOTES.items():
+        for record in sorted((store.path / notes).glob("*.json")):
+            yield from _attempt(store.path, record, partial(read_record, record, kind))
     yield from _attempt(store.path, store.path / "samples", partial(_check_samples, store))
     for spec in sorted((store.path / "features").glob("*/spec.json")):
         yield from _attempt(store.path, spec, partial(read_spec, spec))

@@ -47,7 +47,7 @@ def cached(make_folder: Make, tmp_path: Path, call: Callable) -> Path:
 
 
 def test_verbs_are_the_documented_ones() -> None:
-    first = ("run", "extract", "ls", "info", "task", "train", "predict")
+    first = ("run", "extract", "ls", "info", "task", "train", "sweep", "predict")
     assert (*first, "backbones", "inspect", "verify", "repair", "gc", "convert", "doctor") == VERBS
 
 

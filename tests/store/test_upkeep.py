@@ -122,6 +122,20 @@ def test_links_are_named_and_never_followed(made: tuple, tmp_path: Path, pattern
     assert main(["repair", str(store.path)]) == 1
 
 
+@pytest.mark.parametrize("pattern", ["features/*/*/*/commits", "features/*/*/*/shards", "sources/*/commits"])
+def test_a_file_in_place_of_a_folder_is_named(made: tuple, pattern: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, store = made
+    place = next(store.path.glob(pattern))
+    shutil.rmtree(place)
+    place.write_text("no folder")
+    problems = {problem.where: problem for problem in verify(FeatureStore.open(store.path)).problems}
+    problem = problems[str(place.relative_to(store.path))]
+    assert (problem.what, problem.advice) == ("is a file where a folder belongs", "remove it")
+    for verb in ("info", "ls"):
+        assert main([verb, str(store.path)]) in (0, 1)
+        assert "Not a directory" not in capsys.readouterr().err
+
+
 def test_pipes_are_not_waited_for(made: tuple) -> None:
     _, store = made
     os.mkfifo(store.path / "report.html")

@@ -1,0 +1,149 @@
+"""``featurecache sweep``: many heads on many taps and tasks, with several seeds and few labels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
+from featurecache.errors import RequestError
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "sweep",
+        help="train heads over taps, tasks, seeds and numbers of labels; keep every result",
+        example="""
+          featurecache sweep flowers.cache --task species --picture layers.svg
+          featurecache sweep flowers.cache --task species --head logistic --shots 1 --shots 5 --shots 10 --seeds 10
+          featurecache sweep flowers.cache --head logistic --head knn --folds 5 --out results.csv
+        """,
+        quiet=True,
+    )
+    parser.add_argument("cache", type=Path, metavar="DIR")
+    parser.add_argument("--task", action="append", metavar="T", help="task, repeat for several (default: all)")
+    parser.add_argument("--tap", action="append", metavar="T", help="cached tap, repeat for several (default: all)")
+    parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
+    parser.add_argument("--fingerprint", metavar="F", help="only features with this fingerprint")
+    parser.add_argument("--dtype", metavar="D", help="only features stored as this type")
+    parser.add_argument("--views", type=int, metavar="K", help="K cached views of each sample; 0 (default): plain")
+    parser.add_argument("--head", action="append", metavar="H", help="head, or 'all' (default); repeat for several")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default 1)")
+    parser.add_argument("--shots", action="append", type=int, metavar="N", help="fit on N samples of each class")
+    parser.add_argument(
+        "--share", action="append", type=float, metavar="S", help="fit on this share of each class: 0.1, 0.5, 1"
+    )
+    parser.add_argument(
+        "--folds", type=int, metavar="K", help="judge on each of K folds of train and validation (nested)"
+    )
+    parser.add_argument(
+        "--look-at-test", action="store_true", help="judge on the test part, which is for the last look"
+    )
+    parser.add_argument("--tta", action="store_true", help="judge on the mean over the cached views of a sample")
+    parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw accuracy by layer, labels and time")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute, keep, print; status 1 when a head could not be fitted."""
+    from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep, summarise
+    from featurecache.heads.registry import list_heads
+    from featurecache.reporting.sweep import draw_sweep
+    from featurecache.store.store import FeatureStore
+    from featurecache.tables import write_table
+
+    if args.seeds < 1:
+        raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
+    plan = Plan(
+        heads=list_heads() if "all" in (args.head or ["all"]) else args.head,
+        seeds=range(args.seeds),
+        num_folds=args.folds,
+        shots=args.shots or (),
+        shares=args.share or (),
+        look_at_test=args.look_at_test,
+        tta=args.tta,
+    )
+    _check_places(args)
+    store = FeatureStore.open(args.cache)
+    tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
+    if not tasks:
+        raise RequestError(f"{store.path} has no tasks; add one with `featurecache task add`")
+    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
+    views = 0 if args.views is None and not args.tta else args.views
+    sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]
+    sets = list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
+    num_kept = 0
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        progress.start("training heads", plan.num_cells(len(tasks) * len(sets)))
+
+        def count(row: dict[str, Any], kept: bool) -> None:
+            nonlocal num_kept
+            num_kept += kept
+            progress.advance(1)
+
+        rows = run_sweep(store, tasks, sets, plan, n_jobs=args.jobs, on_result=count)
+    lines = summarise(rows)
+    if args.out:
+        write_table(args.out, COLUMNS, rows)
+    if args.picture:
+        args.picture.write_text(draw_sweep(lines))
+    failed = [row for row in rows if row["error"] is not None]
+    if args.json:
+        print_json({"summary": lines, "rows": rows, "kept": num_kept, "computed": len(rows) - num_kept})
+        return int(bool(failed))
+    _print(lines)
+    print_line(f"{len(rows)} results, {num_kept} of them from earlier sweeps")
+    for row in failed[:5]:
+        warn(f"{row['head']} on {row['tap']}, task {row['task']}: {row['error']}")
+    return int(bool(failed))
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    from featurecache.tables import TableError, check_writable
+
+    for option, path in (("--out", args.out), ("--picture", args.picture)):
+        if path is None:
+            continue
+        if option == "--picture" and path.suffix.lower() != ".svg":
+            raise RequestError(f"{option} {path} must end in .svg")
+        try:
+            check_writable(path)
+        except TableError as error:
+            raise RequestError(f"{option} {path}: {error}") from None
+
+
+def _print(lines: list[dict[str, Any]]) -> None:
+    figures = ["labels", "accuracy", "95 % interval", "divisions", "seconds"]
+    print_table(
+        ["task", "head", "tap", *figures, "judged on", "against the best"],
+        [
+            [
+                line["task"],
+                line["head"],
+                line["tap"] + (f", {line['views']} views" if line["views"] else ""),
+                _labels(line),
+                "-" if line["accuracy"] is None else f"{line['accuracy']:.3f}",
+                "-" if line["accuracy"] is None else f"{line['low']:.3f} to {line['high']:.3f}",
+                str(line["divisions"]),
+                "-" if line["seconds"] is None else f"{line['seconds']:.2f}",
+                line["part"],
+                line["against_best"] or "-",
+            ]
+            for line in lines
+        ],
+        numbers=figures,
+    )
+    if any(line["part"] == "test" for line in lines):
+        print_line("these are looks at the test part: choosing by them makes the best of them too good")
+
+
+def _labels(line: dict[str, Any]) -> str:
+    if line["shots"] is not None:
+        return f"{line['shots']} a class"
+    return "-" if line["n_train"] is None else f"{line['n_train']:.0f}"

@@ -1,0 +1,97 @@
+"""Divisions: nothing is on two sides, fewer labels are a part of more, test stays untouched unless asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.divisions import Division, divide
+from featurecache.evaluation.parts import Part
+
+
+def part(start: int, counts: list[int]) -> Part:
+    """Samples whose only feature is their own number."""
+    y = np.repeat(np.arange(len(counts)), counts)
+    X = (start + np.arange(len(y), dtype=np.float32)).reshape(-1, 1, 1)
+    return Part(y=y, fitted=X, judged=X)
+
+
+def parts(*names: str, counts: tuple[int, ...] = (12, 8, 20)) -> dict[str, Part]:
+    return {name: part(1000 * place, list(counts)) for place, name in enumerate(("train", *names))}
+
+
+def numbers(which: Part) -> list[int]:
+    return which.judged[:, 0, 0].astype(int).tolist()
+
+
+@given(
+    names=st.sampled_from([("validation",), ("test",), ("validation", "test")]),
+    seed=st.integers(0, 5),
+    folds=st.sampled_from([None, 2, 4]),
+    shots=st.sampled_from([None, 1, 3, 100]),
+)
+def test_every_sample_is_on_one_side_and_test_is_never_looked_at(names, seed, folds, shots):
+    given_parts = parts(*names)
+    for fold in range(folds or 1):
+        division = Division(seed=seed, fold=fold if folds else None, num_folds=folds, shots=shots)
+        divided = divide(given_parts, division)
+        assert set(divided) == {"train", "validation"}
+        fitted, judged = (numbers(divided[name]) for name in ("train", "validation"))
+        assert not set(fitted) & set(judged)
+        assert len(set(fitted)) == len(fitted)
+        if "test" in names:
+            assert not {*fitted, *judged} & set(numbers(given_parts["test"]))
+        all_train = numbers(given_parts["train"]) + (
+            numbers(given_parts["validation"]) if "validation" in names else []
+        )
+        if shots is None and (folds or "validation" not in names):
+            assert sorted(fitted + judged) == sorted(all_train)
+        if shots is not None:
+            available = np.bincount(
+                divide(given_parts, Division(seed=seed, fold=division.fold, num_folds=folds))["train"].y
+            )
+            assert np.bincount(divided["train"].y).tolist() == np.minimum(available, shots).tolist()
+
+
+def test_folds_judge_every_sample_once():
+    given_parts = parts("validation", "test")
+    divided = [divide(given_parts, Division(fold=k, num_folds=4)) for k in range(4)]
+    judged = [number for each in divided for number in numbers(each["validation"])]
+    everything = numbers(given_parts["train"]) + numbers(given_parts["validation"])
+    assert sorted(judged) == sorted(everything)
+
+
+@pytest.mark.parametrize("name", ["shots", "share"])
+def test_fewer_labels_are_a_part_of_more(name):
+    given_parts = parts("validation")
+    amounts = [1, 2, 5, 11] if name == "shots" else [0.05, 0.3, 0.5, 1.0]
+    seen: set[int] = set()
+    for amount in amounts:
+        fitted = set(numbers(divide(given_parts, Division(seed=3, **{name: amount}))["train"]))
+        assert seen < fitted
+        seen = fitted
+    other = set(numbers(divide(given_parts, Division(seed=4, **{name: amounts[1]}))["train"]))
+    assert other != set(numbers(divide(given_parts, Division(seed=3, **{name: amounts[1]}))["train"]))
+
+
+def test_a_look_at_test_must_be_asked_for():
+    given_parts = parts("validation", "test")
+    whole = divide(given_parts, Division(look_at_test=True))
+    assert {name: numbers(each) for name, each in whole.items()} == {
+        name: numbers(each) for name, each in given_parts.items()
+    }
+    few = divide(given_parts, Division(look_at_test=True, shots=2))
+    assert set(few) == {"train", "test"}
+    assert len(few["train"]) == 6
+    with pytest.raises(RequestError, match="no test part to look at; leave --look-at-test out"):
+        divide(parts("validation"), Division(look_at_test=True))
+
+
+def test_classes_too_small_to_divide():
+    with pytest.raises(TaskError, match="the smallest class has 2 samples, too few for 3 folds; ask for fewer folds"):
+        divide(parts("test", counts=(2, 9)), Division(fold=0, num_folds=3))
+    with pytest.raises(TaskError, match="no class has enough train samples to hold out a quarter"):
+        divide(parts("test", counts=(1, 1)), Division())
