@@ -9,6 +9,7 @@
     python scripts/benchmark.py reading
     python scripts/benchmark.py taps --repeats 15
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1
+    python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -86,6 +87,7 @@ def main() -> None:
         "reading": (reading.bench_reading, lambda parser: None),
         "taps": (taps.bench_taps, taps.add_options),
         "heads": (heads.bench_heads, heads.add_heads_options),
+        "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
     }
     for name, (bench, add_options) in benches.items():

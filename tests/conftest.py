@@ -12,6 +12,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from featurecache.store.store import FeatureStore
+from featurecache.store.views import SourceView
+from featurecache.text import TextColumn
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
 TINY = "python:tiny_backbones:tiny"
@@ -46,6 +50,20 @@ def features_body(tap: str, fingerprint: str, num_rows: int) -> dict[str, object
     """Return the least that a commit of features says."""
     ran = {"runtime": "torch", "device": "cpu", "machine": "any", "batch_size": 1, "versions": {}}
     return {"rows": [[0, num_rows]], "bad": [], "tap": tap, "fingerprint": fingerprint, "provenance": ran}
+
+
+def content_id(content: str) -> np.ndarray:
+    return np.frombuffer(content.encode().ljust(32, b"."), np.uint8)
+
+
+def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
+    """A cache that knows files by their content, without any pixels."""
+    store = FeatureStore.create(tmp_path / "cache")
+    ids = np.stack([content_id(content) for content in files.values()])
+    rows = store.samples.append(ids, list(files), np.ones(len(files)))
+    stamps = np.zeros((len(files), 4), np.int64)
+    store.views.save(SourceView(str((tmp_path / "src").resolve()), TextColumn.pack(files), stamps, rows, {}))
+    return store
 
 
 def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: tuple[int, int] = (48, 40)) -> Path:

@@ -52,6 +52,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--labels", type=Path, metavar="CSV", help="labels from a table instead of the folders")
     parser.add_argument("--label-column", default="label", metavar="NAME")
+    parser.add_argument("--group-column", metavar="NAME", help="inputs with the same entry here are never divided")
     parser.add_argument(
         "--task", default="run", metavar="NAME", help="name of the task and of the kept head (default: run)"
     )
@@ -130,11 +131,19 @@ def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLab
     from featurecache.store.labels import labels_from_csv, labels_from_folders
 
     if not args.labels and not args.text_column:
+        if args.group_column:
+            raise RequestError("folders say no groups; give a CSV with --labels and --group-column")
         return labels_from_folders(source.root)
     # Another table may name its rows by id instead of holding the texts again.
     text_column = None if args.labels and args.id_column else args.text_column
     table = args.labels or args.source
-    return labels_from_csv(table, label_column=args.label_column, text_column=text_column, root=source.root)
+    return labels_from_csv(
+        table,
+        label_column=args.label_column,
+        text_column=text_column,
+        group_column=args.group_column,
+        root=source.root,
+    )
 
 
 def _with_text(source: Source, name: str) -> str:
@@ -147,6 +156,7 @@ def _with_text(source: Source, name: str) -> str:
 def _write_report(
     args: argparse.Namespace, source: Source, extraction: ExtractionReport, training: TrainingReport, saved: str
 ) -> Path:
+    from featurecache.evaluation.calibration import calibration
     from featurecache.evaluation.scores import confusion, per_class
     from featurecache.evaluation.training import reported_rows
     from featurecache.reporting.report import LastLook, ReportData, write_report
@@ -179,6 +189,7 @@ def _write_report(
             probabilities=best.result.proba,
             names=names,
             confusion=confusion(y_true, y_pred, len(classes)),
+            calibration=calibration(y_true, best.result.proba),
             per_class=per_class(y_true, y_pred, classes),
         ),
         bad_inputs=extraction.to_json()["bad"],

@@ -43,6 +43,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--look-at-test", action="store_true", help="judge on the test part, which is for the last look"
     )
+    parser.add_argument("--balanced", action="store_true", help="classes count alike in choosing and fitting")
     parser.add_argument("--tta", action="store_true", help="judge on the mean over the cached views of a sample")
     parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         shares=args.share or (),
         look_at_test=args.look_at_test,
         tta=args.tta,
+        balanced=args.balanced,
     )
     _check_places(args)
     store = FeatureStore.open(args.cache)

@@ -41,6 +41,9 @@ def add_parser(verbs: Any) -> None:
     add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
     add.add_argument("--label-column", default="label", metavar="NAME")
     add.add_argument("--text-column", metavar="NAME", help="what is labelled stands in this column")
+    add.add_argument(
+        "--group-column", metavar="NAME", help="inputs with the same entry here are never divided: photo, patient"
+    )
     add.add_argument("--source", type=Path, metavar="SOURCE", help="label only this source of the cache")
     add.add_argument("--replace", action="store_true", help="replace a task of the same name")
     add.add_argument("--seed", type=int, default=0, help="of the split that is made where the labels bring none")
@@ -62,6 +65,8 @@ def run_add(args: argparse.Namespace) -> int:
     from featurecache.store.labels import labels_from_csv, labels_from_folders
     from featurecache.store.store import FeatureStore
 
+    if args.from_folders and args.group_column:
+        raise RequestError("folders say no groups; give a CSV with --group-column")
     if args.from_folders == (args.labels is not None):
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
     from featurecache.sources.source import open_source
@@ -71,7 +76,13 @@ def run_add(args: argparse.Namespace) -> int:
     if args.from_folders:
         labels = labels_from_folders(root)
     else:
-        labels = labels_from_csv(args.labels, label_column=args.label_column, text_column=args.text_column, root=root)
+        labels = labels_from_csv(
+            args.labels,
+            label_column=args.label_column,
+            text_column=args.text_column,
+            group_column=args.group_column,
+            root=root,
+        )
     store = FeatureStore.open(args.cache)
     task = store.add_task(
         args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.seed
@@ -89,7 +100,8 @@ def print_task(store: FeatureStore, task: Task) -> None:
 
     counts = ", ".join(f"{count} {part}" for part, count in task.counts().items())
     about = task.about
-    print_line(f"task {task.name}: {len(task.classes)} classes, {counts} (splits {about['splits']})")
+    groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
+    print_line(f"task {task.name}: {len(task.classes)} classes, {counts}{groups} (splits {about['splits']})")
     print_table(["class", "samples"], list(class_counts(task).items())[:50], numbers=["samples"])
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
@@ -136,6 +148,7 @@ def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
         "classes": class_counts(task),
         "counts": task.counts(),
         "about": task.about,
+        "groups": None if task.groups is None else int(task.groups.max()) + 1,
         "unlabelled": _num_unlabelled(store, task),
     }
 

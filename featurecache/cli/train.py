@@ -54,6 +54,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tta", action="store_true", help="judge heads on the mean over the cached views of a sample (test-time views)"
     )
+    group.add_argument(
+        "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
+    )
     group.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
     group.add_argument("--random-state", type=int, default=0, metavar="SEED")
 
@@ -91,6 +94,7 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
             sets,
             heads,
             tta=args.tta,
+            balanced=args.balanced,
             n_jobs=args.jobs,
             random_state=args.random_state,
             on_result=lambda result: progress.advance(1),
@@ -130,9 +134,15 @@ def print_results(report: TrainingReport) -> None:
     figures = [f"by {best['protocol']}", looked_at, "95 % interval", "balanced", "macro F1", "seconds"]
     rows = [_row(result) for result in document["results"]]
     print_table(["head", "tap", "settings", *figures, "against the chosen"], rows, numbers=figures)
-    print_line(f"chosen by {best['protocol']}: {best['head']} on {trained_on(best)}")
+    by = best["protocol"] + (", by balanced accuracy" if best["balanced"] else "")
+    print_line(f"chosen by {by}: {best['head']} on {trained_on(best)}")
     print_line("against the chosen: on the rows by which it was chosen, paired, at 95 %; equivalent: within one point")
     print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
+    said = document["last_look"]["calibration"]
+    print_line(
+        f"its probabilities there: log loss {said['log_loss']:.3f}, off by {said['expected_calibration_error']:.3f} on "
+        "average (expected calibration error)"
+    )
     if best["judged_on"] == "views":
         print_line(f"a sample was judged by the mean over its {best['views']} views, as `predict --tta` does")
 
@@ -148,7 +158,7 @@ def _row(result: dict[str, Any]) -> list[Any]:
         result["head"],
         trained_on(result),
         ", ".join(f"{name}={value}" for name, value in result["params"].items()) or "-",
-        f"{result['selection_accuracy']:.3f}",
+        f"{result['selection_score']:.3f}",
         f"{scores['accuracy']:.3f}",
         f"{scores['accuracy_low']:.3f} to {scores['accuracy_high']:.3f}",
         f"{scores['balanced_accuracy']:.3f}",

@@ -14,10 +14,11 @@ from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.errors import InputError
+from featurecache.extraction.extract import make_request
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline, to_stored
 from featurecache.sources.inputs import FileInput, Input, TextInput
-from featurecache.specs import BackboneRequest
+from featurecache.specs import InitName, PrecisionName
 
 
 class FrozenBackbone(TransformerMixin, BaseEstimator):
@@ -33,6 +34,12 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         A weights file; the provider's own when left out.
     tap : str
         Layer to read, ``node:pooling``.
+    init, seed : str, int
+        ``random`` is the same network before any training, drawn with that seed: the honest baseline.
+    preprocess : mapping, optional
+        Changes to the preprocess that comes with the weights: ``{"resize": 160, "crop": 160}``.
+    precision : str
+        Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` and ``float16``.
     batch_size : int, optional
         Inputs in a forward pass; chosen for the device when left out.
     runtime, device : str
@@ -45,6 +52,10 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         *,
         weights: str | Path | None = None,
         tap: str = "default",
+        init: InitName = "pretrained",
+        seed: int = 0,
+        preprocess: Mapping[str, Any] | None = None,
+        precision: PrecisionName = "float32",
         batch_size: int | None = None,
         runtime: str = "auto",
         device: str = "cpu",
@@ -52,14 +63,31 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         self.backbone = backbone
         self.weights = weights
         self.tap = tap
+        self.init = init
+        self.seed = seed
+        self.preprocess = preprocess
+        self.precision = precision
         self.batch_size = batch_size
         self.runtime = runtime
         self.device = device
 
     def fit(self, X: Sequence[str | Path], y: Any = None) -> Self:
-        """Load the backbone; nothing is learned from ``X``."""
-        weights = None if self.weights is None else Path(self.weights)
-        self.network_ = load_backbone(BackboneRequest(name=self.backbone, weights=weights))
+        """Load the backbone; nothing is learned from ``X``.
+
+        Raises
+        ------
+        RequestError, BackboneError, WeightsError
+            As for `featurecache extract` with the same options.
+        """
+        request = make_request(
+            self.backbone,
+            weights=self.weights,
+            init=self.init,
+            seed=self.seed,
+            precision=self.precision,
+            preprocess=self.preprocess,
+        )
+        self.network_ = load_backbone(request)
         (self.tap_,) = resolve_taps(self.network_, [self.tap])
         return self
 

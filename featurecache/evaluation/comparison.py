@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell"]
 
@@ -21,12 +22,12 @@ class Comparison:
     Attributes
     ----------
     difference : float
-        Accuracy of the first less that of the second.
+        Accuracy of the first less that of the second, or balanced accuracy.
     low, high : float
         95 % interval for matched proportions: Wald's, with half a row added to each of the four counts (Agresti & Min,
         "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005).
     p_value : float
-        Of McNemar's exact test (McNemar, Psychometrika 12, 1947).
+        Of McNemar's exact test (McNemar, Psychometrika 12, 1947); of rows in groups see `compare`.
     verdict : str
         ``better`` or ``worse`` where the interval leaves out zero, else ``equivalent`` where it lies within one point
         (`EQUIVALENT_WITHIN`) of zero, else ``cannot tell``.
@@ -43,7 +44,14 @@ class Comparison:
         return asdict(self)
 
 
-def compare(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
+def compare(
+    y: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    balanced: bool = False,
+) -> Comparison:
     """Compare what two heads predicted for the same rows.
 
     Parameters
@@ -52,7 +60,19 @@ def compare(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
         Class indices.
     first, second : ndarray (n,)
         Predictions of rows that neither head was fitted on.
+    groups : ndarray (n,), optional
+        Rows of one group are alike. Then interval and p value are those of Student's t for the mean over groups, as a
+        ratio of sums (Cochran, "Sampling Techniques", 1977, section 9A).
+    balanced : bool
+        Compare balanced accuracies: each class has the same total weight. Rows are then groups of one.
+
+    Notes
+    -----
+    With groups or balanced classes, half a win and half a loss are added to the squares, so that heads which never
+    differ are not told equal for certain.
     """
+    if balanced or (groups is not None and len(np.unique(groups)) < len(groups)):
+        return _compare_groups(y, first, second, np.arange(len(y)) if groups is None else groups, balanced=balanced)
     won = int(np.sum((first == y) & (second != y)))
     lost = int(np.sum((first != y) & (second == y)))
     n = len(y) + 2.0
@@ -61,6 +81,28 @@ def compare(y: np.ndarray, first: np.ndarray, second: np.ndarray) -> Comparison:
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
     return Comparison((won - lost) / len(y), low, high, p_value, verdict_of(low, high))
+
+
+def _compare_groups(
+    y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, *, balanced: bool
+) -> Comparison:
+    won = (first == y).astype(np.float64) - (second == y)
+    _, places = np.unique(groups, return_inverse=True)
+    if balanced:
+        counts = np.bincount(y)
+        weight = len(y) / (np.count_nonzero(counts) * counts[y])
+    else:
+        weight = np.ones(len(y))
+    won_G, size_G = np.bincount(places, weights=weight * won), np.bincount(places, weights=weight)
+    mean, count = float(won_G.sum() / len(y)), len(size_G)
+    if count < 2:
+        return Comparison(mean, -1.0, 1.0, 1.0, "cannot tell")
+    squares = float(np.sum((won_G - mean * size_G) ** 2)) + float(np.max(weight)) ** 2
+    error = np.sqrt(count / (count - 1) * squares) / len(y)
+    half = float(student_t.ppf(0.975, count - 1) * error)
+    p_value = float(2 * student_t.sf(abs(mean) / error, count - 1))
+    low, high = max(mean - half, -1.0), min(mean + half, 1.0)
+    return Comparison(mean, low, high, p_value, verdict_of(low, high))
 
 
 def verdict_of(low: float, high: float) -> Verdict:

@@ -11,8 +11,8 @@ nothing             the validation part; where there is none, a  the train part,
                                                                  taken away)
 ==================  ===========================================  ==========================================
 
-``shots`` and ``share`` take labels away from what is fitted on: so many samples of each class, or that share of each
-class. With one seed, fewer labels are always a part of more.
+Groups are never divided. ``shots`` and ``share`` take labels away from what is fitted on: so many samples of each
+class, or that share of each class. With one seed, fewer labels are always a part of more.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import RequestError, TaskError
-from featurecache.evaluation.parts import Part
+from featurecache.evaluation.parts import Part, smallest_class
 
 HELD_OUT_SHARE = 0.25
 
@@ -100,17 +100,20 @@ def divide(parts: dict[str, Part], division: Division) -> dict[str, Part]:
 def _fold_of(pool: Part, division: Division) -> tuple[Part, Part]:
     assert division.num_folds is not None
     assert division.fold is not None
-    smallest = int(np.unique(pool.y, return_counts=True)[1].min())
+    smallest, noun = smallest_class(pool.y, pool.groups), "samples" if pool.groups is None else "groups"
     if smallest < division.num_folds:
         raise TaskError(
-            f"the smallest class has {smallest} samples, too few for {division.num_folds} folds; ask for fewer folds"
+            f"the smallest class has {smallest} {noun}, too few for {division.num_folds} folds; ask for fewer folds"
         )
-    folds = StratifiedKFold(division.num_folds, shuffle=True, random_state=division.seed)
-    fitted, held_out = list(folds.split(pool.y, pool.y))[division.fold]
+    kind = StratifiedKFold if pool.groups is None else StratifiedGroupKFold
+    folds = kind(division.num_folds, shuffle=True, random_state=division.seed)
+    fitted, held_out = list(folds.split(pool.y, pool.y, pool.groups))[division.fold]
     return pool.take(fitted), pool.take(held_out)
 
 
 def _held_out(train: Part, seed: int) -> tuple[Part, Part]:
+    if train.groups is not None:
+        return _fold_of(train, Division(seed=seed, fold=0, num_folds=round(1 / HELD_OUT_SHARE)))
     order = _shuffled_classes(train.y, seed)
     held_out = np.concatenate([places[: round(HELD_OUT_SHARE * len(places))] for places in order])
     if not len(held_out):

@@ -65,6 +65,45 @@ def intervals(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> tup
     return np.minimum(low, point), np.maximum(high, point)
 
 
+def group_cells(y_true: np.ndarray, y_pred: np.ndarray, groups: np.ndarray, n_classes: int) -> sparse.csr_array:
+    """Return how often each group has each (label, prediction), (n_groups, n_classes * n_classes) int64."""
+    numbers, places = np.unique(groups, return_inverse=True)
+    cells = np.asarray(y_true, np.int64) * n_classes + np.asarray(y_pred, np.int64)
+    shape = (len(numbers), n_classes * n_classes)
+    return sparse.coo_array((np.ones(len(cells), np.int64), (places, cells)), shape=shape).tocsr()
+
+
+def group_intervals(
+    cells: sparse.csr_array, n_classes: int, *, random_state: int, n_resamples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return bounds as `intervals` does, from a bootstrap that draws whole groups (Davison & Hinkley, 1997, 3.8).
+
+    Where all rows are right, or none is, each group counts as one row in the Wilson interval.
+
+    Parameters
+    ----------
+    cells : sparse array of shape (n_groups, n_classes * n_classes)
+        From `group_cells`.
+    n_classes : int
+    """
+    whole = np.asarray(cells.sum(axis=0)).reshape(n_classes, n_classes)
+    point = summaries(whole.diagonal(), whole.sum(axis=1), whole.sum(axis=0))
+    n_groups = cells.shape[0]
+    if point[0] in (0.0, 1.0) or n_groups == 1:
+        low, high = wilson(round(float(point[0]) * n_groups), n_groups)
+        return np.minimum(point, low), np.maximum(point, high)
+    used = np.flatnonzero(whole.ravel())
+    right, label_of, prediction_of = _cell_maps(used // n_classes, used % n_classes, n_classes)
+    compact, rng, draws = cells[:, used], np.random.default_rng(random_state), []
+    at_once = max(1, _CELLS_AT_ONCE // max(n_groups, len(used)))
+    for start in range(0, n_resamples, at_once):
+        times = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=min(at_once, n_resamples - start))
+        drawn = times @ compact
+        draws.append(summaries(drawn @ right, drawn @ label_of, drawn @ prediction_of))
+    low, high = np.percentile(np.concatenate(draws), [2.5, 97.5], axis=0)
+    return np.minimum(low, point), np.maximum(high, point)
+
+
 def bootstrap(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> np.ndarray:
     """Return accuracy, balanced accuracy and macro F1 of resampled rows, shape (n_resamples, 3), float64."""
     labels, predictions = np.nonzero(matrix)

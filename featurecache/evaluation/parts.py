@@ -7,7 +7,7 @@ that no division into parts or folds can separate them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class Part:
     """What heads are fitted on, (n_samples, n_views, n_features); plain features are one view."""
     judged: np.ndarray
     """What heads are judged on, (n_samples, n_views, n_features): the plain features, or several views."""
+    groups: np.ndarray | None = None
+    """Samples with the same number stay on one side of every division, (n_samples,) int; None: each is by itself."""
+    num_tokens: int = 1
+    """Tokens whose features stand side by side in a row."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -42,14 +46,17 @@ class Part:
 
     def take(self, places: np.ndarray) -> Part:
         """Return some of the samples, with all that belongs to them."""
-        return Part(y=self.y[places], fitted=self.fitted[places], judged=self.judged[places])
+        groups = None if self.groups is None else self.groups[places]
+        return replace(self, y=self.y[places], fitted=self.fitted[places], judged=self.judged[places], groups=groups)
 
     def with_samples_of(self, other: Part) -> Part:
         """Return the samples of both parts."""
-        return Part(
+        return replace(
+            self,
             y=np.concatenate([self.y, other.y]),
             fitted=np.concatenate([self.fitted, other.fitted]),
             judged=np.concatenate([self.judged, other.judged]),
+            groups=None if self.groups is None or other.groups is None else np.concatenate([self.groups, other.groups]),
         )
 
     def joined(self, other: Part) -> LabelledRows:
@@ -115,7 +122,17 @@ def _check_part(name: str, given: LabelledRows | Part, n_classes: int) -> Part:
     fitted = judged
     if isinstance(given, Part) and given.fitted is not given.judged:
         fitted = check_features(_flat(given.fitted), name).reshape(len(y), given.fitted.shape[1], -1)
-    return Part(y=y.astype(np.int64), fitted=fitted, judged=judged)
+    checked = Part(y=y.astype(np.int64), fitted=fitted, judged=judged)
+    if isinstance(given, Part):
+        return replace(checked, groups=given.groups, num_tokens=given.num_tokens)
+    return checked
+
+
+def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
+    """Return how many samples, or groups, the class has that has the fewest."""
+    if groups is None:
+        return int(np.unique(y, return_counts=True)[1].min())
+    return min(len(np.unique(groups[y == label])) for label in np.unique(y))
 
 
 def _flat(views: np.ndarray) -> np.ndarray:

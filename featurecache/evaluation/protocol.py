@@ -9,7 +9,8 @@ validation          cross-validation inside train          train               v
 ==================  =====================================  ==================  ======================
 
 Nothing that is reported as "test" is looked at before the last column; standardisation is part of the head and sees
-the rows that the head is fitted on, no others. Heads that are fitted on several views of each sample are judged by the
+the rows that the head is fitted on, no others. Groups (of one photo, of one patient) are never divided by folds, and
+intervals and comparisons draw whole groups. Heads that are fitted on several views of each sample are judged by the
 same table: on the plain features of a sample, or on the mean of the probabilities over its views.
 """
 
@@ -32,11 +33,14 @@ from featurecache.evaluation.scores import evaluate as evaluate
 from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
 from featurecache.heads.fitting import fit_estimator, load_arithmetic
 from featurecache.heads.fitting import fit_head as fit_head
-from featurecache.heads.registry import HEADS, make_head
+from featurecache.heads.registry import HEADS, TOKEN_HEADS, make_head
 
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
 _WORTH_A_PROCESS = 500_000
-_SLOWEST_FIRST = ("rbf_svm", "mlp", "linear_svm", "logistic", "ridge", "knn", "gda", "nearest_mean", "majority")
+_SLOWEST_FIRST = (
+    *("attentive", "rbf_svm", "mlp", "linear_svm", "logistic"),
+    *("ridge", "knn", "gda", "nearest_mean", "majority"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,11 +54,17 @@ class HeadResult:
     protocol: str
     """How the setting was chosen: "validation" or "cross-validation"."""
     selection_accuracy: float
-    """On the rows by which the setting was chosen; heads are compared by it, never by the last look."""
+    """On the rows by which the setting was chosen."""
+    selection_score: float
+    """By which setting and head are chosen, never by the last look: that accuracy, or balanced accuracy."""
+    balanced: bool
+    """Classes count alike, in choosing and, where the head can, in fitting."""
     selection_y: np.ndarray
     """Class indices of these rows, (n,) int64."""
     selection_pred: np.ndarray
     """What the chosen setting predicted for them, fitted on others, (n,) int64: for comparisons with other heads."""
+    selection_groups: np.ndarray | None
+    """Groups of these rows, (n,), or None."""
     validation: Scores
     """On the validation rows, or out of fold inside train when there are none."""
     test: Scores | None
@@ -80,6 +90,8 @@ class HeadResult:
             "seconds": round(self.seconds, 3),
             "protocol": self.protocol,
             "selection_accuracy": self.selection_accuracy,
+            "selection_score": self.selection_score,
+            "balanced": self.balanced,
             "reported": self.reported,
             "converged": self.converged,
             "validation": self.validation.to_json(),
@@ -87,7 +99,9 @@ class HeadResult:
         }
 
 
-def evaluate_head(name: str, parts: Split, n_classes: int, *, random_state: int = 0) -> HeadResult:
+def evaluate_head(
+    name: str, parts: Split, n_classes: int, *, balanced: bool = False, random_state: int = 0
+) -> HeadResult:
     """Choose, fit and judge one head by the protocol at the top of this module.
 
     Parameters
@@ -99,6 +113,8 @@ def evaluate_head(name: str, parts: Split, n_classes: int, *, random_state: int 
         X (n_samples, n_features) real, y (n_samples,) class indices. A `Part` in the place of a pair has several views
         of each sample.
     n_classes : int
+    balanced : bool
+        Choose by balanced accuracy, and give all classes the same total weight where the head can.
     random_state : int
         Seeds folds, heads and bootstrap.
 
@@ -110,7 +126,7 @@ def evaluate_head(name: str, parts: Split, n_classes: int, *, random_state: int 
         Features that are not finite, or that the head refuses.
     """
     make_head(name)
-    return _evaluate(name, check_parts(parts, n_classes), n_classes, random_state)
+    return _evaluate(name, check_parts(parts, n_classes), n_classes, balanced, random_state)
 
 
 def evaluate_heads(
@@ -119,6 +135,7 @@ def evaluate_heads(
     n_classes: int,
     *,
     n_jobs: int = -1,
+    balanced: bool = False,
     random_state: int = 0,
     progress: Callable[[HeadResult], None] | None = None,
 ) -> list[HeadResult]:
@@ -126,7 +143,7 @@ def evaluate_heads(
 
     Parameters
     ----------
-    names, parts, n_classes, random_state
+    names, parts, n_classes, balanced, random_state
         As for `evaluate_head`.
     n_jobs : int
         Processes at most; -1 is one per core. Results do not depend on it.
@@ -136,7 +153,7 @@ def evaluate_heads(
     Returns
     -------
     list of HeadResult
-        The highest selection accuracy first; of equals, the order of ``names``.
+        The highest selection score first; of equals, the order of ``names``.
 
     Raises
     ------
@@ -148,39 +165,39 @@ def evaluate_heads(
         make_head(name)
     checked = check_parts(parts, n_classes)
     results = []
-    for result in _evaluated(names, checked, n_classes, n_jobs, random_state):
+    for result in _evaluated(names, checked, n_classes, n_jobs, balanced, random_state):
         results.append(result)
         if progress is not None:
             progress(result)
-    return sorted(results, key=lambda result: (-result.selection_accuracy, names.index(result.head)))
+    return sorted(results, key=lambda result: (-result.selection_score, names.index(result.head)))
 
 
 def _evaluated(
-    names: list[str], parts: dict[str, Part], n_classes: int, n_jobs: int, random_state: int
+    names: list[str], parts: dict[str, Part], n_classes: int, n_jobs: int, balanced: bool, random_state: int
 ) -> Iterator[HeadResult]:
     ordered = sorted(names, key=lambda name: _SLOWEST_FIRST.index(name) if name in _SLOWEST_FIRST else -1)
     workers = min(effective_n_jobs(n_jobs), len(names)) if _may_leave_process(names, parts) else 1
     if workers == 1:
-        yield from (_evaluate(name, parts, n_classes, random_state) for name in ordered)
+        yield from (_evaluate(name, parts, n_classes, balanced, random_state) for name in ordered)
         return
     # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    yield from parallel(delayed(_evaluate)(name, parts, n_classes, random_state) for name in ordered)
+    yield from parallel(delayed(_evaluate)(name, parts, n_classes, balanced, random_state) for name in ordered)
 
 
 def _may_leave_process(names: list[str], parts: dict[str, Part]) -> bool:
     # A head that this program registered is not known in a fresh process.
-    return parts["train"].fitted.size >= _WORTH_A_PROCESS and set(names) <= set(HEADS)
+    return parts["train"].fitted.size >= _WORTH_A_PROCESS and set(names) <= {*HEADS, *TOKEN_HEADS}
 
 
-def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: int) -> HeadResult:
+def _evaluate(name: str, parts: dict[str, Part], n_classes: int, balanced: bool, random_state: int) -> HeadResult:
     # One thread always, also without other processes: sums in another order would give other last digits.
     load_arithmetic(name)
     with threadpool_limits(1):
         start = time.perf_counter()
-        choice = _choose(name, parts, n_classes, random_state)
+        choice = _choose(name, parts, n_classes, balanced, random_state)
         train = _rows_to_fit(parts)
-        estimator = build(name, choice.params, random_state)
+        estimator = build(name, choice.params, random_state, balanced=balanced, num_tokens=parts["train"].num_tokens)
         converged = fit_estimator(estimator, *train, name=name)
         fields = _judged(parts, n_classes, random_state, choice, estimator)
         return HeadResult(
@@ -188,8 +205,11 @@ def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: i
             params=choice.params,
             protocol=choice.protocol,
             selection_accuracy=choice.accuracy,
+            selection_score=choice.score,
+            balanced=balanced,
             selection_y=choice.y,
             selection_pred=choice.y_pred,
+            selection_groups=choice.groups,
             temperature=choice.temperature,
             estimator=estimator,
             converged=converged,
@@ -199,10 +219,11 @@ def _evaluate(name: str, parts: dict[str, Part], n_classes: int, random_state: i
         )
 
 
-def _choose(name: str, parts: dict[str, Part], n_classes: int, random_state: int) -> Choice:
+def _choose(name: str, parts: dict[str, Part], n_classes: int, balanced: bool, random_state: int) -> Choice:
+    how: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
     if "validation" in parts and "test" in parts:
-        return choose_on_validation(name, parts["train"], parts["validation"], n_classes, random_state=random_state)
-    return choose_by_cross_validation(name, parts["train"], n_classes, random_state=random_state)
+        return choose_on_validation(name, parts["train"], parts["validation"], n_classes, **how)
+    return choose_by_cross_validation(name, parts["train"], n_classes, **how)
 
 
 def _rows_to_fit(parts: dict[str, Part]) -> LabelledRows:
@@ -217,11 +238,11 @@ def _judged(
     reported = "test" if "test" in parts else "validation"
     part = parts[reported]
     y_pred = predictions(estimator, part, choice.temperature, n_classes)
-    figures = score(part.y, y_pred, n_classes, random_state=random_state)
+    figures = score(part.y, y_pred, n_classes, groups=part.groups, random_state=random_state)
     if reported == "validation":
         scores = {"validation": figures, "test": None}
     else:
-        held_out = score(choice.y, choice.y_pred, n_classes, random_state=random_state)
+        held_out = score(choice.y, choice.y_pred, n_classes, groups=choice.groups, random_state=random_state)
         scores = {"validation": held_out, "test": figures}
     proba = probabilities(estimator, part, choice.temperature, n_classes)
     return {"reported": reported, "y_pred": y_pred, "proba": proba, **scores}

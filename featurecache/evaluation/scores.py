@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from featurecache.errors import TaskError
-from featurecache.evaluation.intervals import intervals
+from featurecache.evaluation.intervals import group_cells, group_intervals, intervals
 from featurecache.heads.fitting import check_labelled
 
 
@@ -39,7 +39,13 @@ class Scores:
 
 
 def score(
-    y_true: np.ndarray, y_pred: np.ndarray, n_classes: int, *, random_state: int = 0, n_resamples: int = 2000
+    y_true: np.ndarray,
+    y_pred: np.ndarray,
+    n_classes: int,
+    *,
+    groups: np.ndarray | None = None,
+    random_state: int = 0,
+    n_resamples: int = 2000,
 ) -> Scores:
     """Score predictions.
 
@@ -49,6 +55,8 @@ def score(
     ----------
     y_true, y_pred : ndarray of shape (n_samples,), class indices below ``n_classes``
     n_classes : int
+    groups : ndarray of int, shape (n_samples,), optional
+        Rows of one group are alike: the bootstrap draws whole groups.
     random_state : int
         Seed of the bootstrap.
     n_resamples : int
@@ -60,7 +68,11 @@ def score(
         No rows, or labels that are not class indices.
     """
     matrix = confusion(y_true, y_pred, n_classes)
-    low, high = intervals(matrix, random_state=random_state, n_resamples=n_resamples)
+    if groups is None or len(np.unique(groups)) == len(groups):
+        low, high = intervals(matrix, random_state=random_state, n_resamples=n_resamples)
+    else:
+        cells = group_cells(y_true, y_pred, groups, n_classes)
+        low, high = group_intervals(cells, n_classes, random_state=random_state, n_resamples=n_resamples)
     # balanced_accuracy_score is this recall, but warns about every class that is only predicted.
     balanced = recall_score(y_true, y_pred, labels=np.unique(y_true), average="macro", zero_division=0.0)
     point = np.array(

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from scipy.stats import t as student_t
-from sklearn.metrics import log_loss
 
 from featurecache.errors import FeatureCacheError, RequestError
+from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.comparison import verdict_of
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.intervals import wilson
@@ -26,7 +26,7 @@ from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import evaluate_head
 from featurecache.evaluation.training import judged_set_of, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.heads.registry import HEADS, head_grid, make_head
+from featurecache.heads.registry import HEADS, TOKEN_HEADS, head_grid, make_head
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -35,13 +35,17 @@ from featurecache.store.tasks import Task
 from featurecache.versions import installed_versions
 
 COLUMNS = (
-    "task", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "seed", "fold", "num_folds",
-    "shots", "share", "part", "n_train", "n", "params", "accuracy", "accuracy_low", "accuracy_high",
+    "task", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced", "seed", "fold",
+    "num_folds", "shots", "share", "part", "n_train", "n", "params", "accuracy", "accuracy_low", "accuracy_high",
     "balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high", "macro_f1", "macro_f1_low",
-    "macro_f1_high", "log_loss", "selection_accuracy", "seconds", "converged", "error",
+    "macro_f1_high", "log_loss",
+    "expected_calibration_error", "selection_accuracy", "seconds", "converged", "error",
 )  # fmt: skip
 """Of a row of the table; a head that could not be fitted has ``error`` and no figures."""
-_GROUP = ("task", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "shots", "share", "part")
+_GROUP = (
+    *("task", "backbone", "fingerprint", "tap", "dtype", "views"),
+    *("judged_on", "head", "balanced", "shots", "share", "part"),
+)
 _Z95 = 1.959963984540054
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
@@ -62,6 +66,8 @@ class Plan:
     look_at_test : bool
     tta : bool
         Judge on the mean over the views of a sample.
+    balanced : bool
+        Choose settings by balanced accuracy, and give all classes the same total weight where the head can.
     """
 
     heads: Sequence[str]
@@ -71,6 +77,7 @@ class Plan:
     shares: Sequence[float] = ()
     look_at_test: bool = False
     tta: bool = False
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         for head in self.heads:
@@ -161,7 +168,7 @@ def _pair(
     cells = {}
     for head in dict.fromkeys(plan.heads):
         for division in plan.divisions():
-            key = _key(head, division, feature_set, judged_set, labels)
+            key = _key(head, division, feature_set, judged_set, labels, balanced=plan.balanced)
             cells[key] = head, division
             yield key, None, False
     to_do = {}
@@ -178,7 +185,7 @@ def _pair(
     for division in {division for _, division in to_do.values()}:
         divide(parts, division)  # what cannot be divided must not cost the fits before it
     known = _names(task, feature_set) | {"judged_on": "plain" if judged_set.num_views is None else "views"}
-    for key, figures in _computed(to_do, parts, len(task.classes), n_jobs):
+    for key, figures in _computed(to_do, parts, len(task.classes), plan.balanced, n_jobs):
         row = dict.fromkeys(COLUMNS) | known | figures
         store.remember_result(key, row)
         yield key, row, False
@@ -196,25 +203,26 @@ def _names(task: Task, feature_set: FeatureSet) -> dict[str, Any]:
 
 
 def _computed(
-    to_do: dict[str, tuple[str, Division]], parts: dict[str, Part], n_classes: int, n_jobs: int
+    to_do: dict[str, tuple[str, Division]], parts: dict[str, Part], n_classes: int, balanced: bool, n_jobs: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     # A head that this program registered is not known in a fresh process.
-    built_in = all(head in HEADS for head, _ in to_do.values())
+    built_in = all(head in (*HEADS, *TOKEN_HEADS) for head, _ in to_do.values())
     workers = min(effective_n_jobs(n_jobs), len(to_do)) if built_in else 1
     if workers == 1:
-        yield from (_compute(key, *cell, parts, n_classes) for key, cell in to_do.items())
+        yield from (_compute(key, *cell, parts, n_classes, balanced) for key, cell in to_do.items())
         return
     # joblib maps the features into the other processes, they are not copied to each.
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    yield from parallel(delayed(_compute)(key, *cell, parts, n_classes) for key, cell in to_do.items())
+    yield from parallel(delayed(_compute)(key, *cell, parts, n_classes, balanced) for key, cell in to_do.items())
 
 
 def _compute(
-    key: str, head: str, division: Division, parts: dict[str, Part], n_classes: int
+    key: str, head: str, division: Division, parts: dict[str, Part], n_classes: int, balanced: bool
 ) -> tuple[str, dict[str, Any]]:
     divided = divide(parts, division)
     about = {
         "head": head,
+        "balanced": balanced,
         "seed": division.seed,
         "fold": division.fold,
         "num_folds": division.num_folds,
@@ -224,17 +232,18 @@ def _compute(
         "n_train": len(divided["train"]),
     }
     try:
-        result = evaluate_head(head, divided, n_classes, random_state=division.seed)
+        result = evaluate_head(head, divided, n_classes, balanced=balanced, random_state=division.seed)
     except FeatureCacheError as error:
         return key, about | {"error": str(error)}
     scores = result.test or result.validation
     y = divided[result.reported].y
     figures = {name: value for name, value in scores.to_json().items() if name in COLUMNS}
-    loss = log_loss(y, np.clip(result.proba, 1e-15, None), labels=np.arange(n_classes))
+    said = calibration(y, result.proba)
     return key, about | figures | {
         "n_train": result.n_train // divided["train"].fitted.shape[1],
         "params": json.dumps(result.params, sort_keys=True),
-        "log_loss": float(loss),
+        "log_loss": said["log_loss"],
+        "expected_calibration_error": said["expected_calibration_error"],
         "selection_accuracy": result.selection_accuracy,
         "seconds": round(result.seconds, 4),
         "converged": bool(result.converged),
@@ -248,18 +257,23 @@ def _digest_of_labels(task: Task, features: Features, judged: Features) -> str:
     for split in SPLITS:
         if task.has(split):
             rows, y = rows_of_part(task, features, judged, split)
+            groups = task.groups_of(rows)
             content = task.samples.ids[rows].tobytes() + y.astype("<i8").tobytes()
+            content += b"" if groups is None else groups.astype("<i4").tobytes()
             document[split] = digest_bytes(content)
     return digest_json("labels", 1, document)
 
 
-def _key(head: str, division: Division, feature_set: FeatureSet, judged_set: FeatureSet, labels: str) -> str:
+def _key(
+    head: str, division: Division, feature_set: FeatureSet, judged_set: FeatureSet, labels: str, *, balanced: bool
+) -> str:
     document = {
         "features": [feature_set.fingerprint, feature_set.tap, feature_set.dtype],
         "judged": [judged_set.fingerprint, judged_set.tap, judged_set.dtype],
         "labels": labels,
         "head": [head, repr(make_head(head)), head_grid(head, 1_000_000)],
         "division": asdict(division),
+        "balanced": balanced,
         "versions": installed_versions(_COMPUTES),
         "columns": list(COLUMNS),
     }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
@@ -58,7 +59,7 @@ class TrainedHead:
 
 @dataclass
 class TrainingReport:
-    """All trained heads, best selection accuracy first, and what was left out."""
+    """All trained heads, best selection score first, and what was left out."""
 
     task: Task
     heads: list[TrainedHead]
@@ -67,7 +68,7 @@ class TrainingReport:
 
     @property
     def best(self) -> TrainedHead:
-        """The head with the best selection accuracy."""
+        """The head with the best selection score."""
         return self.heads[0]
 
     def against_chosen(self, head: TrainedHead) -> Comparison | None:
@@ -77,7 +78,9 @@ class TrainingReport:
             return None
         rows, rows_of_best = selection_rows(head), selection_rows(self.best)
         _, here, there = np.intersect1d(rows, rows_of_best, assume_unique=True, return_indices=True)
-        return compare(best.selection_y[there], head.result.selection_pred[here], best.selection_pred[there])
+        groups = None if best.selection_groups is None else best.selection_groups[there]
+        y, first, second = best.selection_y[there], head.result.selection_pred[here], best.selection_pred[there]
+        return compare(y, first, second, groups, balanced=best.balanced)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -100,10 +103,11 @@ class TrainingReport:
         }
 
     def last_look(self) -> dict[str, Any]:
-        """Where the chosen head was right and wrong: confusion matrix and figures for each class."""
+        """Where the chosen head was right and wrong: confusion matrix, figures for each class, calibration."""
         _, y_true = reported_rows(self.best)
         y_pred = self.best.result.y_pred
         return {
+            "calibration": calibration(y_true, self.best.result.proba),
             "part": self.best.result.reported,
             "confusion": confusion(y_true, y_pred, len(self.task.classes)).tolist(),
             "per_class": per_class(y_true, y_pred, self.task.classes),
@@ -117,6 +121,7 @@ def train_heads(
     heads: Sequence[str] = (),
     *,
     tta: bool = False,
+    balanced: bool = False,
     n_jobs: int = -1,
     random_state: int = 0,
     on_result: Callable[[HeadResult], None] | None = None,
@@ -136,6 +141,8 @@ def train_heads(
     tta : bool
         Judge heads on the mean of the probabilities over the cached views of each sample, instead of on its plain
         features; for sets with views only.
+    balanced : bool
+        Choose by balanced accuracy, and give all classes the same total weight where the head can.
     n_jobs : int
         As in joblib; results don't depend on it.
     random_state : int
@@ -160,10 +167,16 @@ def train_heads(
         fitted = [split for split in SPLITS if task.has(split)][:-1]
         parts = read_parts(task, features, judged, fitted)
         results = evaluate_heads(
-            names, parts, len(task.classes), n_jobs=n_jobs, random_state=random_state, progress=on_result
+            names,
+            parts,
+            len(task.classes),
+            n_jobs=n_jobs,
+            balanced=balanced,
+            random_state=random_state,
+            progress=on_result,
         )
         report.heads += [TrainedHead(task, feature_set, result, judged_set) for result in results]
-    report.heads.sort(key=lambda head: -head.result.selection_accuracy)
+    report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
 
 
@@ -238,4 +251,7 @@ def _part(task: Task, features: Features, judged: Features, split: str, is_fitte
         )
     what_is_judged = read_views(judged, rows)
     same = not is_fitted or judged.num_views == features.num_views
-    return Part(y=y, fitted=what_is_judged if same else read_views(features, rows), judged=what_is_judged)
+    fitted = what_is_judged if same else read_views(features, rows)
+    shape = features.sample_shape[1:] if features.num_views else features.sample_shape
+    num_tokens = shape[0] if len(shape) == 2 else 1
+    return Part(y=y, fitted=fitted, judged=what_is_judged, groups=task.groups_of(rows), num_tokens=num_tokens)

@@ -22,9 +22,10 @@ from sklearn.svm import SVC, LinearSVC
 
 from featurecache.errors import HeadError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
+from featurecache.heads.gradient.attentive import AttentiveProbe
+from featurecache.heads.gradient.mlp import MlpProbe
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe
-from featurecache.heads.mlp.estimator import MlpProbe
 from featurecache.heads.nearest import CosineKnn
 
 Arrays = dict[str, np.ndarray]
@@ -50,6 +51,7 @@ _STATE: dict[type, str] = {
     LinearSvmProbe: "classes_ coef_ intercept_ n_iter_",
     RidgeProbe: "classes_ coef_ intercept_",
     MlpProbe: "classes_ coefs_ intercepts_ n_iter_",
+    AttentiveProbe: "classes_ queries_ coef_ intercept_ n_iter_",
     CosineKnn: "classes_ directions_ labels_",
     GaussianDiscriminant: "classes_ coef_ intercept_",
     NearestMean: "classes_ coef_ intercept_",
@@ -172,6 +174,8 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
         _check_knn(estimator)
     if isinstance(estimator, MlpProbe):
         _check_mlp(estimator)
+    if isinstance(estimator, AttentiveProbe):
+        _check_attentive(estimator)
     return estimator
 
 
@@ -247,6 +251,20 @@ def _check_mlp(estimator: MlpProbe) -> None:
     shapes = list(pairwise(widths))
     if [coef.shape for coef in coefs] != shapes or widths[-1] != len(estimator.classes_):
         raise HeadError(f"the layers of its MlpProbe have shapes {[coef.shape for coef in coefs]}, which do not fit")
+
+
+def _check_attentive(estimator: AttentiveProbe) -> None:
+    """Refuse tokens, queries and weights that do not belong together."""
+    tokens, found = estimator.num_tokens, (estimator.queries_, estimator.coef_, estimator.intercept_)
+    if any(not isinstance(each, np.ndarray) or each.dtype.kind != "f" for each in found):
+        raise HeadError("the weights of its AttentiveProbe are not numbers")
+    if type(tokens) is not int or tokens < 1 or estimator.n_features_in_ % tokens or estimator.queries_.ndim != 2:
+        raise HeadError(f"its AttentiveProbe has {tokens!r} tokens, which do not fit its features")
+    width, queries = estimator.n_features_in_ // tokens, estimator.queries_.shape[1]
+    n_classes = len(estimator.classes_)
+    wanted = [(width, queries), (width, n_classes), (n_classes,)]
+    if [each.shape for each in found] != wanted or queries < 1 or width % queries:
+        raise HeadError(f"the weights of its AttentiveProbe have shapes {[each.shape for each in found]}")
 
 
 def _check_svc(estimator: SVC) -> None:

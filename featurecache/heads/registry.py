@@ -14,9 +14,10 @@ from sklearn.svm import SVC
 
 from featurecache.errors import UnknownNameError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
+from featurecache.heads.gradient.attentive import AttentiveProbe
+from featurecache.heads.gradient.mlp import MlpProbe
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe
-from featurecache.heads.mlp.estimator import MlpProbe
 from featurecache.heads.nearest import CosineKnn
 
 Factory = Callable[[], BaseEstimator]
@@ -32,9 +33,14 @@ class _Entry:
 _HEADS: dict[str, _Entry] = {}
 
 
-def list_heads() -> list[str]:
-    """Return the names of all registered heads, the built-in ones first."""
-    return list(_HEADS)
+def list_heads(*, tokens: bool = False) -> list[str]:
+    """Return the names of all registered heads, the built-in ones first; with ``tokens``, also those that need them."""
+    return [name for name in _HEADS if tokens or not needs_tokens(name)]
+
+
+def needs_tokens(name: str) -> bool:
+    """Tell whether a head is for features that keep their tokens."""
+    return name in TOKEN_HEADS
 
 
 def register_head(name: str, factory: Factory, grid: Grid) -> None:
@@ -136,6 +142,10 @@ def _majority() -> DummyClassifier:
     return DummyClassifier(strategy="prior", random_state=0)
 
 
+def _attentive() -> AttentiveProbe:
+    return AttentiveProbe()
+
+
 def _powers_of_ten(param: str, first: int, last: int, per_decade: int = 1) -> Grid:
     # Not 10.0 ** e: that is 9.999999999999999e-05 for some exponents, and people read these numbers.
     step, steps = (1 if last >= first else -1), abs(last - first) * per_decade + 1
@@ -164,4 +174,9 @@ register_head("nearest_mean", _nearest_mean, lambda n_samples: [{}])
 register_head("majority", _majority, lambda n_samples: [{}])
 
 HEADS = tuple(_HEADS)
-"""Names of the built-in heads."""
+"""Names of the built-in heads for features of any kind."""
+
+TOKEN_HEADS = ("attentive",)
+"""Names of the built-in heads for features that keep their tokens."""
+
+register_head("attentive", _attentive, lambda n_samples: [{"weight_decay": decay} for decay in (1.0, 0.01)])

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from featurecache.errors import InputError
 from featurecache.sources.images import decode
@@ -48,6 +49,30 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
+    return _svg(figure)
+
+
+def draw_reliability(bins: Sequence[dict[str, float]]) -> str:
+    """Draw how often answers were right against the probability that was given for them, one point for each bin."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    low = min([1.0, *(min(each["probability"], each["right"]) for each in bins)])
+    axes.plot([low, 1], [low, 1], color=_MUTED, linestyle="--", linewidth=1)
+    axes.plot([b["probability"] for b in bins], [b["right"] for b in bins], "o-", color=_ACCENT, markersize=4)
+    axes.set_xlabel("probability of the answer", color=_INK)
+    axes.set_ylabel("share that was right", color=_INK)
+    axes.grid(color=_GRID)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()

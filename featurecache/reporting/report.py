@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.atomic import publish_bytes
-from featurecache.reporting.pictures import draw_intervals, thumbnail
+from featurecache.reporting.pictures import draw_intervals, draw_reliability, thumbnail
 from featurecache.sources.images import pillow_defaults
 from featurecache.versions import installed_versions
 
@@ -31,6 +31,8 @@ class LastLook:
     """Where each sample was seen, for people."""
     confusion: np.ndarray
     per_class: Sequence[dict[str, Any]]
+    calibration: dict[str, Any]
+    """As `featurecache.evaluation.calibration.calibration` gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
     text = environment.get_template("report.html").render(
         data=data,
         look=data.last_look,
+        reliability=draw_reliability(data.last_look.calibration["bins"]),
         rows=data.training["results"],
         picture=_picture(data),
         matrix=_matrix(data),

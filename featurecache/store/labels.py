@@ -23,6 +23,8 @@ class Label:
     split: str | None = None
     shown: str | None = None
     """What people call the input, where the key is not for them."""
+    group: str | None = None
+    """What it has in common with others that must not be on the other side of a division: a photo, a patient."""
 
     @property
     def name(self) -> str:
@@ -68,9 +70,17 @@ def labels_from_folders(root: str | Path | None = None) -> FolderLabels:
 
 
 def labels_from_csv(
-    path: str | Path, *, label_column: str = "label", text_column: str | None = None, root: str | Path | None = None
+    path: str | Path,
+    *,
+    label_column: str = "label",
+    text_column: str | None = None,
+    group_column: str | None = None,
+    root: str | Path | None = None,
 ) -> TableLabels:
     """Read labels from a CSV or TSV with a label column and perhaps ``split``.
+
+    With ``group_column``, inputs that have the same entry there (a photo, a patient) stay on one side of every
+    division.
 
     What is labelled is named by the column ``path`` or ``id``, or stands in ``text_column``. A row whose label is empty
     is an error, but where texts stand in the table, which may hold other labels beside this one: there it is no label.
@@ -83,11 +93,13 @@ def labels_from_csv(
     path = Path(path)
     try:
         with open_table(path, raw=text_column is not None) as table:
-            key_column = _check_columns(path, table.columns, label_column, text_column)
+            key_column = _check_columns(path, table.columns, label_column, text_column, group_column)
             if text_column is None:
-                labels = tuple(_label_of_row(path, line, row, key_column, label_column) for line, row in table)
+                labels = tuple(
+                    _label_of_row(path, line, row, key_column, label_column, group_column) for line, row in table
+                )
             else:
-                labels = tuple(_labels_of_texts(table, text_column, label_column))
+                labels = tuple(_labels_of_texts(table, text_column, label_column, group_column))
     except TableError as error:
         raise TaskError(f"cannot read labels from {path}: {error}") from None
     if not labels:
@@ -104,8 +116,10 @@ def label_of_path(path: str) -> Label | None:
     return Label(key=path, label=folders[-1], split=splits[-1] if splits else None)
 
 
-def _check_columns(path: Path, columns: list[str], label_column: str, text_column: str | None) -> str:
-    wanted = {"--label-column": label_column, "--text-column": text_column}
+def _check_columns(
+    path: Path, columns: list[str], label_column: str, text_column: str | None, group_column: str | None
+) -> str:
+    wanted = {"--label-column": label_column, "--text-column": text_column, "--group-column": group_column}
     for option, column in wanted.items():
         if column is not None and column not in columns:
             error = UnknownNameError("column", column, columns, advice=f"choose one with {option}")
@@ -119,7 +133,7 @@ def _check_columns(path: Path, columns: list[str], label_column: str, text_colum
     )
 
 
-def _labels_of_texts(table: Table, text_column: str, label_column: str) -> Iterator[Label]:
+def _labels_of_texts(table: Table, text_column: str, label_column: str, group_column: str | None) -> Iterator[Label]:
     """Label texts by what they are: the key is the sample id that their bytes have as inputs."""
     for number, (line, row) in enumerate(table, start=1):
         text, label = row.get(text_column), (row.get(label_column) or "").strip()
@@ -129,7 +143,17 @@ def _labels_of_texts(table: Table, text_column: str, label_column: str) -> Itera
             raise TaskError(f"{table.path} line {line}: the {label_column} is no plain text: {label!r:.100}")
         if label:
             split = _split_of_row(table.path, line, row)
-            yield Label(digest_bytes(to_bytes(text)), label, split, shown=f"row {number:09d}")
+            group = _group_of_row(table.path, line, row, group_column)
+            yield Label(digest_bytes(to_bytes(text)), label, split, shown=f"row {number:09d}", group=group)
+
+
+def _group_of_row(path: Path, line: int, row: dict[str, str | None], group_column: str | None) -> str | None:
+    if group_column is None:
+        return None
+    group = (row.get(group_column) or "").strip()
+    if not group:
+        raise TaskError(f"{path} line {line}: the {group_column} is empty; fill it, with a name of its own where alone")
+    return group
 
 
 def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | None:
@@ -139,7 +163,9 @@ def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | No
     return _SPLIT_OF[word] if word else None
 
 
-def _label_of_row(path: Path, line: int, row: dict[str, str | None], key_column: str, label_column: str) -> Label:
+def _label_of_row(
+    path: Path, line: int, row: dict[str, str | None], key_column: str, label_column: str, group_column: str | None
+) -> Label:
     key, label = (row.get(key_column) or "").strip(), (row.get(label_column) or "").strip()
     if not key or not label:
         raise TaskError(
@@ -148,4 +174,4 @@ def _label_of_row(path: Path, line: int, row: dict[str, str | None], key_column:
     split = _split_of_row(path, line, row)
     if key_column == "path":
         key = str(PurePosixPath(key.replace("\\", "/")))
-    return Label(key=key, label=label, split=split)
+    return Label(key=key, label=label, split=split, group=_group_of_row(path, line, row, group_column))

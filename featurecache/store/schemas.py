@@ -146,6 +146,8 @@ class Schema:
     most_rows: int
     per_sample: tuple[str, ...] = ()
     """Arrays that are spread over every sample of ``features``."""
+    optional: tuple[str, ...] = ()
+    """Arrays that may be missing."""
 
     def check(self, commit: Commit, path: Path) -> None:
         """Raise `CorruptError` unless a commit holds what this kind of commit holds."""
@@ -153,6 +155,8 @@ class Schema:
         lengths: dict[str, int] = {}
         for name, (dtypes, shape) in self.arrays.items():
             array = commit.shard.arrays.get(name)
+            if array is None and name in self.optional:
+                continue
             if array is None or array.dtype not in dtypes or not _fits(array.shape, shape, lengths):
                 found = "no such array" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise CorruptError(
@@ -206,10 +210,11 @@ _TASK: Arrays = {
     "id": _ID,
     "label": (("int32",), ("n",)),
     "split": (("uint8",), ("n",)),
+    "group": (("int32",), ("n",)),
 }
 SAMPLES = Schema("part", _SAMPLES, SamplesBody, most_rows=1 << 20)
 SOURCE = Schema("source view", _SOURCE, SourceBody, most_rows=_MANY)
-TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY)
+TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("group",))
 
 
 def features_schema(dtype: str) -> Schema:

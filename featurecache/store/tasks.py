@@ -18,9 +18,8 @@ from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
 from featurecache.store.samples import Ids, Rows, SampleTable, count_different, find_ids
 from featurecache.store.shards import MappedShard
+from featurecache.store.splits import grouped_splits, stratified_splits
 from featurecache.store.views import SourceView
-
-_TEST_SHARE = _VALIDATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Task:
         Class of each sample, and its split as a position in `SPLITS`.
     about : dict
         Where labels and splits came from, and what was left out.
+    groups : ndarray of int32, shape (n,), or None
+        Samples with the same number (of one photo, of one patient) stay on one side of every division.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     labels: NDArray[np.int32]
     splits: NDArray[np.uint8]
     about: dict[str, Any] = field(default_factory=dict)
+    groups: NDArray[np.int32] | None = None
     samples: SampleTable | None = field(default=None, repr=False, compare=False)
 
     def has(self, split: str) -> bool:
@@ -76,6 +78,13 @@ class Task:
             )
         good = features.usable(rows)
         return rows[good], self.labels[mine][good].astype(np.int64)
+
+    def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
+        """Return the group of labelled rows, (n,) int32; None for a task without groups."""
+        if self.groups is None:
+            return None
+        assert self.samples is not None
+        return self.groups[find_ids(self.samples.ids[rows], self.ids)]
 
     def select(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return ``X`` (n_samples, n_features) float32 and ``y`` (n_samples,) class indices of one split.
@@ -159,6 +168,8 @@ def save_task(folder: ShardFolder, task: Task) -> None:
         "label": ("int32", task.labels.astype("<i4")),
         "split": ("uint8", task.splits),
     }
+    if task.groups is not None:
+        arrays["group"] = ("int32", task.groups.astype("<i4"))
     body = {"classes": task.classes, "about": task.about}
     if not folder.publish_next(arrays, body, kind="task"):
         raise TaskError(f"task {task.name!r} was written by somebody else at the same moment; look at it and try again")
@@ -180,7 +191,10 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
             raise CorruptError(f"{folder.path}: task {name!r} has labels or splits that do not exist; make it again")
         if len(set(classes)) < len(classes) or count_different(ids) < len(ids):
             raise CorruptError(f"{folder.path}: task {name!r} has a class or a sample twice; make it again")
-        return Task(name, classes, ids, labels, splits, commit.body["about"], samples)
+        groups = shard.read("group") if "group" in commit.shard.arrays else None
+        if groups is not None and (groups.min() < 0 or groups.max() >= len(ids)):
+            raise CorruptError(f"{folder.path}: task {name!r} has groups that do not exist; make it again")
+        return Task(name, classes, ids, labels, splits, commit.body["about"], groups, samples)
 
     return folder.newest(read)
 
@@ -191,6 +205,7 @@ class _Merged:
 
     labels: dict[int, str] = field(default_factory=dict)
     splits: dict[int, str | None] = field(default_factory=dict)
+    groups: dict[int, set[str]] = field(default_factory=dict)
     conflicts: list[dict[str, Any]] = field(default_factory=list)
     moved: int = 0
 
@@ -269,6 +284,7 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
         splits = {copy.split for copy in copies}
         merged.moved += len(splits) > 1
         merged.labels[row] = copies[0].label
+        merged.groups[row] = {copy.group for copy in copies if copy.group is not None}
         # A copy in the test part leaves training: the last look must be at unseen inputs.
         merged.splits[row] = max(splits, key=lambda split: SPLITS.index(split) if split else -1)
     return merged
@@ -294,12 +310,19 @@ def _assemble(
     position = {label: k for k, label in enumerate(classes)}
     labels = np.array([position[merged.labels[row]] for row in rows.tolist()], np.int32)
     ids = np.ascontiguousarray(samples.ids[rows])
+    names, groups = _groups(merged, rows.tolist())
     given = merged.splits[int(rows[0])] is not None
     if given:
         splits = np.array([SPLITS.index(merged.splits[row] or "train") for row in rows.tolist()], np.uint8)
+        _check_groups(groups, names, splits)
     else:
         kept = _previous_splits(ids, previous, random_state)
-        splits = stratified_splits(ids, labels, random_state=random_state, kept=kept)
+        if groups is None:
+            splits = stratified_splits(ids, labels, random_state=random_state, kept=kept)
+        else:
+            lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
+            splits = grouped_splits(groups, labels, lots, kept=kept)
+            _check_enough_groups(name, groups, splits)
     about = {
         "origin": origin,
         "splits": "given" if given else "made",
@@ -309,47 +332,53 @@ def _assemble(
         "num_moved": merged.moved,
         "num_missing": missing,
     }
-    task = Task(name=name, classes=classes, ids=ids, labels=labels, splits=splits, about=about, samples=samples)
+    task = Task(
+        name=name, classes=classes, ids=ids, labels=labels, splits=splits, about=about, groups=groups, samples=samples
+    )
     _check_parts(task)
     return task
 
 
-def stratified_splits(
-    ids: Ids, labels: NDArray[np.int32], *, random_state: int, kept: NDArray[np.int64] | None = None
-) -> NDArray[np.uint8]:
-    """Give each class 60 % train, 20 % validation and 20 % test.
+def _groups(merged: _Merged, rows: Sequence[int]) -> tuple[list[str], NDArray[np.int32] | None]:
+    """Number the groups by name; groups that share a sample are one, and go by their first name."""
+    leader: dict[str, str] = {}
 
-    Depends on content and seed, not on names, order or other classes. Samples that had a split keep it, and new ones
-    fill up what is missing: a row that was looked at as test data never becomes training data.
+    def first(name: str) -> str:
+        while leader.setdefault(name, name) != name:
+            name = leader[name]
+        return name
 
-    Parameters
-    ----------
-    ids, labels : ndarray
-        Samples and their classes.
-    random_state : int
-        Seed.
-    kept : ndarray of int64, shape (n,), optional
-        Earlier split of each sample, -1 where it is new.
+    for row in rows:
+        firsts = {first(name) for name in merged.groups[row]}
+        leader |= dict.fromkeys(firsts, min(firsts, default=""))
+    if not leader:
+        return [], None
+    of_rows = [first(min(merged.groups[row])) for row in rows]
+    names = sorted(set(of_rows))
+    number = {name: k for k, name in enumerate(names)}
+    return names, np.array([number[name] for name in of_rows], np.int32)
 
-    Notes
-    -----
-    A class with fewer than three samples fills train first, then test.
-    """
-    splits = np.full(len(ids), -1) if kept is None else kept.copy()
-    lots = np.array([digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids])
-    for label in np.unique(labels):
-        mine = np.flatnonzero(labels == label)
-        new = mine[splits[mine] < 0]
-        new = new[np.argsort(lots[new])]
-        size = len(mine)
-        num_test = max(round(_TEST_SHARE * size), int(size > 1)) - int((splits[mine] == 2).sum())
-        num_validation = max(round(_VALIDATION_SHARE * size), int(size > 2)) - int((splits[mine] == 1).sum())
-        num_test = min(max(num_test, 0), len(new))
-        num_validation = min(max(num_validation, 0), len(new) - num_test)
-        splits[new] = 0
-        splits[new[:num_test]] = 2
-        splits[new[num_test : num_test + num_validation]] = 1
-    return splits.astype(np.uint8)
+
+def _check_groups(groups: NDArray[np.int32] | None, names: list[str], splits: NDArray[np.uint8]) -> None:
+    if groups is None:
+        return
+    lowest, highest = np.full(len(names), 255), np.zeros(len(names), np.int64)
+    np.minimum.at(lowest, groups, splits)
+    np.maximum.at(highest, groups, splits)
+    if (torn := np.flatnonzero(lowest < highest)).size:
+        k = int(torn[0])
+        raise TaskError(
+            f"{torn.size} groups are in several parts, first {names[k]!r} in {SPLITS[lowest[k]]} and "
+            f"{SPLITS[highest[k]]}; give all of a group one split, or leave the splits out to have them made"
+        )
+
+
+def _check_enough_groups(name: str, groups: NDArray[np.int32], splits: NDArray[np.uint8]) -> None:
+    if len(parts := np.unique(splits)) < 2 or 0 not in parts:
+        raise TaskError(
+            f"task {name!r} has {groups.max() + 1} groups, too few to be divided into train and test; "
+            "is this the right group column?"
+        )
 
 
 def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -202,3 +203,39 @@ def fit_within(folder: Path, num_features: int, gigabytes: float) -> dict[str, A
 
 if __name__ == "__main__":
     print(json.dumps(fit_within(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
+
+
+def add_mlp_options(parser: argparse.ArgumentParser) -> None:
+    """Add which features, and how many heads."""
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--rows", type=int, default=50_000, help="training rows, at most (default 50000)")
+    parser.add_argument("--heads", type=int, default=52)
+    parser.add_argument("--epochs", type=int, default=3)
+
+
+def bench_mlp(args: argparse.Namespace) -> dict[str, Any]:
+    """Heads at as many learning rates side by side, as DINOv2 trains 52, against one of them."""
+    from featurecache.heads.gradient.mlp import MlpProbe
+
+    X, y, X_test, y_test = read_task(args.cache, args.task, args.rows)
+    never = np.full(len(y), -1)
+    rates = np.geomspace(1e-5, 1e-1, args.heads).tolist()
+    result: dict[str, Any] = {"rows x features, classes": f"{X.shape[0]} x {X.shape[1]}, {len(np.unique(y))}"}
+    for hidden_layers in (0, 1):
+        head = MlpProbe(hidden_layers, epochs=args.epochs, patience=args.epochs + 1)
+        one, all_of_them, fitted = [], [], []
+        for _ in range(args.repeats):
+            single = [{"learning_rate": rates[len(rates) // 2]}]
+            one.append(timed(lambda head=head, single=single: list(head.fit_folds(X, y, never, single))))
+            settings = [{"learning_rate": rate} for rate in rates]
+            keep = partial(fitted.extend)
+            all_of_them.append(timed(lambda h=head, s=settings, k=keep: k(h.fit_folds(X, y, never, s))))
+        best = max(estimator.score(X_test, y_test) for _, (estimator,) in fitted)
+        result[f"{hidden_layers} hidden layers of {head.width}"] = {
+            "one, seconds": spread(one),
+            f"{args.heads} side by side, seconds": spread(all_of_them),
+            f"{args.heads} / one": spread([many / alone for many, alone in zip(all_of_them, one, strict=True)]),
+            "greatest test accuracy": best,
+        }
+    return result

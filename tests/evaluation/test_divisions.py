@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,6 +90,29 @@ def test_a_look_at_test_must_be_asked_for():
     assert len(few["train"]) == 6
     with pytest.raises(RequestError, match="no test part to look at; leave --look-at-test out"):
         divide(parts("validation"), Division(look_at_test=True))
+
+
+@pytest.mark.parametrize("names", [("validation", "test"), ("test",)])
+@pytest.mark.parametrize("folds", [None, 3])
+def test_groups_are_never_divided(names, folds):
+    rng = np.random.default_rng(0)
+    given_parts = {}
+    for place, (name, each) in enumerate(parts(*names, counts=(40, 30, 50)).items()):
+        given_parts[name] = replace(each, groups=100 * place + rng.integers(0, 15, len(each)))
+    group_of = {n: g for each in given_parts.values() for n, g in zip(numbers(each), each.groups.tolist(), strict=True)}
+    for fold in range(folds or 1):
+        division = Division(seed=1, fold=fold if folds else None, num_folds=folds)
+        divided = divide(given_parts, division)
+        fitted, judged = ({group_of[n] for n in numbers(divided[name])} for name in ("train", "validation"))
+        assert not fitted & judged
+        for each in divided.values():
+            assert each.groups.tolist() == [group_of[n] for n in numbers(each)]
+
+
+def test_too_few_groups_for_folds():
+    few = replace(part(0, [10, 10]), groups=np.arange(20) % 2)
+    with pytest.raises(TaskError, match="the smallest class has 2 groups, too few for 3 folds"):
+        divide({"train": few}, Division(fold=0, num_folds=3))
 
 
 def test_classes_too_small_to_divide():

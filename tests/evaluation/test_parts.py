@@ -83,7 +83,7 @@ def test_no_samples_views_straddle_folds(tta: bool, monkeypatch: pytest.MonkeyPa
     numbered = np.arange(30, dtype=np.float32)[:, None]
     train.fitted[:, :, 0] = numbered
     train.judged[:, :, 0] = numbered
-    monkeypatch.setattr(selection, "build", lambda name, params, random_state: Recorder())
+    monkeypatch.setattr(selection, "build", lambda *args, **kwargs: Recorder())
     monkeypatch.setattr(Recorder, "seen", [])
     selection.choose_by_cross_validation("majority", train, 3, random_state=0)
     assert Recorder.seen

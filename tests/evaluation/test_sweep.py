@@ -16,7 +16,8 @@ from featurecache.evaluation.sweep import COLUMNS, Plan, summarise
 def row(accuracy: float | None, **changes: Any) -> dict[str, Any]:
     known = {
         "task": "colour", "backbone": "b", "fingerprint": "f", "tap": "t", "dtype": "float16", "judged_on": "plain",
-        "head": "knn", "seed": 0, "part": "fold", "n_train": 80, "n": 20, "seconds": 1.0, "accuracy": accuracy,
+        "head": "knn", "balanced": False, "seed": 0, "part": "fold", "n_train": 80, "n": 20, "seconds": 1.0,
+        "accuracy": accuracy,
     }  # fmt: skip
     if accuracy is not None:
         known |= {"accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.05}

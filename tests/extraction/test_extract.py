@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import COLOURS, TINY, write_image
 from PIL import Image
+from sklearn.base import clone
 from tiny_backbones import TinyNet
 
 import featurecache as fc
@@ -267,6 +268,22 @@ def test_transformer_equals_the_cache(make_folder: Make, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="not_an_image") as caught:
         fc.FrozenBackbone(TINY, runtime="torch").fit_transform([source / "bad.png"])
     assert "bad.png" in caught.value.__notes__[0]
+
+
+def test_transformer_takes_what_extract_takes(make_folder: Make, tmp_path: Path) -> None:
+    source = make_folder(per_class=1)
+    request = {"backbone": "torchvision:squeezenet1_1", "init": "random", "seed": 3}
+    size = {"resize": 64, "crop": 64}
+    settings = ExtractionSettings(dtype="float32", runtime="torch")
+    store = fc.extract(source, tmp_path / "c", **request, preprocess=size, settings=settings)
+    view = store.views.load(source)
+    files = [source / p for p in view.paths]
+    head = fc.FrozenBackbone(**request, preprocess=size, runtime="torch")
+    np.testing.assert_allclose(clone(head).fit_transform(files), store.features().read(view.rows), atol=1e-5)
+    other = clone(head).set_params(seed=4).fit_transform(files)
+    assert np.abs(other - store.features().read(view.rows)).max() > 1e-3
+    with pytest.raises(ValueError, match="seed 3 is for random weights only"):
+        clone(head).set_params(init="pretrained").fit(files)
 
 
 def test_writers_with_different_shard_sizes_lose_no_row(make_folder: Make, tmp_path: Path) -> None:

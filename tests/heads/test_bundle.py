@@ -17,7 +17,7 @@ from featurecache.heads import bundle
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.nearest import CosineKnn
-from featurecache.heads.registry import HEADS, make_head
+from featurecache.heads.registry import HEADS, TOKEN_HEADS, make_head
 from featurecache.records import MAX_RECORD_BYTES
 
 META = {"classes": ["a", "b"], "temperature": 0.5}
@@ -42,7 +42,7 @@ def _assert_same(before, after, X):
 
 
 @pytest.mark.parametrize("classes", [(0, 1), (0, 1, 2, 5), ("cat", "dog"), (False, True)], ids=str)
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", [*HEADS, *TOKEN_HEADS])
 def test_round_trip_is_bit_identical(tmp_path, name, classes):
     estimator, X = _fitted(name, classes=classes)
     save_head(tmp_path / "new" / "head", estimator, META)
@@ -265,5 +265,23 @@ def test_perceptrons_of_scikit_learn_still_load(tmp_path):
 def test_layers_that_do_not_fit(tmp_path, change, message):
     save_head(tmp_path, _fitted("mlp")[0], META)
     _rewrite(tmp_path, lambda document: change(document["estimator"]["state"]))
+    with pytest.raises(HeadError, match=message):
+        load_head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda node: node["params"].update(num_tokens=3), "has 3 tokens, which do not fit"),
+        (lambda node: node["params"].update(num_tokens=0), "has 0 tokens, which do not fit"),
+        (lambda node: node["params"].update(num_tokens="7"), "has '7' tokens, which do not fit"),
+        (lambda node: node["params"].update(num_tokens=7), "have shapes"),
+        (lambda node: node["state"].update(coef_=node["state"]["queries_"]), "have shapes"),
+        (lambda node: node["state"].update(queries_=node["state"]["classes_"]), "are not numbers"),
+    ],
+)
+def test_attention_that_does_not_fit(tmp_path, change, message):
+    save_head(tmp_path, _fitted("attentive")[0], META)
+    _rewrite(tmp_path, lambda document: change(document["estimator"]))
     with pytest.raises(HeadError, match=message):
         load_head(tmp_path)

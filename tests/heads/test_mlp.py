@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import HeadError
 from featurecache.heads.fitting import fit_estimator
-from featurecache.heads.mlp.estimator import MlpProbe
+from featurecache.heads.gradient.mlp import MlpProbe
 
 SETTINGS: list[dict[str, Any]] = [
     {"hidden_layers": 0, "learning_rate": 0.01},

@@ -7,7 +7,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from featurecache.errors import HeadError, UnknownNameError
 from featurecache.heads import registry
 from featurecache.heads.fitting import fit_estimator
-from featurecache.heads.registry import HEADS, head_grid, last_step, list_heads, make_head, register_head
+from featurecache.heads.registry import HEADS, TOKEN_HEADS, head_grid, last_step, list_heads, make_head, register_head
 
 PIPELINE = "scikit-learn's Pipeline fits its steps in place; it exempts itself from this check too"
 
@@ -20,13 +20,14 @@ def _expected(estimator):
 
 
 @pytest.mark.filterwarnings("ignore")
-@parametrize_with_checks([make_head(name) for name in HEADS], expected_failed_checks=_expected)
+@parametrize_with_checks([make_head(name) for name in (*HEADS, *TOKEN_HEADS)], expected_failed_checks=_expected)
 def test_head_is_an_honest_estimator(estimator, check):
     check(estimator)
 
 
 def test_built_in_heads_are_listed():
     assert list_heads()[: len(HEADS)] == list(HEADS)
+    assert set(list_heads(tokens=True)) == {*list_heads(), *TOKEN_HEADS}
 
 
 def test_unknown_head_suggests_the_nearest():

@@ -33,6 +33,8 @@ def result(head: str, *, test: bool) -> dict[str, Any]:
         "protocol": "validation" if test else "cross-validation",
         "reported": "test" if test else "validation",
         "selection_accuracy": 0.625,
+        "selection_score": 0.625,
+        "balanced": False,
         "validation": SCORES,
         "test": SCORES if test else None,
     }
@@ -78,6 +80,11 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
             probabilities=proba,
             names=names,
             confusion=confusion,
+            calibration={
+                "log_loss": 0.7,
+                "expected_calibration_error": 0.123,
+                "bins": [{"n": 2, "probability": 0.7, "right": 0.5}, {"n": 2, "probability": 0.9, "right": 0.5}],
+            },
             per_class=[{"class": c, "n": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5} for c in classes],
         ),
         bad_inputs=[{"path": "bad<.jpg", "status": "empty", "reason": "no bytes"}],
@@ -96,6 +103,7 @@ def test_everything_is_inside_and_escaped(tmp_path: Path) -> None:
     assert "a &amp; b" in text
     assert "a &lt;b&gt; title" in text
     assert "bad&lt;.jpg" in text
+    assert "off by 0.123 on average" in text
     assert text.count("data:image/jpeg;base64,") == 1  # of the two mistakes one file is gone
     assert text.index("gone.png") < text.index("2.png")  # the more confident mistake comes first
     assert "0.500 (0.250 to 0.750, 95 % interval, 4 samples)" in re.sub(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import content_id, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,20 +19,6 @@ from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import build_task, stratified_splits
 from featurecache.store.views import SourceView
 from featurecache.text import TextColumn
-
-
-def content_id(content: str) -> np.ndarray:
-    return np.frombuffer(content.encode().ljust(32, b"."), np.uint8)
-
-
-def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
-    """A cache that knows files by their content, without any pixels."""
-    store = FeatureStore.create(tmp_path / "cache")
-    ids = np.stack([content_id(content) for content in files.values()])
-    rows = store.samples.append(ids, list(files), np.ones(len(files)))
-    stamps = np.zeros((len(files), 4), np.int64)
-    store.views.save(SourceView(str((tmp_path / "src").resolve()), TextColumn.pack(files), stamps, rows, {}))
-    return store
 
 
 def table(**labels: str) -> TableLabels:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.heads.mlp.bank import Bank, Layers, Setting
+from featurecache.heads.gradient.bank import Bank, Layers, Setting, Sizes
 from featurecache.heads.rows import NO_FOLD, Moments, Rows
 
 # Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
@@ -89,7 +89,14 @@ class Trained(NamedTuple):
 
 
 def train(
-    rows: Rows, settings: Sequence[Setting], left_out: Sequence[int], schedule: Schedule, weighting: Weighting
+    rows: Rows,
+    settings: Sequence[Setting],
+    left_out: Sequence[int],
+    schedule: Schedule,
+    weighting: Weighting,
+    *,
+    bank: type[Bank],
+    num_tokens: int = 1,
 ) -> list[list[Trained]]:
     """Train every setting without each fold.
 
@@ -102,13 +109,17 @@ def train(
         The fold that each group of models is not fitted on; `NO_FOLD` leaves out nothing.
     schedule : Schedule
     weighting : Weighting
+    bank : type
+        What is trained.
+    num_tokens : int
+        Tokens in a row, which are standardised alike.
 
     Returns
     -------
     trained
         By setting, then by fold.
     """
-    trainer = _Trainer(rows, settings, left_out, schedule, weighting)
+    trainer = _Trainer(rows, settings, left_out, schedule, weighting, bank, num_tokens)
     total, of_a_round = schedule.num_steps(len(rows.y))
     for number, places in enumerate(_batches(len(rows.y), schedule, total), start=1):
         trainer.step(places, part=0.5 * (1 + math.cos(math.pi * (number - 1) / total)), number=number)
@@ -129,11 +140,17 @@ class _Trainer:
         left_out: Sequence[int],
         schedule: Schedule,
         weighting: Weighting,
+        kind: type[Bank],
+        num_tokens: int,
     ) -> None:
         self._rows, self._schedule = rows, schedule
         self._y = torch.from_numpy(rows.y)
         moments = Moments.of(rows)
         _, means, scales, counts = zip(*(moments.without(fold) for fold in left_out), strict=True)
+        if num_tokens > 1:
+            means, scales = zip(
+                *(_of_all_tokens(*each, num_tokens) for each in zip(means, scales, strict=True)), strict=True
+            )
         self._mean_F1D, self._scale_F1D = (torch.stack(each).unsqueeze(1).to(rows.dtype) for each in (means, scales))
         seen_Fn = np.stack([(rows.fold != fold) | (rows.fold == NO_FOLD) for fold in left_out])
         weight_Fn = np.stack([weighting.of_rows(rows, each.cpu().numpy()) for each in counts]) * seen_Fn
@@ -143,16 +160,15 @@ class _Trainer:
         self._fitted_weight_Fn[:, torch.from_numpy(self._to_stop_by)] = 0.0
         self._best = {(fold, number): (math.inf, 0) for fold in range(len(left_out)) for number in range(len(settings))}
         """Least loss of each model on the rows to stop by, and rounds since then."""
-        shapes: dict[tuple[int, int], list[tuple[int, Setting]]] = {}
+        shapes: dict[tuple[int, ...], list[tuple[int, Setting]]] = {}
         for number, setting in enumerate(settings):
-            shapes.setdefault((setting.hidden_layers, setting.width), []).append((number, setting))
+            shapes.setdefault(setting.shape, []).append((number, setting))
+        sizes = Sizes(len(left_out), rows.num_features, rows.num_classes, num_tokens)
         self.banks = [
-            Bank(
+            kind(
                 alike,
-                len(left_out),
-                rows.num_features,
-                rows.num_classes,
-                seed=schedule.seed,
+                sizes,
+                generator=torch.Generator().manual_seed(schedule.seed),
                 dtype=rows.dtype,
                 device=rows.device,
             )
@@ -223,11 +239,19 @@ class _Trainer:
         return (X_BD - self._mean_F1D) / self._scale_F1D, self._y[torch.from_numpy(places)].to(self._rows.device)
 
     def _as_it_is(self, bank: Bank, fold: int, place: int, number: int) -> Trained:
-        layers = bank.layers(fold, place)
         mean_D, scale_D = self._mean_F1D[fold, 0].double(), self._scale_F1D[fold, 0].double()
-        first = layers.weights[0].double() / scale_D[:, None]
-        shifted = layers.intercepts[0].double() - mean_D @ first
-        return Trained(Layers([first, *layers.weights[1:]], [shifted, *layers.intercepts[1:]]), number)
+        return Trained(bank.layers(fold, place, mean_D, scale_D), number)
+
+
+def _of_all_tokens(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return mean and scale of the features of a token, whichever it is, repeated for each token.
+
+    A feature that does not vary at a token has the scale one there, which is nothing of its own.
+    """
+    means_TD, scales_TD = mean.view(num_tokens, -1), scale.view(num_tokens, -1)
+    mean_D = means_TD.mean(0)
+    scale_D = (scales_TD.square() + (means_TD - mean_D).square()).mean(0).sqrt()
+    return mean_D.repeat(num_tokens), scale_D.repeat(num_tokens)
 
 
 def _rows_to_stop_by(y: NDArray[np.int64], seen_Fn: NDArray[np.bool_], schedule: Schedule) -> NDArray[np.int64]:

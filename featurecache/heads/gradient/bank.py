@@ -1,14 +1,14 @@
 """Models of one shape, stacked: batched matrix products take a step of all of them at once.
 
-Axes: F folds, B batch, D features, S settings, H hidden units, C classes.
+Axes: F folds, B batch, D features, S settings, C classes.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,8 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 class Setting(NamedTuple):
     """What one model differs in from the others beside it."""
 
-    hidden_layers: int
-    width: int
+    shape: tuple[int, ...]
+    """Models of one shape are stacked."""
     learning_rate: float
     weight_decay: float
 
@@ -34,8 +34,17 @@ class Layers(NamedTuple):
     intercepts: list[Tensor]
 
 
+class Sizes(NamedTuple):
+    """What the data say of all models alike."""
+
+    folds: int
+    features: int
+    classes: int
+    tokens: int = 1
+
+
 @dataclass(eq=False)
-class _Parameter:
+class Parameter:
     """One tensor of all models, the folds along its first axis, with the moments of AdamW."""
 
     value: Tensor
@@ -76,49 +85,47 @@ class _Parameter:
         return values_S.view(shape)
 
 
-class Bank:
+class Bank(ABC):
     """Models of one shape: every setting without each fold.
 
     Parameters
     ----------
     settings
-        With the number that each goes by; all with the same number and width of hidden layers.
-    num_folds, num_features, num_classes
-    seed
-        Of the first weights: all models of one shape start alike, so that each is what it would be alone.
+        With the number that each goes by; all of one shape.
+    sizes
+    generator
+        Draws the first weights: all models of one shape start alike, so that each is what it would be alone.
     dtype, device
     """
 
     def __init__(
         self,
         settings: Sequence[tuple[int, Setting]],
-        num_folds: int,
-        num_features: int,
-        num_classes: int,
+        sizes: Sizes,
         *,
-        seed: int,
+        generator: torch.Generator,
         dtype: torch.dtype,
         device: str,
     ) -> None:
         self.numbers = [number for number, _ in settings]
         """Of the settings that are still trained."""
+        self.sizes = sizes
+        self._generator, self._dtype, self._device = generator, dtype, device
         self._rate_S = torch.tensor([s.learning_rate for _, s in settings], dtype=dtype, device=device)
         self._decay_S = torch.tensor([s.weight_decay for _, s in settings], dtype=dtype, device=device)
-        shape = settings[0][1]
-        sizes = list(pairwise([num_features, *[shape.width] * shape.hidden_layers, num_classes]))
-        generator = torch.Generator().manual_seed(seed)
-        self._weights, self._intercepts = [], []
-        for layer, (fan_in, fan_out) in enumerate(sizes):
-            # He et al., ICCV 2015, equation 10, for layers before a rectifier; the last one starts at zero, so that
-            # the first step sees equal probabilities whatever the features are.
-            drawn = torch.randn(fan_in, fan_out, generator=generator, dtype=torch.float64) * math.sqrt(2 / fan_in)
-            one = (torch.zeros_like(drawn) if layer == len(sizes) - 1 else drawn).to(device, dtype)
-            # (F, D, S, H) for the first layer, which all settings of a fold compute in one product; (F, S, H, H).
-            axis = 2 if layer == 0 else 1
-            stacked = one.unsqueeze(axis - 1).expand(num_folds, *_inserted(one.shape, axis - 1, len(settings))).clone()
-            self._weights.append(_Parameter(stacked, axis, decays=True))
-            zeros = torch.zeros(num_folds, len(settings), fan_out, dtype=dtype, device=device)
-            self._intercepts.append(_Parameter(zeros, 1, decays=False))
+        self._parameters = self._first_parameters(settings[0][1].shape)
+
+    @abstractmethod
+    def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
+        """Return the parameters of all models before any step."""
+
+    @abstractmethod
+    def logits(self, X_FBD: Tensor) -> Tensor:
+        """Return what each model says of the rows, (F, S, B, C)."""
+
+    @abstractmethod
+    def layers(self, fold: int, place: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
+        """Return a copy of the model of one fold at one place of `numbers`, for features as they come."""
 
     def step(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor, *, part: float, number: int) -> None:
         """Take one step on a batch.
@@ -138,12 +145,12 @@ class Bank:
         """
         # The sum over the models: none of them has a part in another's gradient.
         self.losses(X_FBD, y_B, weight_FB).sum().backward()
-        for parameter in (*self._weights, *self._intercepts):
+        for parameter in self._parameters:
             parameter.step(self._rate_S * part, self._decay_S, number)
 
     def losses(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor) -> Tensor:
         """Return each model's mean loss (F, S); zero where no row has a weight."""
-        logits_FSBC = self._logits(X_FBD)
+        logits_FSBC = self.logits(X_FBD)
         folds, settings, batch, _ = logits_FSBC.shape
         losses = cross_entropy(logits_FSBC.flatten(0, 2), y_B.repeat(folds * settings), reduction="none")
         losses_FSB = losses.view(folds, settings, batch)
@@ -155,25 +162,16 @@ class Bank:
         """Go on with the settings at some places of `numbers` only."""
         index = torch.tensor(places, dtype=torch.long, device=self._rate_S.device)
         self._rate_S, self._decay_S = self._rate_S[index], self._decay_S[index]
-        for parameter in (*self._weights, *self._intercepts):
+        for parameter in self._parameters:
             parameter.keep(index)
         self.numbers = [self.numbers[place] for place in places]
 
-    def layers(self, fold: int, place: int) -> Layers:
-        """Return a copy of the model of one fold at one place of `numbers`."""
-        return Layers([w.of(fold, place) for w in self._weights], [b.of(fold, place) for b in self._intercepts])
+    def _stacked(self, one: Tensor, axis: int = 1, *, decays: bool) -> Parameter:
+        """Return the same first values for all models, with the settings along ``axis``."""
+        shape = list(one.shape)
+        shape.insert(axis - 1, len(self.numbers))
+        values = one.to(self._device, self._dtype).unsqueeze(axis - 1)
+        return Parameter(values.expand(self.sizes.folds, *shape).clone(), axis, decays)
 
-    def _logits(self, X_FBD: Tensor) -> Tensor:
-        first_FDSH = self._weights[0].value
-        folds, _, settings, width = first_FDSH.shape
-        product = torch.bmm(X_FBD, first_FDSH.flatten(2)).view(folds, -1, settings, width)
-        values_FSBH = product.transpose(1, 2) + self._intercepts[0].value.unsqueeze(2)
-        for weights, intercepts in zip(self._weights[1:], self._intercepts[1:], strict=True):
-            values_FSBH = torch.matmul(values_FSBH.relu(), weights.value) + intercepts.value.unsqueeze(2)
-        return values_FSBH
-
-
-def _inserted(shape: torch.Size, axis: int, size: int) -> list[int]:
-    sizes = list(shape)
-    sizes.insert(axis, size)
-    return sizes
+    def _drawn(self, *shape: int, scale: float) -> Tensor:
+        return torch.randn(*shape, generator=self._generator, dtype=torch.float64) * scale

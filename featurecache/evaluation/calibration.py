@@ -1,0 +1,38 @@
+"""How far probabilities can be taken at their word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import log_loss
+
+NUM_BINS = 10
+
+
+def calibration(y: np.ndarray, proba: np.ndarray) -> dict[str, Any]:
+    """Compare what a head says of its answers with how often they are right.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_samples,), class indices
+    proba : ndarray of shape (n_samples, n_classes)
+        Rows sum to one; of samples that nothing was fitted on.
+
+    Returns
+    -------
+    dict
+        ``log_loss`` in nats; ``expected_calibration_error``, the mean difference between the probability of the answer
+        and the share of right answers, over bins of about as many samples each (Guo et al., "On Calibration of Modern
+        Neural Networks", ICML 2017, equation 3; equal bins after Nguyen & O'Connor, EMNLP 2015); and those bins:
+        ``{"n", "probability", "right"}``, from the least certain to the most.
+    """
+    certainty, right = proba.max(axis=1), proba.argmax(axis=1) == y
+    bins = []
+    for places in np.array_split(np.argsort(certainty, kind="stable"), min(NUM_BINS, len(y))):
+        said, was = float(certainty[places].mean()), float(right[places].mean())
+        bins.append({"n": len(places), "probability": said, "right": was})
+    error = sum(each["n"] * abs(each["probability"] - each["right"]) for each in bins) / len(y)
+    clipped = np.clip(proba, 1e-15, None)
+    loss = log_loss(y, clipped / clipped.sum(axis=1, keepdims=True), labels=np.arange(proba.shape[1]))
+    return {"log_loss": float(loss), "expected_calibration_error": float(error), "bins": bins}

@@ -1,0 +1,152 @@
+"""With groups, folds keep them whole, and intervals and verdicts know that rows of one group are alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from featurecache.errors import TaskError
+from featurecache.evaluation.comparison import compare
+from featurecache.evaluation.intervals import group_cells, group_intervals
+from featurecache.evaluation.parts import Part
+from featurecache.evaluation.protocol import evaluate_head
+from featurecache.evaluation.scores import score
+from featurecache.evaluation.selection import folds
+
+
+@pytest.mark.parametrize("counts", [(40, 40), (40, 7), (40, 1)])
+def test_folds_keep_groups_whole(counts):
+    y = np.repeat([0, 1], counts)
+    groups = np.random.default_rng(0).integers(0, 9, len(y))
+    divide = folds(y, groups, random_state=0)
+    held_out = np.zeros(len(y), int)
+    for kept, out in divide.split(y, y, groups):
+        assert not set(groups[kept]) & set(groups[out])
+        held_out[out] += 1
+    assert (held_out == 1).all()
+
+
+def test_one_group_cannot_be_divided():
+    with pytest.raises(TaskError, match="all samples to fit on are of one group"):
+        folds(np.array([0, 1, 0, 1]), np.zeros(4, int), random_state=0)
+
+
+def test_groups_of_one_row_are_rows():
+    rng = np.random.default_rng(0)
+    y, y_pred = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
+    assert score(y, y_pred, 3, groups=np.arange(200)) == score(y, y_pred, 3)
+    low, high = group_intervals(
+        group_cells(y, y_pred, np.arange(200), 3), 3, random_state=0, n_resamples=2000
+    )  # fmt: skip
+    plain = score(y, y_pred, 3)
+    assert low[0] == pytest.approx(plain.accuracy_low, abs=0.02)
+    assert high[0] == pytest.approx(plain.accuracy_high, abs=0.02)
+
+
+def grouped(rng: np.random.Generator, truth: float, num_groups: int = 40, size: int = 10) -> tuple:
+    """Rows that are right or wrong by whole groups, nearly."""
+    groups = np.repeat(np.arange(num_groups), size)
+    easy = rng.beta(truth * 2, (1 - truth) * 2, num_groups)
+    return groups, (rng.random(len(groups)) < easy[groups]).astype(int)
+
+
+def test_intervals_cover_the_truth_where_rows_of_a_group_are_alike():
+    rng = np.random.default_rng(1)
+    by_groups = by_rows = 0
+    for _ in range(200):
+        groups, right = grouped(rng, 0.8)
+        y = np.zeros(len(right), int)
+        known = score(y, 1 - right, 2, groups=groups, n_resamples=300)
+        plain = score(y, 1 - right, 2, n_resamples=300)
+        by_groups += known.accuracy_low <= 0.8 <= known.accuracy_high
+        by_rows += plain.accuracy_low <= 0.8 <= plain.accuracy_high
+    assert by_groups >= 180
+    assert by_rows < 160  # what it would say without
+
+
+def test_verdicts_are_rarely_wrong_where_rows_of_a_group_are_alike():
+    rng = np.random.default_rng(2)
+    wrong = {"groups": 0, "rows": 0}
+    for _ in range(200):
+        groups, first = grouped(rng, 0.8)
+        _, second = grouped(rng, 0.8)
+        y = np.ones(len(groups), int)
+        wrong["groups"] += compare(y, first, second, groups).verdict in ("better", "worse")
+        wrong["rows"] += compare(y, first, second).verdict in ("better", "worse")
+    assert wrong["groups"] <= 20
+    assert wrong["rows"] > 50
+
+
+def test_a_clear_difference_is_seen():
+    groups = np.repeat(np.arange(60), 5)
+    y = np.ones(300, int)
+    first, second = np.ones(300, int), (np.arange(300) % 5 > 0).astype(int)
+    found = compare(y, first, second, groups)
+    assert (found.verdict, found.difference) == ("better", pytest.approx(0.2))
+    assert found.low <= 0.2 <= found.high
+    assert found.p_value < 1e-6
+    assert compare(y, second, first, groups).verdict == "worse"
+    few = groups < 20
+    assert compare(y[few], first[few], first[few], groups[few]).verdict == "cannot tell"  # twenty groups say little
+    assert compare(y, first, first, groups).verdict == "equivalent"
+    assert compare(y, first, second, np.zeros(300, int)).verdict == "cannot tell"
+
+
+def test_settings_are_chosen_on_groups_that_are_held_out():
+    """Copies of one row in train would let one neighbour win; whole groups held out show that it learns nothing."""
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(40, 5)), 6, axis=0).astype(np.float32)
+    y = np.repeat(rng.integers(0, 2, 40), 6)
+    groups = np.repeat(np.arange(40), 6)
+    whole = Part(y=y, fitted=X[:, None], judged=X[:, None], groups=groups)
+    parts = {"train": whole.take(np.arange(180)), "test": whole.take(np.arange(180, 240))}
+    honest = evaluate_head("knn", parts, 2)
+    blind = {name: Part(y=p.y, fitted=p.fitted, judged=p.judged) for name, p in parts.items()}
+    fooled = evaluate_head("knn", blind, 2)
+    assert fooled.selection_accuracy > 0.95
+    assert honest.selection_accuracy < 0.75
+
+
+def unbalanced(rng: np.random.Generator, rows: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """One class in twenty is rare, and overlaps with the other."""
+    y = (rng.random(rows) < 0.08).astype(int)
+    X = rng.normal(size=(rows, 6)).astype(np.float32)
+    X[:, 0] += 1.3 * y
+    return X, y
+
+
+@pytest.mark.parametrize("head", ["logistic", "linear_svm", "mlp", "rbf_svm"])
+@pytest.mark.parametrize("names", [("train", "validation", "test"), ("train", "test")])
+def test_balanced_heads_find_the_rare_class(head, names):
+    rng = np.random.default_rng(0)
+    parts = {name: unbalanced(rng) for name in names}
+    plain, balanced = (evaluate_head(head, parts, 2, balanced=each) for each in (False, True))
+    assert balanced.test.balanced_accuracy > plain.test.balanced_accuracy + 0.1
+    assert balanced.test.accuracy < plain.test.accuracy
+    assert balanced.balanced
+    y, y_pred = balanced.selection_y, balanced.selection_pred
+    recalls = [np.mean(y_pred[y == label] == label) for label in (0, 1)]
+    assert balanced.selection_score == pytest.approx(np.mean(recalls))
+    assert plain.selection_score == pytest.approx(plain.selection_accuracy)
+
+
+def test_balanced_verdicts_weigh_classes_alike():
+    y = np.repeat([0, 1], [900, 100])
+    first, second = np.zeros(1000, int), y.copy()
+    second[:200] = 1  # 200 of 900 lost, 100 of 100 won
+    assert compare(y, first, second).verdict == "better"
+    found = compare(y, first, second, balanced=True)
+    assert (found.verdict, found.difference) == ("worse", pytest.approx((200 / 900 - 1) / 2))
+    few = np.arange(0, 1000, 10)  # ten rows of the rare class say little
+    assert compare(y[few], first[few], first[few], balanced=True).verdict == "cannot tell"
+    assert compare(y, first, first, balanced=True).verdict == "equivalent"
+
+
+def test_balanced_verdicts_are_rarely_wrong():
+    rng = np.random.default_rng(3)
+    wrong = 0
+    for _ in range(200):
+        y = (rng.random(500) < 0.1).astype(int)
+        first, second = (np.where(rng.random(500) < 0.8, y, 1 - y) for _ in range(2))
+        wrong += compare(y, first, second, balanced=True).verdict in ("better", "worse")
+    assert wrong <= 18
