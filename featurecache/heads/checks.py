@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import BaseCrossValidator, StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d, validate_data
 
@@ -26,8 +26,12 @@ def is_small(num_rows: int, num_features: int) -> bool:
     return num_rows * num_features <= SMALL_PROBLEM
 
 
-def checked_rows(estimator: BaseEstimator, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:
+def checked_rows(
+    estimator: BaseEstimator, X: Any, y: ArrayLike, *, several: bool = False, numbers: bool = False
+) -> tuple[Any, NDArray[Any]]:
     """Return features, float64 or float32, or a memory map as it is, and labels.
+
+    With ``several``, labels may be (n_samples, n_outputs); with ``numbers`` they must be numbers.
 
     Raises
     ------
@@ -36,11 +40,12 @@ def checked_rows(estimator: BaseEstimator, X: Any, y: ArrayLike) -> tuple[Any, N
     """
     if isinstance(X, np.memmap):  # scikit-learn's own checks would copy it
         estimator.n_features_in_ = X.shape[1]
-        y = column_or_1d(y)
+        y = np.asarray(y) if several and np.ndim(y) == 2 else column_or_1d(y)
         check_consistent_length(X, y)
-        return X, np.asarray(y)
-    X, y = validate_data(estimator, X, y, dtype=REAL_TYPES, order="C")
-    return X, np.asarray(y)
+        return X, y
+    X, y = validate_data(estimator, X, y, dtype=REAL_TYPES, order="C", multi_output=several, y_numeric=numbers)
+    y = np.asarray(y)
+    return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 and not numbers else y
 
 
 def checked_class_weight(given: Any, classes: NDArray[Any]) -> NDArray[np.float64] | Literal["balanced"] | None:
@@ -56,6 +61,19 @@ def checked_class_weight(given: Any, classes: NDArray[Any]) -> NDArray[np.float6
     if not isinstance(given, Mapping):
         raise ValueError(f"class_weight must be None, 'balanced' or a mapping, got {given!r}")
     return np.array([float(given.get(label, 1.0)) for label in classes.tolist()])
+
+
+def checked_indicator(y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of the labels, and which of them each row has, (n_samples, n_labels), 0 or 1.
+
+    Raises
+    ------
+    ValueError
+        Anything but zeros and ones.
+    """
+    if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
+        raise ValueError("Unknown label type: several labels of a row must be given as zeros and ones")
+    return np.arange(y.shape[1]), y.astype(np.int64)
 
 
 def checked_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -107,8 +125,12 @@ def checked_strengths(given: float | Sequence[float], name: str) -> list[float]:
     return strengths
 
 
-def fold_of_rows(cv: Folds, y: NDArray[Any], groups: ArrayLike | None, random_state: int | None) -> NDArray[np.int64]:
+def fold_of_rows(
+    cv: Folds, y: NDArray[Any], groups: ArrayLike | None, random_state: int | None, *, classes: bool = True
+) -> NDArray[np.int64]:
     """Return the fold of each row, (n_samples,); -1 for rows that are never held out.
+
+    Folds are stratified where rows have classes.
 
     Raises
     ------
@@ -116,7 +138,10 @@ def fold_of_rows(cv: Folds, y: NDArray[Any], groups: ArrayLike | None, random_st
         A splitter that holds out a row more than once.
     """
     if isinstance(cv, int):
-        kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+        if classes:
+            kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+        else:
+            kind = KFold if groups is None else GroupKFold
         cv = kind(cv, shuffle=True, random_state=random_state)
     fold = np.full(len(y), -1)
     for number, (_, held_out) in enumerate(cv.split(np.zeros(len(y)), y, groups) if hasattr(cv, "split") else cv):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.dummy import DummyClassifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
@@ -23,10 +23,10 @@ from sklearn.svm import SVC, LinearSVC
 from featurecache.errors import HeadError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
-from featurecache.heads.gradient.mlp import MlpProbe
+from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-from featurecache.heads.linear.ridge import RidgeProbe
-from featurecache.heads.nearest import CosineKnn
+from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
+from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,19 +47,23 @@ _STATE: dict[type, str] = {
     MLPClassifier: "classes_ coefs_ intercepts_ n_layers_ n_outputs_ out_activation_ _label_binarizer n_iter_",
     KNeighborsClassifier: _KNN_STATE,
     RidgeClassifier: "classes_ coef_ intercept_ n_iter_ solver_ _label_binarizer",
-    LogisticProbe: "classes_ coef_ intercept_ n_iter_",
+    LogisticProbe: "classes_ coef_ intercept_ n_iter_ multilabel_",
     LinearSvmProbe: "classes_ coef_ intercept_ n_iter_",
     RidgeProbe: "classes_ coef_ intercept_",
-    MlpProbe: "classes_ coefs_ intercepts_ n_iter_",
-    AttentiveProbe: "classes_ queries_ coef_ intercept_ n_iter_",
+    RidgeRegressor: "coef_ intercept_",
+    MlpProbe: "classes_ coefs_ intercepts_ n_iter_ multilabel_",
+    MlpRegressor: "coefs_ intercepts_ n_iter_ flat_",
+    AttentiveProbe: "classes_ queries_ coef_ intercept_ n_iter_ multilabel_",
     CosineKnn: "classes_ directions_ labels_",
+    CosineKnnRegressor: "directions_ targets_",
     GaussianDiscriminant: "classes_ coef_ intercept_",
     NearestMean: "classes_ coef_ intercept_",
     DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
+    DummyRegressor: "constant_ n_outputs_",
 }
 _CLASSES = {cls.__name__: cls for cls in (Pipeline, *_STATE)}
 # A property in some scikit-learn releases and an attribute in others: written when there, never required.
-_OPTIONAL = {"classes_", "_effective_probability", "_num_iter", "_probA", "_probB", "n_iter_"}
+_OPTIONAL = {"classes_", "_effective_probability", "_num_iter", "_probA", "_probB", "n_iter_", "multilabel_"}
 
 
 def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:
@@ -112,7 +116,9 @@ def _same(value: Any, default: Any) -> bool:
 def _state(estimator: BaseEstimator) -> dict[str, Any]:
     fitted = vars(estimator)
     names = ["n_features_in_", *_STATE[type(estimator)].split()]
-    optional = _OPTIONAL | ({"n_features_in_"} if isinstance(estimator, LabelBinarizer | DummyClassifier) else set())
+    optional = _OPTIONAL | (
+        {"n_features_in_"} if isinstance(estimator, LabelBinarizer | DummyClassifier | DummyRegressor) else set()
+    )
     if missing := [name for name in names if name not in fitted and name not in optional]:
         raise HeadError(f"{type(estimator).__name__} has no {missing[0]}; fit the head before saving it")
     return {name: fitted[name] for name in names if name in fitted}
@@ -172,8 +178,12 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
         _check_svc(estimator)
     if isinstance(estimator, CosineKnn):
         _check_knn(estimator)
-    if isinstance(estimator, MlpProbe):
+    if isinstance(estimator, MlpProbe | MlpRegressor):
         _check_mlp(estimator)
+    if isinstance(estimator, RidgeRegressor):
+        _check_ridge_regressor(estimator)
+    if isinstance(estimator, CosineKnnRegressor):
+        _check_knn_regressor(estimator)
     if isinstance(estimator, AttentiveProbe):
         _check_attentive(estimator)
     return estimator
@@ -235,22 +245,49 @@ def _check_knn(estimator: CosineKnn) -> None:
         raise HeadError("the rows of its CosineKnn are not finite numbers")
     if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= n_classes or n_classes > len(labels):
         raise HeadError("the labels of its CosineKnn are not those of its classes")
+    _check_neighbours(estimator)
+
+
+def _check_knn_regressor(estimator: CosineKnnRegressor) -> None:
+    """Refuse rows and numbers that do not belong together."""
+    directions, targets = estimator.directions_, estimator.targets_
+    for values in (directions, targets):
+        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or not np.isfinite(values).all():
+            raise HeadError("the rows or numbers of its CosineKnnRegressor are not finite numbers")
+    if directions.ndim != 2 or len(directions) == 0 or targets.ndim not in (1, 2) or len(targets) != len(directions):
+        raise HeadError("the rows and numbers of its CosineKnnRegressor do not belong together")
+    _check_neighbours(estimator)
+
+
+def _check_ridge_regressor(estimator: RidgeRegressor) -> None:
+    """Refuse weights and intercepts that would be stretched to fit each other."""
+    coef, intercept = estimator.coef_, estimator.intercept_
+    if np.ndim(coef) not in (1, 2) or np.shape(intercept) != np.shape(coef)[:-1]:
+        raise HeadError("the weights and intercepts of its RidgeRegressor do not belong together")
+    if not np.isfinite(coef).all() or not np.isfinite(intercept).all():
+        raise HeadError("the weights of its RidgeRegressor are not finite numbers")
+
+
+def _check_neighbours(estimator: CosineKnn | CosineKnnRegressor) -> None:
     count, temperature = estimator.n_neighbors, estimator.temperature
     if type(count) is not int or count < 1 or not isinstance(temperature, int | float) or not temperature > 0:
-        raise HeadError(f"its CosineKnn has {count!r} neighbours and the temperature {temperature!r}")
+        raise HeadError(f"its {type(estimator).__name__} has {count!r} neighbours and the temperature {temperature!r}")
 
 
-def _check_mlp(estimator: MlpProbe) -> None:
+def _check_mlp(estimator: MlpProbe | MlpRegressor) -> None:
     """Refuse layers that do not follow one another: some would be stretched to fit without a word."""
+    name = type(estimator).__name__
     coefs, intercepts = estimator.coefs_, estimator.intercepts_
     if not isinstance(coefs, list) or not isinstance(intercepts, list) or not 0 < len(coefs) == len(intercepts):
-        raise HeadError("the layers of its MlpProbe do not belong together")
+        raise HeadError(f"the layers of its {name} do not belong together")
     if any(not isinstance(each, np.ndarray) or each.dtype.kind != "f" for each in (*coefs, *intercepts)):
-        raise HeadError("the layers of its MlpProbe are not numbers")
+        raise HeadError(f"the layers of its {name} are not numbers")
     widths = [estimator.n_features_in_, *(len(intercept) for intercept in intercepts if intercept.ndim == 1)]
     shapes = list(pairwise(widths))
-    if [coef.shape for coef in coefs] != shapes or widths[-1] != len(estimator.classes_):
-        raise HeadError(f"the layers of its MlpProbe have shapes {[coef.shape for coef in coefs]}, which do not fit")
+    of_numbers = isinstance(estimator, MlpRegressor)
+    num_outputs = (1 if estimator.flat_ else widths[-1]) if of_numbers else len(estimator.classes_)
+    if [coef.shape for coef in coefs] != shapes or widths[-1] != num_outputs:
+        raise HeadError(f"the layers of its {name} have shapes {[coef.shape for coef in coefs]}, which do not fit")
 
 
 def _check_attentive(estimator: AttentiveProbe) -> None:

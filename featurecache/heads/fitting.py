@@ -73,7 +73,8 @@ def fit_folds(
     grid : sequence of mapping
         Settings of the classifier, the simplest model first.
     X : ndarray of shape (n_samples, n_features)
-    y : ndarray of shape (n_samples,)
+    y : ndarray of shape (n_samples,), or (n_samples, n_outputs)
+        Classes; or labels, or numbers.
     fold : ndarray of shape (n_samples,)
         The fold of each row; -1 for rows that are never held out.
     name : str
@@ -91,10 +92,10 @@ def fit_folds(
         The head refuses the data.
     """
     kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
-    num_classes = len(np.unique(y))
+    num_classes = _num_classes(y)
     names = {key for setting in grid for key in setting}
     together = names <= getattr(estimator, "side_by_side", frozenset()) and bool(names)
-    if together and all(len(np.unique(y[each])) == num_classes for each in kept):
+    if together and all(_num_classes(y[each]) == num_classes for each in kept):
         try:
             yield from estimator.fit_folds(X, y, fold, grid)
         except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
@@ -103,12 +104,17 @@ def fit_folds(
     for setting in grid:
         fitted = []
         for each in kept:
-            one_class = len(np.unique(y[each])) == 1
+            one_class = _num_classes(y[each]) == 1
             fitted.append(make_head("majority") if one_class else clone(estimator))
             if not one_class:
                 last_step(fitted[-1]).set_params(**setting)
             fit_estimator(fitted[-1], X[each], y[each], name=name)
         yield dict(setting), fitted
+
+
+def _num_classes(y: np.ndarray) -> int:
+    """Return how many classes there are; labels and numbers, (n_samples, n_outputs), have none: 0."""
+    return len(np.unique(y)) if y.ndim == 1 else 0
 
 
 def fit_head(name: str, X: np.ndarray, y: np.ndarray, **params: Any) -> BaseEstimator:
@@ -188,8 +194,6 @@ def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> bool:
 
 def _refusal(name: str, X: np.ndarray, y: np.ndarray, error: BaseException) -> str:
     reason = " ".join(str(error).split())[:300] or type(error).__name__
+    classes = f" in {count} classes" if (count := _num_classes(np.asarray(y))) else ""
     size = f"{X.shape[0]} rows of {X.shape[1]} features" if np.ndim(X) == 2 else f"an array of shape {np.shape(X)}"
-    return (
-        f"head {name!r} cannot be fitted on {size} in {len(np.unique(y))} classes: {reason}. "
-        "Choose another head or check the features"
-    )
+    return f"head {name!r} cannot be fitted on {size}{classes}: {reason}. Choose another head or check the features"

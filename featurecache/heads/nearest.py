@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -54,9 +55,7 @@ class CosineKnn(ClassifierMixin, BaseEstimator):
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
-        if self.n_neighbors < 1 or not self.temperature > 0:
-            given = f"{self.n_neighbors} and {self.temperature}"
-            raise ValueError(f"n_neighbors and temperature must be positive, got {given}")
+        _check_parameters(self.n_neighbors, self.temperature)
         self.classes_, self.labels_ = checked_labels(y)
         self.directions_ = normalize(rows)
         return self
@@ -64,22 +63,74 @@ class CosineKnn(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return each class's share of the votes, (n_samples, n_classes)."""
         check_is_fitted(self)
-        kept = self.directions_
-        directions = normalize(validate_data(self, X, reset=False, dtype=REAL_TYPES)).astype(kept.dtype)
-        count = min(self.n_neighbors, len(kept))
-        votes = np.empty((len(directions), len(self.classes_)))
-        step = max(_BLOCK_BYTES // (len(kept) * kept.itemsize), 1)
-        for start in range(0, len(directions), step):
-            similarity = directions[start : start + step] @ kept.T
-            nearest = np.argpartition(similarity, -count, axis=1)[:, -count:]
-            close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
-            # The largest one taken off, so that no temperature overflows or leaves nothing.
-            weight = np.exp((close - close.max(axis=1, keepdims=True)) / self.temperature)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        votes = np.empty((len(rows), len(self.classes_)))
+        for block, nearest, weight in _neighbours(self.directions_, rows, self.n_neighbors, self.temperature):
             for place in range(len(self.classes_)):
-                votes[start : start + step, place] = (weight * (self.labels_[nearest] == place)).sum(axis=1)
+                votes[block, place] = (weight * (self.labels_[nearest] == place)).sum(axis=1)
         return votes / votes.sum(axis=1, keepdims=True)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the class with most votes, (n_samples,)."""
         probability = self.predict_proba(X)
         return np.asarray(self.classes_[probability.argmax(axis=1)])
+
+
+class CosineKnnRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """The mean of one number or several over the nearest neighbours; weights and parameters are those of `CosineKnn`.
+
+    Attributes
+    ----------
+    directions_ : ndarray (n_samples, n_features)
+        The rows, normalised.
+    targets_ : ndarray (n_samples,) or (n_samples, n_targets), float64
+    """
+
+    def __init__(self, n_neighbors: int = 20, *, temperature: float = 0.07) -> None:
+        self.n_neighbors = n_neighbors
+        self.temperature = temperature
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Keep the rows, normalised, and ``y``, (n_samples,) or (n_samples, n_targets).
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES, multi_output=True, y_numeric=True)
+        _check_parameters(self.n_neighbors, self.temperature)
+        self.targets_ = np.array(y, np.float64)
+        self.directions_ = normalize(rows)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the weighted means, (n_samples,) or (n_samples, n_targets)."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        means = np.empty((len(rows), *self.targets_.shape[1:]))
+        for block, nearest, weight in _neighbours(self.directions_, rows, self.n_neighbors, self.temperature):
+            share = weight / weight.sum(axis=1, keepdims=True)
+            means[block] = np.einsum("nk,nk...->n...", share, self.targets_[nearest])
+        return means
+
+
+def _check_parameters(n_neighbors: Any, temperature: Any) -> None:
+    if n_neighbors < 1 or not temperature > 0:
+        raise ValueError(f"n_neighbors and temperature must be positive, got {n_neighbors} and {temperature}")
+
+
+def _neighbours(
+    kept: NDArray[Any], rows: NDArray[Any], n_neighbors: int, temperature: float
+) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield blocks of rows with the places of their neighbours, (n, k), and what each of them weighs."""
+    directions = normalize(rows).astype(kept.dtype)
+    count = min(n_neighbors, len(kept))
+    step = max(_BLOCK_BYTES // (len(kept) * kept.itemsize), 1)
+    for start in range(0, len(directions), step):
+        similarity = directions[start : start + step] @ kept.T
+        nearest = np.argpartition(similarity, -count, axis=1)[:, -count:]
+        close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
+        # The largest one taken off, so that no temperature overflows or leaves nothing.
+        weight = np.exp((close - close.max(axis=1, keepdims=True)) / temperature)
+        yield slice(start, start + step), nearest, weight

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sklearn.base import BaseEstimator
-from sklearn.dummy import DummyClassifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC
@@ -15,10 +15,10 @@ from sklearn.svm import SVC
 from featurecache.errors import UnknownNameError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
-from featurecache.heads.gradient.mlp import MlpProbe
+from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-from featurecache.heads.linear.ridge import RidgeProbe
-from featurecache.heads.nearest import CosineKnn
+from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
+from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
 
 Factory = Callable[[], BaseEstimator]
 Grid = Callable[[int], list[dict[str, Any]]]
@@ -30,12 +30,16 @@ class _Entry:
     grid: Grid
 
 
+Kind = Literal["classes", "labels", "numbers"]
+"""What is said of a sample: one class, any of several labels, or one number or several."""
+
 _HEADS: dict[str, _Entry] = {}
+_HEADS_OF: dict[Kind, dict[str, _Entry]] = {"classes": _HEADS, "labels": {}, "numbers": {}}
 
 
-def list_heads(*, tokens: bool = False) -> list[str]:
+def list_heads(*, tokens: bool = False, kind: Kind = "classes") -> list[str]:
     """Return the names of all registered heads, the built-in ones first; with ``tokens``, also those that need them."""
-    return [name for name in _HEADS if tokens or not needs_tokens(name)]
+    return [name for name in _HEADS_OF[kind] if tokens or not needs_tokens(name)]
 
 
 def needs_tokens(name: str) -> bool:
@@ -43,13 +47,14 @@ def needs_tokens(name: str) -> bool:
     return name in TOKEN_HEADS
 
 
-def register_head(name: str, factory: Factory, grid: Grid) -> None:
-    """Add a head under ``name``.
+def register_head(name: str, factory: Factory, grid: Grid, *, kind: Kind = "classes") -> None:
+    """Add a head under ``name``, for tasks of a kind.
 
     Parameters
     ----------
     factory : callable
-        Returns a fresh, unfitted scikit-learn classifier or a `Pipeline` that ends in one.
+        Returns a fresh, unfitted scikit-learn classifier or a `Pipeline` that ends in one. For labels it must take
+        (n_samples, n_labels), 0 or 1, and for numbers (n_samples, n_targets).
     grid : callable
         Takes the number of training rows, returns the settings to try, the strongest regularisation first: of two
         settings with equal accuracy the earlier one is kept. ``[{}]`` when there is nothing to choose.
@@ -59,18 +64,20 @@ def register_head(name: str, factory: Factory, grid: Grid) -> None:
     ValueError
         The name is taken.
     """
-    if name in _HEADS:
+    if name in _HEADS_OF[kind]:
         raise ValueError(f"head {name!r} is already registered; choose another name")
-    _HEADS[name] = _Entry(factory, grid)
+    _HEADS_OF[kind][name] = _Entry(factory, grid)
 
 
-def make_head(name: str, **params: Any) -> BaseEstimator:
+def make_head(name: str, *, kind: Kind = "classes", **params: Any) -> BaseEstimator:
     """Build an unfitted head.
 
     Parameters
     ----------
     name : str
         One of `list_heads()`.
+    kind : str
+        Of the tasks that it is for.
     **params
         Parameters of the classifier itself (the last step of the pipeline), such as ``C=0.1``.
 
@@ -79,7 +86,7 @@ def make_head(name: str, **params: Any) -> BaseEstimator:
     UnknownNameError
         No such head, or the head has no such parameter.
     """
-    estimator = _entry(name).factory()
+    estimator = _entry(name, kind).factory()
     last = last_step(estimator)
     known = last.get_params(deep=False)
     for param in params:
@@ -89,9 +96,9 @@ def make_head(name: str, **params: Any) -> BaseEstimator:
     return estimator
 
 
-def head_grid(name: str, n_samples: int) -> list[dict[str, Any]]:
+def head_grid(name: str, n_samples: int, *, kind: Kind = "classes") -> list[dict[str, Any]]:
     """Return the settings of head ``name`` to try on ``n_samples`` training rows, the simplest model first."""
-    return _entry(name).grid(n_samples)
+    return _entry(name, kind).grid(n_samples)
 
 
 def last_step(estimator: BaseEstimator) -> BaseEstimator:
@@ -99,10 +106,12 @@ def last_step(estimator: BaseEstimator) -> BaseEstimator:
     return estimator[-1] if isinstance(estimator, Pipeline) else estimator
 
 
-def _entry(name: str) -> _Entry:
-    if name not in _HEADS:
-        raise UnknownNameError("head", name, _HEADS)
-    return _HEADS[name]
+def _entry(name: str, kind: Kind) -> _Entry:
+    known = _HEADS_OF[kind]
+    if name not in known:
+        noun = "head" if kind == "classes" else f"head for {kind}"
+        raise UnknownNameError(noun, name, known)
+    return known[name]
 
 
 def _logistic() -> LogisticProbe:
@@ -142,6 +151,10 @@ def _majority() -> DummyClassifier:
     return DummyClassifier(strategy="prior", random_state=0)
 
 
+def _mean() -> DummyRegressor:
+    return DummyRegressor(strategy="mean")
+
+
 def _attentive() -> AttentiveProbe:
     return AttentiveProbe()
 
@@ -172,6 +185,14 @@ register_head("ridge", _ridge, _powers_of_ten("alpha", 7, -2, per_decade=4))
 register_head("gda", _gda, lambda n_samples: [{}])
 register_head("nearest_mean", _nearest_mean, lambda n_samples: [{}])
 register_head("majority", _majority, lambda n_samples: [{}])
+
+for _kind in ("labels", "numbers"):
+    register_head("ridge", RidgeRegressor, _powers_of_ten("alpha", 7, -2, per_decade=4), kind=_kind)
+    register_head("knn", CosineKnnRegressor, _knn_grid, kind=_kind)
+    register_head("mean", _mean, lambda n_samples: [{}], kind=_kind)
+register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4), kind="labels")
+register_head("mlp", _mlp, _mlp_grid, kind="labels")
+register_head("mlp", MlpRegressor, _mlp_grid, kind="numbers")
 
 HEADS = tuple(_HEADS)
 """Names of the built-in heads for features of any kind."""

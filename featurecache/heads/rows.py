@@ -50,8 +50,8 @@ class Rows:
     ----------
     X : ndarray or Readable of shape (n_samples, n_features)
         An array stays in memory, sorted by fold; anything else is read once for each look at the rows.
-    y : ndarray of int64 (n_samples,)
-        Class indices.
+    y : ndarray of int64 (n_samples,), or (n_samples, n_outputs)
+        Class indices; or several labels, 0 or 1, or several numbers.
     fold : ndarray of int64 (n_samples,)
         `NO_FOLD` for rows that every problem is fitted on.
     weight : ndarray (n_samples,) or None
@@ -60,7 +60,7 @@ class Rows:
     """
 
     X: NDArray[Any] | Readable
-    y: NDArray[np.int64]
+    y: NDArray[Any]
     fold: NDArray[np.int64]
     weight: NDArray[np.float64] | None = None
     dtype: torch.dtype = torch.float32
@@ -68,7 +68,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         self.num_rows, self.num_features = (int(size) for size in self.X.shape)
-        self.num_classes = int(self.y.max()) + 1
+        self.num_classes = int(self.y.max()) + 1 if self.y.ndim == 1 else self.y.shape[1]
         self.folds = [int(fold) for fold in np.unique(self.fold)]
         self._block_rows = max(_BLOCK_BYTES // (self.num_features * self.dtype.itemsize), 64)
 
@@ -117,7 +117,7 @@ class Moments:
     sum_FD: Tensor
     square_FD: Tensor
     counts_FC: Tensor
-    """Weight of each class."""
+    """Weight of each class, or of each label; the sum of each number."""
     shift_D: Tensor
     """Taken off before squares are summed, so that nothing is lost where means are large."""
 
@@ -138,7 +138,10 @@ class Moments:
             X = X - shift
             w = torch.ones(len(X), **like) if weight_n is None else weight_n.double()
             weight[place] += w.sum()
-            counts[place].scatter_add_(0, y_n, w)
+            if y_n.ndim == 1:
+                counts[place].scatter_add_(0, y_n, w)
+            else:
+                counts[place] += w @ y_n.double()
             total[place] += w @ X
             square[place] += w @ X.square_()
         assert shift is not None

@@ -9,13 +9,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+Outcome = Literal["classes", "labels", "numbers"]
+"""What is said of a row: one class, several labels, or numbers."""
 
 
 class Setting(NamedTuple):
@@ -40,7 +44,9 @@ class Sizes(NamedTuple):
     folds: int
     features: int
     classes: int
+    """Or labels, or numbers."""
     tokens: int = 1
+    outcome: Outcome = "classes"
 
 
 @dataclass(eq=False)
@@ -135,7 +141,7 @@ class Bank(ABC):
         X_FBD
             The rows, standardised for each fold.
         y_B
-            Class indices.
+            Class indices; labels or numbers (B, C).
         weight_FB
             Of the rows in the loss; rows that a fold must not see have none.
         part
@@ -152,8 +158,14 @@ class Bank(ABC):
         """Return each model's mean loss (F, S); zero where no row has a weight."""
         logits_FSBC = self.logits(X_FBD)
         folds, settings, batch, _ = logits_FSBC.shape
-        losses = cross_entropy(logits_FSBC.flatten(0, 2), y_B.repeat(folds * settings), reduction="none")
-        losses_FSB = losses.view(folds, settings, batch)
+        if self.sizes.outcome == "classes":
+            losses = cross_entropy(logits_FSBC.flatten(0, 2), y_B.repeat(folds * settings), reduction="none")
+            losses_FSB = losses.view(folds, settings, batch)
+        elif self.sizes.outcome == "labels":
+            wanted = y_B.to(logits_FSBC.dtype).expand_as(logits_FSBC)
+            losses_FSB = binary_cross_entropy_with_logits(logits_FSBC, wanted, reduction="none").sum(3)
+        else:
+            losses_FSB = (logits_FSBC - y_B).square().mean(3)
         share_FB = weight_FB / weight_FB.sum(1, keepdim=True).clamp(min=torch.finfo(weight_FB.dtype).tiny)
         # Not a product with zero weights: what a model says of rows that it must not see may be infinite.
         return torch.where(share_FB[:, None] > 0, losses_FSB * share_FB[:, None], 0.0).sum(2)

@@ -8,16 +8,45 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.heads.gradient.probe import GradientProbe, check_whole_number
+from featurecache.heads.gradient.probe import GradientEstimator, GradientProbe, GradientRegressor, check_whole_number
 
 if TYPE_CHECKING:
     from featurecache.heads.gradient.bank import Bank, Layers
 
 
-class MlpProbe(GradientProbe):
+class _Perceptron(GradientEstimator):
+    """Layers with rectifiers between them."""
+
+    side_by_side: ClassVar[frozenset[str]] = frozenset({"hidden_layers", "width", "learning_rate", "weight_decay"})
+    _shape: ClassVar[tuple[str, ...]] = ("hidden_layers", "width")
+
+    def _bank(self) -> type[Bank]:
+        from featurecache.heads.gradient.perceptrons import PerceptronBank
+
+        return PerceptronBank
+
+    def _check(self, merged: Mapping[str, Any]) -> None:
+        check_whole_number("hidden_layers", merged["hidden_layers"], 0)
+        check_whole_number("width", merged["width"], 1)
+        super()._check(merged)
+
+    def _take(self, layers: Layers, dtype: type[np.floating[Any]]) -> None:
+        self.coefs_ = [layer.cpu().numpy().astype(dtype) for layer in layers.weights]
+        self.intercepts_ = [layer.cpu().numpy().astype(dtype) for layer in layers.intercepts]
+
+    def _logits(self, rows: NDArray[Any]) -> NDArray[Any]:
+        values = rows
+        for place, (coef, intercept) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
+            values = values if place == 0 else np.maximum(values, 0)
+            values = values @ coef.astype(values.dtype) + intercept.astype(values.dtype)
+        return values
+
+
+class MlpProbe(GradientProbe, _Perceptron):
     """Multilayer perceptron with rectifiers on standardised features, trained by AdamW with early stopping.
 
-    Trained on cross-entropy in shared mini-batches, with a learning rate that falls to zero along half a cosine
+    Trained on cross-entropy (of several labels, on that of each by itself) in shared mini-batches, with a learning rate
+    that falls to zero along half a cosine
     (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, without restarts). Where there are enough rows, some of each
     class are held out, and the weights are kept that did best on them. Without hidden layers it is multinomial logistic
     regression by gradient steps, as DINOv2's linear evaluation trains dozens of heads at different learning rates side
@@ -57,9 +86,6 @@ class MlpProbe(GradientProbe):
         Steps after which these were the weights.
     """
 
-    side_by_side: ClassVar[frozenset[str]] = frozenset({"hidden_layers", "width", "learning_rate", "weight_decay"})
-    _shape: ClassVar[tuple[str, ...]] = ("hidden_layers", "width")
-
     def __init__(
         self,
         hidden_layers: int = 1,
@@ -87,23 +113,35 @@ class MlpProbe(GradientProbe):
         self.device = device
         self.random_state = random_state
 
-    def _bank(self) -> type[Bank]:
-        from featurecache.heads.gradient.perceptrons import PerceptronBank
 
-        return PerceptronBank
+class MlpRegressor(GradientRegressor, _Perceptron):
+    """Multilayer perceptron that says one number or several, trained on their squared errors.
 
-    def _check(self, merged: Mapping[str, Any]) -> None:
-        check_whole_number("hidden_layers", merged["hidden_layers"], 0)
-        check_whole_number("width", merged["width"], 1)
-        super()._check(merged)
+    Numbers are trained in units of their standard deviation over all rows. Parameters and attributes are those of
+    `MlpProbe`, as far as they are not about classes; so is how training goes.
+    """
 
-    def _take(self, layers: Layers, dtype: type[np.floating[Any]]) -> None:
-        self.coefs_ = [layer.cpu().numpy().astype(dtype) for layer in layers.weights]
-        self.intercepts_ = [layer.cpu().numpy().astype(dtype) for layer in layers.intercepts]
-
-    def _logits(self, rows: NDArray[Any]) -> NDArray[Any]:
-        values = rows
-        for place, (coef, intercept) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):
-            values = values if place == 0 else np.maximum(values, 0)
-            values = values @ coef.astype(values.dtype) + intercept.astype(values.dtype)
-        return values
+    def __init__(
+        self,
+        hidden_layers: int = 1,
+        *,
+        width: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1.0,
+        batch_size: int = 256,
+        epochs: int | None = None,
+        patience: int = 5,
+        validation_fraction: float = 0.1,
+        device: str = "cpu",
+        random_state: int = 0,
+    ) -> None:
+        self.hidden_layers = hidden_layers
+        self.width = width
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.device = device
+        self.random_state = random_state

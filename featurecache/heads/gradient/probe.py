@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from scipy.special import expit, log_expit, log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
+from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
@@ -17,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from featurecache.heads.checks import (
     REAL_TYPES,
     checked_class_weight,
+    checked_indicator,
     checked_labels,
     checked_rows,
     checked_weight,
@@ -25,12 +27,12 @@ from featurecache.heads.checks import (
 )
 
 if TYPE_CHECKING:
-    from featurecache.heads.gradient.bank import Bank, Layers
+    from featurecache.heads.gradient.bank import Bank, Layers, Outcome
     from featurecache.heads.gradient.training import Trained
 
 
-class GradientProbe(ClassifierMixin, BaseEstimator):
-    """Use `MlpProbe` or `AttentiveProbe`."""
+class GradientEstimator(BaseEstimator):
+    """Training, whatever is said of a row."""
 
     side_by_side: ClassVar[frozenset[str]]
     """Parameters in which settings may differ that are trained side by side."""
@@ -43,78 +45,8 @@ class GradientProbe(ClassifierMixin, BaseEstimator):
     epochs: int | None
     patience: int
     validation_fraction: float
-    class_weight: str | Mapping[Any, float] | None
     device: str
     random_state: int
-
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Train.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Float64 is computed in float64, all else in float32. A ``numpy.memmap`` is read by the batch.
-        y : array-like of shape (n_samples,)
-        sample_weight : array-like of shape (n_samples,), optional
-            Of each row in the loss.
-
-        Raises
-        ------
-        ValueError
-            Data or parameters that scikit-learn's estimators refuse too, or training that diverges.
-        """
-        rows, labels = checked_rows(self, X, y)
-        check_classification_targets(labels)
-        weight = checked_weight(sample_weight, rows)
-        weight, rows, labels = with_weight(weight, rows, labels)
-        self.classes_, y_index = checked_labels(labels)
-        ((trained,),) = self._train(rows, y_index, np.full(len(y_index), -1), weight, [{}])
-        if not trained.num_steps:
-            raise ValueError(f"training diverges at the learning rate {self.learning_rate:g}; use a smaller one")
-        return self._fitted(trained, rows.dtype)
-
-    def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
-    ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
-        """Train all settings and all folds side by side, on mini-batches that they share.
-
-        Parameters
-        ----------
-        X, y
-            As for `fit`; arrays.
-        fold : ndarray of int (n_samples,)
-            -1 for rows that are never held out. The rows outside each fold must be of all classes.
-        settings : sequence of mapping
-            Parameters among `side_by_side`, others stay as they are.
-
-        Yields
-        ------
-        (setting, estimators)
-            One fitted estimator for each fold, which was not fitted on it; a single one, fitted on all rows, where no
-            row is held out. Where training diverged, it names all classes equally probable.
-        """
-        self.n_features_in_ = X.shape[1]
-        self.classes_, y_index = checked_labels(y)
-        for setting, trained in zip(settings, self._train(X, y_index, fold, None, settings), strict=True):
-            yield setting, [self._sibling(setting)._fitted(each, X.dtype) for each in trained]
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return logits: (n_samples, n_classes), or the difference of two classes' (n_samples,)."""
-        logits = self._logits_of(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the probability of each class, (n_samples, n_classes)."""
-        return np.asarray(softmax(self._logits_of(X), axis=1))
-
-    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the logarithm of the probability of each class, (n_samples, n_classes)."""
-        return np.asarray(log_softmax(self._logits_of(X), axis=1))
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class, (n_samples,)."""
-        logits = self._logits_of(X)
-        return np.asarray(self.classes_[logits.argmax(axis=1)])
 
     @abstractmethod
     def _bank(self) -> type[Bank]:
@@ -126,7 +58,7 @@ class GradientProbe(ClassifierMixin, BaseEstimator):
 
     @abstractmethod
     def _logits(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return logits (n_samples, n_classes)."""
+        """Return what the model says, (n_samples, n_outputs)."""
 
     def _check(self, merged: Mapping[str, Any]) -> None:
         """Raise `ValueError` for settings that make no sense, before anything is trained."""
@@ -154,10 +86,13 @@ class GradientProbe(ClassifierMixin, BaseEstimator):
     def _train(
         self,
         X: Any,
-        y: NDArray[np.int64],
+        y: NDArray[Any],
         fold: NDArray[np.int64],
         weight: NDArray[np.float64] | None,
         settings: Sequence[Mapping[str, Any]],
+        *,
+        outcome: Outcome,
+        class_weight: NDArray[np.float64] | Literal["balanced"] | None = None,
     ) -> list[list[Trained]]:
         # torch is loaded by those who fit, not by those who list heads.
         import torch
@@ -171,8 +106,6 @@ class GradientProbe(ClassifierMixin, BaseEstimator):
         for merged in (own | dict(setting) for setting in settings):
             self._check(merged)
             models.append(Setting(self._shape_of(merged), merged["learning_rate"], merged["weight_decay"]))
-        of_class = checked_class_weight(self.class_weight, self.classes_)
-        balanced = isinstance(of_class, str)
         schedule = Schedule(
             batch_size=self.batch_size,
             epochs=self.epochs,
@@ -183,20 +116,208 @@ class GradientProbe(ClassifierMixin, BaseEstimator):
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         rows = Rows(X, y, fold, weight, dtype=dtype, device=self.device)
-        weighting = Weighting(balanced=balanced, of_class=None if isinstance(of_class, str) else of_class)
+        balanced = isinstance(class_weight, str)
+        weighting = Weighting(balanced=balanced, of_class=None if isinstance(class_weight, str) else class_weight)
         # Steps on few rows are so short that threads spend them waiting for each other.
         with threadpool_limits(1 if is_small(*X.shape) else None):
-            return train(rows, models, left_out, schedule, weighting, bank=self._bank(), num_tokens=self._num_tokens())
+            return train(
+                rows,
+                models,
+                left_out,
+                schedule,
+                weighting,
+                bank=self._bank(),
+                num_tokens=self._num_tokens(),
+                outcome=outcome,
+            )
 
     def _sibling(self, setting: Mapping[str, Any]) -> Self:
         estimator = clone(self).set_params(**setting)
-        estimator.n_features_in_, estimator.classes_ = self.n_features_in_, self.classes_
+        estimator.n_features_in_ = self.n_features_in_
         return estimator
+
+    def _refuse_divergence(self, trained: Trained) -> None:
+        if not trained.num_steps:
+            raise ValueError(f"training diverges at the learning rate {self.learning_rate:g}; use a smaller one")
 
     def _fitted(self, trained: Trained, dtype: np.dtype[Any]) -> Self:
         self._take(trained.layers, np.float64 if dtype == np.float64 else np.float32)
         self.n_iter_ = trained.num_steps
         return self
+
+
+class GradientProbe(ClassifierMixin, GradientEstimator):
+    """Use `MlpProbe` or `AttentiveProbe`."""
+
+    class_weight: str | Mapping[Any, float] | None
+    classes_: NDArray[Any]
+    multilabel_: bool = False
+    """Each class is a label by itself; a row may have several, or none."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Train.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Float64 is computed in float64, all else in float32. A ``numpy.memmap`` is read by the batch.
+        y : array-like of shape (n_samples,), or several labels of each row, (n_samples, n_labels), 0 or 1
+        sample_weight : array-like of shape (n_samples,), optional
+            Of each row in the loss.
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too, or training that diverges.
+        """
+        rows, labels = checked_rows(self, X, y, several=True)
+        check_classification_targets(labels)
+        weight = checked_weight(sample_weight, rows)
+        weight, rows, labels = with_weight(weight, rows, labels)
+        y_index, how = self._take_labels(labels)
+        ((trained,),) = self._train(rows, y_index, np.full(len(y_index), -1), weight, [{}], **how)
+        self._refuse_divergence(trained)
+        return self._fitted(trained, rows.dtype)
+
+    def fit_folds(
+        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
+        """Train all settings and all folds side by side, on mini-batches that they share.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`; arrays.
+        fold : ndarray of int (n_samples,)
+            -1 for rows that are never held out. The rows outside each fold must be of all classes.
+        settings : sequence of mapping
+            Parameters among `side_by_side`, others stay as they are.
+
+        Yields
+        ------
+        (setting, estimators)
+            One fitted estimator for each fold, which was not fitted on it; a single one, fitted on all rows, where no
+            row is held out. Where training diverged, it names all classes equally probable.
+        """
+        self.n_features_in_ = X.shape[1]
+        y_index, how = self._take_labels(y)
+        for setting, trained in zip(settings, self._train(X, y_index, fold, None, settings, **how), strict=True):
+            yield setting, [self._sibling(setting)._fitted(each, X.dtype) for each in trained]
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return logits: (n_samples, n_classes), or the difference of two classes' (n_samples,)."""
+        logits = self._logits_of(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the probability of each class, or of each label by itself, (n_samples, n_classes)."""
+        logits = self._logits_of(X)
+        return np.asarray(expit(logits) if self.multilabel_ else softmax(logits, axis=1))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the logarithm of the probability of each class, or of each label by itself, (n_samples, n_classes)."""
+        logits = self._logits_of(X)
+        return np.asarray(log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most probable class, (n_samples,); of several labels 0 or 1, (n_samples, n_classes)."""
+        logits = self._logits_of(X)
+        if self.multilabel_:
+            return (logits > 0).astype(np.int64)
+        return np.asarray(self.classes_[logits.argmax(axis=1)])
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def _take_labels(self, labels: NDArray[Any]) -> tuple[NDArray[np.int64], dict[str, Any]]:
+        """Take the classes from labels; return the labels as numbers, and what training must know of them."""
+        if labels.ndim == 2:
+            if self.class_weight is not None:
+                raise ValueError("class_weight is for rows of one class each, not for several labels; leave it out")
+            self.multilabel_ = True
+            self.classes_, y_index = checked_indicator(labels)
+            return y_index, {"outcome": "labels"}
+        self.multilabel_ = False
+        self.classes_, y_index = checked_labels(labels)
+        return y_index, {"outcome": "classes", "class_weight": checked_class_weight(self.class_weight, self.classes_)}
+
+    def _sibling(self, setting: Mapping[str, Any]) -> Self:
+        estimator = super()._sibling(setting)
+        estimator.classes_ = self.classes_
+        estimator.multilabel_ = self.multilabel_
+        return estimator
+
+
+class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
+    """Use `MlpRegressor`."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Train.
+
+        Parameters
+        ----------
+        X, sample_weight
+            As for `GradientProbe.fit`.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too, or training that diverges.
+        """
+        rows, numbers = checked_rows(self, X, y, several=True, numbers=True)
+        weight = checked_weight(sample_weight, rows)
+        weight, rows, numbers = with_weight(weight, rows, numbers.astype(np.float64))
+        ((trained,),) = self._train_numbers(rows, numbers, np.full(len(numbers), -1), weight, [{}])
+        self._refuse_divergence(trained)
+        self.flat_ = numbers.ndim == 1
+        return self._fitted(trained, rows.dtype)
+
+    def fit_folds(
+        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
+        """Train all settings and all folds side by side; see `GradientProbe.fit_folds`."""
+        self.n_features_in_ = X.shape[1]
+        for setting, trained in zip(settings, self._train_numbers(X, y, fold, None, settings), strict=True):
+            fitted = [self._sibling(setting)._fitted(each, X.dtype) for each in trained]
+            for estimator in fitted:
+                estimator.flat_ = y.ndim == 1
+            yield setting, fitted
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
+        values = self._logits_of(X)
+        return values[:, 0] if self.flat_ else values
+
+    def _train_numbers(
+        self,
+        X: Any,
+        y: NDArray[np.float64],
+        fold: NDArray[np.int64],
+        weight: NDArray[np.float64] | None,
+        settings: Sequence[Mapping[str, Any]],
+    ) -> list[list[Trained]]:
+        """Train on numbers in units of their own spread, and return models that say them as they came."""
+        import torch
+
+        from featurecache.heads.gradient.training import Trained
+
+        numbers = y[:, None] if y.ndim == 1 else y
+        mean = np.average(numbers, axis=0, weights=weight)
+        scale = np.sqrt(np.average((numbers - mean) ** 2, axis=0, weights=weight))
+        scale = np.where(scale > 0, scale, 1.0)
+        of_settings = self._train(X, (numbers - mean) / scale, fold, weight, settings, outcome="numbers")
+        mean_T, scale_T = torch.from_numpy(mean), torch.from_numpy(scale)
+
+        def as_they_came(trained: Trained) -> Trained:
+            weights, intercepts = (list(each) for each in trained.layers)
+            weights[-1] = weights[-1].double().cpu() * scale_T
+            intercepts[-1] = intercepts[-1].double().cpu() * scale_T + mean_T
+            return Trained(type(trained.layers)(weights, intercepts), trained.num_steps)
+
+        return [[as_they_came(each) for each in of_folds] for of_folds in of_settings]
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.heads.gradient.bank import Bank, Layers, Setting, Sizes
+from featurecache.heads.gradient.bank import Bank, Layers, Outcome, Setting, Sizes
 from featurecache.heads.rows import NO_FOLD, Moments, Rows
 
 # Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
@@ -97,6 +97,7 @@ def train(
     *,
     bank: type[Bank],
     num_tokens: int = 1,
+    outcome: Outcome = "classes",
 ) -> list[list[Trained]]:
     """Train every setting without each fold.
 
@@ -113,13 +114,15 @@ def train(
         What is trained.
     num_tokens : int
         Tokens in a row, which are standardised alike.
+    outcome : str
+        What ``rows.y`` says.
 
     Returns
     -------
     trained
         By setting, then by fold.
     """
-    trainer = _Trainer(rows, settings, left_out, schedule, weighting, bank, num_tokens)
+    trainer = _Trainer(rows, settings, left_out, schedule, weighting, bank, num_tokens, outcome)
     total, of_a_round = schedule.num_steps(len(rows.y))
     for number, places in enumerate(_batches(len(rows.y), schedule, total), start=1):
         trainer.step(places, part=0.5 * (1 + math.cos(math.pi * (number - 1) / total)), number=number)
@@ -142,9 +145,10 @@ class _Trainer:
         weighting: Weighting,
         kind: type[Bank],
         num_tokens: int,
+        outcome: Outcome,
     ) -> None:
         self._rows, self._schedule = rows, schedule
-        self._y = torch.from_numpy(rows.y)
+        self._y = torch.from_numpy(rows.y) if outcome == "classes" else torch.from_numpy(rows.y).to(rows.dtype)
         moments = Moments.of(rows)
         _, means, scales, counts = zip(*(moments.without(fold) for fold in left_out), strict=True)
         if num_tokens > 1:
@@ -163,7 +167,7 @@ class _Trainer:
         shapes: dict[tuple[int, ...], list[tuple[int, Setting]]] = {}
         for number, setting in enumerate(settings):
             shapes.setdefault(setting.shape, []).append((number, setting))
-        sizes = Sizes(len(left_out), rows.num_features, rows.num_classes, num_tokens)
+        sizes = Sizes(len(left_out), rows.num_features, rows.num_classes, num_tokens, outcome)
         self.banks = [
             kind(
                 alike,
@@ -254,8 +258,13 @@ def _of_all_tokens(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor
     return mean_D.repeat(num_tokens), scale_D.repeat(num_tokens)
 
 
-def _rows_to_stop_by(y: NDArray[np.int64], seen_Fn: NDArray[np.bool_], schedule: Schedule) -> NDArray[np.int64]:
-    """Draw rows of each class, the same for all folds; a fold uses those that it may see."""
+def _rows_to_stop_by(y: NDArray[Any], seen_Fn: NDArray[np.bool_], schedule: Schedule) -> NDArray[np.int64]:
+    """Draw rows, of each class where there are classes, the same for all folds; a fold uses those that it may see."""
+    if y.ndim == 2:
+        if seen_Fn.sum(1).min() < ENOUGH_ROWS or not schedule.validation_fraction:
+            return np.zeros(0, np.int64)
+        order = np.random.default_rng(schedule.seed).permutation(len(y))
+        return np.sort(order[: math.ceil(len(y) * schedule.validation_fraction)])
     counts = np.stack([np.bincount(y[seen_n], minlength=int(y.max()) + 1) for seen_n in seen_Fn])
     enough = seen_Fn.sum(1).min() >= ENOUGH_ROWS and counts.min() >= ENOUGH_OF_A_CLASS
     if not enough or not schedule.validation_fraction:

@@ -28,6 +28,8 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     classes_: NDArray[Any]
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
+    multilabel_: bool = False
+    """Each class is a label by itself; a row may have several, or none."""
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return margins, (n_samples,) for two classes and (n_samples, n_classes) for more."""
@@ -37,19 +39,23 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         return margins[:, 0] if margins.shape[1] == 1 else margins
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class of the greatest margin, (n_samples,)."""
+        """Return the class of the greatest margin, (n_samples,); of several labels 0 or 1, (n_samples, n_classes)."""
         margins = self.decision_function(X)
+        if self.multilabel_:
+            return (margins > 0).astype(np.int64)
         return np.asarray(self.classes_[named(margins[:, None] if margins.ndim == 1 else margins)])
 
     def _sibling(self, **params: Any) -> Self:
         """Return an estimator for the same features and classes, with other parameters, not fitted."""
         estimator = clone(self).set_params(**params)
         estimator.n_features_in_, estimator.classes_ = self.n_features_in_, self.classes_
+        if self.multilabel_:
+            estimator.multilabel_ = True
         return estimator
 
     def _fitted(self, weights_DK: NDArray[Any], intercept_K: NDArray[Any]) -> Self:
         """Take the weights of each class; of two classes their difference is all that matters."""
-        if weights_DK.shape[1] == 2:
+        if weights_DK.shape[1] == 2 and not self.multilabel_:
             weights_DK, intercept_K = weights_DK[:, 1:] - weights_DK[:, :1], intercept_K[1:] - intercept_K[:1]
         self.coef_, self.intercept_ = weights_DK.T.copy(), intercept_K.copy()
         return self
@@ -59,8 +65,10 @@ class ProbabilisticClassifier(LinearClassifier):
     """A linear classifier whose margins are logarithms of probabilities, but for a constant."""
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the probability of each class, (n_samples, n_classes)."""
+        """Return the probability of each class, or of each label by itself, (n_samples, n_classes)."""
         margins = self.decision_function(X)
+        if self.multilabel_:
+            return np.asarray(expit(margins))
         if margins.ndim == 1:
             positive = expit(margins)
             return np.stack([1 - positive, positive], axis=1)

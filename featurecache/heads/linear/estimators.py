@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 
 from featurecache.heads.checks import (
     Folds,
     checked_class_weight,
+    checked_indicator,
     checked_labels,
     checked_rows,
     checked_strengths,
@@ -36,6 +38,8 @@ class LinearProbe(LinearClassifier):
     _loss: ClassVar[str]
     side_by_side: ClassVar[frozenset[str]] = frozenset({"C"})
     """Parameters in which settings may differ that are fitted side by side."""
+    _loss_of_labels: ClassVar[str | None] = None
+    """Where rows may have several labels."""
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class LinearProbe(LinearClassifier):
             Float64 is computed in float64, all else in float32, as long as that is precise enough. A ``numpy.memmap``
             is read in blocks and never held as a whole.
         y : array-like of shape (n_samples,)
+            `LogisticProbe` also takes several labels of each row, (n_samples, n_labels), 0 or 1.
         sample_weight : array-like of shape (n_samples,), optional
         groups : array-like of shape (n_samples,), optional
             Rows of one group are held out together.
@@ -80,13 +85,16 @@ class LinearProbe(LinearClassifier):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, labels = checked_rows(self, X, y)
+        rows, labels = checked_rows(self, X, y, several=self._loss_of_labels is not None)
         check_classification_targets(labels)
+        several = labels.ndim == 2
         weight = checked_weight(sample_weight, rows)
         Cs = checked_strengths(self.C if self.Cs is None else self.Cs, "C")
-        fold = None if self.Cs is None else fold_of_rows(self.cv, labels, groups, self.random_state)
+        fold = None
+        if self.Cs is not None:
+            fold = fold_of_rows(self.cv, labels, groups, self.random_state, classes=not several)
         weight, rows, labels, fold = with_weight(weight, rows, labels, fold)
-        self.classes_, y_index = checked_labels(labels)
+        y_index = self._take_labels(labels)
         checked_class_weight(self.class_weight, self.classes_)
         # torch is loaded by those who fit, not by those who list heads.
         from featurecache.heads.linear.path import search
@@ -133,11 +141,22 @@ class LinearProbe(LinearClassifier):
         from featurecache.heads.rows import NO_FOLD
 
         self.n_features_in_ = X.shape[1]
-        self.classes_, y_index = checked_labels(y)
+        y_index = self._take_labels(y)
         Cs = [setting["C"] for setting in settings]
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
         for step in self._family().solve(self._rows(X, y_index, fold, None), Cs, left_out):
             yield {"C": step.C}, [self._sibling(C=step.C)._solved(step, group) for group in range(len(left_out))]
+
+    def _take_labels(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        if labels.ndim == 1:
+            self.multilabel_ = False
+            self.classes_, y_index = checked_labels(labels)
+            return y_index
+        if self.class_weight is not None:
+            raise ValueError("class_weight is for rows of one class each, not for several labels; leave it out")
+        self.multilabel_ = True
+        self.classes_, y_index = checked_indicator(labels)
+        return y_index
 
     def _solved(self, step: Step, group: int) -> Self:
         self.C_, self.n_iter_ = step.C, int(step.num_iterations[group])
@@ -148,7 +167,7 @@ class LinearProbe(LinearClassifier):
         from featurecache.heads.linear.path import LinearFamily
 
         return LinearFamily(
-            loss=getattr(losses, self._loss)(),
+            loss=getattr(losses, (self.multilabel_ and self._loss_of_labels) or self._loss)(),
             class_weight=checked_class_weight(self.class_weight, self.classes_),
             standardize=self.standardize,
             tol=self.tol,
@@ -168,7 +187,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     """Multinomial logistic regression with an L2 penalty, on standardised features.
 
     The same objective as ``make_pipeline(StandardScaler(), LogisticRegression(C=C))``, with all strengths and folds
-    fitted side by side.
+    fitted side by side. Where rows may have several labels, it is one binary regression for each.
 
     Parameters
     ----------
@@ -206,6 +225,12 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     """
 
     _loss = "Softmax"
+    _loss_of_labels = "Sigmoids"
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
 
 
 class LinearSvmProbe(LinearProbe):

@@ -50,6 +50,22 @@ class Softmax:
         return loss, slope
 
 
+class Sigmoids:
+    """Logistic regression of each label by itself, several of which may hold; ``y_n`` is (n, K), 0 or 1."""
+
+    curvature = 0.1
+
+    def num_outputs(self, num_classes: int) -> int:
+        """One for each label."""
+        return num_classes
+
+    def __call__(self, margins_nPK: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Loss`."""
+        sign = (2.0 * y_n.to(margins_nPK.dtype) - 1.0)[:, None, :]
+        signed = margins_nPK.mul_(sign)
+        return softplus(-signed).sum(2), torch.sigmoid(-signed).mul_(-sign)
+
+
 class SquaredHinge:
     """Support vector machine, one class against the rest: the square of what a margin lacks to one."""
 

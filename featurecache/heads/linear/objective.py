@@ -128,7 +128,10 @@ class Objective:
         if margins_nQK.shape[2] > 1 and bool(known.lacking_GC.any()):
             margins_nQK = margins_nQK + _minus_infinity(known.lacking_GC[group_Q], dtype)
         loss_nQ, slope_nQK = self.loss(margins_nQK, block.y_n)
-        weight_nQ = known.class_weight_GC[group_Q].to(dtype).T[block.y_n]
+        if block.y_n.ndim == 2:  # labels: they have no weights of their own
+            weight_nQ = torch.ones_like(loss_nQ)
+        else:
+            weight_nQ = known.class_weight_GC[group_Q].to(dtype).T[block.y_n]
         if block.weight_n is not None:
             weight_nQ = weight_nQ * block.weight_n.to(dtype)[:, None]
         elif bool((known.class_weight_GC == 1.0).all()):
@@ -146,7 +149,7 @@ def _statistics(rows: Rows, left_out: Sequence[int], class_weight: ClassWeight, 
     weight, mean, scale, counts = (torch.stack(each) for each in zip(*map(moments.without, left_out), strict=True))
     if not standardize:
         mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
-    lacking = counts <= 0
+    lacking = counts <= 0 if rows.y.ndim == 1 else torch.zeros_like(counts, dtype=torch.bool)
     if class_weight is None:
         table = torch.ones_like(counts)
     elif isinstance(class_weight, str):

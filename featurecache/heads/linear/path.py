@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -129,7 +129,7 @@ class Search:
     C : float
         The best; of equals the one with the strongest regularisation.
     accuracy : list of float
-        Of each strength.
+        Of each strength; of several labels, the mean over them.
     margins : ndarray (n_samples, K) float64
         Of the best strength, for each row by the problem that left it out; NaN for rows that are never left out.
     theta_GEK : Tensor
@@ -164,7 +164,8 @@ def search(family: LinearFamily, rows: Rows, Cs: Sequence[float]) -> Search:
     accuracy, num_iterations, converged = [], [], True
     for step in family.solve(rows, Cs, left_out):
         margins, y = held_out_margins(step, rows, left_out)
-        accuracy.append(float(np.average(named(margins) == y, weights=weight)))
+        right = named(margins) == y if y.ndim == 1 else ((margins > 0) == y).mean(axis=1)
+        accuracy.append(float(np.average(right, weights=weight)))
         num_iterations.append(int(step.num_iterations.max()))
         converged = converged and step.converged
         if accuracy[-1] > most:
@@ -173,8 +174,8 @@ def search(family: LinearFamily, rows: Rows, Cs: Sequence[float]) -> Search:
     return best
 
 
-def held_out_margins(step: Step, rows: Rows, left_out: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return margins (n, K) and labels (n,) of all rows that some problem leaves out, in the order of the rows."""
+def held_out_margins(step: Step, rows: Rows, left_out: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Return margins (n, K), and labels (n,) or (n, K), of the rows that some problem leaves out, in their order."""
     margins = np.full((rows.num_rows, step.intercept_GK.shape[1]), np.nan)
     places = rows.places_by_fold()
     taken = dict.fromkeys(rows.folds, 0)

@@ -1,4 +1,4 @@
-"""Ridge regression on class indicators: every strength, and what each row gets when it is left out, in closed form.
+"""Ridge regression on class indicators or numbers: every strength, and what rows get when left out, in closed form.
 
 With ``X = U diag(sqrt(e)) Q'`` (centred, standardised, rows times the roots of their weights) the fitted values for the
 strength ``a`` are ``H y`` with ``H = U diag(e / (e + a)) U' + w w' / sum(w^2)``, the last part being the intercept. A
@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve, eigh
-from sklearn.utils.validation import validate_data
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.heads.checks import (
     REAL_TYPES,
@@ -126,6 +128,105 @@ class RidgeProbe(LinearClassifier):
     def _solved(self, system: System, alpha: float) -> Self:
         self.alpha_, weights_DK = alpha, system.weights(alpha)
         return self._fitted(weights_DK, system.target_mean - system.mean @ weights_DK)
+
+
+class RidgeRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Ridge regression on standardised features, of one number or several; see `RidgeProbe` for the parameters.
+
+    Attributes
+    ----------
+    coef_ : ndarray (n_targets, n_features) or, for targets in one dimension, (n_features,), float64
+        For features as they come.
+    intercept_ : ndarray (n_targets,) or float
+    alpha_ : float
+    scores_ : ndarray (n_strengths,)
+        Coefficient of determination on left-out rows of each strength, from the largest to the smallest; the mean over
+        targets.
+    """
+
+    side_by_side: ClassVar[frozenset[str]] = frozenset({"alpha"})
+    """Parameters in which settings may differ that are fitted side by side."""
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        alphas: Sequence[float] | None = None,
+        cv: Any = None,
+        standardize: bool = True,
+        random_state: int | None = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.alphas = alphas
+        self.cv = cv
+        self.standardize = standardize
+        self.random_state = random_state
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Fit; ``y`` is (n_samples,) or (n_samples, n_targets). See `LogisticProbe.fit` for the others.
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, numbers = validate_data(self, X, y, dtype=REAL_TYPES, order="C", multi_output=True, y_numeric=True)
+        numbers = np.asarray(numbers, np.float64)
+        weight = checked_weight(sample_weight, rows)
+        alphas = checked_strengths(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
+        search = self.alphas is not None and self.cv is not None
+        fold = fold_of_rows(self.cv, numbers, groups, self.random_state, classes=False) if search else None
+        weight, rows, numbers, fold = with_weight(weight, rows, numbers, fold)
+        system = self._system(rows, numbers, weight)
+        chosen = alphas[0]
+        if self.alphas is not None:
+            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
+            seen = np.ones(len(numbers), bool) if fold is None else fold >= 0
+            weights = None if weight is None else weight[seen]
+            self.scores_ = np.array(
+                [r2_score(_column(numbers)[seen], each[seen], sample_weight=weights) for each in outcomes]
+            )
+            chosen = alphas[int(self.scores_.argmax())]
+        return self._solved(system, chosen, numbers.ndim)
+
+    def fit_folds(
+        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[dict[str, Any], list[RidgeRegressor]]]:
+        """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
+        self.n_features_in_ = X.shape[1]
+        kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
+        systems = [self._system(X[each], y[each].astype(np.float64), None).forget_rows() for each in kept]
+        for alpha in (setting["alpha"] for setting in settings):
+            fitted = []
+            for system in systems:
+                estimator = clone(self).set_params(alpha=alpha)
+                estimator.n_features_in_ = self.n_features_in_
+                fitted.append(estimator._solved(system, alpha, y.ndim))
+            yield {"alpha": alpha}, fitted
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        return np.asarray((rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_)
+
+    def _system(self, rows: Any, y: NDArray[np.float64], weight: NDArray[np.float64] | None) -> System:
+        small = is_small(*rows.shape)
+        return System(
+            rows.astype(np.float64, copy=False) if small else rows, _column(y), weight, standardize=self.standardize
+        )
+
+    def _solved(self, system: System, alpha: float, num_axes: int) -> Self:
+        weights_DT = system.weights(alpha)
+        intercept_T = system.target_mean - system.mean @ weights_DT
+        self.alpha_ = alpha
+        if num_axes == 1:
+            self.coef_, self.intercept_ = weights_DT[:, 0].copy(), float(intercept_T[0])
+        else:
+            self.coef_, self.intercept_ = weights_DT.T.copy(), intercept_T
+        return self
 
 
 class System:
@@ -255,6 +356,10 @@ def _decomposed(gram: Real, dtype: Any) -> tuple[Real, Real]:
     variance, axes = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
     # What rounding leaves of axes in which nothing varies is not curvature.
     return np.maximum(variance, np.finfo(dtype).eps * max(float(variance[-1]), 0.0)), axes
+
+
+def _column(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    return y[:, None] if y.ndim == 1 else y
 
 
 def _targets(y: NDArray[np.int64], num_classes: int) -> Real:

@@ -1,0 +1,177 @@
+"""Heads that say several labels, or numbers, in the place of one class."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import r2_score
+from sklearn.model_selection import LeaveOneOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from featurecache.errors import HeadError, UnknownNameError
+from featurecache.heads.bundle import load_head, save_head
+from featurecache.heads.encoding import decode_estimator, encode_estimator
+from featurecache.heads.fitting import fit_folds
+from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
+from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+from featurecache.heads.linear.ridge import RidgeRegressor
+from featurecache.heads.nearest import CosineKnnRegressor
+from featurecache.heads.registry import head_grid, list_heads, make_head, register_head
+
+KINDS = [(kind, name) for kind in ("labels", "numbers") for name in list_heads(kind=kind)]
+
+
+def data(kind: str, rows: int = 120, outputs: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(rows, 6)).astype(np.float32) + 2
+    said = X @ rng.normal(size=(6, outputs)) + 0.1 * rng.normal(size=(rows, outputs))
+    return X, (said > np.median(said, axis=0)).astype(np.int64) if kind == "labels" else 1000 + 50 * said
+
+
+@pytest.mark.filterwarnings("ignore")
+@parametrize_with_checks([RidgeRegressor(), CosineKnnRegressor(), MlpRegressor()])
+def test_regressor_is_an_honest_estimator(estimator, check):
+    check(estimator)
+
+
+def test_each_kind_has_its_heads():
+    assert set(list_heads(kind="labels")) == {"logistic", "mlp", "ridge", "knn", "mean"}
+    assert set(list_heads(kind="numbers")) == {"mlp", "ridge", "knn", "mean"}
+    with pytest.raises(UnknownNameError, match="unknown head for numbers 'logistic'"):
+        make_head("logistic", kind="numbers")
+    with pytest.raises(ValueError, match="'ridge' is already registered"):
+        register_head("ridge", RidgeRegressor, lambda n: [{}], kind="labels")
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_heads_learn_and_are_kept(kind, name, tmp_path):
+    X, y = data(kind)
+    weak = {"C": 1.0} if name == "logistic" else {}
+    head = make_head(name, kind=kind, **weak).fit(X[:90], y[:90])
+    said = head.predict_proba(X[90:]) if hasattr(head, "predict_proba") else head.predict(X[90:])
+    assert said.shape == (30, 3)
+    quality = r2_score(y[90:], said)
+    assert quality < 0.01 if name == "mean" else quality > 0.3
+    save_head(tmp_path / "head", head, {})
+    again, _ = load_head(tmp_path / "head")
+    answers = again.predict_proba(X[90:]) if hasattr(again, "predict_proba") else again.predict(X[90:])
+    np.testing.assert_array_equal(said, answers)
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS)
+def test_folds_side_by_side_are_what_each_is_alone(kind, name):
+    X, y = data(kind)
+    fold, grid = np.arange(120) % 3, head_grid(name, 80, kind=kind)[:4]
+    head = make_head(name, kind=kind)
+    found = list(fit_folds(head, grid, X, y, fold, name=name))
+    assert [setting for setting, _ in found] == grid
+    for setting, estimators in found[-1:]:
+        for number, estimator in enumerate(estimators):
+            alone = make_head(name, kind=kind, **setting).fit(X[fold != number], y[fold != number])
+            tolerance = (
+                {"rtol": 1e-4, "atol": 1e-3} if name != "mlp" else {"rtol": 0.1, "atol": 40 if kind == "numbers" else 1}
+            )
+            np.testing.assert_allclose(estimator.predict(X), alone.predict(X), **tolerance)
+
+
+def test_labels_are_one_regression_each():
+    X, y = data("labels")
+    ours = LogisticProbe(C=0.1).fit(X.astype(np.float64), y)
+    for label in range(3):
+        theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-10)).fit(
+            X.astype(np.float64), y[:, label]
+        )
+        np.testing.assert_allclose(ours.predict_proba(X)[:, label], theirs.predict_proba(X)[:, 1], atol=1e-5)
+    np.testing.assert_array_equal(ours.predict(X), (ours.predict_proba(X) > 0.5).astype(int))
+
+
+def test_a_label_that_never_or_always_holds():
+    X, y = data("labels")
+    y[:, 0], y[:, 1] = 0, 1
+    said = LogisticProbe(C=1.0).fit(X, y).predict_proba(X)
+    assert (said[:, 0] < 0.1).all()
+    assert (said[:, 1] > 0.9).all()
+    assert np.isfinite(MlpProbe().fit(X, y).predict_proba(X)).all()
+
+
+def test_strengths_are_chosen_for_all_labels():
+    X, y = data("labels")
+    noisy = y.copy()
+    noisy[::5] = 1 - noisy[::5]
+    chosen = LogisticProbe(Cs=[1e-6, 1e-2, 10.0]).fit(X, noisy)
+    assert chosen.C_ > 1e-6
+    assert chosen.scores_.shape == (3,)
+    assert chosen.scores_.argmax() == [1e-6, 1e-2, 10.0].index(chosen.C_)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_ridge_is_ridge_and_leave_one_out_is_exact(outputs):
+    X, y = data("numbers", rows=40, outputs=outputs)
+    X, y = X.astype(np.float64), y[:, 0] if outputs == 1 else y
+    scaled = StandardScaler().fit_transform(X)
+    ours = RidgeRegressor(alpha=3.0).fit(X, y)
+    np.testing.assert_allclose(ours.predict(X), Ridge(alpha=3.0).fit(scaled, y).predict(scaled), rtol=1e-9)
+    chosen = RidgeRegressor(alphas=[0.1, 3.0, 100.0]).fit(X, y)
+    for alpha, score in zip([100.0, 3.0, 0.1], chosen.scores_, strict=True):
+        held_out = cross_val_predict(Ridge(alpha=alpha), scaled, y, cv=LeaveOneOut())
+        assert score == pytest.approx(r2_score(y, held_out), abs=1e-9)
+    assert chosen.alpha_ == [100.0, 3.0, 0.1][chosen.scores_.argmax()]
+    grouped = RidgeRegressor(alphas=[0.1, 3.0], cv=4).fit(X, y, groups=np.repeat(np.arange(8), 5))
+    assert grouped.scores_.shape == (2,)
+
+
+def test_weights_are_repetitions():
+    X, y = data("numbers", rows=30)
+    times = np.arange(30) % 3
+    few = RidgeRegressor(alpha=2.0).fit(X, y, sample_weight=times)
+    many = RidgeRegressor(alpha=2.0).fit(np.repeat(X, times, axis=0), np.repeat(y, times, axis=0))
+    np.testing.assert_allclose(few.coef_, many.coef_, rtol=1e-6)
+
+
+def test_neighbours_mean():
+    X, y = data("numbers")
+    one = CosineKnnRegressor(1).fit(X, y)
+    np.testing.assert_array_equal(one.predict(X), y)
+    all_alike = CosineKnnRegressor(1000, temperature=1e6).fit(X, y)
+    np.testing.assert_allclose(all_alike.predict(X), np.tile(y.mean(axis=0), (120, 1)), rtol=1e-3)
+
+
+def test_numbers_far_from_zero_are_learned():
+    X, y = data("numbers")
+    assert r2_score(y * 1e6, MlpRegressor().fit(X, y * 1e6).predict(X)) > 0.9
+    assert MlpRegressor().fit(X, y[:, 0]).predict(X).shape == (120,)
+    assert np.ptp(MlpRegressor().fit(X, np.full(120, 7.0)).predict(X)) < 1
+
+
+@pytest.mark.parametrize("head", [LogisticProbe, MlpProbe])
+def test_what_labels_cannot_be(head):
+    X, y = data("labels")
+    with pytest.raises(ValueError, match="given as zeros and ones"):
+        head().fit(X, np.where(y == 1, 2, 0))
+    with pytest.raises(ValueError, match="class_weight is for rows of one class each"):
+        head(class_weight="balanced").fit(X, y)
+    with pytest.raises(ValueError, match="1d array"):
+        LinearSvmProbe().fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "spoil", "message"),
+    [
+        (RidgeRegressor(), "intercept_", lambda a: a[:1], "do not belong together"),
+        (RidgeRegressor(), "coef_", lambda a: np.full_like(a, np.nan), "not finite"),
+        (CosineKnnRegressor(), "targets_", lambda a: a[:5], "do not belong together"),
+        (CosineKnnRegressor(), "directions_", lambda a: np.full_like(a, np.inf), "not finite"),
+    ],
+)
+def test_a_strangers_regressor_is_refused(head, name, spoil, message):
+    X, y = data("numbers")
+    tree, arrays = encode_estimator(head.fit(X, y))
+    key = tree["state"][name]["array"]
+    arrays[key] = spoil(arrays[key])
+    with pytest.raises(HeadError, match=message):
+        decode_estimator(json.loads(json.dumps(tree)), arrays)
