@@ -22,6 +22,8 @@ StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 RuntimeName = Literal["auto", "torch", "openvino"]
+TaskKind = Literal["classes", "labels", "numbers"]
+"""What is said of a sample: one class, any of several labels, or one number or several."""
 
 MAX_VIEWS = 256
 MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable

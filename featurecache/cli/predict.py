@@ -63,13 +63,8 @@ def run(args: argparse.Namespace) -> int:
     elif args.csv:
         _print_csv(results)
     else:
-        rows = [
-            [p.path, p.label or "-", _probability(p), "" if p.label else f"{p.status}: {p.reason}"] for p in results
-        ]
-        print_table(
-            ["row" if args.text_column else "file", "label", "probability", "problem"], rows, numbers=["probability"]
-        )
-    bad = [item for item in results if item.label is None]
+        _print_table(results, "row" if args.text_column else "file")
+    bad = [item for item in results if item.status != "ok"]
     if bad:
         noun = "rows" if args.text_column else "files"
         warn(f"{len(bad)} of {len(results)} {noun} could not be labelled, first {bad[0].path}: {bad[0].reason}")
@@ -78,9 +73,29 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_csv(results: list[Prediction]) -> None:
     writer = csv.writer(sys.stdout)
+    if names := _numbers(results):
+        writer.writerow(["path", *names, "status", "reason"])
+        for item in results:
+            writer.writerow([item.path, *(item.numbers.get(name, "") for name in names), item.status, item.reason])
+        return
     writer.writerow(["path", "label", "probability", "status", "reason"])
     for item in results:
         writer.writerow([item.path, item.label or "", _probability(item), item.status, item.reason])
+
+
+def _print_table(results: list[Prediction], what: str) -> None:
+    names = _numbers(results)
+    rows = []
+    for item in results:
+        said = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
+        said = said or [item.label or "-", _probability(item)]
+        rows.append([item.path, *said, "" if item.status == "ok" else f"{item.status}: {item.reason}"])
+    print_table([what, *(names or ["label", "probability"]), "problem"], rows, numbers=names or ["probability"])
+
+
+def _numbers(results: list[Prediction]) -> list[str]:
+    """Names of the numbers that a head says, if it does."""
+    return list(next((item.numbers for item in results if item.numbers), {}))
 
 
 def _probability(item: Prediction) -> str:

@@ -17,7 +17,7 @@ from featurecache.cli.options import (
     views_of,
 )
 from featurecache.cli.output import print_json, print_line
-from featurecache.cli.task import add_missing_option, print_task
+from featurecache.cli.task import add_label_options, add_missing_option, label_columns, print_task
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
 from featurecache.errors import RequestError
 from featurecache.specs import check_takes_views
@@ -51,7 +51,7 @@ def add_parser(verbs: Any) -> None:
     add_table_options(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
     parser.add_argument("--labels", type=Path, metavar="CSV", help="labels from a table instead of the folders")
-    parser.add_argument("--label-column", default="label", metavar="NAME")
+    add_label_options(parser)
     parser.add_argument("--group-column", metavar="NAME", help="inputs with the same entry here are never divided")
     parser.add_argument(
         "--task", default="run", metavar="NAME", help="name of the task and of the kept head (default: run)"
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_name("task", args.task)
     for head in args.head or []:
-        _ = head == "all" or make_head(head)  # an unknown name must not cost an extraction
+        _ = head == "all" or make_head(head, kind=args.kind)  # an unknown name must not cost an extraction
     source = open_source(args.source, text_column=args.text_column, id_column=args.id_column)
     if args.tta:
         check_takes_views(source.modality, f"the source {source.root}", option="--tta")
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     labels = _labels(args, source)
     # What files, folders and tables say is known now: a mistake in it must not cost an extraction.
     listed = labels.of(source.find().paths) if isinstance(labels, FolderLabels) else labels.labels
-    check_labels(listed, labels.origin)
+    check_labels(listed, labels)
     check_report_place(args.report)
     extraction = extract(args)
     store = extraction.store
@@ -131,6 +131,8 @@ def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLab
     from featurecache.store.labels import labels_from_csv, labels_from_folders
 
     if not args.labels and not args.text_column:
+        if args.kind != "classes":
+            raise RequestError(f"folders say classes, not {args.kind}; give a CSV with --labels and --kind {args.kind}")
         if args.group_column:
             raise RequestError("folders say no groups; give a CSV with --labels and --group-column")
         return labels_from_folders(source.root)
@@ -139,7 +141,8 @@ def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLab
     table = args.labels or args.source
     return labels_from_csv(
         table,
-        label_column=args.label_column,
+        label_column=label_columns(args),
+        kind=args.kind,
         text_column=text_column,
         group_column=args.group_column,
         root=source.root,
@@ -157,13 +160,14 @@ def _write_report(
     args: argparse.Namespace, source: Source, extraction: ExtractionReport, training: TrainingReport, saved: str
 ) -> Path:
     from featurecache.evaluation.calibration import calibration
-    from featurecache.evaluation.scores import confusion, per_class
+    from featurecache.evaluation.measures import measure_of
+    from featurecache.evaluation.scores import confusion
     from featurecache.evaluation.training import reported_rows
     from featurecache.reporting.report import LastLook, ReportData, write_report
     from featurecache.store.overview import describe_features
     from featurecache.store.tasks import class_counts
 
-    best, classes = training.best, training.task.classes
+    best, classes, kind = training.best, training.task.classes, training.task.kind
     rows, y_true = reported_rows(best)
     y_pred = best.result.y_pred
     view = extraction.store.views.load(source.root)
@@ -188,9 +192,9 @@ def _write_report(
             y_pred=y_pred,
             probabilities=best.result.proba,
             names=names,
-            confusion=confusion(y_true, y_pred, len(classes)),
-            calibration=calibration(y_true, best.result.proba),
-            per_class=per_class(y_true, y_pred, classes),
+            outputs=measure_of(kind, len(classes)).per_output(y_true, y_pred, classes),
+            confusion=confusion(y_true, y_pred, len(classes)) if kind == "classes" else None,
+            calibration=calibration(y_true, best.result.proba) if kind == "classes" else None,
         ),
         bad_inputs=extraction.to_json()["bad"],
         predict_command=predict_command(saved, training.best, args.weights),

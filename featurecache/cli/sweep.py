@@ -25,7 +25,7 @@ def add_parser(verbs: Any) -> None:
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
-    parser.add_argument("--task", action="append", metavar="T", help="task, repeat for several (default: all)")
+    parser.add_argument("--task", action="append", metavar="T", help="repeat for several (default: all with classes)")
     parser.add_argument("--tap", action="append", metavar="T", help="cached tap, repeat for several (default: all)")
     parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
     parser.add_argument("--fingerprint", metavar="F", help="only features with this fingerprint")
@@ -74,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
     _check_places(args)
     store = FeatureStore.open(args.cache)
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
+    if not args.task:
+        tasks = [task for task in tasks if task.kind == "classes"]
     if not tasks:
-        raise RequestError(f"{store.path} has no tasks; add one with `featurecache task add`")
+        raise RequestError(f"{store.path} has no tasks with classes; add one with `featurecache task add`")
     where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
     views = 0 if args.views is None and not args.tta else args.views
     sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]

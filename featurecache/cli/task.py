@@ -27,6 +27,8 @@ def add_parser(verbs: Any) -> None:
           featurecache task add flowers.cache species --from-folders
           featurecache task add flowers.cache blurred quality.csv --label-column is_blurred
           featurecache task add mails.cache spam mails.csv --text-column body --label-column is_spam
+          featurecache task add flowers.cache seen tags.csv --kind labels --label-column tags
+          featurecache task add flowers.cache size sizes.csv --kind numbers --label-column height --label-column width
         """,
     )
     add.add_argument("cache", type=Path, metavar="DIR")
@@ -39,7 +41,7 @@ def add_parser(verbs: Any) -> None:
         help="columns: path or id (or --text-column), label, maybe split",
     )
     add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
-    add.add_argument("--label-column", default="label", metavar="NAME")
+    add_label_options(add)
     add.add_argument("--text-column", metavar="NAME", help="what is labelled stands in this column")
     add.add_argument(
         "--group-column", metavar="NAME", help="inputs with the same entry here are never divided: photo, patient"
@@ -54,6 +56,25 @@ def add_parser(verbs: Any) -> None:
     ls.set_defaults(run=run_ls)
 
 
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a table says what the inputs are."""
+    parser.add_argument(
+        "--label-column", action="append", metavar="NAME", help="what is said of an input (default: label); may repeat"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=["classes", "labels", "numbers"],
+        default="classes",
+        help="one class each (default); labels: any of several, in one column with ; between them, or in a column of 1 "
+        "and 0 for each; numbers: one column or several",
+    )
+
+
+def label_columns(args: argparse.Namespace) -> list[str]:
+    """Return the columns that say what the inputs are."""
+    return args.label_column or ["label"]
+
+
 def add_missing_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that lets labels name files which are not cached."""
     parser.add_argument("--allow-missing", action="store_true", help="skip labels of files that are not in the cache")
@@ -65,6 +86,8 @@ def run_add(args: argparse.Namespace) -> int:
     from featurecache.store.labels import labels_from_csv, labels_from_folders
     from featurecache.store.store import FeatureStore
 
+    if args.from_folders and args.kind != "classes":
+        raise RequestError(f"folders say classes, not {args.kind}; give a CSV with --kind {args.kind}")
     if args.from_folders and args.group_column:
         raise RequestError("folders say no groups; give a CSV with --group-column")
     if args.from_folders == (args.labels is not None):
@@ -78,7 +101,8 @@ def run_add(args: argparse.Namespace) -> int:
     else:
         labels = labels_from_csv(
             args.labels,
-            label_column=args.label_column,
+            label_column=label_columns(args),
+            kind=args.kind,
             text_column=args.text_column,
             group_column=args.group_column,
             root=root,
@@ -101,8 +125,14 @@ def print_task(store: FeatureStore, task: Task) -> None:
     counts = ", ".join(f"{count} {part}" for part, count in task.counts().items())
     about = task.about
     groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
-    print_line(f"task {task.name}: {len(task.classes)} classes, {counts}{groups} (splits {about['splits']})")
-    print_table(["class", "samples"], list(class_counts(task).items())[:50], numbers=["samples"])
+    print_line(f"task {task.name}: {len(task.classes)} {task.kind}, {counts}{groups} (splits {about['splits']})")
+    if task.kind == "numbers":
+        columns = zip(task.classes, task.labels.T, strict=True)
+        rows = [[name, *(f"{each:.4g}" for each in (c.mean(), c.min(), c.max()))] for name, c in columns]
+        print_table(["number", "mean", "least", "greatest"], rows, numbers=["mean", "least", "greatest"])
+    else:
+        noun = "class" if task.kind == "classes" else "label"
+        print_table([noun, "samples"], list(class_counts(task).items())[:50], numbers=["samples"])
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
         print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")
@@ -124,18 +154,18 @@ def run_ls(args: argparse.Namespace) -> int:
         print_json({"tasks": tasks})
         return 0
     print_table(
-        ["task", "classes", "train", "validation", "test", "labels from", "splits"],
+        ["task", "says", "train", "validation", "test", "labels from", "splits"],
         [
             [
                 task["task"],
-                len(task["classes"]),
+                f"{len(task['classes'])} {task['kind']}",
                 *(task["counts"].get(part, "") for part in ("train", "validation", "test")),
                 task["about"]["origin"],
                 task["about"]["splits"],
             ]
             for task in tasks
         ],
-        numbers=["classes", "train", "validation", "test"],
+        numbers=["train", "validation", "test"],
     )
     return 0
 
@@ -145,6 +175,7 @@ def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
 
     return {
         "task": task.name,
+        "kind": task.kind,
         "classes": class_counts(task),
         "counts": task.counts(),
         "about": task.about,

@@ -85,7 +85,7 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
     from featurecache.evaluation.training import train_heads
     from featurecache.heads.registry import list_heads
 
-    heads = list_heads() if "all" in (args.head or ["all"]) else args.head
+    heads = list_heads(kind=task.kind) if "all" in (args.head or ["all"]) else args.head
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("training heads", len(heads) * len(sets))
         return train_heads(
@@ -129,22 +129,37 @@ def print_results(report: TrainingReport) -> None:
     document = report.to_json()
     for item in report.to_json()["left_out"][:5]:
         warn(f"{item['path']} is left out: {item['status']} ({item['reason']})")
-    best = document["results"][0]
-    looked_at = f"{best['reported']} accuracy"
-    figures = [f"by {best['protocol']}", looked_at, "95 % interval", "balanced", "macro F1", "seconds"]
-    rows = [_row(result) for result in document["results"]]
+    best, titles = document["results"][0], document["figures"]
+    primary, *others = titles
+    looked_at = f"{best['reported']} {titles[primary]}"
+    figures = [f"by {best['protocol']}", looked_at, "95 % interval", *(titles[name] for name in others), "seconds"]
+    rows = [_row(result, primary, others) for result in document["results"]]
     print_table(["head", "tap", "settings", *figures, "against the chosen"], rows, numbers=figures)
     by = best["protocol"] + (", by balanced accuracy" if best["balanced"] else "")
     print_line(f"chosen by {by}: {best['head']} on {trained_on(best)}")
     print_line("against the chosen: on the rows by which it was chosen, paired, at 95 %; equivalent: within one point")
     print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
-    said = document["last_look"]["calibration"]
-    print_line(
-        f"its probabilities there: log loss {said['log_loss']:.3f}, off by {said['expected_calibration_error']:.3f} on "
-        "average (expected calibration error)"
-    )
+    if said := document["last_look"].get("calibration"):
+        error = f"{said['expected_calibration_error']:.3f} on average (expected calibration error)"
+        print_line(f"its probabilities there: log loss {said['log_loss']:.3f}, off by {error}")
+    _print_outputs(document)
     if best["judged_on"] == "views":
         print_line(f"a sample was judged by the mean over its {best['views']} views, as `predict --tta` does")
+
+
+def _print_outputs(document: dict[str, Any]) -> None:
+    """Print how the chosen head did on each label or number, where there are several."""
+    noun = document["kind"][:-1]
+    found = document["last_look"].get(f"per_{noun}")
+    if not found or len(found) == 1:
+        return
+    columns = [name for name in found[0] if name != noun]
+    rows = [[each[noun], *(_shown(each[name]) for name in columns)] for each in found[:50]]
+    print_table([noun, *(name.replace("_", " ") for name in columns)], rows, numbers=columns)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def trained_on(result: dict[str, Any]) -> str:
@@ -152,17 +167,16 @@ def trained_on(result: dict[str, Any]) -> str:
     return result["tap"] + (f", {result['views']} views" if result["views"] else "")
 
 
-def _row(result: dict[str, Any]) -> list[Any]:
+def _row(result: dict[str, Any], primary: str, others: list[str]) -> list[Any]:
     scores = result["test"] or result["validation"]
     return [
         result["head"],
         trained_on(result),
         ", ".join(f"{name}={value}" for name, value in result["params"].items()) or "-",
         f"{result['selection_score']:.3f}",
-        f"{scores['accuracy']:.3f}",
-        f"{scores['accuracy_low']:.3f} to {scores['accuracy_high']:.3f}",
-        f"{scores['balanced_accuracy']:.3f}",
-        f"{scores['macro_f1']:.3f}",
+        f"{scores[primary]:.3f}",
+        f"{scores[f'{primary}_low']:.3f} to {scores[f'{primary}_high']:.3f}",
+        *(f"{scores[name]:.3f}" if abs(scores[name]) < 1000 else f"{scores[name]:.4g}" for name in others),
         f"{result['seconds']:.2f}",
         (result["against_chosen"] or {}).get("verdict", "-"),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,19 @@ from featurecache.store.dtypes import decode
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of one input; a bad input has a status and a reason instead of a label."""
+    """What a head says of one input; a bad input has a status and a reason instead.
+
+    Attributes
+    ----------
+    label : str or None
+        The class; or the labels that hold, with ``;`` between them.
+    probability : float or None
+        Of the class.
+    probabilities : dict
+        Of each class, or of each label by itself.
+    numbers : dict
+        By name, where the head says numbers.
+    """
 
     path: str
     label: str | None
@@ -38,6 +50,7 @@ class Prediction:
     probabilities: dict[str, float]
     status: str = "ok"
     reason: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -180,11 +193,18 @@ def _label_batch(
         if place in problems:
             yield Prediction(item.name, None, None, {}, problems[place].status, problems[place].reason)
         else:
-            yield _prediction(item.name, next(answers), saved.classes)
+            yield _prediction(item.name, next(answers), saved)
     return len(problems)
 
 
-def _prediction(path: str, probabilities: NDArray[np.float64], classes: list[str]) -> Prediction:
-    best = int(probabilities.argmax())
+def _prediction(path: str, answers: NDArray[np.float64], saved: SavedHead) -> Prediction:
+    classes = saved.classes
+    if saved.kind == "numbers":
+        return Prediction(path, None, None, {}, numbers=dict(zip(classes, answers.tolist(), strict=True)))
+    probabilities = answers if saved.kind == "classes" else answers.clip(0, 1)  # a regression may say more than one
     every = {label: round(float(p), 6) for label, p in zip(classes, probabilities, strict=True)}
+    if saved.kind == "labels":
+        holds = [label for label, p in zip(classes, probabilities, strict=True) if p > 0.5]
+        return Prediction(path, ";".join(holds), None, every)
+    best = int(probabilities.argmax())
     return Prediction(path, classes[best], round(float(probabilities[best]), 6), every)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from featurecache.errors import FeatureCacheError, HeadError, shortened
 from featurecache.evaluation.training import TrainedHead
 from featurecache.heads.bundle import load_head, save_head
-from featurecache.heads.probability import predict_proba
-from featurecache.specs import FeatureIdentity
+from featurecache.heads.probability import answers_for, predict_proba
+from featurecache.specs import FeatureIdentity, TaskKind
 from featurecache.store.store import FeatureStore, check_name
 from featurecache.store.verify import Problem
 
@@ -32,7 +32,9 @@ class SavedHead:
     tap, dtype : str
         Which features, and the number type they were stored in.
     classes : list of str
-        Label of each class index.
+        Label of each class index; or the labels, or the names of the numbers.
+    kind : str
+        ``classes``, ``labels`` or ``numbers``.
     """
 
     estimator: Any
@@ -42,14 +44,20 @@ class SavedHead:
     classes: list[str]
     temperature: float | None
     meta: dict[str, Any]
+    kind: TaskKind = "classes"
 
     def probabilities(self, features: NDArray[np.float32], *, num_views: int = 1) -> NDArray[np.float64]:
         """Return class probabilities ``(n, n_classes)`` for features ``(n, ...)`` as the cache would give them.
 
+        Of labels, the probability of each by itself; of numbers, the numbers.
+
         With several views, features are ``(n, num_views, ...)`` and the answer is the mean over them.
         """
         rows = features.reshape(len(features) * num_views, -1)
-        every = predict_proba(self.estimator, rows, self.temperature, len(self.classes))
+        if self.kind == "classes":
+            every = predict_proba(self.estimator, rows, self.temperature, len(self.classes))
+        else:
+            every = answers_for(self.estimator, rows)
         return every.reshape(len(features), num_views, -1).mean(axis=1)
 
 
@@ -69,6 +77,7 @@ def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
             "tap": head.feature_set.tap,
             "dtype": head.feature_set.dtype,
             "task": head.task.name,
+            "kind": head.task.kind,
             "judged_on": head.judged_on,
             "classes": head.task.classes,
             "temperature": head.result.temperature,
@@ -97,6 +106,7 @@ def open_head(folder: str | Path) -> SavedHead:
             classes=list(meta["classes"]),
             temperature=meta["temperature"],
             meta=meta,
+            kind=_kind(meta),
         )
         _try_out(saved)
         return saved
@@ -118,6 +128,14 @@ def verify_heads(store: FeatureStore) -> list[Problem]:
             advice = "remove it, or save it again with `featurecache train --save`"
             problems.append(Problem(f"heads/{name}", shortened(error, 500), advice))
     return problems
+
+
+def _kind(meta: dict[str, Any]) -> TaskKind:
+    """Return for which kind of task a head is; those that do not say are for classes."""
+    kind: TaskKind = meta.get("kind", "classes")
+    if kind not in get_args(TaskKind):
+        raise ValueError(f"it is for tasks of the unknown kind {kind!r}")
+    return kind
 
 
 def _try_out(saved: SavedHead) -> None:

@@ -7,7 +7,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator
 
 from featurecache.evaluation.parts import Part
-from featurecache.heads.probability import decision_values, fit_temperature, predict_proba
+from featurecache.heads.probability import answers_for, decision_values, fit_temperature, predict_proba
 
 
 def probabilities(estimator: BaseEstimator, part: Part, temperature: float, n_classes: int) -> np.ndarray:
@@ -15,6 +15,16 @@ def probabilities(estimator: BaseEstimator, part: Part, temperature: float, n_cl
     n_samples, n_views, n_features = part.judged.shape
     rows = part.judged.reshape(n_samples * n_views, n_features)
     return predict_proba(estimator, rows, temperature, n_classes).reshape(n_samples, n_views, -1).mean(axis=1)
+
+
+def said(estimator: BaseEstimator, part: Part) -> np.ndarray:
+    """Return what a head says of labels or numbers, (n_samples, n_outputs) float64: the mean over a sample's views."""
+    n_samples, n_views, n_features = part.judged.shape
+    return (
+        answers_for(estimator, part.judged.reshape(n_samples * n_views, n_features))
+        .reshape(n_samples, n_views, -1)
+        .mean(axis=1)
+    )
 
 
 def predictions(estimator: BaseEstimator, part: Part, temperature: float, n_classes: int) -> np.ndarray:

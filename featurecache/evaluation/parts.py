@@ -6,7 +6,7 @@ that no division into parts or folds can separate them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ class Part:
     """Samples of one part of a task."""
 
     y: np.ndarray
-    """Class index of each sample, (n_samples,)."""
+    """Class index of each sample, (n_samples,); labels or numbers, (n_samples, n_outputs)."""
     fitted: np.ndarray
     """What heads are fitted on, (n_samples, n_views, n_features); plain features are one view."""
     judged: np.ndarray
@@ -42,7 +42,7 @@ class Part:
 
     def rows_to_fit(self) -> LabelledRows:
         """Return every view as a row, (n_samples * n_views, n_features), with the label of its sample."""
-        return _flat(self.fitted), np.repeat(self.y, self.fitted.shape[1])
+        return _flat(self.fitted), np.repeat(self.y, self.fitted.shape[1], axis=0)
 
     def take(self, places: np.ndarray) -> Part:
         """Return some of the samples, with all that belongs to them."""
@@ -71,20 +71,21 @@ Split = Mapping[str, LabelledRows | Part]
 PART_NAMES = ("train", "validation", "test")
 
 
-def check_parts(parts: Split, n_classes: int) -> dict[str, Part]:
-    """Return the parts as contiguous float arrays and int64 class indices, or say what is wrong with them.
+def check_parts(parts: Split, check: Callable[[str, np.ndarray], np.ndarray]) -> dict[str, Part]:
+    """Return the parts as contiguous float arrays and what is said of them, or say what is wrong with them.
 
     Parameters
     ----------
     parts : mapping
         Part name to ``(X, y)``: X (n_samples, n_features), y (n_samples,) class indices; or to a `Part`. An absent part
         may also be None.
-    n_classes : int
+    check : callable
+        Takes the name of a part and its labels, and returns the labels as heads take them, or raises `TaskError`.
 
     Raises
     ------
     TaskError
-        No training rows, only one class in them, nothing to judge a head on, or labels that are not class indices.
+        No training rows, nothing to judge a head on, or labels that ``check`` refuses.
     HeadError
         Features that are not finite, not two-dimensional, or of different width in different parts.
     """
@@ -93,36 +94,34 @@ def check_parts(parts: Split, n_classes: int) -> dict[str, Part]:
         raise TaskError(f"unknown part {unknown[0]!r}; known: {', '.join(PART_NAMES)}")
     if "train" not in given:
         raise TaskError("there is no train part; mark some rows of the task as train")
-    checked = {name: _check_part(name, given[name], n_classes) for name in PART_NAMES if name in given}
+    checked = {name: _check_part(name, given[name], check) for name in PART_NAMES if name in given}
     if len(checked) == 1:
         raise TaskError(
             "only train rows are given, nothing to judge a head on; add a validation or test split to the task"
         )
-    _check_classes(checked["train"].y)
     widths = {name: part.judged.shape[2] for name, part in checked.items()}
     if len({*widths.values(), *(part.fitted.shape[2] for part in checked.values())}) > 1:
         raise HeadError(f"features per row differ between parts ({widths}); take all parts from one tap")
     return checked
 
 
-def _check_part(name: str, given: LabelledRows | Part, n_classes: int) -> Part:
+def _check_part(name: str, given: LabelledRows | Part, check: Callable[[str, np.ndarray], np.ndarray]) -> Part:
     if isinstance(given, Part):
         X, y = _flat(given.judged), given.y
     else:
         X, y = given
     num_judged = given.judged.shape[1] if isinstance(given, Part) else 1
     y = np.asarray(y)
-    if y.ndim != 1 or len(y) * num_judged != len(X):
+    if y.ndim not in (1, 2) or len(y) * num_judged != len(X):
         raise TaskError(f"{name} has {len(X)} rows but labels of shape {y.shape}; give one label per row")
     if len(y) == 0:
         raise TaskError(f"the {name} part has no rows; label some rows of it or leave the part out")
-    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= n_classes:
-        raise TaskError(f"{name} labels are not class indices in 0..{n_classes - 1}; encode labels as class indices")
+    y = check(name, y)
     judged = check_features(X, name).reshape(len(y), num_judged, -1)
     fitted = judged
     if isinstance(given, Part) and given.fitted is not given.judged:
         fitted = check_features(_flat(given.fitted), name).reshape(len(y), given.fitted.shape[1], -1)
-    checked = Part(y=y.astype(np.int64), fitted=fitted, judged=judged)
+    checked = Part(y=y, fitted=fitted, judged=judged)
     if isinstance(given, Part):
         return replace(checked, groups=given.groups, num_tokens=given.num_tokens)
     return checked
@@ -137,10 +136,3 @@ def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
 
 def _flat(views: np.ndarray) -> np.ndarray:
     return views.reshape(-1, views.shape[2])
-
-
-def _check_classes(y: np.ndarray) -> None:
-    if len(classes := np.unique(y)) < 2:
-        raise TaskError(
-            f"all {len(y)} train rows are of class {int(classes[0])}; a head needs rows of two classes or more"
-        )

@@ -26,14 +26,15 @@ from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
-from featurecache.evaluation.judging import predictions, probabilities
+from featurecache.evaluation.measures import Figures, Measure, OfClasses, measure_of
 from featurecache.evaluation.parts import LabelledRows, Part, Split, check_parts
-from featurecache.evaluation.scores import Scores, score
+from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.scores import evaluate as evaluate
-from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
+from featurecache.evaluation.selection import Choice, build_for, choose_by_cross_validation, choose_on_validation
 from featurecache.heads.fitting import fit_estimator, load_arithmetic
 from featurecache.heads.fitting import fit_head as fit_head
-from featurecache.heads.registry import HEADS, TOKEN_HEADS, make_head
+from featurecache.heads.registry import HEADS, OTHER_HEADS, TOKEN_HEADS, make_head
+from featurecache.specs import TaskKind
 
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
 _WORTH_A_PROCESS = 500_000
@@ -53,10 +54,10 @@ class HeadResult:
     seconds: float
     protocol: str
     """How the setting was chosen: "validation" or "cross-validation"."""
-    selection_accuracy: float
-    """On the rows by which the setting was chosen."""
+    selection_accuracy: float | None
+    """On the rows by which the setting was chosen; None where there are no classes."""
     selection_score: float
-    """By which setting and head are chosen, never by the last look: that accuracy, or balanced accuracy."""
+    """By which setting and head are chosen, never by the last look: `Measure.goodness` on those rows."""
     balanced: bool
     """Classes count alike, in choosing and, where the head can, in fitting."""
     selection_y: np.ndarray
@@ -65,9 +66,9 @@ class HeadResult:
     """What the chosen setting predicted for them, fitted on others, (n,) int64: for comparisons with other heads."""
     selection_groups: np.ndarray | None
     """Groups of these rows, (n,), or None."""
-    validation: Scores
+    validation: Scores | Figures
     """On the validation rows, or out of fold inside train when there are none."""
-    test: Scores | None
+    test: Scores | Figures | None
     reported: str
     """The part that `y_pred` and `proba` are about: "test" or "validation"."""
     y_pred: np.ndarray
@@ -100,7 +101,13 @@ class HeadResult:
 
 
 def evaluate_head(
-    name: str, parts: Split, n_classes: int, *, balanced: bool = False, random_state: int = 0
+    name: str,
+    parts: Split,
+    n_classes: int,
+    *,
+    kind: TaskKind = "classes",
+    balanced: bool = False,
+    random_state: int = 0,
 ) -> HeadResult:
     """Choose, fit and judge one head by the protocol at the top of this module.
 
@@ -110,9 +117,12 @@ def evaluate_head(
         One of `featurecache.heads.registry.list_heads()`.
     parts : mapping
         ``{"train": (X, y), "validation": (X, y), "test": (X, y)}``, the last or the middle one may be absent;
-        X (n_samples, n_features) real, y (n_samples,) class indices. A `Part` in the place of a pair has several views
-        of each sample.
+        X (n_samples, n_features) real, y (n_samples,) class indices, or (n_samples, n_classes) labels or numbers. A
+        `Part` in the place of a pair has several views of each sample.
     n_classes : int
+        Or number of labels, or of numbers.
+    kind : str
+        What is said of a sample: ``classes``, ``labels`` or ``numbers``.
     balanced : bool
         Choose by balanced accuracy, and give all classes the same total weight where the head can.
     random_state : int
@@ -125,8 +135,9 @@ def evaluate_head(
     HeadError
         Features that are not finite, or that the head refuses.
     """
-    make_head(name)
-    return _evaluate(name, check_parts(parts, n_classes), n_classes, balanced, random_state)
+    make_head(name, kind=kind)
+    measure = measure_of(kind, n_classes, balanced=balanced)
+    return _evaluate(name, check_parts(parts, measure.check), measure, random_state)
 
 
 def evaluate_heads(
@@ -135,6 +146,7 @@ def evaluate_heads(
     n_classes: int,
     *,
     n_jobs: int = -1,
+    kind: TaskKind = "classes",
     balanced: bool = False,
     random_state: int = 0,
     progress: Callable[[HeadResult], None] | None = None,
@@ -143,7 +155,7 @@ def evaluate_heads(
 
     Parameters
     ----------
-    names, parts, n_classes, balanced, random_state
+    names, parts, n_classes, kind, balanced, random_state
         As for `evaluate_head`.
     n_jobs : int
         Processes at most; -1 is one per core. Results do not depend on it.
@@ -162,10 +174,11 @@ def evaluate_heads(
     """
     names = list(dict.fromkeys(names))
     for name in names:
-        make_head(name)
-    checked = check_parts(parts, n_classes)
+        make_head(name, kind=kind)
+    measure = measure_of(kind, n_classes, balanced=balanced)
+    checked = check_parts(parts, measure.check)
     results = []
-    for result in _evaluated(names, checked, n_classes, n_jobs, balanced, random_state):
+    for result in _evaluated(names, checked, measure, n_jobs, random_state):
         results.append(result)
         if progress is not None:
             progress(result)
@@ -173,40 +186,41 @@ def evaluate_heads(
 
 
 def _evaluated(
-    names: list[str], parts: dict[str, Part], n_classes: int, n_jobs: int, balanced: bool, random_state: int
+    names: list[str], parts: dict[str, Part], measure: Measure, n_jobs: int, random_state: int
 ) -> Iterator[HeadResult]:
     ordered = sorted(names, key=lambda name: _SLOWEST_FIRST.index(name) if name in _SLOWEST_FIRST else -1)
-    workers = min(effective_n_jobs(n_jobs), len(names)) if _may_leave_process(names, parts) else 1
+    workers = min(effective_n_jobs(n_jobs), len(names)) if _may_leave_process(names, parts, measure) else 1
     if workers == 1:
-        yield from (_evaluate(name, parts, n_classes, balanced, random_state) for name in ordered)
+        yield from (_evaluate(name, parts, measure, random_state) for name in ordered)
         return
     # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    yield from parallel(delayed(_evaluate)(name, parts, n_classes, balanced, random_state) for name in ordered)
+    yield from parallel(delayed(_evaluate)(name, parts, measure, random_state) for name in ordered)
 
 
-def _may_leave_process(names: list[str], parts: dict[str, Part]) -> bool:
+def _may_leave_process(names: list[str], parts: dict[str, Part], measure: Measure) -> bool:
     # A head that this program registered is not known in a fresh process.
-    return parts["train"].fitted.size >= _WORTH_A_PROCESS and set(names) <= {*HEADS, *TOKEN_HEADS}
+    known = {*HEADS, *TOKEN_HEADS} if measure.kind == "classes" else OTHER_HEADS
+    return parts["train"].fitted.size >= _WORTH_A_PROCESS and set(names) <= set(known)
 
 
-def _evaluate(name: str, parts: dict[str, Part], n_classes: int, balanced: bool, random_state: int) -> HeadResult:
+def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state: int) -> HeadResult:
     # One thread always, also without other processes: sums in another order would give other last digits.
-    load_arithmetic(name)
+    load_arithmetic(make_head(name, kind=measure.kind))
     with threadpool_limits(1):
         start = time.perf_counter()
-        choice = _choose(name, parts, n_classes, balanced, random_state)
+        choice = _choose(name, parts, measure, random_state)
         train = _rows_to_fit(parts)
-        estimator = build(name, choice.params, random_state, balanced=balanced, num_tokens=parts["train"].num_tokens)
+        estimator = build_for(name, choice.params, measure, parts["train"], random_state)
         converged = fit_estimator(estimator, *train, name=name)
-        fields = _judged(parts, n_classes, random_state, choice, estimator)
+        fields = _judged(parts, measure, random_state, choice, estimator)
         return HeadResult(
             head=name,
             params=choice.params,
             protocol=choice.protocol,
             selection_accuracy=choice.accuracy,
             selection_score=choice.score,
-            balanced=balanced,
+            balanced=isinstance(measure, OfClasses) and measure.balanced,
             selection_y=choice.y,
             selection_pred=choice.y_pred,
             selection_groups=choice.groups,
@@ -219,11 +233,10 @@ def _evaluate(name: str, parts: dict[str, Part], n_classes: int, balanced: bool,
         )
 
 
-def _choose(name: str, parts: dict[str, Part], n_classes: int, balanced: bool, random_state: int) -> Choice:
-    how: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
+def _choose(name: str, parts: dict[str, Part], measure: Measure, random_state: int) -> Choice:
     if "validation" in parts and "test" in parts:
-        return choose_on_validation(name, parts["train"], parts["validation"], n_classes, **how)
-    return choose_by_cross_validation(name, parts["train"], n_classes, **how)
+        return choose_on_validation(name, parts["train"], parts["validation"], measure, random_state=random_state)
+    return choose_by_cross_validation(name, parts["train"], measure, random_state=random_state)
 
 
 def _rows_to_fit(parts: dict[str, Part]) -> LabelledRows:
@@ -233,16 +246,15 @@ def _rows_to_fit(parts: dict[str, Part]) -> LabelledRows:
 
 
 def _judged(
-    parts: dict[str, Part], n_classes: int, random_state: int, choice: Choice, estimator: BaseEstimator
+    parts: dict[str, Part], measure: Measure, random_state: int, choice: Choice, estimator: BaseEstimator
 ) -> dict[str, Any]:
     reported = "test" if "test" in parts else "validation"
     part = parts[reported]
-    y_pred = predictions(estimator, part, choice.temperature, n_classes)
-    figures = score(part.y, y_pred, n_classes, groups=part.groups, random_state=random_state)
-    if reported == "validation":
-        scores = {"validation": figures, "test": None}
-    else:
-        held_out = score(choice.y, choice.y_pred, n_classes, groups=choice.groups, random_state=random_state)
+    y_pred = measure.answers(estimator, part, choice.temperature)
+    figures = measure.figures(part.y, y_pred, part.groups, random_state=random_state)
+    scores: dict[str, Any] = {"validation": figures, "test": None}
+    if reported == "test":
+        held_out = measure.figures(choice.y, choice.y_pred, choice.groups, random_state=random_state)
         scores = {"validation": held_out, "test": figures}
-    proba = probabilities(estimator, part, choice.temperature, n_classes)
+    proba = measure.certainties(estimator, part, choice.temperature)
     return {"reported": reported, "y_pred": y_pred, "proba": proba, **scores}

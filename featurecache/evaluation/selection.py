@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.metrics import recall_score
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import HeadError, TaskError
-from featurecache.evaluation.judging import decisions, most_probable, predictions, temperature_of
+from featurecache.evaluation.judging import decisions, most_probable, temperature_of
+from featurecache.evaluation.measures import Measure, OfClasses
 from featurecache.evaluation.parts import Part, smallest_class
 from featurecache.heads.fitting import fit_folds
 from featurecache.heads.probability import needs_temperature
 from featurecache.heads.registry import head_grid, last_step, make_head, needs_tokens
+from featurecache.specs import TaskKind
 
 MAX_FOLDS = 5
 
@@ -29,26 +31,34 @@ class Choice:
     protocol: str
     """"validation" or "cross-validation"."""
     y: np.ndarray
-    """Labels of the held-out rows, (n,) int64."""
+    """What is said of the held-out rows: (n,) class indices, or (n, n_outputs)."""
     y_pred: np.ndarray
-    """Predictions for them, (n,) int64."""
+    """Answers for them, likewise."""
     groups: np.ndarray | None
     """Their groups, (n,), or None."""
     score: float
-    """By which it was chosen: accuracy on the held-out rows, or balanced accuracy."""
+    """By which it was chosen: `Measure.goodness` on the held-out rows."""
     temperature: float
     """Fitted on the decision values of these rows; 1.0 for heads with probabilities of their own."""
 
     @property
-    def accuracy(self) -> float:
-        """Share of the held-out rows that were predicted right."""
-        return float(np.mean(self.y == self.y_pred))
+    def accuracy(self) -> float | None:
+        """Share of the held-out rows that were predicted right, where there are classes."""
+        return float(np.mean(self.y == self.y_pred)) if self.y.ndim == 1 else None
 
 
 def build(
-    name: str, params: dict[str, Any], random_state: int, *, balanced: bool = False, num_tokens: int = 1
+    name: str,
+    params: dict[str, Any],
+    random_state: int,
+    *,
+    kind: TaskKind = "classes",
+    balanced: bool = False,
+    num_tokens: int = 1,
 ) -> BaseEstimator:
-    """Return an unfitted head with these parameters, and this random state and balanced classes where it has such.
+    """Return an unfitted head for tasks of a kind, with these parameters.
+
+    It gets this random state, and balanced classes, where it has such parameters.
 
     Raises
     ------
@@ -60,7 +70,7 @@ def build(
             f"head {name!r} looks at tokens, and these features have none; extract a tap that keeps them, such as "
             "blocks.11:none"
         )
-    estimator = make_head(name, **params)
+    estimator = make_head(name, kind=kind, **params)
     known = (last := last_step(estimator)).get_params(deep=False)
     if "random_state" in known:
         last.set_params(random_state=random_state)
@@ -71,55 +81,50 @@ def build(
     return estimator
 
 
-def choose_on_validation(
-    name: str, train: Part, validation: Part, n_classes: int, *, random_state: int, balanced: bool = False
-) -> Choice:
-    """Fit each setting on train, keep the one most accurate on validation; of equals the simplest."""
-    best, best_score = None, -1.0
+def choose_on_validation(name: str, train: Part, validation: Part, measure: Measure, *, random_state: int) -> Choice:
+    """Fit each setting on train, keep the one that does best on validation; of equals the simplest."""
+    best, best_score = None, -math.inf
     X, y = train.rows_to_fit()
     never = np.full(len(y), -1)
-    grid = head_grid(name, len(y))
-    head = build(name, {}, random_state, balanced=balanced, num_tokens=train.num_tokens)
+    grid = head_grid(name, len(y), kind=measure.kind)
+    head = build_for(name, {}, measure, train, random_state)
     for params, (estimator,) in fit_folds(head, grid, X, y, never, name=name):
-        judged = _judge(estimator, validation, n_classes)
-        if (score := share_right(validation.y, judged.y_pred, balanced=balanced)) > best_score:
+        judged = _judge(estimator, validation, measure)
+        if (score := measure.goodness(validation.y, judged.y_pred)) > best_score:
             best, best_score = (params, judged), score
     assert best is not None, f"the grid of head {name!r} is empty"
     return _choice(best[0], "validation", validation, best[1], best_score)
 
 
-def choose_by_cross_validation(
-    name: str, train: Part, n_classes: int, *, random_state: int, balanced: bool = False
-) -> Choice:
-    """Keep the setting whose out-of-fold predictions inside train are the most accurate; of equals the simplest.
+def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, random_state: int) -> Choice:
+    """Keep the setting whose out-of-fold answers inside train are the best; of equals the simplest.
 
     The folds divide samples: all views of a sample are on the same side.
     """
     divide = folds(train.y, train.groups, random_state=random_state)
-    pairs = list(divide.split(train.y, train.y, train.groups))
+    pairs = list(divide.split(train.y, train.y if train.y.ndim == 1 else None, train.groups))
     num_views = train.fitted.shape[1]
-    grid = head_grid(name, min(len(fitted) for fitted, _ in pairs) * num_views)
+    grid = head_grid(name, min(len(fitted) for fitted, _ in pairs) * num_views, kind=measure.kind)
     fold = np.empty(len(train), dtype=np.int64)
     for number, (_, held_out) in enumerate(pairs):
         fold[held_out] = number
     X, y = train.rows_to_fit()
     parts = [train.take(held_out) for _, held_out in pairs]
-    best, best_score = None, -1.0
-    head = build(name, {}, random_state, balanced=balanced, num_tokens=train.num_tokens)
+    best, best_score = None, -math.inf
+    head = build_for(name, {}, measure, train, random_state)
     fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), name=name)
     for params, estimators in fitted:
-        judged = _joined(train, pairs, [_judge(*each, n_classes) for each in zip(estimators, parts, strict=True)])
-        if (score := share_right(train.y, judged.y_pred, balanced=balanced)) > best_score:
+        judged = _joined(train, pairs, [_judge(*each, measure) for each in zip(estimators, parts, strict=True)])
+        if (score := measure.goodness(train.y, judged.y_pred)) > best_score:
             best, best_score = (params, judged), score
     assert best is not None, f"the grid of head {name!r} is empty"
     return _choice(best[0], "cross-validation", train, best[1], best_score)
 
 
-def share_right(y: np.ndarray, y_pred: np.ndarray, *, balanced: bool) -> float:
-    """Return accuracy, or balanced accuracy: what settings are compared by."""
-    if balanced:
-        return float(recall_score(y, y_pred, labels=np.unique(y), average="macro", zero_division=0.0))
-    return float(np.mean(y == y_pred))
+def build_for(name: str, params: dict[str, Any], measure: Measure, train: Part, random_state: int) -> BaseEstimator:
+    """Return an unfitted head for what a measure judges and a part holds."""
+    balanced = isinstance(measure, OfClasses) and measure.balanced
+    return build(name, params, random_state, kind=measure.kind, balanced=balanced, num_tokens=train.num_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,17 +148,17 @@ def _choice(params: dict[str, Any], protocol: str, part: Part, judged: _Judged, 
     )
 
 
-def _judge(estimator: BaseEstimator, part: Part, n_classes: int) -> _Judged:
-    if not needs_temperature(estimator):
-        return _Judged(predictions(estimator, part, 1.0, n_classes), None)
-    values = decisions(estimator, part, n_classes)
+def _judge(estimator: BaseEstimator, part: Part, measure: Measure) -> _Judged:
+    if measure.kind != "classes" or not needs_temperature(estimator):
+        return _Judged(measure.answers(estimator, part, 1.0), None)
+    values = decisions(estimator, part, measure.n_outputs)
     if part.several:
         return _Judged(most_probable(values, temperature_of(values, part.y)), values)
-    return _Judged(predictions(estimator, part, 1.0, n_classes), values)
+    return _Judged(measure.answers(estimator, part, 1.0), values)
 
 
 def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int) -> BaseCrossValidator:
-    """Return stratified folds, five or as many as the smallest class has samples; plain folds when that is one.
+    """Return stratified folds, five or as many as the smallest class has samples; plain folds without classes.
 
     Groups stay together, and count in the place of samples.
 
@@ -162,7 +167,7 @@ def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int)
     TaskError
         All samples are of one group.
     """
-    smallest = smallest_class(y, groups)
+    smallest = smallest_class(y, groups) if y.ndim == 1 else 1
     if groups is None:
         if smallest > 1:
             return StratifiedKFold(min(MAX_FOLDS, smallest), shuffle=True, random_state=random_state)
@@ -176,7 +181,8 @@ def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int)
 
 def _joined(train: Part, pairs: Sequence[tuple[np.ndarray, np.ndarray]], judged: Sequence[_Judged]) -> _Judged:
     """Put what was said of the folds together, in the order of the samples."""
-    y_pred = np.empty(len(train), dtype=np.int64)
+    first = judged[0].y_pred
+    y_pred = np.empty((len(train), *first.shape[1:]), dtype=first.dtype)
     values: np.ndarray | None = None
     for (_, held_out), each in zip(pairs, judged, strict=True):
         y_pred[held_out] = each.y_pred

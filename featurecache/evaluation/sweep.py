@@ -146,6 +146,9 @@ def run_sweep(
     """
     rows: list[dict[str, Any]] = []
     for task in tasks:
+        if task.kind != "classes":
+            raise RequestError(f"sweep is for tasks with classes, and {task.name!r} has {task.kind}; use train for it")
+    for task in tasks:
         for feature_set in sets:
             order, found = [], {}
             for key, row, kept in _pair(store, task, feature_set, plan, n_jobs):

@@ -14,7 +14,8 @@ import numpy as np
 
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.calibration import calibration
-from featurecache.evaluation.comparison import Comparison, compare
+from featurecache.evaluation.comparison import Comparison
+from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion, per_class
@@ -80,7 +81,8 @@ class TrainingReport:
         _, here, there = np.intersect1d(rows, rows_of_best, assume_unique=True, return_indices=True)
         groups = None if best.selection_groups is None else best.selection_groups[there]
         y, first, second = best.selection_y[there], head.result.selection_pred[here], best.selection_pred[there]
-        return compare(y, first, second, groups, balanced=best.balanced)
+        measure = measure_of(self.task.kind, len(self.task.classes), balanced=best.balanced)
+        return measure.compare(y, first, second, groups)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -88,6 +90,8 @@ class TrainingReport:
         compared = [(head, self.against_chosen(head)) for head in self.heads]
         return {
             "task": self.task.name,
+            "kind": self.task.kind,
+            "figures": measure_of(self.task.kind, len(self.task.classes)).titles,
             "classes": self.task.classes,
             "counts": self.task.counts(),
             "about": self.task.about,
@@ -103,9 +107,16 @@ class TrainingReport:
         }
 
     def last_look(self) -> dict[str, Any]:
-        """Where the chosen head was right and wrong: confusion matrix, figures for each class, calibration."""
+        """Where the chosen head was right and wrong: figures for each class, label or number.
+
+        Of classes also the confusion matrix and the calibration.
+        """
         _, y_true = reported_rows(self.best)
         y_pred = self.best.result.y_pred
+        if self.task.kind != "classes":
+            measure = measure_of(self.task.kind, len(self.task.classes))
+            per_output = measure.per_output(y_true, y_pred, self.task.classes)
+            return {"part": self.best.result.reported, f"per_{self.task.kind[:-1]}": per_output}
         return {
             "calibration": calibration(y_true, self.best.result.proba),
             "part": self.best.result.reported,
@@ -142,7 +153,8 @@ def train_heads(
         Judge heads on the mean of the probabilities over the cached views of each sample, instead of on its plain
         features; for sets with views only.
     balanced : bool
-        Choose by balanced accuracy, and give all classes the same total weight where the head can.
+        Choose by balanced accuracy, and give all classes the same total weight where the head can; for tasks with
+        classes only.
     n_jobs : int
         As in joblib; results don't depend on it.
     random_state : int
@@ -155,9 +167,9 @@ def train_heads(
     RequestError
         A set with views without the plain features that heads are judged on; test-time views without views.
     """
-    names = list(heads) or list_heads()
+    names = list(heads) or list_heads(kind=task.kind)
     for name in names:
-        make_head(name)  # an unknown name must not cost the fits before it
+        make_head(name, kind=task.kind)  # an unknown name must not cost the fits before it
     report = TrainingReport(task, [])
     judged_sets = [judged_set_of(store, feature_set, tta=tta) for feature_set in sets]
     for feature_set, judged_set in zip(sets, judged_sets, strict=True):
@@ -171,6 +183,7 @@ def train_heads(
             parts,
             len(task.classes),
             n_jobs=n_jobs,
+            kind=task.kind,
             balanced=balanced,
             random_state=random_state,
             progress=on_result,
@@ -181,7 +194,7 @@ def train_heads(
 
 
 def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
-    """Rows and classes of the samples on which the head's last look was taken."""
+    """Rows of the samples, and what is said of them, on which the head's last look was taken."""
     return rows_of_part(head.task, head.feature_set.open(), head.judged_set.open(), head.result.reported)
 
 
@@ -220,7 +233,7 @@ def _check_size(features: Features) -> None:
 
 
 def rows_of_part(task: Task, features: Features, judged: Features, split: str) -> tuple[Rows, np.ndarray[Any, Any]]:
-    """Rows and classes of the samples of a split that are good both as what is fitted on and as what is judged on."""
+    """Rows of the samples of a split that are good as what is fitted on and as what is judged on, and what is said."""
     rows, y = task.rows(features, split)
     if judged.num_views == features.num_views:
         return rows, y

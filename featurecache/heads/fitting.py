@@ -49,9 +49,9 @@ def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, nam
         raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
 
 
-def load_arithmetic(name: str) -> None:
+def load_arithmetic(head: BaseEstimator) -> None:
     """Load the library that a head computes with, so that a limit on its threads that is set next holds for it."""
-    if hasattr(make_head(name), "fit_folds"):
+    if hasattr(head, "fit_folds"):
         import_module("torch")
 
 

@@ -54,6 +54,12 @@ def predict_proba(estimator: BaseEstimator, X: np.ndarray, temperature: float | 
     return proba / proba.sum(axis=1, keepdims=True)
 
 
+def answers_for(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
+    """Return what a head for labels or numbers says, (n_samples, n_outputs) float64: probabilities where there are."""
+    answers = estimator.predict_proba(X) if hasattr(estimator, "predict_proba") else estimator.predict(X)
+    return np.asarray(answers, np.float64).reshape(len(X), -1)
+
+
 def decision_values(estimator: BaseEstimator, X: np.ndarray, n_classes: int) -> np.ndarray:
     """Return decision values as (n_samples, n_classes) float64; minus infinity for a class never trained on."""
     values = np.asarray(estimator.decision_function(X), dtype=np.float64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sklearn.base import BaseEstimator
 from sklearn.dummy import DummyClassifier, DummyRegressor
@@ -19,6 +19,7 @@ from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
+from featurecache.specs import TaskKind
 
 Factory = Callable[[], BaseEstimator]
 Grid = Callable[[int], list[dict[str, Any]]]
@@ -30,16 +31,12 @@ class _Entry:
     grid: Grid
 
 
-Kind = Literal["classes", "labels", "numbers"]
-"""What is said of a sample: one class, any of several labels, or one number or several."""
-
-_HEADS: dict[str, _Entry] = {}
-_HEADS_OF: dict[Kind, dict[str, _Entry]] = {"classes": _HEADS, "labels": {}, "numbers": {}}
+_HEADS: dict[tuple[TaskKind, str], _Entry] = {}
 
 
-def list_heads(*, tokens: bool = False, kind: Kind = "classes") -> list[str]:
+def list_heads(*, tokens: bool = False, kind: TaskKind = "classes") -> list[str]:
     """Return the names of all registered heads, the built-in ones first; with ``tokens``, also those that need them."""
-    return [name for name in _HEADS_OF[kind] if tokens or not needs_tokens(name)]
+    return [name for each, name in _HEADS if each == kind and (tokens or not needs_tokens(name))]
 
 
 def needs_tokens(name: str) -> bool:
@@ -47,7 +44,7 @@ def needs_tokens(name: str) -> bool:
     return name in TOKEN_HEADS
 
 
-def register_head(name: str, factory: Factory, grid: Grid, *, kind: Kind = "classes") -> None:
+def register_head(name: str, factory: Factory, grid: Grid, *, kind: TaskKind = "classes") -> None:
     """Add a head under ``name``, for tasks of a kind.
 
     Parameters
@@ -64,12 +61,12 @@ def register_head(name: str, factory: Factory, grid: Grid, *, kind: Kind = "clas
     ValueError
         The name is taken.
     """
-    if name in _HEADS_OF[kind]:
+    if (kind, name) in _HEADS:
         raise ValueError(f"head {name!r} is already registered; choose another name")
-    _HEADS_OF[kind][name] = _Entry(factory, grid)
+    _HEADS[kind, name] = _Entry(factory, grid)
 
 
-def make_head(name: str, *, kind: Kind = "classes", **params: Any) -> BaseEstimator:
+def make_head(name: str, *, kind: TaskKind = "classes", **params: Any) -> BaseEstimator:
     """Build an unfitted head.
 
     Parameters
@@ -96,7 +93,7 @@ def make_head(name: str, *, kind: Kind = "classes", **params: Any) -> BaseEstima
     return estimator
 
 
-def head_grid(name: str, n_samples: int, *, kind: Kind = "classes") -> list[dict[str, Any]]:
+def head_grid(name: str, n_samples: int, *, kind: TaskKind = "classes") -> list[dict[str, Any]]:
     """Return the settings of head ``name`` to try on ``n_samples`` training rows, the simplest model first."""
     return _entry(name, kind).grid(n_samples)
 
@@ -106,12 +103,11 @@ def last_step(estimator: BaseEstimator) -> BaseEstimator:
     return estimator[-1] if isinstance(estimator, Pipeline) else estimator
 
 
-def _entry(name: str, kind: Kind) -> _Entry:
-    known = _HEADS_OF[kind]
-    if name not in known:
+def _entry(name: str, kind: TaskKind) -> _Entry:
+    if (kind, name) not in _HEADS:
         noun = "head" if kind == "classes" else f"head for {kind}"
-        raise UnknownNameError(noun, name, known)
-    return known[name]
+        raise UnknownNameError(noun, name, list_heads(tokens=True, kind=kind))
+    return _HEADS[kind, name]
 
 
 def _logistic() -> LogisticProbe:
@@ -186,6 +182,7 @@ register_head("gda", _gda, lambda n_samples: [{}])
 register_head("nearest_mean", _nearest_mean, lambda n_samples: [{}])
 register_head("majority", _majority, lambda n_samples: [{}])
 
+_kind: TaskKind
 for _kind in ("labels", "numbers"):
     register_head("ridge", RidgeRegressor, _powers_of_ten("alpha", 7, -2, per_decade=4), kind=_kind)
     register_head("knn", CosineKnnRegressor, _knn_grid, kind=_kind)
@@ -194,8 +191,11 @@ register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4), k
 register_head("mlp", _mlp, _mlp_grid, kind="labels")
 register_head("mlp", MlpRegressor, _mlp_grid, kind="numbers")
 
-HEADS = tuple(_HEADS)
+HEADS = tuple(name for kind, name in _HEADS if kind == "classes")
 """Names of the built-in heads for features of any kind."""
+
+OTHER_HEADS = tuple(dict.fromkeys(name for kind, name in _HEADS if kind != "classes"))
+"""Names of the built-in heads for labels or numbers."""
 
 TOKEN_HEADS = ("attentive",)
 """Names of the built-in heads for features that keep their tokens."""

@@ -72,6 +72,26 @@ def draw_reliability(bins: Sequence[dict[str, float]]) -> str:
     return _svg(figure)
 
 
+def draw_scatter(true: Any, said: Any) -> str:
+    """Draw what a head said against what is true, one point for each sample."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    ends = [float(min(true.min(), said.min())), float(max(true.max(), said.max()))]
+    axes.plot(ends, ends, color=_MUTED, linestyle="--", linewidth=1)
+    axes.scatter(true, said, s=9, color=_ACCENT, alpha=0.6, linewidths=0, rasterized=len(true) > 2000)
+    axes.set_xlabel("true", color=_INK)
+    axes.set_ylabel("said", color=_INK)
+    axes.grid(color=_GRID)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return _svg(figure)
+
+
 def _svg(figure: Any) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from featurecache.atomic import publish_bytes
-from featurecache.reporting.pictures import draw_intervals, draw_reliability, thumbnail
+from featurecache.reporting.pictures import draw_intervals, draw_reliability, draw_scatter, thumbnail
 from featurecache.sources.images import pillow_defaults
 from featurecache.versions import installed_versions
 
 _MAX_MISTAKES = 12
 _MAX_MATRIX = 30
+_MAX_SCATTER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,12 @@ class LastLook:
     probabilities: np.ndarray
     names: Sequence[str]
     """Where each sample was seen, for people."""
-    confusion: np.ndarray
-    per_class: Sequence[dict[str, Any]]
-    calibration: dict[str, Any]
-    """As `featurecache.evaluation.calibration.calibration` gives it."""
+    outputs: Sequence[dict[str, Any]]
+    """Figures of each class, label or number; the first is its name."""
+    confusion: np.ndarray | None = None
+    """Of classes."""
+    calibration: dict[str, Any] | None = None
+    """As `featurecache.evaluation.calibration.calibration` gives it, of classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class ReportData:
     training: dict[str, Any]
     """As `TrainingReport.to_json` gives it."""
     class_counts: dict[str, int]
+    """Samples of each class, or with each label."""
     last_look: LastLook
     bad_inputs: Sequence[dict[str, Any]]
     predict_command: str | None = None
@@ -79,12 +83,15 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
     text = environment.get_template("report.html").render(
         data=data,
         look=data.last_look,
-        reliability=draw_reliability(data.last_look.calibration["bins"]),
+        reliability=draw_reliability(said["bins"]) if (said := data.last_look.calibration) else None,
+        scatter=_scatter(data),
+        figures=data.training["figures"],
+        primary=next(iter(data.training["figures"])),
         rows=data.training["results"],
         picture=_picture(data),
         matrix=_matrix(data),
         mistakes=mistakes,
-        num_mistakes=int((data.last_look.y_true != data.last_look.y_pred).sum()),
+        num_mistakes=len(_wrong(data)),
         versions={"python": platform.python_version(), **installed_versions()},
     )
     publish_bytes(path, text.encode(errors="replace"))
@@ -100,22 +107,31 @@ def human_bytes(count: float) -> str:
 
 
 def _picture(data: ReportData) -> str:
-    rows = []
+    rows, primary = [], next(iter(data.training["figures"]))
     for row in data.training["results"]:
         scores = row["test"] or row["validation"]
         several = len(data.feature_sets) > 1
         views = f", {row['views']} views" if row["views"] else ""
         name = f"{row['head']} · {row['tap']}{views}" if several else row["head"]
-        rows.append((name, scores["accuracy"], scores["accuracy_low"], scores["accuracy_high"]))
-    y_true = data.last_look.y_true
-    floor = np.bincount(y_true).max() / len(y_true)
-    return draw_intervals(rows, floor=float(floor), label=f"{data.last_look.part} accuracy")
+        rows.append((name, scores[primary], scores[f"{primary}_low"], scores[f"{primary}_high"]))
+    y_true, floor = data.last_look.y_true, None
+    if data.training["kind"] == "classes":
+        floor = float(np.bincount(y_true).max() / len(y_true))
+    return draw_intervals(rows, floor=floor, label=f"{data.last_look.part} {data.training['figures'][primary]}")
+
+
+def _scatter(data: ReportData) -> list[tuple[str, str]]:
+    """Draw what was said against what is true, for each of the first numbers."""
+    if data.training["kind"] != "numbers":
+        return []
+    look, names = data.last_look, data.training["classes"][:_MAX_SCATTER]
+    return [(name, draw_scatter(look.y_true[:, k], look.y_pred[:, k])) for k, name in enumerate(names)]
 
 
 def _matrix(data: ReportData) -> list[dict[str, Any]] | None:
     """Rows of the confusion matrix with the share of each cell in its row; none when it would not fit a page."""
     classes, counts = data.training["classes"], data.last_look.confusion
-    if len(classes) > _MAX_MATRIX:
+    if counts is None or len(classes) > _MAX_MATRIX:
         return None
     totals = counts.sum(axis=1, keepdims=True).clip(min=1)
     return [
@@ -124,18 +140,41 @@ def _matrix(data: ReportData) -> list[dict[str, Any]] | None:
     ]
 
 
+def _wrong(data: ReportData) -> np.ndarray:
+    """Return the places of the samples that the head was wrong about, the worst first."""
+    look, kind = data.last_look, data.training["kind"]
+    if kind == "classes":
+        wrong = np.flatnonzero(look.y_true != look.y_pred)
+        worth = look.probabilities[wrong, look.y_pred[wrong]]
+    elif kind == "labels":
+        wrong = np.flatnonzero(((look.y_pred > 0.5) != look.y_true).any(axis=1))
+        worth = np.abs(look.y_pred - look.y_true)[wrong].max(axis=1)
+    else:
+        spread = look.y_true.std(axis=0)
+        wrong = np.arange(len(look.y_true))
+        worth = (np.abs(look.y_pred - look.y_true) / np.where(spread > 0, spread, 1.0)).max(axis=1)
+    return wrong[np.argsort(-worth, kind="stable")]
+
+
 def _mistakes(data: ReportData, find: Callable[[str], Path | None]) -> list[dict[str, Any]]:
-    look, classes = data.last_look, data.training["classes"]
-    wrong = np.flatnonzero(look.y_true != look.y_pred)
-    confidence = look.probabilities[wrong, look.y_pred[wrong]]
-    chosen = wrong[np.argsort(-confidence, kind="stable")][:_MAX_MISTAKES]
+    look = data.last_look
     return [
         {
             "name": look.names[i],
-            "true": classes[look.y_true[i]],
-            "predicted": classes[look.y_pred[i]],
-            "probability": float(look.probabilities[i, look.y_pred[i]]),
+            "true": _spelt(data, look.y_true[i]),
+            "predicted": _spelt(data, look.y_pred[i]),
+            "probability": float(look.probabilities[i, look.y_pred[i]]) if look.y_true.ndim == 1 else None,
             "image": thumbnail(path) if (path := find(look.names[i])) else None,
         }
-        for i in chosen.tolist()
+        for i in _wrong(data)[:_MAX_MISTAKES].tolist()
     ]
+
+
+def _spelt(data: ReportData, said: Any) -> str:
+    """Write a class, labels or numbers for people."""
+    classes, kind = data.training["classes"], data.training["kind"]
+    if kind == "classes":
+        return str(classes[said])
+    if kind == "labels":
+        return "; ".join(name for name, value in zip(classes, said, strict=True) if value > 0.5) or "nothing"
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(classes, said, strict=True))

@@ -18,6 +18,7 @@ STORED: dict[str, str] = {
     "uint64": "<u8",
     "int64": "<i8",
     "int32": "<i4",
+    "float64": "<f8",
 }
 """Names allowed in commit records, and the numpy type of the bytes."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.hashing import digest_bytes
+from featurecache.specs import TaskKind
 from featurecache.tables import Table, TableError, open_table, to_bytes
 
 SPLITS = ("train", "validation", "test")
+_YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "false", "no", ""}
 _SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
@@ -51,11 +55,22 @@ class FolderLabels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableLabels:
-    """Labels listed one by one."""
+    """Labels listed one by one.
+
+    Attributes
+    ----------
+    kind : str
+        Of classes, `Label.label` is the name; of labels, the names of those that hold, one on each line; of numbers,
+        the numbers, one on each line.
+    names : tuple of str
+        Of the numbers, or of labels that have columns of their own.
+    """
 
     labels: tuple[Label, ...]
     origin: str
     root: Path | None = None
+    kind: TaskKind = "classes"
+    names: tuple[str, ...] = ()
 
 
 def labels_from_folders(root: str | Path | None = None) -> FolderLabels:
@@ -72,12 +87,17 @@ def labels_from_folders(root: str | Path | None = None) -> FolderLabels:
 def labels_from_csv(
     path: str | Path,
     *,
-    label_column: str = "label",
+    label_column: str | Sequence[str] = "label",
+    kind: TaskKind = "classes",
     text_column: str | None = None,
     group_column: str | None = None,
     root: str | Path | None = None,
 ) -> TableLabels:
     """Read labels from a CSV or TSV with a label column and perhaps ``split``.
+
+    Of kind ``classes``, the column names the class. Of kind ``labels``, one column names all labels that hold, with
+    ``;`` or ``|`` between them, or is empty; or each of several columns is a label, with 1 or 0. Of kind ``numbers``,
+    each column holds a number.
 
     With ``group_column``, inputs that have the same entry there (a photo, a patient) stay on one side of every
     division.
@@ -93,18 +113,26 @@ def labels_from_csv(
     path = Path(path)
     try:
         with open_table(path, raw=text_column is not None) as table:
-            key_column = _check_columns(path, table.columns, label_column, text_column, group_column)
-            if text_column is None:
-                labels = tuple(
-                    _label_of_row(path, line, row, key_column, label_column, group_column) for line, row in table
+            columns = (label_column,) if isinstance(label_column, str) else tuple(label_column)
+            if kind == "classes" and len(columns) > 1:
+                raise TaskError(
+                    f"{len(columns)} label columns are named, and a sample has one class; name one column, or say "
+                    "--kind labels or --kind numbers"
                 )
+            key_column = _check_columns(path, table.columns, columns, text_column, group_column)
+            said = _Said(path, kind, columns)
+            if text_column is None:
+                labels = tuple(_label_of_row(said, line, row, key_column, group_column) for line, row in table)
             else:
-                labels = tuple(_labels_of_texts(table, text_column, label_column, group_column))
+                labels = tuple(_labels_of_texts(table, text_column, said, group_column))
     except TableError as error:
         raise TaskError(f"cannot read labels from {path}: {error}") from None
     if not labels:
         raise TaskError(f"{path} has a header but no labels")
-    return TableLabels(labels=labels, origin=path.name, root=None if root is None else Path(root))
+    named = () if kind == "classes" or (kind == "labels" and len(columns) == 1) else columns
+    return TableLabels(
+        labels=labels, origin=path.name, root=None if root is None else Path(root), kind=kind, names=named
+    )
 
 
 def label_of_path(path: str) -> Label | None:
@@ -117,11 +145,14 @@ def label_of_path(path: str) -> Label | None:
 
 
 def _check_columns(
-    path: Path, columns: list[str], label_column: str, text_column: str | None, group_column: str | None
+    path: Path, columns: list[str], label_columns: tuple[str, ...], text_column: str | None, group_column: str | None
 ) -> str:
-    wanted = {"--label-column": label_column, "--text-column": text_column, "--group-column": group_column}
-    for option, column in wanted.items():
-        if column is not None and column not in columns:
+    wanted = [("--label-column", column) for column in label_columns]
+    wanted += [
+        (o, column) for o, column in (("--text-column", text_column), ("--group-column", group_column)) if column
+    ]
+    for option, column in wanted:
+        if column not in columns:
             error = UnknownNameError("column", column, columns, advice=f"choose one with {option}")
             raise TaskError(f"{path}: {error}")
     for key_column in ("path", "id") if text_column is None else (text_column,):
@@ -133,15 +164,60 @@ def _check_columns(
     )
 
 
-def _labels_of_texts(table: Table, text_column: str, label_column: str, group_column: str | None) -> Iterator[Label]:
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """Where a table says what of a sample."""
+
+    path: Path
+    kind: TaskKind
+    columns: tuple[str, ...]
+
+    def of(self, line: int, row: dict[str, str | None]) -> str:
+        """Return what a row says, as `TableLabels` keeps it; empty where a row names no class or lacks a number.
+
+        Raises
+        ------
+        TaskError
+            What is no class, label or number.
+        """
+        entries = [(row.get(column) or "").strip() for column in self.columns]
+        for column, entry in zip(self.columns, entries, strict=True):
+            if not entry.isprintable():
+                raise TaskError(f"{self.path} line {line}: the {column} is no plain text: {entry!r:.100}")
+        if self.kind == "classes":
+            return entries[0]
+        if self.kind == "numbers":
+            numbers = [self._number(line, *each) for each in zip(self.columns, entries, strict=True)]
+            return "" if None in numbers else "\n".join(map(repr, numbers))
+        if len(self.columns) == 1:
+            names = {name.strip() for name in re.split("[;|]", entries[0])} - {""}
+        else:
+            holds = [self._holds(line, *each) for each in zip(self.columns, entries, strict=True)]
+            names = {column for column, each in zip(self.columns, holds, strict=True) if each}
+        return "\n".join(sorted(names))
+
+    def _number(self, line: int, column: str, entry: str) -> float | None:
+        try:
+            number = float(entry) if entry else None
+        except ValueError:
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            raise TaskError(f"{self.path} line {line}: the {column} is no number: {entry!r:.100}")
+        return number
+
+    def _holds(self, line: int, column: str, entry: str) -> bool:
+        if (word := entry.lower()) in _YES or word in _NO:
+            return word in _YES
+        raise TaskError(f"{self.path} line {line}: the {column} is neither 1 nor 0: {entry!r:.100}")
+
+
+def _labels_of_texts(table: Table, text_column: str, said: _Said, group_column: str | None) -> Iterator[Label]:
     """Label texts by what they are: the key is the sample id that their bytes have as inputs."""
     for number, (line, row) in enumerate(table, start=1):
-        text, label = row.get(text_column), (row.get(label_column) or "").strip()
+        text, label = row.get(text_column), said.of(line, row)
         if text is None:
             raise TaskError(f"{table.path} line {line} has fewer fields than the header; put texts in double quotes")
-        if not label.isprintable():
-            raise TaskError(f"{table.path} line {line}: the {label_column} is no plain text: {label!r:.100}")
-        if label:
+        if label or said.kind == "labels":
             split = _split_of_row(table.path, line, row)
             group = _group_of_row(table.path, line, row, group_column)
             yield Label(digest_bytes(to_bytes(text)), label, split, shown=f"row {number:09d}", group=group)
@@ -164,13 +240,13 @@ def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | No
 
 
 def _label_of_row(
-    path: Path, line: int, row: dict[str, str | None], key_column: str, label_column: str, group_column: str | None
+    said: _Said, line: int, row: dict[str, str | None], key_column: str, group_column: str | None
 ) -> Label:
-    key, label = (row.get(key_column) or "").strip(), (row.get(label_column) or "").strip()
-    if not key or not label:
-        raise TaskError(
-            f"{path} line {line}: the {key_column if not key else label_column} is empty; fill it or drop the line"
-        )
+    path = said.path
+    key, label = (row.get(key_column) or "").strip(), said.of(line, row)
+    if not key or not (label or said.kind == "labels"):
+        empty = next((column for column in said.columns if not (row.get(column) or "").strip()), key_column)
+        raise TaskError(f"{path} line {line}: the {empty if key else key_column} is empty; fill it or drop the line")
     split = _split_of_row(path, line, row)
     if key_column == "path":
         key = str(PurePosixPath(key.replace("\\", "/")))

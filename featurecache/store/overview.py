@@ -48,7 +48,13 @@ def describe_tasks(store: FeatureStore) -> list[dict[str, Any]]:
     """Describe every task: classes, splits, where the labels came from."""
     tasks = [store.task(name) for name in store.task_names()]
     return [
-        {"task": task.name, "classes": class_counts(task), "counts": task.counts(), "about": task.about}
+        {
+            "task": task.name,
+            "kind": task.kind,
+            "classes": class_counts(task),
+            "counts": task.counts(),
+            "about": task.about,
+        }
         for task in tasks
     ]
 

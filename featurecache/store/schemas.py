@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from featurecache.errors import CorruptError, shortened
-from featurecache.specs import MAX_SHARD_ROWS
+from featurecache.specs import MAX_SHARD_ROWS, TaskKind
 from featurecache.store.commits import Commit
 
 Shape = tuple[int | str, ...]
@@ -95,6 +95,7 @@ class TaskBody(Struct):
 
     classes: Annotated[list[Text], Meta(min_length=1)]
     about: TaskAbout
+    kind: TaskKind = "classes"
 
 
 class BackboneAbout(Struct):
@@ -209,12 +210,14 @@ _SOURCE: Arrays = {"row": (("int64",), ("n",)), "stamp": (("int64",), ("n", 4)),
 _TASK: Arrays = {
     "id": _ID,
     "label": (("int32",), ("n",)),
+    "holds": (("uint8",), ("n", "outputs")),
+    "number": (("float64",), ("n", "outputs")),
     "split": (("uint8",), ("n",)),
     "group": (("int32",), ("n",)),
 }
 SAMPLES = Schema("part", _SAMPLES, SamplesBody, most_rows=1 << 20)
 SOURCE = Schema("source view", _SOURCE, SourceBody, most_rows=_MANY)
-TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("group",))
+TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("label", "holds", "number", "group"))
 
 
 def features_schema(dtype: str) -> Schema:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,24 +51,34 @@ def stratified_splits(
     return splits.astype(np.uint8)
 
 
+def strata_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.int32]:
+    """Return the fifth in which each sample's first number lies, (n,): what parts of numbers should be alike in."""
+    first = numbers[:, 0]
+    return np.searchsorted(np.quantile(first, [0.2, 0.4, 0.6, 0.8]), first).astype(np.int32)
+
+
 def grouped_splits(
-    groups: NDArray[np.int32], labels: NDArray[np.int32], lots: list[str], *, kept: NDArray[np.int64]
+    groups: NDArray[np.int32], labels: NDArray[Any], lots: list[str], *, kept: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     """Give whole groups to train, validation and test, each class as near to 60, 20 and 20 % as that allows.
 
     Parameters
     ----------
     groups, labels : ndarray of int32, shape (n,)
-        Group and class of each sample.
+        Group and class of each sample; of several labels, (n, n_labels), 0 or 1.
     lots : list of str
         By group: what decides the order in which they are given away, whatever they are called otherwise.
     kept : ndarray of int64, shape (n,)
         Earlier split of each sample, -1 where it is new. A group goes where any of its samples was, to the last part
         of several: a row that was looked at as test data never becomes training data.
     """
-    counts_GC = np.zeros((len(lots), int(labels.max()) + 1))
-    np.add.at(counts_GC, (groups, labels), 1)
-    total_C = counts_GC.sum(axis=0)
+    if labels.ndim == 1:
+        counts_GC = np.zeros((len(lots), int(labels.max()) + 1))
+        np.add.at(counts_GC, (groups, labels), 1)
+    else:  # and one more, which every sample has
+        counts_GC = np.zeros((len(lots), labels.shape[1] + 1))
+        np.add.at(counts_GC, groups, np.column_stack([labels, np.ones(len(labels), labels.dtype)]))
+    total_C = np.maximum(counts_GC.sum(axis=0), 1)
     wanted_PC = np.outer([1 - _VALIDATION_SHARE - _TEST_SHARE, _VALIDATION_SHARE, _TEST_SHARE], total_C)
     part_G = np.full(len(lots), -1)
     np.maximum.at(part_G, groups, kept)

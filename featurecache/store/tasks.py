@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError, RequestError, TaskError
 from featurecache.hashing import digest_bytes
+from featurecache.specs import TaskKind
 from featurecache.store.commits import Commit
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
 from featurecache.store.samples import Ids, Rows, SampleTable, count_different, find_ids
 from featurecache.store.shards import MappedShard
-from featurecache.store.splits import grouped_splits, stratified_splits
+from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
 from featurecache.store.views import SourceView
 
 
@@ -29,25 +30,30 @@ class Task:
     Attributes
     ----------
     classes : list of str
-        Names of the classes; ``y`` holds positions in this list.
+        Names of the classes; ``y`` holds positions in this list. Or of the labels, or of the numbers.
     ids : ndarray of uint8, shape (n, 32)
         Labelled samples.
-    labels, splits : ndarray of int32 and uint8, shape (n,)
-        Class of each sample, and its split as a position in `SPLITS`.
+    labels : ndarray
+        Class of each sample, int32 (n,); which labels hold, uint8 (n, n_labels); or numbers, float64 (n, n_numbers).
+    splits : ndarray of uint8, shape (n,)
+        Split of each sample as a position in `SPLITS`.
     about : dict
         Where labels and splits came from, and what was left out.
     groups : ndarray of int32, shape (n,), or None
         Samples with the same number (of one photo, of one patient) stay on one side of every division.
+    kind : str
+        ``classes``, ``labels`` or ``numbers``: what ``labels`` holds.
     """
 
     name: str
     classes: list[str]
     ids: Ids
-    labels: NDArray[np.int32]
+    labels: NDArray[Any]
     splits: NDArray[np.uint8]
     about: dict[str, Any] = field(default_factory=dict)
     groups: NDArray[np.int32] | None = None
     samples: SampleTable | None = field(default=None, repr=False, compare=False)
+    kind: TaskKind = "classes"
 
     def has(self, split: str) -> bool:
         """Tell whether any sample is in this split."""
@@ -57,8 +63,10 @@ class Task:
         """Labelled samples in each split that has any."""
         return {split: int((self.splits == k).sum()) for k, split in enumerate(SPLITS) if self.has(split)}
 
-    def rows(self, features: Features, split: str) -> tuple[Rows, NDArray[np.int64]]:
-        """Rows of the split's samples that have features, and their class indices.
+    def rows(self, features: Features, split: str) -> tuple[Rows, NDArray[Any]]:
+        """Rows of the split's samples that have features, and what is said of them.
+
+        That is class indices int64 (n,), labels int64 (n, n_labels), or numbers float64 (n, n_numbers).
 
         Raises
         ------
@@ -77,7 +85,7 @@ class Task:
                 f"{features.tap!r}; run `featurecache extract` with this tap to add them"
             )
         good = features.usable(rows)
-        return rows[good], self.labels[mine][good].astype(np.int64)
+        return rows[good], self.labels[mine][good].astype(np.float64 if self.kind == "numbers" else np.int64)
 
     def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
         """Return the group of labelled rows, (n,) int32; None for a task without groups."""
@@ -86,8 +94,8 @@ class Task:
         assert self.samples is not None
         return self.groups[find_ids(self.samples.ids[rows], self.ids)]
 
-    def select(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return ``X`` (n_samples, n_features) float32 and ``y`` (n_samples,) class indices of one split.
+    def select(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Return ``X`` (n_samples, n_features) float32 and ``y`` of one split, as `rows` does.
 
         Bad inputs are left out; `left_out` names them.
 
@@ -104,8 +112,8 @@ class Task:
         X, y = self.select_views(features, split)
         return X[:, 0], y
 
-    def select_views(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return ``X`` (n_samples, n_views, n_features) float32 and ``y`` (n_samples,); plain features are one view."""
+    def select_views(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Return ``X`` (n_samples, n_views, n_features) float32 and ``y`` as `rows` does; plain: one view."""
         rows, y = self.rows(features, split)
         if len(rows) == 0:
             raise TaskError(
@@ -154,23 +162,23 @@ def build_task(
             f"{len(missing)} of {len(listed)} labels are for inputs that are not in the cache, first {missing[0]!r}; "
             "extract them, correct the paths (relative to the source), or pass --allow-missing"
         )
-    check_labels(listed, labels.origin)
+    check_labels(listed, labels)
     merged = _merge_copies(rows, listed)
-    return _assemble(
-        name, labels.origin, merged, samples, random_state=random_state, missing=len(missing), previous=previous
-    )
+    return _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
 
 
 def save_task(folder: ShardFolder, task: Task) -> None:
     """Publish a task; a task of the same name is replaced by the next generation."""
     arrays = {
         "id": ("uint8", task.ids),
-        "label": ("int32", task.labels.astype("<i4")),
+        _ARRAY_OF[task.kind]: (str(task.labels.dtype), task.labels.astype(task.labels.dtype.newbyteorder("<"))),
         "split": ("uint8", task.splits),
     }
     if task.groups is not None:
         arrays["group"] = ("int32", task.groups.astype("<i4"))
     body = {"classes": task.classes, "about": task.about}
+    if task.kind != "classes":
+        body["kind"] = task.kind
     if not folder.publish_next(arrays, body, kind="task"):
         raise TaskError(f"task {task.name!r} was written by somebody else at the same moment; look at it and try again")
 
@@ -185,18 +193,32 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
     """
 
     def read(commit: Commit, shard: MappedShard) -> Task:
-        ids, labels, splits = (shard.read(column) for column in ("id", "label", "split"))
+        kind: TaskKind = commit.body.get("kind", "classes")
+        held = commit.shard.arrays.keys() & _ARRAY_OF.values()
+        if held != {_ARRAY_OF[kind]}:
+            raise CorruptError(f"{folder.path}: task {name!r} has no {_ARRAY_OF[kind]} of its samples; make it again")
+        ids, labels, splits = (shard.read(column) for column in ("id", _ARRAY_OF[kind], "split"))
         classes = list(commit.body["classes"])
-        if labels.min() < 0 or labels.max() >= len(classes) or splits.max() >= len(SPLITS):
+        if not _exist(labels, kind, len(classes)) or splits.max() >= len(SPLITS):
             raise CorruptError(f"{folder.path}: task {name!r} has labels or splits that do not exist; make it again")
         if len(set(classes)) < len(classes) or count_different(ids) < len(ids):
             raise CorruptError(f"{folder.path}: task {name!r} has a class or a sample twice; make it again")
         groups = shard.read("group") if "group" in commit.shard.arrays else None
         if groups is not None and (groups.min() < 0 or groups.max() >= len(ids)):
             raise CorruptError(f"{folder.path}: task {name!r} has groups that do not exist; make it again")
-        return Task(name, classes, ids, labels, splits, commit.body["about"], groups, samples)
+        return Task(name, classes, ids, labels, splits, commit.body["about"], groups, samples, kind)
 
     return folder.newest(read)
+
+
+_ARRAY_OF: dict[TaskKind, str] = {"classes": "label", "labels": "holds", "numbers": "number"}
+
+
+def _exist(labels: NDArray[Any], kind: TaskKind, count: int) -> bool:
+    """Tell whether these are classes, labels or numbers of so many names."""
+    if kind == "classes":
+        return bool(labels.min() >= 0 and labels.max() < count)
+    return labels.shape[1] == count and bool((labels <= 1).all() if kind == "labels" else np.isfinite(labels).all())
 
 
 @dataclass
@@ -251,15 +273,18 @@ def _id_of(key: str) -> bytes | None:
     return identity if len(identity) == 32 else None
 
 
-def check_labels(listed: Sequence[Label], origin: str) -> None:
+def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) -> None:
     """Raise `TaskError` for labels that can make no task, whatever the samples; done before extraction too."""
     if not listed:
-        raise TaskError(f"no labels from {origin}: put the files in one folder per class, or give a CSV")
-    if len(classes := {label.label for label in listed}) == 1:
-        raise TaskError(
-            f"all {len(listed)} labelled files are of one class ({classes.pop()!r}); a task needs at least two: "
-            "put the files in one folder per class, or give a CSV"
-        )
+        raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
+    if isinstance(labels, FolderLabels) or labels.kind == "classes":
+        if len(classes := {label.label for label in listed}) == 1:
+            raise TaskError(
+                f"all {len(listed)} labelled files are of one class ({classes.pop()!r}); a task needs at least two: "
+                "put the files in one folder per class, or give a CSV"
+            )
+    else:
+        _check_outcomes(*_outcomes([label.label for label in listed], labels), labels)
     if {label.split for label in listed} == {"train"}:
         raise TaskError("all labels have the split train; add a validation or test part, or leave the splits out")
     without = [label.name for label in listed if label.split is None]
@@ -268,6 +293,32 @@ def check_labels(listed: Sequence[Label], origin: str) -> None:
             f"{len(listed) - len(without)} files have a split (train, validation, test) and {len(without)} have none, "
             f"first {without[0]!r}; give every file a split, or none"
         )
+
+
+def _outcomes(said: Sequence[str], labels: TableLabels) -> tuple[list[str], NDArray[Any]]:
+    """Return the names, and which labels hold for each sample or its numbers, (n, n_names)."""
+    if labels.kind == "numbers":
+        return list(labels.names), np.array([[float(each) for each in entry.split("\n")] for entry in said])
+    sets = [set(entry.split("\n")) - {""} for entry in said]
+    names = list(labels.names) or sorted(set().union(*sets))
+    return names, np.array([[name in held for name in names] for held in sets], np.uint8).reshape(len(sets), -1)
+
+
+def _check_outcomes(names: list[str], outcomes: NDArray[Any], labels: TableLabels) -> None:
+    """Raise `TaskError` for labels or numbers from which nothing can be learned."""
+    if labels.kind == "labels" and len(names) < 2:
+        raise TaskError(
+            f"{labels.origin} has {len(names)} labels, and a task needs at least two; with one label, name it as a "
+            "class: --kind classes"
+        )
+    for name, column in zip(names, outcomes.T, strict=True):
+        if (column == column[0]).all():
+            what = (
+                "holds for " + ("all" if column[0] else "none")
+                if labels.kind == "labels"
+                else f"is {column[0]:g} for all"
+            )
+            raise TaskError(f"{name!r} {what} of {len(column)} samples, so nothing is to be learned; leave it out")
 
 
 def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
@@ -292,7 +343,7 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
 
 def _assemble(
     name: str,
-    origin: str,
+    source: FolderLabels | TableLabels,
     merged: _Merged,
     samples: SampleTable,
     *,
@@ -301,14 +352,21 @@ def _assemble(
     previous: Task | None,
 ) -> Task:
     rows = np.array(sorted(merged.labels), np.int64)
-    classes = sorted({merged.labels[row] for row in rows.tolist()})
-    if len(classes) < 2:
-        raise TaskError(
-            f"all {len(rows)} labelled files are of one class ({classes[0]!r}); a task needs at least two: "
-            "put the files in one folder per class, or give a CSV"
-        )
-    position = {label: k for k, label in enumerate(classes)}
-    labels = np.array([position[merged.labels[row]] for row in rows.tolist()], np.int32)
+    said = [merged.labels[row] for row in rows.tolist()]
+    kind: TaskKind = "classes" if isinstance(source, FolderLabels) else source.kind
+    if isinstance(source, FolderLabels) or kind == "classes":
+        classes = sorted(set(said))
+        if len(classes) < 2:
+            raise TaskError(
+                f"all {len(rows)} labelled files are of one class ({classes[0]!r}); a task needs at least two: "
+                "put the files in one folder per class, or give a CSV"
+            )
+        position = {label: k for k, label in enumerate(classes)}
+        labels: NDArray[Any] = np.array([position[label] for label in said], np.int32)
+    else:
+        classes, labels = _outcomes(said, source)
+        _check_outcomes(classes, labels, source)
+    strata = strata_of_numbers(labels) if kind == "numbers" else labels
     ids = np.ascontiguousarray(samples.ids[rows])
     names, groups = _groups(merged, rows.tolist())
     given = merged.splits[int(rows[0])] is not None
@@ -317,14 +375,17 @@ def _assemble(
         _check_groups(groups, names, splits)
     else:
         kept = _previous_splits(ids, previous, random_state)
-        if groups is None:
-            splits = stratified_splits(ids, labels, random_state=random_state, kept=kept)
-        else:
+        if groups is not None:
             lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
-            splits = grouped_splits(groups, labels, lots, kept=kept)
+            splits = grouped_splits(groups, strata, lots, kept=kept)
             _check_enough_groups(name, groups, splits)
+        elif kind == "labels":  # each sample is a group: of each label as near to its share as can be
+            lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
+            splits = grouped_splits(np.arange(len(ids), dtype=np.int32), labels, lots, kept=kept)
+        else:
+            splits = stratified_splits(ids, strata, random_state=random_state, kept=kept)
     about = {
-        "origin": origin,
+        "origin": source.origin,
         "splits": "given" if given else "made",
         "random_state": None if given else random_state,
         "conflicts": merged.conflicts[:1000],
@@ -333,7 +394,15 @@ def _assemble(
         "num_missing": missing,
     }
     task = Task(
-        name=name, classes=classes, ids=ids, labels=labels, splits=splits, about=about, groups=groups, samples=samples
+        name=name,
+        classes=classes,
+        ids=ids,
+        labels=labels,
+        splits=splits,
+        about=about,
+        groups=groups,
+        samples=samples,
+        kind=kind,
     )
     _check_parts(task)
     return task
@@ -394,7 +463,7 @@ def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDAr
 def _check_parts(task: Task) -> None:
     if not task.has("train"):
         raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
-    if task.about["splits"] == "made" and len(task.classes) == len(task.ids):
+    if task.kind == "classes" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
         raise TaskError(
             f"task {task.name!r} has {len(task.classes)} classes for {len(task.ids)} files, so nothing to learn from; "
             "is this the right label column?"
@@ -403,9 +472,11 @@ def _check_parts(task: Task) -> None:
         raise TaskError(
             f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"
         )
-    train = set(np.unique(task.labels[task.splits == 0]).tolist())
+    if task.kind == "numbers":
+        return
+    train = _present(task, "train")
     for split in ("validation", "test"):
-        unseen = set(np.unique(task.labels[task.splits == SPLITS.index(split)]).tolist()) - train
+        unseen = _present(task, split) - train
         if unseen:
             names = ", ".join(repr(task.classes[k]) for k in sorted(unseen))
             raise TaskError(
@@ -413,7 +484,17 @@ def _check_parts(task: Task) -> None:
             )
 
 
+def _present(task: Task, split: str) -> set[int]:
+    """Places of the classes, or of the labels, that some sample of a part has."""
+    labels = task.labels[task.splits == SPLITS.index(split)]
+    return set((np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))).tolist())
+
+
 def class_counts(task: Task) -> dict[str, int]:
-    """Labelled samples of each class."""
+    """Labelled samples of each class, or with each label; of numbers, all that have them."""
+    if task.kind == "labels":
+        return dict(zip(task.classes, task.labels.sum(axis=0, dtype=np.int64).tolist(), strict=True))
+    if task.kind == "numbers":
+        return dict.fromkeys(task.classes, len(task.ids))
     counts = Counter(task.labels.tolist())
     return {label: counts[k] for k, label in enumerate(task.classes)}

@@ -84,7 +84,7 @@ def test_a_result_belongs_to_contents_not_to_names(sweep: Callable, cached: Path
 def test_a_changed_head_is_fitted_again(sweep: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep("--head", "knn")["computed"] == 2
     monkeypatch.setattr(registry, "_HEADS", dict(registry._HEADS))
-    del registry._HEADS["knn"]
+    del registry._HEADS["classes", "knn"]
     registry.register_head("knn", registry._knn, lambda n_samples: [{"n_neighbors": 1}])
     assert sweep("--head", "knn")["computed"] == 2
 
@@ -193,4 +193,4 @@ def test_wrong_requests(cached: Path, args: list[str], message: str, capsys: pyt
 def test_a_cache_without_tasks(make_folder: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["extract", str(make_folder(per_class=2)), "--cache", str(tmp_path / "c"), "--backbone", TINY, *RUNTIME])
     assert main(["sweep", str(tmp_path / "c"), "--quiet"]) == 2
-    assert "has no tasks; add one with `featurecache task add`" in capsys.readouterr().err
+    assert "has no tasks with classes; add one with `featurecache task add`" in capsys.readouterr().err

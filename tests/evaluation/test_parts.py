@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 from featurecache.errors import HeadError, TaskError
 from featurecache.evaluation import selection
+from featurecache.evaluation.measures import OfClasses
 from featurecache.evaluation.parts import Part, check_parts
 from featurecache.evaluation.protocol import evaluate_head
 from featurecache.heads.probability import predict_proba
@@ -85,7 +86,7 @@ def test_no_samples_views_straddle_folds(tta: bool, monkeypatch: pytest.MonkeyPa
     train.judged[:, :, 0] = numbered
     monkeypatch.setattr(selection, "build", lambda *args, **kwargs: Recorder())
     monkeypatch.setattr(Recorder, "seen", [])
-    selection.choose_by_cross_validation("majority", train, 3, random_state=0)
+    selection.choose_by_cross_validation("majority", train, OfClasses(3), random_state=0)
     assert Recorder.seen
     assert all(not fitted & asked for fitted, asked in Recorder.seen)
     assert set.union(*(asked for _, asked in Recorder.seen)) == set(range(30))
@@ -105,4 +106,4 @@ def test_parts_that_do_not_fit_are_refused(change: dict, error: type, message: s
     train = given["train"]
     fields = {"y": train.y, "fitted": train.fitted, "judged": train.judged} | change
     with pytest.raises(error, match=message):
-        check_parts({**given, "train": Part(**fields)}, 3)
+        check_parts({**given, "train": Part(**fields)}, OfClasses(3).check)

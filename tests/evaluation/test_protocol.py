@@ -114,8 +114,8 @@ def test_ties_go_to_the_simplest():
 def _same(a, b):
     assert (a.head, a.params, a.validation, a.test) == (b.head, b.params, b.validation, b.test)
     np.testing.assert_array_equal(a.y_pred, b.y_pred)
-    # Where in memory an array begins may decide the last digit of its sums.
-    np.testing.assert_allclose(a.proba, b.proba, rtol=1e-12, err_msg=a.head)
+    # Where in memory an array begins may decide the last digit of its sums, and a temperature is found by searching.
+    np.testing.assert_allclose(a.proba, b.proba, rtol=1e-7, err_msg=a.head)
 
 
 def test_results_do_not_depend_on_processes(monkeypatch, capfd):

@@ -68,6 +68,8 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
         ],
         training={
             "task": "t",
+            "kind": "classes",
+            "figures": {"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"},
             "classes": classes,
             "counts": {"train": 5, "test": 4},
             "results": [result("logistic", test=test), result("knn", test=test)],
@@ -85,7 +87,7 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
                 "expected_calibration_error": 0.123,
                 "bins": [{"n": 2, "probability": 0.7, "right": 0.5}, {"n": 2, "probability": 0.9, "right": 0.5}],
             },
-            per_class=[{"class": c, "n": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5} for c in classes],
+            outputs=[{"class": c, "n": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5} for c in classes],
         ),
         bad_inputs=[{"path": "bad<.jpg", "status": "empty", "reason": "no bytes"}],
     )

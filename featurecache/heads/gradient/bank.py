@@ -9,17 +9,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from featurecache.specs import TaskKind
+
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
-
-
-Outcome = Literal["classes", "labels", "numbers"]
-"""What is said of a row: one class, several labels, or numbers."""
 
 
 class Setting(NamedTuple):
@@ -46,7 +44,7 @@ class Sizes(NamedTuple):
     classes: int
     """Or labels, or numbers."""
     tokens: int = 1
-    outcome: Outcome = "classes"
+    outcome: TaskKind = "classes"
 
 
 @dataclass(eq=False)

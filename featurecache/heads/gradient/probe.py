@@ -25,9 +25,10 @@ from featurecache.heads.checks import (
     is_small,
     with_weight,
 )
+from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
-    from featurecache.heads.gradient.bank import Bank, Layers, Outcome
+    from featurecache.heads.gradient.bank import Bank, Layers
     from featurecache.heads.gradient.training import Trained
 
 
@@ -91,7 +92,7 @@ class GradientEstimator(BaseEstimator):
         weight: NDArray[np.float64] | None,
         settings: Sequence[Mapping[str, Any]],
         *,
-        outcome: Outcome,
+        outcome: TaskKind,
         class_weight: NDArray[np.float64] | Literal["balanced"] | None = None,
     ) -> list[list[Trained]]:
         # torch is loaded by those who fit, not by those who list heads.

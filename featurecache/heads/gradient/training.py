@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.heads.gradient.bank import Bank, Layers, Outcome, Setting, Sizes
+from featurecache.heads.gradient.bank import Bank, Layers, Setting, Sizes
 from featurecache.heads.rows import NO_FOLD, Moments, Rows
+from featurecache.specs import TaskKind
 
 # Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
 ENOUGH_ROWS, ENOUGH_OF_A_CLASS = 1000, 10
@@ -97,7 +98,7 @@ def train(
     *,
     bank: type[Bank],
     num_tokens: int = 1,
-    outcome: Outcome = "classes",
+    outcome: TaskKind = "classes",
 ) -> list[list[Trained]]:
     """Train every setting without each fold.
 
@@ -145,7 +146,7 @@ class _Trainer:
         weighting: Weighting,
         kind: type[Bank],
         num_tokens: int,
-        outcome: Outcome,
+        outcome: TaskKind,
     ) -> None:
         self._rows, self._schedule = rows, schedule
         self._y = torch.from_numpy(rows.y) if outcome == "classes" else torch.from_numpy(rows.y).to(rows.dtype)

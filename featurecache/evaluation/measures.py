@@ -1,0 +1,398 @@
+"""What it means to be right about classes, about labels and about numbers: one measure for each kind of task.
+
+A measure says how a head answers, by which figure settings and heads are chosen, and which figures are shown, each with
+a 95 % interval. Figures of labels and numbers are scikit-learn's; their intervals, and comparisons of two heads, come
+from a bootstrap over samples, or over groups of them (Efron, 1979; Davison & Hinkley, 1997, 3.8), in which each
+resample is a weight for each sample: the figures are computed from weights for all resamples at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.stats import t as student_t
+from sklearn.base import BaseEstimator
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+    r2_score,
+    recall_score,
+    root_mean_squared_error,
+)
+
+from featurecache.errors import TaskError
+from featurecache.evaluation.comparison import Comparison, compare, verdict_of
+from featurecache.evaluation.intervals import wilson
+from featurecache.evaluation.judging import predictions, probabilities, said
+from featurecache.evaluation.parts import Part
+from featurecache.evaluation.scores import Scores, score
+from featurecache.specs import TaskKind
+
+_NUMBERS_AT_ONCE = 4_000_000
+_RESAMPLES = 2000
+
+
+class Figures(dict[str, float]):
+    """Figures by name, each with ``_low`` and ``_high``, and ``n``, the number of samples."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of plain numbers, all finite."""
+        return dict(self)
+
+
+class Measure(ABC):
+    """How heads of one kind of task are judged.
+
+    Parameters
+    ----------
+    n_outputs : int
+        Classes, labels or numbers.
+    """
+
+    kind: ClassVar[TaskKind]
+    primary: ClassVar[str]
+    """The figure by which heads are compared on the last look."""
+    titles: ClassVar[dict[str, str]]
+    """All figures, the primary first, and what tables call them."""
+
+    def __init__(self, n_outputs: int) -> None:
+        self.n_outputs = n_outputs
+
+    @abstractmethod
+    def check(self, name: str, y: np.ndarray) -> np.ndarray:
+        """Return what is said of the samples of a part as an array, or raise `TaskError`."""
+
+    @abstractmethod
+    def goodness(self, y: np.ndarray, answers: np.ndarray) -> float:
+        """Return the figure by which settings and heads are chosen; the greater the better."""
+
+    @abstractmethod
+    def answers(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+        """Return what a head answers, of which `goodness` and `figures` judge."""
+
+    @abstractmethod
+    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+        """Return probabilities of classes or labels, (n_samples, n_outputs); the numbers themselves."""
+
+    @abstractmethod
+    def figures(
+        self, y: np.ndarray, answers: np.ndarray, groups: np.ndarray | None, *, random_state: int
+    ) -> Scores | Figures:
+        """Return all figures with their intervals."""
+
+    @abstractmethod
+    def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
+        """Compare the answers of two heads for the same samples."""
+
+    @abstractmethod
+    def per_output(self, y: np.ndarray, answers: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+        """Return figures of each class, label or number by itself."""
+
+
+def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False) -> Measure:
+    """Return the measure for a kind of task.
+
+    Raises
+    ------
+    TaskError
+        Balanced classes where there are none.
+    """
+    if kind == "classes":
+        return OfClasses(n_outputs, balanced=balanced)
+    if balanced:
+        raise TaskError(f"balanced classes are for tasks with classes, and this one has {kind}; leave balanced out")
+    return OfLabels(n_outputs) if kind == "labels" else OfNumbers(n_outputs)
+
+
+class OfClasses(Measure):
+    """Accuracy, or balanced accuracy."""
+
+    kind = "classes"
+    primary = "accuracy"
+    titles: ClassVar = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"}
+
+    def __init__(self, n_outputs: int, *, balanced: bool = False) -> None:
+        super().__init__(n_outputs)
+        self.balanced = balanced
+
+    def check(self, name: str, y: np.ndarray) -> np.ndarray:
+        """See `Measure`."""
+        if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= self.n_outputs:
+            last = self.n_outputs - 1
+            raise TaskError(f"{name} labels are not class indices in 0..{last}; encode labels as class indices")
+        if name == "train" and len(classes := np.unique(y)) < 2:
+            raise TaskError(
+                f"all {len(y)} train rows are of class {int(classes[0])}; a head needs rows of two classes or more"
+            )
+        return y.astype(np.int64)
+
+    def goodness(self, y: np.ndarray, answers: np.ndarray) -> float:
+        """See `Measure`."""
+        if self.balanced:
+            return float(recall_score(y, answers, labels=np.unique(y), average="macro", zero_division=0.0))
+        return float(np.mean(y == answers))
+
+    def answers(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+        """Return class indices (n_samples,)."""
+        return predictions(estimator, part, temperature, self.n_outputs)
+
+    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+        """See `Measure`."""
+        return probabilities(estimator, part, temperature, self.n_outputs)
+
+    def figures(self, y: np.ndarray, answers: np.ndarray, groups: np.ndarray | None, *, random_state: int) -> Scores:
+        """See `Measure`."""
+        return score(y, answers, self.n_outputs, groups=groups, random_state=random_state)
+
+    def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
+        """See `Measure`."""
+        return compare(y, first, second, groups, balanced=self.balanced)
+
+    def per_output(self, y: np.ndarray, answers: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+        """See `featurecache.evaluation.scores.per_class`."""
+        from featurecache.evaluation.scores import per_class
+
+        return per_class(y, answers, names)
+
+
+class _Resampled(Measure):
+    """Figures that are computed from weights."""
+
+    def answers(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+        """Return what a head says, (n_samples, n_outputs): the mean over what a sample is judged on."""
+        return said(estimator, part)
+
+    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+        """See `Measure`."""
+        return said(estimator, part)
+
+    def figures(self, y: np.ndarray, answers: np.ndarray, groups: np.ndarray | None, *, random_state: int) -> Figures:
+        """See `Measure`."""
+        weighted = self.weighted(y, answers)
+        draws = np.concatenate([weighted(weights) for weights in _weights(len(y), groups, random_state)])
+        point, num_units = np.array(self.point(y, answers)), _num_units(y, groups)
+        low, high = _expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), num_units)
+        found = Figures(n=len(y))
+        for place, name in enumerate(self.titles):
+            # Where every resample is alike, the bootstrap claims a certainty that there is not.
+            slack = _slack(num_units) if high[place] - low[place] < 1e-12 and name not in self.unbounded else 0.0
+            found[name] = float(point[place])
+            least, most = self.range_of(name)
+            found[f"{name}_low"] = float(max(low[place] - slack, least))
+            found[f"{name}_high"] = float(min(high[place] + slack, most))
+        return found
+
+    def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
+        """Compare by a bootstrap of the difference: both heads on the same resamples."""
+        place = list(self.titles).index(self.primary)
+        one, other = self.weighted(y, first), self.weighted(y, second)
+        draws = np.concatenate([one(w)[:, place] - other(w)[:, place] for w in _weights(len(y), groups, 0)])
+        draws = draws[np.isfinite(draws)]
+        difference = float(self.point(y, first)[place] - self.point(y, second)[place])
+        num_units = _num_units(y, groups)
+        low, high = (float(end) for end in _expanded(difference, np.percentile(draws, [2.5, 97.5]), num_units))
+        if high - low < 1e-12:
+            low, high = low - _slack(num_units), high + _slack(num_units)
+            return Comparison(difference, low, high, 1.0, verdict_of(low, high))
+        error = float(draws.std()) * np.sqrt(num_units / (num_units - 1))
+        p_value = float(2 * student_t.sf(abs(difference) / error, num_units - 1))
+        return Comparison(difference, low, high, p_value, verdict_of(low, high))
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """Return the least and the greatest that a figure can be."""
+        return 0.0, np.inf if name in self.unbounded else 1.0
+
+    unbounded: ClassVar[tuple[str, ...]] = ()
+    """Figures with units, which can be alike in all resamples for no other reason than that they are."""
+
+    @abstractmethod
+    def point(self, y: np.ndarray, answers: np.ndarray) -> list[float]:
+        """Return scikit-learn's figures, in the order of ``titles``."""
+
+    @abstractmethod
+    def weighted(self, y: np.ndarray, answers: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what gives the figures (R, n_figures) of the samples for weights (R, n_samples)."""
+
+
+class OfLabels(_Resampled):
+    """Mean average precision; answers are probabilities, and a label is named from one half on."""
+
+    kind = "labels"
+    primary = "mean_average_precision"
+    titles: ClassVar = {
+        "mean_average_precision": "mean AP",
+        "micro_f1": "micro F1",
+        "macro_f1": "macro F1",
+        "exact_match": "all right",
+    }
+
+    def check(self, name: str, y: np.ndarray) -> np.ndarray:
+        """See `Measure`."""
+        if y.ndim != 2 or y.shape[1] != self.n_outputs or not np.isin(y, (0, 1)).all():
+            raise TaskError(f"{name} labels are not 0 or 1 for each of {self.n_outputs} labels; encode them so")
+        if not y.any():
+            raise TaskError(f"no label holds for any of the {len(y)} {name} rows; nothing can be judged by them")
+        return y.astype(np.int64)
+
+    def goodness(self, y: np.ndarray, answers: np.ndarray) -> float:
+        """See `Measure`."""
+        there = y.any(axis=0)
+        return float(average_precision_score(y[:, there], answers[:, there], average="macro"))
+
+    def point(self, y: np.ndarray, answers: np.ndarray) -> list[float]:
+        """See `_Resampled`."""
+        named = (answers > 0.5).astype(np.int64)
+        f1 = [float(f1_score(y, named, average=average, zero_division=0.0)) for average in ("micro", "macro")]
+        return [self.goodness(y, answers), *f1, float(accuracy_score(y, named))]
+
+    def weighted(self, y: np.ndarray, answers: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """See `_Resampled`."""
+        named = (answers > 0.5).astype(np.int64)
+        right = (named == y).all(axis=1).astype(np.float64)
+        ranked = [_ranked(y[:, k], answers[:, k]) for k in np.flatnonzero(y.any(axis=0))]
+        counted = np.concatenate([named * y, named + y], axis=1).astype(np.float64)
+
+        def figures(weights: np.ndarray) -> np.ndarray:
+            precisions = np.stack([_average_precision(weights, *each) for each in ranked], axis=1)
+            found = ~np.isnan(precisions)
+            mean = np.where(found, precisions, 0.0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
+            both, either = np.split(weights @ counted, 2, axis=1)
+            micro = 2 * both.sum(axis=1) / np.maximum(either.sum(axis=1), 1e-300)
+            macro = (2 * both / np.maximum(either, 1e-300)).mean(axis=1)
+            return np.stack([mean, micro, macro, weights @ right / weights.sum(axis=1)], axis=1)
+
+        return figures
+
+    def per_output(self, y: np.ndarray, answers: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+        """Return average precision (None for a label that no sample has), precision, recall and F1 of each label."""
+        named = (answers > 0.5).astype(np.int64)
+        precision, recall, f1, support = precision_recall_fscore_support(y, named, average=None, zero_division=0.0)
+        return [
+            {
+                "label": name,
+                "n": int(support[k]),
+                "average_precision": float(average_precision_score(y[:, k], answers[:, k])) if support[k] else None,
+                "precision": float(precision[k]),
+                "recall": float(recall[k]),
+                "f1": float(f1[k]),
+            }
+            for k, name in enumerate(names)
+        ]
+
+
+class OfNumbers(_Resampled):
+    """Coefficient of determination, the mean over the numbers; errors are in their units."""
+
+    kind = "numbers"
+    primary = "r2"
+    titles: ClassVar = {"r2": "R2", "mean_absolute_error": "mean error", "root_mean_squared_error": "RMSE"}
+    unbounded = ("mean_absolute_error", "root_mean_squared_error")
+
+    def check(self, name: str, y: np.ndarray) -> np.ndarray:
+        """See `Measure`."""
+        if y.ndim != 2 or y.shape[1] != self.n_outputs or y.dtype.kind not in "iuf" or not np.isfinite(y).all():
+            raise TaskError(f"{name} labels are not {self.n_outputs} finite numbers for each row; correct them")
+        if len(y) < 2:
+            raise TaskError(f"the {name} part has one row; numbers are judged by how they vary over rows: give it more")
+        return y.astype(np.float64)
+
+    def goodness(self, y: np.ndarray, answers: np.ndarray) -> float:
+        """See `Measure`."""
+        return float(r2_score(y, answers))
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """See `_Resampled`: worse than the mean has no end."""
+        return (-np.inf, 1.0) if name == "r2" else super().range_of(name)
+
+    def point(self, y: np.ndarray, answers: np.ndarray) -> list[float]:
+        """See `_Resampled`."""
+        errors = float(mean_absolute_error(y, answers)), float(root_mean_squared_error(y, answers))
+        return [self.goodness(y, answers), *errors]
+
+    def weighted(self, y: np.ndarray, answers: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """See `_Resampled`."""
+        error, centred = y - answers, y - y.mean(axis=0)
+        counted = np.concatenate([error**2, centred**2, centred, np.abs(error)], axis=1)
+
+        def figures(weights: np.ndarray) -> np.ndarray:
+            squares, spread, mean, absolute = np.split(
+                weights @ counted / weights.sum(axis=1, keepdims=True), 4, axis=1
+            )
+            spread = spread - mean**2
+            with np.errstate(divide="ignore", invalid="ignore"):
+                r2 = np.where(spread > 1e-300, 1 - squares / spread, np.nan)
+            return np.stack([r2.mean(axis=1), absolute.mean(axis=1), np.sqrt(squares).mean(axis=1)], axis=1)
+
+        return figures
+
+    def per_output(self, y: np.ndarray, answers: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+        """Return figures of each number by itself, and its spread."""
+        return [
+            {
+                "number": name,
+                "n": len(y),
+                "r2": float(r2_score(y[:, k], answers[:, k])),
+                "mean_absolute_error": float(mean_absolute_error(y[:, k], answers[:, k])),
+                "root_mean_squared_error": float(root_mean_squared_error(y[:, k], answers[:, k])),
+                "mean": float(y[:, k].mean()),
+                "standard_deviation": float(y[:, k].std()),
+            }
+            for k, name in enumerate(names)
+        ]
+
+
+def _weights(num_samples: int, groups: np.ndarray | None, random_state: int) -> Iterator[np.ndarray]:
+    """Yield how often each resample holds each sample, (R, num_samples) float64."""
+    rng = np.random.default_rng(random_state)
+    places = np.arange(num_samples) if groups is None else np.unique(groups, return_inverse=True)[1]
+    num_units = int(places.max()) + 1
+    at_once = max(1, _NUMBERS_AT_ONCE // num_samples)
+    for start in range(0, _RESAMPLES, at_once):
+        count = min(at_once, _RESAMPLES - start)
+        times = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=count)
+        yield times[:, places].astype(np.float64)
+
+
+def _num_units(y: np.ndarray, groups: np.ndarray | None) -> int:
+    return len(y) if groups is None else len(np.unique(groups))
+
+
+def _expanded(point: Any, ends: np.ndarray, num_units: int) -> tuple[Any, Any]:
+    """Return percentiles made as much wider as Student's t is, and as few units vary too little among themselves.
+
+    Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015, section 5.3.
+    """
+    low, high = ends
+    if num_units < 2:
+        return low, high
+    factor = float(student_t.ppf(0.975, num_units - 1)) / 1.959963984540054 * np.sqrt(num_units / (num_units - 1))
+    return point - factor * np.maximum(point - low, 0.0), point + factor * np.maximum(high - point, 0.0)
+
+
+def _slack(num_units: int) -> float:
+    """Return how far from certain so many samples are that were all alike."""
+    return float(1 - wilson(num_units, num_units)[0])
+
+
+def _ranked(y: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the order from the greatest answer on, what holds in that order, and where runs of equal answers end."""
+    order = np.argsort(-answers, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(answers[order])), len(y) - 1)
+    return order, y[order].astype(np.float64), ends
+
+
+def _average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return average precision for weights (R, n), as scikit-learn defines it; NaN where no sample holds."""
+    ranked = weights[:, order]
+    hits, seen = np.cumsum(ranked * holds, axis=1)[:, ends], np.cumsum(ranked, axis=1)[:, ends]
+    total = hits[:, -1:]
+    precision = hits / np.maximum(seen, 1e-300)
+    gained = np.diff(hits, axis=1, prepend=0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((precision * gained).sum(axis=1) / total[:, 0])

@@ -1,0 +1,111 @@
+"""Several labels, and numbers, from a folder of images to answers for new ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import COLOURS, TINY, write_image
+
+from featurecache.cli import main
+
+RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
+SAID = {
+    "labels": (["tags"], lambda colour, i: [";".join([colour] if i % 3 else [colour, "third"])]),
+    "numbers": (
+        ["redness", "blueness"],
+        lambda colour, i: [COLOURS[colour][0] + i / 100, COLOURS[colour][2] - i / 100],
+    ),
+}
+
+
+@pytest.fixture
+def given(make_folder: Callable[..., Path], tmp_path: Path) -> Callable[[str], tuple[Path, Path, list[str]]]:
+    def make(kind: str) -> tuple[Path, Path, list[str]]:
+        source = make_folder(per_class=20)
+        columns, says = SAID[kind]
+        with (tmp_path / "labels.csv").open("w", newline="") as out:
+            rows = [[f"{colour}/{i:03d}.png", *says(colour, i)] for colour in COLOURS for i in range(20)]
+            csv.writer(out).writerows([["path", *columns], *rows])
+        options = ["--kind", kind] + [option for column in columns for option in ("--label-column", column)]
+        return source, tmp_path / "labels.csv", options
+
+    return make
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_from_images_to_answers(
+    kind: str, given: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, labels, options = given(kind)
+    cache, common = str(tmp_path / "c"), ["--backbone", TINY, *RUNTIME]
+    command = ["run", str(source), "--cache", cache, "--labels", str(labels), *options, *common]
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == kind
+    assert {result["head"] for result in document["results"]} >= {"ridge", "knn", "mlp", "mean"}
+    chosen = document["results"][0]
+    primary = next(iter(document["figures"]))
+    assert chosen["test"][primary] > 0.7
+    assert document["results"][-1]["head"] == "mean"
+    assert document["results"][-1]["against_chosen"]["verdict"] == "worse"
+    report = (tmp_path / "c" / "report.html").read_text()
+    assert document["figures"][primary] in report
+    assert ("Largest errors" if kind == "numbers" else "Most confident mistakes") in report
+    assert "Confusion matrix" not in report
+
+    new = [write_image(tmp_path / "new" / f"{c}.png", COLOURS[c], seed=77 + k) for k, c in enumerate(COLOURS)]
+    (tmp_path / "new" / "empty.png").write_bytes(b"")
+    predict = ["predict", str(tmp_path / "c/heads/run"), str(tmp_path / "new"), "--backbone", TINY, *RUNTIME]
+    assert main([*predict, "--csv"]) == 1
+    rows = {Path(row["path"]).stem: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert rows["empty"]["status"] == "empty"
+    for path in new:
+        colour = path.stem
+        if kind == "labels":
+            assert colour in rows[colour]["label"].split(";")
+        else:
+            said = [float(rows[colour][name]) for name in ("redness", "blueness")]
+            np.testing.assert_allclose(said, [COLOURS[colour][0], COLOURS[colour][2]], atol=40)
+    assert main([*predict, "--json"]) == 1
+    answers = json.loads(capsys.readouterr().out)["predictions"]
+    good = next(answer for answer in answers if answer["status"] == "ok")
+    assert set(good["numbers"] if kind == "numbers" else good["probabilities"]) == set(document["classes"])
+    assert main(predict) == 1
+    assert "empty" in capsys.readouterr().out
+    assert main(["verify", cache]) == 0
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_tasks_are_described(
+    kind: str, given: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, labels, options = given(kind)
+    cache = str(tmp_path / "c")
+    assert main(["extract", str(source), "--cache", cache, "--backbone", TINY, *RUNTIME]) == 0
+    assert main(["task", "add", cache, "t", str(labels), *options]) == 0
+    said = capsys.readouterr().out
+    assert ("least" if kind == "numbers" else "third") in said
+    assert main(["task", "ls", cache]) == 0
+    assert f"{2 if kind == 'numbers' else 4} {kind}" in capsys.readouterr().out
+    assert main(["train", cache, "--task", "t", "--head", "ridge", "--quiet"]) == 0
+    assert ("R2" if kind == "numbers" else "mean AP") in capsys.readouterr().out
+    for arguments, message in [
+        (["train", cache, "--task", "t", "--head", "gda"], f"unknown head for {kind} 'gda'"),
+        (["train", cache, "--task", "t", "--balanced"], "balanced classes are for tasks with classes"),
+        (["sweep", cache, "--task", "t"], f"sweep is for tasks with classes, and 't' has {kind}"),
+        (["task", "add", cache, "u", "--from-folders", "--kind", kind], f"folders say classes, not {kind}"),
+        (
+            ["run", str(source), "--cache", cache, "--kind", kind, "--backbone", TINY],
+            f"folders say classes, not {kind}",
+        ),
+        (["sweep", cache], "has no tasks with classes"),
+    ]:
+        assert main([*arguments, *(["--quiet"] if arguments[0] != "task" else [])]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,178 @@
+"""What it means to be right about labels and numbers: scikit-learn's figures, intervals that hold, honest verdicts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
+
+from featurecache.errors import TaskError
+from featurecache.evaluation.measures import OfLabels, OfNumbers, _weights, measure_of
+from featurecache.evaluation.protocol import evaluate_head, evaluate_heads
+from featurecache.heads.registry import list_heads
+
+OTHER = ("labels", "numbers")
+CASES = [(kind, head) for kind in OTHER for head in list_heads(kind=kind)]
+SPLITS = [("train", "validation", "test"), ("train", "test"), ("train", "validation")]
+
+
+def rows(kind: str, number: int, seed: int, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(number, 5)).astype(np.float32)
+    said = X @ np.random.default_rng(9).normal(size=(5, 3)) + noise * rng.normal(size=(number, 3))
+    return X, (said > 0.5).astype(np.int64) if kind == "labels" else 10 + 3 * said
+
+
+@given(
+    seed=st.integers(0, 1000),
+    number=st.integers(2, 40),
+    outputs=st.integers(1, 4),
+    levels=st.sampled_from([2, 5, 1000]),
+)
+@settings(max_examples=60)
+def test_figures_from_weights_are_those_of_repeated_rows(seed, number, outputs, levels):
+    """Also with ties: few levels of answers."""
+    rng = np.random.default_rng(seed)
+    times = rng.integers(0, 4, number)
+    times[0] = 1
+    y = rng.integers(0, 2, (number, outputs))
+    y[0] = 1
+    answers = rng.integers(0, levels, (number, outputs)) / levels
+    again, said = np.repeat(y, times, axis=0), np.repeat(answers, times, axis=0)
+    found = OfLabels(outputs).weighted(y, answers)(times[None].astype(float))[0]
+    expected = [
+        average_precision_score(again, said, average="macro"),
+        f1_score(again.astype(bool), said > 0.5, average="micro", zero_division=0.0),
+        f1_score(again.astype(bool), said > 0.5, average="macro", zero_division=0.0) if outputs > 1 else None,
+        np.mean(((said > 0.5) == again).all(axis=1)),
+    ]
+    for place, value in enumerate(expected):
+        if value is not None and (place != 1 or outputs > 1):
+            assert found[place] == pytest.approx(value, abs=1e-12)
+    y = rng.normal(size=(number, outputs))
+    numbers = np.repeat(y, times, axis=0)
+    if len(np.unique(numbers, axis=0)) < 2:
+        return
+    found = OfNumbers(outputs).weighted(y, answers)(times[None].astype(float))[0]
+    assert found[0] == pytest.approx(r2_score(numbers, said), abs=1e-9)
+    assert found[1] == pytest.approx(mean_absolute_error(numbers, said), abs=1e-12)
+    assert found[2] == pytest.approx(root_mean_squared_error(numbers, said), abs=1e-12)
+
+
+def test_weights_draw_whole_groups():
+    groups = np.array([5, 5, 5, 7, 9, 9])
+    for weights in _weights(6, groups, 0):
+        assert weights.shape[1] == 6
+        assert (weights[:, 0] == weights[:, 1]).all()
+        assert (weights[:, 4] == weights[:, 5]).all()
+        assert (weights[:, [0, 3, 4]].sum(axis=1) == 3).all()
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_intervals_hold_the_truth(kind):
+    """The truth is the figure on very many rows."""
+    measure, held = measure_of(kind, 3), 0
+    name = measure.primary
+
+    def answers(y, seed):
+        noise = np.random.default_rng(seed).normal(size=y.shape)
+        return 1 / (1 + np.exp(-(2 * y - 1 + 1.5 * noise))) if kind == "labels" else y + 2 * noise
+
+    _, y = rows(kind, 40_000, 1)
+    truth = measure.point(y, answers(y, 2))[0]
+    for seed in range(60):
+        _, y = rows(kind, 150, 100 + seed)
+        found = measure.figures(y, answers(y, 1000 + seed), None, random_state=0)
+        held += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
+    assert held >= 52  # of 60 at 95 %
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_verdicts(kind):
+    measure = measure_of(kind, 3)
+    _, y = rows(kind, 400, 3)
+    noise = np.random.default_rng(4).normal(size=(3, *y.shape))
+    good, alike, bad = (y + scale * each for scale, each in zip((0.4, 0.4, 1.5), noise, strict=True))
+    assert measure.compare(y, good, bad, None).verdict == "better"
+    assert measure.compare(y, bad, good, None).verdict == "worse"
+    found = measure.compare(y, good, alike, None)
+    assert found.low <= found.difference <= found.high
+    assert found.verdict in ("cannot tell", "equivalent")
+    assert 0.01 < found.p_value <= 1
+    assert measure.compare(y, good, good, None).verdict == "equivalent"
+    assert measure.compare(y[:20], good[:20], good[:20], None).verdict == "cannot tell"
+    two_groups = measure.compare(y, good, bad, np.arange(400) // 200)
+    assert two_groups.low <= two_groups.difference <= two_groups.high
+    assert two_groups.low < two_groups.high
+    one_group = measure.compare(y, good, bad, np.zeros(400, int))
+    assert one_group.low < one_group.difference - 0.7
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_all_right_is_not_certain(kind):
+    measure = measure_of(kind, 3)
+    _, y = rows(kind, 30, 5)
+    found = measure.figures(y, y.astype(float), None, random_state=0)
+    assert found[measure.primary] == 1
+    assert 0.8 < found[f"{measure.primary}_low"] < 0.95
+
+
+@pytest.mark.parametrize("names", SPLITS, ids=str)
+@pytest.mark.parametrize(("kind", "head"), CASES)
+def test_every_head_under_every_protocol(kind, head, names):
+    parts = {name: rows(kind, 90, seed) for seed, name in enumerate(names)}
+    result = evaluate_head(head, parts, 3, kind=kind)
+    measure = measure_of(kind, 3)
+    _, y = parts[result.reported]
+    figures = result.test or result.validation
+    assert result.reported == names[-1]
+    assert figures["n"] == 90
+    assert result.y_pred.shape == (90, 3)
+    assert result.selection_accuracy is None
+    assert result.selection_score == pytest.approx(measure.goodness(result.selection_y, result.selection_pred))
+    assert figures[measure.primary] == pytest.approx(measure.goodness(y, result.y_pred))
+    for name in measure.titles:
+        assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert document["protocol"] == ("validation" if len(names) == 3 else "cross-validation")
+    assert figures[measure.primary] < 0.6 if head == "mean" else figures[measure.primary] > 0.7
+    assert [item["n"] for item in measure.per_output(y, result.y_pred, list("abc"))]
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_settings_are_chosen_on_rows_held_out(kind):
+    """Neighbours of copies would look perfect; groups keep the copies together."""
+    parts = {name: rows(kind, 90, seed, noise=3.0) for seed, name in enumerate(("train", "test"))}
+    results = evaluate_heads(list_heads(kind=kind), parts, 3, kind=kind, n_jobs=1)
+    scores = [result.selection_score for result in results]
+    assert scores == sorted(scores, reverse=True)
+    assert results[0].head != "mean"
+
+
+@pytest.mark.parametrize(
+    ("kind", "y", "message"),
+    [
+        ("labels", np.full((6, 3), 2), "not 0 or 1 for each of 3 labels"),
+        ("labels", np.zeros((6, 2), int), "not 0 or 1 for each of 3 labels"),
+        ("labels", np.zeros((6, 3), int), "no label holds for any of the 6"),
+        ("labels", np.zeros(6, int), "not 0 or 1 for each"),
+        ("numbers", np.full((6, 3), np.nan), "not 3 finite numbers"),
+        ("numbers", np.zeros((6, 1)), "not 3 finite numbers"),
+        ("numbers", np.zeros((1, 3)), "has one row"),
+    ],
+)
+def test_what_cannot_be_judged(kind, y, message):
+    part = (np.ones((len(y), 4), np.float32), y)
+    with pytest.raises(TaskError, match=message):
+        evaluate_head("ridge", {"train": part, "test": part}, 3, kind=kind)
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_balanced_is_for_classes(kind):
+    part = rows(kind, 30, 0)
+    with pytest.raises(TaskError, match=f"this one has {kind}; leave balanced out"):
+        evaluate_head("ridge", {"train": part, "test": part}, 3, kind=kind, balanced=True)

@@ -1,0 +1,162 @@
+"""Tasks that say several labels, or numbers, of a sample."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_store
+
+from featurecache.errors import CorruptError, TaskError, UnknownNameError
+from featurecache.store import tasks
+from featurecache.store.folders import ShardFolder
+from featurecache.store.labels import TableLabels, labels_from_csv
+from featurecache.store.schemas import TASK
+from featurecache.store.store import FeatureStore
+
+FILES = {f"{k:03d}.jpg": f"content {k}" for k in range(100)}
+
+
+def table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
+    with path.open("w", newline="") as out:
+        csv.writer(out).writerows([columns, *rows])
+    return path
+
+
+def tags(k: int) -> str:
+    return ";".join(name for name, each in (("two", 2), ("three", 3), ("seven", 7)) if k % each == 0)
+
+
+def add(tmp_path: Path, labels: TableLabels, **options: Any) -> tuple[FeatureStore, tasks.Task]:
+    store = make_store(tmp_path, FILES)
+    return store, store.add_task("t", labels, **options)
+
+
+def test_labels_of_one_column_come_back(tmp_path):
+    path = table(tmp_path / "t.csv", ["path", "tags"], [[name, tags(k)] for k, name in enumerate(FILES)])
+    store, task = add(tmp_path, labels_from_csv(path, label_column="tags", kind="labels"))
+    assert (task.kind, task.classes) == ("labels", ["seven", "three", "two"])
+    again = FeatureStore.open(store.path).task("t")
+    assert again.kind == "labels"
+    np.testing.assert_array_equal(again.labels, task.labels)
+    rows = store.samples.rows_of(task.ids)
+    for row, holds in zip(rows.tolist(), task.labels.tolist(), strict=True):
+        number = int(store.samples.uris_of([row])[0].split(".")[0])
+        assert holds == [number % 7 == 0, number % 3 == 0, number % 2 == 0]
+    assert tasks.class_counts(task) == {"seven": 15, "three": 34, "two": 50}
+
+
+def test_every_part_has_its_share_of_each_label(tmp_path):
+    path = table(tmp_path / "t.csv", ["path", "tags"], [[name, tags(k)] for k, name in enumerate(FILES)])
+    _, task = add(tmp_path, labels_from_csv(path, label_column="tags", kind="labels"))
+    for part, share in enumerate((0.6, 0.2, 0.2)):
+        held = task.labels[task.splits == part].sum(axis=0)
+        np.testing.assert_allclose(held / task.labels.sum(axis=0), share, atol=0.12)
+        assert abs((task.splits == part).mean() - share) < 0.05
+
+
+def test_separators_spaces_and_columns_of_flags_say_the_same(tmp_path):
+    bars = [[name, " | ".join(tags(k).split(";"))] for k, name in enumerate(FILES)]
+    words = [["No", "yes"], ["0", "1"], ["false", "TRUE"], ["", "1.0"]]
+    flags = [
+        [name, *(words[k % 4][each in tags(k)] for each in ("seven", "three", "two"))] for k, name in enumerate(FILES)
+    ]
+    one = labels_from_csv(table(tmp_path / "a.csv", ["path", "tags"], bars), label_column="tags", kind="labels")
+    columns = ["seven", "three", "two"]
+    several = labels_from_csv(table(tmp_path / "b.csv", ["path", *columns], flags), label_column=columns, kind="labels")
+    assert one.labels == several.labels
+    assert several.names == tuple(columns)
+
+
+def test_numbers_come_back_as_they_are(tmp_path):
+    rows = [[name, k / 7, -1e12 * k] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "size", "weight"], rows)
+    store, task = add(tmp_path, labels_from_csv(path, label_column=["size", "weight"], kind="numbers"))
+    assert (task.kind, task.classes) == ("numbers", ["size", "weight"])
+    again = FeatureStore.open(store.path).task("t")
+    order = [int(uri.split(".")[0]) for uri in store.samples.uris_of(store.samples.rows_of(task.ids))]
+    np.testing.assert_array_equal(again.labels, np.array([[k / 7, -1e12 * k] for k in order]))
+    assert task.counts() == {"train": 60, "validation": 20, "test": 20}
+    for part in range(3):  # each fifth of the numbers has its share
+        mine = np.array(order)[task.splits == part]
+        assert (np.bincount(mine // 20, minlength=5) == len(mine) // 5).all()
+
+
+def test_groups_stay_together_and_splits_are_kept(tmp_path):
+    rows = [[name, k / 7, k // 4] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "size", "photo"], rows)
+    labels = labels_from_csv(path, label_column="size", kind="numbers", group_column="photo")
+    store, task = add(tmp_path, labels)
+    assert all(len(np.unique(task.splits[task.groups == g])) == 1 for g in np.unique(task.groups))
+    again = store.add_task("t", labels, replace=True)
+    np.testing.assert_array_equal(again.splits, task.splits)
+
+
+def test_copies_that_differ_are_left_out(tmp_path):
+    files = dict(FILES) | {"copy.jpg": "content 5"}
+    rows = [[name, k] for k, name in enumerate(files)]
+    store = make_store(tmp_path, files)
+    path = table(tmp_path / "t.csv", ["path", "size"], rows)
+    task = store.add_task("t", labels_from_csv(path, label_column="size", kind="numbers"))
+    assert task.about["num_conflicts"] == 1
+    assert len(task.ids) == 99
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "options", "message"),
+    [
+        (["tags"], [["a"], ["a"]], {"kind": "labels"}, "has 1 labels, and a task needs at least two"),
+        (["tags"], [[""], [""]], {"kind": "labels"}, "has 0 labels"),
+        (["tags"], [["a;b"], ["a"]], {"kind": "labels"}, "'a' holds for all of 2 samples"),
+        (["a", "b"], [["1", "maybe"], ["0", "1"]], {"kind": "labels"}, "line 2: the b is neither 1 nor 0: 'maybe'"),
+        (["a", "b"], [["1", "0"], ["0", "0"]], {"kind": "labels"}, "'b' holds for none of 2 samples"),
+        (["a"], [["1"], ["many"]], {"kind": "numbers"}, "line 3: the a is no number: 'many'"),
+        (["a"], [["1"], ["inf"]], {"kind": "numbers"}, "line 3: the a is no number: 'inf'"),
+        (["a"], [["1"], [""]], {"kind": "numbers"}, "line 3: the a is empty; fill it or drop the line"),
+        (["a"], [["7"], ["7"]], {"kind": "numbers"}, "'a' is 7 for all of 2 samples"),
+        (["a", "b"], [["1", "2"]], {}, "2 label columns are named, and a sample has one class"),
+        (["a\x07"], [["1"], ["2"]], {"label_column": "c"}, "unknown column 'c'"),
+        (["a"], [["x\x07y"], ["2"]], {}, "the a is no plain text"),
+    ],
+)
+def test_what_makes_no_task(tmp_path, columns, values, options, message):
+    rows = [[name, *entries] for name, entries in zip(FILES, values, strict=False)]
+    path = table(tmp_path / "t.csv", ["path", *columns], rows)
+    options = {"label_column": columns} | options
+    with pytest.raises((TaskError, UnknownNameError), match=message):
+        add(tmp_path, labels_from_csv(path, **options))
+
+
+def test_a_label_that_train_never_has(tmp_path):
+    rows = [[name, "a" if k % 2 else "b", "train"] for k, name in enumerate(FILES)]
+    rows[-1][1:] = ["a;c", "test"]
+    path = table(tmp_path / "t.csv", ["path", "tags", "split"], rows)
+    with pytest.raises(TaskError, match="'c' occurs in the test part but never in train"):
+        add(tmp_path, labels_from_csv(path, label_column="tags", kind="labels"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "body", "message"),
+    [
+        ({"number": ("float64", np.full((4, 1), np.nan))}, {"kind": "numbers"}, "do not exist"),
+        ({"number": ("float64", np.zeros((4, 2)))}, {"kind": "numbers"}, "do not exist"),
+        ({"holds": ("uint8", np.full((4, 1), 2, np.uint8))}, {"kind": "labels"}, "do not exist"),
+        ({"holds": ("uint8", np.ones((4, 1), np.uint8))}, {"kind": "numbers"}, "has no number of its samples"),
+        ({"label": ("int32", np.zeros(4, np.int32))}, {"kind": "labels"}, "has no holds of its samples"),
+        ({}, {}, "has no label of its samples"),
+        ({"label": ("int32", np.zeros(4, np.int32))}, {"kind": "colours"}, "cannot be used"),
+    ],
+)
+def test_a_strangers_task_is_refused(tmp_path, arrays, body, message):
+    rows = [[name, k] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "size"], rows)
+    store, task = add(tmp_path, labels_from_csv(path, label_column="size", kind="numbers"))
+    folder = ShardFolder(store.path / "tasks" / "t", TASK)
+    common = {"id": ("uint8", task.ids[:4]), "split": ("uint8", np.array([0, 0, 1, 2], np.uint8))}
+    folder.publish_next(common | arrays, {"classes": ["size"], "about": task.about} | body, kind="task")
+    with pytest.raises(CorruptError, match=message):
+        FeatureStore.open(store.path).task("t")
