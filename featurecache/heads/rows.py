@@ -57,6 +57,8 @@ class Rows:
     weight : ndarray (n_samples,) or None
     dtype, device
         Of the blocks.
+    num_classes : int
+        Or labels, or numbers; 0: as many as ``y`` has.
     """
 
     X: NDArray[Any] | Readable
@@ -65,10 +67,12 @@ class Rows:
     weight: NDArray[np.float64] | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         self.num_rows, self.num_features = (int(size) for size in self.X.shape)
-        self.num_classes = int(self.y.max()) + 1 if self.y.ndim == 1 else self.y.shape[1]
+        if not self.num_classes:
+            self.num_classes = int(self.y.max()) + 1 if self.y.ndim == 1 else self.y.shape[1]
         self.folds = [int(fold) for fold in np.unique(self.fold)]
         self._block_rows = max(_BLOCK_BYTES // (self.num_features * self.dtype.itemsize), 64)
 

@@ -15,6 +15,7 @@ from sklearn.model_selection import GroupKFold, LeaveOneOut, StratifiedKFold, cr
 from sklearn.preprocessing import StandardScaler
 
 from featurecache.heads import checks
+from featurecache.heads.fitting import fit_folds
 from featurecache.heads.linear import losses
 from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
@@ -63,6 +64,37 @@ def test_logistic_has_the_optimum_of_scikit_learn(n_classes: int, C: float, clas
         b, reference.intercept_ = b - b.mean(), reference.intercept_ - reference.intercept_.mean()
     assert np.allclose(b, reference.intercept_, atol=1e-4)
     assert np.allclose(probe.predict_proba(X), reference.predict_proba(Z), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "probe", [LogisticProbe(C=0.3), LogisticProbe(C=5.0, class_weight="balanced"), LinearSvmProbe(C=0.01)], ids=str
+)
+@pytest.mark.parametrize(("standardize", "n_classes"), [(True, 3), (False, 2)])
+def test_few_rows_are_solved_where_they_vary(
+    probe: LogisticProbe, standardize: bool, n_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All settings, folds and weights give what the space of all features gives."""
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % n_classes
+    X = rng.normal(size=(24, 60)) + rng.normal(size=(n_classes, 60))[y]
+    X[:, 5] = 3.0
+    weight, grid, fold = rng.integers(1, 4, 24), [{"C": c} for c in (1e-3, 1e-1, 1.0)], np.arange(24) // 2 % 3
+    probe = clone(probe).set_params(standardize=standardize)
+
+    def solve() -> list[LogisticProbe]:
+        found = [each for _, fitted in fit_folds(probe, grid, X, y, fold) for each in fitted]
+        return [*found, clone(probe).fit(X, y, weight), clone(probe).set_params(Cs=STRENGTHS, cv=3).fit(X, y)]
+
+    few = solve()
+    repeated = np.repeat(X, weight, axis=0), np.repeat(y, weight)
+    monkeypatch.setattr(LinearFamily, "_in_row_space", LinearFamily._solve)
+    many = solve()
+    for ours, theirs in zip(few[:-2], many[:-2], strict=True):  # as near as the tolerance of a search is
+        np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), atol=0.05)
+    for ours, theirs in zip(few[-2:], many[-2:], strict=True):
+        np.testing.assert_allclose(ours.coef_, theirs.coef_, atol=1e-6)
+        np.testing.assert_allclose(ours.intercept_, theirs.intercept_, atol=1e-5)
+    np.testing.assert_allclose(few[-2].coef_, clone(probe).fit(*repeated).coef_, atol=1e-6)
 
 
 def test_large_problems_end_within_their_tolerance_of_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:

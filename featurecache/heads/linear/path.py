@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.losses import Loss
 from featurecache.heads.linear.objective import Objective
 from featurecache.heads.linear.solver import Minimiser, Tolerance
-from featurecache.heads.rows import NO_FOLD, Rows
+from featurecache.heads.rows import NO_FOLD, Moments, Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +90,38 @@ class LinearFamily:
         to_the_end : bool
             Solve small problems to the last digits, so that equal problems give equal solutions however they are put.
         """
+        # With more rows, looking at all folds at once saves more than a smaller space does.
+        if is_small(rows.num_rows, rows.num_features) and 2 * rows.num_rows <= rows.num_features:
+            return self._in_row_space(rows, Cs, left_out, start, to_the_end)
+        return self._solve(rows, Cs, left_out, start, to_the_end)
+
+    def _in_row_space(
+        self, rows: Rows, Cs: Sequence[float], left_out: Sequence[int], start: Tensor | None, to_the_end: bool
+    ) -> Iterator[Step]:
+        """Solve each group where its few rows vary, and carry the solutions back."""
+        moments = Moments.of(rows)
+        spaces = [RowSpace(rows, moments, fold, standardize=self.standardize) for fold in left_out]
+        alone = replace(self, standardize=False)
+        starts = [None if start is None else space.within(start[k : k + 1]) for k, space in enumerate(spaces)]
+        solvers = [
+            alone._solve(space.rows, Cs, [NO_FOLD], own, to_the_end) for space, own in zip(spaces, starts, strict=True)
+        ]
+        for steps in zip(*solvers, strict=True):
+            solved = [space.outside(step) for space, step in zip(spaces, steps, strict=True)]
+            weights, intercepts, thetas = (torch.stack(each) for each in zip(*solved, strict=True))
+            yield Step(
+                steps[0].C,
+                weights,
+                intercepts,
+                np.concatenate([step.values for step in steps]),
+                np.concatenate([step.num_iterations for step in steps]),
+                all(step.converged for step in steps),
+                thetas,
+            )
+
+    def _solve(
+        self, rows: Rows, Cs: Sequence[float], left_out: Sequence[int], start: Tensor | None, to_the_end: bool
+    ) -> Iterator[Step]:
         objective = Objective(rows, self.loss, left_out, class_weight=self.class_weight, standardize=self.standardize)
         small = is_small(rows.num_rows, rows.num_features)
         minimiser = Minimiser(objective, self._tolerance(small and to_the_end), torch.float64 if small else rows.dtype)
@@ -118,6 +150,49 @@ class LinearFamily:
             return Tolerance(decrease=1e-22, gradient=1e-12, max_iter=self.max_iter)
         # What a quasi-Newton step promises was seen to be up to ten times less than what is left to gain.
         return Tolerance(decrease=self.tol / 10, gradient=self.tol / 100, max_iter=self.max_iter)
+
+
+class RowSpace:
+    """The space that the rows of a group span: where there are fewer rows than features, all of a solution lies in it.
+
+    The penalty draws weights to zero in all directions in which no row varies, and is the same along any orthonormal
+    axes of the others (the representer theorem: Kimeldorf & Wahba, J. Math. Anal. Appl. 33, 1971). So ``Z' = Q R``
+    gives each row as many features as there are rows, ``R'``, and weights ``Q a``.
+
+    Attributes
+    ----------
+    rows : Rows
+        Of the group, by their places along the axes.
+    """
+
+    def __init__(self, rows: Rows, moments: Moments, fold: int, *, standardize: bool) -> None:
+        kept = (rows.fold != fold) | (rows.fold == NO_FOLD)
+        _, mean_D, scale_D, _ = moments.without(fold)
+        self._mean_D = mean_D if standardize else torch.zeros_like(mean_D)
+        self._scale_D = scale_D if standardize else torch.ones_like(scale_D)
+        X = torch.from_numpy(np.asarray(rows.X[np.flatnonzero(kept)], np.float64)).to(rows.device)
+        self._axes_DR, upper_RN = torch.linalg.qr(((X - self._mean_D) / self._scale_D).T)
+        self.rows = Rows(
+            upper_RN.T.contiguous().cpu().numpy(),
+            rows.y[kept],
+            np.full(int(kept.sum()), NO_FOLD),
+            None if rows.weight is None else rows.weight[kept],
+            dtype=torch.float64,
+            device=rows.device,
+            num_classes=rows.num_classes,
+        )
+
+    def within(self, theta_GEK: Tensor) -> Tensor:
+        """Return what of a solution lies in the space."""
+        theta = theta_GEK.to(self._axes_DR)
+        return torch.cat([self._axes_DR.T @ theta[:, :-1], theta[:, -1:]], 1)
+
+    def outside(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights (D, K) and intercepts (K,) for features as they come, and the solution (E, K)."""
+        weights_DK = self._axes_DR @ step.weights_GDK[0]
+        raw_DK = weights_DK / self._scale_D[:, None]
+        theta_EK = torch.cat([weights_DK, step.theta_GEK[0, -1:].to(weights_DK)])
+        return raw_DK, step.intercept_GK[0] - self._mean_D @ raw_DK, theta_EK
 
 
 @dataclass
