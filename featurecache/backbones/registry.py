@@ -75,6 +75,8 @@ def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) ->
     from featurecache.backbones import backbone as parts
 
     provider, local_name = _find_provider(request.name)
+    if request.weights is not None and not request.weights.is_file():
+        raise WeightsError(f"weights file {request.weights} does not exist; check the path given with --weights")
     provided = _build(provider, local_name, request, keep_classifier=keep_classifier)
     notes = [*provided.notes]
     if request.weights is not None:

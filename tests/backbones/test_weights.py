@@ -156,3 +156,9 @@ def test_squeezenet_reproduces_its_recorded_outputs(material):
         images_BCHW = torch.from_numpy(np.load(pair / "input_0.npy"))
         expected = np.load(pair / "output_0.npy").reshape(-1)
         np.testing.assert_allclose(module(images_BCHW).numpy().reshape(-1), expected, atol=5e-4)
+
+
+def test_an_absent_file_is_named_whatever_the_provider(tmp_path):
+    for name in ("torchvision:squeezenet1_1", "python:tiny_backbones:tiny"):
+        with pytest.raises(WeightsError, match=r"weights file .*absent.pth does not exist; check the path"):
+            load_backbone(BackboneRequest(name=name, weights=tmp_path / "absent.pth"))
