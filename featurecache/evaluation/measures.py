@@ -31,7 +31,7 @@ from featurecache.evaluation.comparison import Comparison, compare, verdict_of
 from featurecache.evaluation.intervals import wilson
 from featurecache.evaluation.judging import predictions, probabilities, said
 from featurecache.evaluation.parts import Part
-from featurecache.evaluation.scores import Scores, score
+from featurecache.evaluation.scores import Scores, per_class, score
 from featurecache.specs import TaskKind
 
 _NUMBERS_AT_ONCE = 4_000_000
@@ -156,13 +156,14 @@ class OfClasses(Measure):
 
     def per_output(self, y: np.ndarray, answers: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
         """See `featurecache.evaluation.scores.per_class`."""
-        from featurecache.evaluation.scores import per_class
-
         return per_class(y, answers, names)
 
 
 class _Resampled(Measure):
     """Figures that are computed from weights."""
+
+    unbounded: ClassVar[tuple[str, ...]] = ()
+    """Figures with units, which nothing bounds from above."""
 
     def answers(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
         """Return what a head says, (n_samples, n_outputs): the mean over what a sample is judged on."""
@@ -207,9 +208,6 @@ class _Resampled(Measure):
     def range_of(self, name: str) -> tuple[float, float]:
         """Return the least and the greatest that a figure can be."""
         return 0.0, np.inf if name in self.unbounded else 1.0
-
-    unbounded: ClassVar[tuple[str, ...]] = ()
-    """Figures with units, which can be alike in all resamples for no other reason than that they are."""
 
     @abstractmethod
     def point(self, y: np.ndarray, answers: np.ndarray) -> list[float]:

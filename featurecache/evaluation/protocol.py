@@ -72,9 +72,9 @@ class HeadResult:
     reported: str
     """The part that `y_pred` and `proba` are about: "test" or "validation"."""
     y_pred: np.ndarray
-    """Predicted class indices on the reported part, (n,) int64."""
+    """Class indices on the reported part, (n,) int64; probabilities of labels, or numbers, (n, n_outputs) float64."""
     proba: np.ndarray
-    """Class probabilities on the reported part, (n, n_classes) float64."""
+    """Probabilities of classes or labels there, (n, n_classes) float64; of numbers, the numbers."""
     estimator: BaseEstimator
     """Fitted on train, or on train and validation where there is a test part."""
     temperature: float
