@@ -184,6 +184,8 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
         _check_ridge_regressor(estimator)
     if isinstance(estimator, CosineKnnRegressor):
         _check_knn_regressor(estimator)
+    if isinstance(estimator, DummyRegressor):
+        _check_mean(estimator)
     if isinstance(estimator, AttentiveProbe):
         _check_attentive(estimator)
     return estimator
@@ -257,6 +259,13 @@ def _check_knn_regressor(estimator: CosineKnnRegressor) -> None:
     if directions.ndim != 2 or len(directions) == 0 or targets.ndim not in (1, 2) or len(targets) != len(directions):
         raise HeadError("the rows and numbers of its CosineKnnRegressor do not belong together")
     _check_neighbours(estimator)
+
+
+def _check_mean(estimator: DummyRegressor) -> None:
+    """Refuse numbers that are not as many as it says."""
+    values, count = estimator.constant_, estimator.n_outputs_
+    if type(count) is not int or np.shape(values) != (1, count) or not np.isfinite(values).all():
+        raise HeadError("the numbers of its DummyRegressor are not as many finite ones as it says")
 
 
 def _check_ridge_regressor(estimator: RidgeRegressor) -> None:

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
@@ -162,6 +163,8 @@ def test_what_labels_cannot_be(head):
 @pytest.mark.parametrize(
     ("head", "name", "spoil", "message"),
     [
+        (DummyRegressor(), "constant_", lambda a: np.tile(a, (2, 1)), "not as many finite ones"),
+        (DummyRegressor(), "constant_", lambda a: a * np.nan, "not as many finite ones"),
         (RidgeRegressor(), "intercept_", lambda a: a[:1], "do not belong together"),
         (RidgeRegressor(), "coef_", lambda a: np.full_like(a, np.nan), "not finite"),
         (CosineKnnRegressor(), "targets_", lambda a: a[:5], "do not belong together"),

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trials.hostile.forgery import HEADS, SET, WRONG, Attack, Forgery, canonical, signed
+from trials.hostile.forgery import ALL_HEADS, OTHER_TASKS, SET, TASK, WRONG, Attack, Forgery, canonical, signed
 
 
 def fuzz_attacks(good: Path) -> Iterator[Attack]:
@@ -20,11 +20,11 @@ def fuzz_attacks(good: Path) -> Iterator[Attack]:
         "sources/*/commits/*.json",
         f"{SET}/commits/*.json",
         "features/*/*=avg/int8/commits/*.json",
-        "tasks/*/commits/*.json",
+        *(f"tasks/{name}/commits/*.json" for name in (TASK, *OTHER_TASKS)),
         "features/*/spec.json",
         f"{SET}/probe.json",
         "requests/*.json",
-        *(f"heads/{name}/head.json" for name in HEADS),
+        *(f"heads/{name}/head.json" for name in ALL_HEADS),
     ]
     for pattern in patterns:
         content = json.loads(sorted(good.glob(pattern))[0].read_bytes())

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from trials.hostile.forgery import HEADS, Attack, Forgery, set_field
+from trials.hostile.forgery import ALL_HEADS, Attack, Forgery, set_field
 
 
 def head_attacks() -> Iterator[Attack]:
     """Arrays and trees of heads that fit their digest and nothing else."""
-    for name in HEADS:
+    for name in ALL_HEADS:
         for label, make in SAFETENSORS.items():
             yield Attack("heads", f"{name}: {label}", partial(_other_arrays, name, make), None)
         for label, change in TENSORS.items():

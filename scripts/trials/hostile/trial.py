@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from trials.common import BACKBONE, Options, Tally, for_each, problems_of, run_child, write_images
 from trials.hostile.contents import content_attacks
 from trials.hostile.fields import fuzz_attacks
-from trials.hostile.forgery import HEADS, SECRET, TASK, Attack, Forgery
+from trials.hostile.forgery import HEADS, OTHER_TASKS, SECRET, TASK, Attack, Forgery
 from trials.hostile.hdf5_tricks import hdf5_attacks
 from trials.hostile.heads import head_attacks
 from trials.hostile.json_records import json_attacks
@@ -111,6 +111,16 @@ def make_good_cache(source: Path, cache: Path) -> int:
     report = train_heads(store, store.task(TASK), sets, list(HEADS), n_jobs=1, random_state=0)
     for head in report.heads:
         keep_head(store, head.result.head, head)
+    table = source.with_name("said.csv")
+    rows = [f"{path.relative_to(source)},{'ab'[k % 2]};{'cd'[k // 2 % 2]},{k / 7}" for k, path in _images(source)]
+    table.write_text("\n".join(["path,tags,size", *rows]) + "\n")
+    for name, (kind, heads) in OTHER_TASKS.items():
+        column = "tags" if kind == "labels" else "size"
+        command = ["task", "add", str(cache), name, str(table), "--kind", kind, "--label-column", column, "--json"]
+        status = status or main(command)
+        report = train_heads(store, store.task(name), sets, list(heads), n_jobs=1, random_state=0)
+        for head in report.heads:
+            keep_head(store, f"{kind}-{head.result.head}", head)
     (source / "odd" / "0001.png").unlink()
     status = status or main(extract)  # a row that no source holds any more is for gc
     store.remember_request("0" * 64, sets[0].fingerprint, [sets[0].tap])
@@ -123,6 +133,13 @@ def make_good_cache(source: Path, cache: Path) -> int:
     for name in ("commits", "shards"):
         shutil.copytree(folder / name, aside / name)
     return status
+
+
+def _images(source: Path) -> Iterator[tuple[int, Path]]:
+    """Name the good images by their numbers: copies have those of what they are copies of."""
+    for path in sorted(source.rglob("*.png")):
+        if not path.name.startswith("broken"):
+            yield int(path.stem[:4]), path
 
 
 def _warm_up(good: Path) -> None:
