@@ -298,6 +298,11 @@ class OfNumbers(_Resampled):
             raise TaskError(f"{name} labels are not {self.n_outputs} finite numbers for each row; correct them")
         if len(y) < 2:
             raise TaskError(f"the {name} part has one row; numbers are judged by how they vary over rows: give it more")
+        if (flat := np.flatnonzero((y == y[0]).all(axis=0))).size:
+            raise TaskError(
+                f"number {flat[0] + 1} of {y.shape[1]} is {y[0, flat[0]]:g} in all {len(y)} rows of the {name} part, so "
+                "nothing is learned or judged by it; leave that number out, or divide the samples otherwise"
+            )
         return y.astype(np.float64)
 
     def goodness(self, y: np.ndarray, answers: np.ndarray) -> float:
@@ -317,6 +322,8 @@ class OfNumbers(_Resampled):
         """See `_Resampled`."""
         error, centred = y - answers, y - y.mean(axis=0)
         counted = np.concatenate([error**2, centred**2, centred, np.abs(error)], axis=1)
+        # A resample may hold one number only: what rounding leaves of its spread is none.
+        no_spread = 1e-9 * (centred**2).mean(axis=0)
 
         def figures(weights: np.ndarray) -> np.ndarray:
             squares, spread, mean, absolute = np.split(
@@ -324,7 +331,7 @@ class OfNumbers(_Resampled):
             )
             spread = spread - mean**2
             with np.errstate(divide="ignore", invalid="ignore"):
-                r2 = np.where(spread > 1e-300, 1 - squares / spread, np.nan)
+                r2 = np.where(spread > no_spread, 1 - squares / spread, np.nan)
             return np.stack([r2.mean(axis=1), absolute.mean(axis=1), np.sqrt(squares).mean(axis=1)], axis=1)
 
         return figures

@@ -112,6 +112,18 @@ def test_verdicts(kind):
     assert one_group.low < one_group.difference - 0.7
 
 
+def test_resamples_in_which_nothing_varies_say_nothing():
+    """One row in thirty differs, so a third of the resamples are all alike."""
+    y = np.full((30, 1), 1000.3)
+    y[7] = 1001.1
+    answers = y + 0.1 * np.random.default_rng(0).normal(size=y.shape)
+    measure = OfNumbers(1)
+    found = measure.figures(y, answers, None, random_state=0)
+    assert -5 < found["r2_low"] <= found["r2"] <= found["r2_high"] <= 1
+    worse = measure.compare(y, answers, answers + 0.1, None)
+    assert -5 < worse.low <= worse.difference <= worse.high < 5
+
+
 @pytest.mark.parametrize("kind", OTHER)
 def test_all_right_is_not_certain(kind):
     measure = measure_of(kind, 3)
@@ -163,6 +175,7 @@ def test_settings_are_chosen_on_rows_held_out(kind):
         ("numbers", np.full((6, 3), np.nan), "not 3 finite numbers"),
         ("numbers", np.zeros((6, 1)), "not 3 finite numbers"),
         ("numbers", np.zeros((1, 3)), "has one row"),
+        ("numbers", np.array([[1.0, 2.5, k] for k in range(6)]), "number 1 of 3 is 1 in all 6 rows of the train part"),
     ],
 )
 def test_what_cannot_be_judged(kind, y, message):
