@@ -300,7 +300,7 @@ class OfNumbers(_Resampled):
             raise TaskError(f"the {name} part has one row; numbers are judged by how they vary over rows: give it more")
         if (flat := np.flatnonzero((y == y[0]).all(axis=0))).size:
             raise TaskError(
-                f"number {flat[0] + 1} of {y.shape[1]} is {y[0, flat[0]]:g} in all {len(y)} rows of the {name} part, so "
+                f"number {flat[0] + 1} of {y.shape[1]} is {y[0, flat[0]]:g} in all {len(y)} {name} rows, so "
                 "nothing is learned or judged by it; leave that number out, or divide the samples otherwise"
             )
         return y.astype(np.float64)

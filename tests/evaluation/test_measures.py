@@ -175,7 +175,7 @@ def test_settings_are_chosen_on_rows_held_out(kind):
         ("numbers", np.full((6, 3), np.nan), "not 3 finite numbers"),
         ("numbers", np.zeros((6, 1)), "not 3 finite numbers"),
         ("numbers", np.zeros((1, 3)), "has one row"),
-        ("numbers", np.array([[1.0, 2.5, k] for k in range(6)]), "number 1 of 3 is 1 in all 6 rows of the train part"),
+        ("numbers", np.array([[1.0, 2.5, k] for k in range(6)]), "number 1 of 3 is 1 in all 6 train rows"),
     ],
 )
 def test_what_cannot_be_judged(kind, y, message):
