@@ -73,10 +73,11 @@ def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) ->
         Keep the output layer; then its weights must be there too.
     """
     from featurecache.backbones import backbone as parts
+    from featurecache.backbones.weights import check_exists
 
     provider, local_name = _find_provider(request.name)
-    if request.weights is not None and not request.weights.is_file():
-        raise WeightsError(f"weights file {request.weights} does not exist; check the path given with --weights")
+    if request.weights is not None:
+        check_exists(request.weights)
     provided = _build(provider, local_name, request, keep_classifier=keep_classifier)
     notes = [*provided.notes]
     if request.weights is not None:

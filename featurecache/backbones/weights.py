@@ -44,11 +44,16 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     WeightsError
         If the file is missing, damaged, not what its name promises, or holds no tensors.
     """
-    if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist")
+    check_exists(path)
     check_name_hash(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     return _strip_prefixes(_unwrap(content, path))
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a file that is not there."""
+    if not path.is_file():
+        raise WeightsError(f"weights file {path} does not exist; check the path")
 
 
 def check_name_hash(path: Path) -> None:

@@ -52,7 +52,7 @@ _STATE: dict[type, str] = {
     RidgeProbe: "classes_ coef_ intercept_",
     RidgeRegressor: "coef_ intercept_",
     MlpProbe: "classes_ coefs_ intercepts_ n_iter_ multilabel_",
-    MlpRegressor: "coefs_ intercepts_ n_iter_ flat_",
+    MlpRegressor: "coefs_ intercepts_ n_iter_ flat_ target_mean_ target_scale_",
     AttentiveProbe: "classes_ queries_ coef_ intercept_ n_iter_ multilabel_",
     CosineKnn: "classes_ directions_ labels_",
     CosineKnnRegressor: "directions_ targets_",
@@ -295,6 +295,9 @@ def _check_mlp(estimator: MlpProbe | MlpRegressor) -> None:
     shapes = list(pairwise(widths))
     of_numbers = isinstance(estimator, MlpRegressor)
     num_outputs = (1 if estimator.flat_ else widths[-1]) if of_numbers else len(estimator.classes_)
+    units = [estimator.target_mean_, estimator.target_scale_] if of_numbers else []
+    if any(np.shape(each) != (num_outputs,) or not np.isfinite(each).all() for each in units):
+        raise HeadError(f"the units of its {name} are not {num_outputs} finite numbers")
     if [coef.shape for coef in coefs] != shapes or widths[-1] != num_outputs:
         raise HeadError(f"the layers of its {name} have shapes {[coef.shape for coef in coefs]}, which do not fit")
 

@@ -54,42 +54,37 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
 
 def draw_reliability(bins: Sequence[dict[str, float]]) -> str:
     """Draw how often answers were right against the probability that was given for them, one point for each bin."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+    figure, axes = _small_plot("probability of the answer", "share that was right")
     low = min([1.0, *(min(each["probability"], each["right"]) for each in bins)])
     axes.plot([low, 1], [low, 1], color=_MUTED, linestyle="--", linewidth=1)
     axes.plot([b["probability"] for b in bins], [b["right"] for b in bins], "o-", color=_ACCENT, markersize=4)
-    axes.set_xlabel("probability of the answer", color=_INK)
-    axes.set_ylabel("share that was right", color=_INK)
-    axes.grid(color=_GRID)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return _svg(figure)
 
 
 def draw_scatter(true: Any, said: Any) -> str:
     """Draw what a head said against what is true, one point for each sample."""
+    figure, axes = _small_plot("true", "said")
+    ends = [float(min(true.min(), said.min())), float(max(true.max(), said.max()))]
+    axes.plot(ends, ends, color=_MUTED, linestyle="--", linewidth=1)
+    axes.scatter(true, said, s=9, color=_ACCENT, alpha=0.6, linewidths=0, rasterized=len(true) > 2000)
+    return _svg(figure)
+
+
+def _small_plot(below: str, beside: str) -> tuple[Any, Any]:
+    """Return a figure about as wide as high, and its axes with their names."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6, 3.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    ends = [float(min(true.min(), said.min())), float(max(true.max(), said.max()))]
-    axes.plot(ends, ends, color=_MUTED, linestyle="--", linewidth=1)
-    axes.scatter(true, said, s=9, color=_ACCENT, alpha=0.6, linewidths=0, rasterized=len(true) > 2000)
-    axes.set_xlabel("true", color=_INK)
-    axes.set_ylabel("said", color=_INK)
+    axes.set_xlabel(below, color=_INK)
+    axes.set_ylabel(beside, color=_INK)
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return _svg(figure)
+    return figure, axes
 
 
 def _svg(figure: Any) -> str:

@@ -178,3 +178,11 @@ def test_a_strangers_regressor_is_refused(head, name, spoil, message):
     arrays[key] = spoil(arrays[key])
     with pytest.raises(HeadError, match=message):
         decode_estimator(json.loads(json.dumps(tree)), arrays)
+
+
+def test_numbers_finer_than_float32_are_said():
+    """Seconds since 1970: float32 knows them to 128 seconds."""
+    X, y = data("numbers")
+    seconds = 1.7e9 + 10 * (y - y.mean(axis=0)) / y.std(axis=0)
+    for head in (MlpRegressor(), RidgeRegressor()):
+        assert r2_score(seconds, head.fit(X, seconds).predict(X)) > 0.9

@@ -20,6 +20,31 @@ class _Perceptron(GradientEstimator):
     side_by_side: ClassVar[frozenset[str]] = frozenset({"hidden_layers", "width", "learning_rate", "weight_decay"})
     _shape: ClassVar[tuple[str, ...]] = ("hidden_layers", "width")
 
+    def __init__(
+        self,
+        hidden_layers: int = 1,
+        *,
+        width: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1.0,
+        batch_size: int = 256,
+        epochs: int | None = None,
+        patience: int = 5,
+        validation_fraction: float = 0.1,
+        device: str = "cpu",
+        random_state: int = 0,
+    ) -> None:
+        self.hidden_layers = hidden_layers
+        self.width = width
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.device = device
+        self.random_state = random_state
+
     def _bank(self) -> type[Bank]:
         from featurecache.heads.gradient.perceptrons import PerceptronBank
 
@@ -46,11 +71,10 @@ class MlpProbe(GradientProbe, _Perceptron):
     """Multilayer perceptron with rectifiers on standardised features, trained by AdamW with early stopping.
 
     Trained on cross-entropy (of several labels, on that of each by itself) in shared mini-batches, with a learning rate
-    that falls to zero along half a cosine
-    (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, without restarts). Where there are enough rows, some of each
-    class are held out, and the weights are kept that did best on them. Without hidden layers it is multinomial logistic
-    regression by gradient steps, as DINOv2's linear evaluation trains dozens of heads at different learning rates side
-    by side (Oquab et al., TMLR 2024, section 7.1).
+    that falls to zero along half a cosine (Loshchilov & Hutter, "SGDR", ICLR 2017, equation 5, without restarts). Where
+    there are enough rows, some of each class are held out, and the weights are kept that did best on them. Without
+    hidden layers it is multinomial logistic regression by gradient steps, as DINOv2's linear evaluation trains dozens
+    of heads at different learning rates side by side (Oquab et al., TMLR 2024, section 7.1).
 
     Parameters
     ----------
@@ -101,47 +125,24 @@ class MlpProbe(GradientProbe, _Perceptron):
         device: str = "cpu",
         random_state: int = 0,
     ) -> None:
-        self.hidden_layers = hidden_layers
-        self.width = width
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.validation_fraction = validation_fraction
+        super().__init__(
+            hidden_layers,
+            width=width,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            epochs=epochs,
+            patience=patience,
+            validation_fraction=validation_fraction,
+            device=device,
+            random_state=random_state,
+        )
         self.class_weight = class_weight
-        self.device = device
-        self.random_state = random_state
 
 
 class MlpRegressor(GradientRegressor, _Perceptron):
     """Multilayer perceptron that says one number or several, trained on their squared errors.
 
-    Numbers are trained in units of their standard deviation over all rows. Parameters and attributes are those of
-    `MlpProbe`, as far as they are not about classes; so is how training goes.
+    Numbers are trained in units of their standard deviation over all rows, from their mean. Parameters and attributes
+    are those of `MlpProbe`, as far as they are not about classes; so is how training goes.
     """
-
-    def __init__(
-        self,
-        hidden_layers: int = 1,
-        *,
-        width: int = 128,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1.0,
-        batch_size: int = 256,
-        epochs: int | None = None,
-        patience: int = 5,
-        validation_fraction: float = 0.1,
-        device: str = "cpu",
-        random_state: int = 0,
-    ) -> None:
-        self.hidden_layers = hidden_layers
-        self.width = width
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.device = device
-        self.random_state = random_state

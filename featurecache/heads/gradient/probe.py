@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
-from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
@@ -18,13 +17,12 @@ from threadpoolctl import threadpool_limits
 from featurecache.heads.checks import (
     REAL_TYPES,
     checked_class_weight,
-    checked_indicator,
-    checked_labels,
     checked_rows,
     checked_weight,
     is_small,
     with_weight,
 )
+from featurecache.heads.labelled import LabelledMixin
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -132,11 +130,6 @@ class GradientEstimator(BaseEstimator):
                 outcome=outcome,
             )
 
-    def _sibling(self, setting: Mapping[str, Any]) -> Self:
-        estimator = clone(self).set_params(**setting)
-        estimator.n_features_in_ = self.n_features_in_
-        return estimator
-
     def _refuse_divergence(self, trained: Trained) -> None:
         if not trained.num_steps:
             raise ValueError(f"training diverges at the learning rate {self.learning_rate:g}; use a smaller one")
@@ -147,13 +140,8 @@ class GradientEstimator(BaseEstimator):
         return self
 
 
-class GradientProbe(ClassifierMixin, GradientEstimator):
+class GradientProbe(LabelledMixin, ClassifierMixin, GradientEstimator):
     """Use `MlpProbe` or `AttentiveProbe`."""
-
-    class_weight: str | Mapping[Any, float] | None
-    classes_: NDArray[Any]
-    multilabel_: bool = False
-    """Each class is a label by itself; a row may have several, or none."""
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train.
@@ -175,8 +163,7 @@ class GradientProbe(ClassifierMixin, GradientEstimator):
         check_classification_targets(labels)
         weight = checked_weight(sample_weight, rows)
         weight, rows, labels = with_weight(weight, rows, labels)
-        y_index, how = self._take_labels(labels)
-        ((trained,),) = self._train(rows, y_index, np.full(len(y_index), -1), weight, [{}], **how)
+        ((trained,),) = self._train_labels(rows, labels, np.full(len(labels), -1), weight, [{}])
         self._refuse_divergence(trained)
         return self._fitted(trained, rows.dtype)
 
@@ -201,9 +188,8 @@ class GradientProbe(ClassifierMixin, GradientEstimator):
             row is held out. Where training diverged, it names all classes equally probable.
         """
         self.n_features_in_ = X.shape[1]
-        y_index, how = self._take_labels(y)
-        for setting, trained in zip(settings, self._train(X, y_index, fold, None, settings, **how), strict=True):
-            yield setting, [self._sibling(setting)._fitted(each, X.dtype) for each in trained]
+        for setting, trained in zip(settings, self._train_labels(X, y, fold, None, settings), strict=True):
+            yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return logits: (n_samples, n_classes), or the difference of two classes' (n_samples,)."""
@@ -227,32 +213,28 @@ class GradientProbe(ClassifierMixin, GradientEstimator):
             return (logits > 0).astype(np.int64)
         return np.asarray(self.classes_[logits.argmax(axis=1)])
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
-
-    def _take_labels(self, labels: NDArray[Any]) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        """Take the classes from labels; return the labels as numbers, and what training must know of them."""
-        if labels.ndim == 2:
-            if self.class_weight is not None:
-                raise ValueError("class_weight is for rows of one class each, not for several labels; leave it out")
-            self.multilabel_ = True
-            self.classes_, y_index = checked_indicator(labels)
-            return y_index, {"outcome": "labels"}
-        self.multilabel_ = False
-        self.classes_, y_index = checked_labels(labels)
-        return y_index, {"outcome": "classes", "class_weight": checked_class_weight(self.class_weight, self.classes_)}
-
-    def _sibling(self, setting: Mapping[str, Any]) -> Self:
-        estimator = super()._sibling(setting)
-        estimator.classes_ = self.classes_
-        estimator.multilabel_ = self.multilabel_
-        return estimator
+    def _train_labels(
+        self,
+        X: Any,
+        labels: NDArray[Any],
+        fold: NDArray[np.int64],
+        weight: NDArray[np.float64] | None,
+        settings: Sequence[Mapping[str, Any]],
+    ) -> list[list[Trained]]:
+        y_index = self._take_labels(labels)
+        outcome: TaskKind = "labels" if self.multilabel_ else "classes"
+        class_weight = checked_class_weight(self.class_weight, self.classes_)
+        return self._train(X, y_index, fold, weight, settings, outcome=outcome, class_weight=class_weight)
 
 
 class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
     """Use `MlpRegressor`."""
+
+    flat_: bool
+    """Numbers came as (n_samples,)."""
+    target_mean_: NDArray[np.float64]
+    target_scale_: NDArray[np.float64]
+    """Of each number, (n_targets,): what the model says is in these units, from that mean."""
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train.
@@ -273,7 +255,6 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         weight, rows, numbers = with_weight(weight, rows, numbers.astype(np.float64))
         ((trained,),) = self._train_numbers(rows, numbers, np.full(len(numbers), -1), weight, [{}])
         self._refuse_divergence(trained)
-        self.flat_ = numbers.ndim == 1
         return self._fitted(trained, rows.dtype)
 
     def fit_folds(
@@ -282,15 +263,18 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         """Train all settings and all folds side by side; see `GradientProbe.fit_folds`."""
         self.n_features_in_ = X.shape[1]
         for setting, trained in zip(settings, self._train_numbers(X, y, fold, None, settings), strict=True):
-            fitted = [self._sibling(setting)._fitted(each, X.dtype) for each in trained]
-            for estimator in fitted:
-                estimator.flat_ = y.ndim == 1
-            yield setting, fitted
+            yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
-        values = self._logits_of(X)
+        values = self._logits_of(X) * self.target_scale_ + self.target_mean_
         return values[:, 0] if self.flat_ else values
+
+    def _like(self, other: Self) -> Self:
+        """Take features and units from another estimator."""
+        self.n_features_in_, self.flat_ = other.n_features_in_, other.flat_
+        self.target_mean_, self.target_scale_ = other.target_mean_, other.target_scale_
+        return self
 
     def _train_numbers(
         self,
@@ -300,25 +284,13 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         weight: NDArray[np.float64] | None,
         settings: Sequence[Mapping[str, Any]],
     ) -> list[list[Trained]]:
-        """Train on numbers in units of their own spread, and return models that say them as they came."""
-        import torch
-
-        from featurecache.heads.gradient.training import Trained
-
+        """Train on numbers in units of their own spread, which is kept apart: layers may be too coarse for it."""
         numbers = y[:, None] if y.ndim == 1 else y
-        mean = np.average(numbers, axis=0, weights=weight)
-        scale = np.sqrt(np.average((numbers - mean) ** 2, axis=0, weights=weight))
-        scale = np.where(scale > 0, scale, 1.0)
-        of_settings = self._train(X, (numbers - mean) / scale, fold, weight, settings, outcome="numbers")
-        mean_T, scale_T = torch.from_numpy(mean), torch.from_numpy(scale)
-
-        def as_they_came(trained: Trained) -> Trained:
-            weights, intercepts = (list(each) for each in trained.layers)
-            weights[-1] = weights[-1].double().cpu() * scale_T
-            intercepts[-1] = intercepts[-1].double().cpu() * scale_T + mean_T
-            return Trained(type(trained.layers)(weights, intercepts), trained.num_steps)
-
-        return [[as_they_came(each) for each in of_folds] for of_folds in of_settings]
+        self.flat_, self.target_mean_ = y.ndim == 1, np.average(numbers, axis=0, weights=weight)
+        scale = np.sqrt(np.average((numbers - self.target_mean_) ** 2, axis=0, weights=weight))
+        self.target_scale_ = np.where(scale > 0, scale, 1.0)
+        targets = (numbers - self.target_mean_) / self.target_scale_
+        return self._train(X, targets, fold, weight, settings, outcome="numbers")
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:

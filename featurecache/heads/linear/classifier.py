@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.heads.checks import REAL_TYPES
@@ -44,14 +44,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         if self.multilabel_:
             return (margins > 0).astype(np.int64)
         return np.asarray(self.classes_[named(margins[:, None] if margins.ndim == 1 else margins)])
-
-    def _sibling(self, **params: Any) -> Self:
-        """Return an estimator for the same features and classes, with other parameters, not fitted."""
-        estimator = clone(self).set_params(**params)
-        estimator.n_features_in_, estimator.classes_ = self.n_features_in_, self.classes_
-        if self.multilabel_:
-            estimator.multilabel_ = True
-        return estimator
 
     def _fitted(self, weights_DK: NDArray[Any], intercept_K: NDArray[Any]) -> Self:
         """Take the weights of each class; of two classes their difference is all that matters."""

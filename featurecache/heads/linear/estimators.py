@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 
 from featurecache.heads.checks import (
     Folds,
     checked_class_weight,
-    checked_indicator,
-    checked_labels,
     checked_rows,
     checked_strengths,
     checked_weight,
@@ -24,6 +22,7 @@ from featurecache.heads.checks import (
     is_small,
     with_weight,
 )
+from featurecache.heads.labelled import LabelledMixin
 from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
 
 if TYPE_CHECKING:
@@ -32,13 +31,14 @@ if TYPE_CHECKING:
 Fitted: TypeAlias = Iterator[tuple[dict[str, Any], list["LinearProbe"]]]
 
 
-class LinearProbe(LinearClassifier):
+class LinearProbe(LabelledMixin, LinearClassifier):
     """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`."""
 
     _loss: ClassVar[str]
     side_by_side: ClassVar[frozenset[str]] = frozenset({"C"})
     """Parameters in which settings may differ that are fitted side by side."""
-    _loss_of_labels: ClassVar[str | None] = None
+    takes_several: ClassVar[bool] = False
+    _loss_of_labels: ClassVar[str]
     """Where rows may have several labels."""
 
     def __init__(
@@ -85,7 +85,7 @@ class LinearProbe(LinearClassifier):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, labels = checked_rows(self, X, y, several=self._loss_of_labels is not None)
+        rows, labels = checked_rows(self, X, y, several=self.takes_several)
         check_classification_targets(labels)
         several = labels.ndim == 2
         weight = checked_weight(sample_weight, rows)
@@ -145,18 +145,10 @@ class LinearProbe(LinearClassifier):
         Cs = [setting["C"] for setting in settings]
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
         for step in self._family().solve(self._rows(X, y_index, fold, None), Cs, left_out):
-            yield {"C": step.C}, [self._sibling(C=step.C)._solved(step, group) for group in range(len(left_out))]
-
-    def _take_labels(self, labels: NDArray[Any]) -> NDArray[np.int64]:
-        if labels.ndim == 1:
-            self.multilabel_ = False
-            self.classes_, y_index = checked_labels(labels)
-            return y_index
-        if self.class_weight is not None:
-            raise ValueError("class_weight is for rows of one class each, not for several labels; leave it out")
-        self.multilabel_ = True
-        self.classes_, y_index = checked_indicator(labels)
-        return y_index
+            yield (
+                {"C": step.C},
+                [clone(self).set_params(C=step.C)._like(self)._solved(step, group) for group in range(len(left_out))],
+            )
 
     def _solved(self, step: Step, group: int) -> Self:
         self.C_, self.n_iter_ = step.C, int(step.num_iterations[group])
@@ -167,7 +159,7 @@ class LinearProbe(LinearClassifier):
         from featurecache.heads.linear.path import LinearFamily
 
         return LinearFamily(
-            loss=getattr(losses, (self.multilabel_ and self._loss_of_labels) or self._loss)(),
+            loss=getattr(losses, self._loss_of_labels if self.multilabel_ else self._loss)(),
             class_weight=checked_class_weight(self.class_weight, self.classes_),
             standardize=self.standardize,
             tol=self.tol,
@@ -226,11 +218,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
 
     _loss = "Softmax"
     _loss_of_labels = "Sigmoids"
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_label = True
-        return tags
+    takes_several = True
 
 
 class LinearSvmProbe(LinearProbe):

@@ -9,7 +9,7 @@ Cook & Weisberg, "Residuals and Influence in Regression", 1982).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -36,7 +36,59 @@ _ROWS_FOR_SHIFT = 256
 Real = NDArray[np.floating[Any]]
 
 
-class RidgeProbe(LinearClassifier):
+class _Ridge(BaseEstimator):
+    """Strengths, and what is left out to choose from them."""
+
+    side_by_side: ClassVar[frozenset[str]] = frozenset({"alpha"})
+    """Parameters in which settings may differ that are fitted side by side."""
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        alphas: Sequence[float] | None = None,
+        cv: Any = None,
+        standardize: bool = True,
+        random_state: int | None = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.alphas = alphas
+        self.cv = cv
+        self.standardize = standardize
+        self.random_state = random_state
+
+    def _divided(
+        self, rows: Any, y: NDArray[Any], sample_weight: ArrayLike | None, groups: ArrayLike | None, *, classes: bool
+    ) -> list[Any]:
+        """Return weights, rows, what is said of them and their folds, without rows that have no weight."""
+        search = self.alphas is not None and self.cv is not None
+        fold = fold_of_rows(self.cv, y, groups, self.random_state, classes=classes) if search else None
+        return with_weight(checked_weight(sample_weight, rows), rows, y, fold)
+
+    def _chosen(
+        self, rows: Real, targets: Real, weight: Any, fold: NDArray[np.int64] | None, score: Callable[[Real], float]
+    ) -> System:
+        """Solve for all rows, and choose the strength of the best score of what each row gets when it is left out."""
+        alphas = checked_strengths(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
+        system, self.alpha_ = self._system(rows, targets, weight), alphas[0]
+        if self.alphas is not None:
+            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
+            self.scores_ = np.array([score(values) for values in outcomes])
+            best = int(self.scores_.argmax())
+            self.alpha_, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
+        return system
+
+    def _systems(self, X: Real, targets: Real, fold: NDArray[np.int64]) -> list[System]:
+        """Return the system of all rows but those of each fold, or of all."""
+        kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
+        return [self._system(X[each], targets[each], None).forget_rows() for each in kept]
+
+    def _system(self, rows: Real, targets: Real, weight: Any) -> System:
+        precise = rows.astype(np.float64, copy=False) if is_small(*rows.shape) else rows
+        return System(precise, targets, weight, standardize=self.standardize)
+
+
+class RidgeProbe(_Ridge, LinearClassifier):
     """Ridge regression on class indicators (+1 and -1), on standardised features; the greatest value names the class.
 
     Parameters
@@ -66,24 +118,6 @@ class RidgeProbe(LinearClassifier):
         What each row gets from the chosen strength when it is left out.
     """
 
-    side_by_side: ClassVar[frozenset[str]] = frozenset({"alpha"})
-    """Parameters in which settings may differ that are fitted side by side."""
-
-    def __init__(
-        self,
-        alpha: float = 1000.0,
-        *,
-        alphas: Sequence[float] | None = None,
-        cv: Any = None,
-        standardize: bool = True,
-        random_state: int | None = 0,
-    ) -> None:
-        self.alpha = alpha
-        self.alphas = alphas
-        self.cv = cv
-        self.standardize = standardize
-        self.random_state = random_state
-
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Self:
@@ -95,22 +129,14 @@ class RidgeProbe(LinearClassifier):
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
-        weight = checked_weight(sample_weight, rows)
-        alphas = checked_strengths(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
-        search = self.alphas is not None and self.cv is not None
-        fold = fold_of_rows(self.cv, np.asarray(y), groups, self.random_state) if search else None
-        weight, rows, y, fold = with_weight(weight, rows, y, fold)
+        weight, rows, y, fold = self._divided(rows, np.asarray(y), sample_weight, groups, classes=True)
         self.classes_, y_index = checked_labels(y)
-        if is_small(*rows.shape):
-            rows = rows.astype(np.float64, copy=False)
-        system = System(rows, _targets(y_index, len(self.classes_)), weight, standardize=self.standardize)
-        chosen = alphas[0]
-        if self.alphas is not None:
-            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
-            self.scores_ = np.array([np.average(named(values) == y_index, weights=weight) for values in outcomes])
-            best = int(self.scores_.argmax())
-            chosen, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
-        return self._solved(system, chosen)
+
+        def accuracy(values: Real) -> float:
+            return float(np.average(named(values) == y_index, weights=weight))
+
+        system = self._chosen(rows, _targets(y_index, len(self.classes_)), weight, fold, accuracy)
+        return self._solved(system, self.alpha_)
 
     def fit_folds(
         self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
@@ -118,19 +144,20 @@ class RidgeProbe(LinearClassifier):
         """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
         self.n_features_in_ = X.shape[1]
         self.classes_, y_index = checked_labels(y)
-        rows = X.astype(np.float64, copy=False) if is_small(*X.shape) else X
-        targets = _targets(y_index, len(self.classes_))
-        kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
-        systems = [System(rows[each], targets[each], None, standardize=self.standardize).forget_rows() for each in kept]
+        systems = self._systems(X, _targets(y_index, len(self.classes_)), fold)
         for alpha in (setting["alpha"] for setting in settings):
-            yield {"alpha": alpha}, [self._sibling(alpha=alpha)._solved(system, alpha) for system in systems]
+            fitted = [clone(self).set_params(alpha=alpha) for _ in systems]
+            for estimator, system in zip(fitted, systems, strict=True):
+                estimator.n_features_in_, estimator.classes_ = self.n_features_in_, self.classes_
+                estimator._solved(system, alpha)
+            yield {"alpha": alpha}, fitted
 
     def _solved(self, system: System, alpha: float) -> Self:
         self.alpha_, weights_DK = alpha, system.weights(alpha)
         return self._fitted(weights_DK, system.target_mean - system.mean @ weights_DK)
 
 
-class RidgeRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     """Ridge regression on standardised features, of one number or several; see `RidgeProbe` for the parameters.
 
     Attributes
@@ -142,25 +169,9 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     scores_ : ndarray (n_strengths,)
         Coefficient of determination on left-out rows of each strength, from the largest to the smallest; the mean over
         targets.
+    held_out_ : ndarray (n_samples, n_targets), float64
+        What each row gets from the chosen strength when it is left out.
     """
-
-    side_by_side: ClassVar[frozenset[str]] = frozenset({"alpha"})
-    """Parameters in which settings may differ that are fitted side by side."""
-
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        *,
-        alphas: Sequence[float] | None = None,
-        cv: Any = None,
-        standardize: bool = True,
-        random_state: int | None = 0,
-    ) -> None:
-        self.alpha = alpha
-        self.alphas = alphas
-        self.cv = cv
-        self.standardize = standardize
-        self.random_state = random_state
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
@@ -172,38 +183,29 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, numbers = validate_data(self, X, y, dtype=REAL_TYPES, order="C", multi_output=True, y_numeric=True)
-        numbers = np.asarray(numbers, np.float64)
-        weight = checked_weight(sample_weight, rows)
-        alphas = checked_strengths(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
-        search = self.alphas is not None and self.cv is not None
-        fold = fold_of_rows(self.cv, numbers, groups, self.random_state, classes=False) if search else None
-        weight, rows, numbers, fold = with_weight(weight, rows, numbers, fold)
-        system = self._system(rows, numbers, weight)
-        chosen = alphas[0]
-        if self.alphas is not None:
-            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
-            seen = np.ones(len(numbers), bool) if fold is None else fold >= 0
-            weights = None if weight is None else weight[seen]
-            self.scores_ = np.array(
-                [r2_score(_column(numbers)[seen], each[seen], sample_weight=weights) for each in outcomes]
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C", multi_output=True, y_numeric=True)
+        numbers = np.asarray(y, np.float64)
+        weight, rows, numbers, fold = self._divided(rows, numbers, sample_weight, groups, classes=False)
+        seen = slice(None) if fold is None else fold >= 0
+
+        def determination(values: Real) -> float:
+            return float(
+                r2_score(_column(numbers)[seen], values[seen], sample_weight=None if weight is None else weight[seen])
             )
-            chosen = alphas[int(self.scores_.argmax())]
-        return self._solved(system, chosen, numbers.ndim)
+
+        system = self._chosen(rows, _column(numbers), weight, fold, determination)
+        return self._solved(system, self.alpha_, flat=numbers.ndim == 1)
 
     def fit_folds(
         self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
     ) -> Iterator[tuple[dict[str, Any], list[RidgeRegressor]]]:
         """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
-        self.n_features_in_ = X.shape[1]
-        kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
-        systems = [self._system(X[each], y[each].astype(np.float64), None).forget_rows() for each in kept]
+        systems = self._systems(X, _column(y.astype(np.float64)), fold)
         for alpha in (setting["alpha"] for setting in settings):
-            fitted = []
-            for system in systems:
-                estimator = clone(self).set_params(alpha=alpha)
-                estimator.n_features_in_ = self.n_features_in_
-                fitted.append(estimator._solved(system, alpha, y.ndim))
+            fitted = [clone(self).set_params(alpha=alpha) for _ in systems]
+            for estimator, system in zip(fitted, systems, strict=True):
+                estimator.n_features_in_ = X.shape[1]
+                estimator._solved(system, alpha, flat=y.ndim == 1)
             yield {"alpha": alpha}, fitted
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -212,17 +214,10 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
         return np.asarray((rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_)
 
-    def _system(self, rows: Any, y: NDArray[np.float64], weight: NDArray[np.float64] | None) -> System:
-        small = is_small(*rows.shape)
-        return System(
-            rows.astype(np.float64, copy=False) if small else rows, _column(y), weight, standardize=self.standardize
-        )
-
-    def _solved(self, system: System, alpha: float, num_axes: int) -> Self:
-        weights_DT = system.weights(alpha)
+    def _solved(self, system: System, alpha: float, *, flat: bool) -> Self:
+        self.alpha_, weights_DT = alpha, system.weights(alpha)
         intercept_T = system.target_mean - system.mean @ weights_DT
-        self.alpha_ = alpha
-        if num_axes == 1:
+        if flat:
             self.coef_, self.intercept_ = weights_DT[:, 0].copy(), float(intercept_T[0])
         else:
             self.coef_, self.intercept_ = weights_DT.T.copy(), intercept_T

@@ -1,0 +1,43 @@
+"""What heads have in common that take one class of each row, or several labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import Tags
+
+from featurecache.heads.checks import checked_indicator, checked_labels
+
+
+class LabelledMixin:
+    """Of estimators with ``class_weight``; stands before their other bases."""
+
+    takes_several: ClassVar[bool] = True
+    """Whether a row may have several labels, or none: then ``y`` is (n_samples, n_labels), 0 or 1."""
+
+    n_features_in_: int
+    class_weight: str | Mapping[Any, float] | None
+    classes_: NDArray[Any]
+    multilabel_: bool = False
+    """Each class is a label by itself."""
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.classifier_tags.multi_label = self.takes_several
+        return tags
+
+    def _take_labels(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Take the classes from checked labels, and return class indices or zeros and ones."""
+        self.multilabel_ = labels.ndim == 2
+        if self.multilabel_ and self.class_weight is not None:
+            raise ValueError("class_weight is for rows of one class each, not for several labels; leave it out")
+        self.classes_, y_index = checked_indicator(labels) if self.multilabel_ else checked_labels(labels)
+        return y_index
+
+    def _like(self, other: Self) -> Self:
+        """Take features and classes from another estimator."""
+        self.n_features_in_, self.classes_, self.multilabel_ = other.n_features_in_, other.classes_, other.multilabel_
+        return self
