@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
     """Extract, add the task, train, report."""
     from featurecache.heads.registry import make_head
     from featurecache.sources.source import open_source
+    from featurecache.store.joining import check_labels
     from featurecache.store.labels import FolderLabels
     from featurecache.store.store import check_name
-    from featurecache.store.tasks import check_labels
 
     check_name("task", args.task)
     for head in args.head or []:

@@ -25,6 +25,7 @@ from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, read_spec
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
+from featurecache.store.joining import build_task
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import (
@@ -36,7 +37,7 @@ from featurecache.store.schemas import (
     check_body,
     features_schema,
 )
-from featurecache.store.tasks import Task, build_task, load_task, save_task
+from featurecache.store.tasks import Task, load_task, save_task
 from featurecache.store.views import SourceView, SourceViews
 
 FORMAT_NAME = "featurecache"

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
+from featurecache.store.joining import build_task
 from featurecache.store.labels import Label, TableLabels, label_of_path, labels_from_csv, labels_from_folders
 from featurecache.store.samples import SampleTable
+from featurecache.store.splits import stratified_splits
 from featurecache.store.store import FeatureStore
-from featurecache.store.tasks import build_task, stratified_splits
 from featurecache.store.views import SourceView
 from featurecache.text import TextColumn
 
@@ -231,3 +232,11 @@ def test_of_two_sources_the_later_one_has_the_word(tmp_path: Path) -> None:
     assert task.about["num_conflicts"] == 0
     place = task.ids.tolist().index(content_id("a0").tolist())
     assert task.classes[task.labels[place]] == "b"
+
+
+def test_labels_of_which_none_is_left(tmp_path):
+    store = make_store(tmp_path, {"a.jpg": "one", "b.jpg": "one"})
+    with pytest.raises(TaskError, match=r"no sample is left to be labelled by 2 labels of test: 1 have two"):
+        store.add_task("t", table(**{"a.jpg": "cat", "b.jpg": "dog"}))
+    with pytest.raises(TaskError, match=r"none is of an input in the cache"):
+        store.add_task("t", table(**{"x.jpg": "cat", "y.jpg": "dog"}), allow_missing=True)
