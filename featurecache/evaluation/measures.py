@@ -9,7 +9,7 @@ resample is a weight for each sample: the figures are computed from weights for 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,14 +28,18 @@ from sklearn.metrics import (
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import Comparison, compare, verdict_of
-from featurecache.evaluation.intervals import wilson
 from featurecache.evaluation.judging import predictions, probabilities, said
 from featurecache.evaluation.parts import Part
+from featurecache.evaluation.resampling import (
+    average_precision,
+    expanded,
+    num_units,
+    ranked,
+    slack,
+    weights_of_resamples,
+)
 from featurecache.evaluation.scores import Scores, per_class, score
 from featurecache.specs import TaskKind
-
-_NUMBERS_AT_ONCE = 4_000_000
-_RESAMPLES = 2000
 
 
 class Figures(dict[str, float]):
@@ -60,6 +64,8 @@ class Measure(ABC):
     """The figure by which heads are compared on the last look."""
     titles: ClassVar[dict[str, str]]
     """All figures, the primary first, and what tables call them."""
+    balanced: bool = False
+    """Classes count alike."""
 
     def __init__(self, n_outputs: int) -> None:
         self.n_outputs = n_outputs
@@ -77,7 +83,7 @@ class Measure(ABC):
         """Return what a head answers, of which `goodness` and `figures` judge."""
 
     @abstractmethod
-    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float, answers: np.ndarray) -> np.ndarray:
         """Return probabilities of classes or labels, (n_samples, n_outputs); the numbers themselves."""
 
     @abstractmethod
@@ -142,7 +148,7 @@ class OfClasses(Measure):
         """Return class indices (n_samples,)."""
         return predictions(estimator, part, temperature, self.n_outputs)
 
-    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
+    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float, answers: np.ndarray) -> np.ndarray:
         """See `Measure`."""
         return probabilities(estimator, part, temperature, self.n_outputs)
 
@@ -169,40 +175,43 @@ class _Resampled(Measure):
         """Return what a head says, (n_samples, n_outputs): the mean over what a sample is judged on."""
         return said(estimator, part)
 
-    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float) -> np.ndarray:
-        """See `Measure`."""
-        return said(estimator, part)
+    def certainties(self, estimator: BaseEstimator, part: Part, temperature: float, answers: np.ndarray) -> np.ndarray:
+        """Return the answers: they are what `Measure` asks for."""
+        return answers
 
     def figures(self, y: np.ndarray, answers: np.ndarray, groups: np.ndarray | None, *, random_state: int) -> Figures:
         """See `Measure`."""
         weighted = self.weighted(y, answers)
-        draws = np.concatenate([weighted(weights) for weights in _weights(len(y), groups, random_state)])
-        point, num_units = np.array(self.point(y, answers)), _num_units(y, groups)
-        low, high = _expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), num_units)
+        draws = np.concatenate([weighted(weights) for weights in weights_of_resamples(len(y), groups, random_state)])
+        point, count = np.array(self.point(y, answers)), num_units(len(y), groups)
+        low, high = expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), count)
         found = Figures(n=len(y))
         for place, name in enumerate(self.titles):
             # Where every resample is alike, the bootstrap claims a certainty that there is not.
-            slack = _slack(num_units) if high[place] - low[place] < 1e-12 and name not in self.unbounded else 0.0
+            certain = high[place] - low[place] < 1e-12 and name not in self.unbounded
+            wider = slack(count) if certain else 0.0
             found[name] = float(point[place])
             least, most = self.range_of(name)
-            found[f"{name}_low"] = float(max(low[place] - slack, least))
-            found[f"{name}_high"] = float(min(high[place] + slack, most))
+            found[f"{name}_low"] = float(max(low[place] - wider, least))
+            found[f"{name}_high"] = float(min(high[place] + wider, most))
         return found
 
     def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
         """Compare by a bootstrap of the difference: both heads on the same resamples."""
         place = list(self.titles).index(self.primary)
         one, other = self.weighted(y, first), self.weighted(y, second)
-        draws = np.concatenate([one(w)[:, place] - other(w)[:, place] for w in _weights(len(y), groups, 0)])
+        draws = np.concatenate([one(w)[:, place] - other(w)[:, place] for w in weights_of_resamples(len(y), groups, 0)])
         draws = draws[np.isfinite(draws)]
         difference = float(self.point(y, first)[place] - self.point(y, second)[place])
-        num_units = _num_units(y, groups)
-        low, high = (float(end) for end in _expanded(difference, np.percentile(draws, [2.5, 97.5]), num_units))
+        if not len(draws):  # what is compared varies in no resample
+            return Comparison(difference, -np.inf, np.inf, 1.0, "cannot tell")
+        count = num_units(len(y), groups)
+        low, high = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
         if high - low < 1e-12:
-            low, high = low - _slack(num_units), high + _slack(num_units)
+            low, high = low - slack(count), high + slack(count)
             return Comparison(difference, low, high, 1.0, verdict_of(low, high))
-        error = float(draws.std()) * np.sqrt(num_units / (num_units - 1))
-        p_value = float(2 * student_t.sf(abs(difference) / error, num_units - 1))
+        error = float(draws.std()) * np.sqrt(count / (count - 1))
+        p_value = float(2 * student_t.sf(abs(difference) / error, count - 1))
         return Comparison(difference, low, high, p_value, verdict_of(low, high))
 
     def range_of(self, name: str) -> tuple[float, float]:
@@ -253,11 +262,11 @@ class OfLabels(_Resampled):
         """See `_Resampled`."""
         named = (answers > 0.5).astype(np.int64)
         right = (named == y).all(axis=1).astype(np.float64)
-        ranked = [_ranked(y[:, k], answers[:, k]) for k in np.flatnonzero(y.any(axis=0))]
+        in_order = [ranked(y[:, k], answers[:, k]) for k in np.flatnonzero(y.any(axis=0))]
         counted = np.concatenate([named * y, named + y], axis=1).astype(np.float64)
 
         def figures(weights: np.ndarray) -> np.ndarray:
-            precisions = np.stack([_average_precision(weights, *each) for each in ranked], axis=1)
+            precisions = np.stack([average_precision(weights, *each) for each in in_order], axis=1)
             found = ~np.isnan(precisions)
             mean = np.where(found, precisions, 0.0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
             both, either = np.split(weights @ counted, 2, axis=1)
@@ -350,54 +359,3 @@ class OfNumbers(_Resampled):
             }
             for k, name in enumerate(names)
         ]
-
-
-def _weights(num_samples: int, groups: np.ndarray | None, random_state: int) -> Iterator[np.ndarray]:
-    """Yield how often each resample holds each sample, (R, num_samples) float64."""
-    rng = np.random.default_rng(random_state)
-    places = np.arange(num_samples) if groups is None else np.unique(groups, return_inverse=True)[1]
-    num_units = int(places.max()) + 1
-    at_once = max(1, _NUMBERS_AT_ONCE // num_samples)
-    for start in range(0, _RESAMPLES, at_once):
-        count = min(at_once, _RESAMPLES - start)
-        times = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=count)
-        yield times[:, places].astype(np.float64)
-
-
-def _num_units(y: np.ndarray, groups: np.ndarray | None) -> int:
-    return len(y) if groups is None else len(np.unique(groups))
-
-
-def _expanded(point: Any, ends: np.ndarray, num_units: int) -> tuple[Any, Any]:
-    """Return percentiles made as much wider as Student's t is, and as few units vary too little among themselves.
-
-    Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015, section 5.3.
-    """
-    low, high = ends
-    if num_units < 2:
-        return low, high
-    factor = float(student_t.ppf(0.975, num_units - 1)) / 1.959963984540054 * np.sqrt(num_units / (num_units - 1))
-    return point - factor * np.maximum(point - low, 0.0), point + factor * np.maximum(high - point, 0.0)
-
-
-def _slack(num_units: int) -> float:
-    """Return how far from certain so many samples are that were all alike."""
-    return float(1 - wilson(num_units, num_units)[0])
-
-
-def _ranked(y: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order from the greatest answer on, what holds in that order, and where runs of equal answers end."""
-    order = np.argsort(-answers, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(answers[order])), len(y) - 1)
-    return order, y[order].astype(np.float64), ends
-
-
-def _average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return average precision for weights (R, n), as scikit-learn defines it; NaN where no sample holds."""
-    ranked = weights[:, order]
-    hits, seen = np.cumsum(ranked * holds, axis=1)[:, ends], np.cumsum(ranked, axis=1)[:, ends]
-    total = hits[:, -1:]
-    precision = hits / np.maximum(seen, 1e-300)
-    gained = np.diff(hits, axis=1, prepend=0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((precision * gained).sum(axis=1) / total[:, 0])

@@ -26,11 +26,11 @@ from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
-from featurecache.evaluation.measures import Figures, Measure, OfClasses, measure_of
+from featurecache.evaluation.measures import Figures, Measure, measure_of
 from featurecache.evaluation.parts import LabelledRows, Part, Split, check_parts
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.scores import evaluate as evaluate
-from featurecache.evaluation.selection import Choice, build_for, choose_by_cross_validation, choose_on_validation
+from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
 from featurecache.heads.fitting import fit_estimator, load_arithmetic
 from featurecache.heads.fitting import fit_head as fit_head
 from featurecache.heads.registry import HEADS, OTHER_HEADS, TOKEN_HEADS, make_head
@@ -211,7 +211,7 @@ def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state:
         start = time.perf_counter()
         choice = _choose(name, parts, measure, random_state)
         train = _rows_to_fit(parts)
-        estimator = build_for(name, choice.params, measure, parts["train"], random_state)
+        estimator = build(name, choice.params, measure, parts["train"], random_state)
         converged = fit_estimator(estimator, *train, name=name)
         fields = _judged(parts, measure, random_state, choice, estimator)
         return HeadResult(
@@ -220,7 +220,7 @@ def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state:
             protocol=choice.protocol,
             selection_accuracy=choice.accuracy,
             selection_score=choice.score,
-            balanced=isinstance(measure, OfClasses) and measure.balanced,
+            balanced=measure.balanced,
             selection_y=choice.y,
             selection_pred=choice.y_pred,
             selection_groups=choice.groups,
@@ -256,5 +256,5 @@ def _judged(
     if reported == "test":
         held_out = measure.figures(choice.y, choice.y_pred, choice.groups, random_state=random_state)
         scores = {"validation": held_out, "test": figures}
-    proba = measure.certainties(estimator, part, choice.temperature)
+    proba = measure.certainties(estimator, part, choice.temperature, y_pred)
     return {"reported": reported, "y_pred": y_pred, "proba": proba, **scores}

@@ -13,12 +13,11 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, Strat
 
 from featurecache.errors import HeadError, TaskError
 from featurecache.evaluation.judging import decisions, most_probable, temperature_of
-from featurecache.evaluation.measures import Measure, OfClasses
+from featurecache.evaluation.measures import Measure
 from featurecache.evaluation.parts import Part, smallest_class
 from featurecache.heads.fitting import fit_folds
 from featurecache.heads.probability import needs_temperature
 from featurecache.heads.registry import head_grid, last_step, make_head, needs_tokens
-from featurecache.specs import TaskKind
 
 MAX_FOLDS = 5
 
@@ -47,16 +46,8 @@ class Choice:
         return float(np.mean(self.y == self.y_pred)) if self.y.ndim == 1 else None
 
 
-def build(
-    name: str,
-    params: dict[str, Any],
-    random_state: int,
-    *,
-    kind: TaskKind = "classes",
-    balanced: bool = False,
-    num_tokens: int = 1,
-) -> BaseEstimator:
-    """Return an unfitted head for tasks of a kind, with these parameters.
+def build(name: str, params: dict[str, Any], measure: Measure, train: Part, random_state: int) -> BaseEstimator:
+    """Return an unfitted head with these parameters, for what a measure judges and a part holds.
 
     It gets this random state, and balanced classes, where it has such parameters.
 
@@ -65,19 +56,19 @@ def build(
     HeadError
         A head that needs tokens, and features without.
     """
-    if needs_tokens(name) and num_tokens == 1:
+    if needs_tokens(name) and train.num_tokens == 1:
         raise HeadError(
             f"head {name!r} looks at tokens, and these features have none; extract a tap that keeps them, such as "
             "blocks.11:none"
         )
-    estimator = make_head(name, kind=kind, **params)
+    estimator = make_head(name, kind=measure.kind, **params)
     known = (last := last_step(estimator)).get_params(deep=False)
     if "random_state" in known:
         last.set_params(random_state=random_state)
-    if balanced and "class_weight" in known:
+    if measure.balanced and "class_weight" in known:
         last.set_params(class_weight="balanced")
     if "num_tokens" in known:
-        last.set_params(num_tokens=num_tokens)
+        last.set_params(num_tokens=train.num_tokens)
     return estimator
 
 
@@ -87,7 +78,7 @@ def choose_on_validation(name: str, train: Part, validation: Part, measure: Meas
     X, y = train.rows_to_fit()
     never = np.full(len(y), -1)
     grid = head_grid(name, len(y), kind=measure.kind)
-    head = build_for(name, {}, measure, train, random_state)
+    head = build(name, {}, measure, train, random_state)
     for params, (estimator,) in fit_folds(head, grid, X, y, never, name=name):
         judged = _judge(estimator, validation, measure)
         if (score := measure.goodness(validation.y, judged.y_pred)) > best_score:
@@ -111,7 +102,7 @@ def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, rand
     X, y = train.rows_to_fit()
     parts = [train.take(held_out) for _, held_out in pairs]
     best, best_score = None, -math.inf
-    head = build_for(name, {}, measure, train, random_state)
+    head = build(name, {}, measure, train, random_state)
     fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), name=name)
     for params, estimators in fitted:
         judged = _joined(train, pairs, [_judge(*each, measure) for each in zip(estimators, parts, strict=True)])
@@ -119,12 +110,6 @@ def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, rand
             best, best_score = (params, judged), score
     assert best is not None, f"the grid of head {name!r} is empty"
     return _choice(best[0], "cross-validation", train, best[1], best_score)
-
-
-def build_for(name: str, params: dict[str, Any], measure: Measure, train: Part, random_state: int) -> BaseEstimator:
-    """Return an unfitted head for what a measure judges and a part holds."""
-    balanced = isinstance(measure, OfClasses) and measure.balanced
-    return build(name, params, random_state, kind=measure.kind, balanced=balanced, num_tokens=train.num_tokens)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
