@@ -24,6 +24,8 @@ PrecisionName = Literal["float32", "bfloat16", "float16"]
 RuntimeName = Literal["auto", "torch", "openvino"]
 TaskKind = Literal["classes", "labels", "numbers"]
 """What is said of a sample: one class, any of several labels, or one number or several."""
+TASK_NOUN: dict[TaskKind, str] = {"classes": "class", "labels": "label", "numbers": "number"}
+"""One of what a task has."""
 
 MAX_VIEWS = 256
 MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable

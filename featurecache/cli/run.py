@@ -20,7 +20,7 @@ from featurecache.cli.output import print_json, print_line
 from featurecache.cli.task import add_label_options, add_missing_option, label_columns, print_task
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
 from featurecache.errors import RequestError
-from featurecache.specs import check_takes_views
+from featurecache.specs import TASK_NOUN, check_takes_views
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
@@ -99,12 +99,13 @@ def run(args: argparse.Namespace) -> int:
     sets = [s for s in extraction.sets if s.num_views is not None or not args.tta]
     training = train(store, task, sets, args)
     saved = save_best(store, args.task, training)
-    report = _write_report(args, source, extraction, training, saved)
+    document = training.to_json()
+    report = _write_report(args, source, extraction, training, document, saved)
     if args.json:
         paths = {"report": str(report), "saved": saved}
-        print_json({"extraction": extraction.to_json(), **training.to_json(), **paths})
+        print_json({"extraction": extraction.to_json(), **document, **paths})
     else:
-        print_results(training)
+        print_results(document)
         print_line(f"report: {report}")
         print_line(f"label new {source.modality}s with: {predict_command(saved, training.best, args.weights)}")
     return exit_status(extraction, args.max_bad)
@@ -157,19 +158,20 @@ def _with_text(source: Source, name: str) -> str:
 
 
 def _write_report(
-    args: argparse.Namespace, source: Source, extraction: ExtractionReport, training: TrainingReport, saved: str
+    args: argparse.Namespace,
+    source: Source,
+    extraction: ExtractionReport,
+    training: TrainingReport,
+    document: dict[str, Any],
+    saved: str,
 ) -> Path:
-    from featurecache.evaluation.calibration import calibration
-    from featurecache.evaluation.measures import measure_of
-    from featurecache.evaluation.scores import confusion
     from featurecache.evaluation.training import reported_rows
     from featurecache.reporting.report import LastLook, ReportData, write_report
     from featurecache.store.overview import describe_features
     from featurecache.store.tasks import class_counts
 
-    best, classes, kind = training.best, training.task.classes, training.task.kind
+    best, look = training.best, document["last_look"]
     rows, y_true = reported_rows(best)
-    y_pred = best.result.y_pred
     view = extraction.store.views.load(source.root)
     assert view is not None, "the source was just extracted"
     uris = extraction.store.samples.uris_of(rows)
@@ -184,17 +186,17 @@ def _write_report(
         command=shlex.join(["featurecache", *sys.argv[1:]]),
         cache=str(args.cache),
         feature_sets=[describe_features(feature_set) for feature_set in extraction.sets],
-        training=training.to_json(),
+        training=document,
         class_counts=class_counts(training.task),
         last_look=LastLook(
             part=best.result.reported,
             y_true=y_true,
-            y_pred=y_pred,
+            y_pred=best.result.y_pred,
             probabilities=best.result.proba,
             names=names,
-            outputs=measure_of(kind, len(classes)).per_output(y_true, y_pred, classes),
-            confusion=confusion(y_true, y_pred, len(classes)) if kind == "classes" else None,
-            calibration=calibration(y_true, best.result.proba) if kind == "classes" else None,
+            outputs=look[f"per_{TASK_NOUN[document['kind']]}"],
+            confusion=look.get("confusion"),
+            calibration=look.get("calibration"),
         ),
         bad_inputs=extraction.to_json()["bad"],
         predict_command=predict_command(saved, training.best, args.weights),

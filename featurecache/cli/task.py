@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.specs import TASK_NOUN
 
 if TYPE_CHECKING:
     from featurecache.store.labels import FolderLabels, TableLabels
@@ -131,8 +132,7 @@ def print_task(store: FeatureStore, task: Task) -> None:
         rows = [[name, *(f"{each:.4g}" for each in (c.mean(), c.min(), c.max()))] for name, c in columns]
         print_table(["number", "mean", "least", "greatest"], rows, numbers=["mean", "least", "greatest"])
     else:
-        noun = "class" if task.kind == "classes" else "label"
-        print_table([noun, "samples"], list(class_counts(task).items())[:50], numbers=["samples"])
+        print_table([TASK_NOUN[task.kind], "samples"], list(class_counts(task).items())[:50], numbers=["samples"])
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
         print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
+from featurecache.specs import TASK_NOUN
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainedHead, TrainingReport
@@ -71,10 +72,11 @@ def run(args: argparse.Namespace) -> int:
     task = store.task(args.task)
     report = train(store, task, _choose_sets(store, args), args)
     saved = save_best(store, args.save, report) if args.save else None
+    document = report.to_json()
     if args.json:
-        print_json({**report.to_json(), "saved": saved})
+        print_json({**document, "saved": saved})
         return 0
-    print_results(report)
+    print_results(document)
     if saved:
         print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
     return 0
@@ -124,10 +126,9 @@ def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
     return shlex.join(command)
 
 
-def print_results(report: TrainingReport) -> None:
-    """Print the table of heads, the chosen one first."""
-    document = report.to_json()
-    for item in report.to_json()["left_out"][:5]:
+def print_results(document: dict[str, Any]) -> None:
+    """Print the table of heads, the chosen one first, from what `TrainingReport.to_json` gives."""
+    for item in document["left_out"][:5]:
         warn(f"{item['path']} is left out: {item['status']} ({item['reason']})")
     best, titles = document["results"][0], document["figures"]
     primary, *others = titles
@@ -149,9 +150,9 @@ def print_results(report: TrainingReport) -> None:
 
 def _print_outputs(document: dict[str, Any]) -> None:
     """Print how the chosen head did on each label or number, where there are several."""
-    noun = document["kind"][:-1]
-    found = document["last_look"].get(f"per_{noun}")
-    if not found or len(found) == 1:
+    noun = TASK_NOUN[document["kind"]]
+    found = document["last_look"][f"per_{noun}"]
+    if document["kind"] == "classes" or len(found) == 1:
         return
     columns = [name for name in found[0] if name != noun]
     rows = [[each[noun], *(_shown(each[name]) for name in columns)] for each in found[:50]]

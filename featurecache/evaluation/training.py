@@ -18,9 +18,9 @@ from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
-from featurecache.evaluation.scores import confusion, per_class
+from featurecache.evaluation.scores import confusion
 from featurecache.heads.registry import list_heads, make_head
-from featurecache.specs import check_takes_views
+from featurecache.specs import TASK_NOUN, check_takes_views
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -113,15 +113,16 @@ class TrainingReport:
         """
         _, y_true = reported_rows(self.best)
         y_pred = self.best.result.y_pred
-        if self.task.kind != "classes":
-            measure = measure_of(self.task.kind, len(self.task.classes))
-            per_output = measure.per_output(y_true, y_pred, self.task.classes)
-            return {"part": self.best.result.reported, f"per_{self.task.kind[:-1]}": per_output}
-        return {
-            "calibration": calibration(y_true, self.best.result.proba),
+        measure = measure_of(self.task.kind, len(self.task.classes))
+        look = {
             "part": self.best.result.reported,
+            f"per_{TASK_NOUN[self.task.kind]}": measure.per_output(y_true, y_pred, self.task.classes),
+        }
+        if self.task.kind != "classes":
+            return look
+        return look | {
+            "calibration": calibration(y_true, self.best.result.proba),
             "confusion": confusion(y_true, y_pred, len(self.task.classes)).tolist(),
-            "per_class": per_class(y_true, y_pred, self.task.classes),
         }
 
 

@@ -32,7 +32,7 @@ class LastLook:
     """Where each sample was seen, for people."""
     outputs: Sequence[dict[str, Any]]
     """Figures of each class, label or number; the first is its name."""
-    confusion: np.ndarray | None = None
+    confusion: Sequence[Sequence[int]] | None = None
     """Of classes."""
     calibration: dict[str, Any] | None = None
     """As `featurecache.evaluation.calibration.calibration` gives it, of classes."""
@@ -78,8 +78,9 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         lstrip_blocks=True,
     )
     environment.filters["bytes"] = human_bytes
+    wrong = _wrong(data)
     with pillow_defaults():
-        mistakes = _mistakes(data, find)
+        mistakes = _mistakes(data, wrong[:_MAX_MISTAKES].tolist(), find)
     text = environment.get_template("report.html").render(
         data=data,
         look=data.last_look,
@@ -91,7 +92,7 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         picture=_picture(data),
         matrix=_matrix(data),
         mistakes=mistakes,
-        num_mistakes=len(_wrong(data)),
+        num_mistakes=len(wrong),
         versions={"python": platform.python_version(), **installed_versions()},
     )
     publish_bytes(path, text.encode(errors="replace"))
@@ -130,9 +131,10 @@ def _scatter(data: ReportData) -> list[tuple[str, str]]:
 
 def _matrix(data: ReportData) -> list[dict[str, Any]] | None:
     """Rows of the confusion matrix with the share of each cell in its row; none when it would not fit a page."""
-    classes, counts = data.training["classes"], data.last_look.confusion
-    if counts is None or len(classes) > _MAX_MATRIX:
+    classes, look = data.training["classes"], data.last_look
+    if look.confusion is None or len(classes) > _MAX_MATRIX:
         return None
+    counts = np.array(look.confusion)
     totals = counts.sum(axis=1, keepdims=True).clip(min=1)
     return [
         {"label": label, "cells": list(zip(row.tolist(), share.tolist(), strict=True))}
@@ -156,7 +158,7 @@ def _wrong(data: ReportData) -> np.ndarray:
     return wrong[np.argsort(-worth, kind="stable")]
 
 
-def _mistakes(data: ReportData, find: Callable[[str], Path | None]) -> list[dict[str, Any]]:
+def _mistakes(data: ReportData, places: Sequence[int], find: Callable[[str], Path | None]) -> list[dict[str, Any]]:
     look = data.last_look
     return [
         {
@@ -166,7 +168,7 @@ def _mistakes(data: ReportData, find: Callable[[str], Path | None]) -> list[dict
             "probability": float(look.probabilities[i, look.y_pred[i]]) if look.y_true.ndim == 1 else None,
             "image": thumbnail(path) if (path := find(look.names[i])) else None,
         }
-        for i in _wrong(data)[:_MAX_MISTAKES].tolist()
+        for i in places
     ]
 
 
