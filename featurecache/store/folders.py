@@ -157,8 +157,10 @@ class ShardFolder:
     def records(self) -> list[Path]:
         """Every commit record, in the order of the keys."""
         folder = self.path / "commits"
-        if not folder.is_dir():
-            if folder.exists():
-                raise CorruptError(f"{folder} is a file where a folder of records belongs; remove it")
+        try:  # one question to the system: between two, another writer may make the folder
+            paths = list(folder.iterdir())
+        except FileNotFoundError:
             return []
-        return sorted(path for path in folder.iterdir() if path.suffix == ".json" and not is_partial(path))
+        except NotADirectoryError as error:
+            raise CorruptError(f"{folder} is a file where a folder of records belongs; remove it") from error
+        return sorted(path for path in paths if path.suffix == ".json" and not is_partial(path))

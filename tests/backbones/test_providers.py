@@ -264,6 +264,14 @@ def test_transformers_weights_that_lack_a_layer_are_refused(vit_folder, tmp_path
         load_backbone(BackboneRequest(name=f"hf:{copy}"))
 
 
+def test_second_output_layer_that_timm_does_not_declare_goes_too():
+    need("timm")
+    backbone = load_backbone(untrained("timm:levit_384_s8"))
+    assert backbone.output_layers == ("head.linear", "head_dist.linear")
+    with torch.inference_mode():
+        assert backbone.module(torch.zeros(1, 3, 224, 224)).shape == (1, 768)
+
+
 def test_open_clip_towers(tmp_path):
     need("open_clip")
     backbone = load_backbone(untrained("open_clip:ViT-S-32-alt"))

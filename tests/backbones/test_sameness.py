@@ -164,6 +164,20 @@ def test_branches_with_an_output_layer_each_are_joined(name):
     assert_same(features.numpy(), torch.cat(seen, dim=1), "joined")
 
 
+def test_pool_by_attention_gives_the_token_that_asks():
+    name, crop = "timm:resnet50_clip", 64  # not among the architectures: its softmax enlarges what runtimes round
+    backbone = load(name, crop)
+    images_BCHW = made_up_inputs(backbone)
+    taps = resolve_taps(backbone, ["default", "stages"])
+    assert [tap.name for tap in taps] == ["pre_logits:cls", *(f"stages.{stage}:avg" for stage in range(4))]
+    with torch.inference_mode():
+        features = TappedBackbone(backbone, taps)(images_BCHW)
+    # One token is the mean of all places, the others are 2x2 places.
+    expected = classifier_input(name, crop, images_BCHW)
+    assert expected.shape == (BATCH, 5, 2048)
+    assert_same(features["pre_logits:cls"].numpy(), expected[:, 0], "asking token")
+
+
 @pytest.mark.parametrize(
     "case",
     # Converting takes seconds for each: a few of different kinds always, all of them with -m slow.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -164,3 +166,19 @@ def test_bfloat16_equals_torch(values: np.ndarray) -> None:
 
     expected = torch.from_numpy(values.copy()).to(torch.bfloat16).to(torch.float32).numpy()
     assert np.array_equal(decode(encode(values, "bfloat16"), "bfloat16"), expected, equal_nan=True)
+
+
+def test_folder_made_by_another_writer_meanwhile_is_just_empty(tmp_path: Path) -> None:
+    make_and_remove = "import os, sys\nwhile True: os.mkdir(sys.argv[1]); os.rmdir(sys.argv[1])"
+    maker = subprocess.Popen([sys.executable, "-c", make_and_remove, str(tmp_path / "commits")])
+    try:
+        assert all(ShardFolder(tmp_path).records() == [] for _ in range(20_000))
+    finally:
+        maker.kill()
+        maker.wait()
+
+
+def test_file_in_the_place_of_the_records_says_so(tmp_path: Path) -> None:
+    (tmp_path / "commits").write_text("")
+    with pytest.raises(CorruptError, match="commits is a file where a folder of records belongs; remove it"):
+        ShardFolder(tmp_path).records()

@@ -51,8 +51,8 @@ class TimmProvider:
             preprocess=_preprocess(timm, name, module),
             classifiers=classifiers,
             join=_join(module, classifiers),
-            num_prefix_tokens=_num_prefix_tokens(module),
-            has_class_token=_class_token(module) is not None,
+            num_prefix_tokens=_num_prefix_tokens(timm, module),
+            has_class_token=_class_token(module) is not None or _pools_by_attention(timm, module),
             license=config.get("license"),
             weights_source=f"timm {_hub_name(config)}" if pretrained else "none",
             notes=notes,
@@ -120,8 +120,10 @@ def _classifier_paths(module: Any) -> tuple[str, ...]:
     """Return where timm says the output layers are; several for distilled networks."""
     declared = module.pretrained_cfg.get("classifier") or ()
     paths = (declared,) if isinstance(declared, str) else tuple(declared)
+    # A distilled network answers with the mean of two output layers, and one architecture declares the first alone.
+    twins = (f"{first}_dist{dot}{rest}" for first, dot, rest in (path.partition(".") for path in paths))
     present = dict(module.named_modules())
-    return tuple(path for path in paths if path in present)
+    return tuple(path for path in dict.fromkeys((*paths, *twins)) if path in present)
 
 
 def _join(module: Any, classifiers: tuple[str, ...]) -> Callable[[], object] | None:
@@ -131,8 +133,10 @@ def _join(module: Any, classifiers: tuple[str, ...]) -> Callable[[], object] | N
     return partial(module.reset_classifier, 0) if in_a_list else None
 
 
-def _num_prefix_tokens(module: Any) -> int:
+def _num_prefix_tokens(timm: ModuleType, module: Any) -> int:
     """Return what timm says, or count the tokens themselves: CaiT, XCiT and PiT join them without saying so."""
+    if _pools_by_attention(timm, module):
+        return 1
     if (declared := getattr(module, "num_prefix_tokens", None)) is not None:
         return int(declared)
     tokens = [_class_token(module), getattr(module, "dist_token", None), getattr(module, "reg_token", None)]
@@ -143,6 +147,12 @@ def _class_token(module: Any) -> Any:
     """Return the class token; CoaT has one for each stage, numbered from 1."""
     token = getattr(module, "cls_token", None)
     return getattr(module, "cls_token1", None) if token is None else token
+
+
+def _pools_by_attention(timm: ModuleType, module: Any) -> bool:
+    """Tell whether the mean of all places joins them as a token that asks the others: CLIP's ResNets."""
+    pools = (timm.layers.AttentionPool2d, timm.layers.RotAttentionPool2d)
+    return any(isinstance(part, pools) for part in module.modules())
 
 
 def _hub_name(config: dict[str, Any]) -> str:
