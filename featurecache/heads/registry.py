@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -11,6 +12,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC
+from sklearn.utils.validation import has_fit_parameter
 
 from featurecache.errors import UnknownNameError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
@@ -42,6 +44,21 @@ def list_heads(*, tokens: bool = False, kind: TaskKind = "classes") -> list[str]
 def needs_tokens(name: str) -> bool:
     """Tell whether a head is for features that keep their tokens."""
     return name in TOKEN_HEADS
+
+
+def takes_weights(name: str, *, kind: TaskKind = "classes") -> bool:
+    """Tell whether samples may count differently in fitting a head."""
+    last = last_step(make_head(name, kind=kind))
+    folds = getattr(last, "fit_folds", None)
+    return has_fit_parameter(last, "sample_weight") and (
+        folds is None or "sample_weight" in signature(folds).parameters
+    )
+
+
+def streams(name: str, *, kind: TaskKind = "classes") -> bool:
+    """Tell whether a head is fitted on rows that are read as they are needed (``numpy.memmap``)."""
+    head = make_head(name, kind=kind)
+    return getattr(head, "streams", isinstance(head, DummyClassifier | DummyRegressor))
 
 
 def register_head(name: str, factory: Factory, grid: Grid, *, kind: TaskKind = "classes") -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 class GradientEstimator(BaseEstimator):
     """Training, whatever is said of a row."""
 
+    streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]]
     """Parameters in which settings may differ that are trained side by side."""
     _shape: ClassVar[tuple[str, ...]]
@@ -168,7 +169,12 @@ class GradientProbe(LabelledMixin, ClassifierMixin, GradientEstimator):
         return self._fitted(trained, rows.dtype)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train all settings and all folds side by side, on mini-batches that they share.
 
@@ -188,7 +194,7 @@ class GradientProbe(LabelledMixin, ClassifierMixin, GradientEstimator):
             row is held out. Where training diverged, it names all classes equally probable.
         """
         self.n_features_in_ = X.shape[1]
-        for setting, trained in zip(settings, self._train_labels(X, y, fold, None, settings), strict=True):
+        for setting, trained in zip(settings, self._train_labels(X, y, fold, sample_weight, settings), strict=True):
             yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -258,11 +264,16 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         return self._fitted(trained, rows.dtype)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train all settings and all folds side by side; see `GradientProbe.fit_folds`."""
         self.n_features_in_ = X.shape[1]
-        for setting, trained in zip(settings, self._train_numbers(X, y, fold, None, settings), strict=True):
+        for setting, trained in zip(settings, self._train_numbers(X, y, fold, sample_weight, settings), strict=True):
             yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
