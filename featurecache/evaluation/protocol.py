@@ -39,7 +39,7 @@ from featurecache.specs import TaskKind
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
 _WORTH_A_PROCESS = 500_000
 _SLOWEST_FIRST = (
-    *("attentive", "rbf_svm", "mlp", "linear_svm", "logistic"),
+    *("attentive", "boosted_trees", "rbf_svm", "mlp", "linear_svm", "logistic"),
     *("ridge", "knn", "gda", "nearest_mean", "majority"),
 )
 
