@@ -51,8 +51,10 @@ class Trace:
         batch: Callable[[int], Tensor],
         training: bool = False,
     ) -> None:
-        self._whole = _Whole(network.train(training), call)
+        self._whole = _Whole(network, call).train(training)
         self._graph = _Tracer({_PREFIX + path for path in through}).trace(self._whole)
+        # Sizes are found by running it, and a norm in training mode would learn from that.
+        self._whole.eval()
         self._inputs = {node for node in self._graph.nodes if node.op == "placeholder"}
         self._batch = batch
         self._sizes: dict[fx.Node, tuple[Any, Any]] | None = None

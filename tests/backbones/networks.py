@@ -314,12 +314,13 @@ class Sized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.pair, self.body = nn.Conv2d(3, 4, 3, stride=4), WithSize(), nn.Conv2d(4, 4, 1)
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4)
+        self.pair, self.body = WithSize(), nn.Conv2d(4, 4, 1)
         self.head = nn.Linear(4 * 7 * 7, 2)
 
     def forward(self, images_BCHW):
         num_images, _, height, _ = images_BCHW.shape
-        maps_BCHW, (rows, columns) = self.pair(self.stem(images_BCHW))
+        maps_BCHW, (rows, columns) = self.pair(self.norm(self.stem(images_BCHW)))
         maps_BCHW = self.body(
             maps_BCHW.reshape(num_images * 2, -1, rows, columns).reshape(num_images, -1, rows, columns)
         )
