@@ -96,6 +96,8 @@ class Trace:
 
     def _check(self, needed: set[fx.Node], entrances: set[fx.Node], end: fx.Node) -> None:
         """Refuse a cut that leaves something out, and name what."""
+        if not self._inputs & needed:
+            return
         before = _made_from(self._graph, self._inputs) - _made_from(self._graph, entrances)
         for node in self._graph.nodes:
             if node in needed & before and (node is end or any(user in needed - before for user in node.users)):
