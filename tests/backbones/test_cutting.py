@@ -29,13 +29,13 @@ NETWORKS = [
 ]
 LARGER = [
     (RESNET, 64, 10),
-    ("torchvision:swin_t", 64, 0),
+    ("torchvision:swin_t", 64, 16),
     ("timm:efficientnet_b0", 64, 21),
     ("timm:convnext_atto", 64, 16),
     ("timm:vit_tiny_patch16_224", None, 12),
     ("timm:deit_tiny_distilled_patch16_224", None, 12),
     ("timm:levit_128s", None, 12),
-    ("timm:resmlp_12_224", None, 0),
+    ("timm:resmlp_12_224", None, 12),
 ]
 
 
