@@ -185,9 +185,10 @@ def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[st
 
 
 def _preprocess(preprocess: AnyPreprocess, tokenizer: str | None) -> dict[str, Any]:
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(preprocess).items()}
     if isinstance(preprocess, PreprocessSpec):
-        return {"kind": "image", **asdict(preprocess), "jpeg_draft": draft_side(preprocess)}
-    return {**asdict(preprocess), "tokenizer_json": tokenizer}
+        return {"kind": "image", **settings, "jpeg_draft": draft_side(preprocess)}
+    return {**settings, "tokenizer_json": tokenizer}
 
 
 @contextmanager

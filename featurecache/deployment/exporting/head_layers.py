@@ -40,7 +40,7 @@ class Layer(nn.Module):
     def __init__(self, **arrays: ArrayLike) -> None:
         super().__init__()
         for name, array in arrays.items():
-            self.register_buffer(name, torch.from_numpy(np.array(array, np.float32)))
+            self.register_buffer(name, torch.from_numpy(np.array(array, np.float32, order="C")))
 
 
 class Standardise(Layer):
@@ -115,7 +115,7 @@ class AttentionPool(Layer):
 
 
 class Neighbours(Layer):
-    """The weighted mean of what the nearest rows say."""
+    """The weighted mean of what the nearest rows say; of equally near ones, which of them count is not defined."""
 
     formula = (
         "the rows of `says` of the `count` greatest similarities x @ directions.T, averaged with the weights "
@@ -305,7 +305,10 @@ def _neighbours(step: CosineKnn | CosineKnnRegressor, says: np.ndarray) -> list[
 
 def _support_vectors(step: SVC) -> list[Layer]:
     if step.kernel != "rbf" or step.decision_function_shape != "ovr":
-        raise HeadError(f"an SVC with the kernel {step.kernel!r} cannot be exported; those with 'rbf' and 'ovr' can")
+        raise HeadError(
+            f"an SVC with the kernel {step.kernel!r} and the decisions {step.decision_function_shape!r} cannot be "
+            "exported; with 'rbf' and 'ovr' it can"
+        )
     pairs = list(combinations(range(len(step.classes_)), 2))
     ends = np.cumsum(step._n_support)
     duals = np.zeros((len(step.support_vectors_), len(pairs)))

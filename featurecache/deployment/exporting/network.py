@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx import Node
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.normalized import Normalized
@@ -21,7 +22,8 @@ from featurecache.errors import BackboneError, first_line
 
 BACKBONE_PATH = "features.tapped.network."
 """Where the backbone's own parameters are in an `ExportedNetwork`."""
-_SPLITTERS = {"float16": 2.0**13 + 1, "bfloat16": 2.0**16 + 1}
+_DIGITS = {"float16": (10, 2.0**-14), "bfloat16": (7, 2.0**-126)}
+"""Binary digits after the first, and the least number that has all of them."""
 
 
 class ExportedNetwork(nn.Module):
@@ -40,7 +42,7 @@ class ExportedNetwork(nn.Module):
         # The exception that ends a pass early would end the tracing.
         self.features = Normalized(TappedBackbone(backbone, [tap], stop_early=False), backbone.preprocess)
         self.head = head_layers(saved)
-        self._splitter = _SPLITTERS.get(saved.rounded_to)
+        self._digits = _DIGITS.get(saved.rounded_to)
         # The runtime that made the features keeps weights with their channels last; files keep them in the plain order.
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.eval()
@@ -48,18 +50,20 @@ class ExportedNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (B, K) float32 for inputs as the loader makes them."""
         features_BD = self.features(inputs)[0].flatten(1)
-        answers: Tensor = self.head(features_BD if self._splitter is None else _rounded(features_BD, self._splitter))
+        if self._digits is not None:
+            features_BD = _rounded(features_BD, *self._digits)
+        answers: Tensor = self.head(features_BD)
         return answers
 
 
-def _rounded(x_BD: Tensor, splitter: float) -> Tensor:
+def _rounded(x_BD: Tensor, digits: int, least: float) -> Tensor:
     """Round to the digits of a half-precision type, as the features were that the head was trained on.
 
-    By arithmetic (Dekker, "A floating-point technique for extending the available precision", Numer. Math. 18, 1971,
-    section 4), because OpenVINO takes a conversion there and back for nothing.
+    By arithmetic, because OpenVINO takes a conversion there and back for nothing; and by arithmetic that does no harm
+    where a runtime computes all of it in half precision.
     """
-    scaled_BD = x_BD * splitter
-    return scaled_BD - (scaled_BD - x_BD)
+    step_BD = 2.0 ** (x_BD.abs().clamp(min=least).log2().floor() - digits)
+    return (x_BD / step_BD).round() * step_BD
 
 
 def trace(network: ExportedNetwork, example: Tensor, name: str) -> ExportedProgram:
@@ -83,7 +87,8 @@ def trace(network: ExportedNetwork, example: Tensor, name: str) -> ExportedProgr
 
 
 def _without_unused_weights(program: ExportedProgram) -> ExportedProgram:
-    """Drop the layers after the tap."""
+    """Drop the layers after the tap; those stay that work in place, and what they work on."""
+    program.graph.eliminate_dead_code(_has_effect)
     specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     for node in list(program.graph.nodes):
         spec = specs.get(node.name) if node.op == "placeholder" and not node.users else None
@@ -93,3 +98,9 @@ def _without_unused_weights(program: ExportedProgram) -> ExportedProgram:
             program.state_dict.pop(spec.target, None)
     program.graph_module.recompile()
     return program
+
+
+def _has_effect(node: Node) -> bool:
+    """Tell whether a step changes something in place; that of an eval-mode dropout or an assertion is none."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)

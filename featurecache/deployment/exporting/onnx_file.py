@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from featurecache.deployment.exporting.format import KEY, Answers, Exported
 
 def write(exported: Exported, path: Path) -> None:
     """Write the program, and what is known of it as ``metadata_props``."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("onnxscript"):
         warnings.simplefilter("ignore")
         converted = torch.onnx.export(
             exported.program,
@@ -39,3 +42,15 @@ def read(exported: Exported, path: Path) -> Answers:
         return found
 
     return answers
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hear nothing of constants that a translator tried to compute beforehand and could not."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,4 +1,8 @@
-"""A folder with ``model.xml`` and ``model.bin`` for OpenVINO."""
+"""A folder with ``model.xml`` and ``model.bin`` for OpenVINO.
+
+Some CPUs compute in bfloat16 unless they are told otherwise, and a model cannot tell them: who compiles it passes the
+hint that `read` does to get the answers of `predict`.
+"""
 
 from __future__ import annotations
 
