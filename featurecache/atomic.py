@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,27 @@ def published(path: Path) -> Iterator[Path]:
         fsync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def published_folder(path: Path) -> Iterator[Path]:
+    """Do what `published` does for a folder of files; a folder that is there makes way."""
+    partial, before = partial_name(path), partial_name(path)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.iterdir():
+            fsync_file(file)
+        fsync_directory(partial)
+        replaces = path.exists()
+        if replaces:  # no rename puts a folder in the place of one with files in it
+            path.rename(before)
+        partial.rename(path)
+        fsync_directory(path.parent)
+        if replaces:
+            shutil.rmtree(before)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish_bytes(path: Path, data: bytes) -> None:

@@ -43,11 +43,35 @@ def overflowing() -> nn.Module:
     return network
 
 
+class LookingNet(TinyNet):
+    """Decides by the numbers in its input, which no exported program can."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.mean() < 1e6 else -x)
+
+
+class TwoFacedNet(TinyNet):
+    """Computes something else while it is exported."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.abs() if torch.compiler.is_exporting() else x)
+
+
+def looking() -> nn.Module:
+    """See `LookingNet`."""
+    return LookingNet()
+
+
+def two_faced() -> nn.Module:
+    """See `TwoFacedNet`."""
+    return TwoFacedNet()
+
+
 def not_a_module() -> object:
     """A factory that returns something else."""
     return {"not": "a module"}
 
 
-for factory in (tiny, other_seed, overflowing):
+for factory in (tiny, other_seed, overflowing, looking, two_faced):
     factory.preprocess = PREPROCESS
     factory.classifier = "fc"

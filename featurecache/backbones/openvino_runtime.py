@@ -98,7 +98,7 @@ class OpenVinoRuntime:
 def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int = 2) -> Any:
     # Tracing runs the network a dozen times, so it gets few inputs; a network that keeps their number is caught above.
     example = torch.from_numpy(np.concatenate([batch] * num_examples)[:num_examples])
-    with warnings.catch_warnings(), torch.no_grad(), _without_telemetry(), _logging_kept():
+    with warnings.catch_warnings(), torch.no_grad(), without_telemetry(), logging_kept():
         # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.
         warnings.simplefilter("ignore")
         # Traced here, because the converter would trace twice and compare, which takes longer than all the rest.
@@ -107,7 +107,7 @@ def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int = 2) ->
 
 
 @contextmanager
-def _without_telemetry() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
     """Convert without reporting to OpenVINO's usage statistics, which nobody here agreed to; CI jobs don't either."""
     before = os.environ.get("CI")
     os.environ["CI"] = "true"
@@ -121,7 +121,7 @@ def _without_telemetry() -> Iterator[None]:
 
 
 @contextmanager
-def _logging_kept() -> Iterator[None]:
+def logging_kept() -> Iterator[None]:
     """Undo what a failed conversion leaves behind: a root logger that hides warnings, ours about the failure first.
 
     Tracing also asks a network for everything it has, of which transformers tells stories.

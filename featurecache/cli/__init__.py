@@ -14,7 +14,7 @@ from featurecache.cli.output import plain_text
 from featurecache.errors import CorruptError, DriftError, FeatureCacheError, shortened
 
 VERBS = (
-    *("run", "extract", "ls", "info", "task", "train", "sweep", "predict"),
+    *("run", "extract", "ls", "info", "task", "train", "sweep", "predict", "export"),
     *("backbones", "inspect", "verify", "repair", "gc", "convert", "doctor"),
 )
 

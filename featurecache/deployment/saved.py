@@ -46,6 +46,14 @@ class SavedHead:
     meta: dict[str, Any]
     kind: TaskKind = "classes"
 
+    @property
+    def rounded_to(self) -> str:
+        """Type that features of new inputs are rounded to, so that they get the answers of cached ones.
+
+        The steps of int8 depend on the shard that a row lies in, and a new input lies in none.
+        """
+        return "float32" if self.dtype == "int8" else self.dtype
+
     def probabilities(self, features: NDArray[np.float32], *, num_views: int = 1) -> NDArray[np.float64]:
         """Return class probabilities ``(n, n_classes)`` for features ``(n, ...)`` as the cache would give them.
 
@@ -58,7 +66,8 @@ class SavedHead:
             every = predict_proba(self.estimator, rows, self.temperature, len(self.classes))
         else:
             every = answers_for(self.estimator, rows)
-        return every.reshape(len(features), num_views, -1).mean(axis=1)
+        answers = every.reshape(len(features), num_views, -1).mean(axis=1)
+        return answers.clip(0, 1) if self.kind == "labels" else answers  # a regression may say more than one
 
 
 def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:

@@ -144,17 +144,21 @@ def decode(data: bytes, spec: PreprocessSpec) -> Image.Image:
         raise InputError("too_large", f"{width}x{height} pixels, the limit is {spec.max_pixels} pixels")
     try:
         with image:
-            if _may_scale(spec) and isinstance(image, JpegImagePlugin.JpegImageFile):
+            if (side := draft_side(spec)) is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                 # The least of 1/1, 1/2, 1/4 and 1/8 that leaves both sides at least as long.
-                image.draft(None, (SCALED_MARGIN * spec.resize,) * 2)
+                image.draft(None, (side, side))
             return to_rgb(_upright(image, spec), spec)
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
 
 
-def _may_scale(spec: PreprocessSpec) -> bool:
-    """Tell whether a large JPEG may be decoded at a part of its size: that filters, so resizing must filter too."""
-    return spec.jpeg_decoding == "scaled" and spec.antialias and spec.interpolation != "nearest"
+def draft_side(spec: PreprocessSpec) -> int | None:
+    """Return the least side of a JPEG that is decoded at a part of its size; ``None``: all are decoded in full.
+
+    Decoding at a part filters, so resizing must filter too.
+    """
+    scaled = spec.jpeg_decoding == "scaled" and spec.antialias and spec.interpolation != "nearest"
+    return SCALED_MARGIN * spec.resize if scaled else None
 
 
 def to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:

@@ -1,0 +1,66 @@
+"""``featurecache export``: a saved head with its backbone as one file that runs without featurecache."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from featurecache.cli.options import verb_parser
+from featurecache.cli.output import print_json, print_line
+
+
+def add_parser(verbs: Any) -> None:
+    """Describe the verb."""
+    parser = verb_parser(
+        verbs,
+        "export",
+        help="write preprocess, backbone and head as one network that runs without featurecache",
+        example="""
+          featurecache export flowers.cache/heads/run --out flowers.onnx
+          featurecache export flowers.cache/heads/run --out flowers_openvino/ --format openvino
+        """,
+    )
+    parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE|FOLDER",
+        help="what to make; openvino and safetensors: a folder",
+    )
+    parser.add_argument(
+        "--format",
+        default="onnx",
+        metavar="F",
+        help="onnx (default); torch: a program of torch.export, .pt2; openvino; safetensors: weights and a description",
+    )
+    parser.add_argument("--replace", action="store_true", help="replace what is there")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and say what goes in and comes out."""
+    from featurecache.deployment.export import export_head
+
+    about = export_head(
+        args.head,
+        args.out,
+        format=args.format,
+        backbone=args.backbone,
+        weights=args.weights,
+        replace=args.replace,
+    )
+    if args.json:
+        print_json(about)
+        return 0
+    print_line(f"{about['out']}: {about['export_format']}, {about['head']} on {about['tap']} of {about['backbone']}")
+    for noun in ("input", "output"):
+        shape = ", ".join(map(str, about[noun]["shape"]))
+        print_line(f"{noun}: {about[noun]['name']}, {about[noun]['dtype']} ({shape})")
+    print_line(
+        f"compared with featurecache predict on its check inputs: they differ by {about['largest_difference']:.1e}"
+    )
+    return 0

@@ -1,0 +1,204 @@
+"""A saved head with its backbone as one file that runs without featurecache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featurecache.atomic import published, published_folder
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.runtimes import open_runtime
+from featurecache.backbones.taps import Tap, resolve_taps
+from featurecache.deployment.exporting.format import FORMATS, Exported, Format
+from featurecache.deployment.exporting.network import ExportedNetwork, trace
+from featurecache.deployment.predict import check_features
+from featurecache.deployment.saved import SavedHead, open_head
+from featurecache.errors import RequestError, RuntimeMismatchError, UnknownNameError, first_line
+from featurecache.extraction.modality import modality_of
+from featurecache.extraction.pipeline import to_stored
+from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.sources.images import draft_side
+from featurecache.specs import AnyPreprocess, PreprocessSpec
+from featurecache.store.dtypes import decode
+from featurecache.versions import installed_versions
+
+TOLERANCE = 1e-4
+"""Largest difference from what `predict` says: of probabilities, or of numbers relative to the largest (if above 1)."""
+EXPORT_VERSION = 1
+
+
+def export_head(
+    head: str | Path,
+    out: str | Path,
+    *,
+    format: str = "onnx",
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    replace: bool = False,
+) -> dict[str, Any]:
+    """Write preprocessed inputs, backbone, tap, pooling and head as one network.
+
+    Of images, what goes in is uint8 ``(batch, crop, crop, 3)``, decoded, resized and cropped; normalisation is inside.
+    Of texts, it is int32 ``(batch, max_tokens)`` token ids with -1 for padding. Out come probabilities, or numbers,
+    ``(batch, n_outputs)`` float32. Before the file has its name, it is read back, run, and compared with `predict`.
+
+    Parameters
+    ----------
+    head : path
+        Folder of a saved head, ``DIR/heads/NAME``.
+    out : path
+        File (``onnx``, ``torch``) or folder (``openvino``, ``safetensors``) to make.
+    format : str
+        ``onnx``; ``torch``, a program of `torch.export`; ``openvino``; ``safetensors``, weights with a description.
+    backbone, weights : str, path, optional
+        As for `predict`.
+    replace : bool
+        Replace what is there.
+
+    Returns
+    -------
+    dict
+        Plain JSON values: what was written about the file into it, and how far its answers are from `predict`.
+
+    Raises
+    ------
+    RequestError, UnknownNameError, MissingExtraError
+        The place or the format cannot be used, or the head cannot be exported as it was trained.
+    HeadError, BackboneError
+        The head, or the backbone, does what a file of this kind cannot.
+    RuntimeMismatchError
+        The file answers differently than `predict`. It is not kept.
+    """
+    if format not in FORMATS:
+        raise UnknownNameError("export format", format, FORMATS)
+    out, kind = Path(out), FORMATS[format]
+    _check_place(out, kind, replace=replace)
+    kind.check_packages()
+    saved = open_head(head)
+    _check_head(saved, head)
+    made_with = str(saved.meta.get("weights_source", "other weights"))
+    network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
+    (tap,) = resolve_taps(network, [saved.tap])
+    inputs, expected = _expected(saved, network, tap)
+    whole = ExportedNetwork(network, tap, saved)
+    program = trace(whole, torch.from_numpy(inputs), network.name)
+    exported = Exported(network=whole, program=program, about=_about(saved, network, inputs))
+    with _placed(out, kind) as partial:
+        try:
+            kind.write(exported, partial)
+            answers = kind.read(exported, partial)
+            found = [answers(batch) for batch in (inputs, inputs[:1])]
+        except MemoryError:
+            raise
+        # Converters and runtimes fail in their own ways.
+        except Exception as error:
+            raise RuntimeMismatchError(
+                f"{network.name} with this head cannot be written as {format} ({type(error).__name__}: "
+                f"{first_line(error)}); choose another --format"
+            ) from error
+        difference = _difference(found, [expected, expected[:1]])
+        if not difference <= TOLERANCE:
+            raise RuntimeMismatchError(
+                f"{out} is not kept: as {format}, the network answers differently than here, by {difference:.1e} "
+                f"(tolerance {TOLERANCE:.0e}); choose another --format"
+            )
+    return {**exported.about, "out": str(out), "export_format": format, "largest_difference": difference}
+
+
+def _check_place(out: Path, kind: Format, *, replace: bool) -> None:
+    if not out.parent.is_dir():
+        raise RequestError(f"--out {out}: there is no folder {out.parent}; make it, or name another place")
+    if not out.exists():
+        return
+    if not replace:
+        raise RequestError(f"--out {out} is there already; pass --replace, or name another place")
+    if out.is_dir() and not kind.files:
+        raise RequestError(f"--out {out} is a folder; name a file")
+    if kind.files and not out.is_dir():
+        raise RequestError(f"--out {out} is a file; name a folder")
+    if kind.files and (others := sorted({path.name for path in out.iterdir()} - set(kind.files))):
+        raise RequestError(f"--out {out} holds {others[0]!r}, which is no part of such an export; name another place")
+
+
+def _check_head(saved: SavedHead, head: str | Path) -> None:
+    if saved.meta.get("judged_on") == "views":
+        raise RequestError(
+            f"{head} was judged by the mean over views of each image, and an exported network sees one image once; "
+            "train and save a head without --tta"
+        )
+    if saved.identity.precision != "float32":
+        raise RequestError(
+            f"{head} was trained on features computed in {saved.identity.precision}, and an exported network computes "
+            "in float32; extract with --precision float32 and train again"
+        )
+
+
+def _expected(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return some inputs (3, ...) and what `predict` says of them, after its own check of this machine's features."""
+    modality = modality_of(network.preprocess, network.tokenizer)
+    with modality.undisturbed():
+        one, other = (modality.load(data).arrays for data in modality.probes)
+        inputs = np.concatenate([one, other, one])
+        runtime = open_runtime(
+            network, [tap], runtime="torch", device="cpu", batch_size=len(inputs), num_inputs=len(inputs)
+        )
+        try:
+            check_features(saved, tap, runtime, network)
+            (features,) = runtime.map([inputs])
+        finally:
+            runtime.close()
+    stored, problems = to_stored(features[tap.name], [None] * len(inputs), saved.rounded_to)
+    for problem in problems.values():
+        raise problem
+    return inputs, saved.probabilities(decode(stored, saved.rounded_to).astype(np.float32))
+
+
+def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[str, Any]:
+    """Return all that is needed to prepare inputs and to read answers, as JSON values."""
+    name = entrance_of(network.preprocess).noun
+    output = "numbers" if saved.kind == "numbers" else "probabilities"
+    return {
+        "format": "featurecache.export",
+        "version": EXPORT_VERSION,
+        "kind": saved.kind,
+        "classes": saved.classes,
+        "input": {"name": name, "dtype": str(inputs.dtype), "shape": ["batch", *inputs.shape[1:]]},
+        "output": {"name": output, "dtype": "float32", "shape": ["batch", len(saved.classes)]},
+        "preprocess": _preprocess(network.preprocess, network.tokenizer),
+        "backbone": network.name,
+        "weights": saved.identity.weights,
+        "architecture": saved.identity.architecture,
+        "tap": saved.tap,
+        "features_rounded_to": saved.rounded_to,
+        "head": saved.meta.get("head"),
+        "task": saved.meta.get("task"),
+        "made_with": installed_versions(("featurecache", "torch", "timm", "torchvision", "transformers")),
+    }
+
+
+def _preprocess(preprocess: AnyPreprocess, tokenizer: str | None) -> dict[str, Any]:
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(preprocess).items()}
+    if isinstance(preprocess, PreprocessSpec):
+        return {"kind": "image", **settings, "jpeg_draft": draft_side(preprocess)}
+    return {**settings, "tokenizer_json": tokenizer}
+
+
+@contextmanager
+def _placed(out: Path, kind: Format) -> Iterator[Path]:
+    with (published_folder if kind.files else published)(out) as partial:
+        yield partial
+
+
+def _difference(found: list[NDArray[Any]], expected: list[NDArray[np.float64]]) -> float:
+    if any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
+        return float("inf")
+    scale = max(1.0, *(float(np.abs(each).max()) for each in expected))
+    return max(float(np.abs(one - other).max()) for one, other in zip(found, expected, strict=True)) / scale

@@ -1,0 +1,72 @@
+"""What a format is, and which there are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from featurecache.deployment.exporting.network import ExportedNetwork
+from featurecache.errors import MissingExtraError
+
+Answers = Callable[[NDArray[Any]], NDArray[Any]]
+"""Loaded inputs (B, ...) to answers (B, K)."""
+
+KEY = "featurecache"
+"""Under which a file keeps what is known of it, as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What is written."""
+
+    network: ExportedNetwork
+    program: ExportedProgram
+    about: dict[str, Any]
+    """JSON values that travel along; ``input`` and ``output`` name what goes in and comes out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """How a network is written to a place and read from it; the two functions are in the module of that name."""
+
+    module: str
+    packages: tuple[str, ...] = ()
+    """What it needs beside torch."""
+    extra: str = ""
+    """What installs them."""
+    files: tuple[str, ...] = ()
+    """Of a folder; empty: the place is a file."""
+
+    def check_packages(self) -> None:
+        """Raise `MissingExtraError` where one is not installed."""
+        for package in self.packages:
+            if find_spec(package) is None:
+                raise MissingExtraError(package, self.extra)
+
+    def write(self, exported: Exported, place: Path) -> None:
+        """Write to a file, or into a folder that is there."""
+        self._functions().write(exported, place)
+
+    def read(self, exported: Exported, place: Path) -> Answers:
+        """Return what was written as a function of arrays."""
+        answers: Answers = self._functions().read(exported, place)
+        return answers
+
+    def _functions(self) -> Any:
+        return importlib.import_module(f"featurecache.deployment.exporting.{self.module}")
+
+
+FORMATS = {
+    "onnx": Format(module="onnx_file", packages=("onnx", "onnxscript", "onnxruntime"), extra="export"),
+    "torch": Format(module="torch_program"),
+    "openvino": Format(module="openvino_folder", packages=("openvino",), extra="cpu", files=("model.xml", "model.bin")),
+    "safetensors": Format(module="weights_folder", files=("model.safetensors", "config.json")),
+}
+"""By name."""

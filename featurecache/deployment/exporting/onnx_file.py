@@ -1,0 +1,56 @@
+"""An ONNX file: runs in onnxruntime, on any machine it has, without torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from featurecache.deployment.exporting.format import KEY, Answers, Exported
+
+
+def write(exported: Exported, path: Path) -> None:
+    """Write the program, and what is known of it as ``metadata_props``."""
+    with warnings.catch_warnings(), _quiet("onnxscript"):
+        warnings.simplefilter("ignore")
+        converted = torch.onnx.export(
+            exported.program,
+            input_names=[exported.about["input"]["name"]],
+            output_names=[exported.about["output"]["name"]],
+            dynamo=True,
+            verbose=False,
+        )
+    assert converted is not None
+    converted.model.metadata_props[KEY] = json.dumps(exported.about)
+    converted.save(path, external_data=False)
+
+
+def read(exported: Exported, path: Path) -> Answers:
+    """Return the file as a function."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def answers(batch: NDArray[Any]) -> NDArray[Any]:
+        (found,) = session.run(None, {exported.about["input"]["name"]: batch})
+        return found
+
+    return answers
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hear nothing of constants that a translator tried to compute beforehand and could not."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,43 @@
+"""A folder with ``model.xml`` and ``model.bin`` for OpenVINO.
+
+Some CPUs compute in bfloat16 unless they are told otherwise, and a model cannot tell them: who compiles it passes the
+hint that `read` does to get the answers of `predict`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import openvino
+from numpy.typing import NDArray
+
+from featurecache.backbones.openvino_runtime import logging_kept, without_telemetry
+from featurecache.deployment.exporting.format import KEY, Answers, Exported
+
+_MODEL = "model.xml"
+
+
+def write(exported: Exported, folder: Path) -> None:
+    """Write the model, and what is known of it as ``rt_info``."""
+    with warnings.catch_warnings(), without_telemetry(), logging_kept():
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(exported.program)
+    model.reshape([-1, *exported.about["input"]["shape"][1:]])
+    model.input(0).set_names({exported.about["input"]["name"]})
+    model.output(0).set_names({exported.about["output"]["name"]})
+    model.set_rt_info(json.dumps(exported.about), KEY)
+    openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
+
+
+def read(exported: Exported, folder: Path) -> Answers:
+    """Return the model as a function."""
+    compiled = openvino.Core().compile_model(folder / _MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def answers(batch: NDArray[Any]) -> NDArray[Any]:
+        found: NDArray[Any] = compiled(batch)[0]
+        return found
+
+    return answers
