@@ -96,43 +96,42 @@ def test_results_do_not_depend_on_processes_and_order(cached: Path) -> None:
     assert len(here) == 2 * 3 * 2 * 2
 
 
-def test_all_heads_of_each_kind_are_fitted(of_all_kinds: Path, sweep: Callable) -> None:
-    document = sweep("--tap", "stem.0:avg", "--share", "0.5", "--share", "1")
-    rows = document["rows"]
-    kinds = {"colour": "classes", "redness": "numbers", "tags": "labels"}
-    assert {(row["task"], row["kind"]) for row in rows} == set(kinds.items())
-    for task, kind in kinds.items():
-        mine = [row for row in rows if row["task"] == task]
-        assert {row["head"] for row in mine} == set(list_heads(kind=kind))
+OPTIONS = [*((name, []) for name in MEASURES), ("colour", ["--balanced"])]
+
+
+def test_each_kind_has_its_heads_and_figures(of_all_kinds: Path, sweep: Callable) -> None:
+    args = ["--tap", "stem.0:avg", "--head", "knn", "--head", "ridge", "--share", "0.5", "--share", "1"]
+    document = sweep(*args)
+    store, rows = FeatureStore.open(of_all_kinds), document["rows"]
+    for task in (store.task(name) for name in MEASURES):
+        assert Plan().heads_for(task.kind) == list_heads(kind=task.kind)
+        mine = [row for row in rows if row["task"] == task.name]
+        assert len(mine) == Plan(heads=["knn", "ridge"], shares=[0.5, 1]).num_cells([task], 1) == 4
         for row in mine:
-            assert row["measure"] == MEASURES[task]
+            assert (row["kind"], row["measure"]) == (task.kind, MEASURES[task.name])
             ends = ("", "_low", "_high")
-            assert [row[f"score{end}"] for end in ends] == [row[MEASURES[task] + end] for end in ends]
-            assert all(row[name] is not None for name in measure_of(kind, 3).titles)
-            assert (row["log_loss"] is None) == (row["accuracy"] is None) == (kind != "classes")
-        lines = [line for line in document["summary"] if line["task"] == task and line["share"] == 1]
+            assert [row[f"score{end}"] for end in ends] == [row[MEASURES[task.name] + end] for end in ends]
+            assert all(row[name] is not None for name in measure_of(task.kind, 3).titles)
+            assert (row["log_loss"] is None) == (row["accuracy"] is None) == (task.kind != "classes")
+        lines = [line for line in document["summary"] if line["task"] == task.name and line["share"] == 1]
         assert [line["score"] for line in lines] == sorted(row["score"] for row in mine if row["share"] == 1)[::-1]
-    assert sweep("--tap", "stem.0:avg", "--share", "0.5", "--share", "1")["computed"] == 0
+    assert sweep(*args)["computed"] == 0
 
 
-@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
-@pytest.mark.parametrize("task_name", MEASURES)
+@pytest.mark.parametrize(("task_name", "options"), OPTIONS)
 def test_a_score_is_what_the_head_gets_alone_on_that_division(
-    task_name: str, balanced: bool, of_all_kinds: Path
+    task_name: str, options: list[str], of_all_kinds: Path
 ) -> None:
-    if balanced and task_name != "colour":
-        return
-    store = FeatureStore.open(of_all_kinds)
+    store, balanced = FeatureStore.open(of_all_kinds), bool(options)
     task, feature_set = store.task(task_name), store.find(tap="stem.0:avg")
-    head = "logistic" if task.kind != "numbers" else "ridge"
-    plan = Plan(heads=[head], seeds=[0, 1], num_folds=3, shares=[0.4, 1], balanced=balanced)
+    plan = Plan(heads=["knn"], seeds=[0, 1], num_folds=3, shares=[0.4, 1], balanced=balanced)
     parts = read_parts(task, feature_set.open(), feature_set.open(), ["train", "validation"])
     rows = run_sweep(store, [task], [feature_set], plan, n_jobs=1)
     assert len(rows) == 2 * 3 * 2
     for row in rows:
         division = Division(**{name: row[name] for name in ("seed", "fold", "num_folds", "shots", "share")})
         alone = evaluate_head(
-            head,
+            "knn",
             divide(parts, division, kind=task.kind),
             len(task.classes),
             kind=task.kind,
@@ -146,7 +145,7 @@ def test_a_score_is_what_the_head_gets_alone_on_that_division(
         assert (row["selection_score"], row["params"]) == (alone.selection_score, json.dumps(alone.params))
 
 
-@pytest.mark.parametrize(("task_name", "options"), [*((name, []) for name in MEASURES), ("colour", ["--balanced"])])
+@pytest.mark.parametrize(("task_name", "options"), OPTIONS)
 def test_one_division_says_what_train_says(
     task_name: str, options: list[str], of_all_kinds: Path, sweep: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
