@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
+
+
+def free_memory() -> int:
+    """Return how many bytes of memory this process may still take, by the system, its container and its own limit."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if (limit := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
+        found.append(limit)
+    for path, name in ((Path("/proc/meminfo"), "MemAvailable:"), (Path("/sys/fs/cgroup/memory.max"), "")):
+        try:
+            line = next(line for line in path.read_text().splitlines() if line.startswith(name))
+            found.append(int(line.removeprefix(name).split()[0]) * (1024 if name else 1))
+        except (OSError, StopIteration, ValueError):  # no such file, or "max"
+            continue
+    return min(found)
 
 
 def num_cores() -> int:

@@ -75,9 +75,9 @@ def probe_with_costs(backbone: Backbone) -> CostedProbe:
     return CostedProbe(seen, {node: count // num_images for node, count in flops.items()})
 
 
-def bytes_per_sample(tap: Tap) -> int:
-    """Return what one sample of a tap takes on disk in float16, its id included."""
-    return math.prod(tap.shape) * _FLOAT16_BYTES + _ID_BYTES
+def bytes_per_sample(tap: Tap, *, itemsize: int = _FLOAT16_BYTES) -> int:
+    """Return what one sample of a tap takes on disk, in float16 unless told, its id included."""
+    return math.prod(tap.shape) * itemsize + _ID_BYTES
 
 
 def suggested_taps(nodes: list[NodeInfo]) -> dict[str, list[str]]:

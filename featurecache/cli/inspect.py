@@ -10,6 +10,7 @@ from featurecache.cli.output import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
+    from featurecache.backbones.cutting import CutInfo
     from featurecache.backbones.inspection import NodeInfo
     from featurecache.backbones.tapped import Tap
 
@@ -28,12 +29,16 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--tap", action="append", metavar="T", help="also show this tap, or all of: stages, blocks; repeat for several"
     )
+    parser.add_argument(
+        "--tails", action="store_true", help="also try where the network can be cut, to train the rest of it on a cache"
+    )
     add_preprocess_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, run once, print."""
+    from featurecache.backbones.cutting import valid_cuts
     from featurecache.backbones.inspection import list_nodes, probe_with_costs
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import resolve_taps
@@ -42,15 +47,20 @@ def run(args: argparse.Namespace) -> int:
     costed = probe_with_costs(backbone)
     nodes = list_nodes(backbone, costed)
     taps = resolve_taps(backbone, ["default", *(args.tap or [])], seen=costed.seen)
+    cuts = valid_cuts(backbone, costed) if args.tails else None
     if args.json:
-        print_json(_document(backbone, nodes, taps))
+        print_json(_document(backbone, nodes, taps, cuts))
     else:
         _print_tree(nodes, depth=args.depth)
         _print_summary(backbone, nodes, taps)
+        if cuts is not None:
+            _print_tails(backbone, cuts)
     return 0
 
 
-def _document(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> dict[str, Any]:
+def _document(
+    backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...], cuts: list[CutInfo] | None
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
@@ -71,6 +81,7 @@ def _document(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) 
         "notes": list(backbone.notes),
         "preprocess": asdict(backbone.preprocess),
         "nodes": [asdict(node) for node in nodes],
+        **({} if cuts is None else {"tails": [asdict(cut) for cut in cuts]}),
     }
 
 
@@ -114,3 +125,34 @@ def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, .
     print_line(f"weights: {backbone.weights_source}; fingerprint {backbone.identity.fingerprint[:12]}")
     for note in backbone.notes:
         print_line(f"note: {note}")
+
+
+def _print_tails(backbone: Backbone, cuts: list[CutInfo]) -> None:
+    if not cuts:
+        print_line(f"tails: {backbone.name} cannot be cut after any of its stages and blocks")
+        return
+    columns = ["trainable after", "kB float16", "kB float32", "GFLOP before", "GFLOP after", "speed-up"]
+    print_table(
+        ["cut after", "output shape", *columns],
+        [
+            [
+                cut.tap,
+                "x".join(map(str, cut.shape)),
+                f"{cut.num_trainable:,}",
+                f"{cut.bytes_float16 / 1000:.2f}",
+                f"{cut.bytes_float32 / 1000:.2f}",
+                f"{cut.flops_before / 1e9:.3f}",
+                f"{cut.flops_after / 1e9:.3f}",
+                "-" if cut.speedup is None else f"{cut.speedup:.1f}x",
+            ]
+            for cut in cuts
+        ],
+        numbers=columns,
+    )
+    print_line(
+        "speed-up: predicted, an epoch that recomputes the frozen layers / one from the cache, by operations: "
+        "(before + 3 after) / (3 after); decoding, reading and the output layer are left out"
+    )
+    print_line(
+        f"cache one of them: featurecache extract SOURCE --cache DIR --backbone {backbone.name} --tap {cuts[-1].tap}"
+    )

@@ -17,7 +17,7 @@ from featurecache.cli.options import (
     views_of,
 )
 from featurecache.cli.output import print_json, print_line
-from featurecache.cli.task import add_label_options, add_missing_option, label_columns, print_task
+from featurecache.cli.task import add_label_options, add_missing_option, add_weight_option, label_columns, print_task
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
 from featurecache.errors import RequestError
 from featurecache.specs import TASK_NOUN, check_takes_views
@@ -57,6 +57,7 @@ def add_parser(verbs: Any) -> None:
         "--task", default="run", metavar="NAME", help="name of the task and of the kept head (default: run)"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="where to (default: DIR/report.html)")
+    add_weight_option(parser)
     add_missing_option(parser)
     add_backbone_options(parser)
     add_extraction_options(parser)
@@ -134,8 +135,9 @@ def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLab
     if not args.labels and not args.text_column:
         if args.kind != "classes":
             raise RequestError(f"folders say classes, not {args.kind}; give a CSV with --labels and --kind {args.kind}")
-        if args.group_column:
-            raise RequestError("folders say no groups; give a CSV with --labels and --group-column")
+        for word in ("group", "weight"):
+            if getattr(args, f"{word}_column"):
+                raise RequestError(f"folders say no {word}s; give a CSV with --labels and --{word}-column")
         return labels_from_folders(source.root)
     # Another table may name its rows by id instead of holding the texts again.
     text_column = None if args.labels and args.id_column else args.text_column
@@ -146,6 +148,7 @@ def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLab
         kind=args.kind,
         text_column=text_column,
         group_column=args.group_column,
+        weight_column=args.weight_column,
         root=source.root,
     )
 

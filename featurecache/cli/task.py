@@ -47,6 +47,7 @@ def add_parser(verbs: Any) -> None:
     add.add_argument(
         "--group-column", metavar="NAME", help="inputs with the same entry here are never divided: photo, patient"
     )
+    add_weight_option(add)
     add.add_argument("--source", type=Path, metavar="SOURCE", help="label only this source of the cache")
     add.add_argument("--replace", action="store_true", help="replace a task of the same name")
     add.add_argument("--seed", type=int, default=0, help="of the split that is made where the labels bring none")
@@ -71,6 +72,13 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_weight_option(parser: argparse.ArgumentParser) -> None:
+    """Add the column that says how much an input counts."""
+    parser.add_argument(
+        "--weight-column", metavar="NAME", help="how much an input counts in fitting, above 0; judging counts all alike"
+    )
+
+
 def label_columns(args: argparse.Namespace) -> list[str]:
     """Return the columns that say what the inputs are."""
     return args.label_column or ["label"]
@@ -89,8 +97,9 @@ def run_add(args: argparse.Namespace) -> int:
 
     if args.from_folders and args.kind != "classes":
         raise RequestError(f"folders say classes, not {args.kind}; give a CSV with --kind {args.kind}")
-    if args.from_folders and args.group_column:
-        raise RequestError("folders say no groups; give a CSV with --group-column")
+    for word in ("group", "weight"):
+        if args.from_folders and getattr(args, f"{word}_column"):
+            raise RequestError(f"folders say no {word}s; give a CSV with --{word}-column")
     if args.from_folders == (args.labels is not None):
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
     from featurecache.sources.source import open_source
@@ -106,6 +115,7 @@ def run_add(args: argparse.Namespace) -> int:
             kind=args.kind,
             text_column=args.text_column,
             group_column=args.group_column,
+            weight_column=args.weight_column,
             root=root,
         )
     store = FeatureStore.open(args.cache)
@@ -126,7 +136,9 @@ def print_task(store: FeatureStore, task: Task) -> None:
     counts = ", ".join(f"{count} {part}" for part, count in task.counts().items())
     about = task.about
     groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
-    print_line(f"task {task.name}: {len(task.classes)} {task.kind}, {counts}{groups} (splits {about['splits']})")
+    weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
+    said = f"{len(task.classes)} {task.kind}, {counts}{groups}{weights}"
+    print_line(f"task {task.name}: {said} (splits {about['splits']})")
     if task.kind == "numbers":
         columns = zip(task.classes, task.labels.T, strict=True)
         rows = [[name, *(f"{each:.4g}" for each in (c.mean(), c.min(), c.max()))] for name, c in columns]
@@ -180,6 +192,7 @@ def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
         "counts": task.counts(),
         "about": task.about,
         "groups": None if task.groups is None else int(task.groups.max()) + 1,
+        "weights": None if task.weights is None else [float(task.weights.min()), float(task.weights.max())],
         "unlabelled": _num_unlabelled(store, task),
     }
 

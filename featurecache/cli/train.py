@@ -59,6 +59,13 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
     )
     group.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
+    group.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="hold at most so many gigabytes of features in memory, and read more from disk block by block (default: "
+        "half of what is free)",
+    )
     group.add_argument("--random-state", type=int, default=0, metavar="SEED")
 
 
@@ -87,9 +94,11 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
     from featurecache.evaluation.training import train_heads
     from featurecache.heads.registry import list_heads
 
-    heads = list_heads(kind=task.kind) if "all" in (args.head or ["all"]) else args.head
+    if args.memory is not None and not args.memory > 0:
+        raise RequestError(f"--memory must be above 0, got {args.memory:g}")
+    heads = [] if "all" in (args.head or ["all"]) else args.head
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("training heads", len(heads) * len(sets))
+        progress.start("training heads", len(heads or list_heads(kind=task.kind)) * len(sets))
         return train_heads(
             store,
             task,
@@ -98,6 +107,7 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
             tta=args.tta,
             balanced=args.balanced,
             n_jobs=args.jobs,
+            memory=None if args.memory is None else int(args.memory * 1e9),
             random_state=args.random_state,
             on_result=lambda result: progress.advance(1),
         )

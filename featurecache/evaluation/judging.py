@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.special import softmax
 from sklearn.base import BaseEstimator
@@ -12,33 +14,31 @@ from featurecache.heads.probability import answers_for, decision_values, fit_tem
 
 def probabilities(estimator: BaseEstimator, part: Part, temperature: float, n_classes: int) -> np.ndarray:
     """Return class probabilities (n_samples, n_classes) float64, the mean over what a sample is judged on."""
-    n_samples, n_views, n_features = part.judged.shape
-    rows = part.judged.reshape(n_samples * n_views, n_features)
-    return predict_proba(estimator, rows, temperature, n_classes).reshape(n_samples, n_views, -1).mean(axis=1)
+    return _said_of(part, lambda rows: predict_proba(estimator, rows, temperature, n_classes)).mean(axis=1)
 
 
 def said(estimator: BaseEstimator, part: Part) -> np.ndarray:
     """Return what a head says of labels or numbers, (n_samples, n_outputs) float64: the mean over a sample's views."""
-    n_samples, n_views, n_features = part.judged.shape
-    return (
-        answers_for(estimator, part.judged.reshape(n_samples * n_views, n_features))
-        .reshape(n_samples, n_views, -1)
-        .mean(axis=1)
-    )
+    return _said_of(part, lambda rows: answers_for(estimator, rows)).mean(axis=1)
 
 
 def predictions(estimator: BaseEstimator, part: Part, temperature: float, n_classes: int) -> np.ndarray:
     """Return class indices (n_samples,) int64."""
     if part.several:
         return probabilities(estimator, part, temperature, n_classes).argmax(axis=1)
-    return np.asarray(estimator.predict(part.judged[:, 0]), dtype=np.int64)
+    return _said_of(part, lambda rows: np.asarray(estimator.predict(rows), np.int64))[:, 0, 0]
 
 
 def decisions(estimator: BaseEstimator, part: Part, n_classes: int) -> np.ndarray:
     """Return decision values (n_samples, n_views, n_classes) float64."""
-    n_samples, n_views, n_features = part.judged.shape
-    rows = part.judged.reshape(n_samples * n_views, n_features)
-    return decision_values(estimator, rows, n_classes).reshape(n_samples, n_views, n_classes)
+    return _said_of(part, lambda rows: decision_values(estimator, rows, n_classes))
+
+
+def _said_of(part: Part, say: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return what is said of the rows of each sample, (n_samples, n_views, n_outputs)."""
+    found = [say(rows) for rows in part.rows_to_judge()]
+    whole = found[0] if len(found) == 1 else np.concatenate(found)
+    return whole.reshape(len(part), part.judged.shape[1], -1)
 
 
 def temperature_of(values: np.ndarray, y: np.ndarray) -> float:

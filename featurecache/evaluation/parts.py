@@ -6,8 +6,9 @@ that no division into parts or folds can separate them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,19 @@ from featurecache.errors import HeadError, TaskError
 from featurecache.heads.fitting import check_features
 
 LabelledRows = tuple[np.ndarray, np.ndarray]
+_BLOCK_BYTES = 256 << 20
+"""Of rows that are judged at a time."""
+
+
+class RowsToFit(NamedTuple):
+    """What an estimator is fitted on."""
+
+    X: np.ndarray
+    """(n_rows, n_features)."""
+    y: np.ndarray
+    """Class index of each row, (n_rows,); labels or numbers, (n_rows, n_outputs)."""
+    weight: np.ndarray | None
+    """(n_rows,), or None: all count alike."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -29,8 +43,14 @@ class Part:
     """What heads are judged on, (n_samples, n_views, n_features): the plain features, or several views."""
     groups: np.ndarray | None = None
     """Samples with the same number stay on one side of every division, (n_samples,) int; None: each is by itself."""
+    weight: np.ndarray | None = None
+    """How much each sample counts in fitting, (n_samples,) float64; None: all count alike."""
     num_tokens: int = 1
     """Tokens whose features stand side by side in a row."""
+    on_disk: bool = False
+    """Features are read from a file as they are needed, because memory would not hold them."""
+    places: np.ndarray | None = None
+    """Where the samples are in ``judged``, (n_samples,) int64, where that holds others too: then for judging only."""
 
     def __len__(self) -> int:
         return len(self.y)
@@ -40,29 +60,50 @@ class Part:
         """Tell whether a sample is judged on more than one view."""
         return self.judged.shape[1] > 1
 
-    def rows_to_fit(self) -> LabelledRows:
-        """Return every view as a row, (n_samples * n_views, n_features), with the label of its sample."""
-        return _flat(self.fitted), np.repeat(self.y, self.fitted.shape[1], axis=0)
+    def rows_to_fit(self) -> RowsToFit:
+        """Return every view as a row, with the label and the weight of its sample."""
+        num_views = self.fitted.shape[1]
+        weight = None if self.weight is None else np.repeat(self.weight, num_views)
+        return RowsToFit(_flat(self.fitted), np.repeat(self.y, num_views, axis=0), weight)
+
+    def rows_to_judge(self) -> Iterator[np.ndarray]:
+        """Yield what samples are judged on, (n_rows, n_features), every view a row, some samples at a time."""
+        num_samples = max(_BLOCK_BYTES // (self.judged[:1].nbytes or 1), 1)
+        for start in range(0, len(self), num_samples):
+            some = slice(start, start + num_samples)
+            yield _flat(self.judged[some if self.places is None else self.places[some]])
+
+    def in_memory(self) -> Part:
+        """Return the same with plain arrays: another process is handed memory maps, by which heads know a disk."""
+        judged = np.asarray(self.judged)
+        fitted = judged if self.fitted is self.judged else np.asarray(self.fitted)
+        return replace(self, judged=judged, fitted=fitted, on_disk=False)
 
     def take(self, places: np.ndarray) -> Part:
         """Return some of the samples, with all that belongs to them."""
-        groups = None if self.groups is None else self.groups[places]
-        return replace(self, y=self.y[places], fitted=self.fitted[places], judged=self.judged[places], groups=groups)
+        judged = self.judged[places]
+        fitted = judged if self.fitted is self.judged else self.fitted[places]
+        return replace(self._of(places), fitted=fitted, judged=judged, on_disk=False)
+
+    def to_judge(self, places: np.ndarray) -> Part:
+        """Return some of the samples for judging; on disk, their features stay where they are."""
+        return replace(self._of(places), places=places) if self.on_disk else self.take(places)
 
     def with_samples_of(self, other: Part) -> Part:
         """Return the samples of both parts."""
+        judged = _joined(self.judged, other.judged)
         return replace(
             self,
             y=np.concatenate([self.y, other.y]),
-            fitted=np.concatenate([self.fitted, other.fitted]),
-            judged=np.concatenate([self.judged, other.judged]),
+            fitted=judged if self.fitted is self.judged else _joined(self.fitted, other.fitted),
+            judged=judged,
             groups=None if self.groups is None or other.groups is None else np.concatenate([self.groups, other.groups]),
+            weight=None if self.weight is None or other.weight is None else np.concatenate([self.weight, other.weight]),
         )
 
-    def joined(self, other: Part) -> LabelledRows:
-        """Return the rows to fit of two parts."""
-        (X, y), (X_more, y_more) = self.rows_to_fit(), other.rows_to_fit()
-        return np.concatenate([X, X_more]), np.concatenate([y, y_more])
+    def _of(self, places: np.ndarray) -> Part:
+        groups, weight = (None if each is None else each[places] for each in (self.groups, self.weight))
+        return replace(self, y=self.y[places], groups=groups, weight=weight)
 
 
 Split = Mapping[str, LabelledRows | Part]
@@ -121,10 +162,11 @@ def _check_part(name: str, given: LabelledRows | Part, check: Callable[[str, np.
     fitted = judged
     if isinstance(given, Part) and given.fitted is not given.judged:
         fitted = check_features(_flat(given.fitted), name).reshape(len(y), given.fitted.shape[1], -1)
-    checked = Part(y=y, fitted=fitted, judged=judged)
-    if isinstance(given, Part):
-        return replace(checked, groups=given.groups, num_tokens=given.num_tokens)
-    return checked
+    return (
+        replace(given, y=y, fitted=fitted, judged=judged)
+        if isinstance(given, Part)
+        else Part(y=y, fitted=fitted, judged=judged)
+    )
 
 
 def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
@@ -132,6 +174,23 @@ def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
     if groups is None:
         return int(np.unique(y, return_counts=True)[1].min())
     return min(len(np.unique(groups[y == label])) for label in np.unique(y))
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the samples of two arrays; where they lie one after the other in one array, without a copy."""
+    whole = first.base
+    if isinstance(whole, np.ndarray) and whole is second.base and first.shape[1:] == second.shape[1:]:
+        start, middle = _place_in(whole, first), _place_in(whole, second)
+        if start is not None and middle == start + first.size:
+            return whole.reshape(-1)[start : middle + second.size].reshape(-1, *first.shape[1:])
+    return np.concatenate([first, second])
+
+
+def _place_in(whole: np.ndarray, part: np.ndarray) -> int | None:
+    """Return where the numbers of a part begin in an array that holds them one after the other."""
+    if not (whole.flags.c_contiguous and part.flags.c_contiguous and whole.dtype == part.dtype):
+        return None
+    return (part.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) // whole.itemsize
 
 
 def _flat(views: np.ndarray) -> np.ndarray:

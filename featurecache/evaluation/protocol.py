@@ -27,7 +27,7 @@ from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
 from featurecache.evaluation.measures import Figures, Measure, measure_of
-from featurecache.evaluation.parts import LabelledRows, Part, Split, check_parts
+from featurecache.evaluation.parts import Part, RowsToFit, Split, check_parts
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.scores import evaluate as evaluate
 from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
@@ -39,7 +39,7 @@ from featurecache.specs import TaskKind
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
 _WORTH_A_PROCESS = 500_000
 _SLOWEST_FIRST = (
-    *("attentive", "rbf_svm", "mlp", "linear_svm", "logistic"),
+    *("attentive", "boosted_trees", "rbf_svm", "mlp", "linear_svm", "logistic"),
     *("ridge", "knn", "gda", "nearest_mean", "majority"),
 )
 
@@ -204,10 +204,12 @@ def _evaluated(
 
 
 def _may_leave_process(names: list[str], parts: dict[str, Part], measure: Measure) -> bool:
-    return parts["train"].fitted.size >= _WORTH_A_PROCESS and are_built_in(names, measure.kind)
+    worth_it = parts["train"].fitted.size >= _WORTH_A_PROCESS and not parts["train"].on_disk
+    return worth_it and are_built_in(names, measure.kind)
 
 
 def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state: int) -> HeadResult:
+    parts = {part: rows if rows.on_disk else rows.in_memory() for part, rows in parts.items()}
     # One thread always, also without other processes: sums in another order would give other last digits.
     load_arithmetic(make_head(name, kind=measure.kind))
     with threadpool_limits(1):
@@ -230,7 +232,7 @@ def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state:
             temperature=choice.temperature,
             estimator=estimator,
             converged=converged,
-            n_train=len(train[1]),
+            n_train=len(train.y),
             seconds=time.perf_counter() - start,
             **fields,
         )
@@ -242,10 +244,9 @@ def _choose(name: str, parts: dict[str, Part], measure: Measure, random_state: i
     return choose_by_cross_validation(name, parts["train"], measure, random_state=random_state)
 
 
-def _rows_to_fit(parts: dict[str, Part]) -> LabelledRows:
-    if "validation" not in parts or "test" not in parts:
-        return parts["train"].rows_to_fit()
-    return parts["train"].joined(parts["validation"])
+def _rows_to_fit(parts: dict[str, Part]) -> RowsToFit:
+    both = "validation" in parts and "test" in parts
+    return (parts["train"].with_samples_of(parts["validation"]) if both else parts["train"]).rows_to_fit()
 
 
 def _judged(

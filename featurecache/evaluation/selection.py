@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,15 @@ from featurecache.evaluation.measures import Measure
 from featurecache.evaluation.parts import Part, smallest_class
 from featurecache.heads.fitting import fit_folds
 from featurecache.heads.probability import needs_temperature
-from featurecache.heads.registry import head_grid, last_step, make_head, needs_tokens
+from featurecache.heads.registry import (
+    head_grid,
+    last_step,
+    list_heads,
+    make_head,
+    needs_tokens,
+    streams,
+    takes_weights,
+)
 
 MAX_FOLDS = 5
 
@@ -54,8 +62,18 @@ def build(name: str, params: dict[str, Any], measure: Measure, train: Part, rand
     Raises
     ------
     HeadError
-        A head that needs tokens, and features without.
+        A head that needs tokens, and features without; that cannot weigh samples, and samples with weights; or that
+        holds all rows in memory, and features that do not fit there.
     """
+    if train.weight is not None and not takes_weights(name, kind=measure.kind):
+        raise HeadError(
+            f"head {name!r} cannot weigh samples, and these have weights; {_others(measure, takes_weights)}"
+        )
+    if train.on_disk and not streams(name, kind=measure.kind):
+        raise HeadError(
+            f"head {name!r} holds all rows in memory, and these features are too large for it; allow more with "
+            f"--memory, or {_others(measure, streams)}"
+        )
     if needs_tokens(name) and train.num_tokens == 1:
         raise HeadError(
             f"head {name!r} looks at tokens, and these features have none; extract a tap that keeps them, such as "
@@ -72,14 +90,19 @@ def build(name: str, params: dict[str, Any], measure: Measure, train: Part, rand
     return estimator
 
 
+def _others(measure: Measure, can: Callable[..., bool]) -> str:
+    kind = measure.kind
+    return f"choose among {', '.join(name for name in list_heads(kind=kind) if can(name, kind=kind))}"
+
+
 def choose_on_validation(name: str, train: Part, validation: Part, measure: Measure, *, random_state: int) -> Choice:
     """Fit each setting on train, keep the one that does best on validation; of equals the simplest."""
     best, best_score = None, -math.inf
-    X, y = train.rows_to_fit()
+    X, y, weight = train.rows_to_fit()
     never = np.full(len(y), -1)
     grid = head_grid(name, len(y), kind=measure.kind)
     head = build(name, {}, measure, train, random_state)
-    for params, (estimator,) in fit_folds(head, grid, X, y, never, name=name):
+    for params, (estimator,) in fit_folds(head, grid, X, y, never, weight, name=name):
         judged = _judge(estimator, validation, measure)
         if (score := measure.goodness(validation.y, judged.y_pred)) > best_score:
             best, best_score = (params, judged), score
@@ -99,11 +122,11 @@ def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, rand
     fold = np.empty(len(train), dtype=np.int64)
     for number, (_, held_out) in enumerate(pairs):
         fold[held_out] = number
-    X, y = train.rows_to_fit()
-    parts = [train.take(held_out) for _, held_out in pairs]
+    X, y, weight = train.rows_to_fit()
+    parts = [train.to_judge(held_out) for _, held_out in pairs]
     best, best_score = None, -math.inf
     head = build(name, {}, measure, train, random_state)
-    fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), name=name)
+    fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), weight, name=name)
     for params, estimators in fitted:
         judged = _joined(train, pairs, [_judge(*each, measure) for each in zip(estimators, parts, strict=True)])
         if (score := measure.goodness(train.y, judged.y_pred)) > best_score:

@@ -22,8 +22,7 @@ from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import are_built_in, evaluate_head
 from featurecache.evaluation.training import judged_set_of, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.heads.registry import head_grid, list_heads, make_head
-from featurecache.specs import TaskKind
+from featurecache.heads.registry import head_grid, list_heads, make_head, takes_weights
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -50,7 +49,7 @@ class Plan:
     Attributes
     ----------
     heads : sequence of str
-        All heads for the kind of each task where it is empty.
+        Where it is empty, all heads for the kind of each task, and that can weigh its samples where these have weights.
     seeds : sequence of int
     num_folds : int or None
         Judge on each fold of so many, instead of on the validation part.
@@ -100,13 +99,16 @@ class Plan:
             for fold in folds
         ]
 
-    def heads_for(self, kind: TaskKind) -> list[str]:
-        """Return the heads that are fitted for tasks of a kind."""
-        return list(dict.fromkeys(self.heads)) or list_heads(kind=kind)
+    def heads_for(self, task: Task) -> list[str]:
+        """Return the heads that are fitted for a task."""
+        names = list(dict.fromkeys(self.heads))
+        if names or task.weights is None:
+            return names or list_heads(kind=task.kind)
+        return [name for name in list_heads(kind=task.kind) if takes_weights(name, kind=task.kind)]
 
     def num_cells(self, tasks: Sequence[Task], num_sets: int) -> int:
         """Return how many heads are fitted for these tasks on so many feature sets."""
-        return num_sets * len(self.divisions()) * sum(len(self.heads_for(task.kind)) for task in tasks)
+        return num_sets * len(self.divisions()) * sum(len(self.heads_for(task)) for task in tasks)
 
     def check(self, task: Task) -> None:
         """Raise what is wrong with the plan for a task.
@@ -118,7 +120,7 @@ class Plan:
         UnknownNameError
             A head that there is not for its kind.
         """
-        for head in self.heads_for(task.kind):
+        for head in self.heads_for(task):
             make_head(head, kind=task.kind)
         if task.kind == "classes":
             return
@@ -188,7 +190,7 @@ def _pair(
     measure = measure_of(task.kind, len(task.classes), balanced=plan.balanced)
     labels = _digest_of_labels(task, features, judged)
     cells = {}
-    for head in plan.heads_for(task.kind):
+    for head in plan.heads_for(task):
         for division in plan.divisions():
             key = _key(head, division, feature_set, judged_set, labels, measure)
             cells[key] = head, division
@@ -288,9 +290,10 @@ def _digest_of_labels(task: Task, features: Features, judged: Features) -> str:
     for split in SPLITS:
         if task.has(split):
             rows, y = rows_of_part(task, features, judged, split)
-            groups = task.groups_of(rows)
+            groups, weights = task.groups_of(rows), task.weights_of(rows)
             content = task.samples.ids[rows].tobytes() + y.astype(exact).tobytes()
             content += b"" if groups is None else groups.astype("<i4").tobytes()
+            content += b"" if weights is None else weights.astype("<f8").tobytes()
             document[split] = digest_bytes(content)
     return digest_json("labels", 2, document)
 

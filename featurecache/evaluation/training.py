@@ -19,8 +19,9 @@ from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion
-from featurecache.heads.registry import list_heads, make_head
-from featurecache.specs import TASK_NOUN, check_takes_views
+from featurecache.evaluation.staging import Staging, staging
+from featurecache.heads.registry import list_heads, make_head, streams, takes_weights
+from featurecache.specs import TASK_NOUN, TaskKind, check_takes_views
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -135,6 +136,7 @@ def train_heads(
     tta: bool = False,
     balanced: bool = False,
     n_jobs: int = -1,
+    memory: int | None = None,
     random_state: int = 0,
     on_result: Callable[[HeadResult], None] | None = None,
 ) -> TrainingReport:
@@ -149,7 +151,8 @@ def train_heads(
     sets : sequence of FeatureSet
         What to train on. Of a set with views, each view is a row to train on.
     heads : sequence of str
-        Names of heads; all of them when empty.
+        Names of heads; when empty, all that can weigh samples where these have weights, and that read features from
+        the disk where memory does not hold them.
     tta : bool
         Judge heads on the mean of the probabilities over the cached views of each sample, instead of on its plain
         features; for sets with views only.
@@ -158,6 +161,9 @@ def train_heads(
         classes only.
     n_jobs : int
         As in joblib; results don't depend on it.
+    memory : int, optional
+        Bytes of features in memory at most, half of what is free when left out. Where there are more, they are laid
+        out in a file of the cache for the time of the training, and read block by block.
     random_state : int
         Seed of heads, folds and bootstrap.
     on_result : callable, optional
@@ -168,8 +174,7 @@ def train_heads(
     RequestError
         A set with views without the plain features that heads are judged on; test-time views without views.
     """
-    names = list(heads) or list_heads(kind=task.kind)
-    for name in names:
+    for name in heads:
         make_head(name, kind=task.kind)  # an unknown name must not cost the fits before it
     report = TrainingReport(task, [])
     judged_sets = [judged_set_of(store, feature_set, tta=tta) for feature_set in sets]
@@ -178,17 +183,18 @@ def train_heads(
         report.left_out |= {**task.left_out(features), **task.left_out(judged)}
         # Samples of the last part are looked at once and never fitted on.
         fitted = [split for split in SPLITS if task.has(split)][:-1]
-        parts = read_parts(task, features, judged, fitted)
-        results = evaluate_heads(
-            names,
-            parts,
-            len(task.classes),
-            n_jobs=n_jobs,
-            kind=task.kind,
-            balanced=balanced,
-            random_state=random_state,
-            progress=on_result,
-        )
+        with staging(store.path, memory) as room:
+            parts = read_parts(task, features, judged, fitted, room)
+            results = evaluate_heads(
+                list(heads) or heads_for(parts["train"], task.kind),
+                parts,
+                len(task.classes),
+                n_jobs=n_jobs,
+                kind=task.kind,
+                balanced=balanced,
+                random_state=random_state,
+                progress=on_result,
+            )
         report.heads += [TrainedHead(task, feature_set, result, judged_set) for result in results]
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
@@ -242,8 +248,24 @@ def rows_of_part(task: Task, features: Features, judged: Features, split: str) -
     return rows[good], y[good]
 
 
-def read_parts(task: Task, features: Features, judged: Features, fitted: Sequence[str]) -> dict[str, Part]:
+def heads_for(train: Part, kind: TaskKind) -> list[str]:
+    """Return the heads that can be fitted on a part: with its weights, and as large as it is."""
+    return [
+        name
+        for name in list_heads(kind=kind)
+        if (train.weight is None or takes_weights(name, kind=kind)) and (not train.on_disk or streams(name, kind=kind))
+    ]
+
+
+def read_parts(
+    task: Task, features: Features, judged: Features, fitted: Sequence[str], room: Staging | None = None
+) -> dict[str, Part]:
     """Read every part of a task; of the parts in ``fitted`` also what heads are fitted on, where that is another thing.
+
+    Parameters
+    ----------
+    room
+        Where features are laid out, the parts of a task one after the other; in memory when left out.
 
     Raises
     ------
@@ -253,19 +275,40 @@ def read_parts(task: Task, features: Features, judged: Features, fitted: Sequenc
         A part without good samples.
     """
     _check_size(features)
-    return {split: _part(task, features, judged, split, split in fitted) for split in SPLITS if task.has(split)}
-
-
-def _part(task: Task, features: Features, judged: Features, split: str, is_fitted: bool) -> Part:
-    rows, y = rows_of_part(task, features, judged, split)
-    if len(rows) == 0:
+    said = {split: rows_of_part(task, features, judged, split) for split in SPLITS if task.has(split)}
+    if empty := [split for split, (rows, _) in said.items() if len(rows) == 0]:
         raise TaskError(
-            f"all {split} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
+            f"all {empty[0]} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
             "see `featurecache info` for the reasons"
         )
-    what_is_judged = read_views(judged, rows)
-    same = not is_fitted or judged.num_views == features.num_views
-    fitted = what_is_judged if same else read_views(features, rows)
+    rows = {split: found for split, (found, _) in said.items()}
+    what_is_judged = _laid_out(judged, rows, room)
+    same = judged.num_views == features.num_views
+    what_is_fitted = {} if same else _laid_out(features, {split: rows[split] for split in fitted}, room)
     shape = features.sample_shape[1:] if features.num_views else features.sample_shape
-    num_tokens = shape[0] if len(shape) == 2 else 1
-    return Part(y=y, fitted=fitted, judged=what_is_judged, groups=task.groups_of(rows), num_tokens=num_tokens)
+    on_disk = any(isinstance(each, np.memmap) for each in (*what_is_judged.values(), *what_is_fitted.values()))
+    return {
+        split: Part(
+            y=y,
+            fitted=what_is_fitted.get(split, what_is_judged[split]),
+            judged=what_is_judged[split],
+            groups=task.groups_of(rows[split]),
+            weight=task.weights_of(rows[split]),
+            num_tokens=shape[0] if len(shape) == 2 else 1,
+            on_disk=on_disk,
+        )
+        for split, (_, y) in said.items()
+    }
+
+
+def _laid_out(features: Features, rows: dict[str, Rows], room: Staging | None) -> dict[str, np.ndarray[Any, Any]]:
+    """Read the rows of all parts into one array, and return each part's place in it."""
+    count = sum(map(len, rows.values()))
+    num_views = features.num_views or 1
+    shape = (count, num_views, int(np.prod(features.sample_shape)) // num_views)
+    whole = np.empty(shape, np.float32) if room is None else room.empty(shape)
+    found, start = {}, 0
+    for split, some in rows.items():
+        found[split] = read_views(features, some, whole[start : start + len(some)])
+        start += len(some)
+    return found

@@ -111,6 +111,12 @@ def with_weight(weight: NDArray[np.float64] | None, *arrays: Any) -> list[Any]:
     return [None if array is None else array[weight > 0] for array in (weight, *arrays)]
 
 
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Raise `ValueError` unless a parameter is a whole number that is large enough."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def checked_strengths(given: float | Sequence[float], name: str) -> list[float]:
     """Return strengths in increasing order, each once.
 

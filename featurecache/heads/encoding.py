@@ -27,6 +27,7 @@ from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
+from featurecache.heads.trees import MAX_NODES, TREE_ARRAYS, BoostedTrees, BoostedTreesRegressor
 
 Arrays = dict[str, np.ndarray]
 
@@ -58,6 +59,8 @@ _STATE: dict[type, str] = {
     CosineKnnRegressor: "directions_ targets_",
     GaussianDiscriminant: "classes_ coef_ intercept_",
     NearestMean: "classes_ coef_ intercept_",
+    BoostedTrees: "classes_ feature_ threshold_ children_ value_ multilabel_",
+    BoostedTreesRegressor: "feature_ threshold_ children_ value_ intercept_",
     DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
     DummyRegressor: "constant_ n_outputs_",
 }
@@ -188,6 +191,8 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
         _check_mean(estimator)
     if isinstance(estimator, AttentiveProbe):
         _check_attentive(estimator)
+    if isinstance(estimator, BoostedTrees | BoostedTreesRegressor):
+        _check_trees(estimator)
     return estimator
 
 
@@ -314,6 +319,45 @@ def _check_attentive(estimator: AttentiveProbe) -> None:
     wanted = [(width, queries), (width, n_classes), (n_classes,)]
     if [each.shape for each in found] != wanted or queries < 1 or width % queries:
         raise HeadError(f"the weights of its AttentiveProbe have shapes {[each.shape for each in found]}")
+
+
+def _check_trees(estimator: BoostedTrees | BoostedTreesRegressor) -> None:
+    """Refuse nodes that are not there, and ways that lead back: a row would go round for ever."""
+    name = type(estimator).__name__
+    feature, threshold, children, value = arrays = [getattr(estimator, each) for each in TREE_ARRAYS]
+    kinds = [each.dtype.kind if isinstance(each, np.ndarray) else "" for each in arrays]
+    if kinds != ["i", "f", "i", "f"] or value.ndim != 3 or 0 in value.shape:
+        raise HeadError(f"the nodes of its {name} are not numbers in three dimensions")
+    shapes = [each.shape for each in arrays]
+    if shapes != [value.shape, value.shape, (*value.shape, 2), value.shape]:
+        raise HeadError(f"the nodes of its {name} have shapes {shapes}, which do not fit")
+    num_rounds, _, num_nodes = value.shape
+    if num_rounds * num_nodes > MAX_NODES:
+        raise HeadError(
+            f"the trees of its {name} have {num_rounds * num_nodes} nodes an output; at most {MAX_NODES} are read"
+        )
+    if feature.min() < 0 or feature.max() >= estimator.n_features_in_:
+        raise HeadError(f"the trees of its {name} ask for features that are not there")
+    if (children < np.arange(num_nodes)[:, None]).any() or children.max() >= num_nodes:
+        raise HeadError(f"the trees of its {name} lead to nodes that are not there, or back")
+    if not np.isfinite(threshold).all() or not np.isfinite(value).all():
+        raise HeadError(f"the thresholds or values of its {name} are not finite numbers")
+    _check_outputs(estimator)
+
+
+def _check_outputs(estimator: BoostedTrees | BoostedTreesRegressor) -> None:
+    """Refuse as many trees a round as no such head has."""
+    num_outputs = estimator.value_.shape[1]
+    if isinstance(estimator, BoostedTrees):
+        several = len(estimator.classes_) > 2 or estimator.multilabel_
+        wanted = len(estimator.classes_) if several else 1
+    else:
+        intercept = estimator.intercept_
+        if not isinstance(intercept, np.ndarray) or intercept.ndim > 1 or not np.isfinite(intercept).all():
+            raise HeadError("the intercept of its BoostedTreesRegressor is not one finite number for each output")
+        wanted = intercept.size
+    if num_outputs != wanted:
+        raise HeadError(f"its {type(estimator).__name__} has {num_outputs} trees a round, expected {wanted}")
 
 
 def _check_svc(estimator: SVC) -> None:

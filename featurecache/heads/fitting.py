@@ -10,14 +10,20 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import has_fit_parameter
 
 from featurecache.errors import HeadError, TaskError
 from featurecache.heads.registry import last_step, make_head
 
 _MORE_ITERATIONS = 5
+_ROWS_BYTES = 64 << 20
+"""Of features that are looked at at a time."""
 
 
-def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, name: str = "") -> bool:
+def fit_estimator(
+    estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, *, name: str = ""
+) -> bool:
     """Fit ``estimator`` in place and tell whether it converged.
 
     A head that stops at its iteration limit is fitted once more with five times the limit; the iteration warnings
@@ -29,6 +35,8 @@ def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, nam
         Unfitted; changed in place.
     X : ndarray of shape (n_samples, n_features), float32 or float64
     y : ndarray of shape (n_samples,)
+    weight : ndarray of shape (n_samples,), optional
+        How much each row counts, for heads that take weights.
     name : str
         How to call the head in an error message.
 
@@ -38,13 +46,13 @@ def fit_estimator(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, *, nam
         scikit-learn refuses the data; the message names the head.
     """
     try:
-        if _converges(estimator, X, y):
+        if _converges(estimator, X, y, weight):
             return True
         limit = last_step(estimator).get_params(deep=False).get("max_iter")
         if not isinstance(limit, int) or limit < 1:
             return False
         last_step(estimator).set_params(max_iter=_MORE_ITERATIONS * limit)
-        return _converges(estimator, X, y)
+        return _converges(estimator, X, y, weight)
     except (ValueError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
         raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
 
@@ -61,6 +69,7 @@ def fit_folds(
     X: np.ndarray,
     y: np.ndarray,
     fold: np.ndarray,
+    weight: np.ndarray | None = None,
     *,
     name: str = "",
 ) -> Iterator[tuple[dict[str, Any], list[BaseEstimator]]]:
@@ -77,6 +86,8 @@ def fit_folds(
         Classes; or labels, or numbers.
     fold : ndarray of shape (n_samples,)
         The fold of each row; -1 for rows that are never held out.
+    weight : ndarray of shape (n_samples,), optional
+        How much each row counts, for heads that take weights.
     name : str
         How to call the head in an error message.
 
@@ -97,7 +108,7 @@ def fit_folds(
     together = names <= getattr(estimator, "side_by_side", frozenset()) and bool(names)
     if together and all(_num_classes(y[each]) == num_classes for each in kept):
         try:
-            yield from estimator.fit_folds(X, y, fold, grid)
+            yield from estimator.fit_folds(X, y, fold, grid, **({} if weight is None else {"sample_weight": weight}))
         except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
             raise HeadError(_refusal(name or type(estimator).__name__, X, y, error)) from error
         return
@@ -108,7 +119,8 @@ def fit_folds(
             fitted.append(make_head("majority") if one_class else clone(estimator))
             if not one_class:
                 last_step(fitted[-1]).set_params(**setting)
-            fit_estimator(fitted[-1], X[each], y[each], name=name)
+            rows = (X, y, weight) if each.all() else (X[each], y[each], None if weight is None else weight[each])
+            fit_estimator(fitted[-1], *rows, name=name)
         yield dict(setting), fitted
 
 
@@ -150,13 +162,17 @@ def check_features(X: np.ndarray, part: str) -> np.ndarray:
     HeadError
         Wrong number of axes, no feature, or a value that is not finite.
     """
-    X = np.asarray(X)
+    X = X if isinstance(X, np.memmap) else np.asarray(X)
     if X.ndim != 2 or X.shape[1] == 0:
         raise HeadError(f"{part} features have shape {X.shape}, heads need (n_samples, n_features); pool the tap first")
     if X.dtype.kind not in "fiub":
         raise HeadError(f"{part} features are {X.dtype}, heads need real numbers; convert them first")
-    X = np.ascontiguousarray(X, dtype=X.dtype if X.dtype == np.float64 else np.float32)
-    finite = np.isfinite(X).all(axis=1)
+    if not (X.flags.c_contiguous and X.dtype in (np.float32, np.float64)):
+        X = np.ascontiguousarray(X, dtype=X.dtype if X.dtype == np.float64 else np.float32)
+    step = max(_ROWS_BYTES // (X.shape[1] * X.itemsize), 1)
+    finite = np.concatenate(
+        [np.isfinite(X[start : start + step]).all(axis=1) for start in range(0, len(X), step)] or [np.ones(0, bool)]
+    )
     if not finite.all():
         row = int(np.argmin(finite))
         raise HeadError(
@@ -182,14 +198,24 @@ def check_labelled(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return check_features(X, "given"), y
 
 
-def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> bool:
+def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(X, y)
+        estimator.fit(X, y, **_weights_of(estimator, weight))
     for warning in caught:
         if not issubclass(warning.category, ConvergenceWarning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+
+
+def _weights_of(estimator: BaseEstimator, weight: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return weights as ``fit`` takes them: by name for each step of a pipeline that takes any."""
+    if weight is None:
+        return {}
+    if not isinstance(estimator, Pipeline):
+        return {"sample_weight": weight}
+    taking = [name for name, step in estimator.steps if has_fit_parameter(step, "sample_weight")]
+    return {f"{name}__sample_weight": weight for name in taking}
 
 
 def _refusal(name: str, X: np.ndarray, y: np.ndarray, error: BaseException) -> str:

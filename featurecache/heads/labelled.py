@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.utils import Tags
 
 from featurecache.heads.checks import checked_indicator, checked_labels
@@ -41,3 +42,32 @@ class LabelledMixin:
         """Take features and classes from another estimator."""
         self.n_features_in_, self.classes_, self.multilabel_ = other.n_features_in_, other.classes_, other.multilabel_
         return self
+
+
+class LogitMixin(LabelledMixin):
+    """Of estimators that compute one logit for each class, or for each label by itself."""
+
+    _logits_of: Callable[[ArrayLike], NDArray[np.float64]]
+    """Return logits of rows, (n_samples, n_classes)."""
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return logits: (n_samples, n_classes), or the difference of two classes' (n_samples,)."""
+        logits = self._logits_of(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the probability of each class, or of each label by itself, (n_samples, n_classes)."""
+        logits = self._logits_of(X)
+        return np.asarray(expit(logits) if self.multilabel_ else softmax(logits, axis=1))
+
+    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the logarithm of the probability of each class, or of each label by itself, (n_samples, n_classes)."""
+        logits = self._logits_of(X)
+        return np.asarray(log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1))
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most probable class, (n_samples,); of several labels 0 or 1, (n_samples, n_classes)."""
+        logits = self._logits_of(X)
+        if self.multilabel_:
+            return (logits > 0).astype(np.int64)
+        return np.asarray(self.classes_[logits.argmax(axis=1)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -11,14 +13,16 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC
+from sklearn.utils.validation import has_fit_parameter
 
-from featurecache.errors import UnknownNameError
+from featurecache.errors import MissingExtraError, UnknownNameError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
+from featurecache.heads.trees import EXTRA, PACKAGE, BoostedTrees, BoostedTreesRegressor
 from featurecache.specs import TaskKind
 
 Factory = Callable[[], BaseEstimator]
@@ -33,15 +37,37 @@ class _Entry:
 
 _HEADS: dict[tuple[TaskKind, str], _Entry] = {}
 
+TREES = "boosted_trees"
+"""Name of the head that needs a package of an extra."""
+
 
 def list_heads(*, tokens: bool = False, kind: TaskKind = "classes") -> list[str]:
-    """Return the names of all registered heads, the built-in ones first; with ``tokens``, also those that need them."""
-    return [name for each, name in _HEADS if each == kind and (tokens or not needs_tokens(name))]
+    """Return the names of all registered heads, the built-in ones first; with ``tokens``, also those that need them.
+
+    Heads that need a package which is not installed are left out.
+    """
+    names = [name for each, name in _HEADS if each == kind and (tokens or not needs_tokens(name))]
+    return [name for name in names if not _is_missing(name)]
 
 
 def needs_tokens(name: str) -> bool:
     """Tell whether a head is for features that keep their tokens."""
     return name in TOKEN_HEADS
+
+
+def takes_weights(name: str, *, kind: TaskKind = "classes") -> bool:
+    """Tell whether samples may count differently in fitting a head."""
+    last = last_step(make_head(name, kind=kind))
+    folds = getattr(last, "fit_folds", None)
+    return has_fit_parameter(last, "sample_weight") and (
+        folds is None or "sample_weight" in signature(folds).parameters
+    )
+
+
+def streams(name: str, *, kind: TaskKind = "classes") -> bool:
+    """Tell whether a head is fitted on rows that are read as they are needed (``numpy.memmap``)."""
+    head = make_head(name, kind=kind)
+    return getattr(head, "streams", isinstance(head, DummyClassifier | DummyRegressor))
 
 
 def register_head(name: str, factory: Factory, grid: Grid, *, kind: TaskKind = "classes") -> None:
@@ -82,6 +108,8 @@ def make_head(name: str, *, kind: TaskKind = "classes", **params: Any) -> BaseEs
     ------
     UnknownNameError
         No such head, or the head has no such parameter.
+    MissingExtraError
+        The head needs a package that is not installed.
     """
     estimator = _entry(name, kind).factory()
     last = last_step(estimator)
@@ -107,7 +135,13 @@ def _entry(name: str, kind: TaskKind) -> _Entry:
     if (kind, name) not in _HEADS:
         noun = "head" if kind == "classes" else f"head for {kind}"
         raise UnknownNameError(noun, name, list_heads(tokens=True, kind=kind))
+    if _is_missing(name):
+        raise MissingExtraError(f"{PACKAGE}, which head {name!r} needs,", EXTRA)
     return _HEADS[kind, name]
+
+
+def _is_missing(name: str) -> bool:
+    return name == TREES and find_spec(PACKAGE) is None
 
 
 def _logistic() -> LogisticProbe:
@@ -155,6 +189,10 @@ def _attentive() -> AttentiveProbe:
     return AttentiveProbe()
 
 
+def _trees() -> BoostedTrees:
+    return BoostedTrees()
+
+
 def _powers_of_ten(param: str, first: int, last: int, per_decade: int = 1) -> Grid:
     # Not 10.0 ** e: that is 9.999999999999999e-05 for some exponents, and people read these numbers.
     step, steps = (1 if last >= first else -1), abs(last - first) * per_decade + 1
@@ -171,6 +209,10 @@ def _mlp_grid(n_samples: int) -> list[dict[str, Any]]:
     return [{"hidden_layers": layers, "learning_rate": rate} for layers in shapes for rate in rates]
 
 
+def _trees_grid(n_samples: int) -> list[dict[str, Any]]:
+    return [{"num_leaves": leaves} for leaves in (7, 31)]
+
+
 # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
 register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4))
 register_head("linear_svm", _linear_svm, _powers_of_ten("C", -8, -1, per_decade=4))
@@ -180,6 +222,7 @@ register_head("knn", _knn, _knn_grid)
 register_head("ridge", _ridge, _powers_of_ten("alpha", 7, -2, per_decade=4))
 register_head("gda", _gda, lambda n_samples: [{}])
 register_head("nearest_mean", _nearest_mean, lambda n_samples: [{}])
+register_head(TREES, _trees, _trees_grid)
 register_head("majority", _majority, lambda n_samples: [{}])
 
 _kind: TaskKind
@@ -190,14 +233,16 @@ for _kind in ("labels", "numbers"):
 register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4), kind="labels")
 register_head("mlp", _mlp, _mlp_grid, kind="labels")
 register_head("mlp", MlpRegressor, _mlp_grid, kind="numbers")
-
-HEADS = tuple(name for kind, name in _HEADS if kind == "classes")
-"""Names of the built-in heads for features of any kind."""
-
-OTHER_HEADS = tuple(dict.fromkeys(name for kind, name in _HEADS if kind != "classes"))
-"""Names of the built-in heads for labels or numbers."""
+register_head(TREES, _trees, _trees_grid, kind="labels")
+register_head(TREES, BoostedTreesRegressor, _trees_grid, kind="numbers")
 
 TOKEN_HEADS = ("attentive",)
 """Names of the built-in heads for features that keep their tokens."""
+
+HEADS = tuple(list_heads())
+"""Names of the built-in heads for features of any kind, as far as what they need is installed."""
+
+OTHER_HEADS = tuple(dict.fromkeys(list_heads(kind="labels") + list_heads(kind="numbers")))
+"""Names of the built-in heads for labels or numbers, likewise."""
 
 register_head("attentive", _attentive, lambda n_samples: [{"weight_decay": decay} for decay in (1.0, 0.01)])

@@ -62,6 +62,7 @@ class _Merged:
     labels: dict[int, str] = field(default_factory=dict)
     splits: dict[int, str | None] = field(default_factory=dict)
     groups: dict[int, set[str]] = field(default_factory=dict)
+    weights: dict[int, float] = field(default_factory=dict)
     conflicts: list[dict[str, Any]] = field(default_factory=list)
     moved: int = 0
 
@@ -166,6 +167,8 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
         merged.moved += len(splits) > 1
         merged.labels[row] = copies[0].label
         merged.groups[row] = {copy.group for copy in copies if copy.group is not None}
+        if weights := [copy.weight for copy in copies if copy.weight is not None]:
+            merged.weights[row] = sum(weights) / len(weights)
         # A copy in the test part leaves training: the last look must be at unseen inputs.
         merged.splits[row] = max(splits, key=lambda split: SPLITS.index(split) if split else -1)
     return merged
@@ -212,7 +215,8 @@ def _assemble(
         "num_moved": merged.moved,
         "num_missing": missing,
     }
-    task = Task(name, classes, ids, labels, splits, about, groups, samples, kind)
+    weights = np.array([merged.weights[row] for row in rows]) if merged.weights else None
+    task = Task(name, classes, ids, labels, splits, about, groups, samples, kind, weights)
     _check_parts(task)
     return task
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.hashing import digest_bytes
@@ -29,6 +30,8 @@ class Label:
     """What people call the input, where the key is not for them."""
     group: str | None = None
     """What it has in common with others that must not be on the other side of a division: a photo, a patient."""
+    weight: float | None = None
+    """How much it counts in fitting."""
 
     @property
     def name(self) -> str:
@@ -91,6 +94,7 @@ def labels_from_csv(
     kind: TaskKind = "classes",
     text_column: str | None = None,
     group_column: str | None = None,
+    weight_column: str | None = None,
     root: str | Path | None = None,
 ) -> TableLabels:
     """Read labels from a CSV or TSV with a label column and perhaps ``split``.
@@ -100,7 +104,7 @@ def labels_from_csv(
     each column holds a number.
 
     With ``group_column``, inputs that have the same entry there (a photo, a patient) stay on one side of every
-    division.
+    division. With ``weight_column``, they count in fitting as much as the number there says.
 
     What is labelled is named by the column ``path`` or ``id``, or stands in ``text_column``. A row whose label is empty
     is an error, but where texts stand in the table, which may hold other labels beside this one: there it is no label.
@@ -119,12 +123,12 @@ def labels_from_csv(
                     f"{len(columns)} label columns are named, and a sample has one class; name one column, or say "
                     "--kind labels or --kind numbers"
                 )
-            key_column = _check_columns(path, table.columns, columns, text_column, group_column)
-            said = _Said(path, kind, columns)
+            said = _Said(path, kind, columns, group_column, weight_column)
+            key_column = _check_columns(said, table.columns, text_column)
             if text_column is None:
-                labels = tuple(_label_of_row(said, line, row, key_column, group_column) for line, row in table)
+                labels = tuple(_label_of_row(said, line, row, key_column) for line, row in table)
             else:
-                labels = tuple(_labels_of_texts(table, text_column, said, group_column))
+                labels = tuple(_labels_of_texts(table, text_column, said))
     except TableError as error:
         raise TaskError(f"cannot read labels from {path}: {error}") from None
     if not labels:
@@ -144,23 +148,23 @@ def label_of_path(path: str) -> Label | None:
     return Label(key=path, label=folders[-1], split=splits[-1] if splits else None)
 
 
-def _check_columns(
-    path: Path, columns: list[str], label_columns: tuple[str, ...], text_column: str | None, group_column: str | None
-) -> str:
-    wanted = [("--label-column", column) for column in label_columns]
-    wanted += [
-        (o, column) for o, column in (("--text-column", text_column), ("--group-column", group_column)) if column
-    ]
+def _check_columns(said: _Said, columns: list[str], text_column: str | None) -> str:
+    others = {
+        "--text-column": text_column,
+        "--group-column": said.group_column,
+        "--weight-column": said.weight_column,
+    }
+    wanted = [("--label-column", column) for column in said.columns] + list(others.items())
     for option, column in wanted:
-        if column not in columns:
+        if column and column not in columns:
             error = UnknownNameError("column", column, columns, advice=f"choose one with {option}")
-            raise TaskError(f"{path}: {error}")
+            raise TaskError(f"{said.path}: {error}")
     for key_column in ("path", "id") if text_column is None else (text_column,):
         if key_column in columns:
             return key_column
     raise TaskError(
-        f"{path} needs a column 'path' (relative to the source) or 'id'; it has: {', '.join(columns)}; if one of them "
-        "holds the texts themselves, name it with --text-column"
+        f"{said.path} needs a column 'path' (relative to the source) or 'id'; it has: {', '.join(columns)}; if one of "
+        "them holds the texts themselves, name it with --text-column"
     )
 
 
@@ -171,6 +175,8 @@ class _Said:
     path: Path
     kind: TaskKind
     columns: tuple[str, ...]
+    group_column: str | None = None
+    weight_column: str | None = None
 
     def of(self, line: int, row: dict[str, str | None]) -> str:
         """Return what a row says, as `TableLabels` keeps it; empty where a row names no class or lacks a number.
@@ -196,6 +202,41 @@ class _Said:
             names = {column for column, each in zip(self.columns, holds, strict=True) if each}
         return "\n".join(sorted(names))
 
+    def beside(self, line: int, row: dict[str, str | None]) -> dict[str, Any]:
+        """Return what a row says beside the label: the split, the group and the weight, as `Label` takes them.
+
+        Raises
+        ------
+        TaskError
+            An unknown split, no group, or what is no weight.
+        """
+        return {
+            "split": _split_of_row(self.path, line, row),
+            "group": self._group(line, row),
+            "weight": self._weight(line, row),
+        }
+
+    def _group(self, line: int, row: dict[str, str | None]) -> str | None:
+        if self.group_column is None:
+            return None
+        if group := (row.get(self.group_column) or "").strip():
+            return group
+        raise TaskError(
+            f"{self.path} line {line}: the {self.group_column} is empty; fill it, with a name of its own where alone"
+        )
+
+    def _weight(self, line: int, row: dict[str, str | None]) -> float | None:
+        if self.weight_column is None:
+            return None
+        entry = (row.get(self.weight_column) or "").strip()
+        weight = self._number(line, self.weight_column, entry)
+        if weight is not None and weight > 0:
+            return weight
+        raise TaskError(
+            f"{self.path} line {line}: the {self.weight_column} must be above 0, not {entry!r:.100}; drop the line to "
+            "leave it out"
+        )
+
     def _number(self, line: int, column: str, entry: str) -> float | None:
         try:
             number = float(entry) if entry else None
@@ -211,25 +252,15 @@ class _Said:
         raise TaskError(f"{self.path} line {line}: the {column} is neither 1 nor 0: {entry!r:.100}")
 
 
-def _labels_of_texts(table: Table, text_column: str, said: _Said, group_column: str | None) -> Iterator[Label]:
+def _labels_of_texts(table: Table, text_column: str, said: _Said) -> Iterator[Label]:
     """Label texts by what they are: the key is the sample id that their bytes have as inputs."""
     for number, (line, row) in enumerate(table, start=1):
         text, label = row.get(text_column), said.of(line, row)
         if text is None:
             raise TaskError(f"{table.path} line {line} has fewer fields than the header; put texts in double quotes")
         if label or said.kind == "labels":
-            split = _split_of_row(table.path, line, row)
-            group = _group_of_row(table.path, line, row, group_column)
-            yield Label(digest_bytes(to_bytes(text)), label, split, shown=f"row {number:09d}", group=group)
-
-
-def _group_of_row(path: Path, line: int, row: dict[str, str | None], group_column: str | None) -> str | None:
-    if group_column is None:
-        return None
-    group = (row.get(group_column) or "").strip()
-    if not group:
-        raise TaskError(f"{path} line {line}: the {group_column} is empty; fill it, with a name of its own where alone")
-    return group
+            beside = said.beside(line, row)
+            yield Label(digest_bytes(to_bytes(text)), label, shown=f"row {number:09d}", **beside)
 
 
 def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | None:
@@ -239,15 +270,12 @@ def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | No
     return _SPLIT_OF[word] if word else None
 
 
-def _label_of_row(
-    said: _Said, line: int, row: dict[str, str | None], key_column: str, group_column: str | None
-) -> Label:
+def _label_of_row(said: _Said, line: int, row: dict[str, str | None], key_column: str) -> Label:
     path = said.path
     key, label = (row.get(key_column) or "").strip(), said.of(line, row)
     if not key or not (label or said.kind == "labels"):
         empty = next((column for column in said.columns if not (row.get(column) or "").strip()), key_column)
         raise TaskError(f"{path} line {line}: the {empty if key else key_column} is empty; fill it or drop the line")
-    split = _split_of_row(path, line, row)
     if key_column == "path":
         key = str(PurePosixPath(key.replace("\\", "/")))
-    return Label(key=key, label=label, split=split, group=_group_of_row(path, line, row, group_column))
+    return Label(key=key, label=label, **said.beside(line, row))

@@ -214,10 +214,11 @@ _TASK: Arrays = {
     "number": (("float64",), ("n", "outputs")),
     "split": (("uint8",), ("n",)),
     "group": (("int32",), ("n",)),
+    "weight": (("float64",), ("n",)),
 }
 SAMPLES = Schema("part", _SAMPLES, SamplesBody, most_rows=1 << 20)
 SOURCE = Schema("source view", _SOURCE, SourceBody, most_rows=_MANY)
-TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("label", "holds", "number", "group"))
+TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("label", "holds", "number", "group", "weight"))
 
 
 def features_schema(dtype: str) -> Schema:

@@ -18,6 +18,7 @@ from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Ids, Rows, SampleTable, count_different, find_ids
 from featurecache.store.shards import MappedShard
 
+_BLOCK_BYTES = 64 << 20
 _ARRAY_OF: dict[TaskKind, str] = {"classes": "label", "labels": "holds", "numbers": "number"}
 """The array that says what is said of each sample."""
 
@@ -42,6 +43,8 @@ class Task:
         Samples with the same number (of one photo, of one patient) stay on one side of every division.
     kind : str
         ``classes``, ``labels`` or ``numbers``: what ``labels`` holds.
+    weights : ndarray of float64, shape (n,), or None
+        How much each sample counts in fitting, above 0; in judging all count alike.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Task:
     groups: NDArray[np.int32] | None = None
     samples: SampleTable | None = field(default=None, repr=False, compare=False)
     kind: TaskKind = "classes"
+    weights: NDArray[np.float64] | None = None
 
     def has(self, split: str) -> bool:
         """Tell whether any sample is in this split."""
@@ -88,10 +92,15 @@ class Task:
 
     def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
         """Return the group of labelled rows, (n,) int32; None for a task without groups."""
-        if self.groups is None:
-            return None
+        return None if self.groups is None else self.groups[self._places_of(rows)]
+
+    def weights_of(self, rows: Rows) -> NDArray[np.float64] | None:
+        """Return the weight of labelled rows, (n,) float64; None for a task without weights."""
+        return None if self.weights is None else self.weights[self._places_of(rows)]
+
+    def _places_of(self, rows: Rows) -> NDArray[np.int64]:
         assert self.samples is not None
-        return self.groups[find_ids(self.samples.ids[rows], self.ids)]
+        return find_ids(self.samples.ids[rows], self.ids)
 
     def select(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Return ``X`` (n_samples, n_features) float32 and ``y`` of one split, as `rows` does.
@@ -129,9 +138,17 @@ class Task:
         return {uri: features.bad[row] for uri, row in zip(self.samples.uris_of(bad), bad, strict=True)}
 
 
-def read_views(features: Features, rows: Rows) -> NDArray[np.float32]:
-    """Return features of rows as ``(n_samples, n_views, n_features)`` float32; plain features are one view."""
-    return features.read(rows).astype(np.float32).reshape(len(rows), features.num_views or 1, -1)
+def read_views(features: Features, rows: Rows, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Return features of rows as ``(n_samples, n_views, n_features)`` float32; plain features are one view.
+
+    With ``out``, an array of that shape, they are read into it, some rows at a time.
+    """
+    if out is None:
+        return features.read(rows).astype(np.float32).reshape(len(rows), features.num_views or 1, -1)
+    step = max(_BLOCK_BYTES // (out[:1].nbytes or 1), 1)
+    for start in range(0, len(rows), step):
+        out[start : start + step] = read_views(features, rows[start : start + step])
+    return out
 
 
 def save_task(folder: ShardFolder, task: Task) -> None:
@@ -143,6 +160,8 @@ def save_task(folder: ShardFolder, task: Task) -> None:
     }
     if task.groups is not None:
         arrays["group"] = ("int32", task.groups.astype("<i4"))
+    if task.weights is not None:
+        arrays["weight"] = ("float64", task.weights.astype("<f8"))
     body = {"classes": task.classes, "about": task.about}
     if task.kind != "classes":
         body["kind"] = task.kind
@@ -173,7 +192,10 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
         groups = shard.read("group") if "group" in commit.shard.arrays else None
         if groups is not None and (groups.min() < 0 or groups.max() >= len(ids)):
             raise CorruptError(f"{folder.path}: task {name!r} has groups that do not exist; make it again")
-        return Task(name, classes, ids, labels, splits, commit.body["about"], groups, samples, kind)
+        weights = shard.read("weight") if "weight" in commit.shard.arrays else None
+        if weights is not None and not (np.isfinite(weights).all() and weights.min() > 0):
+            raise CorruptError(f"{folder.path}: task {name!r} has weights that are not above 0; make it again")
+        return Task(name, classes, ids, labels, splits, commit.body["about"], groups, samples, kind, weights)
 
     return folder.newest(read)
 

@@ -289,3 +289,91 @@ def reads_norm():
 @_quick
 def used_twice():
     return UsedTwice()
+
+
+class Tied(nn.Module):
+    """Two blocks around another, with the same weights but each its own bias."""
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=4)
+        self.weight_44 = nn.Parameter(torch.randn(4, 4))
+        self.first, self.middle, self.last = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, images_BCHW):
+        maps_BCHW = self.norm(self.stem(images_BCHW))
+        for block in (self.first, self.middle, self.last):
+            maps_BCHW = block(torch.einsum("bchw,cd->bdhw", maps_BCHW, self.weight_44)).relu()
+        return self.head(self.norm(maps_BCHW).mean((2, 3)))
+
+
+class Sized(nn.Module):
+    """Sizes of its input, and pairs, pass from layer to layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4)
+        self.pair, self.body = WithSize(), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4 * 7 * 7, 2)
+
+    def forward(self, images_BCHW):
+        num_images, _, height, _ = images_BCHW.shape
+        places_W = torch.full((height // 4,), 0.5) * 2
+        maps_BCHW, (rows, columns) = self.pair(self.norm(self.stem(images_BCHW)))
+        maps_BCHW = self.body(
+            maps_BCHW.reshape(num_images * 2, -1, rows, columns).reshape(num_images, -1, rows, columns)
+        )
+        return self.head((maps_BCHW + places_W)[:, :, : height // 4 - 1, :7].reshape(num_images, -1))
+
+
+class WithSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, maps_BCHW):
+        return self.conv(maps_BCHW), maps_BCHW.shape[2:]
+
+
+class Moody(Small):
+    """Its own code, not a layer's, does something else in training."""
+
+    def forward(self, images_BCHW):
+        maps_BCHW = self.act(self.body(images_BCHW))
+        return self.head(nn.functional.dropout(maps_BCHW, 0.5, self.training).mean((2, 3)))
+
+
+class Hasty(Small):
+    """Writes into what it has, and never looks at what that gives."""
+
+    def forward(self, images_BCHW):
+        maps_BCHW = self.body[1](self.body[0](images_BCHW))
+        self.body[2](maps_BCHW)
+        return self.head(maps_BCHW.mean((2, 3)))
+
+
+@_quick
+def tied():
+    return Tied(norm=False)
+
+
+@_quick
+def tied_norm():
+    return Tied(norm=True)
+
+
+@_quick
+def sized():
+    return Sized()
+
+
+@_quick
+def moody():
+    return Moody()
+
+
+@_quick
+def hasty():
+    return Hasty()

@@ -43,6 +43,31 @@ def test_inspect_shows_cost_bytes_and_suggestions(call: Callable) -> None:
     assert nodes["pre_logits"]["bytes_per_sample"] == 16 * 2 + 32
 
 
+def test_inspect_shows_where_a_network_can_be_cut(call: Callable) -> None:
+    _, out, _ = call("inspect", TINY, "--tails")
+    assert "cut after" in out
+    assert f"cache one of them: featurecache extract SOURCE --cache DIR --backbone {TINY} --tap stem:none" in out
+    block, tail = json.loads(call("inspect", TINY, "--tails", "--json")[1])["tails"]
+    assert block == {**tail, "tap": "stem.2:none"}  # where the stage ends
+    before, after = 2 * 3 * 9 * 8 * 16 * 16, 2 * 8 * 9 * 16 * 8 * 8
+    assert tail == {
+        "tap": "stem:none",
+        "shape": [8, 16, 16],
+        "num_trainable": 8 * 9 * 16 + 3 * 16,
+        "bytes_float16": 8 * 16 * 16 * 2 + 32,
+        "bytes_float32": 8 * 16 * 16 * 4 + 32,
+        "flops_before": before,
+        "flops_after": after,
+        "speedup": (before + 3 * after) / (3 * after),
+    }
+    assert "tails" not in json.loads(call("inspect", TINY, "--json")[1])
+
+
+def test_inspect_says_when_a_network_cannot_be_cut(call: Callable) -> None:
+    _, out, _ = call("inspect", "python:tests.backbones.networks:headless", "--tails")
+    assert "headless cannot be cut after any of its stages and blocks" in out
+
+
 def test_bytes_on_disk_are_what_inspect_predicted(make_folder: Callable, tmp_path: Path, call: Callable) -> None:
     source = make_folder(per_class=100)
     command = ["extract", source, "--cache", tmp_path / "c", "--backbone", TINY, "--tap", "stem:flatten", *RUNTIME]

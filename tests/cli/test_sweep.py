@@ -24,7 +24,7 @@ from featurecache.evaluation.protocol import evaluate_head
 from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
 from featurecache.evaluation.training import read_parts
 from featurecache.heads import registry
-from featurecache.heads.registry import list_heads
+from featurecache.heads.registry import list_heads, takes_weights
 from featurecache.store.store import FeatureStore
 
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
@@ -104,7 +104,7 @@ def test_each_kind_has_its_heads_and_figures(of_all_kinds: Path, sweep: Callable
     document = sweep(*args)
     store, rows = FeatureStore.open(of_all_kinds), document["rows"]
     for task in (store.task(name) for name in MEASURES):
-        assert Plan().heads_for(task.kind) == list_heads(kind=task.kind)
+        assert Plan().heads_for(task) == list_heads(kind=task.kind)
         mine = [row for row in rows if row["task"] == task.name]
         assert len(mine) == Plan(heads=["knn", "ridge"], shares=[0.5, 1]).num_cells([task], 1) == 4
         for row in mine:
@@ -184,6 +184,20 @@ def test_numbers_belong_to_a_result_to_the_last_digit(cached: Path, tmp_path: Pa
         options = ["--kind", "numbers", "--label-column", "number", "--seed", "3"]
         assert main(["task", "add", str(cached), name, str(table), *options]) == 0
     assert sweep("--task", "one", "--task", "other", "--head", "ridge")["computed"] == 4
+
+
+def test_weights_belong_to_a_result_and_choose_the_heads(cached: Path, tmp_path: Path, sweep: Callable) -> None:
+    for name, heavy in (("even", 1), ("uneven", 9)):
+        table = tmp_path / f"{name}.csv"
+        rows = [f"{colour}/{i:03d}.png,{colour},{heavy if i % 2 else 1}" for colour in COLOURS for i in range(20)]
+        table.write_text("\n".join(["path,label,weight", *rows]))
+        assert main(["task", "add", str(cached), name, str(table), "--weight-column", "weight"]) == 0
+    task = FeatureStore.open(cached).task("uneven")
+    assert Plan().heads_for(task) == [name for name in list_heads() if takes_weights(name)] != list_heads()
+    both = sweep("--task", "even", "--task", "uneven", "--head", "ridge", "--tap", "stem.0:avg", "--share", "0.5")
+    assert both["computed"] == 2
+    refused = sweep("--task", "even", "--head", "knn", "--tap", "stem.0:avg", status=1)
+    assert "cannot weigh samples" in refused["rows"][0]["error"]
 
 
 def test_tables_and_picture_of_all_kinds(

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from featurecache.heads.gradient.probe import GradientProbe, check_whole_number
+from featurecache.heads.checks import check_whole_number
+from featurecache.heads.gradient.probe import GradientProbe
 
 if TYPE_CHECKING:
     from featurecache.heads.gradient.bank import Bank, Layers

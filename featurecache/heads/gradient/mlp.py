@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.heads.gradient.probe import GradientEstimator, GradientProbe, GradientRegressor, check_whole_number
+from featurecache.heads.checks import check_whole_number
+from featurecache.heads.gradient.probe import GradientEstimator, GradientProbe, GradientRegressor
 
 if TYPE_CHECKING:
     from featurecache.heads.gradient.bank import Bank, Layers

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -16,13 +15,15 @@ from threadpoolctl import threadpool_limits
 
 from featurecache.heads.checks import (
     REAL_TYPES,
+    check_whole_number,
     checked_class_weight,
     checked_rows,
     checked_weight,
     is_small,
     with_weight,
 )
-from featurecache.heads.labelled import LabelledMixin
+from featurecache.heads.labelled import LogitMixin
+from featurecache.heads.preparation import mean_and_scale
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 class GradientEstimator(BaseEstimator):
     """Training, whatever is said of a row."""
 
+    streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]]
     """Parameters in which settings may differ that are trained side by side."""
     _shape: ClassVar[tuple[str, ...]]
@@ -140,7 +142,7 @@ class GradientEstimator(BaseEstimator):
         return self
 
 
-class GradientProbe(LabelledMixin, ClassifierMixin, GradientEstimator):
+class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
     """Use `MlpProbe` or `AttentiveProbe`."""
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
@@ -168,7 +170,12 @@ class GradientProbe(LabelledMixin, ClassifierMixin, GradientEstimator):
         return self._fitted(trained, rows.dtype)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train all settings and all folds side by side, on mini-batches that they share.
 
@@ -188,30 +195,8 @@ class GradientProbe(LabelledMixin, ClassifierMixin, GradientEstimator):
             row is held out. Where training diverged, it names all classes equally probable.
         """
         self.n_features_in_ = X.shape[1]
-        for setting, trained in zip(settings, self._train_labels(X, y, fold, None, settings), strict=True):
+        for setting, trained in zip(settings, self._train_labels(X, y, fold, sample_weight, settings), strict=True):
             yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return logits: (n_samples, n_classes), or the difference of two classes' (n_samples,)."""
-        logits = self._logits_of(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 and not self.multilabel_ else logits
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the probability of each class, or of each label by itself, (n_samples, n_classes)."""
-        logits = self._logits_of(X)
-        return np.asarray(expit(logits) if self.multilabel_ else softmax(logits, axis=1))
-
-    def predict_log_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the logarithm of the probability of each class, or of each label by itself, (n_samples, n_classes)."""
-        logits = self._logits_of(X)
-        return np.asarray(log_expit(logits) if self.multilabel_ else log_softmax(logits, axis=1))
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class, (n_samples,); of several labels 0 or 1, (n_samples, n_classes)."""
-        logits = self._logits_of(X)
-        if self.multilabel_:
-            return (logits > 0).astype(np.int64)
-        return np.asarray(self.classes_[logits.argmax(axis=1)])
 
     def _train_labels(
         self,
@@ -258,11 +243,16 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         return self._fitted(trained, rows.dtype)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train all settings and all folds side by side; see `GradientProbe.fit_folds`."""
         self.n_features_in_ = X.shape[1]
-        for setting, trained in zip(settings, self._train_numbers(X, y, fold, None, settings), strict=True):
+        for setting, trained in zip(settings, self._train_numbers(X, y, fold, sample_weight, settings), strict=True):
             yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -286,14 +276,7 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
     ) -> list[list[Trained]]:
         """Train on numbers in units of their own spread, which is kept apart: layers may be too coarse for it."""
         numbers = y[:, None] if y.ndim == 1 else y
-        self.flat_, self.target_mean_ = y.ndim == 1, np.average(numbers, axis=0, weights=weight)
-        scale = np.sqrt(np.average((numbers - self.target_mean_) ** 2, axis=0, weights=weight))
-        self.target_scale_ = np.where(scale > 0, scale, 1.0)
+        self.flat_ = y.ndim == 1
+        self.target_mean_, self.target_scale_ = mean_and_scale(numbers, weight)
         targets = (numbers - self.target_mean_) / self.target_scale_
         return self._train(X, targets, fold, weight, settings, outcome="numbers")
-
-
-def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Raise `ValueError` unless a parameter is a whole number that is large enough."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

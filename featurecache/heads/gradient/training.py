@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.gradient.bank import Bank, Layers, Setting, Sizes
+from featurecache.heads.preparation import rows_to_stop_by
 from featurecache.heads.rows import NO_FOLD, Moments, Rows
 from featurecache.specs import TaskKind
 
-# Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
-ENOUGH_ROWS, ENOUGH_OF_A_CLASS = 1000, 10
 _ROWS_TO_LOOK_AT = 4096
 _EPOCHS, _LEAST_STEPS, _LEAST_STEPS_OF_A_ROUND = 20, 300, 25
 
@@ -159,7 +158,9 @@ class _Trainer:
         self._mean_F1D, self._scale_F1D = (torch.stack(each).unsqueeze(1).to(rows.dtype) for each in (means, scales))
         seen_Fn = np.stack([(rows.fold != fold) | (rows.fold == NO_FOLD) for fold in left_out])
         weight_Fn = np.stack([weighting.of_rows(rows, each.cpu().numpy()) for each in counts]) * seen_Fn
-        self._to_stop_by = _rows_to_stop_by(rows.y, seen_Fn, schedule)
+        self._to_stop_by = rows_to_stop_by(
+            rows.y, seen_Fn, fraction=schedule.validation_fraction, random_state=schedule.seed
+        )
         self._weight_Fn = torch.from_numpy(weight_Fn).to(rows.dtype)
         self._fitted_weight_Fn = self._weight_Fn.clone()
         self._fitted_weight_Fn[:, torch.from_numpy(self._to_stop_by)] = 0.0
@@ -257,25 +258,6 @@ def _of_all_tokens(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor
     mean_D = means_TD.mean(0)
     scale_D = (scales_TD.square() + (means_TD - mean_D).square()).mean(0).sqrt()
     return mean_D.repeat(num_tokens), scale_D.repeat(num_tokens)
-
-
-def _rows_to_stop_by(y: NDArray[Any], seen_Fn: NDArray[np.bool_], schedule: Schedule) -> NDArray[np.int64]:
-    """Draw rows, of each class where there are classes, the same for all folds; a fold uses those that it may see."""
-    if y.ndim == 2:
-        if seen_Fn.sum(1).min() < ENOUGH_ROWS or not schedule.validation_fraction:
-            return np.zeros(0, np.int64)
-        order = np.random.default_rng(schedule.seed).permutation(len(y))
-        return np.sort(order[: math.ceil(len(y) * schedule.validation_fraction)])
-    counts = np.stack([np.bincount(y[seen_n], minlength=int(y.max()) + 1) for seen_n in seen_Fn])
-    enough = seen_Fn.sum(1).min() >= ENOUGH_ROWS and counts.min() >= ENOUGH_OF_A_CLASS
-    if not enough or not schedule.validation_fraction:
-        return np.zeros(0, np.int64)
-    generator = np.random.default_rng(schedule.seed)
-    drawn = []
-    for each in range(counts.shape[1]):
-        places = generator.permutation(np.flatnonzero(y == each))
-        drawn.append(places[: math.ceil(len(places) * schedule.validation_fraction)])
-    return np.sort(np.concatenate(drawn))
 
 
 def _batches(num_rows: int, schedule: Schedule, num_steps: int) -> Iterator[NDArray[np.int64]]:

@@ -35,6 +35,7 @@ class LinearProbe(LabelledMixin, LinearClassifier):
     """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`."""
 
     _loss: ClassVar[str]
+    streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]] = frozenset({"C"})
     """Parameters in which settings may differ that are fitted side by side."""
     takes_several: ClassVar[bool] = False
@@ -119,7 +120,12 @@ class LinearProbe(LabelledMixin, LinearClassifier):
         return self._solved(step, 0)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Fitted:
         """Fit all settings and all folds side by side.
 
@@ -131,6 +137,8 @@ class LinearProbe(LabelledMixin, LinearClassifier):
             -1 for rows that are never held out. The rows outside each fold must be of all classes.
         settings : sequence of mapping
             Each ``{"C": strength}``; in increasing order each step is short.
+        sample_weight : ndarray (n_samples,), optional
+            Above 0.
 
         Yields
         ------
@@ -144,7 +152,7 @@ class LinearProbe(LabelledMixin, LinearClassifier):
         y_index = self._take_labels(y)
         Cs = [setting["C"] for setting in settings]
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
-        for step in self._family().solve(self._rows(X, y_index, fold, None), Cs, left_out):
+        for step in self._family().solve(self._rows(X, y_index, fold, sample_weight), Cs, left_out):
             yield (
                 {"C": step.C},
                 [clone(self).set_params(C=step.C)._like(self)._solved(step, group) for group in range(len(left_out))],

@@ -39,6 +39,7 @@ Real = NDArray[np.floating[Any]]
 class _Ridge(BaseEstimator):
     """Strengths, and what is left out to choose from them."""
 
+    streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]] = frozenset({"alpha"})
     """Parameters in which settings may differ that are fitted side by side."""
 
@@ -78,10 +79,20 @@ class _Ridge(BaseEstimator):
             self.alpha_, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
         return system
 
-    def _systems(self, X: Real, targets: Real, fold: NDArray[np.int64]) -> list[System]:
+    def _systems(
+        self, X: Real, targets: Real, fold: NDArray[np.int64], weight: NDArray[np.float64] | None
+    ) -> list[System]:
         """Return the system of all rows but those of each fold, or of all."""
-        kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
-        return [self._system(X[each], targets[each], None).forget_rows() for each in kept]
+        held_out = np.unique(fold[fold >= 0])
+        if isinstance(X, np.memmap):  # a row without weight is as good as none, and nothing is copied
+            whole = np.ones(len(fold)) if weight is None else weight
+            weights: list[Any] = [np.where(fold == each, 0.0, whole) for each in held_out] or [weight]
+            return [self._system(X, targets, each).forget_rows() for each in weights]
+        kept = [fold != each for each in held_out] or [np.ones(len(fold), bool)]
+        return [
+            self._system(X[each], targets[each], None if weight is None else weight[each]).forget_rows()
+            for each in kept
+        ]
 
     def _system(self, rows: Real, targets: Real, weight: Any) -> System:
         precise = rows.astype(np.float64, copy=False) if is_small(*rows.shape) else rows
@@ -139,12 +150,17 @@ class RidgeProbe(_Ridge, LinearClassifier):
         return self._solved(system, self.alpha_)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[dict[str, Any], list[RidgeProbe]]]:
         """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
         self.n_features_in_ = X.shape[1]
         self.classes_, y_index = checked_labels(y)
-        systems = self._systems(X, _targets(y_index, len(self.classes_)), fold)
+        systems = self._systems(X, _targets(y_index, len(self.classes_)), fold, sample_weight)
         for alpha in (setting["alpha"] for setting in settings):
             fitted = [clone(self).set_params(alpha=alpha) for _ in systems]
             for estimator, system in zip(fitted, systems, strict=True):
@@ -197,10 +213,15 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         return self._solved(system, self.alpha_, flat=numbers.ndim == 1)
 
     def fit_folds(
-        self, X: NDArray[Any], y: NDArray[Any], fold: NDArray[np.int64], settings: Sequence[Mapping[str, Any]]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[dict[str, Any], list[RidgeRegressor]]]:
         """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
-        systems = self._systems(X, _column(y.astype(np.float64)), fold)
+        systems = self._systems(X, _column(y.astype(np.float64)), fold, sample_weight)
         for alpha in (setting["alpha"] for setting in settings):
             fitted = [clone(self).set_params(alpha=alpha) for _ in systems]
             for estimator, system in zip(fitted, systems, strict=True):

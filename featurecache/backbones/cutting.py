@@ -1,0 +1,280 @@
+"""Cutting a network in two: the rest of it after a tap, to be trained on cached activations.
+
+What is cached is the whole output of a layer (``layer3:none``). The rest takes that and computes the features before
+the output layer, exactly as the whole network would with everything before the cut frozen. So a cut is valid only where
+the output of its layer is all that the later layers see of an image; inside a residual branch it is not.
+
+Whatever is claimed here about a cut has been tried: the rest was run on made-up images and compared with the network.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from featurecache.backbones.backbone import Backbone, freeze
+from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, probe_with_costs
+from featurecache.backbones.probing import PRE_LOGITS, Probe, first_tensor, made_up_inputs, probe, watch
+from featurecache.backbones.suggestions import suggested_nodes
+from featurecache.backbones.tapped import Tap
+from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.tracing import Trace, UncuttableError, sharing_copy
+from featurecache.errors import BackboneError, first_line
+
+_log = logging.getLogger(__name__)
+# Of the largest value: the same kernels run on the same numbers, so that mostly nothing differs at all.
+_SAME = 1e-6
+# Backward, gradients of the activations and of the parameters each cost about what forward costs.
+_TRAINING_PASSES = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """A network cut in two after a tap."""
+
+    tap: Tap
+    """What has to be cached: a layer's output, unpooled."""
+    tail: nn.Module
+    """From cached activations (B, ...) to the input of the output layer (B, ...). A copy, in eval mode; its parameters
+    and buffers are called as in the backbone, and gradients reach ``trainable`` only."""
+    trainable: tuple[str, ...]
+    """Names of the parameters that belong to the tail alone."""
+    shared: tuple[str, ...]
+    """Names of parameters that layers before the cut use too: training them would belie what is cached."""
+
+    @property
+    def num_trainable(self) -> int:
+        """How many numbers training changes."""
+        return sum(p.numel() for p in self.tail.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutInfo:
+    """What a valid cut costs and saves."""
+
+    tap: str
+    """What to cache."""
+    shape: tuple[int, ...]
+    """Of one sample's activations."""
+    num_trainable: int
+    """Parameters after the cut, without an output layer."""
+    bytes_float16: int
+    """On disk for one sample, its id included."""
+    bytes_float32: int
+    flops_before: int
+    """Floating-point operations of one sample, forward, two for each multiply-add."""
+    flops_after: int
+    speedup: float | None
+    """An epoch with the layers before the cut recomputed, in units of an epoch from the cache: (before + 3 after) /
+    (3 after) operations. ``None`` where no operation after the cut is counted."""
+
+
+def cut(backbone: Backbone, name: str) -> Cut:
+    """Cut a network in two.
+
+    Parameters
+    ----------
+    backbone
+        The network; it stays as it is.
+    name
+        A layer, or the tap of its whole output: ``layer3`` or ``layer3:none``.
+
+    Raises
+    ------
+    UnknownNameError
+        No such layer.
+    BackboneError
+        The network cannot be cut there; the message names the nearest cuts that are valid.
+    """
+    seen = probe(backbone)
+    tap = _unpooled(backbone, seen, name)
+    try:
+        return _cut(backbone, _copy_of(backbone), tap, _watch_layers(backbone, seen, [tap.node]))
+    except UncuttableError as error:
+        near = _nearest(seen, tap.node, [found.tap.node for found in each_cut(backbone, seen)])
+        raise BackboneError(f"{backbone.name} cannot be cut at {tap.node}: {error}; {near}") from error
+
+
+def each_cut(backbone: Backbone, seen: Probe | None = None) -> Iterator[Cut]:
+    """Cut a network after each stage and block where that is valid, one after another.
+
+    Every cut holds a copy of the layers after it, so don't keep them all.
+    """
+    seen = seen or probe(backbone)
+    suggested = {node for nodes in suggested_nodes(backbone, seen).values() for node in nodes} - {PRE_LOGITS}
+    network, outputs = _copy_of(backbone), _watch_layers(backbone, seen, suggested)
+    for node in sorted(suggested, key=seen.order.__getitem__):
+        shape = seen.per_sample(node)
+        assert shape is not None
+        try:
+            yield _cut(backbone, network, Tap(node=node, pooling="none", shape=shape), outputs)
+        except UncuttableError as error:
+            _log.debug("%s cannot be cut at %s: %s", backbone.name, node, error)
+
+
+def valid_cuts(backbone: Backbone, costed: CostedProbe | None = None) -> list[CutInfo]:
+    """Return the stages and blocks after which a network can be cut, in the order in which they run.
+
+    Parameters
+    ----------
+    backbone
+        The network.
+    costed
+        What an earlier dry run saw; without it, one is made.
+
+    Notes
+    -----
+    The speed-up counts operations, those of convolutions, products of matrices and attention. It leaves out reading
+    inputs and activations, the output layer, and that a layer may be slower than its operations say. Every cut is
+    tried, which takes about half a forward pass of two images each.
+    """
+    costed = costed or probe_with_costs(backbone)
+    return [_describe(found, costed.flops) for found in each_cut(backbone, costed.seen)]
+
+
+def _describe(found: Cut, flops: Mapping[str, int]) -> CutInfo:
+    before = flops[found.tap.node]
+    after = flops[PRE_LOGITS] - before
+    return CutInfo(
+        tap=found.tap.name,
+        shape=found.tap.shape,
+        num_trainable=found.num_trainable,
+        bytes_float16=bytes_per_sample(found.tap),
+        bytes_float32=bytes_per_sample(found.tap, itemsize=4),
+        flops_before=before,
+        flops_after=after,
+        speedup=(before + _TRAINING_PASSES * after) / (_TRAINING_PASSES * after) if after else None,
+    )
+
+
+def _unpooled(backbone: Backbone, seen: Probe, name: str) -> Tap:
+    node, _, pooling = name.partition(":")
+    (tap,) = resolve_taps(backbone, [f"{node}:{pooling or 'none'}"], seen=seen)
+    if tap.pooling != "none":
+        raise BackboneError(f"tap {name!r} is pooled, and the layers after it need all of it: cache '{node}:none'")
+    if tap.num_calls > 1:
+        raise BackboneError(f"{backbone.name} cannot be cut at {node}: it runs {tap.num_calls} times; cut at a layer "
+                            "that runs once, see `featurecache inspect --tails`")  # fmt: skip
+    return tap
+
+
+def _watch_layers(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> dict[str, Tensor]:
+    """Run the network once and return the outputs (B, ...) of some layers, and the input of the output layer."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(node: str, output: object) -> None:
+        tensor = first_tensor(output)
+        assert tensor is not None
+        outputs[node] = tensor.clone()
+
+    handles = [
+        watch(seen.modules[node], node, backbone, lambda output, node=node: keep(node, output))
+        for node in {*nodes, PRE_LOGITS}
+    ]
+    try:
+        with torch.inference_mode():
+            entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def _cut(backbone: Backbone, network: nn.Module, tap: Tap, outputs: Mapping[str, Tensor]) -> Cut:
+    """Cut, and try it.
+
+    Raises
+    ------
+    UncuttableError
+        It cannot be done there.
+    """
+    in_training = _follow(backbone, network, tap.node, training=True)[2].graph
+    trace, start, rest = _follow(backbone, network, tap.node, training=False)
+    if str(rest.graph) != str(in_training):
+        raise UncuttableError("the code between its layers does other things in training mode")
+    before = trace.layers_before(start)
+    _check_statistics(before, rest)
+    frozen = {id(p) for layer in before.values() for p in _parameters(layer)}
+    own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
+    trainable = tuple(name for name, p in own.items() if id(p) not in frozen)
+    if not trainable:
+        raise UncuttableError("no parameters come after it; cache it pooled and train a head")
+    tail = copy.deepcopy(rest)
+    freeze(tail)
+    _try(tail, outputs[tap.node], outputs[PRE_LOGITS])
+    for name in trainable:
+        tail.get_parameter(name).requires_grad_(True)
+    return Cut(tap=tap, tail=tail, trainable=trainable, shared=tuple(name for name in own if name not in trainable))
+
+
+def _follow(
+    backbone: Backbone, network: nn.Module, node: str, *, training: bool
+) -> tuple[Trace, fx.Node, fx.GraphModule]:
+    classifier = backbone.classifier
+    if node == PRE_LOGITS or (classifier is not None and f"{classifier}.".startswith(f"{node}.")):
+        raise UncuttableError("it is or holds the output layer")
+    call = entrance_of(backbone.preprocess).call
+    through = [node] if classifier is None else [node, classifier]
+    try:
+        trace = Trace(
+            network,
+            call,
+            through=through,
+            batch=lambda count: made_up_inputs(backbone, count),
+            training=training,
+        )
+        end = trace.output() if classifier is None else trace.call_of(classifier).args[0]
+        assert isinstance(end, fx.Node)
+        start = trace.call_of(node)
+        return trace, start, trace.between(start, end)
+    except UncuttableError:
+        raise
+    # Following a forward pass runs somebody else's code with something that is no tensor: anything can happen.
+    except Exception as error:
+        raise UncuttableError(f"its forward pass cannot be followed ({first_line(error)})") from error
+
+
+def _copy_of(backbone: Backbone) -> nn.Module:
+    try:
+        return sharing_copy(backbone.module)
+    # A network may object to being copied with any exception at all.
+    except Exception as error:
+        raise BackboneError(f"{backbone.name} cannot be cut: it cannot be copied ({first_line(error)})") from error
+
+
+def _parameters(layer: nn.Module | Tensor) -> list[nn.Parameter]:
+    return (
+        list(layer.parameters()) if isinstance(layer, nn.Module) else [layer] if isinstance(layer, nn.Parameter) else []
+    )
+
+
+def _check_statistics(before: Mapping[str, nn.Module | Tensor], rest: nn.Module) -> None:
+    """Refuse a norm on both sides: in training it would change its statistics, and so what should have been cached."""
+    norms = {id(m) for layer in before.values() if isinstance(layer, nn.Module) for m in layer.modules()}
+    for path, module in rest.named_modules():
+        if id(module) in norms and getattr(module, "track_running_stats", False):
+            raise UncuttableError(f"{path} runs before and after it, and keeps statistics")
+
+
+def _try(tail: nn.Module, activations: Tensor, expected: Tensor) -> None:
+    try:
+        with torch.inference_mode():
+            found = tail(activations)
+    # A part of a network on its own may object with any exception at all.
+    except Exception as error:
+        raise UncuttableError(f"the rest of the network does not run alone ({first_line(error)})") from error
+    if found.shape != expected.shape or (found - expected).abs().max() > _SAME * expected.abs().max():
+        raise UncuttableError("the rest of the network alone computes something else")
+
+
+def _nearest(seen: Probe, node: str, valid: list[str]) -> str:
+    before = [other for other in valid if seen.order[other] < seen.order[node]]
+    after = [other for other in valid if seen.order[other] > seen.order[node]]
+    near = [f"{nodes[place]} ({word})" for nodes, place, word in ((before, -1, "before"), (after, 0, "after")) if nodes]
+    return f"nearest cuts: {', '.join(near)}" if near else "it cannot be cut after any stage or block"

@@ -1,0 +1,237 @@
+"""The forward pass of a network as a graph of layer calls, and the part of it that follows one of them.
+
+Only as much of the network is opened as leads to the layers in question: every other module stays one node, with its
+own code, so that dropout, batch norm and whatever else depends on ``train()`` and ``eval()`` work as they always did.
+
+Axes: B batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+# Two sizes of batch tell a number that counts inputs from one that does not.
+_FEW, _MORE = 2, 3
+_PREFIX = "network."
+
+
+class UncuttableError(Exception):
+    """The rest of a network cannot be computed from the cut alone; says why, of ``it``."""
+
+
+class Trace:
+    """One symbolic run of a network.
+
+    Parameters
+    ----------
+    network
+        From `sharing_copy`: a trace leaves things behind, in it and not in the network.
+    call
+        Calls a network with a batch.
+    through
+        Paths of the modules whose calls shall be seen; `KeyError` where one is not called.
+    batch
+        Makes a batch of a given number of inputs, to find out sizes that the network computes.
+    training
+        Follow the network's own code as it runs in training mode.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        call: Callable[[nn.Module, Tensor], Any],
+        *,
+        through: Iterable[str],
+        batch: Callable[[int], Tensor],
+        training: bool = False,
+    ) -> None:
+        self._whole = _Whole(network, call).train(training)
+        self._graph = _Tracer({_PREFIX + path for path in through}).trace(self._whole)
+        # Sizes are found by running it, and a norm in training mode would learn from that.
+        self._whole.eval()
+        self._inputs = {node for node in self._graph.nodes if node.op == "placeholder"}
+        self._batch = batch
+        self._sizes: dict[fx.Node, tuple[Any, Any]] | None = None
+
+    def call_of(self, path: str) -> fx.Node:
+        """Return the last call of a module."""
+        calls = [node for node in self._graph.nodes if node.op == "call_module" and node.target == _PREFIX + path]
+        return calls[-1]
+
+    def output(self) -> fx.Node:
+        """Return what the network puts out: of several things the first, as `first_tensor` does."""
+        (node,) = (node for node in self._graph.nodes if node.op == "output")
+        value = node.args[0]
+        while not isinstance(value, fx.Node):
+            value = next(iter(value.values() if isinstance(value, dict) else value))
+        return value
+
+    def layers_before(self, node: fx.Node) -> dict[str, nn.Module | Tensor]:
+        """Return the modules and single parameters that a value was made with, by path."""
+        return self._layers(_ancestors(node, set()))
+
+    def between(self, start: fx.Node, end: fx.Node) -> fx.GraphModule:
+        """Return the part that makes ``end`` from ``start``, with layers that the traced network shares.
+
+        Raises
+        ------
+        UncuttableError
+            The end cannot be made from the start alone.
+        """
+        entrances = _entrances(start)
+        constants: dict[fx.Node, tuple[Any, Any]] = {}
+        if self._inputs & _ancestors(end, entrances):
+            # Sizes are the one thing that may pass by the cut: the same for each image, or a multiple of the batch.
+            after = _made_from(self._graph, entrances)
+            constants = {node: sizes for node, sizes in self._find_sizes().items() if node not in after}
+        needed = _ancestors(end, entrances | set(constants))
+        self._check(needed - set(constants), entrances, end)
+        return self._build([node for node in self._graph.nodes if node in needed], entrances, constants, end)
+
+    def _check(self, needed: set[fx.Node], entrances: set[fx.Node], end: fx.Node) -> None:
+        """Refuse a cut that leaves something out, and name what."""
+        if not self._inputs & needed:
+            return
+        before = _made_from(self._graph, self._inputs) - _made_from(self._graph, entrances)
+        for node in self._graph.nodes:
+            if node in needed & before and (node is end or any(user in needed - before for user in node.users)):
+                raise UncuttableError(f"{_name(node)} is used after it as well")
+
+    def _build(
+        self, needed: list[fx.Node], entrances: set[fx.Node], constants: dict[fx.Node, tuple[Any, Any]], end: fx.Node
+    ) -> fx.GraphModule:
+        graph = fx.Graph()
+        activations = graph.placeholder("activations")
+        # The first layer may write into its input, which is the caller's.
+        start = graph.call_method("clone", (activations,))
+        length = graph.call_method("size", (activations, 0)) if constants else None
+        copies: dict[fx.Node, Any] = {}
+        for node in needed:
+            if node in entrances:
+                copies[node] = start
+            elif node in constants:
+                copies[node] = _size(graph, length, *constants[node])
+            else:
+                copies[node] = _copy(graph, node, copies)
+        graph.output(copies[end])
+        return fx.GraphModule(self._layers(n for n in needed if n not in entrances), graph, class_name="Tail")
+
+    def _layers(self, nodes: Iterable[fx.Node]) -> dict[str, Any]:
+        paths = [str(node.target) for node in nodes if node.op in ("call_module", "get_attr")]
+        return {path.removeprefix(_PREFIX): operator.attrgetter(path)(self._whole) for path in paths}
+
+    def _find_sizes(self) -> dict[fx.Node, tuple[Any, Any]]:
+        if self._sizes is None:
+            few, more = (_Sizes(self._whole, self._graph).of(self._batch(count)) for count in (_FEW, _MORE))
+            self._sizes = {node: (value, more[node]) for node, value in few.items()}
+        return self._sizes
+
+
+def sharing_copy(network: nn.Module) -> nn.Module:
+    """Copy the modules of a network but not their tensors."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+class _Whole(nn.Module):
+    """Gives every network the same signature: whatever else its forward takes keeps its default."""
+
+    def __init__(self, network: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self._call = network, call
+
+    def forward(self, batch: Tensor) -> Any:
+        return self._call(self.network, batch)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, paths: Iterable[str]) -> None:
+        super().__init__(param_shapes_constant=True)
+        self._open = {path[:end] for path in paths for end, sign in enumerate(path) if sign == "."}
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return path not in self._open
+
+
+class _Sizes(fx.Interpreter):
+    """Runs a graph and keeps what is no tensor."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self._kept: dict[fx.Node, Any] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        if node.op not in ("placeholder", "output") and _is_plain(value):
+            self._kept[node] = value
+        return value
+
+    def of(self, batch: Tensor) -> dict[fx.Node, Any]:
+        with torch.inference_mode():
+            self.run(batch)
+        return self._kept
+
+
+def _ancestors(node: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
+    """Return what a value is made of, itself included; nothing behind ``stop``."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [] if node in stop else node.all_input_nodes
+    return found
+
+
+def _made_from(graph: fx.Graph, sources: set[fx.Node]) -> set[fx.Node]:
+    """Return the sources and every value that one of them had a part in."""
+    made = set(sources)
+    for node in graph.nodes:
+        made |= {node} if any(other in made for other in node.all_input_nodes) else set()
+    return made
+
+
+def _entrances(start: fx.Node) -> set[fx.Node]:
+    """Return the values that the cached activations stand for: of a layer that puts out several things, the first."""
+    places = [user.args[1] if user.target is operator.getitem else None for user in start.users]
+    if places and all(isinstance(place, int) for place in places):
+        return {user for user, place in zip(start.users, places, strict=True) if place == 0}
+    return {start}
+
+
+def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:
+    # What stood for a node may be a plain number here, which `Graph.node_copy` does not take.
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
+    target = str(node.target).removeprefix(_PREFIX) if node.op in ("call_module", "get_attr") else node.target
+    return graph.create_node(node.op, target, args, kwargs, name=node.name)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device))
+
+
+def _size(graph: fx.Graph, length: fx.Node | None, few: Any, more: Any) -> Any:
+    """Write a size, known for two sizes of batch, for a batch of any length."""
+    if isinstance(few, (tuple, list)):
+        return tuple(_size(graph, length, *pair) for pair in zip(few, more, strict=True))
+    if few == more:
+        return few
+    if isinstance(few, int) and few % _FEW == 0 and few // _FEW * _MORE == more:
+        return graph.call_function(operator.mul, (length, few // _FEW))
+    raise UncuttableError(f"a number that is {few} for {_FEW} inputs and {more} for {_MORE} is used after it")
+
+
+def _name(node: fx.Node) -> str:
+    is_layer = node.op in ("call_module", "get_attr")
+    if node.op == "placeholder":
+        return "the input"
+    return f"the output of {str(node.target).removeprefix(_PREFIX)}" if is_layer else f"what {node.name} gives"

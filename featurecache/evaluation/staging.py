@@ -1,0 +1,73 @@
+"""Room for the features of a training: memory while there is enough, a file in the cache beyond."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from featurecache.atomic import partial_name
+from featurecache.errors import RequestError
+from featurecache.machine import free_memory
+
+_SHARE = 0.5
+"""Of the memory that is free: heads need some too."""
+
+
+class Staging:
+    """Gives out arrays until it is closed; the larger ones are files in ``folder``.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the cache. A file that a killed process leaves there is removed by `featurecache gc`.
+    max_bytes : int, optional
+        Of features in memory; half of what is free when left out.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
+        self._folder = folder
+        self._left = int(_SHARE * free_memory()) if max_bytes is None else max_bytes
+        self._files: list[Path] = []
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of float32 to be filled, a ``numpy.memmap`` where memory would not hold it.
+
+        Raises
+        ------
+        RequestError
+            The disk would not hold it either.
+        """
+        size = 4 * int(np.prod(shape, dtype=np.int64))
+        if size <= self._left:
+            self._left -= size
+            return np.empty(shape, np.float32)
+        path = partial_name(self._folder / "features")
+        self._files.append(path)
+        try:
+            with path.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # writing to a map of a full disk would kill the process
+        except OSError as error:
+            raise RequestError(
+                f"{size / 1e9:.1f} GB of features fit neither into memory ({self._left / 1e9:.1f} GB may be used) nor "
+                f"into {self._folder} ({error.strerror}); free some space there, or choose a smaller tap"
+            ) from error
+        return np.memmap(path, np.float32, "r+", shape=shape)
+
+    def close(self) -> None:
+        """Remove the files; arrays that still live stay readable."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging(folder: Path, max_bytes: int | None = None) -> Iterator[Staging]:
+    """Open a `Staging` and close it in any case."""
+    opened = Staging(folder, max_bytes)
+    try:
+        yield opened
+    finally:
+        opened.close()

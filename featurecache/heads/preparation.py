@@ -1,0 +1,59 @@
+"""What comes before training, for heads that learn in rounds: rows to stop by, and numbers in units of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
+_ENOUGH_ROWS, _ENOUGH_OF_A_CLASS = 1000, 10
+
+
+def rows_to_stop_by(
+    y: NDArray[Any], seen_Fn: NDArray[np.bool_], *, fraction: float, random_state: int
+) -> NDArray[np.int64]:
+    """Draw rows, of each class where there are classes, the same for all folds; a fold uses those that it may see.
+
+    Parameters
+    ----------
+    y : ndarray of int64 (n_samples,), or (n_samples, n_outputs)
+        Class indices; or labels, or numbers.
+    seen_Fn : ndarray of bool (n_folds, n_samples)
+        Which rows each fold is fitted on.
+    fraction : float
+        Of the rows of each class.
+    random_state : int
+
+    Returns
+    -------
+    ndarray of int64
+        Places in increasing order; none where there are too few rows.
+    """
+    if not fraction or seen_Fn.sum(1).min() < _ENOUGH_ROWS:
+        return np.zeros(0, np.int64)
+    generator = np.random.default_rng(random_state)
+    if y.ndim == 2:
+        return np.sort(generator.permutation(len(y))[: math.ceil(len(y) * fraction)])
+    counts = np.stack([np.bincount(y[seen_n], minlength=int(y.max()) + 1) for seen_n in seen_Fn])
+    if counts.min() < _ENOUGH_OF_A_CLASS:
+        return np.zeros(0, np.int64)
+    drawn = []
+    for each in range(counts.shape[1]):
+        places = generator.permutation(np.flatnonzero(y == each))
+        drawn.append(places[: math.ceil(len(places) * fraction)])
+    return np.sort(np.concatenate(drawn))
+
+
+def mean_and_scale(
+    numbers: NDArray[np.float64], weight: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation of each number (n_samples, n_targets); the scale of one that is constant is 1.
+
+    What is trained in these units may be coarse: numbers far from zero, such as years, keep their digits.
+    """
+    mean = np.average(numbers, axis=0, weights=weight)
+    scale = np.sqrt(np.average((numbers - mean) ** 2, axis=0, weights=weight))
+    return mean, np.where(scale > 0, scale, 1.0)

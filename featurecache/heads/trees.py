@@ -1,0 +1,394 @@
+"""Gradient-boosted trees: LightGBM grows them, and they are kept and asked as plain arrays.
+
+A saved head is so no text that a stranger can forge for a parser in C++ to trust, and answers where LightGBM is absent.
+Axes: R rounds, O outputs, N nodes of a tree, n rows, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featurecache.errors import MissingExtraError, first_line
+from featurecache.heads.checks import (
+    REAL_TYPES,
+    check_whole_number,
+    checked_class_weight,
+    checked_rows,
+    checked_weight,
+    with_weight,
+)
+from featurecache.heads.labelled import LogitMixin
+from featurecache.heads.preparation import mean_and_scale, rows_to_stop_by
+
+PACKAGE, EXTRA = "lightgbm", "trees"
+"""What grows trees, and the extra that brings it."""
+
+TREE_ARRAYS = ("feature_", "threshold_", "children_", "value_")
+"""Attributes that hold the nodes of all trees."""
+
+MAX_NODES = 1 << 20
+"""Of all rounds of an output: so many steps does a row take at most, also through a stranger's trees."""
+
+_ANSWERS_AT_ONCE = 1 << 16
+_SHARE, _LEAST_FEATURES = 0.05, 32
+_FIXED = {
+    # One thread and one order of sums: the same trees on every machine, whatever runs beside.
+    "num_threads": 1,
+    "deterministic": True,
+    "force_col_wise": True,
+    # Features are dense, finite numbers, and smooth enough for few bins.
+    "enable_bundle": False,
+    "use_missing": False,
+    "max_bin": 63,
+    "min_data_in_bin": 1,
+    "verbosity": -1,
+}
+
+
+class _Tree(NamedTuple):
+    """One tree as LightGBM writes it: negative children are leaves, ``~leaf``."""
+
+    feature: NDArray[np.int32]
+    threshold: NDArray[np.float64]
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    leaf_value: NDArray[np.float64]
+
+
+class _TreeEstimator(BaseEstimator):
+    """Growing trees and asking them, whatever is said of a row."""
+
+    n_features_in_: int
+    feature_: NDArray[np.int32]
+    threshold_: NDArray[np.float64]
+    children_: NDArray[np.int32]
+    value_: NDArray[np.float64]
+
+    def __init__(
+        self,
+        num_leaves: int = 15,
+        *,
+        learning_rate: float = 0.1,
+        num_boost_round: int = 100,
+        min_data_in_leaf: int = 5,
+        feature_fraction: float | None = None,
+        patience: int = 10,
+        validation_fraction: float = 0.1,
+        random_state: int = 0,
+    ) -> None:
+        self.num_leaves = num_leaves
+        self.learning_rate = learning_rate
+        self.num_boost_round = num_boost_round
+        self.min_data_in_leaf = min_data_in_leaf
+        self.feature_fraction = feature_fraction
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    def _check(self) -> None:
+        """Raise `ValueError` for settings that make no sense, before anything is grown."""
+        check_whole_number("num_leaves", self.num_leaves, 2)
+        for name in ("num_boost_round", "min_data_in_leaf", "patience"):
+            check_whole_number(name, getattr(self, name), 1)
+        if self.num_boost_round * (2 * self.num_leaves - 1) > MAX_NODES:
+            raise ValueError(
+                f"{self.num_boost_round} rounds of {self.num_leaves} leaves have more than {MAX_NODES} nodes; "
+                "lower num_leaves or num_boost_round"
+            )
+        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate!r}")
+        if self.feature_fraction is not None and not 0 < self.feature_fraction <= 1:
+            raise ValueError(f"feature_fraction must be above 0 and at most 1, got {self.feature_fraction!r}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be from 0 to below 1, got {self.validation_fraction!r}")
+
+    def _grow(
+        self, X: NDArray[Any], y: NDArray[Any], weight: NDArray[np.float64] | None, objective: Mapping[str, Any]
+    ) -> None:
+        """Grow trees for class indices (n,), or a booster for each column of labels or numbers (n, O)."""
+        held_out = np.zeros(len(y), bool)
+        seen_1n = np.ones((1, len(y)), bool)
+        seed = self.random_state or 0
+        held_out[rows_to_stop_by(y, seen_1n, fraction=self.validation_fraction, random_state=seed)] = True
+        columns = y[:, None] if y.ndim == 1 else y
+        trees = _boosted(X, columns, weight, held_out, self._settings(objective), self.patience)
+        for name, array in zip(TREE_ARRAYS, _as_arrays(trees), strict=True):
+            setattr(self, name, array)
+
+    def _settings(self, objective: Mapping[str, Any]) -> dict[str, Any]:
+        self._check()
+        own = {
+            name: getattr(self, name) for name in ("num_leaves", "learning_rate", "num_boost_round", "min_data_in_leaf")
+        }
+        share = self.feature_fraction or min(max(_SHARE, _LEAST_FEATURES / self.n_features_in_), 1.0)
+        return {**_FIXED, **own, "feature_fraction": share, "seed": self.random_state or 0, **objective}
+
+    def _sums(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return what the leaves that each row reaches add up to, (n_samples, n_outputs)."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        num_outputs, num_nodes = self.value_.shape[1:]
+        root_O = np.arange(num_outputs) * num_nodes
+        children = self.children_ + root_O[:, None, None]  # of all trees of a round in one array
+        sums = np.zeros((len(rows), num_outputs))
+        step = max(_ANSWERS_AT_ONCE // num_outputs, 1)
+        for start in range(0, len(rows), step):
+            block = slice(start, start + step)
+            rounds = zip(self.feature_, self.threshold_, children, self.value_, strict=True)
+            for feature, threshold, child, value in rounds:
+                leaf = _leaves(rows[block], root_O, feature.ravel(), threshold.ravel(), child.ravel())
+                sums[block] += value.take(leaf)
+        return sums
+
+
+class BoostedTrees(LogitMixin, ClassifierMixin, _TreeEstimator):
+    """Gradient-boosted decision trees (Friedman, Annals of Statistics 2001), grown by LightGBM leaf by leaf.
+
+    Of two classes there is one tree a round, of more one for each class; several labels have a booster each. See Ke et
+    al., "LightGBM: A Highly Efficient Gradient Boosting Decision Tree", NeurIPS 2017. LightGBM (extra ``trees``) is
+    needed to fit, not to predict.
+
+    Parameters
+    ----------
+    num_leaves : int
+        Of a tree, at most.
+    learning_rate : float
+    num_boost_round : int
+        At most.
+    min_data_in_leaf : int
+        Rows, whatever they weigh.
+    feature_fraction : float, optional
+        Share of the features, drawn anew for each tree, among which splits are sought: embeddings are wide, and their
+        features say much the same. None: a twentieth, but at least 32 features.
+    patience : int
+        Rounds without improvement on the held-out rows after which growing ends; the best round is the last one kept.
+    validation_fraction : float
+        Of the rows of each class, held out to stop by. None are where there are fewer than 1,000 rows, or ten of a
+        class; then all rounds are grown.
+    class_weight : None, "balanced" or mapping of class to weight
+    random_state : int
+        Of held-out rows and drawn features.
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    feature_ : ndarray (n_rounds, n_outputs, n_nodes), int32
+    threshold_ : ndarray (n_rounds, n_outputs, n_nodes), float64
+    children_ : ndarray (n_rounds, n_outputs, n_nodes, 2), int32
+        Where a row goes whose feature is at most the threshold, and where others go: to a later node, or nowhere else
+        from a leaf. Node 0 is the root.
+    value_ : ndarray (n_rounds, n_outputs, n_nodes), float64
+        Of leaves. Those that a row reaches in all rounds are added up.
+    """
+
+    def __init__(
+        self,
+        num_leaves: int = 15,
+        *,
+        learning_rate: float = 0.1,
+        num_boost_round: int = 100,
+        min_data_in_leaf: int = 5,
+        feature_fraction: float | None = None,
+        patience: int = 10,
+        validation_fraction: float = 0.1,
+        class_weight: str | Mapping[Any, float] | None = None,
+        random_state: int = 0,
+    ) -> None:
+        super().__init__(
+            num_leaves,
+            learning_rate=learning_rate,
+            num_boost_round=num_boost_round,
+            min_data_in_leaf=min_data_in_leaf,
+            feature_fraction=feature_fraction,
+            patience=patience,
+            validation_fraction=validation_fraction,
+            random_state=random_state,
+        )
+        self.class_weight = class_weight
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Grow trees.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,), or several labels of each row, (n_samples, n_labels), 0 or 1
+        sample_weight : array-like of shape (n_samples,), optional
+            Of each row in the loss.
+
+        Raises
+        ------
+        MissingExtraError
+            LightGBM is not installed.
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, labels = checked_rows(self, X, y, several=True)
+        check_classification_targets(labels)
+        weight = checked_weight(sample_weight, rows)
+        weight, rows, labels = with_weight(weight, rows, labels)
+        y_index = self._take_labels(labels)
+        weight = _weighed(y_index, weight, checked_class_weight(self.class_weight, self.classes_))
+        weight, rows, y_index = with_weight(weight, rows, y_index)
+        several = len(self.classes_) > 2 and not self.multilabel_
+        objective = {"objective": "multiclass", "num_class": len(self.classes_)} if several else {"objective": "binary"}
+        self._grow(rows, y_index, weight, objective)
+        return self
+
+    def _logits_of(self, X: ArrayLike) -> NDArray[np.float64]:  # type: ignore[override]
+        sums = self._sums(X)
+        # One tree a round says how much more probable the second class is.
+        return np.hstack([np.zeros_like(sums), sums]) if len(self.classes_) == 2 and not self.multilabel_ else sums
+
+
+class BoostedTreesRegressor(MultiOutputMixin, RegressorMixin, _TreeEstimator):
+    """Gradient-boosted trees that say one number or several, each by a booster of its own, grown on squared errors.
+
+    Parameters are those of `BoostedTrees`, as far as they are not about classes; so are the arrays of trees.
+
+    Attributes
+    ----------
+    intercept_ : ndarray () or (n_targets,), float64
+        Mean of the numbers, from which leaves count.
+    """
+
+    intercept_: NDArray[np.float64]
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Grow trees.
+
+        Parameters
+        ----------
+        X, sample_weight
+            As for `BoostedTrees.fit`.
+        y : array-like of shape (n_samples,) or (n_samples, n_targets)
+
+        Raises
+        ------
+        MissingExtraError
+            LightGBM is not installed.
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, numbers = checked_rows(self, X, y, several=True, numbers=True)
+        weight = checked_weight(sample_weight, rows)
+        weight, rows, numbers = with_weight(weight, rows, numbers.astype(np.float64))
+        mean, scale = mean_and_scale(numbers, weight)
+        targets = (numbers - mean) / scale
+        self._grow(rows, targets.reshape(len(rows), -1), weight, {"objective": "regression"})
+        self.value_ *= np.reshape(scale, (-1, 1))
+        self.intercept_ = np.asarray(mean)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
+        sums = self._sums(X)
+        return sums.reshape(len(sums), *self.intercept_.shape) + self.intercept_
+
+
+def _weighed(
+    y_index: NDArray[np.int64], weight: NDArray[np.float64] | None, class_weight: Any
+) -> NDArray[np.float64] | None:
+    """Return the weight of each row, that of its class included."""
+    if class_weight is None:
+        return weight
+    own = np.ones(len(y_index)) if weight is None else weight
+    if isinstance(class_weight, str):
+        of_class = np.bincount(y_index, own)
+        class_weight = of_class.sum() / (len(of_class) * of_class)
+    return np.asarray(own * class_weight[y_index])
+
+
+def _boosted(
+    X: NDArray[Any],
+    y: NDArray[Any],
+    weight: NDArray[np.float64] | None,
+    held_out: NDArray[np.bool_],
+    settings: dict[str, Any],
+    patience: int,
+) -> list[list[_Tree]]:
+    """Grow a booster for each column of ``y`` on the rows that are not held out; return the trees of all outputs."""
+    if find_spec(PACKAGE) is None:
+        raise MissingExtraError(PACKAGE, EXTRA)
+    import lightgbm
+
+    def rows(which: NDArray[np.bool_], reference: Any = None) -> Any:
+        of_each = None if weight is None else weight[which]
+        return lightgbm.Dataset(X if which.all() else X[which], weight=of_each, reference=reference, params=settings)
+
+    fitted = rows(~held_out)
+    judged = [rows(held_out, fitted)] if held_out.any() else []
+    trees = []
+    try:
+        for column in y.T:  # the features are sorted into bins once for all of them
+            fitted.set_label(column[~held_out])
+            for each in judged:
+                each.set_label(column[held_out])
+            stop: list[Any] = [lightgbm.early_stopping(patience, verbose=False)] if judged else []
+            booster = lightgbm.train(settings, fitted, valid_sets=judged, callbacks=stop)
+            # Without early stopping there is no best iteration, and all are written.
+            grown = _read_trees(booster.model_to_string(num_iteration=booster.best_iteration))
+            num_outputs = booster.num_model_per_iteration()
+            trees += [grown[output::num_outputs] for output in range(num_outputs)]
+    except lightgbm.basic.LightGBMError as error:
+        raise ValueError(f"LightGBM refuses: {first_line(error)}") from error
+    return trees
+
+
+def _read_trees(text: str) -> list[_Tree]:
+    """Read the model text that a booster has just written."""
+    names = ("split_feature", "threshold", "left_child", "right_child", "leaf_value")
+    types = (np.int32, np.float64, np.int32, np.int32, np.float64)
+    trees = []
+    for block in text.split("\nTree=")[1:]:
+        fields = dict(line.split("=", 1) for line in block.split("\n\n")[0].splitlines()[1:])
+        trees.append(_Tree(*(np.array(fields.get(n, "").split(), t) for n, t in zip(names, types, strict=True))))
+    return trees
+
+
+def _as_arrays(
+    trees: Sequence[Sequence[_Tree]],
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]:
+    """Put the trees of each output (O, R) side by side, as the arrays of `_TreeEstimator`.
+
+    Leaves stand behind the splits. A booster that ended before others says nothing in the rounds that follow.
+    """
+    num_splits = max(len(tree.feature) for each in trees for tree in each)
+    shape = (max(map(len, trees)), len(trees), 2 * num_splits + 1)
+    feature, threshold, value = np.zeros(shape, np.int32), np.zeros(shape), np.zeros(shape)
+    children = np.empty((*shape, 2), np.int32)
+    children[:] = np.arange(shape[2])[:, None]
+    for output, each in enumerate(trees):
+        for number, tree in enumerate(each):
+            splits, at = len(tree.feature), (number, output)
+            feature[at][:splits], threshold[at][:splits] = tree.feature, tree.threshold
+            for side, child in enumerate((tree.left, tree.right)):
+                children[at][:splits, side] = np.where(child < 0, num_splits + ~child, child)
+            first_leaf = num_splits if splits else 0  # a tree without splits is a leaf at the root
+            value[at][first_leaf : first_leaf + len(tree.leaf_value)] = tree.leaf_value
+    return feature, threshold, children, value
+
+
+def _leaves(
+    rows_nD: NDArray[Any],
+    root_O: NDArray[np.int64],
+    feature: NDArray[np.int32],
+    threshold: NDArray[np.float64],
+    children: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Walk down the trees of one round and return the leaf that each row reaches in each of them, (n, O)."""
+    node_nO = np.broadcast_to(root_O, (len(rows_nD), len(root_O)))
+    while True:
+        goes_right = np.take_along_axis(rows_nD, feature.take(node_nO), axis=1) > threshold.take(node_nO)
+        next_nO = children.take(2 * node_nO + goes_right)
+        if np.array_equal(next_nO, node_nO):
+            return next_nO
+        node_nO = next_nO
