@@ -114,6 +114,7 @@ def _layer(line: dict[str, Any]) -> tuple[str, str]:
 def _dress(axes: Any) -> None:
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
+    axes.ticklabel_format(axis="y", useOffset=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(colors=_MUTED, labelcolor=_INK)
