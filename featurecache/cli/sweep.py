@@ -25,17 +25,21 @@ def add_parser(verbs: Any) -> None:
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
-    parser.add_argument("--task", action="append", metavar="T", help="repeat for several (default: all with classes)")
+    parser.add_argument("--task", action="append", metavar="T", help="repeat for several (default: all)")
     parser.add_argument("--tap", action="append", metavar="T", help="cached tap, repeat for several (default: all)")
     parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
     parser.add_argument("--fingerprint", metavar="F", help="only features with this fingerprint")
     parser.add_argument("--dtype", metavar="D", help="only features stored as this type")
     parser.add_argument("--views", type=int, metavar="K", help="K cached views of each sample; 0 (default): plain")
-    parser.add_argument("--head", action="append", metavar="H", help="head, or 'all' (default); repeat for several")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default 1)")
-    parser.add_argument("--shots", action="append", type=int, metavar="N", help="fit on N samples of each class")
     parser.add_argument(
-        "--share", action="append", type=float, metavar="S", help="fit on this share of each class: 0.1, 0.5, 1"
+        "--head", action="append", metavar="H", help="head, or 'all' for the kind of task (default); repeat for several"
+    )
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default 1)")
+    parser.add_argument(
+        "--shots", action="append", type=int, metavar="N", help="fit on N samples of each class (tasks with classes)"
+    )
+    parser.add_argument(
+        "--share", action="append", type=float, metavar="S", help="fit on this share of the samples: 0.1, 0.5, 1"
     )
     parser.add_argument(
         "--folds", type=int, metavar="K", help="judge on each of K folds of train and validation (nested)"
@@ -47,14 +51,14 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--tta", action="store_true", help="judge on the mean over the cached views of a sample")
     parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
-    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw accuracy by layer, labels and time")
+    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw scores by layer, labels and time")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
-    from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep, summarise
-    from featurecache.heads.registry import list_heads
+    from featurecache.evaluation.summary import summarise
+    from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
     from featurecache.reporting.sweep import draw_sweep
     from featurecache.store.store import FeatureStore
     from featurecache.tables import write_table
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 1:
         raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
     plan = Plan(
-        heads=list_heads() if "all" in (args.head or ["all"]) else args.head,
+        heads=() if "all" in (args.head or ["all"]) else args.head,
         seeds=range(args.seeds),
         num_folds=args.folds,
         shots=args.shots or (),
@@ -74,17 +78,15 @@ def run(args: argparse.Namespace) -> int:
     _check_places(args)
     store = FeatureStore.open(args.cache)
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
-    if not args.task:
-        tasks = [task for task in tasks if task.kind == "classes"]
     if not tasks:
-        raise RequestError(f"{store.path} has no tasks with classes; add one with `featurecache task add`")
+        raise RequestError(f"{store.path} has no tasks; add one with `featurecache task add`")
     where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
     views = 0 if args.views is None and not args.tta else args.views
     sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]
     sets = list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
     num_kept = 0
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("training heads", plan.num_cells(len(tasks) * len(sets)))
+        progress.start("training heads", plan.num_cells(tasks, len(sets)))
 
         def count(row: dict[str, Any], kept: bool) -> None:
             nonlocal num_kept
@@ -123,28 +125,31 @@ def _check_places(args: argparse.Namespace) -> None:
 
 
 def _print(lines: list[dict[str, Any]]) -> None:
-    figures = ["labels", "accuracy", "95 % interval", "divisions", "seconds"]
-    print_table(
-        ["task", "head", "tap", *figures, "judged on", "against the best"],
-        [
-            [
-                line["task"],
-                line["head"],
-                line["tap"] + (f", {line['views']} views" if line["views"] else ""),
-                _labels(line),
-                "-" if line["accuracy"] is None else f"{line['accuracy']:.3f}",
-                "-" if line["accuracy"] is None else f"{line['low']:.3f} to {line['high']:.3f}",
-                str(line["divisions"]),
-                "-" if line["seconds"] is None else f"{line['seconds']:.2f}",
-                line["part"],
-                line["against_best"] or "-",
-            ]
-            for line in lines
-        ],
-        numbers=figures,
-    )
+    """Print one table for each figure."""
+    for measure in dict.fromkeys(line["measure"] for line in lines):
+        figures = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]
+        print_table(
+            ["task", "head", "tap", *figures, "judged on", "against the best"],
+            [_row(line) for line in lines if line["measure"] == measure],
+            numbers=figures,
+        )
     if any(line["part"] == "test" for line in lines):
         print_line("these are looks at the test part: choosing by them makes the best of them too good")
+
+
+def _row(line: dict[str, Any]) -> list[str]:
+    return [
+        line["task"],
+        line["head"],
+        line["tap"] + (f", {line['views']} views" if line["views"] else ""),
+        _labels(line),
+        "-" if line["score"] is None else f"{line['score']:.3f}",
+        "-" if line["score"] is None else f"{line['low']:.3f} to {line['high']:.3f}",
+        str(line["divisions"]),
+        "-" if line["seconds"] is None else f"{line['seconds']:.2f}",
+        line["part"],
+        line["against_best"] or "-",
+    ]
 
 
 def _labels(line: dict[str, Any]) -> str:

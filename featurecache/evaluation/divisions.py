@@ -4,7 +4,7 @@
 asked for           heads are judged on                          fitted on
 ==================  ===========================================  ==========================================
 nothing             the validation part; where there is none, a  the train part, or the rest of it
-                    quarter of each class of train, by seed
+                    quarter of each stratum of train, by seed
 ``folds``           one fold of train and validation, by seed    the other folds: nested cross-validation, since
                                                                  settings are chosen inside them
 ``look_at_test``    the test part                                train (and validation, where no labels are
@@ -12,7 +12,8 @@ nothing             the validation part; where there is none, a  the train part,
 ==================  ===========================================  ==========================================
 
 Groups are never divided. ``shots`` and ``share`` take labels away from what is fitted on: so many samples of each
-class, or that share of each class. With one seed, fewer labels are always a part of more.
+class, or that share of each stratum. With one seed, fewer labels are always a part of more. Strata are classes, or the
+fifths in which numbers lie; tasks of labels have one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.parts import Part, smallest_class
+from featurecache.specs import TaskKind
+from featurecache.store.splits import strata_of_numbers
 
 HELD_OUT_SHARE = 0.25
+_QUARTERS = round(1 / HELD_OUT_SHARE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +44,9 @@ class Division:
     fold, num_folds : int or None
         Judge on this fold of so many.
     shots : int or None
-        Samples of each class to fit on.
+        Samples of each class to fit on; for tasks with classes only.
     share : float or None
-        Share of each class to fit on.
+        Share of each stratum to fit on.
     look_at_test : bool
     """
 
@@ -64,7 +68,7 @@ class Division:
         return self.shots is not None or (self.share is not None and self.share < 1)
 
 
-def divide(parts: dict[str, Part], division: Division) -> dict[str, Part]:
+def divide(parts: dict[str, Part], division: Division, *, kind: TaskKind = "classes") -> dict[str, Part]:
     """Return parts as `evaluate_head` takes them.
 
     Parameters
@@ -72,18 +76,21 @@ def divide(parts: dict[str, Part], division: Division) -> dict[str, Part]:
     parts : dict
         The parts of a task, train among them.
     division : Division
+    kind : str
+        What is said of a sample.
 
     Raises
     ------
     RequestError
         The test part of a task that has none.
     TaskError
-        Classes too small to be divided.
+        Too few samples, or classes too small to be divided.
     """
+    assert division.shots is None or kind == "classes"
     train, rest = parts["train"], {name: part for name, part in parts.items() if name != "train"}
     if division.num_folds:
         pool = train if "validation" not in rest else train.with_samples_of(rest["validation"])
-        train, held_out = _fold_of(pool, division)
+        train, held_out = _fold_of(pool, division, kind)
         rest = {"validation": held_out}
     elif division.look_at_test:
         if "test" not in rest:
@@ -92,46 +99,61 @@ def divide(parts: dict[str, Part], division: Division) -> dict[str, Part]:
     elif "validation" in rest:
         rest = {"validation": rest["validation"]}
     else:
-        train, held_out = _held_out(train, division.seed)
+        train, held_out = _held_out(train, division.seed, kind)
         rest = {"validation": held_out}
-    return {"train": _fewer(train, division), **rest}
+    return {"train": _fewer(train, division, kind), **rest}
 
 
-def _fold_of(pool: Part, division: Division) -> tuple[Part, Part]:
+def _fold_of(pool: Part, division: Division, kind: TaskKind) -> tuple[Part, Part]:
     assert division.num_folds is not None
     assert division.fold is not None
-    smallest, noun = smallest_class(pool.y, pool.groups), "samples" if pool.groups is None else "groups"
-    if smallest < division.num_folds:
+    strata, noun = _strata(pool, kind, division.num_folds), "samples" if pool.groups is None else "groups"
+    if (smallest := smallest_class(strata, pool.groups)) < division.num_folds:
+        where = "the smallest class" if kind == "classes" else "the task"
         raise TaskError(
-            f"the smallest class has {smallest} {noun}, too few for {division.num_folds} folds; ask for fewer folds"
+            f"{where} has {smallest} {noun}, too few for {division.num_folds} folds; ask for fewer folds, or add a "
+            "validation part to the task"
         )
-    kind = StratifiedKFold if pool.groups is None else StratifiedGroupKFold
-    folds = kind(division.num_folds, shuffle=True, random_state=division.seed)
-    fitted, held_out = list(folds.split(pool.y, pool.y, pool.groups))[division.fold]
+    splitter = StratifiedKFold if pool.groups is None else StratifiedGroupKFold
+    folds = splitter(division.num_folds, shuffle=True, random_state=division.seed)
+    fitted, held_out = list(folds.split(strata, strata, pool.groups))[division.fold]
     return pool.take(fitted), pool.take(held_out)
 
 
-def _held_out(train: Part, seed: int) -> tuple[Part, Part]:
+def _held_out(train: Part, seed: int, kind: TaskKind) -> tuple[Part, Part]:
     if train.groups is not None:
-        return _fold_of(train, Division(seed=seed, fold=0, num_folds=round(1 / HELD_OUT_SHARE)))
-    order = _shuffled_classes(train.y, seed)
+        return _fold_of(train, Division(seed=seed, fold=0, num_folds=_QUARTERS), kind)
+    order = _shuffled_strata(train, seed, kind)
     held_out = np.concatenate([places[: round(HELD_OUT_SHARE * len(places))] for places in order])
     if not len(held_out):
-        raise TaskError("no class has enough train samples to hold out a quarter; add a validation part to the task")
+        few = "no class has enough train samples" if kind == "classes" else f"{len(train)} train samples are too few"
+        raise TaskError(f"{few} to hold out a quarter; add a validation part to the task")
     kept = np.setdiff1d(np.arange(len(train.y)), held_out)
     return train.take(kept), train.take(np.sort(held_out))
 
 
-def _fewer(train: Part, division: Division) -> Part:
+def _fewer(train: Part, division: Division, kind: TaskKind) -> Part:
     if not division.takes_labels_away:
         return train
     # Another stream than the one that holds out: which samples are taken must not depend on that.
-    order = _shuffled_classes(train.y, division.seed + 1_000_003)
+    order = _shuffled_strata(train, division.seed + 1_000_003, kind)
     counts = [division.shots or max(1, math.ceil((division.share or 0) * len(places))) for places in order]
     places = np.concatenate([places[:count] for places, count in zip(order, counts, strict=True)])
     return train.take(np.sort(places))
 
 
-def _shuffled_classes(y: np.ndarray, seed: int) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return [generator.permutation(np.flatnonzero(y == label)) for label in np.unique(y)]
+def _shuffled_strata(part: Part, seed: int, kind: TaskKind) -> list[np.ndarray]:
+    generator, strata = np.random.default_rng(seed), _strata(part, kind, _QUARTERS)
+    return [generator.permutation(np.flatnonzero(strata == each)) for each in np.unique(strata)]
+
+
+def _strata(part: Part, kind: TaskKind, at_least: int) -> np.ndarray:
+    """Return the stratum of each sample, (n_samples,) int: what all sides of a division should be alike in.
+
+    Numbers of which a fifth has fewer than ``at_least`` samples, or groups, are one stratum, as labels always are.
+    """
+    if kind == "classes":
+        return part.y
+    if kind == "numbers" and smallest_class(fifths := strata_of_numbers(part.y), part.groups) >= at_least:
+        return fifths
+    return np.zeros(len(part), np.int64)

@@ -70,6 +70,15 @@ class Measure(ABC):
     def __init__(self, n_outputs: int) -> None:
         self.n_outputs = n_outputs
 
+    @property
+    def chosen_by(self) -> str:
+        """Name of the figure that `goodness` gives."""
+        return self.primary
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """Return the least and the greatest that a figure can be."""
+        return 0.0, 1.0
+
     @abstractmethod
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """Return what is said of the samples of a part as an array, or raise `TaskError`."""
@@ -126,6 +135,11 @@ class OfClasses(Measure):
     def __init__(self, n_outputs: int, *, balanced: bool = False) -> None:
         super().__init__(n_outputs)
         self.balanced = balanced
+
+    @property
+    def chosen_by(self) -> str:
+        """See `Measure`."""
+        return "balanced_accuracy" if self.balanced else self.primary
 
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """See `Measure`."""
@@ -215,7 +229,7 @@ class _Resampled(Measure):
         return Comparison(difference, low, high, p_value, verdict_of(low, high))
 
     def range_of(self, name: str) -> tuple[float, float]:
-        """Return the least and the greatest that a figure can be."""
+        """See `Measure`."""
         return 0.0, np.inf if name in self.unbounded else 1.0
 
     @abstractmethod

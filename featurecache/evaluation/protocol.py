@@ -17,7 +17,7 @@ same table: on the plain features of a sample, or on the mean of the probabiliti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +185,11 @@ def evaluate_heads(
     return sorted(results, key=lambda result: (-result.selection_score, names.index(result.head)))
 
 
+def are_built_in(names: Iterable[str], kind: TaskKind) -> bool:
+    """Tell whether a fresh process knows these heads: not those that this program registered."""
+    return set(names) <= set((*HEADS, *TOKEN_HEADS) if kind == "classes" else OTHER_HEADS)
+
+
 def _evaluated(
     names: list[str], parts: dict[str, Part], measure: Measure, n_jobs: int, random_state: int
 ) -> Iterator[HeadResult]:
@@ -199,10 +204,8 @@ def _evaluated(
 
 
 def _may_leave_process(names: list[str], parts: dict[str, Part], measure: Measure) -> bool:
-    # A head that this program registered is not known in a fresh process.
-    known = {*HEADS, *TOKEN_HEADS} if measure.kind == "classes" else OTHER_HEADS
     worth_it = parts["train"].fitted.size >= _WORTH_A_PROCESS and not parts["train"].on_disk
-    return worth_it and set(names) <= set(known)
+    return worth_it and are_built_in(names, measure.kind)
 
 
 def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state: int) -> HeadResult:

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: accuracy by layer, by number of labels, and against the time that training takes."""
+"""Pictures of a sweep: scores by layer, by number of labels, and against the time that training takes."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ _COLOURS = ("#1b6ca8", "#d1602d", "#2f8f5b", "#8d4fb3", "#b3893a", "#c23b63", "#
 
 
 def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
-    """Draw a sweep as SVG, one row of pictures for each task.
+    """Draw a sweep as SVG, one row of pictures for each task and figure.
 
     Parameters
     ----------
     lines
-        From `featurecache.evaluation.sweep.summarise`.
+        From `featurecache.evaluation.summary.summarise`.
 
     Returns
     -------
     svg : str
-        Accuracy by layer at the most labels, in the natural order of the layers' names; accuracy by number of labels
-        where there are several; accuracy against seconds of training. Lines are 95 % intervals.
+        Scores by layer at the most labels, in the natural order of the layers' names; scores by number of labels
+        where there are several; scores against seconds of training. Lines are 95 % intervals.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    drawn = [line for line in lines if line["accuracy"] is not None]
-    tasks = list(dict.fromkeys(line["task"] for line in drawn))
+    drawn = [line for line in lines if line["score"] is not None]
+    panels = list(dict.fromkeys((line["task"], line["measure"]) for line in drawn))
     heads = list(dict.fromkeys(line["head"] for line in drawn))
     colours = {head: _COLOURS[number % len(_COLOURS)] for number, head in enumerate(heads)}
-    figure = Figure(figsize=(15, 0.6 + 4.2 * max(len(tasks), 1)), layout="constrained")
+    figure = Figure(figsize=(15, 0.6 + 4.2 * max(len(panels), 1)), layout="constrained")
     FigureCanvasSVG(figure)
-    for place, task in enumerate(tasks):
-        mine = [line for line in drawn if line["task"] == task]
-        axes = [figure.add_subplot(len(tasks), 3, 3 * place + number) for number in (1, 2, 3)]
+    for place, (task, measure) in enumerate(panels):
+        mine = [line for line in drawn if (line["task"], line["measure"]) == (task, measure)]
+        axes = [figure.add_subplot(len(panels), 3, 3 * place + number) for number in (1, 2, 3)]
         most = [line for line in mine if line["n_train"] == max(each["n_train"] for each in mine)]
         _by_layer(axes[0], most, colours)
         _by_labels(axes[1], mine, colours)
@@ -46,7 +46,7 @@ def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
         axes[2].set_title("by time of training", color=_INK, loc="left")
         for each in axes:
             _dress(each)
-        axes[0].set_ylabel("accuracy (line: 95 % interval)", color=_INK)
+        axes[0].set_ylabel(f"{measure.replace('_', ' ')} (line: 95 % interval)", color=_INK)
     if heads:
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
@@ -79,7 +79,7 @@ def _by_labels(axes: Any, lines: list[dict[str, Any]], colours: dict[str, str]) 
         mine = [line for line in lines if line["head"] == head]
         best: dict[float, dict[str, Any]] = {}
         for line in mine:
-            if line["n_train"] not in best or best[line["n_train"]]["accuracy"] < line["accuracy"]:
+            if line["n_train"] not in best or best[line["n_train"]]["score"] < line["score"]:
                 best[line["n_train"]] = line
         chosen = [best[labels] for labels in sorted(best)]
         _points(axes, [line["n_train"] for line in chosen], chosen, colour, head, joined=True)
@@ -99,9 +99,9 @@ def _by_time(axes: Any, lines: list[dict[str, Any]], colours: dict[str, str]) ->
 def _points(
     axes: Any, x: list[float], lines: list[dict[str, Any]], colour: str, name: str, joined: bool = False
 ) -> None:
-    y = [line["accuracy"] for line in lines]
-    below = [line["accuracy"] - line["low"] for line in lines]
-    above = [line["high"] - line["accuracy"] for line in lines]
+    y = [line["score"] for line in lines]
+    below = [line["score"] - line["low"] for line in lines]
+    above = [line["high"] - line["score"] for line in lines]
     style = "o-" if joined else "o"
     axes.errorbar(x, y, [below, above], fmt=style, color=colour, label=name, markersize=4, linewidth=1.2)
 
@@ -114,6 +114,7 @@ def _layer(line: dict[str, Any]) -> tuple[str, str]:
 def _dress(axes: Any) -> None:
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
+    axes.ticklabel_format(axis="y", useOffset=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(colors=_MUTED, labelcolor=_INK)

@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, TINY, need
+from conftest import COLOURS, REPOSITORY, TINY, need
 
 from featurecache.cli import main
+from featurecache.errors import UnknownNameError
+from featurecache.evaluation.divisions import Division, divide
+from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.protocol import evaluate_head
 from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
+from featurecache.evaluation.training import read_parts
 from featurecache.heads import registry
+from featurecache.heads.registry import list_heads, takes_weights
 from featurecache.store.store import FeatureStore
 
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
@@ -42,6 +48,25 @@ def sweep(cached: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dic
         return dict(json.loads(capsys.readouterr().out))
 
     return run
+
+
+@pytest.fixture
+def of_all_kinds(cached: Path, tmp_path: Path) -> Path:
+    """The cache with one task of each kind."""
+    said = {
+        "tags": lambda colour, i: ";".join([colour, *(["third"] if i % 3 == 0 else [])]),
+        "redness": lambda colour, i: COLOURS[colour][0] + i / 100,
+    }
+    rows = [[f"{colour}/{i:03d}.png", *(f(colour, i) for f in said.values())] for colour in COLOURS for i in range(20)]
+    with (tmp_path / "labels.csv").open("w", newline="") as out:
+        csv.writer(out).writerows([["path", *said], *rows])
+    for column, kind in zip(said, ("labels", "numbers"), strict=True):
+        add = ["task", "add", str(cached), column, str(tmp_path / "labels.csv"), "--kind", kind]
+        assert main([*add, "--label-column", column]) == 0
+    return cached
+
+
+MEASURES = {"colour": "accuracy", "redness": "r2", "tags": "mean_average_precision"}
 
 
 def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,6 +94,161 @@ def test_results_do_not_depend_on_processes_and_order(cached: Path) -> None:
     here = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1)
     assert figures(here) == figures(there)
     assert len(here) == 2 * 3 * 2 * 2
+
+
+OPTIONS = [*((name, []) for name in MEASURES), ("colour", ["--balanced"])]
+
+
+def test_each_kind_has_its_heads_and_figures(of_all_kinds: Path, sweep: Callable) -> None:
+    args = ["--tap", "stem.0:avg", "--head", "knn", "--head", "ridge", "--share", "0.5", "--share", "1"]
+    document = sweep(*args)
+    store, rows = FeatureStore.open(of_all_kinds), document["rows"]
+    for task in (store.task(name) for name in MEASURES):
+        assert Plan().heads_for(task) == list_heads(kind=task.kind)
+        mine = [row for row in rows if row["task"] == task.name]
+        assert len(mine) == Plan(heads=["knn", "ridge"], shares=[0.5, 1]).num_cells([task], 1) == 4
+        for row in mine:
+            assert (row["kind"], row["measure"]) == (task.kind, MEASURES[task.name])
+            ends = ("", "_low", "_high")
+            assert [row[f"score{end}"] for end in ends] == [row[MEASURES[task.name] + end] for end in ends]
+            assert all(row[name] is not None for name in measure_of(task.kind, 3).titles)
+            assert (row["log_loss"] is None) == (row["accuracy"] is None) == (task.kind != "classes")
+        lines = [line for line in document["summary"] if line["task"] == task.name and line["share"] == 1]
+        assert [line["score"] for line in lines] == sorted(row["score"] for row in mine if row["share"] == 1)[::-1]
+    assert sweep(*args)["computed"] == 0
+
+
+@pytest.mark.parametrize(("task_name", "options"), OPTIONS)
+def test_a_score_is_what_the_head_gets_alone_on_that_division(
+    task_name: str, options: list[str], of_all_kinds: Path
+) -> None:
+    store, balanced = FeatureStore.open(of_all_kinds), bool(options)
+    task, feature_set = store.task(task_name), store.find(tap="stem.0:avg")
+    plan = Plan(heads=["knn"], seeds=[0, 1], num_folds=3, shares=[0.4, 1], balanced=balanced)
+    parts = read_parts(task, feature_set.open(), feature_set.open(), ["train", "validation"])
+    rows = run_sweep(store, [task], [feature_set], plan, n_jobs=1)
+    assert len(rows) == 2 * 3 * 2
+    for row in rows:
+        division = Division(**{name: row[name] for name in ("seed", "fold", "num_folds", "shots", "share")})
+        alone = evaluate_head(
+            "knn",
+            divide(parts, division, kind=task.kind),
+            len(task.classes),
+            kind=task.kind,
+            balanced=balanced,
+            random_state=row["seed"],
+        )
+        expected = alone.validation.to_json()
+        assert expected.items() <= row.items()
+        assert row["measure"] == ("balanced_accuracy" if balanced else MEASURES[task_name])
+        assert row["score"] == expected[row["measure"]]
+        assert (row["selection_score"], row["params"]) == (alone.selection_score, json.dumps(alone.params))
+
+
+@pytest.mark.parametrize(("task_name", "options"), OPTIONS)
+def test_one_division_says_what_train_says(
+    task_name: str, options: list[str], of_all_kinds: Path, sweep: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--task", task_name, "--tap", "stem.0:avg", "--head", "knn", "--head", "ridge", *options]
+    swept = sweep(*asked, "--look-at-test")
+    assert main(["train", str(of_all_kinds), "--quiet", "--json", *asked]) == 0
+    trained = {result["head"]: result for result in json.loads(capsys.readouterr().out)["results"]}
+    assert len(swept["rows"]) == len(swept["summary"]) == 2
+    for row in swept["rows"]:
+        result = trained[row["head"]]
+        assert result["test"].items() <= row.items()
+        assert row["selection_score"] == result["selection_score"]
+    for line in swept["summary"]:
+        test, measure = trained[line["head"]]["test"], line["measure"]
+        ends = (test[measure], test[f"{measure}_low"], test[f"{measure}_high"])
+        assert (line["score"], line["low"], line["high"]) == ends
+
+
+def test_a_task_of_another_kind_is_another_result(cached: Path, tmp_path: Path, sweep: Callable) -> None:
+    """The same samples in the same parts, with 0 and 1 as label and as number."""
+    table = tmp_path / "warm.csv"
+    rows = [f"{colour}/{i:03d}.png,{int(i % 2)}" for colour in COLOURS for i in range(20)]
+    table.write_text("\n".join(["path,warm", *rows]))
+    for kind in ("labels", "numbers"):
+        assert main(["task", "add", str(cached), kind, str(table), "--kind", kind, "--label-column", "warm"]) == 0
+    both = sweep("--task", "labels", "--task", "numbers", "--head", "knn")
+    assert both["computed"] == 4
+    assert {row["measure"] for row in both["rows"]} == {"mean_average_precision", "r2"}
+
+
+def test_numbers_belong_to_a_result_to_the_last_digit(cached: Path, tmp_path: Path, sweep: Callable) -> None:
+    for name, end in (("one", ".25"), ("other", ".75")):
+        table = tmp_path / f"{name}.csv"
+        rows = [f"{colour}/{i:03d}.png,{i}{end if i == 3 else ''}" for colour in COLOURS for i in range(20)]
+        table.write_text("\n".join(["path,number", *rows]))
+        options = ["--kind", "numbers", "--label-column", "number", "--seed", "3"]
+        assert main(["task", "add", str(cached), name, str(table), *options]) == 0
+    assert sweep("--task", "one", "--task", "other", "--head", "ridge")["computed"] == 4
+
+
+def test_weights_belong_to_a_result_and_choose_the_heads(cached: Path, tmp_path: Path, sweep: Callable) -> None:
+    for name, heavy in (("even", 1), ("uneven", 9)):
+        table = tmp_path / f"{name}.csv"
+        rows = [f"{colour}/{i:03d}.png,{colour},{heavy if i % 2 else 1}" for colour in COLOURS for i in range(20)]
+        table.write_text("\n".join(["path,label,weight", *rows]))
+        assert main(["task", "add", str(cached), name, str(table), "--weight-column", "weight"]) == 0
+    task = FeatureStore.open(cached).task("uneven")
+    assert Plan().heads_for(task) == [name for name in list_heads() if takes_weights(name)] != list_heads()
+    both = sweep("--task", "even", "--task", "uneven", "--head", "ridge", "--tap", "stem.0:avg", "--share", "0.5")
+    assert both["computed"] == 2
+    refused = sweep("--task", "even", "--head", "knn", "--tap", "stem.0:avg", status=1)
+    assert "cannot weigh samples" in refused["rows"][0]["error"]
+
+
+def test_tables_and_picture_of_all_kinds(
+    of_all_kinds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["sweep", str(of_all_kinds), "--quiet", "--head", "knn", "--folds", "2", "--tap", "stem.0:avg"]
+    assert main([*args, "--out", str(tmp_path / "rows.tsv"), "--picture", str(tmp_path / "p.svg")]) == 0
+    out = capsys.readouterr().out
+    with (tmp_path / "rows.tsv").open(newline="") as file:
+        lines = list(csv.DictReader(file, dialect="excel-tab"))
+    assert [(line["task"], line["measure"]) for line in lines[::2]] == list(MEASURES.items())
+    picture = (tmp_path / "p.svg").read_text()
+    for task, measure in MEASURES.items():
+        title = measure.replace("_", " ")
+        assert title in out
+        assert f"{title} (line: 95 % interval)" in picture
+        assert f"{task}: by layer" in picture
+
+
+def test_an_unknown_head_fails_before_anything_is_fitted(cached: Path) -> None:
+    store, seen = FeatureStore.open(cached), []
+    with pytest.raises(UnknownNameError, match="did you mean 'knn'"):
+        run_sweep(
+            store,
+            [store.task("colour")],
+            store.feature_sets(),
+            Plan(heads=["gda", "knm"]),
+            on_result=lambda row, kept: seen.append(row),
+        )
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--shots", "3"], "shots are for tasks with classes, and 'redness' has numbers; use --share"),
+        (["--task", "tags", "--shots", "3"], "shots are for tasks with classes, and 'tags' has labels; use --share"),
+        (["--balanced"], "balanced classes are for tasks with classes, and 'redness' has numbers; leave --balanced"),
+        (["--head", "gda"], "unknown head for numbers 'gda'"),
+        (["--task", "tags", "--folds", "100"], "the task has 48 samples, too few for 100 folds; ask for fewer folds"),
+    ],
+)
+def test_what_does_not_go_with_a_kind_is_said_before_any_fit(
+    of_all_kinds: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["sweep", str(of_all_kinds), "--quiet", *args]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (of_all_kinds / "results").exists()
 
 
 def test_a_result_belongs_to_contents_not_to_names(sweep: Callable, cached: Path) -> None:
@@ -193,4 +373,4 @@ def test_wrong_requests(cached: Path, args: list[str], message: str, capsys: pyt
 def test_a_cache_without_tasks(make_folder: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["extract", str(make_folder(per_class=2)), "--cache", str(tmp_path / "c"), "--backbone", TINY, *RUNTIME])
     assert main(["sweep", str(tmp_path / "c"), "--quiet"]) == 2
-    assert "has no tasks with classes; add one with `featurecache task add`" in capsys.readouterr().err
+    assert "has no tasks; add one with `featurecache task add`" in capsys.readouterr().err

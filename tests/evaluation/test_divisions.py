@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.parts import Part
+from featurecache.store.splits import strata_of_numbers
 
 
 def part(start: int, counts: list[int]) -> Part:
@@ -19,6 +20,15 @@ def part(start: int, counts: list[int]) -> Part:
     y = np.repeat(np.arange(len(counts)), counts)
     X = (start + np.arange(len(y), dtype=np.float32)).reshape(-1, 1, 1)
     return Part(y=y, fitted=X, judged=X)
+
+
+def part_of(kind: str, start: int, size: int, num_groups: int | None = None) -> Part:
+    """Samples with two labels, or two numbers, whose only feature is their own number."""
+    rng = np.random.default_rng(start)
+    y = rng.integers(0, 2, (size, 2)) if kind == "labels" else rng.normal(size=(size, 2))
+    X = (start + np.arange(size, dtype=np.float32)).reshape(-1, 1, 1)
+    groups = None if num_groups is None else start + rng.permutation(np.arange(size) % num_groups)
+    return Part(y=y, fitted=X, judged=X, groups=groups)
 
 
 def parts(*names: str, counts: tuple[int, ...] = (12, 8, 20)) -> dict[str, Part]:
@@ -120,3 +130,53 @@ def test_classes_too_small_to_divide():
         divide(parts("test", counts=(2, 9)), Division(fold=0, num_folds=3))
     with pytest.raises(TaskError, match="no class has enough train samples to hold out a quarter"):
         divide(parts("test", counts=(1, 1)), Division())
+
+
+@given(
+    kind=st.sampled_from(["labels", "numbers"]),
+    names=st.sampled_from([("train", "test"), ("train", "validation", "test")]),
+    folds=st.sampled_from([None, 2, 4]),
+    share=st.sampled_from([None, 0.01, 0.3]),
+    num_groups=st.sampled_from([None, 7]),
+    size=st.sampled_from([8, 23, 60]),
+    seed=st.integers(0, 3),
+)
+def test_labels_and_numbers_are_divided_by_the_same_laws(kind, names, folds, share, num_groups, size, seed):
+    given_parts = {name: part_of(kind, 1000 * place, size, num_groups) for place, name in enumerate(names)}
+    pool = [number for name in names[:-1] for number in numbers(given_parts[name])]
+    judged_once: list[int] = []
+    for fold in range(folds or 1):
+        division = Division(seed=seed, fold=fold if folds else None, num_folds=folds)
+        whole = divide(given_parts, division, kind=kind)
+        fitted, judged = (numbers(whole[name]) for name in ("train", "validation"))
+        assert sorted(fitted + judged) == sorted(pool)
+        assert judged
+        judged_once += judged
+        if num_groups is not None:
+            assert not set(whole["train"].groups) & set(whole["validation"].groups)
+        if share is not None:
+            fewer = divide(given_parts, replace(division, share=share), kind=kind)
+            assert numbers(fewer["validation"]) == judged
+            assert set(numbers(fewer["train"])) < set(fitted)
+            assert share * len(fitted) <= len(fewer["train"]) <= share * len(fitted) + 5
+    if folds:
+        assert sorted(judged_once) == sorted(pool)
+
+
+@pytest.mark.parametrize("division", [Division(), Division(fold=1, num_folds=4), Division(share=0.2)])
+def test_numbers_are_divided_within_fifths(division):
+    train = part_of("numbers", 0, 100)
+    fifths = dict(zip(numbers(train), strata_of_numbers(train.y).tolist(), strict=True))
+    divided = divide({"train": train}, division, kind="numbers")
+    for each in divided.values():
+        assert len(set(np.bincount([fifths[n] for n in numbers(each)], minlength=5))) == 1
+
+
+@pytest.mark.parametrize("kind", ["labels", "numbers"])
+def test_labels_and_numbers_too_few_to_divide(kind):
+    with pytest.raises(TaskError, match="the task has 3 samples, too few for 4 folds; ask for fewer folds"):
+        divide({"train": part_of(kind, 0, 3)}, Division(fold=0, num_folds=4), kind=kind)
+    with pytest.raises(TaskError, match="the task has 2 groups, too few for 4 folds; .* or add a validation part"):
+        divide({"train": part_of(kind, 0, 30, num_groups=2)}, Division(), kind=kind)
+    with pytest.raises(TaskError, match="2 train samples are too few to hold out a quarter; add a validation part"):
+        divide({"train": part_of(kind, 0, 2)}, Division(), kind=kind)

@@ -9,24 +9,31 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from featurecache.errors import RequestError, UnknownNameError
-from featurecache.evaluation.sweep import COLUMNS, Plan, summarise
+from featurecache.errors import RequestError
+from featurecache.evaluation.summary import summarise
+from featurecache.evaluation.sweep import COLUMNS, Plan
+
+MAP = {"kind": "labels", "measure": "mean_average_precision"}
+R2 = {"kind": "numbers", "measure": "r2"}
+BALANCED = {"measure": "balanced_accuracy", "balanced": True}
 
 
-def row(accuracy: float | None, **changes: Any) -> dict[str, Any]:
+def row(score: float | None, **changes: Any) -> dict[str, Any]:
     known = {
-        "task": "colour", "backbone": "b", "fingerprint": "f", "tap": "t", "dtype": "float16", "judged_on": "plain",
-        "head": "knn", "balanced": False, "seed": 0, "part": "fold", "n_train": 80, "n": 20, "seconds": 1.0,
-        "accuracy": accuracy,
+        "task": "colour", "kind": "classes", "measure": "accuracy", "backbone": "b", "fingerprint": "f", "tap": "t",
+        "dtype": "float16", "judged_on": "plain", "head": "knn", "balanced": False, "seed": 0, "part": "fold",
+        "n_train": 80, "n": 20, "seconds": 1.0, "score": score, "accuracy": score,
     }  # fmt: skip
-    if accuracy is not None:
-        known |= {"accuracy_low": accuracy - 0.1, "accuracy_high": accuracy + 0.05}
+    if score is not None:
+        known |= {"score_low": score - 0.1, "score_high": score + 0.05}
     return dict.fromkeys(COLUMNS) | known | changes
 
 
-def test_one_division_keeps_its_own_interval():
-    (line,) = summarise([row(0.8)])
-    assert (line["accuracy"], line["low"], line["high"]) == (0.8, pytest.approx(0.7), pytest.approx(0.85))
+@pytest.mark.parametrize("changes", [{}, BALANCED, MAP, R2])
+def test_one_division_keeps_its_own_interval(changes):
+    (line,) = summarise([row(0.8, **changes)])
+    assert (line["score"], line["low"], line["high"]) == (0.8, pytest.approx(0.7), pytest.approx(0.85))
+    assert line["accuracy"] == (0.8 if line["kind"] == "classes" else None)
     assert line["against_best"] is None
 
 
@@ -34,9 +41,19 @@ def test_folds_get_the_corrected_resampled_t_interval():
     values = [0.8, 0.85, 0.75, 0.9, 0.8]
     (line,) = summarise([row(value, fold=k, num_folds=5) for k, value in enumerate(values)])
     half = student_t.ppf(0.975, 4) * math.sqrt(np.var(values, ddof=1) * (1 / 5 + 20 / 80))
-    assert line["accuracy"] == pytest.approx(np.mean(values))
+    assert line["score"] == line["accuracy"] == pytest.approx(np.mean(values))
     assert (line["low"], line["high"]) == (pytest.approx(0.82 - half), pytest.approx(min(0.82 + half, 1)))
     assert line["divisions"] == 5
+
+
+@pytest.mark.parametrize("changes", [MAP, R2])
+def test_figures_of_other_kinds_end_where_they_can(changes):
+    """No average precision is below 0, but an R2 may be as far below as it likes."""
+    rows = [row(value, fold=k, num_folds=3, **changes) for k, value in enumerate([0.05, 0.9, 0.1])]
+    (line,) = summarise(rows)
+    half = student_t.ppf(0.975, 2) * math.sqrt(np.var([0.05, 0.9, 0.1], ddof=1) * (1 / 3 + 20 / 80))
+    assert line["low"] == (0.0 if changes is MAP else pytest.approx(0.35 - half))
+    assert line["high"] == 1.0
 
 
 def test_draws_judged_on_one_part_add_its_own_sampling():
@@ -44,7 +61,15 @@ def test_draws_judged_on_one_part_add_its_own_sampling():
     (line,) = summarise([row(v, seed=k, part="validation", shots=1, n_train=3) for k, v in enumerate(values)])
     draws = student_t.ppf(0.975, 2) * math.sqrt(np.var(values, ddof=1) / 3)
     sampling = 1.959964 * math.sqrt(0.65 * 0.35 / 20)
-    assert line["high"] - line["accuracy"] == pytest.approx(math.hypot(draws, sampling), rel=1e-5)
+    assert line["high"] - line["score"] == pytest.approx(math.hypot(draws, sampling), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [BALANCED, MAP, R2])
+def test_what_is_no_share_takes_the_sampling_from_its_own_intervals(changes):
+    values = [0.6, 0.7, 0.65]
+    (line,) = summarise([row(v, seed=k, part="validation", share=0.1, **changes) for k, v in enumerate(values)])
+    draws = student_t.ppf(0.975, 2) * math.sqrt(np.var(values, ddof=1) / 3)
+    assert line["high"] - line["score"] == pytest.approx(math.hypot(draws, 0.15 / 2), rel=1e-5)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -60,10 +85,11 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     assert 0.92 <= hits / trials <= 1.0
 
 
-def test_all_alike_is_no_certainty():
-    (line,) = summarise([row(1.0, fold=k, num_folds=5) for k in range(5)])
+@pytest.mark.parametrize("changes", [{}, MAP, R2])
+def test_all_alike_is_no_certainty(changes):
+    (line,) = summarise([row(1.0, score_high=1.0, fold=k, num_folds=5, **changes) for k in range(5)])
     assert line["high"] == 1.0
-    assert line["low"] < 0.9
+    assert line["low"] <= 0.9
 
 
 def test_lines_are_compared_with_the_best_of_their_contest():
@@ -83,17 +109,56 @@ def test_lines_are_compared_with_the_best_of_their_contest():
     assert lines["another", "majority"]["against_best"] is None
 
 
+def test_an_r2_is_compared_with_the_best_also_below_zero():
+    rows = [
+        row(value + 0.001 * fold, fold=fold, num_folds=5, head=head, **R2)
+        for head, value in (("knn", -3.0), ("ridge", 0.0), ("mean", -0.5), ("mlp", 0.5))
+        for fold in range(5)
+    ]
+    rows.append(row(None, head="failed", error="no", **R2))
+    lines = summarise(rows)
+    assert [line["head"] for line in lines] == ["mlp", "ridge", "mean", "knn", "failed"]
+    assert [line["against_best"] for line in lines] == [None, "worse", "worse", "worse", None]
+
+
+@pytest.mark.parametrize("changes", [MAP, R2])
+def test_on_one_part_a_difference_must_exceed_what_that_part_leaves_open(changes):
+    def verdict(difference: float) -> str | None:
+        rows = [
+            row(score, head=head, seed=seed, part="validation", share=0.1, **changes)
+            for head, score in (("mlp", 0.8), ("knn", 0.8 - difference))
+            for seed in range(5)
+        ]
+        return {line["head"]: line["against_best"] for line in summarise(rows)}["knn"]
+
+    # Each interval is 0.15 wide, so that of the difference reaches 0.15 / 2 * sqrt(2) to each side.
+    assert verdict(0.10) == "cannot tell"
+    assert verdict(0.11) == "worse"
+
+
+def test_kinds_are_never_ranked_against_each_other():
+    """Also where somebody puts figures of two kinds, or two measures, under one name."""
+    rows = [
+        row(value, head="knn", fold=fold, num_folds=3, **changes)
+        for fold in range(3)
+        for value, changes in ((0.9, {}), (0.5, BALANCED), (0.4, MAP), (-1.0, R2))
+    ]
+    lines = summarise(rows)
+    assert {line["measure"] for line in lines} == {"accuracy", "balanced_accuracy", "mean_average_precision", "r2"}
+    assert [line["against_best"] for line in lines] == [None] * 4
+
+
 def test_heads_that_failed_are_counted():
     rows = [row(0.8, seed=0), row(None, seed=1, error="no"), row(None, head="gda", error="no")]
     lines = {line["head"]: line for line in summarise(rows)}
     assert (lines["knn"]["divisions"], lines["knn"]["failed"]) == (1, 1)
-    assert (lines["gda"]["accuracy"], lines["gda"]["failed"]) == (None, 1)
+    assert (lines["gda"]["score"], lines["gda"]["failed"]) == (None, 1)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heads": []}, "at least one head and one seed"),
+        ({"seeds": []}, "at least one seed"),
         ({"num_folds": 1}, "folds must be 2 or more, got 1"),
         ({"num_folds": 3, "look_at_test": True}, "folds divide train and validation samples, so they never look at"),
         ({"shots": [3, 0]}, "shots must be 1 or more, got 0"),
@@ -103,8 +168,3 @@ def test_heads_that_failed_are_counted():
 def test_plans_that_make_no_sense(changes, message):
     with pytest.raises(RequestError, match=message):
         Plan(**({"heads": ["knn"]} | changes))
-
-
-def test_an_unknown_head_fails_before_anything_is_fitted():
-    with pytest.raises(UnknownNameError, match="did you mean 'knn'"):
-        Plan(heads=["knm"])

@@ -1,0 +1,126 @@
+"""What the results of a sweep say: means over divisions, their intervals, and which heads are worse than the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from featurecache.evaluation.comparison import verdict_of
+from featurecache.evaluation.intervals import wilson
+from featurecache.evaluation.measures import measure_of
+
+_CONTEST = ("task", "kind", "measure", "shots", "share", "part")
+"""What lines share that are compared: figures of another kind, or of other labels, are not of one scale."""
+_GROUP = (*_CONTEST, "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced")
+_Z95 = 1.959963984540054
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line for each head on each tap of each task with the same labels to fit on, the best first.
+
+    A line gives ``score``, the figure ``measure`` of the task's kind, as a mean over divisions, and its interval from
+    ``low`` to ``high``. Where each division is judged on samples of its own (folds, or held out by seed), the interval
+    is that of the corrected resampled t-test (Nadeau & Bengio, "Inference for the generalization error", Machine
+    Learning 52, 2003): variance times ``1 / J + n_test / n_train``. Where all are judged on one part, or fewer labels
+    are drawn than there are, the spread between draws and the sampling of that part are added: binomial for accuracy,
+    for other figures what the bootstrap intervals of the divisions imply. ``against_best`` compares with the best line
+    of the task with as many labels, division by division, likewise.
+
+    Parameters
+    ----------
+    rows
+        From `featurecache.evaluation.sweep.run_sweep`; those with ``error`` are counted in ``failed`` only.
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in _GROUP), []).append(row)
+    lines = [_line(dict(zip(_GROUP, names, strict=True)), group) for names, group in groups.items()]
+    ordered = sorted(lines, key=lambda line: (*map(str, _contest(line)), -_rank(line)))
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in ordered:
+        first = best.setdefault(_contest(line), line)
+        if line is not first and line["score"] is not None:
+            line["against_best"] = _against(line["_rows"], first["_rows"])
+    return [{name: value for name, value in line.items() if name != "_rows"} for line in ordered]
+
+
+def _contest(line: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(line[name] for name in _CONTEST)
+
+
+def _rank(line: dict[str, Any]) -> float:
+    return -math.inf if line["score"] is None else float(line["score"])
+
+
+def _line(names: dict[str, Any], group: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [row for row in group if row["error"] is None]
+    line: dict[str, Any] = {**names, "divisions": len(good), "failed": len(group) - len(good), "_rows": good}
+    line |= dict.fromkeys(("score", "low", "high", "accuracy", "n_train", "seconds", "against_best"))
+    if not good:
+        return line
+    low, high = _interval(good)
+    line |= {name: float(np.mean([row[name] for row in good])) for name in ("score", "n_train", "seconds")}
+    accuracy = float(np.mean([row["accuracy"] for row in good])) if line["kind"] == "classes" else None
+    return line | {"low": low, "high": high, "accuracy": accuracy}
+
+
+def _interval(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean score over divisions."""
+    if len(rows) == 1:
+        return rows[0]["score_low"], rows[0]["score_high"]
+    scores = np.array([row["score"] for row in rows])
+    mean = float(scores.mean())
+    if half := _half_width(scores, rows, float(np.mean([_sampling_variance(row, mean) for row in rows]))):
+        least, most = measure_of(rows[0]["kind"], 1, balanced=rows[0]["balanced"]).range_of(rows[0]["measure"])
+        return max(mean - half, least), min(mean + half, most)
+    # All alike, which is no certainty: as with one division.
+    if rows[0]["measure"] == "accuracy":
+        low, high = wilson(round(mean * rows[0]["n"]), rows[0]["n"])
+        return float(low), float(high)
+    return min(row["score_low"] for row in rows), max(row["score_high"] for row in rows)
+
+
+def _sampling_variance(row: dict[str, Any], score: float) -> float:
+    """Return the variance of a score that comes from which samples are judged."""
+    if row["measure"] == "accuracy":
+        return score * (1 - score) / float(row["n"])
+    return float((row["score_high"] - row["score_low"]) / (2 * _Z95)) ** 2
+
+
+def _half_width(values: np.ndarray, rows: list[dict[str, Any]], sampling: float) -> float:
+    """Return half of a 95 % interval of a mean over divisions; ``sampling`` is the variance of the part judged on."""
+    spread, count = float(values.var(ddof=1)), len(values)
+    n, n_train = float(np.mean([row["n"] for row in rows])), float(np.mean([row["n_train"] for row in rows]))
+    all_labels = rows[0]["shots"] is None and rows[0]["share"] in (None, 1.0)
+    if rows[0]["part"] in ("fold", "held out") and all_labels:
+        of_draws, of_samples = spread * (1 / count + n / n_train), 0.0
+    else:
+        of_draws, of_samples = spread / count, sampling
+    return math.hypot(float(student_t.ppf(0.975, count - 1)) * math.sqrt(of_draws), _Z95 * math.sqrt(of_samples))
+
+
+def _against(rows: list[dict[str, Any]], best: list[dict[str, Any]]) -> str | None:
+    """Say whether a line is worse than the best; None where there is one division: `train` compares those by sample."""
+    theirs = {(row["seed"], row["fold"]): row for row in best}
+    shared = [(row, theirs[key]) for row in rows if (key := (row["seed"], row["fold"])) in theirs]
+    if len(shared) < 2:
+        return None
+    differences = np.array([row["score"] - other["score"] for row, other in shared])
+    mean = float(differences.mean())
+    sampling = float(np.mean([_sampling_variance_of_difference(*pair) for pair in shared]))
+    half = _half_width(differences, [row for row, _ in shared], sampling)
+    return verdict_of(mean - half, mean + half)
+
+
+def _sampling_variance_of_difference(row: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return what the variance of a difference of scores, on the same samples, is at most; it is not known here."""
+    if row["measure"] == "accuracy":
+        # Of one sample, the difference is 1, 0 or -1, and its variance at most the share of samples that are judged
+        # differently, which is at most the sum of both shares of errors.
+        return float(min(2 - row["score"] - other["score"], 1.0) / row["n"])
+    # Both heads find the same samples hard, so their figures go up and down together, not against each other.
+    return sum(_sampling_variance(each, each["score"]) for each in (row, other))
