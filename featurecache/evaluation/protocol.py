@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator
-from threadpoolctl import threadpool_limits
 
 from featurecache.evaluation.measures import Figures, Measure, measure_of
 from featurecache.evaluation.parts import Part, RowsToFit, Split, check_parts
@@ -34,6 +33,7 @@ from featurecache.evaluation.selection import Choice, build, choose_by_cross_val
 from featurecache.heads.fitting import fit_estimator, load_arithmetic
 from featurecache.heads.fitting import fit_head as fit_head
 from featurecache.heads.registry import HEADS, OTHER_HEADS, TOKEN_HEADS, make_head
+from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind
 
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
@@ -212,7 +212,7 @@ def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state:
     parts = {part: rows if rows.on_disk else rows.in_memory() for part, rows in parts.items()}
     # One thread always, also without other processes: sums in another order would give other last digits.
     load_arithmetic(make_head(name, kind=measure.kind))
-    with threadpool_limits(1):
+    with one_thread():
         start = time.perf_counter()
         choice = _choose(name, parts, measure, random_state)
         train = _rows_to_fit(parts)

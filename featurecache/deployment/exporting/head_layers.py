@@ -1,5 +1,7 @@
 """Fitted heads as layers of a network: the arithmetic of their ``predict_proba`` or ``predict``, in float32.
 
+Boosted trees have none: where a feature is next to a threshold, another runtime's rounding is another answer.
+
 Axes: B rows, D features, K classes or other outputs, N kept rows, T tokens, Q queries, V features pooled by a query,
 P pairs of classes.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
-from threadpoolctl import threadpool_limits
 
 from featurecache.heads.checks import (
     REAL_TYPES,
@@ -24,6 +24,7 @@ from featurecache.heads.checks import (
 )
 from featurecache.heads.labelled import LogitMixin
 from featurecache.heads.preparation import mean_and_scale
+from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class GradientEstimator(BaseEstimator):
         balanced = isinstance(class_weight, str)
         weighting = Weighting(balanced=balanced, of_class=None if isinstance(class_weight, str) else class_weight)
         # Steps on few rows are so short that threads spend them waiting for each other.
-        with threadpool_limits(1 if is_small(*X.shape) else None):
+        with one_thread() if is_small(*X.shape) else nullcontext():
             return train(
                 rows,
                 models,
