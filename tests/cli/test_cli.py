@@ -47,7 +47,7 @@ def cached(make_folder: Make, tmp_path: Path, call: Callable) -> Path:
 
 
 def test_verbs_are_the_documented_ones() -> None:
-    first = ("run", "extract", "ls", "info", "task", "train", "sweep", "predict")
+    first = ("run", "extract", "ls", "info", "task", "train", "sweep", "predict", "export")
     assert (*first, "backbones", "inspect", "verify", "repair", "gc", "convert", "doctor") == VERBS
 
 
