@@ -29,6 +29,8 @@ class RowsToFit(NamedTuple):
     """Class index of each row, (n_rows,); labels or numbers, (n_rows, n_outputs)."""
     weight: np.ndarray | None
     """(n_rows,), or None: all count alike."""
+    groups: np.ndarray | None
+    """(n_rows,): rows with the same number are of one group, or are views of one sample; None: each is by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -64,7 +66,10 @@ class Part:
         """Return every view as a row, with the label and the weight of its sample."""
         num_views = self.fitted.shape[1]
         weight = None if self.weight is None else np.repeat(self.weight, num_views)
-        return RowsToFit(_flat(self.fitted), np.repeat(self.y, num_views, axis=0), weight)
+        groups = np.arange(len(self)) if self.groups is None and num_views > 1 else self.groups
+        if groups is not None:
+            groups = np.repeat(groups, num_views)
+        return RowsToFit(_flat(self.fitted), np.repeat(self.y, num_views, axis=0), weight, groups)
 
     def rows_to_judge(self) -> Iterator[np.ndarray]:
         """Yield what samples are judged on, (n_rows, n_features), every view a row, some samples at a time."""

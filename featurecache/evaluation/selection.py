@@ -98,11 +98,11 @@ def _others(measure: Measure, can: Callable[..., bool]) -> str:
 def choose_on_validation(name: str, train: Part, validation: Part, measure: Measure, *, random_state: int) -> Choice:
     """Fit each setting on train, keep the one that does best on validation; of equals the simplest."""
     best, best_score = None, -math.inf
-    X, y, weight = train.rows_to_fit()
+    X, y, weight, groups = train.rows_to_fit()
     never = np.full(len(y), -1)
     grid = head_grid(name, len(y), kind=measure.kind)
     head = build(name, {}, measure, train, random_state)
-    for params, (estimator,) in fit_folds(head, grid, X, y, never, weight, name=name):
+    for params, (estimator,) in fit_folds(head, grid, X, y, never, weight, groups, name=name):
         judged = _judge(estimator, validation, measure)
         if (score := measure.goodness(validation.y, judged.y_pred)) > best_score:
             best, best_score = (params, judged), score
@@ -122,11 +122,11 @@ def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, rand
     fold = np.empty(len(train), dtype=np.int64)
     for number, (_, held_out) in enumerate(pairs):
         fold[held_out] = number
-    X, y, weight = train.rows_to_fit()
+    X, y, weight, groups = train.rows_to_fit()
     parts = [train.to_judge(held_out) for _, held_out in pairs]
     best, best_score = None, -math.inf
     head = build(name, {}, measure, train, random_state)
-    fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), weight, name=name)
+    fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), weight, groups, name=name)
     for params, estimators in fitted:
         judged = _joined(train, pairs, [_judge(*each, measure) for each in zip(estimators, parts, strict=True)])
         if (score := measure.goodness(train.y, judged.y_pred)) > best_score:

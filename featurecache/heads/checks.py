@@ -104,6 +104,20 @@ def checked_weight(sample_weight: ArrayLike | None, X: Any) -> NDArray[np.float6
     return np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
 
 
+def checked_groups(groups: ArrayLike | None, X: Any) -> NDArray[np.int64] | None:
+    """Return the number of each row's group, if there are groups.
+
+    Raises
+    ------
+    ValueError
+        Not one group for each row.
+    """
+    if groups is None:
+        return None
+    check_consistent_length(X, groups)
+    return np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
+
+
 def with_weight(weight: NDArray[np.float64] | None, *arrays: Any) -> list[Any]:
     """Return weights and arrays without the rows that have no weight: they must be as if they were not there."""
     if weight is None or (weight > 0).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,13 @@ _ROWS_BYTES = 64 << 20
 
 
 def fit_estimator(
-    estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, *, name: str = ""
+    estimator: BaseEstimator,
+    X: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    *,
+    name: str = "",
 ) -> bool:
     """Fit ``estimator`` in place and tell whether it converged.
 
@@ -37,6 +44,8 @@ def fit_estimator(
     y : ndarray of shape (n_samples,)
     weight : ndarray of shape (n_samples,), optional
         How much each row counts, for heads that take weights.
+    groups : ndarray of shape (n_samples,), optional
+        Rows that belong together, for heads that hold some out to stop by.
     name : str
         How to call the head in an error message.
 
@@ -45,14 +54,15 @@ def fit_estimator(
     HeadError
         scikit-learn refuses the data; the message names the head.
     """
+    beside = _beside(estimator, weight, groups)
     try:
-        if _converges(estimator, X, y, weight):
+        if _converges(estimator, X, y, beside):
             return True
         limit = last_step(estimator).get_params(deep=False).get("max_iter")
         if not isinstance(limit, int) or limit < 1:
             return False
         last_step(estimator).set_params(max_iter=_MORE_ITERATIONS * limit)
-        return _converges(estimator, X, y, weight)
+        return _converges(estimator, X, y, beside)
     except (ValueError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
         raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
 
@@ -70,6 +80,7 @@ def fit_folds(
     y: np.ndarray,
     fold: np.ndarray,
     weight: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     *,
     name: str = "",
 ) -> Iterator[tuple[dict[str, Any], list[BaseEstimator]]]:
@@ -88,6 +99,8 @@ def fit_folds(
         The fold of each row; -1 for rows that are never held out.
     weight : ndarray of shape (n_samples,), optional
         How much each row counts, for heads that take weights.
+    groups : ndarray of shape (n_samples,), optional
+        Rows that belong together, for heads that hold some out to stop by.
     name : str
         How to call the head in an error message.
 
@@ -108,7 +121,10 @@ def fit_folds(
     together = names <= getattr(estimator, "side_by_side", frozenset()) and bool(names)
     if together and all(_num_classes(y[each]) == num_classes for each in kept):
         try:
-            yield from estimator.fit_folds(X, y, fold, grid, **({} if weight is None else {"sample_weight": weight}))
+            beside = {"sample_weight": weight, "groups": groups}
+            known = signature(estimator.fit_folds).parameters
+            given = {key: each for key, each in beside.items() if each is not None and key in known}
+            yield from estimator.fit_folds(X, y, fold, grid, **given)
         except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
             raise HeadError(_refusal(name or type(estimator).__name__, X, y, error)) from error
         return
@@ -119,7 +135,9 @@ def fit_folds(
             fitted.append(make_head("majority") if one_class else clone(estimator))
             if not one_class:
                 last_step(fitted[-1]).set_params(**setting)
-            rows = (X, y, weight) if each.all() else (X[each], y[each], None if weight is None else weight[each])
+            rows: list[Any] = [X, y, weight, groups]
+            if not each.all():
+                rows = [None if array is None else array[each] for array in rows]
             fit_estimator(fitted[-1], *rows, name=name)
         yield dict(setting), fitted
 
@@ -198,24 +216,26 @@ def check_labelled(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return check_features(X, "given"), y
 
 
-def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> bool:
+def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, beside: dict[str, np.ndarray]) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(X, y, **_weights_of(estimator, weight))
+        estimator.fit(X, y, **beside)
     for warning in caught:
         if not issubclass(warning.category, ConvergenceWarning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
 
 
-def _weights_of(estimator: BaseEstimator, weight: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return weights as ``fit`` takes them: by name for each step of a pipeline that takes any."""
-    if weight is None:
-        return {}
-    if not isinstance(estimator, Pipeline):
-        return {"sample_weight": weight}
-    taking = [name for name, step in estimator.steps if has_fit_parameter(step, "sample_weight")]
-    return {f"{name}__sample_weight": weight for name in taking}
+def _beside(estimator: BaseEstimator, weight: np.ndarray | None, groups: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return weights and groups as ``fit`` takes them: by name for each step of a pipeline that takes any."""
+    steps = estimator.steps if isinstance(estimator, Pipeline) else [("", estimator)]
+    given = {"sample_weight": weight, "groups": groups}
+    return {
+        f"{name}__{key}" if name else key: each
+        for name, step in steps
+        for key, each in given.items()
+        if each is not None and has_fit_parameter(step, key)
+    }
 
 
 def _refusal(name: str, X: np.ndarray, y: np.ndarray, error: BaseException) -> str:

@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 
 # Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
 _ENOUGH_ROWS, _ENOUGH_OF_A_CLASS = 1000, 10
+_LARGEST_SHARE = 0.5
 
 
 def rows_to_stop_by(
-    y: NDArray[Any], seen_Fn: NDArray[np.bool_], *, fraction: float, random_state: int
+    y: NDArray[Any],
+    seen_Fn: NDArray[np.bool_],
+    groups: NDArray[np.int64] | None = None,
+    *,
+    fraction: float,
+    random_state: int,
 ) -> NDArray[np.int64]:
     """Draw rows, of each class where there are classes, the same for all folds; a fold uses those that it may see.
+
+    Groups are drawn whole: rows that are like those fitted on would never say stop.
 
     Parameters
     ----------
@@ -23,8 +31,10 @@ def rows_to_stop_by(
         Class indices; or labels, or numbers.
     seen_Fn : ndarray of bool (n_folds, n_samples)
         Which rows each fold is fitted on.
+    groups : ndarray of int (n_samples,), optional
+        Rows with the same number are of one group.
     fraction : float
-        Of the rows of each class.
+        Of the rows of each class; of all rows, as near as whole groups come to it, where there are groups.
     random_state : int
 
     Returns
@@ -35,6 +45,8 @@ def rows_to_stop_by(
     if not fraction or seen_Fn.sum(1).min() < _ENOUGH_ROWS:
         return np.zeros(0, np.int64)
     generator = np.random.default_rng(random_state)
+    if groups is not None:
+        return _whole_groups(y, seen_Fn, groups, fraction, generator)
     if y.ndim == 2:
         return np.sort(generator.permutation(len(y))[: math.ceil(len(y) * fraction)])
     counts = np.stack([np.bincount(y[seen_n], minlength=int(y.max()) + 1) for seen_n in seen_Fn])
@@ -45,6 +57,27 @@ def rows_to_stop_by(
         places = generator.permutation(np.flatnonzero(y == each))
         drawn.append(places[: math.ceil(len(places) * fraction)])
     return np.sort(np.concatenate(drawn))
+
+
+def _whole_groups(
+    y: NDArray[Any],
+    seen_Fn: NDArray[np.bool_],
+    groups: NDArray[np.int64],
+    fraction: float,
+    generator: np.random.Generator,
+) -> NDArray[np.int64]:
+    numbers, of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = generator.permutation(len(numbers))
+    before = np.cumsum(sizes[order]) - sizes[order]
+    drawn = np.isin(of_row, order[before < fraction * len(y)])
+    fitted_Fn = seen_Fn & ~drawn
+    if not drawn.any() or drawn.mean() > _LARGEST_SHARE:  # one group is most of all rows
+        return np.zeros(0, np.int64)
+    if y.ndim == 1 and any(
+        (np.bincount(y[n], minlength=int(y.max()) + 1) < _ENOUGH_OF_A_CLASS).any() for n in fitted_Fn
+    ):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(drawn)
 
 
 def mean_and_scale(

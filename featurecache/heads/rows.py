@@ -55,6 +55,8 @@ class Rows:
     fold : ndarray of int64 (n_samples,)
         `NO_FOLD` for rows that every problem is fitted on.
     weight : ndarray (n_samples,) or None
+    group : ndarray (n_samples,) or None
+        Rows with the same number are drawn together where some are held out to stop by.
     dtype, device
         Of the blocks.
     num_classes : int
@@ -65,6 +67,7 @@ class Rows:
     y: NDArray[Any]
     fold: NDArray[np.int64]
     weight: NDArray[np.float64] | None = None
+    group: NDArray[np.int64] | None = None
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     num_classes: int = 0

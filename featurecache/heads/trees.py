@@ -21,6 +21,7 @@ from featurecache.heads.checks import (
     REAL_TYPES,
     check_whole_number,
     checked_class_weight,
+    checked_groups,
     checked_rows,
     checked_weight,
     with_weight,
@@ -111,13 +112,18 @@ class _TreeEstimator(BaseEstimator):
             raise ValueError(f"validation_fraction must be from 0 to below 1, got {self.validation_fraction!r}")
 
     def _grow(
-        self, X: NDArray[Any], y: NDArray[Any], weight: NDArray[np.float64] | None, objective: Mapping[str, Any]
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        weight: NDArray[np.float64] | None,
+        group: NDArray[np.int64] | None,
+        objective: Mapping[str, Any],
     ) -> None:
         """Grow trees for class indices (n,), or a booster for each column of labels or numbers (n, O)."""
         held_out = np.zeros(len(y), bool)
         seen_1n = np.ones((1, len(y)), bool)
         seed = self.random_state or 0
-        held_out[rows_to_stop_by(y, seen_1n, fraction=self.validation_fraction, random_state=seed)] = True
+        held_out[rows_to_stop_by(y, seen_1n, group, fraction=self.validation_fraction, random_state=seed)] = True
         columns = y[:, None] if y.ndim == 1 else y
         trees = _boosted(X, columns, weight, held_out, self._settings(objective), self.patience)
         for name, array in zip(TREE_ARRAYS, _as_arrays(trees), strict=True):
@@ -214,7 +220,9 @@ class BoostedTrees(LogitMixin, ClassifierMixin, _TreeEstimator):
         )
         self.class_weight = class_weight
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Grow trees.
 
         Parameters
@@ -223,6 +231,8 @@ class BoostedTrees(LogitMixin, ClassifierMixin, _TreeEstimator):
         y : array-like of shape (n_samples,), or several labels of each row, (n_samples, n_labels), 0 or 1
         sample_weight : array-like of shape (n_samples,), optional
             Of each row in the loss.
+        groups : array-like of shape (n_samples,), optional
+            Rows of one group are held out together where some are held out to stop by.
 
         Raises
         ------
@@ -234,13 +244,13 @@ class BoostedTrees(LogitMixin, ClassifierMixin, _TreeEstimator):
         rows, labels = checked_rows(self, X, y, several=True)
         check_classification_targets(labels)
         weight = checked_weight(sample_weight, rows)
-        weight, rows, labels = with_weight(weight, rows, labels)
+        weight, rows, labels, group = with_weight(weight, rows, labels, checked_groups(groups, rows))
         y_index = self._take_labels(labels)
         weight = _weighed(y_index, weight, checked_class_weight(self.class_weight, self.classes_))
-        weight, rows, y_index = with_weight(weight, rows, y_index)
+        weight, rows, y_index, group = with_weight(weight, rows, y_index, group)
         several = len(self.classes_) > 2 and not self.multilabel_
         objective = {"objective": "multiclass", "num_class": len(self.classes_)} if several else {"objective": "binary"}
-        self._grow(rows, y_index, weight, objective)
+        self._grow(rows, y_index, weight, group, objective)
         return self
 
     def _logits_of(self, X: ArrayLike) -> NDArray[np.float64]:  # type: ignore[override]
@@ -262,12 +272,14 @@ class BoostedTreesRegressor(MultiOutputMixin, RegressorMixin, _TreeEstimator):
 
     intercept_: NDArray[np.float64]
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Grow trees.
 
         Parameters
         ----------
-        X, sample_weight
+        X, sample_weight, groups
             As for `BoostedTrees.fit`.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
 
@@ -280,10 +292,12 @@ class BoostedTreesRegressor(MultiOutputMixin, RegressorMixin, _TreeEstimator):
         """
         rows, numbers = checked_rows(self, X, y, several=True, numbers=True)
         weight = checked_weight(sample_weight, rows)
-        weight, rows, numbers = with_weight(weight, rows, numbers.astype(np.float64))
+        weight, rows, numbers, group = with_weight(
+            weight, rows, numbers.astype(np.float64), checked_groups(groups, rows)
+        )
         mean, scale = mean_and_scale(numbers, weight)
         targets = (numbers - mean) / scale
-        self._grow(rows, targets.reshape(len(rows), -1), weight, {"objective": "regression"})
+        self._grow(rows, targets.reshape(len(rows), -1), weight, group, {"objective": "regression"})
         self.value_ *= np.reshape(scale, (-1, 1))
         self.intercept_ = np.asarray(mean)
         return self

@@ -66,13 +66,13 @@ def test_train_and_validation_are_fitted_on_without_a_copy(tmp_path, max_bytes):
     with staging(tmp_path, max_bytes) as room:
         given = laid_out(room, tuple(SIZES))
         checked = check_parts(given, OfClasses(3).check)
-        X, y, _ = checked["train"].with_samples_of(checked["validation"]).rows_to_fit()
+        X, y, *_ = checked["train"].with_samples_of(checked["validation"]).rows_to_fit()
         assert np.shares_memory(X, given["train"].fitted)
         assert isinstance(X, np.memmap) == (max_bytes == 0)
         np.testing.assert_array_equal(X, np.concatenate([given[n].fitted[:, 0] for n in ("train", "validation")]))
         assert len(y) == len(X) == 390
         # The other way round they are not next to each other.
-        X, _, _ = checked["validation"].with_samples_of(checked["train"]).rows_to_fit()
+        X, *_ = checked["validation"].with_samples_of(checked["train"]).rows_to_fit()
         np.testing.assert_array_equal(X, np.concatenate([given[n].fitted[:, 0] for n in ("validation", "train")]))
 
 

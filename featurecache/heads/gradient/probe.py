@@ -17,6 +17,7 @@ from featurecache.heads.checks import (
     REAL_TYPES,
     check_whole_number,
     checked_class_weight,
+    checked_groups,
     checked_rows,
     checked_weight,
     is_small,
@@ -91,6 +92,7 @@ class GradientEstimator(BaseEstimator):
         y: NDArray[Any],
         fold: NDArray[np.int64],
         weight: NDArray[np.float64] | None,
+        group: NDArray[np.int64] | None,
         settings: Sequence[Mapping[str, Any]],
         *,
         outcome: TaskKind,
@@ -117,7 +119,7 @@ class GradientEstimator(BaseEstimator):
         )
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        rows = Rows(X, y, fold, weight, dtype=dtype, device=self.device)
+        rows = Rows(X, y, fold, weight, group, dtype=dtype, device=self.device)
         balanced = isinstance(class_weight, str)
         weighting = Weighting(balanced=balanced, of_class=None if isinstance(class_weight, str) else class_weight)
         # Steps on few rows are so short that threads spend them waiting for each other.
@@ -146,7 +148,9 @@ class GradientEstimator(BaseEstimator):
 class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
     """Use `MlpProbe` or `AttentiveProbe`."""
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Train.
 
         Parameters
@@ -156,6 +160,8 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
         y : array-like of shape (n_samples,), or several labels of each row, (n_samples, n_labels), 0 or 1
         sample_weight : array-like of shape (n_samples,), optional
             Of each row in the loss.
+        groups : array-like of shape (n_samples,), optional
+            Rows of one group are held out together where some are held out to stop by.
 
         Raises
         ------
@@ -165,8 +171,8 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
         rows, labels = checked_rows(self, X, y, several=True)
         check_classification_targets(labels)
         weight = checked_weight(sample_weight, rows)
-        weight, rows, labels = with_weight(weight, rows, labels)
-        ((trained,),) = self._train_labels(rows, labels, np.full(len(labels), -1), weight, [{}])
+        weight, rows, labels, group = with_weight(weight, rows, labels, checked_groups(groups, rows))
+        ((trained,),) = self._train_labels(rows, labels, np.full(len(labels), -1), weight, group, [{}])
         self._refuse_divergence(trained)
         return self._fitted(trained, rows.dtype)
 
@@ -177,6 +183,7 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
         fold: NDArray[np.int64],
         settings: Sequence[Mapping[str, Any]],
         sample_weight: NDArray[np.float64] | None = None,
+        groups: NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
         """Train all settings and all folds side by side, on mini-batches that they share.
 
@@ -196,7 +203,9 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
             row is held out. Where training diverged, it names all classes equally probable.
         """
         self.n_features_in_ = X.shape[1]
-        for setting, trained in zip(settings, self._train_labels(X, y, fold, sample_weight, settings), strict=True):
+        for setting, trained in zip(
+            settings, self._train_labels(X, y, fold, sample_weight, groups, settings), strict=True
+        ):
             yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
 
     def _train_labels(
@@ -205,12 +214,13 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
         labels: NDArray[Any],
         fold: NDArray[np.int64],
         weight: NDArray[np.float64] | None,
+        group: NDArray[np.int64] | None,
         settings: Sequence[Mapping[str, Any]],
     ) -> list[list[Trained]]:
         y_index = self._take_labels(labels)
         outcome: TaskKind = "labels" if self.multilabel_ else "classes"
         class_weight = checked_class_weight(self.class_weight, self.classes_)
-        return self._train(X, y_index, fold, weight, settings, outcome=outcome, class_weight=class_weight)
+        return self._train(X, y_index, fold, weight, group, settings, outcome=outcome, class_weight=class_weight)
 
 
 class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
@@ -222,12 +232,14 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
     target_scale_: NDArray[np.float64]
     """Of each number, (n_targets,): what the model says is in these units, from that mean."""
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
         """Train.
 
         Parameters
         ----------
-        X, sample_weight
+        X, sample_weight, groups
             As for `GradientProbe.fit`.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
 
@@ -238,8 +250,10 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         """
         rows, numbers = checked_rows(self, X, y, several=True, numbers=True)
         weight = checked_weight(sample_weight, rows)
-        weight, rows, numbers = with_weight(weight, rows, numbers.astype(np.float64))
-        ((trained,),) = self._train_numbers(rows, numbers, np.full(len(numbers), -1), weight, [{}])
+        weight, rows, numbers, group = with_weight(
+            weight, rows, numbers.astype(np.float64), checked_groups(groups, rows)
+        )
+        (trained,) = self._train_numbers(rows, numbers, np.full(len(numbers), -1), weight, group, [{}])
         self._refuse_divergence(trained)
         return self._fitted(trained, rows.dtype)
 
@@ -250,11 +264,17 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         fold: NDArray[np.int64],
         settings: Sequence[Mapping[str, Any]],
         sample_weight: NDArray[np.float64] | None = None,
+        groups: NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
-        """Train all settings and all folds side by side; see `GradientProbe.fit_folds`."""
+        """Train all settings side by side; see `GradientProbe.fit_folds`. Each fold has units of its own."""
         self.n_features_in_ = X.shape[1]
-        for setting, trained in zip(settings, self._train_numbers(X, y, fold, sample_weight, settings), strict=True):
-            yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
+        fitted: list[list[Self]] = [[] for _ in settings]
+        for each in np.unique(fold[fold >= 0]) if (fold >= 0).any() else [-1]:
+            left_out = np.where((fold == each) & (fold >= 0), 0, -1)
+            trained = self._train_numbers(X, y, left_out, sample_weight, groups, settings)
+            for of_setting, setting, found in zip(fitted, settings, trained, strict=True):
+                of_setting.append(clone(self).set_params(**setting)._like(self)._fitted(found, X.dtype))
+        yield from zip(settings, fitted, strict=True)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
@@ -273,11 +293,16 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         y: NDArray[np.float64],
         fold: NDArray[np.int64],
         weight: NDArray[np.float64] | None,
+        group: NDArray[np.int64] | None,
         settings: Sequence[Mapping[str, Any]],
-    ) -> list[list[Trained]]:
-        """Train on numbers in units of their own spread, which is kept apart: layers may be too coarse for it."""
-        numbers = y[:, None] if y.ndim == 1 else y
+    ) -> list[Trained]:
+        """Train on numbers in units of their own spread, which is kept apart: layers may be too coarse for it.
+
+        The units are those of the rows that are not left out, by ``fold`` 0.
+        """
+        numbers, seen = y[:, None] if y.ndim == 1 else y, fold < 0
         self.flat_ = y.ndim == 1
-        self.target_mean_, self.target_scale_ = mean_and_scale(numbers, weight)
+        units = mean_and_scale(numbers[seen], None if weight is None else weight[seen])
+        self.target_mean_, self.target_scale_ = units
         targets = (numbers - self.target_mean_) / self.target_scale_
-        return self._train(X, targets, fold, weight, settings, outcome="numbers")
+        return [each for (each,) in self._train(X, targets, fold, weight, group, settings, outcome="numbers")]

@@ -159,7 +159,7 @@ class _Trainer:
         seen_Fn = np.stack([(rows.fold != fold) | (rows.fold == NO_FOLD) for fold in left_out])
         weight_Fn = np.stack([weighting.of_rows(rows, each.cpu().numpy()) for each in counts]) * seen_Fn
         self._to_stop_by = rows_to_stop_by(
-            rows.y, seen_Fn, fraction=schedule.validation_fraction, random_state=schedule.seed
+            rows.y, seen_Fn, rows.group, fraction=schedule.validation_fraction, random_state=schedule.seed
         )
         self._weight_Fn = torch.from_numpy(weight_Fn).to(rows.dtype)
         self._fitted_weight_Fn = self._weight_Fn.clone()

@@ -1,0 +1,60 @@
+"""Rows to stop by: groups and views of a sample stay together, and what is held out says nothing about units."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featurecache.evaluation.parts import Part
+from featurecache.heads.fitting import fit_folds
+from featurecache.heads.gradient import training
+from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
+from featurecache.heads.preparation import mean_and_scale, rows_to_stop_by
+
+
+@given(size=st.integers(1, 60), kind=st.sampled_from(["classes", "numbers"]), seed=st.integers(0, 99))
+def test_groups_are_drawn_whole(size, kind, seed):
+    groups = np.random.default_rng(seed).permutation(np.arange(3000) // size)
+    y = np.arange(3000) % 3
+    said = y if kind == "classes" else y[:, None].astype(float)
+    drawn = rows_to_stop_by(said, np.ones((1, 3000), bool), groups, fraction=0.1, random_state=seed)
+    assert set(groups[drawn]).isdisjoint(np.delete(groups, drawn))
+    assert 300 <= len(drawn) < 300 + size
+    assert np.array_equal(drawn, np.unique(drawn))
+
+
+@pytest.mark.parametrize("groups", [np.zeros(3000, int), np.arange(3000) % 3], ids=["one group", "a class is a group"])
+def test_none_are_drawn_where_a_group_is_too_much(groups):
+    y = np.arange(3000) % 3
+    assert len(rows_to_stop_by(y, np.ones((1, 3000), bool), groups, fraction=0.1, random_state=0)) == 0
+
+
+def test_views_of_a_sample_and_samples_of_a_group_are_handed_on_together(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "rows_to_stop_by", lambda y, f, group, **k: seen.append(group) or np.zeros(0, int))
+    rng = np.random.default_rng(0)
+    views = rng.normal(size=(30, 2, 4))
+    for groups in (None, np.arange(30) // 3):
+        part = Part(y=np.arange(30) % 3, fitted=views, judged=views[:, :1], groups=groups)
+        X, y, weight, of_rows = part.rows_to_fit()
+        head = MlpProbe(epochs=1)
+        for _ in fit_folds(head, [{"learning_rate": 1e-3}], X, y, np.repeat(np.arange(30) // 10, 2), weight, of_rows):
+            pass
+        expected = np.repeat(np.arange(30) if groups is None else groups, 2)
+        np.testing.assert_array_equal(seen.pop(), expected)
+    plain = Part(y=np.arange(30) % 3, fitted=views[:, :1], judged=views[:, :1])
+    assert plain.rows_to_fit().groups is None
+
+
+def test_units_are_those_of_the_rows_that_are_fitted_on():
+    rng = np.random.default_rng(0)
+    X, fold = rng.normal(size=(90, 4)), np.arange(90) // 30
+    y = X[:, :1] + np.array([0.0, 100.0, 10_000.0])[fold][:, None]
+    ((_, fitted),) = MlpRegressor(epochs=1).fit_folds(X, y, fold, [{"learning_rate": 1e-3}])
+    for each, estimator in enumerate(fitted):
+        mean, scale = mean_and_scale(y[fold != each], None)
+        np.testing.assert_array_equal([estimator.target_mean_, estimator.target_scale_], [mean, scale])
+        alone = MlpRegressor(epochs=1, learning_rate=1e-3).fit(X[fold != each], y[fold != each])
+        np.testing.assert_array_equal(alone.target_mean_, estimator.target_mean_)
