@@ -91,6 +91,8 @@ def compare(backbone: Any, tap: Any, name: str, seed: int) -> str:
     with torch.inference_mode():
         features = TappedBackbone(backbone, [tap])(made_up_inputs(backbone, 1))[tap.name]
     expected = classifier_input(name, seed)
+    if tap.pooling == "cls":  # the output layer is handed all tokens, and its answer for the first one is taken
+        expected = expected[:, 0]
     if expected is None:
         return "no classifier"
     if expected.ndim > 2 and tap.pooling != "none":

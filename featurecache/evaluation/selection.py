@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import HeadError, TaskError
-from featurecache.evaluation.judging import decisions, most_probable, temperature_of
+from featurecache.evaluation.judging import decisions, most_probable, probabilities, temperature_of
 from featurecache.evaluation.measures import Measure
 from featurecache.evaluation.parts import Part, smallest_class
 from featurecache.heads.fitting import fit_folds
@@ -96,22 +96,19 @@ def _others(measure: Measure, can: Callable[..., bool]) -> str:
 
 
 def choose_on_validation(name: str, train: Part, validation: Part, measure: Measure, *, random_state: int) -> Choice:
-    """Fit each setting on train, keep the one that does best on validation; of equals the simplest."""
-    best, best_score = None, -math.inf
+    """Fit each setting on train, keep the one that does best on validation; of equals the surest, or the simplest."""
+    best = _Best(measure)
     X, y, weight, groups = train.rows_to_fit()
     never = np.full(len(y), -1)
     grid = head_grid(name, len(y), kind=measure.kind)
     head = build(name, {}, measure, train, random_state)
     for params, (estimator,) in fit_folds(head, grid, X, y, never, weight, groups, name=name):
-        judged = _judge(estimator, validation, measure)
-        if (score := measure.goodness(validation.y, judged.y_pred)) > best_score:
-            best, best_score = (params, judged), score
-    assert best is not None, f"the grid of head {name!r} is empty"
-    return _choice(best[0], "validation", validation, best[1], best_score)
+        best.offer(params, _judge(estimator, validation, measure), validation.y, [(estimator, validation)])
+    return _choice("validation", validation, best)
 
 
 def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, random_state: int) -> Choice:
-    """Keep the setting whose out-of-fold answers inside train are the best; of equals the simplest.
+    """Keep the setting whose out-of-fold answers inside train are the best; of equals the surest, or the simplest.
 
     The folds divide samples: all views of a sample are on the same side.
     """
@@ -124,15 +121,14 @@ def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, rand
         fold[held_out] = number
     X, y, weight, groups = train.rows_to_fit()
     parts = [train.to_judge(held_out) for _, held_out in pairs]
-    best, best_score = None, -math.inf
+    best = _Best(measure)
     head = build(name, {}, measure, train, random_state)
     fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), weight, groups, name=name)
     for params, estimators in fitted:
-        judged = _joined(train, pairs, [_judge(*each, measure) for each in zip(estimators, parts, strict=True)])
-        if (score := measure.goodness(train.y, judged.y_pred)) > best_score:
-            best, best_score = (params, judged), score
-    assert best is not None, f"the grid of head {name!r} is empty"
-    return _choice(best[0], "cross-validation", train, best[1], best_score)
+        held_out = list(zip(estimators, parts, strict=True))
+        judged = _joined(train, pairs, [_judge(estimator, part, measure) for estimator, part in held_out])
+        best.offer(params, judged, train.y, held_out)
+    return _choice("cross-validation", train, best)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +139,51 @@ class _Judged:
     decisions: np.ndarray | None
 
 
-def _choice(params: dict[str, Any], protocol: str, part: Part, judged: _Judged, score: float) -> Choice:
+class _Best:
+    """The best setting so far.
+
+    Of settings that do equally well, the one whose probabilities have the least log loss is kept, where a head has
+    probabilities of its own: on an easy task all strengths are right, and the strongest is sure of nothing.
+    """
+
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+        self.params: dict[str, Any] = {}
+        self.judged: _Judged | None = None
+        self.score = -math.inf
+        self._held_out: list[tuple[BaseEstimator, Part]] = []
+        self._loss: float | None = None
+
+    def offer(
+        self, params: dict[str, Any], judged: _Judged, y: np.ndarray, held_out: list[tuple[BaseEstimator, Part]]
+    ) -> None:
+        """Keep a setting if it does better, on the parts that are held out from its estimators."""
+        score, loss = self._measure.goodness(y, judged.y_pred), None
+        if score < self.score:
+            return
+        if score == self.score:
+            if self._loss is None:
+                self._loss = _log_loss(self._held_out, self._measure)
+            loss = _log_loss(held_out, self._measure)
+            if loss >= self._loss:
+                return
+        self.params, self.judged, self.score, self._held_out, self._loss = params, judged, score, held_out, loss
+
+
+def _log_loss(held_out: list[tuple[BaseEstimator, Part]], measure: Measure) -> float:
+    """Return the mean log loss; 0 for heads without probabilities of their own, which are all alike in this."""
+    if measure.kind != "classes" or not hasattr(held_out[0][0], "predict_proba"):
+        return 0.0
+    losses = [
+        -np.log(np.clip(probabilities(estimator, part, 1.0, measure.n_outputs)[np.arange(len(part)), part.y], 1e-15, 1))
+        for estimator, part in held_out
+    ]
+    return float(np.concatenate(losses).mean())
+
+
+def _choice(protocol: str, part: Part, best: _Best) -> Choice:
+    params, judged, score = best.params, best.judged, best.score
+    assert judged is not None, "the grid is empty"
     temperature = 1.0 if judged.decisions is None else temperature_of(judged.decisions, part.y)
     return Choice(
         params=params,

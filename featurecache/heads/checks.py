@@ -131,6 +131,12 @@ def check_whole_number(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
+def check_prior_rows(given: Any) -> None:
+    """Raise `ValueError` for a negative number of rows."""
+    if not given >= 0:
+        raise ValueError(f"prior_rows must be 0 or more, got {given!r}")
+
+
 def checked_strengths(given: float | Sequence[float], name: str) -> list[float]:
     """Return strengths in increasing order, each once.
 

@@ -1,4 +1,4 @@
-"""What comes before training, for heads that learn in rounds: rows to stop by, and numbers in units of their own."""
+"""What comes before training: rows to stop by, numbers in units of their own, variances of few rows."""
 
 from __future__ import annotations
 
@@ -90,3 +90,15 @@ def mean_and_scale(
     mean = np.average(numbers, axis=0, weights=weight)
     scale = np.sqrt(np.average((numbers - mean) ** 2, axis=0, weights=weight))
     return mean, np.where(scale > 0, scale, 1.0)
+
+
+def shrunk_variance(variance: Any, varies: Any, weight: float, prior_rows: float) -> Any:
+    """Return variances of features (D,) that are drawn to their mean as by so many more rows that have it.
+
+    With a handful of rows a feature's own variance is mostly chance, and dividing by its root makes most of those
+    features that happened to vary least. It is the mean of the posterior under a common inverse-gamma prior (Smyth,
+    "Linear models and empirical Bayes methods", Stat. Appl. Genet. Mol. Biol. 3, 2004, section 4).
+    """
+    if not prior_rows or not varies.any():
+        return variance
+    return (weight * variance + prior_rows * variance[varies].mean()) / (weight + prior_rows)

@@ -37,6 +37,9 @@ class _Entry:
 
 _HEADS: dict[tuple[TaskKind, str], _Entry] = {}
 
+_PRIOR_ROWS = 10.0
+"""With one label of each of ten classes this makes logistic regression right 0.88 of the time instead of 0.64."""
+
 TREES = "boosted_trees"
 """Name of the head that needs a package of an extra."""
 
@@ -145,11 +148,11 @@ def _is_missing(name: str) -> bool:
 
 
 def _logistic() -> LogisticProbe:
-    return LogisticProbe(C=0.01)
+    return LogisticProbe(C=0.01, prior_rows=_PRIOR_ROWS)
 
 
 def _linear_svm() -> LinearSvmProbe:
-    return LinearSvmProbe(C=0.001)
+    return LinearSvmProbe(C=0.001, prior_rows=_PRIOR_ROWS)
 
 
 def _rbf_svm() -> Pipeline:
@@ -166,7 +169,11 @@ def _knn() -> CosineKnn:
 
 
 def _ridge() -> RidgeProbe:
-    return RidgeProbe(alpha=1000.0)
+    return RidgeProbe(alpha=1000.0, prior_rows=_PRIOR_ROWS)
+
+
+def _ridge_of_numbers() -> RidgeRegressor:
+    return RidgeRegressor(prior_rows=_PRIOR_ROWS)
 
 
 def _gda() -> Pipeline:
@@ -227,7 +234,7 @@ register_head("majority", _majority, lambda n_samples: [{}])
 
 _kind: TaskKind
 for _kind in ("labels", "numbers"):
-    register_head("ridge", RidgeRegressor, _powers_of_ten("alpha", 7, -2, per_decade=4), kind=_kind)
+    register_head("ridge", _ridge_of_numbers, _powers_of_ten("alpha", 7, -2, per_decade=4), kind=_kind)
     register_head("knn", CosineKnnRegressor, _knn_grid, kind=_kind)
     register_head("mean", _mean, lambda n_samples: [{}], kind=_kind)
 register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4), kind="labels")

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.heads.preparation import shrunk_variance
+
 _BLOCK_BYTES = 24 << 20
 NO_FOLD = -1
 """The fold of rows that no problem leaves out; a problem that leaves out this one leaves out nothing."""
@@ -61,6 +63,8 @@ class Rows:
         Of the blocks.
     num_classes : int
         Or labels, or numbers; 0: as many as ``y`` has.
+    prior_rows : float
+        See `shrunk_variance`.
     """
 
     X: NDArray[Any] | Readable
@@ -71,6 +75,7 @@ class Rows:
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
     num_classes: int = 0
+    prior_rows: float = 0.0
 
     def __post_init__(self) -> None:
         self.num_rows, self.num_features = (int(size) for size in self.X.shape)
@@ -127,6 +132,8 @@ class Moments:
     """Weight of each class, or of each label; the sum of each number."""
     shift_D: Tensor
     """Taken off before squares are summed, so that nothing is lost where means are large."""
+    prior_rows: float = 0.0
+    """See `shrunk_variance`."""
 
     @classmethod
     def of(cls, rows: Rows) -> Moments:
@@ -154,7 +161,7 @@ class Moments:
         assert shift is not None
         if not bool(total.isfinite().all() and square.isfinite().all()):
             raise ValueError("Input X contains NaN or infinity, or values too large to be squared")
-        return cls(rows.folds, weight, total, square, counts, shift)
+        return cls(rows.folds, weight, total, square, counts, shift, rows.prior_rows)
 
     def without(self, fold: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return total weight, mean (D,), scale (D,) and weight of each class (C,) of all folds but one.
@@ -169,5 +176,6 @@ class Moments:
         # A feature may vary in the fold that is left out alone: what rounding leaves of it elsewhere is no variance.
         spread = self.square_FD[kept].sum(0) / weight
         flat = variance <= torch.maximum((1e-9 * centre) ** 2, 1e-14 * spread)
+        variance = shrunk_variance(variance, ~flat, float(weight), self.prior_rows)
         scale = torch.where(flat, torch.ones_like(variance), variance.sqrt())
         return weight, centre, scale, self.counts_FC[kept].sum(0)

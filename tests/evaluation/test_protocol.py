@@ -102,13 +102,22 @@ def test_standardisation_comes_from_the_fitted_rows():
     assert seen == [48] * 5 + [60]
 
 
-def test_ties_go_to_the_simplest():
+@pytest.mark.parametrize("names", [ALL, ("train", "test")])
+def test_ties_go_to_the_surest(names):
+    """Where every strength is right, the strongest says next to nothing: 0.5 of everything."""
     X = np.array([[-5.0], [5.0]] * 30)
     part = (X, np.array([0, 1] * 30))
-    result = evaluate_head("logistic", dict.fromkeys(ALL, part), 2)
-    assert result.params == {"C": 1e-6}
+    result = evaluate_head("logistic", dict.fromkeys(names, part), 2)
+    assert result.params == {"C": 10.0}
     assert result.test.accuracy == 1
     assert result.test.accuracy_low < 1
+    assert result.proba.max(axis=1).min() > 0.9
+
+
+def test_ties_without_probabilities_go_to_the_simplest():
+    X = np.array([[-5.0], [5.0]] * 30)
+    result = evaluate_head("ridge", dict.fromkeys(ALL, (X, np.array([0, 1] * 30))), 2)
+    assert result.params == {"alpha": 1e7}
 
 
 def _same(a, b):

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.base import clone
 
 from featurecache.evaluation.parts import Part
 from featurecache.heads.fitting import fit_folds
 from featurecache.heads.gradient import training
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
+from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+from featurecache.heads.linear.ridge import RidgeProbe
 from featurecache.heads.preparation import mean_and_scale, rows_to_stop_by
+
+SETTING = {LogisticProbe: {"C": 0.1}, LinearSvmProbe: {"C": 0.01}, RidgeProbe: {"alpha": 3.0}}
 
 
 @given(size=st.integers(1, 60), kind=st.sampled_from(["classes", "numbers"]), seed=st.integers(0, 99))
@@ -58,3 +63,29 @@ def test_units_are_those_of_the_rows_that_are_fitted_on():
         np.testing.assert_array_equal([estimator.target_mean_, estimator.target_scale_], [mean, scale])
         alone = MlpRegressor(epochs=1, learning_rate=1e-3).fit(X[fold != each], y[fold != each])
         np.testing.assert_array_equal(alone.target_mean_, estimator.target_mean_)
+
+
+@pytest.mark.parametrize("probe", [LogisticProbe(C=0.1), RidgeProbe(alpha=3.0), LinearSvmProbe(C=0.01)])
+@pytest.mark.parametrize(("rows", "features"), [(12, 40), (60, 5)], ids=["few rows", "many rows"])
+def test_shrunk_variances_are_those_of_rescaled_features(probe, rows, features):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(rows, features)) * np.linspace(0.1, 3, features), np.arange(rows) % 3
+    variance = X.var(axis=0)
+    scale = np.sqrt((rows * variance + 10 * variance.mean()) / (rows + 10))
+    found = clone(probe).set_params(prior_rows=10.0).fit(X, y)
+    by_hand = clone(probe).set_params(standardize=False).fit((X - X.mean(axis=0)) / scale, y)
+    np.testing.assert_allclose(found.coef_ * scale, by_hand.coef_, rtol=1e-4, atol=1e-6)
+    ((_, (held_out, *_)),) = found.fit_folds(X, y, np.arange(rows) // (rows // 2), [SETTING[type(probe)]])
+    half = slice(rows // 2, None)
+    again = clone(found).set_params(**SETTING[type(probe)]).fit(X[half], y[half])
+    # The search ends within its tolerance of the optimum, the last fit at the optimum.
+    np.testing.assert_allclose(
+        held_out.coef_ * scale, again.coef_ * scale, atol=0.02 * np.abs(again.coef_ * scale).max()
+    )
+
+
+def test_a_negative_prior_is_refused():
+    with pytest.raises(ValueError, match="prior_rows must be 0 or more, got -1"):
+        LogisticProbe(prior_rows=-1).fit(np.eye(4), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="prior_rows must be 0 or more, got -1"):
+        RidgeProbe(prior_rows=-1).fit(np.eye(4), [0, 1, 0, 1])

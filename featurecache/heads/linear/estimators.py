@@ -14,6 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from featurecache.heads.checks import (
     Folds,
+    check_prior_rows,
     checked_class_weight,
     checked_rows,
     checked_strengths,
@@ -49,6 +50,7 @@ class LinearProbe(LabelledMixin, LinearClassifier):
         Cs: Sequence[float] | None = None,
         cv: Folds = 5,
         standardize: bool = True,
+        prior_rows: float = 0.0,
         class_weight: str | Mapping[Any, float] | None = None,
         tol: float = 1e-4,
         max_iter: int = 1000,
@@ -59,6 +61,7 @@ class LinearProbe(LabelledMixin, LinearClassifier):
         self.Cs = Cs
         self.cv = cv
         self.standardize = standardize
+        self.prior_rows = prior_rows
         self.class_weight = class_weight
         self.tol = tol
         self.max_iter = max_iter
@@ -90,6 +93,7 @@ class LinearProbe(LabelledMixin, LinearClassifier):
         check_classification_targets(labels)
         several = labels.ndim == 2
         weight = checked_weight(sample_weight, rows)
+        check_prior_rows(self.prior_rows)
         Cs = checked_strengths(self.C if self.Cs is None else self.Cs, "C")
         fold = None
         if self.Cs is not None:
@@ -180,7 +184,7 @@ class LinearProbe(LabelledMixin, LinearClassifier):
         from featurecache.heads.rows import Rows
 
         dtype = torch.float64 if X.dtype == np.float64 or is_small(*X.shape) else torch.float32
-        return Rows(X, y, fold, weight, dtype=dtype, device=self.device)
+        return Rows(X, y, fold, weight, dtype=dtype, device=self.device, prior_rows=self.prior_rows)
 
 
 class LogisticProbe(ProbabilisticClassifier, LinearProbe):
@@ -200,6 +204,9 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
         How rows are held out when ``Cs`` is given; a number makes stratified folds, which keep groups together.
     standardize : bool
         Without it, features are taken as they are.
+    prior_rows : float
+        Of the variances by which features are standardised: each is drawn to the mean of all, as by so many more rows
+        that have it. With few rows a feature's own variance is mostly chance.
     class_weight : None, "balanced" or mapping of class to weight
         Balanced: all classes have the same total weight.
     tol : float

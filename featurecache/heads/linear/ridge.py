@@ -21,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.heads.checks import (
     REAL_TYPES,
+    check_prior_rows,
     checked_labels,
     checked_strengths,
     checked_weight,
@@ -29,6 +30,7 @@ from featurecache.heads.checks import (
     with_weight,
 )
 from featurecache.heads.linear.classifier import LinearClassifier, named
+from featurecache.heads.preparation import shrunk_variance
 
 _BLOCK_BYTES = 32 << 20
 _ROWS_FOR_SHIFT = 256
@@ -50,12 +52,14 @@ class _Ridge(BaseEstimator):
         alphas: Sequence[float] | None = None,
         cv: Any = None,
         standardize: bool = True,
+        prior_rows: float = 0.0,
         random_state: int | None = 0,
     ) -> None:
         self.alpha = alpha
         self.alphas = alphas
         self.cv = cv
         self.standardize = standardize
+        self.prior_rows = prior_rows
         self.random_state = random_state
 
     def _divided(
@@ -95,8 +99,9 @@ class _Ridge(BaseEstimator):
         ]
 
     def _system(self, rows: Real, targets: Real, weight: Any) -> System:
+        check_prior_rows(self.prior_rows)
         precise = rows.astype(np.float64, copy=False) if is_small(*rows.shape) else rows
-        return System(precise, targets, weight, standardize=self.standardize)
+        return System(precise, targets, weight, standardize=self.standardize, prior_rows=self.prior_rows)
 
 
 class RidgeProbe(_Ridge, LinearClassifier):
@@ -113,6 +118,8 @@ class RidgeProbe(_Ridge, LinearClassifier):
         What is left out: each row by itself (None), or folds. Features are standardised once, by all rows.
     standardize : bool
         Without it, features are only centred.
+    prior_rows : float
+        As for `LogisticProbe`.
     random_state : int or None
         Of the folds.
 
@@ -255,9 +262,13 @@ class System:
     weight : ndarray (n_samples,), optional
     standardize : bool
         Divide features by their standard deviations; centred they are in any case.
+    prior_rows : float
+        See `shrunk_variance`.
     """
 
-    def __init__(self, X: Real, targets: Real, weight: Real | None, *, standardize: bool) -> None:
+    def __init__(
+        self, X: Real, targets: Real, weight: Real | None, *, standardize: bool, prior_rows: float = 0.0
+    ) -> None:
         self._X = X
         self._root = None if weight is None else np.sqrt(weight)
         self._total = float(len(X) if weight is None else weight.sum())
@@ -275,6 +286,7 @@ class System:
         self.mean = shift + offset
         variance = np.diag(gram) / self._total - offset**2
         flat = variance <= (1e-9 * self.mean) ** 2
+        variance = shrunk_variance(variance, ~flat, self._total, prior_rows)
         self._scale = np.where(flat, 1.0, np.sqrt(np.maximum(variance, 0.0))) if standardize else np.ones(len(sums))
         self._gram = (gram - self._total * np.outer(offset, offset)) / np.outer(self._scale, self._scale)
         self._moment_D = moment / self._scale[:, None]
