@@ -30,6 +30,7 @@ from featurecache.specs import AnyPreprocess, PreprocessSpec
 from featurecache.store.dtypes import decode
 from featurecache.versions import installed_versions
 
+_FORMAT_OF_SUFFIX = {".onnx": "onnx", ".pt2": "torch", ".xml": "openvino", ".safetensors": "safetensors"}
 TOLERANCE = 1e-4
 """Largest difference from what `predict` says: of probabilities, or of numbers relative to the largest (if above 1)."""
 EXPORT_VERSION = 1
@@ -80,6 +81,10 @@ def export_head(
     if format not in FORMATS:
         raise UnknownNameError("export format", format, FORMATS)
     out, kind = Path(out), FORMATS[format]
+    if (named := _FORMAT_OF_SUFFIX.get(out.suffix.lower(), format)) != format:
+        raise RequestError(
+            f"{out} is named like {named}, and the format is {format}; pass --format {named}, or rename it"
+        )
     _check_place(out, kind, replace=replace)
     kind.check_packages()
     saved = open_head(head)

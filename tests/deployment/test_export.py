@@ -306,7 +306,7 @@ def test_places_that_cannot_be_are_refused_before_any_work(heads: dict[str, Path
     (tmp_path / "folder" / "thesis.txt").write_text("not to be lost")
     (tmp_path / "file").write_text("neither")
     for out, name, message in (
-        ("no/a.onnx", "torch", "there is no folder .*no; make it, or name another place"),
+        ("no/a.pt2", "torch", "there is no folder .*no; make it, or name another place"),
         ("folder", "torch", "folder is a folder; name a file"),
         ("file", "safetensors", "file is a file; name a folder"),
         ("folder", "safetensors", "folder holds 'thesis.txt', which is no part of such an export"),
@@ -421,3 +421,12 @@ def test_the_command_line(heads: dict[str, Path], tmp_path: Path, capsys: pytest
     assert main([*command, "--replace"]) == 0
     printed = capsys.readouterr().out
     assert "input: images, uint8 (batch, 32, 32, 3)\noutput: probabilities, float32 (batch, 3)\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "named"),
+    [("x.pt2", "onnx", "torch"), ("x.onnx", "torch", "onnx"), ("x.xml", "torch", "openvino")],
+)
+def test_a_name_of_another_format_is_refused_before_any_work(tmp_path, name, format, named):
+    with pytest.raises(RequestError, match=f"{name} is named like {named}, and the format is {format}; pass --format"):
+        export_head(tmp_path / "no head", tmp_path / name, format=format)
