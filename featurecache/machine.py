@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-import resource
+import sys
 from pathlib import Path
+
+_UNKNOWN_MEMORY = 4 << 30
+"""Where the system has no simple way to ask."""
 
 
 def free_memory() -> int:
     """Return how many bytes of memory this process may still take, by the system, its container and its own limit."""
+    if sys.platform == "win32":
+        return _UNKNOWN_MEMORY
+    import resource
+
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (limit := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
         found.append(limit)

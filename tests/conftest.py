@@ -88,3 +88,23 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return make
+
+
+RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
+
+
+@pytest.fixture
+def labelled_cache(make_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[Path, Path, Path]]:
+    """Make a folder, its cache, and a table with one more column: what a function says of the number of a file."""
+
+    def make(**column: Callable[[int], object]) -> tuple[Path, Path, Path]:
+        from featurecache.cli import main
+
+        ((name, say),) = column.items()
+        source, cache, table = make_folder(per_class=20), tmp_path / "c", tmp_path / "labels.csv"
+        rows = [f"{p.relative_to(source)},{p.parent.name},{say(int(p.stem))}" for p in sorted(source.rglob("*.png"))]
+        table.write_text("\n".join([f"path,label,{name}", *rows]))
+        assert main(["extract", str(source), "--cache", str(cache), "--backbone", TINY, *RUNTIME]) == 0
+        return source, cache, table
+
+    return make

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featurecache.cli.options import verb_parser
+from featurecache.cli.options import add_head_options, verb_parser
 from featurecache.cli.output import print_json, print_line
 
 
@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
           featurecache export flowers.cache/heads/run --out flowers_openvino/ --format openvino
         """,
     )
-    parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
+    add_head_options(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -36,8 +36,6 @@ def add_parser(verbs: Any) -> None:
         help="onnx (default); torch: a program of torch.export, .pt2; openvino; safetensors: weights and a description",
     )
     parser.add_argument("--replace", action="store_true", help="replace what is there")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
-    parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
     parser.set_defaults(run=run)
 
 

@@ -44,6 +44,13 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
     return parser
 
 
+def add_head_options(parser: argparse.ArgumentParser) -> None:
+    """Add a saved head, and what its backbone needs to be made again."""
+    parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
+
+
 def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     """Add what names a backbone, its weights and its preprocess."""
     group = parser.add_argument_group("backbone")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_runtime_options, add_table_options, settings_of, verb_parser
+from featurecache.cli.options import add_head_options, add_runtime_options, add_table_options, settings_of, verb_parser
 from featurecache.cli.output import print_json, print_table, progress_on_stderr, warn
 
 if TYPE_CHECKING:
@@ -28,14 +28,12 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
+    add_head_options(parser)
     parser.add_argument(
         "inputs", type=Path, nargs="+", metavar="INPUT", help="image files and folders, or tables of texts"
     )
     add_table_options(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
-    parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
     parser.add_argument("--tta", type=int, metavar="K", help="answer with the mean over K seeded views of each input")
     add_runtime_options(parser)
     parser.set_defaults(run=run)

@@ -140,6 +140,8 @@ def print_results(document: dict[str, Any]) -> None:
     """Print the table of heads, the chosen one first, from what `TrainingReport.to_json` gives."""
     for item in document["left_out"][:5]:
         warn(f"{item['path']} is left out: {item['status']} ({item['reason']})")
+    for head, reason in document["heads_left_out"].items():
+        warn(f"head {head} is left out: it {reason}")
     best, titles = document["results"][0], document["figures"]
     primary, *others = titles
     looked_at = f"{best['reported']} {titles[primary]}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
-from featurecache.deployment.exporting.format import FORMATS, Exported, Format
+from featurecache.deployment.exporting.format import FORMATS, Exported
 from featurecache.deployment.exporting.network import ExportedNetwork, trace
 from featurecache.deployment.predict import check_features
 from featurecache.deployment.saved import SavedHead, open_head
@@ -30,7 +28,6 @@ from featurecache.specs import AnyPreprocess, PreprocessSpec
 from featurecache.store.dtypes import decode
 from featurecache.versions import installed_versions
 
-_FORMAT_OF_SUFFIX = {".onnx": "onnx", ".pt2": "torch", ".xml": "openvino", ".safetensors": "safetensors"}
 TOLERANCE = 1e-4
 """Largest difference from what `predict` says: of probabilities, or of numbers relative to the largest (if above 1)."""
 EXPORT_VERSION = 1
@@ -81,11 +78,7 @@ def export_head(
     if format not in FORMATS:
         raise UnknownNameError("export format", format, FORMATS)
     out, kind = Path(out), FORMATS[format]
-    if (named := _FORMAT_OF_SUFFIX.get(out.suffix.lower(), format)) != format:
-        raise RequestError(
-            f"{out} is named like {named}, and the format is {format}; pass --format {named}, or rename it"
-        )
-    _check_place(out, kind, replace=replace)
+    _check_place(out, format, replace=replace)
     kind.check_packages()
     saved = open_head(head)
     _check_head(saved, head)
@@ -96,19 +89,8 @@ def export_head(
     whole = ExportedNetwork(network, tap, saved)
     program = trace(whole, torch.from_numpy(inputs), network.name)
     exported = Exported(network=whole, program=program, about=_about(saved, network, inputs))
-    with _placed(out, kind) as partial:
-        try:
-            kind.write(exported, partial)
-            answers = kind.read(exported, partial)
-            found = [answers(batch) for batch in (inputs, inputs[:1])]
-        except MemoryError:
-            raise
-        # Converters and runtimes fail in their own ways.
-        except Exception as error:
-            raise RuntimeMismatchError(
-                f"{network.name} with this head cannot be written as {format} ({type(error).__name__}: "
-                f"{first_line(error)}); choose another --format"
-            ) from error
+    with (published_folder if kind.files else published)(out) as partial:
+        found = _written_and_asked(exported, format, partial, [inputs, inputs[:1]])
         difference = _difference(found, [expected, expected[:1]])
         if not difference <= TOLERANCE:
             raise RuntimeMismatchError(
@@ -118,7 +100,29 @@ def export_head(
     return {**exported.about, "out": str(out), "export_format": format, "largest_difference": difference}
 
 
-def _check_place(out: Path, kind: Format, *, replace: bool) -> None:
+def _written_and_asked(exported: Exported, format: str, place: Path, batches: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Write, read back what was written, and return what it says."""
+    try:
+        FORMATS[format].write(exported, place)
+        answers = FORMATS[format].read(exported, place)
+        return [answers(batch) for batch in batches]
+    except MemoryError:
+        raise
+    # Converters and runtimes fail in their own ways.
+    except Exception as error:
+        raise RuntimeMismatchError(
+            f"{exported.about['backbone']} with this head cannot be written as {format} ({type(error).__name__}: "
+            f"{first_line(error)}); choose another --format"
+        ) from error
+
+
+def _check_place(out: Path, format: str, *, replace: bool) -> None:
+    kind = FORMATS[format]
+    for other, each in FORMATS.items():
+        if other != format and out.suffix.lower() == each.suffix:
+            raise RequestError(
+                f"{out} is named like {other}, and the format is {format}; pass --format {other}, or rename it"
+            )
     if not out.parent.is_dir():
         raise RequestError(f"--out {out}: there is no folder {out.parent}; make it, or name another place")
     if not out.exists():
@@ -194,12 +198,6 @@ def _preprocess(preprocess: AnyPreprocess, tokenizer: str | None) -> dict[str, A
     if isinstance(preprocess, PreprocessSpec):
         return {"kind": "image", **settings, "jpeg_draft": draft_side(preprocess)}
     return {**settings, "tokenizer_json": tokenizer}
-
-
-@contextmanager
-def _placed(out: Path, kind: Format) -> Iterator[Path]:
-    with (published_folder if kind.files else published)(out) as partial:
-        yield partial
 
 
 def _difference(found: list[NDArray[Any]], expected: list[NDArray[np.float64]]) -> float:

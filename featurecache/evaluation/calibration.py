@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import log_loss
+from sklearn import metrics
 
 NUM_BINS = 10
 
@@ -33,6 +33,10 @@ def calibration(y: np.ndarray, proba: np.ndarray) -> dict[str, Any]:
         said, was = float(certainty[places].mean()), float(right[places].mean())
         bins.append({"n": len(places), "probability": said, "right": was})
     error = sum(each["n"] * abs(each["probability"] - each["right"]) for each in bins) / len(y)
+    return {"log_loss": log_loss(y, proba), "expected_calibration_error": float(error), "bins": bins}
+
+
+def log_loss(y: np.ndarray, proba: np.ndarray) -> float:
+    """Return the mean log loss in nats of probabilities (n_samples, n_classes); finite also for certain mistakes."""
     clipped = np.clip(proba, 1e-15, None)
-    loss = log_loss(y, clipped / clipped.sum(axis=1, keepdims=True), labels=np.arange(proba.shape[1]))
-    return {"log_loss": float(loss), "expected_calibration_error": float(error), "bins": bins}
+    return float(metrics.log_loss(y, clipped / clipped.sum(axis=1, keepdims=True), labels=np.arange(proba.shape[1])))

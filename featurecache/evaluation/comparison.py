@@ -9,10 +9,11 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
+from featurecache.evaluation.intervals import Z95
+
 Verdict = Literal["better", "equivalent", "worse", "cannot tell"]
 
 EQUIVALENT_WITHIN = 0.01
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def compare(
     lost = int(np.sum((first != y) & (second == y)))
     n = len(y) + 2.0
     centre = (won - lost) / n
-    half = _Z95 * float(np.sqrt(max(won + lost + 1.0 - (won - lost) ** 2 / n, 0.0))) / n
+    half = Z95 * float(np.sqrt(max(won + lost + 1.0 - (won - lost) ** 2 / n, 0.0))) / n
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     low, high = max(centre - half, -1.0), min(centre + half, 1.0)
     return Comparison((won - lost) / len(y), low, high, p_value, verdict_of(low, high))

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
+"""Standard deviations of a normal distribution on either side that hold 95 %."""
 _CELLS_AT_ONCE = 2_000_000
 
 Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -117,9 +118,9 @@ def bootstrap(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> np.
 
 def wilson(successes: np.ndarray | int, n: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
     """Return the Wilson 95 % score interval of a proportion; arguments broadcast."""
-    share, z2 = np.asarray(successes) / np.asarray(n), _Z95**2
+    share, z2 = np.asarray(successes) / np.asarray(n), Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * np.square(n)))
+    half = Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * np.square(n)))
     return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 

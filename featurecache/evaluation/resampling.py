@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import wilson
+from featurecache.evaluation.intervals import Z95, wilson
 
 _NUMBERS_AT_ONCE = 4_000_000
 _RESAMPLES = 2000
@@ -38,7 +38,7 @@ def expanded(point: Any, ends: np.ndarray, count: int) -> tuple[Any, Any]:
     low, high = ends
     if count < 2:
         return low, high
-    factor = float(student_t.ppf(0.975, count - 1)) / 1.959963984540054 * np.sqrt(count / (count - 1))
+    factor = float(student_t.ppf(0.975, count - 1)) / Z95 * np.sqrt(count / (count - 1))
     return point - factor * np.maximum(point - low, 0.0), point + factor * np.maximum(high - point, 0.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import HeadError, TaskError
+from featurecache.evaluation.calibration import log_loss
 from featurecache.evaluation.judging import decisions, most_probable, probabilities, temperature_of
 from featurecache.evaluation.measures import Measure
 from featurecache.evaluation.parts import Part, smallest_class
@@ -66,13 +67,13 @@ def build(name: str, params: dict[str, Any], measure: Measure, train: Part, rand
         holds all rows in memory, and features that do not fit there.
     """
     if train.weight is not None and not takes_weights(name, kind=measure.kind):
-        raise HeadError(
-            f"head {name!r} cannot weigh samples, and these have weights; {_others(measure, takes_weights)}"
-        )
+        able = ", ".join(list_heads(kind=measure.kind, weighted=True))
+        raise HeadError(f"head {name!r} cannot weigh samples, and these have weights; choose among {able}")
     if train.on_disk and not streams(name, kind=measure.kind):
+        able = ", ".join(list_heads(kind=measure.kind, streaming=True))
         raise HeadError(
             f"head {name!r} holds all rows in memory, and these features are too large for it; allow more with "
-            f"--memory, or {_others(measure, streams)}"
+            f"--memory, or choose among {able}"
         )
     if needs_tokens(name) and train.num_tokens == 1:
         raise HeadError(
@@ -88,11 +89,6 @@ def build(name: str, params: dict[str, Any], measure: Measure, train: Part, rand
     if "num_tokens" in known:
         last.set_params(num_tokens=train.num_tokens)
     return estimator
-
-
-def _others(measure: Measure, can: Callable[..., bool]) -> str:
-    kind = measure.kind
-    return f"choose among {', '.join(name for name in list_heads(kind=kind) if can(name, kind=kind))}"
 
 
 def choose_on_validation(name: str, train: Part, validation: Part, measure: Measure, *, random_state: int) -> Choice:
@@ -174,11 +170,8 @@ def _log_loss(held_out: list[tuple[BaseEstimator, Part]], measure: Measure) -> f
     """Return the mean log loss; 0 for heads without probabilities of their own, which are all alike in this."""
     if measure.kind != "classes" or not hasattr(held_out[0][0], "predict_proba"):
         return 0.0
-    losses = [
-        -np.log(np.clip(probabilities(estimator, part, 1.0, measure.n_outputs)[np.arange(len(part)), part.y], 1e-15, 1))
-        for estimator, part in held_out
-    ]
-    return float(np.concatenate(losses).mean())
+    y = np.concatenate([part.y for _, part in held_out])
+    return log_loss(y, np.concatenate([probabilities(*each, 1.0, measure.n_outputs) for each in held_out]))
 
 
 def _choice(protocol: str, part: Part, best: _Best) -> Choice:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -49,7 +52,7 @@ class Staging:
         self._files.append(path)
         try:
             with path.open("xb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # writing to a map of a full disk would kill the process
+                _reserve(file, size)
         except OSError as error:
             raise RequestError(
                 f"{size / 1e9:.1f} GB of features fit neither into memory ({self._left / 1e9:.1f} GB may be used) nor "
@@ -61,6 +64,16 @@ class Staging:
         """Remove the files; arrays that still live stay readable."""
         for path in self._files:
             path.unlink(missing_ok=True)
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Take the space now, or raise `OSError`: writing to a map of a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    if shutil.disk_usage(Path(file.name).parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    file.truncate(size)
 
 
 @contextmanager

@@ -10,13 +10,12 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from featurecache.evaluation.comparison import verdict_of
-from featurecache.evaluation.intervals import wilson
+from featurecache.evaluation.intervals import Z95, wilson
 from featurecache.evaluation.measures import measure_of
 
 _CONTEST = ("task", "kind", "measure", "shots", "share", "part")
 """What lines share that are compared: figures of another kind, or of other labels, are not of one scale."""
 _GROUP = (*_CONTEST, "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced")
-_Z95 = 1.959963984540054
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,7 +87,7 @@ def _sampling_variance(row: dict[str, Any], score: float) -> float:
     """Return the variance of a score that comes from which samples are judged."""
     if row["measure"] == "accuracy":
         return score * (1 - score) / float(row["n"])
-    return float((row["score_high"] - row["score_low"]) / (2 * _Z95)) ** 2
+    return float((row["score_high"] - row["score_low"]) / (2 * Z95)) ** 2
 
 
 def _half_width(values: np.ndarray, rows: list[dict[str, Any]], sampling: float) -> float:
@@ -100,7 +99,7 @@ def _half_width(values: np.ndarray, rows: list[dict[str, Any]], sampling: float)
         of_draws, of_samples = spread * (1 / count + n / n_train), 0.0
     else:
         of_draws, of_samples = spread / count, sampling
-    return math.hypot(float(student_t.ppf(0.975, count - 1)) * math.sqrt(of_draws), _Z95 * math.sqrt(of_samples))
+    return math.hypot(float(student_t.ppf(0.975, count - 1)) * math.sqrt(of_draws), Z95 * math.sqrt(of_samples))
 
 
 def _against(rows: list[dict[str, Any]], best: list[dict[str, Any]]) -> str | None:

@@ -22,7 +22,7 @@ from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import are_built_in, evaluate_head
 from featurecache.evaluation.training import judged_set_of, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.heads.registry import head_grid, list_heads, make_head, takes_weights
+from featurecache.heads.registry import head_grid, list_heads, make_head
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -101,10 +101,7 @@ class Plan:
 
     def heads_for(self, task: Task) -> list[str]:
         """Return the heads that are fitted for a task."""
-        names = list(dict.fromkeys(self.heads))
-        if names or task.weights is None:
-            return names or list_heads(kind=task.kind)
-        return [name for name in list_heads(kind=task.kind) if takes_weights(name, kind=task.kind)]
+        return list(dict.fromkeys(self.heads)) or list_heads(kind=task.kind, weighted=task.weights is not None)
 
     def num_cells(self, tasks: Sequence[Task], num_sets: int) -> int:
         """Return how many heads are fitted for these tasks on so many feature sets."""

@@ -20,8 +20,8 @@ from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion
 from featurecache.evaluation.staging import Staging, staging
-from featurecache.heads.registry import list_heads, make_head, streams, takes_weights
-from featurecache.specs import TASK_NOUN, TaskKind, check_takes_views
+from featurecache.heads.registry import list_heads, make_head
+from featurecache.specs import TASK_NOUN, check_takes_views
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -67,6 +67,8 @@ class TrainingReport:
     heads: list[TrainedHead]
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Labelled samples without features: where first seen -> (status, reason)."""
+    heads_left_out: dict[str, str] = field(default_factory=dict)
+    """Heads that were not trained although all were asked for: name -> reason."""
 
     @property
     def best(self) -> TrainedHead:
@@ -100,6 +102,7 @@ class TrainingReport:
             "left_out": [
                 {"path": path, "status": status, "reason": reason} for path, (status, reason) in self.left_out.items()
             ],
+            "heads_left_out": self.heads_left_out,
             "last_look": self.last_look(),
             "results": [
                 {**head.to_json(), "against_chosen": None if comparison is None else comparison.to_json()}
@@ -185,8 +188,10 @@ def train_heads(
         fitted = [split for split in SPLITS if task.has(split)][:-1]
         with staging(store.path, memory) as room:
             parts = read_parts(task, features, judged, fitted, room)
+            able = list_heads(kind=task.kind, weighted=task.weights is not None, streaming=parts["train"].on_disk)
+            report.heads_left_out |= {} if heads else _left_out(task, able)
             results = evaluate_heads(
-                list(heads) or heads_for(parts["train"], task.kind),
+                list(heads) or able,
                 parts,
                 len(task.classes),
                 n_jobs=n_jobs,
@@ -198,6 +203,16 @@ def train_heads(
         report.heads += [TrainedHead(task, feature_set, result, judged_set) for result in results]
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
+
+
+def _left_out(task: Task, able: Sequence[str]) -> dict[str, str]:
+    """Say of each head for a task that is not among those that can be fitted, why."""
+    weighing = list_heads(kind=task.kind, weighted=task.weights is not None)
+    return {
+        name: "holds all rows in memory" if name in weighing else "cannot weigh samples"
+        for name in list_heads(kind=task.kind)
+        if name not in able
+    }
 
 
 def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
@@ -246,15 +261,6 @@ def rows_of_part(task: Task, features: Features, judged: Features, split: str) -
         return rows, y
     good = np.isin(rows, task.rows(judged, split)[0])
     return rows[good], y[good]
-
-
-def heads_for(train: Part, kind: TaskKind) -> list[str]:
-    """Return the heads that can be fitted on a part: with its weights, and as large as it is."""
-    return [
-        name
-        for name in list_heads(kind=kind)
-        if (train.weight is None or takes_weights(name, kind=kind)) and (not train.on_disk or streams(name, kind=kind))
-    ]
 
 
 def read_parts(

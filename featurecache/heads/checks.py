@@ -91,6 +91,32 @@ def checked_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return classes, y_index.astype(np.int64)
 
 
+def checked_to_fit(
+    estimator: BaseEstimator,
+    X: Any,
+    y: ArrayLike,
+    sample_weight: ArrayLike | None,
+    groups: ArrayLike | None,
+    *,
+    numbers: bool = False,
+) -> tuple[Any, NDArray[Any], NDArray[np.float64] | None, NDArray[np.int64] | None]:
+    """Return features, labels or numbers, weights and groups of the rows that have a weight.
+
+    Raises
+    ------
+    ValueError
+        What scikit-learn's estimators refuse too.
+    """
+    rows, said = checked_rows(estimator, X, y, several=True, numbers=numbers)
+    if numbers:
+        said = said.astype(np.float64)
+    else:
+        check_classification_targets(said)
+    weight = checked_weight(sample_weight, rows)
+    weight, rows, said, group = with_weight(weight, rows, said, checked_groups(groups, rows))
+    return rows, said, weight, group
+
+
 def checked_weight(sample_weight: ArrayLike | None, X: Any) -> NDArray[np.float64] | None:
     """Return the weight of each row, if there are weights.
 

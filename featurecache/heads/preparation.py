@@ -96,8 +96,8 @@ def shrunk_variance(variance: Any, varies: Any, weight: float, prior_rows: float
     """Return variances of features (D,) that are drawn to their mean as by so many more rows that have it.
 
     With a handful of rows a feature's own variance is mostly chance, and dividing by its root makes most of those
-    features that happened to vary least. It is the mean of the posterior under a common inverse-gamma prior (Smyth,
-    "Linear models and empirical Bayes methods", Stat. Appl. Genet. Mol. Biol. 3, 2004, section 4).
+    features that happened to vary least. Under a common inverse-gamma prior this is one over what is expected of one
+    over the variance (Smyth, "Linear models and empirical Bayes methods", Stat. Appl. Genet. Mol. Biol. 3, 2004).
     """
     if not prior_rows or not varies.any():
         return variance

@@ -19,10 +19,11 @@ from featurecache.errors import MissingExtraError, UnknownNameError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
+from featurecache.heads.growing import EXTRA, PACKAGE
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
-from featurecache.heads.trees import EXTRA, PACKAGE, BoostedTrees, BoostedTreesRegressor
+from featurecache.heads.trees import BoostedTrees, BoostedTreesRegressor
 from featurecache.specs import TaskKind
 
 Factory = Callable[[], BaseEstimator]
@@ -44,13 +45,30 @@ TREES = "boosted_trees"
 """Name of the head that needs a package of an extra."""
 
 
-def list_heads(*, tokens: bool = False, kind: TaskKind = "classes") -> list[str]:
-    """Return the names of all registered heads, the built-in ones first; with ``tokens``, also those that need them.
+def list_heads(
+    *, tokens: bool = False, kind: TaskKind = "classes", weighted: bool = False, streaming: bool = False
+) -> list[str]:
+    """Return the names of all registered heads, the built-in ones first.
+
+    Parameters
+    ----------
+    tokens : bool
+        Also those that need features with tokens.
+    kind : str
+        Of the tasks that they are for.
+    weighted, streaming : bool
+        Only those that can weigh samples; that read rows as they are needed.
 
     Heads that need a package which is not installed are left out.
     """
     names = [name for each, name in _HEADS if each == kind and (tokens or not needs_tokens(name))]
-    return [name for name in names if not _is_missing(name)]
+    return [
+        name
+        for name in names
+        if not _is_missing(name)
+        and (not weighted or takes_weights(name, kind=kind))
+        and (not streaming or streams(name, kind=kind))
+    ]
 
 
 def needs_tokens(name: str) -> bool:

@@ -6,31 +6,24 @@ Axes: R rounds, O outputs, N nodes of a tree, n rows, D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featurecache.errors import MissingExtraError, first_line
 from featurecache.heads.checks import (
     REAL_TYPES,
     check_whole_number,
     checked_class_weight,
-    checked_groups,
-    checked_rows,
-    checked_weight,
+    checked_to_fit,
     with_weight,
 )
+from featurecache.heads.growing import grown
 from featurecache.heads.labelled import LogitMixin
 from featurecache.heads.preparation import mean_and_scale, rows_to_stop_by
-
-PACKAGE, EXTRA = "lightgbm", "trees"
-"""What grows trees, and the extra that brings it."""
 
 TREE_ARRAYS = ("feature_", "threshold_", "children_", "value_")
 """Attributes that hold the nodes of all trees."""
@@ -40,28 +33,6 @@ MAX_NODES = 1 << 20
 
 _ANSWERS_AT_ONCE = 1 << 16
 _SHARE, _LEAST_FEATURES = 0.05, 32
-_FIXED = {
-    # One thread and one order of sums: the same trees on every machine, whatever runs beside.
-    "num_threads": 1,
-    "deterministic": True,
-    "force_col_wise": True,
-    # Features are dense, finite numbers, and smooth enough for few bins.
-    "enable_bundle": False,
-    "use_missing": False,
-    "max_bin": 63,
-    "min_data_in_bin": 1,
-    "verbosity": -1,
-}
-
-
-class _Tree(NamedTuple):
-    """One tree as LightGBM writes it: negative children are leaves, ``~leaf``."""
-
-    feature: NDArray[np.int32]
-    threshold: NDArray[np.float64]
-    left: NDArray[np.int32]
-    right: NDArray[np.int32]
-    leaf_value: NDArray[np.float64]
 
 
 class _TreeEstimator(BaseEstimator):
@@ -125,8 +96,8 @@ class _TreeEstimator(BaseEstimator):
         seed = self.random_state or 0
         held_out[rows_to_stop_by(y, seen_1n, group, fraction=self.validation_fraction, random_state=seed)] = True
         columns = y[:, None] if y.ndim == 1 else y
-        trees = _boosted(X, columns, weight, held_out, self._settings(objective), self.patience)
-        for name, array in zip(TREE_ARRAYS, _as_arrays(trees), strict=True):
+        arrays = grown(X, columns, weight, held_out, self._settings(objective), self.patience)
+        for name, array in zip(TREE_ARRAYS, arrays, strict=True):
             setattr(self, name, array)
 
     def _settings(self, objective: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +106,7 @@ class _TreeEstimator(BaseEstimator):
             name: getattr(self, name) for name in ("num_leaves", "learning_rate", "num_boost_round", "min_data_in_leaf")
         }
         share = self.feature_fraction or min(max(_SHARE, _LEAST_FEATURES / self.n_features_in_), 1.0)
-        return {**_FIXED, **own, "feature_fraction": share, "seed": self.random_state or 0, **objective}
+        return {**own, "feature_fraction": share, "seed": self.random_state or 0, **objective}
 
     def _sums(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return what the leaves that each row reaches add up to, (n_samples, n_outputs)."""
@@ -241,10 +212,7 @@ class BoostedTrees(LogitMixin, ClassifierMixin, _TreeEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, labels = checked_rows(self, X, y, several=True)
-        check_classification_targets(labels)
-        weight = checked_weight(sample_weight, rows)
-        weight, rows, labels, group = with_weight(weight, rows, labels, checked_groups(groups, rows))
+        rows, labels, weight, group = checked_to_fit(self, X, y, sample_weight, groups)
         y_index = self._take_labels(labels)
         weight = _weighed(y_index, weight, checked_class_weight(self.class_weight, self.classes_))
         weight, rows, y_index, group = with_weight(weight, rows, y_index, group)
@@ -290,11 +258,7 @@ class BoostedTreesRegressor(MultiOutputMixin, RegressorMixin, _TreeEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, numbers = checked_rows(self, X, y, several=True, numbers=True)
-        weight = checked_weight(sample_weight, rows)
-        weight, rows, numbers, group = with_weight(
-            weight, rows, numbers.astype(np.float64), checked_groups(groups, rows)
-        )
+        rows, numbers, weight, group = checked_to_fit(self, X, y, sample_weight, groups, numbers=True)
         mean, scale = mean_and_scale(numbers, weight)
         targets = (numbers - mean) / scale
         self._grow(rows, targets.reshape(len(rows), -1), weight, group, {"objective": "regression"})
@@ -319,76 +283,6 @@ def _weighed(
         of_class = np.bincount(y_index, own)
         class_weight = of_class.sum() / (len(of_class) * of_class)
     return np.asarray(own * class_weight[y_index])
-
-
-def _boosted(
-    X: NDArray[Any],
-    y: NDArray[Any],
-    weight: NDArray[np.float64] | None,
-    held_out: NDArray[np.bool_],
-    settings: dict[str, Any],
-    patience: int,
-) -> list[list[_Tree]]:
-    """Grow a booster for each column of ``y`` on the rows that are not held out; return the trees of all outputs."""
-    if find_spec(PACKAGE) is None:
-        raise MissingExtraError(PACKAGE, EXTRA)
-    import lightgbm
-
-    def rows(which: NDArray[np.bool_], reference: Any = None) -> Any:
-        of_each = None if weight is None else weight[which]
-        return lightgbm.Dataset(X if which.all() else X[which], weight=of_each, reference=reference, params=settings)
-
-    fitted = rows(~held_out)
-    judged = [rows(held_out, fitted)] if held_out.any() else []
-    trees = []
-    try:
-        for column in y.T:  # the features are sorted into bins once for all of them
-            fitted.set_label(column[~held_out])
-            for each in judged:
-                each.set_label(column[held_out])
-            stop: list[Any] = [lightgbm.early_stopping(patience, verbose=False)] if judged else []
-            booster = lightgbm.train(settings, fitted, valid_sets=judged, callbacks=stop)
-            # Without early stopping there is no best iteration, and all are written.
-            grown = _read_trees(booster.model_to_string(num_iteration=booster.best_iteration))
-            num_outputs = booster.num_model_per_iteration()
-            trees += [grown[output::num_outputs] for output in range(num_outputs)]
-    except lightgbm.basic.LightGBMError as error:
-        raise ValueError(f"LightGBM refuses: {first_line(error)}") from error
-    return trees
-
-
-def _read_trees(text: str) -> list[_Tree]:
-    """Read the model text that a booster has just written."""
-    names = ("split_feature", "threshold", "left_child", "right_child", "leaf_value")
-    types = (np.int32, np.float64, np.int32, np.int32, np.float64)
-    trees = []
-    for block in text.split("\nTree=")[1:]:
-        fields = dict(line.split("=", 1) for line in block.split("\n\n")[0].splitlines()[1:])
-        trees.append(_Tree(*(np.array(fields.get(n, "").split(), t) for n, t in zip(names, types, strict=True))))
-    return trees
-
-
-def _as_arrays(
-    trees: Sequence[Sequence[_Tree]],
-) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.int32], NDArray[np.float64]]:
-    """Put the trees of each output (O, R) side by side, as the arrays of `_TreeEstimator`.
-
-    Leaves stand behind the splits. A booster that ended before others says nothing in the rounds that follow.
-    """
-    num_splits = max(len(tree.feature) for each in trees for tree in each)
-    shape = (max(map(len, trees)), len(trees), 2 * num_splits + 1)
-    feature, threshold, value = np.zeros(shape, np.int32), np.zeros(shape), np.zeros(shape)
-    children = np.empty((*shape, 2), np.int32)
-    children[:] = np.arange(shape[2])[:, None]
-    for output, each in enumerate(trees):
-        for number, tree in enumerate(each):
-            splits, at = len(tree.feature), (number, output)
-            feature[at][:splits], threshold[at][:splits] = tree.feature, tree.threshold
-            for side, child in enumerate((tree.left, tree.right)):
-                children[at][:splits, side] = np.where(child < 0, num_splits + ~child, child)
-            first_leaf = num_splits if splits else 0  # a tree without splits is a leaf at the root
-            value[at][first_leaf : first_leaf + len(tree.leaf_value)] = tree.leaf_value
-    return feature, threshold, children, value
 
 
 def _leaves(

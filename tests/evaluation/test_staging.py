@@ -19,7 +19,6 @@ from featurecache.evaluation.measures import OfClasses
 from featurecache.evaluation.parts import Part, check_parts
 from featurecache.evaluation.protocol import evaluate_heads
 from featurecache.evaluation.staging import Staging, staging
-from featurecache.evaluation.training import heads_for
 from featurecache.heads.registry import list_heads, streams
 from featurecache.machine import free_memory
 
@@ -81,13 +80,6 @@ def test_heads_that_need_all_rows_say_which_do_not(tmp_path):
         evaluate_heads(["knn"], laid_out(room, tuple(SIZES)), 3)
 
 
-def test_of_all_heads_those_that_can_are_trained(tmp_path):
-    with staging(tmp_path, 0) as room:
-        train = laid_out(room, ("train",))["train"]
-        assert heads_for(train, "classes") == [name for name in list_heads() if streams(name)]
-        assert {"knn", "rbf_svm"} <= set(heads_for(train.in_memory(), "classes")) - set(heads_for(train, "classes"))
-
-
 def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -121,5 +113,12 @@ def test_train_with_little_memory(
         assert not [path for path in cache.iterdir() if path.name.startswith(".")]
     for name, result in found[1].items():
         assert result["test"] == found[0][name]["test"]
+    assert main([*train[:-4], "--memory", "0.000000001"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    able = [name for name in list_heads() if streams(name)]
+    assert sorted(each["head"] for each in document["results"]) == sorted(able)
+    assert document["heads_left_out"] == dict.fromkeys(
+        [name for name in list_heads() if name not in able], "holds all rows in memory"
+    )
     assert main([*train, "--memory", "0"]) == 2
     assert "--memory must be above 0, got 0" in capsys.readouterr().err

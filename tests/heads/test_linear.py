@@ -350,3 +350,24 @@ def test_the_order_of_strengths_does_not_matter() -> None:
     )
     assert mixed.scores_.tolist() == sorted_.scores_.tolist()
     assert np.array_equal(mixed.coef_, sorted_.coef_)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ridge_on_fewer_rows_than_features_is_scikit_learns(weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(3, 2, (12, 40)), rng.normal(size=(12, 2))
+    weight = rng.uniform(0.5, 2, 12) if weighted else np.ones(12)
+    mean = np.average(X, axis=0, weights=weight)
+    scale = np.sqrt(np.average((X - mean) ** 2, axis=0, weights=weight))
+    Z, alphas = (X - mean) / scale, [100.0, 1.0, 0.01]
+    system = System(X, y, weight if weighted else None, standardize=True)
+    folds = np.arange(12) // 4
+    for alpha, left_out, held_out in zip(alphas, system.left_out(alphas), system.held_out(alphas, folds), strict=True):
+        reference = Ridge(alpha=alpha).fit(Z, y, weight)
+        np.testing.assert_allclose(system.weights(alpha) * scale[:, None], reference.coef_.T, atol=1e-9)
+        for rows, found in [([k], left_out) for k in range(12)] + [
+            (np.flatnonzero(folds == k), held_out) for k in range(3)
+        ]:
+            others = np.delete(np.arange(12), rows)
+            expected = Ridge(alpha=alpha).fit(Z[others], y[others], weight[others]).predict(Z[rows])
+            np.testing.assert_allclose(found[rows], expected, atol=1e-8)

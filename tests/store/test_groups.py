@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, make_store
+from conftest import RUNTIME, TINY, make_store
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,14 +126,9 @@ def test_groups_of_a_strangers_task_are_checked(tmp_path):
 
 
 def test_the_whole_walk_with_groups(
-    make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    labelled_cache: Callable[..., tuple[Path, Path, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, cache = make_folder(per_class=20), tmp_path / "c"
-    table = tmp_path / "labels.csv"
-    rows = [f"{p.relative_to(source)},{p.parent.name},{int(p.stem) // 4}" for p in sorted(source.rglob("*.png"))]
-    table.write_text("\n".join(["path,label,photo", *rows]))
-    runtime = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
-    assert main(["extract", str(source), "--cache", str(cache), "--backbone", TINY, *runtime]) == 0
+    source, cache, table = labelled_cache(photo=lambda number: number // 4)
     add = ["task", "add", str(cache), "colour", str(table), "--group-column", "photo"]
     assert main(add) == 0
     assert "in 5 groups (splits made)" in capsys.readouterr().out
@@ -147,7 +142,7 @@ def test_the_whole_walk_with_groups(
     assert main([*add[:3], "other", "--from-folders", "--group-column", "photo"]) == 2
     assert "folders say no groups; give a CSV with --group-column" in capsys.readouterr().err
     assert main(["verify", str(cache)]) == 0
-    run = ["run", str(source), "--cache", str(cache), "--backbone", TINY, "--group-column", "photo", *runtime]
+    run = ["run", str(source), "--cache", str(cache), "--backbone", TINY, "--group-column", "photo", *RUNTIME]
     assert main([*run]) == 2
     assert "folders say no groups; give a CSV with --labels and --group-column" in capsys.readouterr().err
     assert main([*run, "--labels", str(table), "--head", "knn"]) == 0

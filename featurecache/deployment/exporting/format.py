@@ -41,6 +41,8 @@ class Format:
     """What it needs beside torch."""
     extra: str = ""
     """What installs them."""
+    suffix: str
+    """By which people know such a file."""
     files: tuple[str, ...] = ()
     """Of a folder; empty: the place is a file."""
 
@@ -64,9 +66,15 @@ class Format:
 
 
 FORMATS = {
-    "onnx": Format(module="onnx_file", packages=("onnx", "onnxscript", "onnxruntime"), extra="export"),
-    "torch": Format(module="torch_program"),
-    "openvino": Format(module="openvino_folder", packages=("openvino",), extra="cpu", files=("model.xml", "model.bin")),
-    "safetensors": Format(module="weights_folder", files=("model.safetensors", "config.json")),
+    "onnx": Format(module="onnx_file", suffix=".onnx", packages=("onnx", "onnxscript", "onnxruntime"), extra="export"),
+    "torch": Format(module="torch_program", suffix=".pt2"),
+    "openvino": Format(
+        module="openvino_folder",
+        suffix=".xml",
+        packages=("openvino",),
+        extra="cpu",
+        files=("model.xml", "model.bin"),
+    ),
+    "safetensors": Format(module="weights_folder", suffix=".safetensors", files=("model.safetensors", "config.json")),
 }
 """By name."""

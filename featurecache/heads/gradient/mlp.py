@@ -144,6 +144,6 @@ class MlpProbe(GradientProbe, _Perceptron):
 class MlpRegressor(GradientRegressor, _Perceptron):
     """Multilayer perceptron that says one number or several, trained on their squared errors.
 
-    Numbers are trained in units of their standard deviation over all rows, from their mean. Parameters and attributes
-    are those of `MlpProbe`, as far as they are not about classes; so is how training goes.
+    Numbers are trained in units of their standard deviation over the rows fitted on, from their mean. Parameters and
+    attributes are those of `MlpProbe`, as far as they are not about classes; so is how training goes.
     """

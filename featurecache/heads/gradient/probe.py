@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.heads.checks import (
     REAL_TYPES,
     check_whole_number,
     checked_class_weight,
-    checked_groups,
-    checked_rows,
-    checked_weight,
+    checked_to_fit,
     is_small,
-    with_weight,
 )
 from featurecache.heads.labelled import LogitMixin
 from featurecache.heads.preparation import mean_and_scale
@@ -168,10 +164,7 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too, or training that diverges.
         """
-        rows, labels = checked_rows(self, X, y, several=True)
-        check_classification_targets(labels)
-        weight = checked_weight(sample_weight, rows)
-        weight, rows, labels, group = with_weight(weight, rows, labels, checked_groups(groups, rows))
+        rows, labels, weight, group = checked_to_fit(self, X, y, sample_weight, groups)
         ((trained,),) = self._train_labels(rows, labels, np.full(len(labels), -1), weight, group, [{}])
         self._refuse_divergence(trained)
         return self._fitted(trained, rows.dtype)
@@ -195,6 +188,8 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
             -1 for rows that are never held out. The rows outside each fold must be of all classes.
         settings : sequence of mapping
             Parameters among `side_by_side`, others stay as they are.
+        sample_weight, groups : ndarray (n_samples,), optional
+            As for `fit`; weights above 0.
 
         Yields
         ------
@@ -203,9 +198,8 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
             row is held out. Where training diverged, it names all classes equally probable.
         """
         self.n_features_in_ = X.shape[1]
-        for setting, trained in zip(
-            settings, self._train_labels(X, y, fold, sample_weight, groups, settings), strict=True
-        ):
+        found = self._train_labels(X, y, fold, sample_weight, groups, settings)
+        for setting, trained in zip(settings, found, strict=True):
             yield setting, [clone(self).set_params(**setting)._like(self)._fitted(each, X.dtype) for each in trained]
 
     def _train_labels(
@@ -248,11 +242,7 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too, or training that diverges.
         """
-        rows, numbers = checked_rows(self, X, y, several=True, numbers=True)
-        weight = checked_weight(sample_weight, rows)
-        weight, rows, numbers, group = with_weight(
-            weight, rows, numbers.astype(np.float64), checked_groups(groups, rows)
-        )
+        rows, numbers, weight, group = checked_to_fit(self, X, y, sample_weight, groups, numbers=True)
         (trained,) = self._train_numbers(rows, numbers, np.full(len(numbers), -1), weight, group, [{}])
         self._refuse_divergence(trained)
         return self._fitted(trained, rows.dtype)
@@ -269,8 +259,8 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         """Train all settings side by side; see `GradientProbe.fit_folds`. Each fold has units of its own."""
         self.n_features_in_ = X.shape[1]
         fitted: list[list[Self]] = [[] for _ in settings]
-        for each in np.unique(fold[fold >= 0]) if (fold >= 0).any() else [-1]:
-            left_out = np.where((fold == each) & (fold >= 0), 0, -1)
+        for each in np.unique(fold[fold >= 0]).tolist() or [None]:
+            left_out = np.where(fold == each, 0, -1) if each is not None else fold
             trained = self._train_numbers(X, y, left_out, sample_weight, groups, settings)
             for of_setting, setting, found in zip(fitted, settings, trained, strict=True):
                 of_setting.append(clone(self).set_params(**setting)._like(self)._fitted(found, X.dtype))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import cho_factor, cho_solve, eigh, svd
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -196,6 +196,9 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         What each row gets from the chosen strength when it is left out.
     """
 
+    coef_: Real
+    intercept_: Real | float
+
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Self:
@@ -274,8 +277,31 @@ class System:
         self._total = float(len(X) if weight is None else weight.sum())
         self.target_mean = np.average(targets, axis=0, weights=weight)
         self._targets = self._rooted(targets - self.target_mean, slice(None))
+
+        self._standardize, self._prior_rows = standardize, prior_rows
+        if 2 * len(X) <= X.shape[1]:
+            self._of_few_rows()
+        else:
+            self._of_many_rows()
+        self._moment = self._axes.T @ self._moment_D
+
+    def _of_few_rows(self) -> None:
+        """Find the axes of the rows themselves: in no other direction does any of them vary."""
+        X = self._X.astype(np.float64, copy=False)
+        weight = None if self._root is None else self._root**2
+        self.mean = np.average(X, axis=0, weights=weight)
+        centred = X - self.mean
+        self._scale = self._scale_of(np.average(centred**2, axis=0, weights=weight))
+        Z = self._rooted(centred / self._scale, slice(None))
+        self._moment_D = Z.T @ self._targets
+        _, lengths, axes = svd(Z, full_matrices=False, overwrite_a=True, check_finite=False)
+        self._variance, self._axes = _above_rounding(lengths**2, self._X.dtype), axes.T
+
+    def _of_many_rows(self) -> None:
+        """Find the axes from products of features, a block of rows at a time."""
+        X = self._X
         shift = X[:: max(len(X) // _ROWS_FOR_SHIFT, 1)].mean(axis=0)
-        gram, moment = np.zeros((X.shape[1],) * 2), np.zeros((X.shape[1], targets.shape[1]))
+        gram, moment = np.zeros((X.shape[1],) * 2), np.zeros((X.shape[1], self._targets.shape[1]))
         sums = np.zeros(X.shape[1])
         for rows in self._blocks():
             Z = self._rooted(X[rows] - shift, rows)
@@ -284,18 +310,21 @@ class System:
             sums += Z.sum(axis=0) if self._root is None else self._root[rows].astype(X.dtype) @ Z
         offset = sums / self._total
         self.mean = shift + offset
-        variance = np.diag(gram) / self._total - offset**2
-        flat = variance <= (1e-9 * self.mean) ** 2
-        variance = shrunk_variance(variance, ~flat, self._total, prior_rows)
-        self._scale = np.where(flat, 1.0, np.sqrt(np.maximum(variance, 0.0))) if standardize else np.ones(len(sums))
+        self._scale = self._scale_of(np.diag(gram) / self._total - offset**2)
         self._gram = (gram - self._total * np.outer(offset, offset)) / np.outer(self._scale, self._scale)
         self._moment_D = moment / self._scale[:, None]
         self._variance, self._axes = _decomposed(self._gram.copy(), X.dtype)
-        self._moment = self._axes.T @ self._moment_D
+
+    def _scale_of(self, variance: Real) -> Real:
+        if not self._standardize:
+            return np.ones(len(variance))
+        flat = variance <= (1e-9 * self.mean) ** 2
+        shrunk = shrunk_variance(variance, ~flat, self._total, self._prior_rows)
+        return np.where(flat, 1.0, np.sqrt(np.maximum(shrunk, 0.0)))
 
     def forget_rows(self) -> Self:
         """Let go of all that only left-out rows need."""
-        self._X, self._targets, self._gram = self._X[:0], self._targets[:0], self._gram[:0]
+        self._X, self._targets, self._gram = self._X[:0], self._targets[:0], np.zeros((0, 0))
         return self
 
     def weights(self, alpha: float) -> Real:
@@ -382,8 +411,12 @@ class System:
 def _decomposed(gram: Real, dtype: Any) -> tuple[Real, Real]:
     """Return the variances along the axes of a Gram matrix, and the axes; the matrix is consumed."""
     variance, axes = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
-    # What rounding leaves of axes in which nothing varies is not curvature.
-    return np.maximum(variance, np.finfo(dtype).eps * max(float(variance[-1]), 0.0)), axes
+    return _above_rounding(variance, dtype), axes
+
+
+def _above_rounding(variance: Real, dtype: Any) -> Real:
+    """What rounding leaves of axes in which nothing varies is not curvature."""
+    return np.maximum(variance, np.finfo(dtype).eps * max(float(variance.max()), 0.0))
 
 
 def _column(y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,11 @@ import numpy as np
 
 SECRET = "canary-5b1c2d"
 """Content of the files beside the cache; no output may hold it."""
-TASK, HEADS, N_FEATURES = "parity", ("logistic", "linear_svm", "rbf_svm", "mlp", "knn", "ridge", "majority"), 16
+TASK, HEADS, N_FEATURES = (
+    "parity",
+    ("logistic", "linear_svm", "rbf_svm", "mlp", "knn", "ridge", "boosted_trees", "majority"),
+    16,
+)
 OTHER_TASKS = {"zlabels": ("labels", ("logistic", "mlp")), "znumbers": ("numbers", ("ridge", "knn", "mlp", "mean"))}
 """Name, kind and heads of the tasks without classes; their heads are kept as ``<kind>-<head>``."""
 ALL_HEADS = (*HEADS, *(f"{kind}-{head}" for kind, heads in OTHER_TASKS.values() for head in heads))
