@@ -58,9 +58,12 @@ def classifier_input(name: str, seed: int) -> Any:
 
 def try_one(name: str, seed: int = 0) -> dict[str, Any]:
     """Inspect one network and compare its default tap."""
+    import torch
+
     from featurecache.backbones.inspection import list_nodes, probe_with_costs, suggested_taps
+    from featurecache.backbones.probing import made_up_inputs
     from featurecache.backbones.registry import load_backbone
-    from featurecache.backbones.taps import resolve_taps
+    from featurecache.backbones.taps import TappedBackbone, resolve_taps
     from featurecache.specs import BackboneRequest
 
     backbone = load_backbone(BackboneRequest(name=name, init="random", seed=seed))
@@ -77,19 +80,15 @@ def try_one(name: str, seed: int = 0) -> dict[str, Any]:
         "crop": backbone.preprocess.crop,
     }
     (tap,) = resolve_taps(backbone, ["default"], seen=costed.seen)
-    row |= {"status": "ok", "default_tap": tap.name, "classifier_input": compare(backbone, tap, name, seed)}
+    with torch.inference_mode():
+        features = TappedBackbone(backbone, [tap])(made_up_inputs(backbone, 1))[tap.name]
+    del backbone, costed, nodes  # the largest fit into memory once
+    row |= {"status": "ok", "default_tap": tap.name, "classifier_input": compare(features, tap, name, seed)}
     return row
 
 
-def compare(backbone: Any, tap: Any, name: str, seed: int) -> str:
+def compare(features: Any, tap: Any, name: str, seed: int) -> str:
     """Say whether the default tap is the classifier's input."""
-    import torch
-
-    from featurecache.backbones.probing import made_up_inputs
-    from featurecache.backbones.taps import TappedBackbone
-
-    with torch.inference_mode():
-        features = TappedBackbone(backbone, [tap])(made_up_inputs(backbone, 1))[tap.name]
     expected = classifier_input(name, seed)
     if tap.pooling == "cls":  # the output layer is handed all tokens, and its answer for the first one is taken
         expected = expected[:, 0]
