@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 _BLOCK = 1 << 20
 
@@ -31,4 +34,15 @@ def digest_file(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK):
             hasher.update(block)
+    return hasher.hexdigest()
+
+
+def digest_arrays(text: str, arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 (hex) of a text and of arrays by content, read in blocks."""
+    hasher = hashlib.sha256(text.encode())
+    for array in arrays:
+        hasher.update(f"\n{array.dtype.str} {array.shape}\n".encode())
+        step = max(_BLOCK // (array[:1].nbytes or 1), 1)
+        for start in range(0, len(array), step):
+            hasher.update(np.ascontiguousarray(array[start : start + step]))
     return hasher.hexdigest()

@@ -22,6 +22,10 @@ StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 RuntimeName = Literal["auto", "torch", "openvino"]
+BatchNormPolicy = Literal["frozen", "train"]
+"""Of norms that keep statistics, while layers are trained: leave these as they are, or learn them anew."""
+FeatureAugmentation = Literal["brightness", "noise", "mixup"]
+TrainingPrecision = Literal["float32", "bfloat16"]
 TaskKind = Literal["classes", "labels", "numbers"]
 """What is said of a sample: one class, any of several labels, or one number or several."""
 TASK_NOUN: dict[TaskKind, str] = {"classes": "class", "labels": "label", "numbers": "number"}

@@ -27,10 +27,11 @@ FLOORS = {
     "extraction": 3,
     "evaluation": 3,
     "reporting": 3,
-    "deployment": 4,
-    "cli": 5,
-    "__init__": 6,
-    "__main__": 6,
+    "finetuning": 4,
+    "deployment": 5,
+    "cli": 6,
+    "__init__": 7,
+    "__main__": 7,
 }
 FORBIDDEN = {("evaluation", "backbones"), ("reporting", "backbones")}
 MODULES = sorted(PACKAGE.rglob("*.py"))

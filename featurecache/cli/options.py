@@ -49,6 +49,7 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
     parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
+    parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers")
 
 
 def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:

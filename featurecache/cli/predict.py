@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
             args.inputs,
             backbone=args.backbone,
             weights=args.weights,
+            layers=args.layers,
             text_column=args.text_column,
             id_column=args.id_column,
             tta=args.tta,

@@ -18,7 +18,7 @@ from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.exporting.format import FORMATS, Exported
 from featurecache.deployment.exporting.network import ExportedNetwork, trace
 from featurecache.deployment.predict import check_features
-from featurecache.deployment.saved import SavedHead, open_head
+from featurecache.deployment.saved import SavedHead, open_head, with_layers
 from featurecache.errors import RequestError, RuntimeMismatchError, UnknownNameError, first_line
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import to_stored
@@ -40,6 +40,7 @@ def export_head(
     format: str = "onnx",
     backbone: str | None = None,
     weights: str | Path | None = None,
+    layers: str | None = None,
     replace: bool = False,
 ) -> dict[str, Any]:
     """Write preprocessed inputs, backbone, tap, pooling and head as one network.
@@ -56,7 +57,7 @@ def export_head(
         File (``onnx``, ``torch``) or folder (``openvino``, ``safetensors``) to make.
     format : str
         ``onnx``; ``torch``, a program of `torch.export`; ``openvino``; ``safetensors``, weights with a description.
-    backbone, weights : str, path, optional
+    backbone, weights, layers : str, path, str, optional
         As for `predict`.
     replace : bool
         Replace what is there.
@@ -84,6 +85,7 @@ def export_head(
     _check_head(saved, head)
     made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
+    with_layers(saved, network, layers)
     (tap,) = resolve_taps(network, [saved.tap])
     inputs, expected = _expected(saved, network, tap)
     whole = ExportedNetwork(network, tap, saved)

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
-from featurecache.deployment.saved import SavedHead, open_head
+from featurecache.deployment.saved import SavedHead, open_head, with_layers
 from featurecache.errors import RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.heads.finetuned import FineTuned
 from featurecache.sources.folder import find_images
 from featurecache.sources.inputs import FileInput, Input, TextInput
 from featurecache.sources.table import TableSource
@@ -63,6 +64,7 @@ def predict(
     *,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    layers: str | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
     tta: int | None = None,
@@ -81,6 +83,8 @@ def predict(
         Needed only for a head on a ``python:`` backbone: naming it here agrees to run that code.
     weights : path, optional
         The weights file that the features were made with, if it is not the provider's own.
+    layers : str, optional
+        Needed only for a head with layers of somebody's own, ``python:MODULE:FACTORY``: agrees to run that code.
     text_column, id_column : str, optional
         Of tables, the columns that hold and that name the texts.
     tta : int, optional
@@ -109,7 +113,11 @@ def predict(
     found = _find([Path(item) for item in inputs], saved.identity.preprocess.modality, text_column, id_column)
     made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
-    return _predict(saved, network, found, views, settings or ExtractionSettings(), progress or Silent())
+    settings = settings or ExtractionSettings()
+    with_layers(saved, network, layers)
+    if isinstance(saved.estimator, FineTuned):
+        saved.estimator.set_params(device=settings.device)
+    return _predict(saved, network, found, views, settings, progress or Silent())
 
 
 def _find(paths: list[Path], modality: str, text_column: str | None, id_column: str | None) -> Sequence[Input]:

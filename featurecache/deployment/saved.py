@@ -10,9 +10,12 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import FeatureCacheError, HeadError, shortened
+from featurecache.backbones.backbone import Backbone
+from featurecache.errors import FeatureCacheError, HeadError, RequestError, shortened
 from featurecache.evaluation.training import TrainedHead
+from featurecache.finetuning.making import check_agreed, is_layers, maker
 from featurecache.heads.bundle import load_head, save_head
+from featurecache.heads.finetuned import FineTuned
 from featurecache.heads.probability import answers_for, predict_proba
 from featurecache.specs import FeatureIdentity, TaskKind
 from featurecache.store.store import FeatureStore, check_name
@@ -117,7 +120,8 @@ def open_head(folder: str | Path) -> SavedHead:
             meta=meta,
             kind=_kind(meta),
         )
-        _try_out(saved)
+        if not isinstance(estimator, FineTuned):  # that needs its layers first
+            _try_out(saved)
         return saved
     # The arrays of a stranger can trip scikit-learn in any way there is.
     except Exception as error:
@@ -125,6 +129,42 @@ def open_head(folder: str | Path) -> SavedHead:
             f"{folder} holds a head that does not work ({type(error).__name__}: {shortened(error)}); "
             "save it again with `featurecache train --save`"
         ) from None
+
+
+def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) -> SavedHead:
+    """Give a head that is trained layers what it computes with; other heads stay as they are.
+
+    Parameters
+    ----------
+    saved : SavedHead
+    network : Backbone
+        The one that made the features: its rest may be what was trained.
+    agreed : str, optional
+        Name of somebody's own layers, ``python:MODULE:FACTORY``, which the caller agrees to run.
+
+    Raises
+    ------
+    RequestError
+        The head needs code that the caller has not named.
+    HeadError
+        The layers are not those that were trained.
+    """
+    estimator, head = saved.estimator, str(saved.meta.get("head"))
+    if not isinstance(estimator, FineTuned):
+        if agreed is not None:
+            raise RequestError(f"this head is {head}, not layers of somebody's own; leave --layers {agreed} out")
+        return saved
+    check_agreed(head, agreed)
+    if not is_layers(head):
+        raise HeadError(f"this head is {head!r:.80}, which is no name of layers; save it again")
+    make = maker(head, saved.tap, estimator.shape, network)
+    try:
+        estimator.attach(make(estimator.num_outputs))
+        _try_out(saved)
+    # The arrays of a stranger may fit no layer, and break whatever they do fit.
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise HeadError(f"this head does not work with its layers ({shortened(error)}); save it again") from None
+    return saved
 
 
 def verify_heads(store: FeatureStore) -> list[Problem]:

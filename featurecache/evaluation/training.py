@@ -29,6 +29,9 @@ from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
+MAX_NUMBERS = 1_000_000
+"""Per sample, in features for heads."""
+
 
 @dataclass(frozen=True)
 class TrainedHead:
@@ -74,6 +77,12 @@ class TrainingReport:
     def best(self) -> TrainedHead:
         """The head with the best selection score."""
         return self.heads[0]
+
+    def join(self, other: TrainingReport) -> None:
+        """Take the heads of another report on the same task."""
+        self.heads = sorted(self.heads + other.heads, key=lambda head: -head.result.selection_score)
+        self.left_out |= other.left_out
+        self.heads_left_out |= other.heads_left_out
 
     def against_chosen(self, head: TrainedHead) -> Comparison | None:
         """Compare a head with the chosen one on the rows by which both were chosen; None for the chosen one itself."""
@@ -142,6 +151,7 @@ def train_heads(
     memory: int | None = None,
     random_state: int = 0,
     on_result: Callable[[HeadResult], None] | None = None,
+    max_numbers: int = MAX_NUMBERS,
 ) -> TrainingReport:
     """Train heads on every feature set; see `evaluate_heads` for how hyper-parameters are chosen.
 
@@ -171,6 +181,8 @@ def train_heads(
         Seed of heads, folds and bootstrap.
     on_result : callable, optional
         Called with each result as it comes.
+    max_numbers : int
+        Features that have more numbers per sample are refused: heads for pooled features would take for ever.
 
     Raises
     ------
@@ -187,7 +199,7 @@ def train_heads(
         # Samples of the last part are looked at once and never fitted on.
         fitted = [split for split in SPLITS if task.has(split)][:-1]
         with staging(store.path, memory) as room:
-            parts = read_parts(task, features, judged, fitted, room)
+            parts = read_parts(task, features, judged, fitted, room, max_numbers=max_numbers)
             able = list_heads(kind=task.kind, weighted=task.weights is not None, streaming=parts["train"].on_disk)
             report.heads_left_out |= {} if heads else _left_out(task, able)
             results = evaluate_heads(
@@ -248,9 +260,9 @@ def judged_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) ->
     )
 
 
-def _check_size(features: Features) -> None:
+def _check_size(features: Features, limit: int) -> None:
     num_numbers = int(np.prod(features.sample_shape)) // (features.num_views or 1)
-    if num_numbers > 1_000_000:
+    if num_numbers > limit:
         raise RequestError(f"tap {features.tap!r} has {num_numbers} numbers per sample; pool it")
 
 
@@ -264,7 +276,13 @@ def rows_of_part(task: Task, features: Features, judged: Features, split: str) -
 
 
 def read_parts(
-    task: Task, features: Features, judged: Features, fitted: Sequence[str], room: Staging | None = None
+    task: Task,
+    features: Features,
+    judged: Features,
+    fitted: Sequence[str],
+    room: Staging | None = None,
+    *,
+    max_numbers: int = MAX_NUMBERS,
 ) -> dict[str, Part]:
     """Read every part of a task; of the parts in ``fitted`` also what heads are fitted on, where that is another thing.
 
@@ -280,7 +298,7 @@ def read_parts(
     TaskError
         A part without good samples.
     """
-    _check_size(features)
+    _check_size(features, max_numbers)
     said = {split: rows_of_part(task, features, judged, split) for split in SPLITS if task.has(split)}
     if empty := [split for split, (rows, _) in said.items() if len(rows) == 0]:
         raise TaskError(

@@ -21,6 +21,7 @@ from sklearn.preprocessing import LabelBinarizer, Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from featurecache.errors import HeadError
+from featurecache.heads.finetuned import FineTuned, FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
@@ -61,6 +62,8 @@ _STATE: dict[type, str] = {
     NearestMean: "classes_ coef_ intercept_",
     BoostedTrees: "classes_ feature_ threshold_ children_ value_ multilabel_",
     BoostedTreesRegressor: "feature_ threshold_ children_ value_ intercept_",
+    FineTunedClassifier: "classes_ names_ arrays_ n_iter_ multilabel_",
+    FineTunedRegressor: "names_ arrays_ n_iter_ flat_ target_mean_ target_scale_",
     DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
     DummyRegressor: "constant_ n_outputs_",
 }
@@ -108,8 +111,9 @@ def _encode_node(estimator: BaseEstimator, where: str, arrays: Arrays) -> dict[s
 
 def _changed_params(estimator: BaseEstimator) -> dict[str, Any]:
     # Only what differs from the default, so that a parameter which a later scikit-learn drops does no harm unused.
-    defaults = type(estimator)().get_params(deep=False)
-    return {k: v for k, v in estimator.get_params(deep=False).items() if not _same(v, defaults[k])}
+    defaults, needless = type(estimator)().get_params(deep=False), getattr(estimator, "not_kept", ())
+    given = estimator.get_params(deep=False)
+    return {k: v for k, v in given.items() if k not in needless and not _same(v, defaults[k])}
 
 
 def _same(value: Any, default: Any) -> bool:
@@ -193,6 +197,8 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
         _check_attentive(estimator)
     if isinstance(estimator, BoostedTrees | BoostedTreesRegressor):
         _check_trees(estimator)
+    if isinstance(estimator, FineTuned):
+        _check_finetuned(estimator)
     return estimator
 
 
@@ -343,6 +349,21 @@ def _check_trees(estimator: BoostedTrees | BoostedTreesRegressor) -> None:
     if not np.isfinite(threshold).all() or not np.isfinite(value).all():
         raise HeadError(f"the thresholds or values of its {name} are not finite numbers")
     _check_outputs(estimator)
+
+
+def _check_finetuned(estimator: FineTuned) -> None:
+    """Refuse tensors that are not numbers, and activations that have another size than the rows."""
+    names, arrays, shape = estimator.names_, estimator.arrays_, estimator.shape
+    if not isinstance(names, list) or not isinstance(arrays, list) or len(names) != len(arrays):
+        raise HeadError("the names and values of its layers do not belong together")
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise HeadError("the names of its layers are not different texts")
+    if not all(isinstance(each, np.ndarray) and each.dtype.kind in "fi" and np.isfinite(each).all() for each in arrays):
+        raise HeadError("the values of its layers are not finite numbers")
+    if not isinstance(shape, tuple) or not all(type(size) is int and size > 0 for size in shape):
+        raise HeadError(f"the shape of its activations is {shape!r:.80}")
+    if math.prod(shape) != estimator.n_features_in_:
+        raise HeadError(f"its activations of shape {shape} are not {estimator.n_features_in_} numbers")
 
 
 def _check_outputs(estimator: BoostedTrees | BoostedTreesRegressor) -> None:

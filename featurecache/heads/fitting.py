@@ -69,7 +69,7 @@ def fit_estimator(
 
 def load_arithmetic(head: BaseEstimator) -> None:
     """Load the library that a head computes with, so that a limit on its threads that is set next holds for it."""
-    if hasattr(head, "fit_folds"):
+    if hasattr(last_step(head), "fit_folds"):
         import_module("torch")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from inspect import signature
@@ -111,6 +112,16 @@ def register_head(name: str, factory: Factory, grid: Grid, *, kind: TaskKind = "
     if (kind, name) in _HEADS:
         raise ValueError(f"head {name!r} is already registered; choose another name")
     _HEADS[kind, name] = _Entry(factory, grid)
+
+
+@contextmanager
+def registered(name: str, factory: Factory, grid: Grid, *, kind: TaskKind = "classes") -> Iterator[None]:
+    """Do what `register_head` does, for a while."""
+    register_head(name, factory, grid, kind=kind)
+    try:
+        yield
+    finally:
+        del _HEADS[kind, name]
 
 
 def make_head(name: str, *, kind: TaskKind = "classes", **params: Any) -> BaseEstimator:

@@ -1,4 +1,4 @@
-"""How many threads the arithmetic of heads uses: one, where more would only wait for each other."""
+"""How many threads the arithmetic of heads uses: one, where more would only wait for each other, or all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
+
+from featurecache.machine import num_cores
 
 
 @contextmanager
@@ -26,3 +28,16 @@ def one_thread() -> Iterator[None]:
     finally:
         if torch:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def all_threads() -> Iterator[None]:
+    """Let torch compute on all cores, also within `one_thread`."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_cores())
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -37,7 +37,7 @@ class PythonFactoryProvider:
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Import the factory and call it."""
         full = PREFIX + name
-        factory = _import_factory(full, name)
+        factory = import_factory(full, name)
         untrained = not pretrained and weights is None
         provided = provide(full, factory, untrained=untrained, options={})
         provided.weights_source = "python factory"
@@ -111,7 +111,14 @@ def parameters_of(factory: Callable[..., Any]) -> tuple[str, ...]:
         return ()
 
 
-def _import_factory(full: str, name: str) -> Any:
+def import_factory(full: str, name: str) -> Any:
+    """Import somebody's function, ``package.module:function``; ``full`` is its name in messages.
+
+    Raises
+    ------
+    BackboneError
+        It cannot be imported, or called.
+    """
     path, separator, attribute = name.partition(":")
     if not separator or not path or not attribute:
         raise BackboneError(f"{full} should read python:package.module:factory")

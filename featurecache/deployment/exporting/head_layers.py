@@ -8,6 +8,7 @@ P pairs of classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import HeadError
+from featurecache.heads.finetuned import FineTuned, FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
@@ -114,6 +116,21 @@ class AttentionPool(Layer):
         tokens_BTD = x_BD.unflatten(1, (-1, width))
         looks_BTQ = (tokens_BTD @ self.queries).softmax(dim=1)
         return (looks_BTQ.unsqueeze(3) * tokens_BTD.unflatten(2, (num_queries, -1))).sum(dim=1).flatten(1)
+
+
+class TrainedLayers(Layer):
+    """The rest of a network, or other layers in its place, as they were trained."""
+
+    formula = "the network's own layers after the tap, or those that are named, with these weights; x as (B, *shape)"
+
+    def __init__(self, layers: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers, self._shape = layers, shape
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Return (B, K)."""
+        outputs_BK: Tensor = self.layers(x_BD.unflatten(1, self._shape) if len(self._shape) > 1 else x_BD)
+        return outputs_BK
 
 
 class Neighbours(Layer):
@@ -241,7 +258,7 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
     steps = [step for _, step in saved.estimator.steps] if isinstance(saved.estimator, Pipeline) else [saved.estimator]
     layers = [layer for step in steps for layer in _layers_of(step)]
     last = steps[-1]
-    if isinstance(last, LinearClassifier | MlpProbe | AttentiveProbe | SVC):
+    if isinstance(last, LinearClassifier | MlpProbe | AttentiveProbe | SVC | FineTunedClassifier):
         temperature = saved.temperature if needs_temperature(last) and saved.temperature is not None else 1.0
         layers.append(Sigmoid() if getattr(last, "multilabel_", False) else Softmax(temperature=temperature))
     if saved.kind == "labels":
@@ -299,6 +316,14 @@ def _attentive(step: AttentiveProbe) -> list[Layer]:
     return [AttentionPool(queries=step.queries_), Linear(weight=step.coef_, bias=step.intercept_)]
 
 
+def _trained(step: FineTuned) -> list[Layer]:
+    return [TrainedLayers(copy.deepcopy(step.fitted_layers).cpu(), step.shape)]
+
+
+def _trained_for_numbers(step: FineTunedRegressor) -> list[Layer]:
+    return [*_trained(step), Rescale(mean=step.target_mean_, scale=step.target_scale_)]
+
+
 def _neighbours(step: CosineKnn | CosineKnnRegressor, says: np.ndarray) -> list[Layer]:
     count = min(step.n_neighbors, len(step.directions_))
     kept = {"directions": step.directions_, "says": says, "temperature": step.temperature}
@@ -350,6 +375,8 @@ _LAYERS: dict[type, Callable[[Any], list[Layer]]] = {
     MlpProbe: _perceptron,
     MlpRegressor: _perceptron_of_numbers,
     AttentiveProbe: _attentive,
+    FineTunedClassifier: _trained,
+    FineTunedRegressor: _trained_for_numbers,
     CosineKnn: lambda step: _neighbours(step, np.eye(len(step.classes_))[step.labels_]),
     CosineKnnRegressor: lambda step: _neighbours(step, step.targets_.reshape(len(step.targets_), -1)),
     SVC: _support_vectors,

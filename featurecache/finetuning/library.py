@@ -1,0 +1,96 @@
+"""Small layers to put in the place of several of a network's: ``--head layers:NAME``.
+
+Axes: B batch, C channels, H height, W width, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from featurecache.errors import HeadError, UnknownNameError
+
+PREFIX = "layers:"
+_WIDTH, _HEADS = 256, 4
+Shape = tuple[int, ...]
+
+
+def make_body(name: str, shape: Shape) -> tuple[nn.Module, int]:
+    """Return new layers, and how many features they end in.
+
+    Parameters
+    ----------
+    name
+        ``linear``, ``conv``, ``transformer`` or ``mlp``.
+    shape
+        Of one sample's activations: (D,), (T, D), (C, H, W), or (H, W, C) as some transformers have it.
+
+    Raises
+    ------
+    UnknownNameError
+        No such layers.
+    HeadError
+        They make no sense for the shape.
+    """
+    if name not in _BODIES:
+        raise UnknownNameError("layers", name, _BODIES, advice=f"write {PREFIX}conv, for example")
+    return _BODIES[name](shape)
+
+
+class Tokens(nn.Module):
+    """Places of an image as tokens: (B, C, H, W) to (B, T, C)."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return (B, T, C)."""
+        return x_BCHW.flatten(2).transpose(1, 2)
+
+
+class MeanOfTokens(nn.Module):
+    """(B, T, C) to (B, C)."""
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Return (B, C)."""
+        return x_BTC.mean(1)
+
+
+def _linear(shape: Shape) -> tuple[nn.Module, int]:
+    """Nothing: the output layer sees every activation."""
+    return nn.Flatten(), math.prod(shape)
+
+
+def _conv(shape: Shape) -> tuple[nn.Module, int]:
+    """One convolution of 3x3, and the mean over all places."""
+    if len(shape) != 3:
+        raise HeadError(f"layers:conv is for activations (channels, height, width), not {shape}; try layers:mlp")
+    layers = [nn.Conv2d(shape[0], _WIDTH, 3, padding=1, bias=False), nn.GroupNorm(8, _WIDTH), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), _WIDTH
+
+
+def _transformer(shape: Shape) -> tuple[nn.Module, int]:
+    """One block of a transformer, its norm first, and the mean over all tokens."""
+    if len(shape) not in (2, 3):
+        raise HeadError(f"layers:transformer is for tokens or places of an image, not for {shape}; try layers:mlp")
+    width = shape[0] if len(shape) == 3 else shape[1]
+    heads = next(count for count in (_HEADS, 2, 1) if width % count == 0)
+    block = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.1, batch_first=True, norm_first=True)
+    first = [Tokens()] if len(shape) == 3 else []
+    return nn.Sequential(*first, block, nn.LayerNorm(width), MeanOfTokens()), width
+
+
+def _mlp(shape: Shape) -> tuple[nn.Module, int]:
+    """One hidden layer on every activation."""
+    size = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), nn.LayerNorm(size), nn.Linear(size, _WIDTH), nn.GELU(), nn.Dropout(0.1)), _WIDTH
+
+
+_BODIES: dict[str, Callable[[Shape], tuple[nn.Module, int]]] = {
+    "linear": _linear,
+    "conv": _conv,
+    "transformer": _transformer,
+    "mlp": _mlp,
+}
+LIBRARY = tuple(PREFIX + name for name in _BODIES)
+"""Names of the layers, as heads."""
+

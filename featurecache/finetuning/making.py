@@ -1,0 +1,114 @@
+"""What can be trained on cached activations, by name, and how it is made.
+
+===========================  ======================================================================================
+``tail``                     the rest of the pretrained network after the tap, and a new output layer
+``layers:NAME``              new layers of the library in its place, and a new output layer
+``python:MODULE:FACTORY``    ``FACTORY(shape, num_outputs)`` returns a module from (B, *shape) to (B, num_outputs)
+===========================  ======================================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.cutting import cut
+from featurecache.backbones.providers.python_factory import import_factory
+from featurecache.errors import HeadError, RequestError, first_line
+from featurecache.finetuning import library
+from featurecache.heads.finetuned import MakeLayers
+from featurecache.heads.gradient.descent import Layers
+
+TAIL = "tail"
+PYTHON = "python:"
+
+
+def is_layers(head: str) -> bool:
+    """Tell whether a head of this name is trained layers."""
+    return head == TAIL or head.startswith((PYTHON, library.PREFIX))
+
+
+def needs_backbone(head: str) -> bool:
+    """Tell whether the layers are a part of the pretrained network."""
+    return head == TAIL
+
+
+def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None) -> MakeLayers:
+    """Return what makes the layers of a head.
+
+    Parameters
+    ----------
+    head
+        As in the table at the top.
+    tap
+        Whose activations the layers see.
+    shape
+        Of one sample's.
+    backbone
+        Of a tail.
+
+    Raises
+    ------
+    BackboneError
+        The network cannot be cut there.
+    HeadError, UnknownNameError
+        Layers that cannot be made.
+    """
+    if head == TAIL:
+        assert backbone is not None
+        return _of_tail(backbone, tap, shape)
+    if head.startswith(PYTHON):
+        return _of_factory(head, shape)
+    name = head.removeprefix(library.PREFIX)
+    library.make_body(name, shape)  # errors come now
+
+    def make(num_outputs: int) -> Layers:
+        body, width = library.make_body(name, shape)
+        return Layers(body, nn.Linear(width, num_outputs))
+
+    return make
+
+
+def _of_tail(backbone: Backbone, tap: str, shape: tuple[int, ...]) -> MakeLayers:
+    found = cut(backbone, tap)
+    with torch.inference_mode():
+        width = math.prod(found.tail(torch.zeros(1, *shape)).shape[1:])
+
+    def make(num_outputs: int) -> Layers:
+        return Layers(copy.deepcopy(found.tail), nn.Linear(width, num_outputs), found.trainable)
+
+    return make
+
+
+def _of_factory(head: str, shape: tuple[int, ...]) -> MakeLayers:
+    factory: Callable[..., Any] = import_factory(head, head.removeprefix(PYTHON))
+
+    def make(num_outputs: int) -> Layers:
+        try:
+            module = factory(shape, num_outputs)
+        # Somebody's own code may fail in any way.
+        except Exception as error:
+            raise HeadError(
+                f"{head} failed for activations of shape {shape} and {num_outputs} outputs: {first_line(error)}"
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise HeadError(f"{head} returned a {type(module).__name__}; it must return a torch.nn.Module")
+        if not any(p.requires_grad for p in module.parameters()):
+            raise HeadError(f"{head} returned a module that has nothing to train")
+        return Layers(module, None)
+
+    return make
+
+
+def check_agreed(head: str, agreed: str | None) -> None:
+    """Refuse to run code that a record names and the caller does not."""
+    if head.startswith(PYTHON) and agreed != head:
+        raise RequestError(
+            f"this head has the layers {head!r}, which are code on this machine; if you trust it, pass --layers {head}"
+        )

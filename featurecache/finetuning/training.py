@@ -1,0 +1,175 @@
+"""Layers trained on cached activations of a task, and judged by the same protocol as every head."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sklearn.base import BaseEstimator
+
+from featurecache.errors import RequestError
+from featurecache.evaluation.protocol import HeadResult
+from featurecache.evaluation.training import TrainingReport, train_heads
+from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.finetuning.making import is_layers, maker, needs_backbone
+from featurecache.heads.finetuned import FineTunedClassifier, FineTunedRegressor, MakeLayers
+from featurecache.heads.registry import registered
+from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task
+
+_NO_LIMIT = 1 << 62
+CHECKPOINTS = "training"
+"""Folder of a cache where trainings keep how far they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """How layers are trained; what has several values is chosen among them, as a head's settings are.
+
+    See `featurecache.heads.finetuned.FineTuned` for what each means.
+    """
+
+    learning_rate: Sequence[float] = (1e-3,)
+    pretrained_factor: Sequence[float] = (0.1,)
+    start: Sequence[str] = ("fresh",)
+    augment: Sequence[FeatureAugmentation | None] = (None,)
+    layer_decay: float = 1.0
+    weight_decay: float = 0.05
+    batch_size: int = 32
+    epochs: int | None = None
+    warmup: float = 0.1
+    clip: float = 1.0
+    batch_norm: BatchNormPolicy = "frozen"
+    precision: TrainingPrecision = "float32"
+    patience: int = 5
+    device: str = "cpu"
+    checkpoint_seconds: float = 30.0
+    resume: bool = False
+
+    _SEARCHED = ("learning_rate", "pretrained_factor", "start", "augment")
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Return all settings to choose among."""
+        varying = [name for name in self._SEARCHED if name == "learning_rate" or len(getattr(self, name)) > 1]
+        values = product(*(getattr(self, name) for name in varying))
+        return [dict(zip(varying, each, strict=True)) for each in values]
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what all settings have in common, or what a setting may say otherwise."""
+        return {name: value[0] if name in self._SEARCHED else value for name, value in vars(self).items()}
+
+
+def train_layers(
+    store: FeatureStore,
+    task: Task,
+    sets: Sequence[FeatureSet],
+    heads: Sequence[str],
+    tuning: FineTuning | None = None,
+    *,
+    tta: bool = False,
+    balanced: bool = False,
+    memory: int | None = None,
+    random_state: int = 0,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    on_result: Callable[[HeadResult], None] | None = None,
+) -> TrainingReport:
+    """Train layers on cached activations.
+
+    Parameters
+    ----------
+    store, task, tta, balanced, memory, random_state, on_result
+        As for `featurecache.evaluation.training.train_heads`.
+    sets
+        Activations to train on; whole ones (``layer3:none``) where the rest of the network follows.
+    heads
+        What to train; see `featurecache.finetuning.making`.
+    tuning
+        How.
+    backbone, weights
+        As for `featurecache.extraction.reproduction.reproduce_backbone`: the network whose rest is trained.
+
+    Raises
+    ------
+    RequestError
+        Pooled activations where whole ones are needed.
+    BackboneError
+        The network cannot be cut there, or it cannot be had here.
+    HeadError
+        Layers that do not fit, or training that diverges.
+    """
+    tuning = tuning or FineTuning()
+    folder = store.path / CHECKPOINTS
+    report = TrainingReport(task, [])
+    for feature_set in sets:
+        for head in heads:
+            assert is_layers(head)
+            make = _maker(head, feature_set, backbone, weights, store)
+            shape = _shape(feature_set)
+            description = f"{head} {feature_set.fingerprint} {feature_set.tap} {feature_set.dtype}"
+            factory = partial(_estimator, make, task, tuning, description, shape, folder)
+            with ExitStack() as stack:
+                stack.enter_context(registered(head, factory, lambda _: tuning.grid(), kind=task.kind))
+                found = train_heads(
+                    store,
+                    task,
+                    [feature_set],
+                    [head],
+                    tta=tta,
+                    balanced=balanced,
+                    n_jobs=1,
+                    memory=memory,
+                    random_state=random_state,
+                    on_result=on_result,
+                    max_numbers=_NO_LIMIT,
+                )
+            report.join(found)
+    shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _maker(
+    head: str, feature_set: FeatureSet, backbone: str | None, weights: str | Path | None, store: FeatureStore
+) -> MakeLayers:
+    network = None
+    if needs_backbone(head):
+        _check_whole(feature_set, store)
+        network = reproduce_backbone(
+            feature_set.identity.plain,
+            feature_set.about["weights_source"],
+            needed_by=f"a tail after {feature_set.tap}",
+            backbone=backbone,
+            weights=weights,
+        )
+    return maker(head, feature_set.tap, _shape(feature_set), network)
+
+
+def _check_whole(feature_set: FeatureSet, store: FeatureStore) -> None:
+    node, _, pooling = feature_set.tap.rpartition(":")
+    if pooling != "none":
+        whole = f"{node}:none"
+        raise RequestError(
+            f"tap {feature_set.tap!r} is pooled, and the layers after it need all of it; run `featurecache extract "
+            f"SOURCE --cache {store.path} --backbone {feature_set.identity.backbone} --tap {whole}`, and train with "
+            f"--from-tap {whole} (see `featurecache inspect {feature_set.identity.backbone} --tails` for others)"
+        )
+
+
+def _shape(feature_set: FeatureSet) -> tuple[int, ...]:
+    shape = feature_set.open().sample_shape
+    return tuple(shape[1:] if feature_set.num_views else shape)
+
+
+def _estimator(
+    make: MakeLayers, task: Task, tuning: FineTuning, description: str, shape: tuple[int, ...], folder: Path
+) -> BaseEstimator:
+    kind = FineTunedRegressor if task.kind == "numbers" else FineTunedClassifier
+    return kind(make, description=description, shape=shape, checkpoints=str(folder), **tuning.fixed())

@@ -1,0 +1,491 @@
+"""Layers of any kind, trained on cached activations, as scikit-learn estimators.
+
+The layers themselves are made elsewhere: the rest of a pretrained network, or somebody's own. An estimator is handed a
+function that makes them, and keeps what training changed.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featurecache.hashing import digest_arrays
+from featurecache.heads.checks import check_whole_number, checked_class_weight, checked_to_fit
+from featurecache.heads.labelled import LogitMixin
+from featurecache.heads.linear.estimators import LogisticProbe
+from featurecache.heads.linear.ridge import RidgeRegressor
+from featurecache.heads.preparation import mean_and_scale, rows_to_stop_by
+from featurecache.heads.threads import all_threads, one_thread
+from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TaskKind, TrainingPrecision
+
+if TYPE_CHECKING:
+    from featurecache.heads.gradient.checkpoints import Checkpoint
+    from featurecache.heads.gradient.descent import Layers, RowsToTrain
+
+MakeLayers = Callable[[int], "Layers"]
+"""Takes the number of outputs, and returns layers that nobody else holds, on the CPU; new ones are drawn from torch's
+generator, which is seeded."""
+
+_EPOCHS, _LEAST_STEPS = 10, 100
+_ROWS_AT_A_TIME = 64
+_STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1]
+
+
+class FineTuned(BaseEstimator):
+    """Use `FineTunedClassifier` or `FineTunedRegressor`.
+
+    Parameters
+    ----------
+    layers : callable
+        Makes what is trained; see `MakeLayers`.
+    description : str
+        Says what ``layers`` makes: trainings with the same are the same.
+    shape : tuple of int
+        Of one row's activations.
+    learning_rate : float
+        Of new layers, at its highest.
+    pretrained_factor : float
+        Times that, for layers that were trained before.
+    layer_decay : float
+        Each pretrained layer learns so much slower than the one after it (Clark et al., "ELECTRA", ICLR 2020).
+    weight_decay : float
+        Of AdamW (Loshchilov & Hutter, ICLR 2019); biases and norms have none.
+    batch_size : int
+    epochs : int or None
+        None: 10, but at least 100 steps.
+    warmup : float
+        Share of the steps in which the learning rate rises; it falls along half a cosine thereafter.
+    clip : float
+        Longest gradient; 0 for any.
+    batch_norm : str
+        ``frozen``: norms that keep statistics use those of the pretrained weights, as small batches have no good ones.
+        ``train``: they learn those of the task.
+    precision : str
+        ``float32``, or ``bfloat16`` for mixed precision.
+    start : str
+        ``fresh``: the output layer is drawn. ``probe``: it is a linear head fitted on the untrained layers' features,
+        so that the first steps don't spoil these (LP-FT: Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+        Underperform Out-of-Distribution", ICLR 2022).
+    augment : str or None
+        ``brightness``, ``noise`` or ``mixup`` of activations; see `featurecache.heads.gradient.augmenting`.
+    patience : int
+        Epochs without a lower loss on held-out rows after which training ends.
+    validation_fraction : float
+        Of the rows, held out to stop by; none where there are fewer than 1,000.
+    device : str
+        As torch names it.
+    random_state : int
+        Of new layers, order, dropout, augmentation and held-out rows.
+    checkpoints : str or None
+        Folder to keep in how far a training is.
+    checkpoint_seconds : float
+        Between keeping.
+    resume : bool
+        Go on from there.
+
+    Attributes
+    ----------
+    names_, arrays_ : list
+        Names and values of the tensors that training changed.
+    losses_ : list of float
+        Loss of each step, on its batch before it; empty for a head that was read from a file.
+    """
+
+    streams: ClassVar[bool] = True
+    side_by_side: ClassVar[frozenset[str]] = frozenset(
+        "learning_rate pretrained_factor layer_decay weight_decay epochs batch_norm start augment".split()
+    )
+    not_kept: ClassVar[frozenset[str]] = frozenset(
+        "layers description device checkpoints checkpoint_seconds resume".split()
+    )
+    """Parameters that are nothing to a fitted head."""
+
+    n_features_in_: int
+    names_: list[str]
+    arrays_: list[NDArray[Any]]
+    losses_: list[float]
+
+    def __init__(
+        self,
+        layers: MakeLayers | None = None,
+        *,
+        description: str = "",
+        shape: tuple[int, ...] = (),
+        learning_rate: float = 1e-3,
+        pretrained_factor: float = 0.1,
+        layer_decay: float = 1.0,
+        weight_decay: float = 0.05,
+        batch_size: int = 32,
+        epochs: int | None = None,
+        warmup: float = 0.1,
+        clip: float = 1.0,
+        batch_norm: BatchNormPolicy = "frozen",
+        precision: TrainingPrecision = "float32",
+        start: str = "fresh",
+        augment: FeatureAugmentation | None = None,
+        patience: int = 5,
+        validation_fraction: float = 0.1,
+        device: str = "cpu",
+        random_state: int = 0,
+        class_weight: str | Mapping[Any, float] | None = None,
+        checkpoints: str | None = None,
+        checkpoint_seconds: float = 30.0,
+        resume: bool = False,
+    ) -> None:
+        self.layers = layers
+        self.description = description
+        self.shape = shape
+        self.learning_rate = learning_rate
+        self.pretrained_factor = pretrained_factor
+        self.layer_decay = layer_decay
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.warmup = warmup
+        self.clip = clip
+        self.batch_norm = batch_norm
+        self.precision = precision
+        self.start = start
+        self.augment = augment
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.device = device
+        self.random_state = random_state
+        self.class_weight = class_weight
+        self.checkpoints = checkpoints
+        self.checkpoint_seconds = checkpoint_seconds
+        self.resume = resume
+
+    @property
+    @abstractmethod
+    def _outcome(self) -> TaskKind:
+        """What is said of a row."""
+
+    @property
+    @abstractmethod
+    def num_outputs(self) -> int:
+        """How many outputs the layers have."""
+
+    @abstractmethod
+    def _take(self, y: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Keep what belongs to the labels or numbers of the rows that are fitted on."""
+
+    @abstractmethod
+    def _targets(self, y: NDArray[Any]) -> NDArray[Any]:
+        """Return class indices (n,), or labels or numbers (n, K), as the loss takes them."""
+
+    @abstractmethod
+    def _probe(self, features: NDArray[np.float32], y: NDArray[Any], weight: NDArray[np.float64] | None) -> Any:
+        """Fit a linear head, and return its weights (K, D) and intercepts (K,)."""
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Train.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Activations, flattened, float32. A ``numpy.memmap`` is read by the batch.
+        y : array-like of shape (n_samples,), or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), optional
+            Of each row in the loss.
+        groups : array-like of shape (n_samples,), optional
+            Rows of one group are held out together where some are held out to stop by.
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that make no sense, or training that diverges.
+        """
+        self._check()
+        rows, said, weight, group = checked_to_fit(self, X, y, sample_weight, groups, numbers=self._outcome == "numbers")
+        return self._fit_on(np.arange(len(rows)), rows, said, weight, group, self._digest_of(rows))
+
+    def fit_folds(
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+        groups: NDArray[np.int64] | None = None,
+    ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
+        """Train each setting without each fold, one after the other, on rows that stay where they are."""
+        digest = self._digest_of(X)
+        for setting in settings:
+            fitted = []
+            for number in np.unique(fold[fold >= 0]).tolist() or [None]:
+                places = np.arange(len(y)) if number is None else np.flatnonzero(fold != number)
+                each = clone(self).set_params(**setting)
+                each._check()
+                each.n_features_in_ = X.shape[1]
+                fitted.append(each._fit_on(places, X, y, sample_weight, groups, digest))
+            yield setting, fitted
+
+    def attach(self, layers: Layers) -> None:
+        """Give a head that was read from a file its layers, made as those that were trained.
+
+        Raises
+        ------
+        ValueError
+            They are not of the kind that was trained.
+        """
+        import torch
+
+        own = {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
+        for name, array in zip(self.names_, self.arrays_, strict=True):
+            if name not in own or own[name].shape != array.shape:
+                raise ValueError(f"its layers have no {name} of shape {array.shape}")
+            with torch.no_grad():
+                own[name].copy_(torch.from_numpy(array))
+        self._layers = layers.eval()
+
+    @property
+    def fitted_layers(self) -> Layers:
+        """The layers, as training left them."""
+        if not hasattr(self, "_layers"):
+            raise ValueError("this head has no layers yet; attach() those that it was trained with")
+        return self._layers
+
+    def _logits_of(self, X: ArrayLike) -> NDArray[np.float64]:
+        import torch
+
+        check_is_fitted(self)
+        rows = X if isinstance(X, np.memmap) else validate_data(self, X, reset=False, dtype=np.float32)
+        layers = self.fitted_layers.to(self.device)
+        said = np.empty((len(rows), self.num_outputs), np.float64)
+        with all_threads(), torch.inference_mode():
+            for start in range(0, len(rows), _ROWS_AT_A_TIME):
+                some = self._activations(rows, slice(start, start + _ROWS_AT_A_TIME))
+                said[start : start + len(some)] = layers(some.to(self.device)).float().cpu().numpy()
+        return said
+
+    def _activations(self, rows: Any, places: Any) -> Any:
+        import torch
+
+        some = np.require(rows[places], np.float32, ["C", "W"])
+        return torch.from_numpy(some).view(len(some), *self.shape)
+
+    def _digest_of(self, X: Any) -> str:
+        return "" if self.checkpoints is None else digest_arrays("", [X])
+
+    def _fit_on(
+        self,
+        places: NDArray[np.int64],
+        X: Any,
+        y: NDArray[Any],
+        weight: NDArray[np.float64] | None,
+        group: NDArray[np.int64] | None,
+        digest_of_X: str,
+    ) -> Self:
+        """Train on some of the rows."""
+        import torch
+
+        from featurecache.heads.gradient.augmenting import AUGMENTATIONS
+        from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
+
+        said, weighed, grouped = (None if each is None else each[places] for each in (y, weight, group))
+        assert said is not None
+        self._take(said, weighed)
+        targets = self._targets(said)
+        weights = self._row_weights(targets, weighed)
+        to_stop_by = rows_to_stop_by(
+            targets,
+            np.ones((1, len(targets)), bool),
+            grouped,
+            fraction=self.validation_fraction,
+            random_state=self.random_state,
+        )
+        is_number = self._outcome == "numbers"
+        rows = RowsToTrain(
+            read=lambda some: self._activations(X, places[some]),
+            y=torch.from_numpy(targets.astype(np.float32) if is_number else targets),
+            weight=torch.from_numpy(weights.astype(np.float32)),
+            fitted=np.setdiff1d(np.arange(len(targets)), to_stop_by),
+            to_stop_by=to_stop_by,
+            outcome=self._outcome,
+        )
+        course = Course(
+            **{name: getattr(self, name) for name in _COURSE},
+            epochs=self._num_epochs(len(rows.fitted)),
+            seed=self.random_state or 0,
+            augment=None if self.augment is None else AUGMENTATIONS[self.augment],
+        )
+        with all_threads():
+            layers = self._made()
+            if self.start == "probe":
+                self._start_from_a_probe(layers, rows, said, weights)
+            progress = descend(layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights]))
+        self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers
+        changed = {name: p for name, p in layers.named_parameters() if p.requires_grad}
+        if self.batch_norm == "train":
+            changed |= dict(layers.named_buffers())
+        self.names_ = list(changed)
+        self.arrays_ = [tensor.detach().cpu().numpy().copy() for tensor in changed.values()]
+        return self
+
+    def _made(self) -> Layers:
+        import torch
+
+        if self.layers is None:
+            raise ValueError("there are no layers to train; pass a function that makes them")
+        with torch.random.fork_rng():
+            torch.manual_seed(self.random_state or 0)
+            layers = self.layers(self.num_outputs)
+        with torch.inference_mode():
+            try:
+                found = tuple(layers.eval()(torch.zeros(2, *self.shape)).shape)
+            except Exception as error:  # somebody's own layers may object in any way
+                raise ValueError(f"the layers do not take activations of shape {self.shape}: {error}") from error
+        if found != (2, self.num_outputs):
+            raise ValueError(
+                f"the layers make {found} of two rows, and should make (2, {self.num_outputs}): one number for each "
+                "class, label or number"
+            )
+        return layers
+
+    def _start_from_a_probe(self, layers: Layers, rows: RowsToTrain, said: NDArray[Any], weights: Any) -> None:
+        import torch
+
+        if layers.output is None:
+            raise ValueError("start='probe' needs layers that end in an output layer; use start='fresh'")
+        features = []
+        with torch.inference_mode():
+            for start in range(0, len(rows.fitted), _ROWS_AT_A_TIME):
+                some = rows.read(rows.fitted[start : start + _ROWS_AT_A_TIME])
+                features.append(layers.to(self.device).features(some.to(self.device)).float().cpu().numpy())
+        with one_thread():
+            coef, intercept = self._probe(np.concatenate(features), said[rows.fitted], weights[rows.fitted])
+        with torch.no_grad():
+            layers.output.weight.copy_(torch.from_numpy(coef))
+            layers.output.bias.copy_(torch.from_numpy(intercept))
+
+    def _num_epochs(self, num_rows: int) -> int:
+        if self.epochs is not None:
+            return self.epochs
+        of_an_epoch = -(-num_rows // self.batch_size)
+        return max(_EPOCHS, -(-_LEAST_STEPS // of_an_epoch))
+
+    def _row_weights(self, targets: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        weights = np.ones(len(targets)) if weight is None else weight.astype(np.float64)
+        if self.class_weight is None:
+            return weights
+        given = checked_class_weight(self.class_weight, np.arange(self.num_outputs))
+        if isinstance(given, str):
+            counts = np.bincount(targets, weights, minlength=self.num_outputs)
+            return np.asarray(weights * (counts.sum() / (len(counts) * counts))[targets])
+        assert given is not None
+        return np.asarray(weights * given[targets])
+
+    def _checkpoint(self, digest_of_X: str, arrays: list[NDArray[Any]]) -> Checkpoint | None:
+        from featurecache.heads.gradient.checkpoints import Checkpoint
+
+        if self.checkpoints is None:
+            return None
+        unsaid = self.not_kept - {"description"}
+        said = {name: value for name, value in self.get_params(deep=False).items() if name not in unsaid}
+        digest = digest_arrays(json.dumps([said, digest_of_X], sort_keys=True, default=str), arrays)
+        return Checkpoint(Path(self.checkpoints), digest, every=self.checkpoint_seconds, resume=self.resume)
+
+    def _check(self) -> None:
+        check_whole_number("batch_size", self.batch_size, 1)
+        check_whole_number("patience", self.patience, 1)
+        if self.epochs is not None:
+            check_whole_number("epochs", self.epochs, 1)
+        for name in ("learning_rate", "pretrained_factor", "layer_decay"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+        for name in ("weight_decay", "clip"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        for name in ("warmup", "validation_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 to below 1, got {getattr(self, name)!r}")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
+
+
+class FineTunedClassifier(LogitMixin, ClassifierMixin, FineTuned):
+    """Layers for classes, or for labels; see `FineTuned`."""
+
+    @property
+    def num_outputs(self) -> int:
+        """How many classes or labels there are."""
+        return len(self.classes_)
+
+    @property
+    def _outcome(self) -> TaskKind:
+        return "labels" if getattr(self, "multilabel_", False) else "classes"
+
+    def _take(self, y: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[Any]:
+        return self._take_labels(y)
+
+    def _targets(self, y: NDArray[Any]) -> NDArray[Any]:
+        return self._take_labels(y)
+
+    def _probe(self, features: NDArray[np.float32], y: NDArray[Any], weight: NDArray[np.float64] | None) -> Any:
+        counts = y.sum(axis=0) if self.multilabel_ else np.unique(y, return_counts=True)[1]
+        search = {"Cs": _STRENGTHS, "cv": int(min(5, counts.min()))} if counts.min() > 1 else {"prior_rows": 10.0}
+        probe = LogisticProbe(**search).fit(features, y, weight)
+        if self.multilabel_ or len(self.classes_) > 2:
+            return probe.coef_, probe.intercept_
+        return np.concatenate([-probe.coef_, probe.coef_]) / 2, np.concatenate([-probe.intercept_, probe.intercept_]) / 2
+
+
+class FineTunedRegressor(MultiOutputMixin, RegressorMixin, FineTuned):
+    """Layers for numbers; see `FineTuned`."""
+
+    flat_: bool
+    """Numbers came as (n_samples,)."""
+    target_mean_: NDArray[np.float64]
+    target_scale_: NDArray[np.float64]
+    """Of each number: what the layers say is in these units, from that mean."""
+
+    @property
+    def _outcome(self) -> TaskKind:
+        return "numbers"
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers there are."""
+        return len(self.target_mean_)
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
+        values = self._logits_of(X) * self.target_scale_ + self.target_mean_
+        return values[:, 0] if self.flat_ else values
+
+    def _take(self, y: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[Any]:
+        self.flat_ = y.ndim == 1
+        numbers = y.reshape(len(y), -1).astype(np.float64)
+        self.target_mean_, self.target_scale_ = mean_and_scale(numbers, weight)
+        return numbers
+
+    def _targets(self, y: NDArray[Any]) -> NDArray[Any]:
+        return (y.reshape(len(y), -1) - self.target_mean_) / self.target_scale_
+
+    def _probe(self, features: NDArray[np.float32], y: NDArray[Any], weight: NDArray[np.float64] | None) -> Any:
+        probe = RidgeRegressor(alpha=1.0).fit(features, self._targets(y), weight)
+        return probe.coef_.reshape(self.num_outputs, -1), np.reshape(probe.intercept_, self.num_outputs)
+
+
+_COURSE = (
+    "learning_rate pretrained_factor layer_decay weight_decay batch_size warmup clip patience batch_norm precision device"
+).split()
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "batch_norm": get_args(BatchNormPolicy),
+    "precision": get_args(TrainingPrecision),
+    "start": ("fresh", "probe"),
+    "augment": (None, *get_args(FeatureAugmentation)),
+}

@@ -1,0 +1,321 @@
+"""Training of layers of any kind, step by step, so that a killed training goes on as if nothing had happened.
+
+What happens at a step depends on the seed and on the number of the step alone: the rows, the learning rates, and what
+dropout and augmentation draw. So the weights, the optimiser's moments and that number are all there is to keep.
+
+Axes: B batch, K classes or other outputs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.modules.batchnorm import _NormBase
+
+from featurecache.heads.gradient.augmenting import Augment
+from featurecache.heads.gradient.checkpoints import Checkpoint
+from featurecache.specs import BatchNormPolicy, TaskKind
+
+# The part of a name that says to which layer a parameter belongs: `blocks.9`, `layer4.0`, `stages.3.blocks.1`.
+_LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?:\.\d+|\.(?:blocks|layers?)\.\d+)?(?=\.)")
+
+
+class DivergedError(ValueError):
+    """Training has left all bounds; says at which step."""
+
+
+class Layers(nn.Module):
+    """What is trained: a body and, where that ends in features, an output layer.
+
+    Parameters
+    ----------
+    body
+        From activations (B, ...) to features (B, ...), or to outputs (B, K).
+    output
+        From flattened features to outputs; none where the body puts out outputs.
+    pretrained
+        Names of the body's parameters that were trained before.
+    """
+
+    def __init__(self, body: nn.Module, output: nn.Linear | None, pretrained: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.body, self.output = body, output
+        self.pretrained = {f"body.{name}" for name in pretrained}
+
+    def features(self, activations: Tensor) -> Tensor:
+        """Return what the output layer sees, (B, D)."""
+        return torch.flatten(self.body(activations), 1)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Return (B, K)."""
+        if self.output is None:
+            outputs: Tensor = self.body(activations)
+            return outputs
+        return self.output(self.features(activations))
+
+    def set_training(self, *, statistics: bool) -> None:
+        """Switch to training mode; norms that keep statistics only if these shall change."""
+        self.train()
+        if not statistics:
+            for module in self.modules():
+                if isinstance(module, _NormBase) and module.track_running_stats:
+                    module.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How layers are trained; see `featurecache.heads.finetuned.FineTuned` for what each means."""
+
+    learning_rate: float
+    pretrained_factor: float
+    layer_decay: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    warmup: float
+    clip: float
+    patience: int
+    batch_norm: BatchNormPolicy
+    precision: str
+    device: str
+    seed: int
+    augment: Augment | None = None
+
+    def num_batches(self, num_rows: int) -> int:
+        """Steps of an epoch."""
+        return math.ceil(num_rows / self.batch_size)
+
+    def part(self, step: int, total: int) -> float:
+        """Part of the learning rate at a step, from 0: a linear warm-up, then half a cosine down to nothing."""
+        warm = int(self.warmup * total)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1)))
+
+    def batches(self, num_rows: int, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the places of the rows of each step of an epoch, of sizes that differ by one at most."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(num_rows)
+        return [np.sort(each) for each in np.array_split(order, self.num_batches(num_rows))]
+
+
+@dataclass
+class Progress:
+    """How far a training is."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of each step, on its batch before it."""
+    held_out: list[float] = field(default_factory=list)
+    """Of each epoch, on the rows to stop by."""
+    best: float = math.inf
+    rounds: int = 0
+    """Epochs since the best."""
+    done: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowsToTrain:
+    """Rows that are read as they are needed."""
+
+    read: Callable[[NDArray[np.int64]], Tensor]
+    """Places to activations (B, ...), float32, on the CPU."""
+    y: Tensor
+    """Class indices (n,); labels or numbers (n, K)."""
+    weight: Tensor
+    """(n,) float32."""
+    fitted: NDArray[np.int64]
+    """Places of those that are fitted on."""
+    to_stop_by: NDArray[np.int64]
+    outcome: TaskKind
+
+
+def descend(layers: Layers, rows: RowsToTrain, course: Course, checkpoint: Checkpoint | None = None) -> Progress:
+    """Train layers in place, and leave them in eval mode, with the best weights where rows are held out to stop by.
+
+    Parameters
+    ----------
+    layers
+        Parameters that require gradients are trained, others stay as they are.
+    rows, course
+    checkpoint
+        Where to keep how far it is, and to go on from.
+
+    Raises
+    ------
+    DivergedError
+        A loss that is not finite.
+    """
+    return _Descent(layers, rows, course, checkpoint).run()
+
+
+class _Descent:
+    def __init__(self, layers: Layers, rows: RowsToTrain, course: Course, checkpoint: Checkpoint | None) -> None:
+        self._layers, self._rows, self._course, self._checkpoint = layers.to(course.device), rows, course, checkpoint
+        self._trained = {name: p for name, p in layers.named_parameters() if p.requires_grad}
+        groups = list(_groups(layers, self._trained, course))
+        self._rates = [group["lr"] for group in groups]
+        self._optimizer = torch.optim.AdamW(groups)
+        self._kept = self._trained | (dict(layers.named_buffers()) if course.batch_norm == "train" else {})
+        self._best = {name: tensor.detach().clone() for name, tensor in self._kept.items()}
+        self._progress = Progress()
+
+    def run(self) -> Progress:
+        progress, course, count = self._progress, self._course, len(self._rows.fitted)
+        self._go_on()
+        of_an_epoch = course.num_batches(count)
+        total = of_an_epoch * course.epochs
+        with torch.random.fork_rng(devices=self._devices()):
+            while progress.step < total and not progress.done:
+                epoch, first = divmod(progress.step, of_an_epoch)
+                for places in course.batches(count, epoch)[first:]:
+                    self._step(self._rows.fitted[places], course.part(progress.step, total), total)
+                    progress.step += 1
+                    if progress.step % of_an_epoch == 0:
+                        self._look()
+                    progress.done |= progress.step == total
+                    if self._checkpoint and self._checkpoint.due(last=progress.done):
+                        self._keep()
+                    if progress.done:
+                        break
+        if len(self._rows.to_stop_by):
+            self._restore(self._best)
+        self._layers.eval()
+        return progress
+
+    def _step(self, places: NDArray[np.int64], part: float, total: int) -> None:
+        course, number = self._course, self._progress.step
+        torch.manual_seed(int(np.random.SeedSequence([course.seed, number]).generate_state(1)[0]))
+        activations, y, weight = self._read(places)
+        if course.augment is not None:
+            activations, pairs = course.augment(activations)
+        else:
+            pairs = None
+        self._layers.set_training(statistics=course.batch_norm == "train")
+        loss = self._loss(activations, y, weight, pairs)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"training diverges at step {number + 1} of {total} with the learning rate {course.learning_rate:g}; "
+                "use a smaller one" + (self._checkpoint.said() if self._checkpoint else "")
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if course.clip:
+            nn.utils.clip_grad_norm_(self._trained.values(), course.clip)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * part
+        self._optimizer.step()
+        self._progress.losses.append(value)
+
+    def _look(self) -> None:
+        """Judge an epoch by the rows that are held out, if there are any."""
+        progress = self._progress
+        if not len(self._rows.to_stop_by):
+            return
+        loss = self._held_out_loss()
+        progress.held_out.append(loss)
+        if loss < progress.best:
+            progress.best, progress.rounds = loss, 0
+            self._best = {name: tensor.detach().clone() for name, tensor in self._kept.items()}
+        else:
+            progress.rounds += 1
+            progress.done |= progress.rounds >= self._course.patience
+
+    def _held_out_loss(self) -> float:
+        self._layers.eval()
+        total, weights, step = 0.0, 0.0, self._course.batch_size
+        with torch.inference_mode():
+            for start in range(0, len(self._rows.to_stop_by), step):
+                activations, y, weight = self._read(self._rows.to_stop_by[start : start + step])
+                share = float(weight.sum())
+                total, weights = total + float(self._loss(activations, y, weight, None)) * share, weights + share
+        return total / weights
+
+    def _loss(self, activations: Tensor, y: Tensor, weight: Tensor, pairs: tuple[Tensor, Tensor] | None) -> Tensor:
+        with self._mixed():
+            outputs = self._layers(activations)
+        losses = _losses(outputs.float(), y, self._rows.outcome)
+        if pairs is not None:  # every row is a mixture of itself and of another
+            share, others = pairs
+            losses = share * losses + (1 - share) * _losses(outputs.float(), y[others], self._rows.outcome)
+        return (losses * weight).sum() / weight.sum()
+
+    def _mixed(self) -> Any:
+        dtype = torch.bfloat16 if self._course.precision == "bfloat16" else None
+        return torch.autocast(self._course.device.partition(":")[0], dtype=dtype, enabled=dtype is not None)
+
+    def _read(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        index = torch.from_numpy(places)
+        arrays = self._rows.read(places), self._rows.y[index], self._rows.weight[index]
+        activations, y, weight = (each.to(self._course.device, non_blocking=True) for each in arrays)
+        return activations, y, weight
+
+    def _devices(self) -> list[Any]:
+        return [torch.device(self._course.device)] if self._course.device.startswith("cuda") else []
+
+    def _go_on(self) -> None:
+        """Take up what a checkpoint holds."""
+        if self._checkpoint is None or (found := self._checkpoint.read()) is None:
+            return
+        tensors, said = found
+        self._restore({name: tensors[f"layers.{name}"] for name in self._kept})
+        self._best = {name: tensors[f"best.{name}"].to(self._course.device) for name in self._kept}
+        for number, p in enumerate(self._trained.values()):
+            state = {key: tensors[f"optimizer.{number}.{key}"] for key in ("exp_avg", "exp_avg_sq", "step")}
+            on_device = {k: tensor if k == "step" else tensor.to(p.device) for k, tensor in state.items()}
+            self._optimizer.state[p] = on_device
+        vars(self._progress).update({**said, "best": math.inf if said["best"] is None else said["best"]})
+
+    def _keep(self) -> None:
+        assert self._checkpoint is not None
+        tensors = {f"layers.{name}": tensor for name, tensor in self._kept.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        for number, p in enumerate(self._trained.values()):
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in self._optimizer.state[p].items()}
+        best = self._progress.best
+        self._checkpoint.write(tensors, {**vars(self._progress), "best": best if math.isfinite(best) else None})
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self._kept.items():
+                tensor.copy_(tensors[name])
+
+
+def _losses(outputs: Tensor, y: Tensor, outcome: TaskKind) -> Tensor:
+    """Return the loss of each row, (B,)."""
+    if outcome == "classes":
+        return cross_entropy(outputs, y, reduction="none")
+    if outcome == "labels":
+        return binary_cross_entropy_with_logits(outputs, y.to(outputs.dtype), reduction="none").sum(1)
+    return (outputs - y).square().mean(1)
+
+
+def _groups(layers: Layers, trained: dict[str, nn.Parameter], course: Course) -> Iterator[dict[str, Any]]:
+    """Yield parameters that are trained alike; the first layers slower, and biases and norms without weight decay."""
+    layer_of = {name: layer_name(name.removeprefix("body.")) for name in trained if name in layers.pretrained}
+    order = {layer: place for place, layer in enumerate(dict.fromkeys(layer_of.values()))}
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in trained.items():
+        rate = course.learning_rate
+        if name in layer_of:
+            rate *= course.pretrained_factor * course.layer_decay ** (len(order) - 1 - order[layer_of[name]])
+        alike.setdefault((rate, course.weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    # One group for each, in the order of the parameters, is not needed: their state is kept by the parameter.
+    for (rate, decay), parameters in alike.items():
+        yield {"params": parameters, "lr": rate, "weight_decay": decay}
+
+
+def layer_name(parameter: str) -> str:
+    """Return the layer that a parameter belongs to: ``blocks.9`` of ``blocks.9.attn.qkv.weight``."""
+    found = _LAYER.match(parameter)
+    return found.group() if found else parameter.partition(".")[0]
+
