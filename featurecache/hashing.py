@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _BLOCK = 1 << 20
 
@@ -44,5 +45,5 @@ def digest_arrays(text: str, arrays: Iterable[np.ndarray]) -> str:
         hasher.update(f"\n{array.dtype.str} {array.shape}\n".encode())
         step = max(_BLOCK // (array[:1].nbytes or 1), 1)
         for start in range(0, len(array), step):
-            hasher.update(np.ascontiguousarray(array[start : start + step]))
+            hasher.update(array[start : start + step].tobytes())
     return hasher.hexdigest()

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from featurecache.backbones.backbone import Backbone, freeze
-from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, probe_with_costs
-from featurecache.backbones.probing import PRE_LOGITS, Probe, first_tensor, made_up_inputs, probe, watch
+from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, first_tensor, made_up_inputs, probe, watch
 from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import resolve_taps
@@ -83,7 +83,7 @@ def cut(backbone: Backbone, name: str) -> Cut:
     backbone
         The network; it stays as it is.
     name
-        A layer, or the tap of its whole output: ``layer3`` or ``layer3:none``.
+        A layer, or the tap of its whole output: ``layer3`` or ``layer3:none``; ``input`` to have all of the network.
 
     Raises
     ------
@@ -92,6 +92,10 @@ def cut(backbone: Backbone, name: str) -> Cut:
     BackboneError
         The network cannot be cut there; the message names the nearest cuts that are valid.
     """
+    if is_text(backbone.preprocess):
+        raise BackboneError(
+            f"{backbone.name} cannot be cut: it reads texts, and layers after a cut need to know which tokens are padding"
+        )
     seen = probe(backbone)
     tap = _unpooled(backbone, seen, name)
     try:
@@ -106,6 +110,8 @@ def each_cut(backbone: Backbone, seen: Probe | None = None) -> Iterator[Cut]:
 
     Every cut holds a copy of the layers after it, so don't keep them all.
     """
+    if is_text(backbone.preprocess):
+        return
     seen = seen or probe(backbone)
     suggested = {node for nodes in suggested_nodes(backbone, seen).values() for node in nodes} - {PRE_LOGITS}
     network, outputs = _copy_of(backbone), _watch_layers(backbone, seen, suggested)
@@ -220,7 +226,7 @@ def _follow(
     if node == PRE_LOGITS or (classifier is not None and f"{classifier}.".startswith(f"{node}.")):
         raise UncuttableError("it is or holds the output layer")
     call = entrance_of(backbone.preprocess).call
-    through = [node] if classifier is None else [node, classifier]
+    through = [path for path in (node, classifier) if path not in (None, INPUT)]
     try:
         trace = Trace(
             network,
@@ -231,7 +237,7 @@ def _follow(
         )
         end = trace.output() if classifier is None else trace.call_of(classifier).args[0]
         assert isinstance(end, fx.Node)
-        start = trace.call_of(node)
+        start = trace.input() if node == INPUT else trace.call_of(node)
         return trace, start, trace.between(start, end)
     except UncuttableError:
         raise

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import PRE_LOGITS, Probe, probe
+from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, probe
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import DEFAULT, usual_tap
@@ -89,9 +89,9 @@ def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, gro
     module, tap = seen.modules[node], usual_tap(backbone, seen, node)
     return NodeInfo(
         name=node,
-        class_name=type(module).__name__ if node != PRE_LOGITS else "input of the output layer",
+        class_name=_NO_LAYERS.get(node) or type(module).__name__,
         output_shape=seen.per_sample(node),
-        num_parameters=sum(p.numel() for p in module.parameters()) if node != PRE_LOGITS else 0,
+        num_parameters=0 if node in _NO_LAYERS else sum(p.numel() for p in module.parameters()),
         num_calls=seen.num_calls[node],
         flops=flops,
         tap=tap.name if tap else None,
@@ -99,6 +99,9 @@ def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, gro
         bytes_per_sample=bytes_per_sample(tap) if tap else None,
         suggested=tuple(group for group, nodes in groups.items() if node in nodes),
     )
+
+
+_NO_LAYERS = {PRE_LOGITS: "input of the output layer", INPUT: "images, normalised"}
 
 
 @contextmanager

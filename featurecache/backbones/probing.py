@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.errors import BackboneError, first_line
 
 PRE_LOGITS = "pre_logits"
+INPUT = "input"
+"""The images as the network sees them, normalised: what comes after is all of it."""
 # Two inputs, so that an output whose first axis does not count inputs gives itself away.
 _NUM_PROBES = 2
 
@@ -46,9 +48,10 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def node_modules(backbone: Backbone) -> dict[str, nn.Module]:
-    """Return every module that can be tapped, ``pre_logits`` last."""
+    """Return every module that can be tapped, ``pre_logits`` last; of images also ``input``."""
     modules = {path: module for path, module in backbone.module.named_modules() if path}
-    return modules | {PRE_LOGITS: pre_logits_module(backbone)}
+    first = {} if is_text(backbone.preprocess) else {INPUT: backbone.module}
+    return first | modules | {PRE_LOGITS: pre_logits_module(backbone)}
 
 
 def pre_logits_module(backbone: Backbone) -> nn.Module:
@@ -90,8 +93,12 @@ def made_up_inputs(backbone: Backbone, count: int = _NUM_PROBES) -> Tensor:
 
 
 def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> RemovableHandle:
-    """Call ``see`` with a node's output at every call of its module; for ``pre_logits`` with the classifier's input."""
-    if node == PRE_LOGITS and backbone.classifier is not None:
+    """Call ``see`` with a node's output at every call of its module.
+
+    For ``pre_logits`` that is the classifier's input, and for ``input`` the network's.
+    """
+    before = (node == PRE_LOGITS and backbone.classifier is not None) or (node == INPUT and module is backbone.module)
+    if before:
         return module.register_forward_pre_hook(lambda _module, inputs: see(inputs))
     return module.register_forward_hook(lambda _module, _inputs, output: see(output))
 

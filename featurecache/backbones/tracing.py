@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -52,12 +53,32 @@ class Trace:
         training: bool = False,
     ) -> None:
         self._whole = _Whole(network, call).train(training)
-        self._graph = _Tracer({_PREFIX + path for path in through}).trace(self._whole)
+        self._batch = batch
+        self._graph = self._follow({_PREFIX + path for path in through}, training=training)
         # Sizes are found by running it, and a norm in training mode would learn from that.
         self._whole.eval()
         self._inputs = {node for node in self._graph.nodes if node.op == "placeholder"}
-        self._batch = batch
         self._sizes: dict[fx.Node, tuple[Any, Any]] | None = None
+
+    def _follow(self, paths: Collection[str], *, training: bool) -> fx.Graph:
+        """Trace, and find out what the network asks of sizes: how large its input is, it is to go on as for its own."""
+        decisions: list[bool] = []
+        while True:
+            tracer = _Tracer(paths, decisions)
+            try:
+                return tracer.trace(self._whole)
+            except _UndecidedError as question:
+                self._whole.eval()
+                found = [_Sizes(self._whole, tracer.graph).of(self._batch(n)).get(question.node) for n in (_FEW, _MORE)]
+                self._whole.train(training)
+                if not all(isinstance(each, bool) for each in found) or found[0] != found[1]:
+                    raise
+                decisions.append(bool(found[0]))
+
+    def input(self) -> fx.Node:
+        """Return what the network is handed."""
+        (node,) = self._inputs
+        return node
 
     def call_of(self, path: str) -> fx.Node:
         """Return the last call of a module."""
@@ -151,12 +172,27 @@ class _Whole(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, paths: Iterable[str]) -> None:
+    def __init__(self, paths: Iterable[str], decisions: Iterable[bool]) -> None:
         super().__init__(param_shapes_constant=True)
+        self._decisions = deque(decisions)
         self._open = {path[:end] for path in paths for end, sign in enumerate(path) if sign == "."}
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return path not in self._open
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decide as was found out before, or stop where nothing was."""
+        if not self._decisions:
+            raise _UndecidedError(obj.node)
+        return self._decisions.popleft()
+
+
+class _UndecidedError(Exception):
+    """The network asks whether something holds."""
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__("symbolically traced variables cannot be used as inputs to control flow")
+        self.node = node
 
 
 class _Sizes(fx.Interpreter):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
-from featurecache.specs import TASK_NOUN, BatchNormPolicy, FeatureAugmentation, TrainingPrecision
+from featurecache.specs import TASK_NOUN
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainedHead, TrainingReport
-    from featurecache.finetuning.training import FineTuning
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
@@ -73,48 +73,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--random-state", type=int, default=0, metavar="SEED")
 
 
-def add_layers_options(parser: argparse.ArgumentParser) -> None:
-    """Add how layers are trained on cached activations."""
-    group = parser.add_argument_group(
-        "layers", "of --head tail, layers:linear, layers:conv, layers:transformer, layers:mlp or python:MODULE:FACTORY"
-    )
-    group.add_argument(
-        "--from-tap", action="append", metavar="T", help="cached activations that they are trained on; repeat for several"
-    )
-    group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
-    group.add_argument("--epochs", type=int, metavar="N", help="rounds over the rows (default: 10, and at least 100 steps)")
-    group.add_argument("--batch-size", type=int, default=32, metavar="N")
-    group.add_argument(
-        "--learning-rate", type=float, action="append", metavar="R", help="of new layers (0.001); several to choose from"
-    )
-    group.add_argument(
-        "--pretrained-factor",
-        type=float,
-        action="append",
-        metavar="F",
-        help="learning rate of pretrained layers, as part of that (0.1); several to choose from",
-    )
-    group.add_argument("--layer-decay", type=float, default=1.0, metavar="F", help="each layer learns so much slower "
-                       "than the one after it (1)")  # fmt: skip
-    group.add_argument("--weight-decay", type=float, default=0.05, metavar="D", help="of AdamW (0.05)")
-    group.add_argument("--warmup", type=float, default=0.1, metavar="S", help="share of the steps (0.1)")
-    group.add_argument("--clip", type=float, default=1.0, metavar="L", help="longest gradient (1; 0: any)")
-    group.add_argument("--patience", type=int, default=5, metavar="N", help="epochs without progress before it ends (5)")
-    group.add_argument(
-        "--start", action="append", choices=("fresh", "probe"), help="output layer at first: drawn, or a linear head"
-    )
-    group.add_argument(
-        "--augment", action="append", choices=("none", *get_args(FeatureAugmentation)), help="of activations (none)"
-    )
-    group.add_argument(
-        "--batch-norm", choices=get_args(BatchNormPolicy), default="frozen", help="statistics of norms (frozen)"
-    )
-    group.add_argument("--precision", choices=get_args(TrainingPrecision), default="float32")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
-    group.add_argument("--resume", action="store_true", help="go on with a training that was killed")
-    group.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="between keeping (30)")
-
-
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
     from featurecache.store.store import FeatureStore, check_name
@@ -123,13 +81,15 @@ def run(args: argparse.Namespace) -> int:
         check_name("head", args.save)
     store = FeatureStore.open(args.cache)
     task = store.task(args.task)
-    report = _train(store, task, args)
+    report, ladder = train_layers_too(store, task, args, lambda: train(store, task, _choose_sets(store, args), args))
     saved = save_best(store, args.save, report) if args.save else None
-    document = report.to_json()
+    document = report.to_json() | ({} if ladder is None else {"ladder": ladder.to_json()})
     if args.json:
         print_json({**document, "saved": saved})
         return 0
     print_results(document)
+    if ladder is not None:
+        print_ladder(document["ladder"])
     if saved:
         print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
     return 0
@@ -159,68 +119,6 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
         )
 
 
-def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> TrainingReport:
-    """Train heads on pooled features and layers on activations, as far as each is asked for."""
-    from featurecache.finetuning.making import is_layers
-    from featurecache.finetuning.training import train_layers
-
-    layers = [head for head in args.head or () if is_layers(head)]
-    args.head = [head for head in args.head or () if not is_layers(head)]
-    if args.from_tap and not layers:
-        raise RequestError("--from-tap names what layers are trained on; name them with --head tail, for example")
-    if not layers:
-        return train(store, task, _choose_sets(store, args), args)
-    sets = _layers_sets(store, args)
-    tuning = _tuning(args)
-    report = train(store, task, _choose_sets(store, args), args) if args.head else None
-    for feature_set in sets:
-        if feature_set.dtype == "int8":
-            warn(f"{feature_set} is stored as int8: what rounding loses is lost to the layers; extract with float16")
-    with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("training layers", len(layers) * len(sets))
-        found = train_layers(
-            store,
-            task,
-            sets,
-            layers,
-            tuning,
-            tta=args.tta,
-            balanced=args.balanced,
-            memory=None if args.memory is None else int(args.memory * 1e9),
-            random_state=args.random_state,
-            backbone=args.backbone,
-            weights=args.weights,
-            on_result=lambda result: progress.advance(1),
-        )
-    if report is not None:
-        found.join(report)
-    return found
-
-
-def _layers_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
-    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
-    taps = args.from_tap or args.tap
-    if not taps:
-        raise RequestError("name the cached activations that layers are trained on with --from-tap, see "
-                           f"`featurecache ls {store.path}`; `featurecache inspect BACKBONE --tails` says which can be")  # fmt: skip
-    return [store.find(tap=tap, **where) for tap in dict.fromkeys(taps)]
-
-
-def _tuning(args: argparse.Namespace) -> FineTuning:
-    from featurecache.backbones.torch_runtime import checked_device
-    from featurecache.finetuning.training import FineTuning
-
-    checked_device(args.device)
-    names = "epochs batch_size layer_decay weight_decay warmup clip patience batch_norm precision device".split()
-    given = {name: getattr(args, name) for name in (*names, "resume", "checkpoint_seconds")}
-    for name in ("learning_rate", "pretrained_factor", "start"):
-        if value := getattr(args, name):
-            given[name] = tuple(dict.fromkeys(value))
-    if args.augment:
-        given["augment"] = tuple(None if name == "none" else name for name in dict.fromkeys(args.augment))
-    return FineTuning(**given)
-
-
 def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
     """Keep the chosen head and return its folder."""
     from featurecache.deployment.saved import keep_head
@@ -239,6 +137,8 @@ def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
         command += ["--weights", str(weights or "FILE")]
     if feature_set.identity.backbone.startswith("python:"):
         command += ["--backbone", feature_set.identity.backbone]
+    if head.result.head.startswith("python:"):
+        command += ["--layers", head.result.head]
     if head.judged_on == "views":
         command += ["--tta", str(feature_set.num_views)]
     return shlex.join(command)

@@ -85,11 +85,15 @@ class TrainingReport:
         self.heads_left_out |= other.heads_left_out
 
     def against_chosen(self, head: TrainedHead) -> Comparison | None:
-        """Compare a head with the chosen one on the rows by which both were chosen; None for the chosen one itself."""
-        best = self.best.result
-        if head is self.best or head.result.protocol != best.protocol:
+        """Compare a head with the chosen one; None for the chosen one itself."""
+        return None if head is self.best else self.compare(head, self.best)
+
+    def compare(self, head: TrainedHead, other: TrainedHead) -> Comparison | None:
+        """Compare two heads on the rows by which both were chosen; None where they were chosen in different ways."""
+        best = other.result
+        if head is other or head.result.protocol != best.protocol:
             return None
-        rows, rows_of_best = selection_rows(head), selection_rows(self.best)
+        rows, rows_of_best = selection_rows(head), selection_rows(other)
         _, here, there = np.intersect1d(rows, rows_of_best, assume_unique=True, return_indices=True)
         groups = None if best.selection_groups is None else best.selection_groups[there]
         y, first, second = best.selection_y[there], head.result.selection_pred[here], best.selection_pred[there]

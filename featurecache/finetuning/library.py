@@ -93,4 +93,3 @@ _BODIES: dict[str, Callable[[Shape], tuple[nn.Module, int]]] = {
 }
 LIBRARY = tuple(PREFIX + name for name in _BODIES)
 """Names of the layers, as heads."""
-

@@ -22,12 +22,11 @@ from featurecache.heads.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.registry import registered
 from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 
 _NO_LIMIT = 1 << 62
-CHECKPOINTS = "training"
-"""Folder of a cache where trainings keep how far they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ def train_layers(
         Layers that do not fit, or training that diverges.
     """
     tuning = tuning or FineTuning()
-    folder = store.path / CHECKPOINTS
+    folder = store.path / TRAINING
     report = TrainingReport(task, [])
     for feature_set in sets:
         for head in heads:

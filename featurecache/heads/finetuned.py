@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
@@ -102,10 +101,19 @@ class FineTuned(BaseEstimator):
 
     streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]] = frozenset(
-        "learning_rate pretrained_factor layer_decay weight_decay epochs batch_norm start augment".split()
+        {
+            "learning_rate",
+            "pretrained_factor",
+            "layer_decay",
+            "weight_decay",
+            "epochs",
+            "batch_norm",
+            "start",
+            "augment",
+        }
     )
     not_kept: ClassVar[frozenset[str]] = frozenset(
-        "layers description device checkpoints checkpoint_seconds resume".split()
+        {"layers", "description", "device", "checkpoints", "checkpoint_seconds", "resume"}
     )
     """Parameters that are nothing to a fitted head."""
 
@@ -208,7 +216,9 @@ class FineTuned(BaseEstimator):
             Data or parameters that make no sense, or training that diverges.
         """
         self._check()
-        rows, said, weight, group = checked_to_fit(self, X, y, sample_weight, groups, numbers=self._outcome == "numbers")
+        rows, said, weight, group = checked_to_fit(
+            self, X, y, sample_weight, groups, numbers=self._outcome == "numbers"
+        )
         return self._fit_on(np.arange(len(rows)), rows, said, weight, group, self._digest_of(rows))
 
     def fit_folds(
@@ -244,10 +254,11 @@ class FineTuned(BaseEstimator):
 
         own = {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
         for name, array in zip(self.names_, self.arrays_, strict=True):
-            if name not in own or own[name].shape != array.shape:
+            # A file keeps a single number as an array of one.
+            if name not in own or tuple(own[name].shape) not in (array.shape, () if array.size == 1 else None):
                 raise ValueError(f"its layers have no {name} of shape {array.shape}")
             with torch.no_grad():
-                own[name].copy_(torch.from_numpy(array))
+                own[name].copy_(torch.from_numpy(array).view(own[name].shape))
         self._layers = layers.eval()
 
     @property
@@ -294,8 +305,9 @@ class FineTuned(BaseEstimator):
         from featurecache.heads.gradient.augmenting import AUGMENTATIONS
         from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
 
-        said, weighed, grouped = (None if each is None else each[places] for each in (y, weight, group))
-        assert said is not None
+        said = y[places]
+        weighed = None if weight is None else weight[places]
+        grouped = None if group is None else group[places]
         self._take(said, weighed)
         targets = self._targets(said)
         weights = self._row_weights(targets, weighed)
@@ -327,7 +339,7 @@ class FineTuned(BaseEstimator):
                 self._start_from_a_probe(layers, rows, said, weights)
             progress = descend(layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights]))
         self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers
-        changed = {name: p for name, p in layers.named_parameters() if p.requires_grad}
+        changed: dict[str, Any] = {name: p for name, p in layers.named_parameters() if p.requires_grad}
         if self.batch_norm == "train":
             changed |= dict(layers.named_buffers())
         self.names_ = list(changed)
@@ -440,7 +452,9 @@ class FineTunedClassifier(LogitMixin, ClassifierMixin, FineTuned):
         probe = LogisticProbe(**search).fit(features, y, weight)
         if self.multilabel_ or len(self.classes_) > 2:
             return probe.coef_, probe.intercept_
-        return np.concatenate([-probe.coef_, probe.coef_]) / 2, np.concatenate([-probe.intercept_, probe.intercept_]) / 2
+        return np.concatenate([-probe.coef_, probe.coef_]) / 2, np.concatenate(
+            [-probe.intercept_, probe.intercept_]
+        ) / 2
 
 
 class FineTunedRegressor(MultiOutputMixin, RegressorMixin, FineTuned):
@@ -481,8 +495,9 @@ class FineTunedRegressor(MultiOutputMixin, RegressorMixin, FineTuned):
 
 
 _COURSE = (
-    "learning_rate pretrained_factor layer_decay weight_decay batch_size warmup clip patience batch_norm precision device"
-).split()
+    *("learning_rate", "pretrained_factor", "layer_decay", "weight_decay", "batch_size", "warmup", "clip", "patience"),
+    *("batch_norm", "precision", "device"),
+)
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "batch_norm": get_args(BatchNormPolicy),
     "precision": get_args(TrainingPrecision),

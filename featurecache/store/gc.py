@@ -21,6 +21,8 @@ from featurecache.store.store import FeatureStore
 from featurecache.store.verify import shard_folders
 from featurecache.store.views import merged_rows
 
+TRAINING = "training"
+"""Folder of a cache where trainings keep how far they are; one that is killed leaves its files, to go on from."""
 DEFAULT_AGE_HOURS = 24 * 7
 """A younger leftover may belong to a writer that is still at work."""
 
@@ -30,7 +32,7 @@ class Garbage:
     """What was found, and whether it was removed."""
 
     leftovers: list[str] = field(default_factory=list)
-    """Temporary files and shards without a commit, older than the guard."""
+    """Temporary files, checkpoints of killed trainings and shards without a commit, older than the guard."""
     young: list[str] = field(default_factory=list)
     """The same, but too young to be sure."""
     num_bytes: int = 0
@@ -80,6 +82,7 @@ def collect_garbage(
 def _leftovers(root: Path) -> Iterator[Path]:
     for folder, _, files in os.walk(root):
         yield from (path for name in sorted(files) if is_partial(path := Path(folder) / name))
+    yield from sorted((root / TRAINING).glob("*.safetensors"))
     for place in shard_folders(root):
         named = {commit.file_name for commit in ShardFolder(place).commits()}
         shards = place / "shards"

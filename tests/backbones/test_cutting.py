@@ -247,8 +247,26 @@ def test_text_encoders_are_refused(tmp_path):
     from tiny_texts import write_encoder
 
     backbone = load_backbone(BackboneRequest(name=f"hf:{write_encoder(tmp_path)}"))
-    with pytest.raises(BackboneError, match="cannot be cut"):
+    with pytest.raises(BackboneError, match="cannot be cut: it reads texts"):
         cut(backbone, "encoder.layer.0")
+    assert valid_cuts(backbone) == []
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_resnet", "timm:test_efficientnet"])
+def test_all_of_a_network_comes_after_its_input(random_backbone, name):
+    backbone = random_backbone(name)
+    found = cut(backbone, "input")
+    images = made_up_inputs(backbone, 3)
+    with torch.inference_mode():
+        assert torch.equal(found.tail(images), backbone.module(images))
+    everything = {name for name, p in backbone.module.named_parameters() if p.is_floating_point()}
+    assert set(found.trainable) == everything
+
+
+def test_a_network_that_looks_how_large_its_images_are_can_be_cut(random_backbone):
+    backbone = random_backbone("timm:test_vit")  # it resizes its positions where the size is not that of training
+    found = cut(backbone, "blocks.2")
+    check_is_the_rest(backbone, found, made_up_inputs(backbone, 3))
 
 
 def test_a_tail_learns():

@@ -318,4 +318,3 @@ def layer_name(parameter: str) -> str:
     """Return the layer that a parameter belongs to: ``blocks.9`` of ``blocks.9.attn.qkv.weight``."""
     found = _LAYER.match(parameter)
     return found.group() if found else parameter.partition(".")[0]
-

@@ -1,0 +1,193 @@
+"""What ``featurecache train`` does with layers on cached activations: options, and the ladder of depths."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from featurecache.cli.output import print_table, progress_on_stderr, warn
+from featurecache.errors import RequestError
+from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.training import TrainingReport
+    from featurecache.finetuning.ladder import Ladder
+    from featurecache.finetuning.training import FineTuning
+    from featurecache.store.feature_sets import FeatureSet
+    from featurecache.store.store import FeatureStore
+    from featurecache.store.tasks import Task
+
+_GIVEN = (
+    *("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "clip", "patience", "batch_norm", "precision"),
+    *("device", "resume", "checkpoint_seconds"),
+)
+
+
+def add_layers_options(parser: argparse.ArgumentParser) -> None:
+    """Add how layers are trained on cached activations."""
+    group = parser.add_argument_group(
+        "layers", "of --head tail, layers:linear, layers:conv, layers:transformer, layers:mlp or python:MODULE:FACTORY"
+    )
+    group.add_argument(
+        "--from-tap",
+        action="append",
+        metavar="T",
+        help="cached activations to train on; repeat for several",
+    )
+    group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    group.add_argument("--epochs", type=int, metavar="N", help="default: 10, and at least 100 steps")
+    group.add_argument("--batch-size", type=int, default=32, metavar="N")
+    group.add_argument(
+        "--learning-rate",
+        type=float,
+        action="append",
+        metavar="R",
+        help="of new layers (0.001); repeat to choose",
+    )
+    group.add_argument(
+        "--pretrained-factor",
+        type=float,
+        action="append",
+        metavar="F",
+        help="learning rate of pretrained layers, as part of that (0.1); repeat to choose",
+    )
+    group.add_argument(
+        "--layer-decay", type=float, default=1.0, metavar="F", help="rate of a layer as part of the next one's (1)"
+    )
+    group.add_argument("--weight-decay", type=float, default=0.05, metavar="D", help="of AdamW (0.05)")
+    group.add_argument("--warmup", type=float, default=0.1, metavar="S", help="share of the steps (0.1)")
+    group.add_argument("--clip", type=float, default=1.0, metavar="L", help="longest gradient (1; 0: any)")
+    group.add_argument("--patience", type=int, default=5, metavar="N", help="epochs without progress (5)")
+    group.add_argument(
+        "--start", action="append", choices=("fresh", "probe"), help="output layer at first: drawn, or a linear head"
+    )
+    group.add_argument(
+        "--augment", action="append", choices=("none", *get_args(FeatureAugmentation)), help="of activations (none)"
+    )
+    group.add_argument(
+        "--batch-norm", choices=get_args(BatchNormPolicy), default="frozen", help="statistics of norms (frozen)"
+    )
+    group.add_argument("--precision", choices=get_args(TrainingPrecision), default="float32")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
+    group.add_argument(
+        "--depths", choices=("auto",), help="a linear head, then tails from every cached layer, deeper and deeper"
+    )
+    group.add_argument("--minutes", type=float, metavar="M", help="for --depths auto; deeper ones are left out then")
+    group.add_argument("--resume", action="store_true", help="go on with a training that was killed")
+    group.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="between keeping (30)")
+
+
+def train_layers_too(
+    store: FeatureStore, task: Task, args: argparse.Namespace, train_heads: Callable[[], TrainingReport]
+) -> tuple[TrainingReport, Ladder | None]:
+    """Train heads on pooled features and layers on activations, as far as each is asked for."""
+    from featurecache.finetuning.making import is_layers
+    from featurecache.finetuning.training import train_layers
+
+    if args.depths:
+        return _climb(store, task, args)
+    layers = [head for head in args.head or () if is_layers(head)]
+    args.head = [head for head in args.head or () if not is_layers(head)]
+    if args.from_tap and not layers:
+        raise RequestError("--from-tap names what layers are trained on; name them with --head tail, for example")
+    if not layers:
+        return train_heads(), None
+    sets = _layers_sets(store, args)
+    tuning = _tuning(args)
+    report = train_heads() if args.head else None
+    for feature_set in sets:
+        if feature_set.dtype == "int8":
+            warn(f"{feature_set} is stored as int8: what rounding loses is lost to the layers; extract with float16")
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        progress.start("training layers", len(layers) * len(sets))
+        found = train_layers(
+            store,
+            task,
+            sets,
+            layers,
+            tuning,
+            tta=args.tta,
+            balanced=args.balanced,
+            memory=None if args.memory is None else int(args.memory * 1e9),
+            random_state=args.random_state,
+            backbone=args.backbone,
+            weights=args.weights,
+            on_result=lambda result: progress.advance(1),
+        )
+    if report is not None:
+        found.join(report)
+    return found, None
+
+
+def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[TrainingReport, Ladder]:
+    """Train deeper and deeper tails."""
+    from featurecache.finetuning.ladder import climb
+
+    if args.head or args.tta:
+        raise RequestError("--depths auto chooses what is trained; leave --head and --tta out")
+    if args.minutes is not None and not args.minutes > 0:
+        raise RequestError(f"--minutes must be above 0, got {args.minutes:g}")
+    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
+    taps = [*(args.tap or ()), *(args.from_tap or ())]
+    sets = [each for tap in taps or [None] for each in store.select_sets(tap=tap, **where)]
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        progress.start("climbing", len(sets))
+        ladder = climb(
+            store,
+            task,
+            sets,
+            _tuning(args),
+            seconds=float("inf") if args.minutes is None else 60 * args.minutes,
+            on_rung=lambda rung: progress.advance(1),
+            balanced=args.balanced,
+            random_state=args.random_state,
+            memory=None if args.memory is None else int(args.memory * 1e9),
+            backbone=args.backbone,
+            weights=args.weights,
+        )
+    return ladder.report, ladder
+
+
+def print_ladder(rungs: list[dict[str, Any]]) -> None:
+    rows = [
+        [
+            rung["tap"],
+            rung.get("head", "-"),
+            "-" if rung["num_trainable"] is None else f"{rung['num_trainable']:,}",
+            f"{rung['num_bytes'] / 1000:.1f}",
+            f"{rung['seconds']:.1f}" if "seconds" in rung else "-",
+            f"{rung['selection_score']:.3f}" if "seconds" in rung else "-",
+            rung.get("against_probe") or "-",
+            rung["reason"] or rung.get("against_chosen") or "chosen",
+        ]
+        for rung in rungs
+    ]
+    numbers = ["trained", "kB/sample", "seconds", "score"]
+    print_table(["from", "head", *numbers, "against the linear head", "against the chosen"], rows, numbers=numbers)
+
+
+def _layers_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
+    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
+    taps = args.from_tap or args.tap
+    if not taps:
+        raise RequestError(
+            "name the cached activations that layers are trained on with --from-tap; `featurecache ls "
+            f"{store.path}` lists what is cached, `featurecache inspect BACKBONE --tails` what can be"
+        )
+    return [store.find(tap=tap, **where) for tap in dict.fromkeys(taps)]
+
+
+def _tuning(args: argparse.Namespace) -> FineTuning:
+    from featurecache.backbones.torch_runtime import checked_device
+    from featurecache.finetuning.training import FineTuning
+
+    checked_device(args.device)
+    given = {name: getattr(args, name) for name in _GIVEN}
+    for name in ("learning_rate", "pretrained_factor", "start"):
+        if value := getattr(args, name):
+            given[name] = tuple(dict.fromkeys(value))
+    if args.augment:
+        given["augment"] = tuple(None if name == "none" else name for name in dict.fromkeys(args.augment))
+    return FineTuning(**given)

@@ -1,0 +1,198 @@
+"""How deep to train, by evidence: a linear probe on the last layer, tails that reach further back, the whole network.
+
+Each rung starts from a linear head on the pretrained features, so that a deeper one has no worse start than a shallower
+(LP-FT), and each is judged by the protocol that judges every head.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurecache.backbones.probing import probe
+from featurecache.errors import BackboneError, RequestError
+from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
+from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.finetuning.making import TAIL
+from featurecache.finetuning.training import FineTuning, train_layers
+from featurecache.store.dtypes import STORED
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task
+
+_LINEAR = {"classes": "logistic", "labels": "logistic", "numbers": "ridge"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One depth."""
+
+    tap: str
+    num_bytes: int
+    """Of one sample's activations on disk."""
+    head: TrainedHead | None = None
+    num_trainable: int | None = None
+    """Numbers that training changed."""
+    reason: str = ""
+    """Why it was not trained."""
+
+    def to_json(self, report: TrainingReport, probe: TrainedHead) -> dict[str, Any]:
+        """Return plain JSON values."""
+        said = {
+            "tap": self.tap,
+            "num_bytes": self.num_bytes,
+            "num_trainable": self.num_trainable,
+            "reason": self.reason,
+        }
+        if self.head is None:
+            return said
+        result = self.head.result
+        return said | {
+            "head": result.head,
+            "selection_score": result.selection_score,
+            "seconds": round(result.seconds, 3),
+            "against_probe": _verdict(report, self.head, probe),
+            "against_chosen": _verdict(report, self.head, report.best),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """All rungs, the shallowest first."""
+
+    report: TrainingReport
+    rungs: list[Rung]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return plain JSON values, a rung each."""
+        probe = self.rungs[0].head
+        assert probe is not None
+        return [rung.to_json(self.report, probe) for rung in self.rungs]
+
+
+def climb(
+    store: FeatureStore,
+    task: Task,
+    sets: Sequence[FeatureSet],
+    tuning: FineTuning | None = None,
+    *,
+    seconds: float = float("inf"),
+    on_rung: Callable[[Rung], None] | None = None,
+    balanced: bool = False,
+    random_state: int = 0,
+    memory: int | None = None,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+) -> Ladder:
+    """Train deeper and deeper while there is time.
+
+    Parameters
+    ----------
+    store, task, balanced, random_state, memory, backbone, weights
+        As for `featurecache.finetuning.training.train_layers`.
+    sets
+        What is cached of one backbone: pooled features to begin with, and whole activations of several layers.
+    tuning
+        How tails are trained; their output layers start from a linear head.
+    seconds
+        For all of it. A rung is not begun that would take longer than is left, if it takes as long as the one before
+        it for each number that a sample has.
+    on_rung
+        Called with each rung as it comes.
+
+    Raises
+    ------
+    RequestError
+        There are no pooled features, or no whole activations.
+    """
+    pooled = [each for each in sets if _is_pooled(each)]
+    whole = [each for each in sets if not _is_pooled(each)]
+    if not pooled or not whole:
+        missing = (
+            "pooled features to begin with (--tap default)" if not pooled else "whole activations (--tap layer3:none)"
+        )
+        raise RequestError(f"a ladder needs {missing}; add them with `featurecache extract`, and see `featurecache "
+                           "inspect BACKBONE --tails`")  # fmt: skip
+    started = time.monotonic()
+    whole = _from_the_last(whole, backbone, weights)
+    first = _last_layer(pooled)
+    common: dict[str, Any] = {"balanced": balanced, "random_state": random_state, "memory": memory}
+    report = train_heads(store, task, [first], [_LINEAR[task.kind]], **common)
+    rungs: list[Rung] = []
+
+    def add(rung: Rung) -> None:
+        rungs.append(rung)
+        if on_rung is not None:
+            on_rung(rung)
+
+    add(
+        Rung(
+            tap=first.tap,
+            num_bytes=_bytes_of(first),
+            head=report.best,
+            num_trainable=_linear_size(first, len(task.classes)),
+        )
+    )
+    tuning = replace(tuning or FineTuning(), start=("probe",))
+    of_a_number = 0.0
+    for feature_set in whole:
+        rung = Rung(tap=feature_set.tap, num_bytes=_bytes_of(feature_set))
+        numbers = int(np.prod(feature_set.open().sample_shape))
+        left = seconds - (time.monotonic() - started)
+        if (expected := of_a_number * numbers) > left:
+            add(replace(rung, reason=f"would take about {expected:.0f} s, and {max(left, 0):.0f} s are left"))
+            continue
+        begun = time.monotonic()
+        try:
+            found = train_layers(
+                store, task, [feature_set], [TAIL], tuning, backbone=backbone, weights=weights, **common
+            )
+        except BackboneError as error:
+            add(replace(rung, reason=str(error)))
+            continue
+        of_a_number = (time.monotonic() - begun) / numbers
+        (head,) = found.heads
+        report.join(found)
+        add(replace(rung, head=head, num_trainable=sum(a.size for a in head.result.estimator.arrays_)))
+    return Ladder(report=report, rungs=rungs)
+
+
+def _is_pooled(feature_set: FeatureSet) -> bool:
+    shape = feature_set.open().sample_shape
+    return len(shape) - (feature_set.num_views is not None) == 1
+
+
+def _last_layer(pooled: Sequence[FeatureSet]) -> FeatureSet:
+    """Return the input of the output layer, or what was cached last."""
+    return next((each for each in pooled if each.tap.startswith("pre_logits:")), pooled[-1])
+
+
+def _from_the_last(whole: Sequence[FeatureSet], backbone: str | None, weights: str | Path | None) -> list[FeatureSet]:
+    """Sort by where in the network the taps are, the last layer first."""
+    if others := [each for each in whole if each.fingerprint != whole[0].fingerprint]:
+        raise RequestError(f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with "
+                           "--fingerprint")  # fmt: skip
+    made_with = whole[0].about["weights_source"]
+    identity = whole[0].identity.plain
+    network = reproduce_backbone(identity, made_with, needed_by="a ladder", backbone=backbone, weights=weights)
+    order = probe(network).order
+    return sorted(whole, key=lambda each: -order[each.tap.rpartition(":")[0]])
+
+
+def _bytes_of(feature_set: FeatureSet) -> int:
+    return int(np.prod(feature_set.open().sample_shape)) * np.dtype(STORED[feature_set.dtype]).itemsize
+
+
+def _linear_size(feature_set: FeatureSet, num_outputs: int) -> int:
+    shape = feature_set.open().sample_shape
+    return (int(shape[-1]) + 1) * num_outputs
+
+
+def _verdict(report: TrainingReport, head: TrainedHead, other: TrainedHead) -> str | None:
+    compared = report.compare(head, other)
+    return None if compared is None else compared.verdict
