@@ -260,6 +260,6 @@ def test_nodes_are_listed_with_shapes(small):
     nodes = {node.name: node for node in list_nodes(small)}
     assert list(nodes) == ["input", "body", "body.0", "body.1", "body.2", "act", "head", "pre_logits"]
     assert nodes["body"].output_shape == (8, 8, 8)
-    assert (nodes["input"].output_shape, nodes["input"].num_parameters, nodes["input"].flops) == ((3, 16, 16), 0, 0)
+    assert (nodes["input"].output_shape, nodes["input"].num_parameters, nodes["input"].flops) == ((3, 32, 32), 0, 0)
     assert nodes["body.0"].num_parameters == 3 * 8 * 9 + 8
     assert nodes["pre_logits"].output_shape == (8,)

@@ -1,0 +1,280 @@
+"""Layers on cached activations, from the command line to the answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from conftest import RUNTIME, TINY, need
+
+from featurecache.cli import main
+from featurecache.deployment.predict import predict
+from featurecache.finetuning.training import FineTuning, train_layers
+from featurecache.store.gc import TRAINING, collect_garbage
+from featurecache.store.store import FeatureStore
+
+HERE = "python:tiny_layers:"
+TAPS = ("default", "stem:none", "input:none")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process and return status, stdout and stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        status = main([str(arg) for arg in args])
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return run
+
+
+@pytest.fixture
+def cache(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> Path:
+    """Three colours; whole activations beside the pooled ones."""
+    source, cache = make_folder(per_class=20), tmp_path / "c"
+    taps = [f"--tap={tap}" for tap in TAPS]
+    assert call("extract", source, "--cache", cache, "--backbone", TINY, *taps, *RUNTIME)[0] == 0
+    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
+    return cache
+
+
+def train(*options: object) -> list[object]:
+    return ["--task", "colours", "--backbone", TINY, "--quiet", "--learning-rate", 0.01, *options]
+
+
+def layers(head: str, tap: str, *options: object) -> list[object]:
+    return train("--head", head, "--from-tap", tap, *options)
+
+
+@pytest.mark.parametrize("head", ["tail", "layers:conv", HERE + "own"])
+def test_layers_stand_in_one_table_with_other_heads(cache: Path, call: Callable, head: str) -> None:
+    options = ["--tap", "pre_logits", "--head", "logistic", "--epochs", 3, "--json"]
+    status, out, err = call("train", cache, *layers(head, "stem:none", *options))
+    assert status == 0, err
+    results = json.loads(out)["results"]
+    assert {(r["head"], r["tap"]) for r in results} == {("logistic", "pre_logits:none"), (head, "stem:none")}
+    assert results[0]["against_chosen"] is None
+    assert results[1]["against_chosen"]["verdict"] in ("worse", "equivalent", "cannot tell")
+    assert not (cache / TRAINING).exists()
+
+
+@pytest.mark.parametrize("tap", ["stem:none", "input:none"])
+@pytest.mark.parametrize("head", ["tail", "layers:conv", HERE + "own"])
+def test_predict_says_of_files_what_training_said_of_their_rows(
+    cache: Path, call: Callable, head: str, tap: str
+) -> None:
+    assert call("train", cache, *layers(head, tap, "--epochs", 3, "--save", "kept"))[0] == 0
+    store = FeatureStore.open(cache)
+    task, feature_set = store.task("colours"), store.find(tap=tap)
+    report = train_layers(
+        store, task, [feature_set], [head], FineTuning(learning_rate=(0.01,), epochs=3), backbone=TINY
+    )
+    rows, _ = task.rows(feature_set.open(), report.best.result.reported)
+    files = [cache.parent / "photos" / uri for uri in store.samples.uris_of(rows)]
+    agreed = head if head.startswith("python:") else None
+    answers = list(predict(cache / "heads" / "kept", files, backbone=TINY, layers=agreed))
+    said = {answer.path: answer for answer in answers}
+    for file, expected in zip(files, report.best.result.proba, strict=True):
+        found = list(said[str(file)].probabilities.values())
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_views_are_rows_to_train_on(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:
+    source, cache = make_folder(per_class=12), tmp_path / "v"
+    for views in ([], ["--views", 3]):
+        assert (
+            call("extract", source, "--cache", cache, "--backbone", TINY, "--tap", "stem:none", *views, *RUNTIME)[0]
+            == 0
+        )
+    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
+    status, out, err = call("train", cache, *layers("tail", "stem:none", "--views", 3, "--epochs", 3, "--json"))
+    assert status == 0, err
+    assert json.loads(out)["results"][0]["views"] == 3
+
+
+def test_labels_and_numbers(cache: Path, call: Callable, tmp_path: Path) -> None:
+    files = sorted((cache.parent / "photos").rglob("*.png"))
+    lines = [f"{p.relative_to(cache.parent / 'photos')},{p.parent.name},{len(p.parent.name)}.5" for p in files]
+    table = tmp_path / "more.csv"
+    table.write_text("\n".join(["path,tags,length", *lines]))
+    assert call("task", "add", cache, "tags", table, "--label-column", "tags", "--kind", "labels")[0] == 0
+    assert call("task", "add", cache, "length", table, "--label-column", "length", "--kind", "numbers")[0] == 0
+    for task in ("tags", "length"):
+        options = layers("tail", "stem:none", "--epochs", 3, "--start", "probe", "--save", task)
+        options[1] = task
+        assert call("train", cache, *options)[0] == 0
+        assert next(iter(predict(cache / "heads" / task, files[:1], backbone=TINY))).status == "ok"
+
+
+def test_ladder_shows_each_rung_and_leaves_out_what_takes_too_long(cache: Path, call: Callable) -> None:
+    status, out, err = call("train", cache, *train("--depths", "auto", "--epochs", 3, "--json"))
+    assert status == 0, err
+    rungs = json.loads(out)["ladder"]
+    assert [rung["tap"] for rung in rungs] == ["pre_logits:none", "stem:none", "input:none"]
+    sizes = [rung["num_trainable"] for rung in rungs]
+    body, stem, output = 16 * 8 * 9 + 3 * 16, 8 * 3 * 9 + 3 * 8, 17 * 3
+    assert sizes == [output, output + body, output + body + stem]
+    assert [rung["num_bytes"] for rung in rungs] == [2 * 16, 2 * 8 * 16 * 16, 2 * 3 * 32 * 32]
+    assert rungs[0]["against_probe"] is None
+    assert all(rung["against_probe"] for rung in rungs[1:])
+    assert all(rung["seconds"] > 0 for rung in rungs)
+
+    status, out, _ = call("train", cache, *train("--depths", "auto", "--epochs", 3, "--minutes", 1e-4))
+    assert status == 0
+    assert "s are left" in out
+    assert "against the linear head" in out
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch", "safetensors"])
+@pytest.mark.parametrize(("head", "tap"), [("tail", "stem:none"), ("tail", "input:none"), ("layers:conv", "stem:none")])
+def test_exported_files_answer_as_predict(cache: Path, call: Callable, format: str, head: str, tap: str) -> None:
+    if format == "onnx":
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            need(package)
+    assert call("train", cache, *layers(head, tap, "--epochs", 2, "--save", "kept"))[0] == 0
+    out = cache.parent / f"out.{format}"
+    status, said, err = call(
+        "export", cache / "heads" / "kept", "--out", out, "--format", format, "--backbone", TINY, "--json"
+    )
+    assert status == 0, err
+    assert json.loads(said)["largest_difference"] < 1e-4
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(cache: Path, call: Callable) -> None:
+    options = layers("tail", "input:none", "--epochs", 12, "--batch-size", 4, "--augment", "mixup")
+    assert call("train", cache, *options, "--save", "whole")[0] == 0
+    command = [sys.executable, "-m", "featurecache", "train", cache, *options, "--save", "killed"]
+    command += ["--resume", "--checkpoint-seconds", 0]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for count in (1, 3):  # killed in the first fit of the protocol, and in a later one
+        process = subprocess.Popen([str(part) for part in command], env=environment)
+        while process.poll() is None and _num_steps(cache) < 5 + 60 * (count - 1):
+            time.sleep(0.01)
+        assert process.poll() is None, "it was to be killed before its end"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = sorted((cache / TRAINING).glob("*.safetensors"))
+    assert len(kept) > 1
+    store = FeatureStore.open(cache)
+    assert set(collect_garbage(store).young) >= {str(path.relative_to(cache)) for path in kept}
+
+    assert call("train", cache, *options, "--save", "killed", "--resume")[0] == 0
+    whole, killed = (
+        safetensors.numpy.load((cache / "heads" / name / "head.safetensors").read_bytes())
+        for name in ("whole", "killed")
+    )
+    assert whole.keys() == killed.keys()
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, killed[name])
+    assert not (cache / TRAINING).exists()
+
+
+def _num_steps(cache: Path) -> int:
+    """Steps of all fits that are kept."""
+    total = 0
+    for path in (cache / TRAINING).glob("*.safetensors"):
+        with safetensors.safe_open(path, framework="np") as file:
+            total += json.loads(file.metadata()["progress"])["step"]
+    return total
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (layers("tail", "pre_logits"), "it is or holds the output layer"),
+        (train("--head", "tail"), "name the cached activations that layers are trained on with --from-tap"),
+        (train("--from-tap", "stem:none"), "name them with --head tail"),
+        (layers("tail", "nowhere:none"), "unknown cached tap 'nowhere:none'"),
+        (layers("layers:convv", "stem:none"), "unknown layers 'convv'; did you mean 'conv'"),
+        (layers(HERE + "wrong", "stem:none"), r"the layers make (2, 4) of two rows, and should make (2, 3)"),
+        (
+            layers(HERE + "failing", "stem:none"),
+            "failed for activations of shape (8, 16, 16) and 3 outputs: no such luck",
+        ),
+        (layers(HERE + "nothing", "stem:none"), "returned a module that has nothing to train"),
+        (layers(HERE + "number", "stem:none"), "returned a int; it must return a torch.nn.Module"),
+        (layers(HERE + "absent", "stem:none"), "cannot be imported"),
+        (layers("tail", "stem:none", "--epochs", 0), "epochs must be a whole number of at least 1"),
+        (layers("tail", "stem:none", "--device", "tpu"), "unknown device 'tpu'"),
+        (train("--depths", "auto", "--head", "tail"), "--depths auto chooses what is trained; leave --head"),
+        (train("--depths", "auto", "--minutes", 0), "--minutes must be above 0"),
+        (train("--depths", "auto", "--tap", "pre_logits"), "a ladder needs whole activations"),
+        (train("--depths", "auto", "--tap", "stem"), "a ladder needs pooled features"),
+    ],
+)
+def test_requests_that_make_no_sense_say_so(cache: Path, call: Callable, options: list[object], message: str) -> None:
+    status, _, err = call("train", cache, *options)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_pooled_tap_is_answered_with_the_command_that_caches_it_whole(cache: Path, call: Callable) -> None:
+    source = cache.parent / "photos"
+    assert call("extract", source, "--cache", cache, "--backbone", TINY, "--tap", "stem:avg", *RUNTIME)[0] == 0
+    status, _, err = call("train", cache, *layers("tail", "stem:avg"))
+    assert status == 2
+    assert f"extract SOURCE --cache {cache} --backbone {TINY} --tap stem:none" in err
+
+
+def test_int8_activations_are_warned_about(cache: Path, call: Callable) -> None:
+    source = cache.parent / "photos"
+    options = ["--tap", "stem:none", "--dtype", "int8"]
+    assert call("extract", source, "--cache", cache, "--backbone", TINY, *options, *RUNTIME)[0] == 0
+    status, _, err = call("train", cache, *layers("tail", "stem:none", "--dtype", "int8", "--epochs", 1))
+    assert status == 0
+    assert "is stored as int8: what rounding loses is lost to the layers" in err
+
+
+def test_somebodys_own_code_runs_only_when_it_is_named(cache: Path, call: Callable) -> None:
+    assert call("train", cache, *layers(HERE + "own", "stem:none", "--epochs", 1, "--save", "own"))[0] == 0
+    head, photos = cache / "heads" / "own", cache.parent / "photos"
+    status, _, err = call("predict", head, photos, "--backbone", TINY)
+    assert (status, f"if you trust it, pass --layers {HERE}own" in err) == (2, True)
+    assert call("predict", head, photos, "--backbone", TINY, "--layers", HERE + "own")[0] == 0
+    assert call("train", cache, *train("--tap", "pre_logits", "--head", "ridge", "--save", "plain"))[0] == 0
+    status, _, err = call("predict", cache / "heads" / "plain", photos, "--backbone", TINY, "--layers", HERE + "own")
+    assert (status, "leave --layers" in err) == (2, True)
+
+
+def test_one_image_of_each_class(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:
+    source, cache = make_folder(per_class=1), tmp_path / "one"
+    assert call("extract", source, "--cache", cache, "--backbone", TINY, "--tap", "stem:none", *RUNTIME)[0] == 0
+    lines = [f"{p.relative_to(source)},{p.parent.name},train" for p in sorted(source.rglob("*.png"))]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,label,split", *lines]))
+    assert call("task", "add", cache, "colours", table)[0] in (0, 2)
+    status, _, err = call("train", cache, *layers("tail", "stem:none"))
+    assert status == 2
+    assert err.count("\n") == 1
+
+
+def test_a_head_whose_tensors_fit_no_layer_is_refused(cache: Path, call: Callable) -> None:
+    assert call("train", cache, *layers("tail", "stem:none", "--epochs", 1, "--save", "tail"))[0] == 0
+    assert call("train", cache, *layers("layers:conv", "stem:none", "--epochs", 1, "--save", "conv"))[0] == 0
+    from featurecache.records import encode_record, read_record
+
+    path = cache / "heads" / "conv" / "head.json"
+    record = read_record(path, "head")
+    record["meta"]["head"] = "tail"
+    path.write_bytes(encode_record("head", {k: v for k, v in record.items() if k not in ("format", "kind", "version")}))
+    status, _, err = call("predict", cache / "heads" / "conv", cache.parent / "photos", "--backbone", TINY)
+    assert status == 2
+    assert "does not work with its layers" in err or "cannot be used" in err
+
+
+def test_verify_passes_a_cache_with_trained_layers(cache: Path, call: Callable) -> None:
+    assert call("train", cache, *layers("tail", "stem:none", "--epochs", 1, "--save", "tail"))[0] == 0
+    assert call("verify", cache)[0] == 0
+    assert torch.get_num_threads() >= 1
