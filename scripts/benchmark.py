@@ -8,6 +8,7 @@
     python scripts/benchmark.py sustained
     python scripts/benchmark.py reading
     python scripts/benchmark.py taps --repeats 15
+    python scripts/benchmark.py tails --backbone torchvision:resnet50 --tap layer3:none
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
     python scripts/benchmark.py memory fashion.cache --task kind
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, extraction, heads, life, reading, taps
+from benchmarks import ceilings, extraction, heads, life, reading, tails, taps
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -86,6 +87,7 @@ def main() -> None:
         "sustained": (life.bench_sustained, life.add_sustained_options),
         "reading": (reading.bench_reading, lambda parser: None),
         "taps": (taps.bench_taps, taps.add_options),
+        "tails": (tails.bench_tails, tails.add_options),
         "heads": (heads.bench_heads, heads.add_heads_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "memory": (heads.bench_memory, heads.add_memory_options),

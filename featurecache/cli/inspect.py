@@ -156,3 +156,4 @@ def _print_tails(backbone: Backbone, cuts: list[CutInfo]) -> None:
     print_line(
         f"cache one of them: featurecache extract SOURCE --cache DIR --backbone {backbone.name} --tap {cuts[-1].tap}"
     )
+    print_line(f"then train what comes after: featurecache train DIR --task T --head tail --from-tap {cuts[-1].tap}")

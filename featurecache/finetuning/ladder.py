@@ -110,8 +110,9 @@ def climb(
     RequestError
         There are no pooled features, or no whole activations.
     """
-    pooled = [each for each in sets if _is_pooled(each)]
     whole = [each for each in sets if not _is_pooled(each)]
+    networks = {each.fingerprint for each in whole}
+    pooled = [each for each in sets if _is_pooled(each) and (each.fingerprint in networks or not networks)]
     if not pooled or not whole:
         missing = (
             "pooled features to begin with (--tap default)" if not pooled else "whole activations (--tap layer3:none)"

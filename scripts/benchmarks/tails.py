@@ -1,0 +1,101 @@
+"""What a cache saves in training a tail: epochs, one with the frozen layers recomputed. Run by `benchmark.py tails`."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import spread
+
+
+def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
+    """One epoch of a tail from cached activations, against one that computes the layers before the cut from images."""
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+    from featurecache.backbones.cutting import valid_cuts
+    from featurecache.backbones.registry import load_backbone
+    from featurecache.backbones.taps import TappedBackbone, resolve_taps
+    from featurecache.finetuning.making import maker
+    from featurecache.heads.gradient.descent import Course, Layers, RowsToTrain, descend
+    from featurecache.machine import num_cores
+    from featurecache.specs import BackboneRequest
+
+    torch.set_num_threads(num_cores())
+    request = BackboneRequest(name=args.backbone, weights=args.weights, init="pretrained" if args.weights else "random")
+    backbone = load_backbone(request)
+    (tap,) = resolve_taps(backbone, [args.tap])
+    crop = backbone.preprocess.crop
+    images = torch.randn(args.rows, 3, crop, crop)
+    before = TappedBackbone(backbone, [tap])
+
+    class Whole(nn.Module):
+        """The frozen layers, then the tail."""
+
+        def __init__(self, tail: nn.Module) -> None:
+            super().__init__()
+            self.tail = tail
+
+        def forward(self, images_BCHW: Tensor) -> Tensor:
+            with torch.no_grad():
+                activations = before(images_BCHW)[tap.name]
+            return self.tail(activations)
+
+    course = Course(
+        learning_rate=1e-4, pretrained_factor=0.1, layer_decay=1.0, weight_decay=0.05, batch_size=args.batch_size,
+        epochs=1, warmup=0.0, clip=1.0, patience=1, batch_norm="frozen", precision="float32", device="cpu", seed=0,
+    )  # fmt: skip
+    make = maker("tail", tap.name, tap.shape, backbone)
+
+    def epoch(read: Any, *, whole: bool) -> float:
+        layers = make(10)
+        if whole:
+            layers = Layers(Whole(layers.body), layers.output)
+        rows = RowsToTrain(
+            read=read, y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows), fitted=np.arange(args.rows),
+            to_stop_by=np.zeros(0, np.int64), outcome="classes",
+        )  # fmt: skip
+        started = time.perf_counter()
+        descend(layers, rows, course)
+        return time.perf_counter() - started
+
+    with tempfile.TemporaryDirectory() as folder:
+        shape = (args.rows, *tap.shape)
+        cached = np.memmap(Path(folder) / "activations", np.float32, "w+", shape=shape)
+        with torch.inference_mode():
+            for start in range(0, args.rows, args.batch_size):
+                some = slice(start, start + args.batch_size)
+                cached[some] = before(images[some])[tap.name].numpy()
+        seconds: dict[str, list[float]] = {"from the cache": [], "recomputed": []}
+        for turn in range(args.repeats + 1):  # the first is to warm up
+            found = {
+                "from the cache": epoch(lambda places: torch.from_numpy(cached[places]), whole=False),
+                "recomputed": epoch(lambda places: images[torch.from_numpy(places)], whole=True),
+            }
+            for name, value in found.items():
+                seconds[name] += [value] if turn else []
+    ratios = [slow / quick for slow, quick in zip(seconds["recomputed"], seconds["from the cache"], strict=True)]
+    bound = next(cut.speedup for cut in valid_cuts(backbone) if cut.tap == tap.name)
+    assert bound is not None
+    return {
+        "backbone": args.backbone,
+        "cut after": tap.name,
+        "rows": args.rows,
+        "seconds of an epoch": {name: spread(values) for name, values in seconds.items()},
+        "recomputed / from the cache": spread(ratios),
+        "bound, by operations": bound,
+        "share of the bound": spread([ratio / bound for ratio in ratios]),
+    }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Describe what to run."""
+    parser.add_argument("--backbone", default="torchvision:resnet50")
+    parser.add_argument("--weights", type=Path, help="random weights without it: they cost the same")
+    parser.add_argument("--tap", default="layer3:none")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
