@@ -15,6 +15,8 @@ from featurecache.atomic import publish_bytes
 from featurecache.errors import MissingExtraError
 
 _TAB_SUFFIXES = (".tsv", ".tab")
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
+"""Of tables that are written."""
 _MAX_FIELD = 16_000_000
 """Characters in one field; a quote that is left open must not swallow a file of any size."""
 

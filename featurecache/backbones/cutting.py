@@ -94,7 +94,7 @@ def cut(backbone: Backbone, name: str) -> Cut:
     """
     if is_text(backbone.preprocess):
         raise BackboneError(
-            f"{backbone.name} cannot be cut: it reads texts, and layers after a cut need to know which tokens are padding"
+            f"{backbone.name} cannot be cut: it reads texts, and later layers need to know which tokens are padding"
         )
     seen = probe(backbone)
     tap = _unpooled(backbone, seen, name)

@@ -26,7 +26,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
     parser.add_argument("--task", action="append", metavar="T", help="repeat for several (default: all)")
-    parser.add_argument("--tap", action="append", metavar="T", help="cached tap, repeat for several (default: all)")
+    parser.add_argument(
+        "--tap", action="append", metavar="T", help="cached tap, repeat for several (default: all pooled ones)"
+    )
     parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
     parser.add_argument("--fingerprint", metavar="F", help="only features with this fingerprint")
     parser.add_argument("--dtype", metavar="D", help="only features stored as this type")
@@ -59,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
     from featurecache.evaluation.summary import summarise
     from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
+    from featurecache.heads.registry import needs_tokens
     from featurecache.reporting.sweep import draw_sweep
+    from featurecache.store.feature_sets import pooled_if_any
     from featurecache.store.store import FeatureStore
     from featurecache.tables import write_table
 
@@ -83,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
     views = 0 if args.views is None and not args.tta else args.views
     sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]
+    if args.tap is None and not any(map(needs_tokens, args.head or ())):
+        sets = pooled_if_any(sets)
     sets = list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
     num_kept = 0
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -111,13 +117,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_places(args: argparse.Namespace) -> None:
-    from featurecache.tables import TableError, check_writable
+    from featurecache.tables import TABLE_SUFFIXES, TableError, check_writable
 
     for option, path in (("--out", args.out), ("--picture", args.picture)):
         if path is None:
             continue
         if option == "--picture" and path.suffix.lower() != ".svg":
             raise RequestError(f"{option} {path} must end in .svg")
+        if option == "--out" and path.suffix.lower() not in TABLE_SUFFIXES:
+            raise RequestError(f"{option} {path} must end in {', '.join(TABLE_SUFFIXES)}")
         try:
             check_writable(path)
         except TableError as error:

@@ -35,7 +35,12 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
     parser.add_argument("--task", required=True, metavar="T")
-    parser.add_argument("--tap", action="append", metavar="T", help="cached tap, or 'all'; repeat for several")
+    parser.add_argument(
+        "--tap",
+        action="append",
+        metavar="T",
+        help="cached tap, or 'all' (pooled ones, if there are any); repeat for several",
+    )
     parser.add_argument("--backbone", metavar="B", help="only features of this backbone")
     parser.add_argument(
         "--fingerprint", metavar="F", help="only features with this fingerprint (its beginning will do)"
@@ -204,13 +209,16 @@ def _row(result: dict[str, Any], primary: str, others: list[str]) -> list[Any]:
 
 
 def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
+    from featurecache.heads.registry import needs_tokens
+    from featurecache.store.feature_sets import pooled_if_any
+
     where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
     if args.tta and args.views is None:
         where["views"] = _only_number_of_views(store, where)
-    if args.tap is None:
-        return [store.find(**where)]
-    if "all" in args.tap:
-        return store.select_sets(**where)
+    if args.tap is None or "all" in args.tap:
+        found = store.select_sets(**where)
+        found = found if any(map(needs_tokens, args.head or ())) else pooled_if_any(found)
+        return found if args.tap or len(found) == 1 else [store.find(**where)]
     sets = [feature_set for tap in dict.fromkeys(args.tap) for feature_set in store.select_sets(tap=tap, **where)]
     plain = [feature_set for feature_set in sets if feature_set.num_views is None]
     return plain if plain and where["views"] is None else sets

@@ -14,12 +14,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.cutting import cut
 from featurecache.backbones.providers.python_factory import import_factory
+from featurecache.backbones.taps import DEFAULT, resolve_taps
 from featurecache.errors import HeadError, RequestError, first_line
 from featurecache.finetuning import library
 from featurecache.heads.finetuned import MakeLayers
@@ -62,7 +62,7 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     """
     if head == TAIL:
         assert backbone is not None
-        return _of_tail(backbone, tap, shape)
+        return _of_tail(backbone, tap)
     if head.startswith(PYTHON):
         return _of_factory(head, shape)
     name = head.removeprefix(library.PREFIX)
@@ -75,13 +75,13 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     return make
 
 
-def _of_tail(backbone: Backbone, tap: str, shape: tuple[int, ...]) -> MakeLayers:
+def _of_tail(backbone: Backbone, tap: str) -> MakeLayers:
     found = cut(backbone, tap)
-    with torch.inference_mode():
-        width = math.prod(found.tail(torch.zeros(1, *shape)).shape[1:])
+    (features,) = resolve_taps(backbone, [DEFAULT])  # pooled as heads on the last layer have them
+    width = math.prod(features.shape)
 
     def make(num_outputs: int) -> Layers:
-        return Layers(copy.deepcopy(found.tail), nn.Linear(width, num_outputs), found.trainable)
+        return Layers(copy.deepcopy(found.tail), nn.Linear(width, num_outputs), found.trainable, pool=features.pool)
 
     return make
 

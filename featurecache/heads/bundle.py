@@ -87,7 +87,9 @@ def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     except CorruptError as error:
         raise _unusable(path, str(error)) from None
     except OSError as error:
-        raise HeadError(f"no head in {folder}: {JSON_NAME} cannot be read ({error.strerror}); save one there") from None
+        beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{JSON_NAME}"))[:20]
+        advice = f"there are {', '.join(beside)} beside it" if beside else "save one there"
+        raise HeadError(f"no head in {folder}: {JSON_NAME} cannot be read ({error.strerror}); {advice}") from None
     meta = document.get("meta")
     if not isinstance(meta, dict):
         raise _unusable(path, "it has no meta data")

@@ -95,6 +95,12 @@ def choose(sets: list[FeatureSet], wanted: Mapping[str, str | None], views: int 
     return sets if views is None else _with_views(sets, views)
 
 
+def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
+    """Leave out what keeps its places or tokens, for layers to be trained on, where there are pooled features too."""
+    pooled = [each for each in sets if len(each.open().sample_shape) - (each.num_views is not None) < 2]
+    return pooled or list(sets)
+
+
 def read_spec(spec: Path) -> tuple[FeatureIdentity, dict[str, Any]]:
     """Read how the features in a folder were made, and what people want to know beside it."""
     record = read_record(spec, "spec")

@@ -357,6 +357,7 @@ def test_a_damaged_result_is_computed_again_and_repaired(sweep: Callable, cached
         (["--tap", "nothing"], "nothing"),
         (["--head", "knm"], "did you mean 'knn'"),
         (["--out", "no/such/rows.csv"], "--out no/such/rows.csv: there is no folder no/such; make it"),
+        (["--out", "rows.txt"], "--out rows.txt must end in .csv, .tsv, .tab, .parquet"),
         (["--picture", "p.png"], "--picture p.png must end in .svg"),
         (["--out", "."], "--out .: it is a folder; name a file"),
         (["--folds", "40"], "too few for 40 folds; ask for fewer folds"),

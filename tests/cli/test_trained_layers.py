@@ -228,6 +228,16 @@ def test_a_pooled_tap_is_answered_with_the_command_that_caches_it_whole(cache: P
     assert f"extract SOURCE --cache {cache} --backbone {TINY} --tap stem:none" in err
 
 
+def test_heads_are_trained_on_pooled_features_unless_others_are_named(cache: Path, call: Callable) -> None:
+    for choice in ([], ["--tap", "all"]):
+        out = call("train", cache, *train(*choice, "--head", "ridge", "--json"))[1]
+        assert [result["tap"] for result in json.loads(out)["results"]] == ["pre_logits:none"]
+    out = call("train", cache, *train("--tap", "stem", "--head", "ridge", "--json"))[1]
+    assert [result["tap"] for result in json.loads(out)["results"]] == ["stem:none"]
+    out = call("sweep", cache, "--head", "ridge", "--quiet", "--json")[1]
+    assert {row["tap"] for row in json.loads(out)["rows"]} == {"pre_logits:none"}
+
+
 def test_int8_activations_are_warned_about(cache: Path, call: Callable) -> None:
     source = cache.parent / "photos"
     options = ["--tap", "stem:none", "--dtype", "int8"]

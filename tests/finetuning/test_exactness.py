@@ -102,3 +102,20 @@ def test_losses_are_those_of_a_network_whose_frozen_part_is_recomputed(name: str
     assert len(head.losses_) == len(expected) == 15
     np.testing.assert_allclose(head.losses_, expected, rtol=0, atol=1e-4)
     assert expected[-1] < expected[0]
+
+
+def test_a_network_that_ends_in_a_map_is_pooled_before_the_new_output_layer() -> None:
+    """SqueezeNet's output layer is a convolution: flattened, its input would be 86,528 features instead of 512."""
+    need("torchvision")
+    backbone = load_backbone(BackboneRequest(name="torchvision:squeezenet1_1", init="random"))
+    layers = maker("tail", "features.10:none", (384, 13, 13), backbone)(3)
+    assert layers.output is not None
+    assert layers.output.in_features == 512
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    caught: dict[str, torch.Tensor] = {}
+    for node in ("features.10", "classifier.0"):
+        layer = backbone.module.get_submodule(node)
+        layer.register_forward_hook(lambda _module, _inputs, out, node=node: caught.update({node: out}))
+    with torch.inference_mode():
+        backbone.module(images)
+        torch.testing.assert_close(layers.eval().features(caught["features.10"]), caught["classifier.0"].mean((2, 3)))

@@ -182,6 +182,11 @@ def test_a_missing_file_is_named(folder, file):
         load_head(folder)
 
 
+def test_a_head_that_is_not_there_is_answered_with_those_that_are(folder):
+    with pytest.raises(HeadError, match=f"no head in .*there are {folder.name} beside it"):
+        load_head(folder.parent / "nowhere")
+
+
 def test_an_interrupted_replacement_leaves_the_old_head(folder, monkeypatch):
     before, _ = load_head(folder)
     real = bundle.publish_bytes

@@ -44,16 +44,26 @@ class Layers(nn.Module):
         From flattened features to outputs; none where the body puts out outputs.
     pretrained
         Names of the body's parameters that were trained before.
+    pool
+        From what the body puts out to what is flattened, where that is not the same.
     """
 
-    def __init__(self, body: nn.Module, output: nn.Linear | None, pretrained: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        output: nn.Linear | None,
+        pretrained: Sequence[str] = (),
+        *,
+        pool: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.body, self.output = body, output
+        self.body, self.output, self._pool = body, output, pool
         self.pretrained = {f"body.{name}" for name in pretrained}
 
     def features(self, activations: Tensor) -> Tensor:
         """Return what the output layer sees, (B, D)."""
-        return torch.flatten(self.body(activations), 1)
+        found = self.body(activations)
+        return torch.flatten(found if self._pool is None else self._pool(found), 1)
 
     def forward(self, activations: Tensor) -> Tensor:
         """Return (B, K)."""
