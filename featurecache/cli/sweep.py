@@ -124,12 +124,12 @@ def _check_places(args: argparse.Namespace) -> None:
             continue
         if option == "--picture" and path.suffix.lower() != ".svg":
             raise RequestError(f"{option} {path} must end in .svg")
-        if option == "--out" and path.suffix.lower() not in TABLE_SUFFIXES:
-            raise RequestError(f"{option} {path} must end in {', '.join(TABLE_SUFFIXES)}")
         try:
             check_writable(path)
         except TableError as error:
             raise RequestError(f"{option} {path}: {error}") from None
+        if option == "--out" and path.suffix.lower() not in TABLE_SUFFIXES:
+            raise RequestError(f"{option} {path} must end in {', '.join(TABLE_SUFFIXES)}")
 
 
 def _print(lines: list[dict[str, Any]]) -> None:

@@ -182,9 +182,11 @@ def test_a_missing_file_is_named(folder, file):
         load_head(folder)
 
 
-def test_a_head_that_is_not_there_is_answered_with_those_that_are(folder):
-    with pytest.raises(HeadError, match=f"no head in .*there are {folder.name} beside it"):
-        load_head(folder.parent / "nowhere")
+def test_a_head_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+    for name in ("one", "other"):
+        save_head(tmp_path / name, _fitted("ridge")[0], META)
+    with pytest.raises(HeadError, match="no head in .*nowhere.*there are one, other beside it"):
+        load_head(tmp_path / "nowhere")
 
 
 def test_an_interrupted_replacement_leaves_the_old_head(folder, monkeypatch):
