@@ -162,7 +162,7 @@ def descend(layers: Layers, rows: RowsToTrain, course: Course, checkpoint: Check
     Raises
     ------
     DivergedError
-        A loss that is not finite.
+        A loss or a gradient that is not finite; no step is taken then.
     """
     return _Descent(layers, rows, course, checkpoint).run()
 
@@ -211,16 +211,15 @@ class _Descent:
             pairs = None
         self._layers.set_training(statistics=course.batch_norm == "train")
         loss = self._loss(activations, y, weight, pairs)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        length = nn.utils.clip_grad_norm_(self._trained.values(), course.clip or math.inf)
         value = float(loss.detach())
-        if not math.isfinite(value):
+        if not (math.isfinite(value) and math.isfinite(float(length))):
             raise DivergedError(
                 f"training diverges at step {number + 1} of {total} with the learning rate {course.learning_rate:g}; "
                 "use a smaller one" + (self._checkpoint.said() if self._checkpoint else "")
             )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if course.clip:
-            nn.utils.clip_grad_norm_(self._trained.values(), course.clip)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * part
         self._optimizer.step()
