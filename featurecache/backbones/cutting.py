@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +44,7 @@ class Cut:
     """From cached activations (B, ...) to the input of the output layer (B, ...). A copy, in eval mode; its parameters
     and buffers are called as in the backbone, and gradients reach ``trainable`` only."""
     trainable: tuple[str, ...]
-    """Names of the parameters that belong to the tail alone."""
+    """Names of the parameters that belong to the tail alone, in the order in which their layers are used."""
     shared: tuple[str, ...]
     """Names of parameters that layers before the cut use too: training them would belie what is cached."""
 
@@ -208,7 +208,8 @@ def _cut(backbone: Backbone, network: nn.Module, tap: Tap, outputs: Mapping[str,
     _check_statistics(before, rest)
     frozen = {id(p) for layer in before.values() for p in _parameters(layer)}
     own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
-    trainable = tuple(name for name, p in own.items() if id(p) not in frozen)
+    used = _places_of_calls(rest)
+    trainable = tuple(sorted((name for name, p in own.items() if id(p) not in frozen), key=used))
     if not trainable:
         raise UncuttableError("no parameters come after it; cache it pooled and train a head")
     tail = copy.deepcopy(rest)
@@ -217,6 +218,16 @@ def _cut(backbone: Backbone, network: nn.Module, tap: Tap, outputs: Mapping[str,
     for name in trainable:
         tail.get_parameter(name).requires_grad_(True)
     return Cut(tap=tap, tail=tail, trainable=trainable, shared=tuple(name for name in own if name not in trainable))
+
+
+def _places_of_calls(rest: fx.GraphModule) -> Callable[[str], int]:
+    """Return what tells when a parameter is first used: a graph holds its layers in another order."""
+    targets = [str(node.target) for node in rest.graph.nodes if node.op in ("call_module", "get_attr")]
+
+    def place(parameter: str) -> int:
+        return next(i for i, target in enumerate(targets) if f"{parameter}.".startswith(f"{target}."))
+
+    return place
 
 
 def _follow(

@@ -157,6 +157,8 @@ def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) 
     check_agreed(head, agreed)
     if not is_layers(head):
         raise HeadError(f"this head is {head!r:.80}, which is no name of layers; save it again")
+    if estimator.n_features_in_ > _MOST_FEATURES:
+        raise HeadError(f"this head wants {estimator.n_features_in_} activations; save it again")
     make = maker(head, saved.tap, estimator.shape, network)
     try:
         estimator.attach(make(estimator.num_outputs))

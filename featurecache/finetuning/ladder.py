@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.backbones.probing import probe
-from featurecache.errors import BackboneError, RequestError
+from featurecache.errors import BackboneError, HeadError, RequestError
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import TAIL
@@ -153,7 +153,7 @@ def climb(
             found = train_layers(
                 store, task, [feature_set], [TAIL], tuning, backbone=backbone, weights=weights, **common
             )
-        except BackboneError as error:
+        except (BackboneError, HeadError) as error:
             add(replace(rung, reason=str(error)))
             continue
         of_a_number = (time.monotonic() - begun) / numbers

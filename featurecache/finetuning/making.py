@@ -101,7 +101,7 @@ def _of_factory(head: str, shape: tuple[int, ...]) -> MakeLayers:
             raise HeadError(f"{head} returned a {type(module).__name__}; it must return a torch.nn.Module")
         if not any(p.requires_grad for p in module.parameters()):
             raise HeadError(f"{head} returned a module that has nothing to train")
-        return Layers(module, None)
+        return Layers(copy.deepcopy(module), None)  # a factory may return the same one twice
 
     return make
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -18,6 +18,7 @@ from featurecache.evaluation.protocol import HeadResult
 from featurecache.evaluation.training import TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import is_layers, maker, needs_backbone
+from featurecache.hashing import digest_json
 from featurecache.heads.finetuned import FineTunedClassifier, FineTunedRegressor, MakeLayers
 from featurecache.heads.registry import registered
 from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
@@ -106,7 +107,6 @@ def train_layers(
         Layers that do not fit, or training that diverges.
     """
     tuning = tuning or FineTuning()
-    folder = store.path / TRAINING
     report = TrainingReport(task, [])
     for feature_set in sets:
         for head in heads:
@@ -114,9 +114,12 @@ def train_layers(
             make = _maker(head, feature_set, backbone, weights, store)
             shape = _shape(feature_set)
             description = f"{head} {feature_set.fingerprint} {feature_set.tap} {feature_set.dtype}"
+            # Of this training alone: when it is done, others may still be at work.
+            said = {name: value for name, value in vars(tuning).items() if name not in ("resume", "checkpoint_seconds")}
+            said |= {"task": task.name, "layers": description, "seed": random_state, "balanced": balanced, "tta": tta}
+            folder = store.path / TRAINING / digest_json("training", 1, said)[:16]
             factory = partial(_estimator, make, task, tuning, description, shape, folder)
-            with ExitStack() as stack:
-                stack.enter_context(registered(head, factory, lambda _: tuning.grid(), kind=task.kind))
+            with registered(head, factory, lambda _: tuning.grid(), kind=task.kind):
                 found = train_heads(
                     store,
                     task,
@@ -131,8 +134,15 @@ def train_layers(
                     max_numbers=_NO_LIMIT,
                 )
             report.join(found)
-    shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     return report
+
+
+def _remove(folder: Path) -> None:
+    """Remove what a training that is done kept; the folder around it with the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def _maker(

@@ -176,6 +176,9 @@ def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
     state = {k: _decode(v, arrays) for k, v in _mapping(tree, "state").items()}
     estimator = cls()
     _refuse_unknown(name, "parameter", params, estimator.get_params(deep=False))
+    _refuse_unknown(
+        name, "parameter", params, estimator.get_params(deep=False).keys() - getattr(cls, "not_kept", set())
+    )
     _refuse_unknown(name, "attribute", state, ["n_features_in_", *_STATE[cls].split()])
     estimator.set_params(**params)
     for key, value in state.items():
@@ -358,7 +361,9 @@ def _check_finetuned(estimator: FineTuned) -> None:
         raise HeadError("the names and values of its layers do not belong together")
     if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise HeadError("the names of its layers are not different texts")
-    if not all(isinstance(each, np.ndarray) and each.dtype.kind in "fi" and np.isfinite(each).all() for each in arrays):
+    if not all(
+        isinstance(each, np.ndarray) and each.dtype.kind in "fib" and not np.isnan(each).any() for each in arrays
+    ):
         raise HeadError("the values of its layers are not finite numbers")
     if not isinstance(shape, tuple) or not all(type(size) is int and size > 0 for size in shape):
         raise HeadError(f"the shape of its activations is {shape!r:.80}")

@@ -253,6 +253,9 @@ class FineTuned(BaseEstimator):
         import torch
 
         own = {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
+        trained = {name for name, p in layers.named_parameters() if p.requires_grad}
+        if missing := trained - set(self.names_):
+            raise ValueError(f"nothing is kept for its layers' {min(missing)}")
         for name, array in zip(self.names_, self.arrays_, strict=True):
             # A file keeps a single number as an array of one.
             if name not in own or tuple(own[name].shape) not in (array.shape, () if array.size == 1 else None):
@@ -284,7 +287,7 @@ class FineTuned(BaseEstimator):
     def _activations(self, rows: Any, places: Any) -> Any:
         import torch
 
-        some = np.require(rows[places], np.float32, ["C", "W"])
+        some = np.array(rows[places], np.float32, order="C")  # never the caller's: layers may write into it
         return torch.from_numpy(some).view(len(some), *self.shape)
 
     def _digest_of(self, X: Any) -> str:
@@ -335,12 +338,16 @@ class FineTuned(BaseEstimator):
         )
         with all_threads():
             layers = self._made()
+            first = [tensor.detach().cpu().float().numpy().reshape(-1) for tensor in layers.state_dict().values()]
             if self.start == "probe":
                 self._start_from_a_probe(layers, rows, said, weights)
-            progress = descend(layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights]))
+            progress = descend(
+                layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights, to_stop_by, *first])
+            )
         self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers
-        changed: dict[str, Any] = {name: p for name, p in layers.named_parameters() if p.requires_grad}
-        if self.batch_norm == "train":
+        own = layers.output is None  # somebody's own: what is drawn there is known nowhere else
+        changed: dict[str, Any] = {name: p for name, p in layers.named_parameters() if p.requires_grad or own}
+        if self.batch_norm == "train" or own:
             changed |= dict(layers.named_buffers())
         self.names_ = list(changed)
         self.arrays_ = [tensor.detach().cpu().numpy().copy() for tensor in changed.values()]
@@ -351,7 +358,7 @@ class FineTuned(BaseEstimator):
 
         if self.layers is None:
             raise ValueError("there are no layers to train; pass a function that makes them")
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state or 0)
             layers = self.layers(self.num_outputs)
         with torch.inference_mode():
@@ -392,7 +399,7 @@ class FineTuned(BaseEstimator):
         weights = np.ones(len(targets)) if weight is None else weight.astype(np.float64)
         if self.class_weight is None:
             return weights
-        given = checked_class_weight(self.class_weight, np.arange(self.num_outputs))
+        given = checked_class_weight(self.class_weight, getattr(self, "classes_", np.arange(self.num_outputs)))
         if isinstance(given, str):
             counts = np.bincount(targets, weights, minlength=self.num_outputs)
             return np.asarray(weights * (counts.sum() / (len(counts) * counts))[targets])

@@ -82,7 +82,7 @@ def collect_garbage(
 def _leftovers(root: Path) -> Iterator[Path]:
     for folder, _, files in os.walk(root):
         yield from (path for name in sorted(files) if is_partial(path := Path(folder) / name))
-    yield from sorted((root / TRAINING).glob("*.safetensors"))
+    yield from sorted((root / TRAINING).glob("*/*.safetensors"))
     for place in shard_folders(root):
         named = {commit.file_name for commit in ShardFolder(place).commits()}
         shards = place / "shards"

@@ -164,7 +164,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(cache: 
         assert process.poll() is None, "it was to be killed before its end"
         process.send_signal(signal.SIGKILL)
         process.wait()
-    kept = sorted((cache / TRAINING).glob("*.safetensors"))
+    kept = sorted((cache / TRAINING).glob("*/*.safetensors"))
     assert len(kept) > 1
     store = FeatureStore.open(cache)
     assert set(collect_garbage(store).young) >= {str(path.relative_to(cache)) for path in kept}
@@ -183,7 +183,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(cache: 
 def _num_steps(cache: Path) -> int:
     """Steps of all fits that are kept."""
     total = 0
-    for path in (cache / TRAINING).glob("*.safetensors"):
+    for path in (cache / TRAINING).glob("*/*.safetensors"):
         with safetensors.safe_open(path, framework="np") as file:
             total += json.loads(file.metadata()["progress"])["step"]
     return total

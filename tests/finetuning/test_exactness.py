@@ -119,3 +119,11 @@ def test_a_network_that_ends_in_a_map_is_pooled_before_the_new_output_layer() ->
     with torch.inference_mode():
         backbone.module(images)
         torch.testing.assert_close(layers.eval().features(caught["features.10"]), caught["classifier.0"].mean((2, 3)))
+
+
+def test_parameters_of_a_tail_are_named_in_the_order_in_which_they_are_used() -> None:
+    """A graph registers `norm` before `blocks.3`; learning rates that fall towards the first layer must not."""
+    names = cut(backbone_of("timm:test_vit"), "blocks.2").trainable
+    assert list(dict.fromkeys(name.rpartition(".")[0].partition(".attn")[0][:8] for name in names)) == [
+        "blocks.3", "blocks.4", "blocks.5", "norm",
+    ]  # fmt: skip

@@ -256,7 +256,7 @@ def test_rows_are_held_out_to_stop_by_and_the_best_epoch_is_kept() -> None:
     rng = np.random.default_rng(0)
     noisy = rng.permutation(y)
     fitted = head(epochs=50, patience=2, learning_rate=0.05).fit(X, noisy)
-    assert fitted.n_iter_ < 50 * len(X) / 32
+    assert fitted.n_iter_ < 50 * -(-1350 // 32)
     assert fitted.predict_proba(X).max() < 0.9
 
 
@@ -343,3 +343,46 @@ def test_augmentation_stays_near_and_in_range(shape: tuple[int, ...]) -> None:
     assert pairs is not None
     share, others = (each.view(-1, *[1] * len(shape)) for each in pairs)
     torch.testing.assert_close(mixed, share * x + (1 - share) * x[others.flatten()])
+
+
+def test_predicting_leaves_the_rows_alone() -> None:
+    X, y = rows(30)
+    before = X.copy()
+    in_place = FineTunedClassifier(
+        lambda k: Layers(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), nn.Linear(144, k)), shape=SHAPE, epochs=1
+    )
+    in_place.fit(X, y).predict(X)
+    np.testing.assert_array_equal(X, before)
+
+
+class Drawn(nn.Module):
+    """A projection that is drawn and never trained, a buffer that is drawn, and a parameter that nobody uses."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__()
+        self.fixed = nn.Linear(144, 20)
+        self.fixed.requires_grad_(False)
+        self.register_buffer("shift", torch.randn(20))
+        self.output, self.unused = nn.Linear(20, num_outputs), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(self.fixed(x.flatten(1)) + self.shift)
+
+
+def test_what_is_drawn_and_not_trained_is_kept_too(tmp_path: Path) -> None:
+    X, y = rows(60)
+    place = {"checkpoints": str(tmp_path), "checkpoint_seconds": 0.0, "epochs": 2, "shape": SHAPE}
+    fitted = FineTunedClassifier(lambda k: Layers(Drawn(k), None), **place).fit(X, y)
+    back = decode_estimator(*encode_estimator(fitted))
+    torch.manual_seed(99)
+    back.attach(Layers(Drawn(3), None))
+    np.testing.assert_array_equal(back.predict_proba(X), fitted.predict_proba(X))
+    again = FineTunedClassifier(lambda k: Layers(Drawn(k), None), **place, resume=True).fit(X, y)
+    np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
+
+
+def test_class_weights_are_by_label() -> None:
+    X, y = rows(60)
+    named = np.array(["a", "b", "c"])[y]
+    heavy = head(epochs=5, class_weight={"b": 100.0}).fit(X, named)
+    assert (heavy.predict(X) == "b").mean() > 0.8

@@ -43,7 +43,7 @@ class Layers(nn.Module):
     output
         From flattened features to outputs; none where the body puts out outputs.
     pretrained
-        Names of the body's parameters that were trained before.
+        Names of the body's parameters that were trained before, in the order in which they are used.
     pool
         From what the body puts out to what is flattened, where that is not the same.
     """
@@ -58,7 +58,7 @@ class Layers(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.output, self._pool = body, output, pool
-        self.pretrained = {f"body.{name}" for name in pretrained}
+        self.pretrained = tuple(f"body.{name}" for name in pretrained)
 
     def features(self, activations: Tensor) -> Tensor:
         """Return what the output layer sees, (B, D)."""
@@ -198,6 +198,10 @@ class _Descent:
                         break
         if len(self._rows.to_stop_by):
             self._restore(self._best)
+        if not all(bool(p.isfinite().all()) for p in self._trained.values()):
+            raise DivergedError(
+                f"training diverges at the last step with the learning rate {course.learning_rate:g}; use a smaller one"
+            )
         self._layers.eval()
         return progress
 
@@ -242,7 +246,7 @@ class _Descent:
     def _held_out_loss(self) -> float:
         self._layers.eval()
         total, weights, step = 0.0, 0.0, self._course.batch_size
-        with torch.inference_mode():
+        with torch.no_grad():
             for start in range(0, len(self._rows.to_stop_by), step):
                 activations, y, weight = self._read(self._rows.to_stop_by[start : start + step])
                 share = float(weight.sum())
@@ -279,9 +283,12 @@ class _Descent:
         self._restore({name: tensors[f"layers.{name}"] for name in self._kept})
         self._best = {name: tensors[f"best.{name}"].to(self._course.device) for name in self._kept}
         for number, p in enumerate(self._trained.values()):
-            state = {key: tensors[f"optimizer.{number}.{key}"] for key in ("exp_avg", "exp_avg_sq", "step")}
-            on_device = {k: tensor if k == "step" else tensor.to(p.device) for k, tensor in state.items()}
-            self._optimizer.state[p] = on_device
+            state = {key: tensors.get(f"optimizer.{number}.{key}") for key in ("exp_avg", "exp_avg_sq", "step")}
+            if state["step"] is not None:  # else it never had a gradient
+                self._optimizer.state[p] = {
+                    key: tensor if key == "step" or tensor is None else tensor.to(p.device)
+                    for key, tensor in state.items()
+                }
         vars(self._progress).update({**said, "best": math.inf if said["best"] is None else said["best"]})
 
     def _keep(self) -> None:
@@ -289,7 +296,7 @@ class _Descent:
         tensors = {f"layers.{name}": tensor for name, tensor in self._kept.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         for number, p in enumerate(self._trained.values()):
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in self._optimizer.state[p].items()}
+            tensors |= {f"optimizer.{number}.{key}": value for key, value in self._optimizer.state.get(p, {}).items()}
         best = self._progress.best
         self._checkpoint.write(tensors, {**vars(self._progress), "best": best if math.isfinite(best) else None})
 
@@ -310,7 +317,7 @@ def _losses(outputs: Tensor, y: Tensor, outcome: TaskKind) -> Tensor:
 
 def _groups(layers: Layers, trained: dict[str, nn.Parameter], course: Course) -> Iterator[dict[str, Any]]:
     """Yield parameters that are trained alike; the first layers slower, and biases and norms without weight decay."""
-    layer_of = {name: layer_name(name.removeprefix("body.")) for name in trained if name in layers.pretrained}
+    layer_of = {name: layer_name(name.removeprefix("body.")) for name in layers.pretrained if name in trained}
     order = {layer: place for place, layer in enumerate(dict.fromkeys(layer_of.values()))}
     alike: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in trained.items():
