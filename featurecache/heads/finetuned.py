@@ -67,7 +67,7 @@ class FineTuned(BaseEstimator):
         Longest gradient; 0 for any.
     batch_norm : str
         ``frozen``: norms that keep statistics use those of the pretrained weights, as small batches have no good ones.
-        ``train``: they learn those of the task.
+        ``train``: they learn those of the task, as those of somebody's own layers always do.
     precision : str
         ``float32``, or ``bfloat16`` for mixed precision.
     start : str
@@ -345,7 +345,7 @@ class FineTuned(BaseEstimator):
                 layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights, to_stop_by, *first])
             )
         self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers
-        own = layers.output is None  # somebody's own: what is drawn there is known nowhere else
+        own = layers.is_own  # what is drawn there is known nowhere else
         changed: dict[str, Any] = {name: p for name, p in layers.named_parameters() if p.requires_grad or own}
         if self.batch_norm == "train" or own:
             changed |= dict(layers.named_buffers())

@@ -386,3 +386,20 @@ def test_class_weights_are_by_label() -> None:
     named = np.array(["a", "b", "c"])[y]
     heavy = head(epochs=5, class_weight={"b": 100.0}).fit(X, named)
     assert (heavy.predict(X) == "b").mean() > 0.8
+
+
+def own_with_norm(num_outputs: int) -> Layers:
+    norm = nn.BatchNorm2d(4)
+    return Layers(nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_outputs)), None)
+
+
+def test_norms_of_new_layers_learn_their_statistics(tmp_path: Path) -> None:
+    """Those of a fresh norm are mean 0 and variance 1, which no activations have."""
+    X, y = rows()
+    X = 100 + 30 * X
+    settings = {"shape": SHAPE, "learning_rate": 0.02, "epochs": 20}
+    fitted = FineTunedClassifier(own_with_norm, **settings).fit(X, y)
+    assert fitted.score(X, y) > 0.7
+    back = decode_estimator(*encode_estimator(fitted))
+    back.attach(own_with_norm(3))
+    np.testing.assert_array_equal(back.predict_proba(X), fitted.predict_proba(X))

@@ -72,10 +72,15 @@ class Layers(nn.Module):
             return outputs
         return self.output(self.features(activations))
 
+    @property
+    def is_own(self) -> bool:
+        """Tell whether these are somebody's own layers, all of them new: their norms have no statistics to keep."""
+        return self.output is None
+
     def set_training(self, *, statistics: bool) -> None:
-        """Switch to training mode; norms that keep statistics only if these shall change."""
+        """Switch to training mode; pretrained norms that keep statistics only if these shall change."""
         self.train()
-        if not statistics:
+        if not (statistics or self.is_own):
             for module in self.modules():
                 if isinstance(module, _NormBase) and module.track_running_stats:
                     module.eval()
@@ -174,7 +179,8 @@ class _Descent:
         groups = list(_groups(layers, self._trained, course))
         self._rates = [group["lr"] for group in groups]
         self._optimizer = torch.optim.AdamW(groups)
-        self._kept = self._trained | (dict(layers.named_buffers()) if course.batch_norm == "train" else {})
+        moving = course.batch_norm == "train" or layers.is_own
+        self._kept = self._trained | (dict(layers.named_buffers()) if moving else {})
         self._best = {name: tensor.detach().clone() for name, tensor in self._kept.items()}
         self._progress = Progress()
 
