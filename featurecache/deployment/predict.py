@@ -21,7 +21,7 @@ from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.heads.finetuned import FineTuned
+from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.sources.folder import find_images
 from featurecache.sources.inputs import FileInput, Input, TextInput
 from featurecache.sources.table import TableSource

@@ -15,7 +15,7 @@ from featurecache.errors import FeatureCacheError, HeadError, RequestError, shor
 from featurecache.evaluation.training import TrainedHead
 from featurecache.finetuning.making import check_agreed, is_layers, maker
 from featurecache.heads.bundle import load_head, save_head
-from featurecache.heads.finetuned import FineTuned
+from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.heads.probability import answers_for, predict_proba
 from featurecache.specs import FeatureIdentity, TaskKind
 from featurecache.store.store import FeatureStore, check_name

@@ -22,8 +22,8 @@ from featurecache.backbones.providers.python_factory import import_factory
 from featurecache.backbones.taps import DEFAULT, resolve_taps
 from featurecache.errors import HeadError, RequestError, first_line
 from featurecache.finetuning import library
-from featurecache.heads.finetuned import MakeLayers
-from featurecache.heads.gradient.descent import Layers
+from featurecache.heads.gradient.trainable import TrainableLayers
+from featurecache.heads.gradient.tuner import MakeLayers
 
 TAIL = "tail"
 PYTHON = "python:"
@@ -58,7 +58,7 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     BackboneError
         The network cannot be cut there.
     HeadError, UnknownNameError
-        Layers that cannot be made.
+        TrainableLayers that cannot be made.
     """
     if head == TAIL:
         assert backbone is not None
@@ -68,9 +68,9 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     name = head.removeprefix(library.PREFIX)
     library.make_body(name, shape)  # errors come now
 
-    def make(num_outputs: int) -> Layers:
+    def make(num_outputs: int) -> TrainableLayers:
         body, width = library.make_body(name, shape)
-        return Layers(body, nn.Linear(width, num_outputs))
+        return TrainableLayers(body, nn.Linear(width, num_outputs))
 
     return make
 
@@ -80,8 +80,10 @@ def _of_tail(backbone: Backbone, tap: str) -> MakeLayers:
     (features,) = resolve_taps(backbone, [DEFAULT])  # pooled as heads on the last layer have them
     width = math.prod(features.shape)
 
-    def make(num_outputs: int) -> Layers:
-        return Layers(copy.deepcopy(found.tail), nn.Linear(width, num_outputs), found.trainable, pool=features.pool)
+    def make(num_outputs: int) -> TrainableLayers:
+        return TrainableLayers(
+            copy.deepcopy(found.tail), nn.Linear(width, num_outputs), found.trainable, pool=features.pool
+        )
 
     return make
 
@@ -89,7 +91,7 @@ def _of_tail(backbone: Backbone, tap: str) -> MakeLayers:
 def _of_factory(head: str, shape: tuple[int, ...]) -> MakeLayers:
     factory: Callable[..., Any] = import_factory(head, head.removeprefix(PYTHON))
 
-    def make(num_outputs: int) -> Layers:
+    def make(num_outputs: int) -> TrainableLayers:
         try:
             module = factory(shape, num_outputs)
         # Somebody's own code may fail in any way.
@@ -101,7 +103,7 @@ def _of_factory(head: str, shape: tuple[int, ...]) -> MakeLayers:
             raise HeadError(f"{head} returned a {type(module).__name__}; it must return a torch.nn.Module")
         if not any(p.requires_grad for p in module.parameters()):
             raise HeadError(f"{head} returned a module that has nothing to train")
-        return Layers(copy.deepcopy(module), None)  # a factory may return the same one twice
+        return TrainableLayers(copy.deepcopy(module), None)  # a factory may return the same one twice
 
     return make
 

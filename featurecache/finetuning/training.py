@@ -19,7 +19,8 @@ from featurecache.evaluation.training import TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import is_layers, maker, needs_backbone
 from featurecache.hashing import digest_json
-from featurecache.heads.finetuned import FineTunedClassifier, FineTunedRegressor, MakeLayers
+from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
+from featurecache.heads.gradient.tuner import MakeLayers
 from featurecache.heads.registry import registered
 from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
 from featurecache.store.feature_sets import FeatureSet
@@ -34,7 +35,7 @@ _NO_LIMIT = 1 << 62
 class FineTuning:
     """How layers are trained; what has several values is chosen among them, as a head's settings are.
 
-    See `featurecache.heads.finetuned.FineTuned` for what each means.
+    See `featurecache.heads.gradient.tuner.FineTuned` for what each means.
     """
 
     learning_rate: Sequence[float] = (1e-3,)

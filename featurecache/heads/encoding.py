@@ -20,9 +20,9 @@ from sklearn.preprocessing import LabelBinarizer, Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from featurecache.errors import HeadError
-from featurecache.heads.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
+from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor

@@ -92,6 +92,11 @@ def mean_and_scale(
     return mean, np.where(scale > 0, scale, 1.0)
 
 
+def balanced_weights(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weight of a row of each class (n_classes,) with which all have the same total, given their totals."""
+    return np.asarray(counts.sum() / (len(counts) * counts))
+
+
 def shrunk_variance(variance: Any, varies: Any, weight: float, prior_rows: float) -> Any:
     """Return variances of features (D,) that are drawn to their mean as by so many more rows that have it.
 

@@ -18,9 +18,9 @@ from sklearn.dummy import DummyRegressor
 from sklearn.svm import SVC
 
 from featurecache.errors import HeadError
-from featurecache.heads.finetuned import FineTuned
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
+from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.heads.linear.ridge import RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
 from featurecache.heads.trees import MAX_NODES, TREE_ARRAYS, BoostedTrees, BoostedTreesRegressor

@@ -21,7 +21,8 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import TappedBackbone, resolve_taps
     from featurecache.finetuning.making import maker
-    from featurecache.heads.gradient.descent import Course, Layers, RowsToTrain, descend
+    from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
+    from featurecache.heads.gradient.trainable import TrainableLayers
     from featurecache.machine import num_cores
     from featurecache.specs import BackboneRequest
 
@@ -54,7 +55,7 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     def epoch(read: Any, *, whole: bool) -> float:
         layers = make(10)
         if whole:
-            layers = Layers(Whole(layers.body), layers.output)
+            layers = TrainableLayers(Whole(layers.body), layers.output)
         rows = RowsToTrain(
             read=read, y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows), fitted=np.arange(args.rows),
             to_stop_by=np.zeros(0, np.int64), outcome="classes",

@@ -14,7 +14,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.cutting import cut
 from featurecache.backbones.registry import load_backbone
 from featurecache.finetuning.making import maker
-from featurecache.heads.finetuned import FineTunedClassifier
+from featurecache.heads.gradient.finetuned import FineTunedClassifier
 from featurecache.specs import BackboneRequest
 
 EPOCHS, BATCH, RATE, ROWS = 3, 8, 3e-3, 40

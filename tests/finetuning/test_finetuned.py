@@ -1,4 +1,4 @@
-"""Layers as estimators: what they learn, what they refuse, and what is left of them on disk."""
+"""TrainableLayers as estimators: what they learn, what they refuse, and what is left of them on disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from featurecache.errors import HeadError, UnknownNameError
 from featurecache.finetuning.library import LIBRARY, make_body
 from featurecache.finetuning.making import maker
 from featurecache.heads.encoding import decode_estimator, encode_estimator
-from featurecache.heads.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.gradient.augmenting import AUGMENTATIONS
-from featurecache.heads.gradient.descent import Course, Layers, layer_name
+from featurecache.heads.gradient.descent import Course
+from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
+from featurecache.heads.gradient.trainable import TrainableLayers, layer_name
 
 SHAPE = (4, 6, 6)
 
@@ -32,21 +33,21 @@ def rows(count: int = 150, classes: int = 3, seed: int = 0) -> tuple[np.ndarray,
     return X.reshape(count, -1), y
 
 
-def make(num_outputs: int) -> Layers:
+def make(num_outputs: int) -> TrainableLayers:
     body = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Dropout(0.2))
-    return Layers(body, nn.Linear(8, num_outputs), ["0.weight", "0.bias"])
+    return TrainableLayers(body, nn.Linear(8, num_outputs), ["0.weight", "0.bias"])
 
 
-def seven(num_outputs: int) -> Layers:
-    return Layers(nn.Flatten(), nn.Linear(144, 7))
+def seven(num_outputs: int) -> TrainableLayers:
+    return TrainableLayers(nn.Flatten(), nn.Linear(144, 7))
 
 
-def misfit(num_outputs: int) -> Layers:
-    return Layers(nn.Linear(3, 3), nn.Linear(3, num_outputs))
+def misfit(num_outputs: int) -> TrainableLayers:
+    return TrainableLayers(nn.Linear(3, 3), nn.Linear(3, num_outputs))
 
 
-def without_output(num_outputs: int) -> Layers:
-    return Layers(nn.Sequential(nn.Flatten(), nn.Linear(144, num_outputs)), None)
+def without_output(num_outputs: int) -> TrainableLayers:
+    return TrainableLayers(nn.Sequential(nn.Flatten(), nn.Linear(144, num_outputs)), None)
 
 
 def head(**params: Any) -> FineTunedClassifier:
@@ -136,7 +137,7 @@ def test_what_is_kept_gives_the_same_answers(kind: str) -> None:
     back.attach(make(back.num_outputs))
     np.testing.assert_array_equal(back.predict(X), fitted.predict(X))
     with pytest.raises(ValueError, match="its layers have no"):
-        back.attach(Layers(nn.Flatten(), nn.Linear(144, 3)))
+        back.attach(TrainableLayers(nn.Flatten(), nn.Linear(144, 3)))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
     place = {"checkpoints": str(tmp_path), "checkpoint_seconds": 0.0}
     for stop_at in (2, 3, 4):
 
-        def stopping(num_outputs: int, stop_at: int = stop_at) -> Layers:
+        def stopping(num_outputs: int, stop_at: int = stop_at) -> TrainableLayers:
             layers, seen = make(num_outputs), [0]
 
             def count(module: nn.Module, _inputs: Any) -> None:
@@ -298,8 +299,8 @@ def test_learning_rates_fall_from_the_last_layer_to_the_first() -> None:
     """With plain steps of a known length the first layers have moved less."""
     body = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
 
-    def layers(num_outputs: int) -> Layers:
-        return Layers(body, nn.Linear(6, num_outputs), [name for name, _ in body.named_parameters()])
+    def layers(num_outputs: int) -> TrainableLayers:
+        return TrainableLayers(body, nn.Linear(6, num_outputs), [name for name, _ in body.named_parameters()])
 
     before = [layer.weight.detach().clone() for layer in body]
     X = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
@@ -349,7 +350,9 @@ def test_predicting_leaves_the_rows_alone() -> None:
     X, y = rows(30)
     before = X.copy()
     in_place = FineTunedClassifier(
-        lambda k: Layers(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), nn.Linear(144, k)), shape=SHAPE, epochs=1
+        lambda k: TrainableLayers(nn.Sequential(nn.ReLU(inplace=True), nn.Flatten()), nn.Linear(144, k)),
+        shape=SHAPE,
+        epochs=1,
     )
     in_place.fit(X, y).predict(X)
     np.testing.assert_array_equal(X, before)
@@ -372,12 +375,12 @@ class Drawn(nn.Module):
 def test_what_is_drawn_and_not_trained_is_kept_too(tmp_path: Path) -> None:
     X, y = rows(60)
     place = {"checkpoints": str(tmp_path), "checkpoint_seconds": 0.0, "epochs": 2, "shape": SHAPE}
-    fitted = FineTunedClassifier(lambda k: Layers(Drawn(k), None), **place).fit(X, y)
+    fitted = FineTunedClassifier(lambda k: TrainableLayers(Drawn(k), None), **place).fit(X, y)
     back = decode_estimator(*encode_estimator(fitted))
     torch.manual_seed(99)
-    back.attach(Layers(Drawn(3), None))
+    back.attach(TrainableLayers(Drawn(3), None))
     np.testing.assert_array_equal(back.predict_proba(X), fitted.predict_proba(X))
-    again = FineTunedClassifier(lambda k: Layers(Drawn(k), None), **place, resume=True).fit(X, y)
+    again = FineTunedClassifier(lambda k: TrainableLayers(Drawn(k), None), **place, resume=True).fit(X, y)
     np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
 
 
@@ -388,9 +391,9 @@ def test_class_weights_are_by_label() -> None:
     assert (heavy.predict(X) == "b").mean() > 0.8
 
 
-def own_with_norm(num_outputs: int) -> Layers:
+def own_with_norm(num_outputs: int) -> TrainableLayers:
     norm = nn.BatchNorm2d(4)
-    return Layers(nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_outputs)), None)
+    return TrainableLayers(nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_outputs)), None)
 
 
 def test_norms_of_new_layers_learn_their_statistics(tmp_path: Path) -> None:
@@ -403,3 +406,61 @@ def test_norms_of_new_layers_learn_their_statistics(tmp_path: Path) -> None:
     back = decode_estimator(*encode_estimator(fitted))
     back.attach(own_with_norm(3))
     np.testing.assert_array_equal(back.predict_proba(X), fitted.predict_proba(X))
+
+
+def test_weights_count_between_batches_and_not_only_within_them() -> None:
+    """With batches of one row a weight that is divided by its own sum would be nothing."""
+    X, y = rows(60)
+    heavy = np.where(y == 1, 50.0, 1.0)
+    fitted = head(epochs=3, batch_size=1).fit(X, y, sample_weight=heavy)
+    assert (fitted.predict(X) == 1).mean() > 0.8
+
+
+def test_rows_without_weight_are_not_there_for_folds_either() -> None:
+    X, y = rows(60)
+    weight = np.where(np.arange(60) < 40, 1.0, 0.0)
+    fold = np.arange(60) % 2
+    ((_, fitted),) = head(epochs=2).fit_folds(X, y, fold, [{"learning_rate": 0.01}], sample_weight=weight)
+    for number, each in enumerate(fitted):
+        alone = head(epochs=2).fit(X[(fold != number) & (weight > 0)], y[(fold != number) & (weight > 0)])
+        np.testing.assert_array_equal(each.predict_proba(X), alone.predict_proba(X))
+
+
+def test_a_setting_that_diverges_leaves_and_the_others_stay() -> None:
+    X, y = rows(60)
+    wild, tame = {"learning_rate": 1e30}, {"learning_rate": 0.01}
+    untamed = head(epochs=2, clip=0.0, warmup=0.0)
+    found = list(untamed.fit_folds(X, y, np.full(60, -1), [wild, tame]))
+    assert [setting for setting, _ in found] == [tame]
+    with pytest.raises(ValueError, match="diverges"):
+        list(untamed.fit_folds(X, y, np.full(60, -1), [wild]))
+
+
+def test_layers_may_keep_what_they_computed_from_one_pass_to_the_next() -> None:
+    """Positions that are made at the first call, in a dry run, are a part of later steps."""
+
+    class Lazy(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not hasattr(self, "places"):
+                self.places = torch.linspace(0, 1, 144) * torch.ones(1)
+            return super().forward(x.flatten(1) * self.places)
+
+    X, y = rows(30)
+    FineTunedClassifier(lambda k: TrainableLayers(Lazy(144, k), None), shape=SHAPE, epochs=1).fit(X, y).predict(X)
+
+
+def test_the_first_linear_head_never_divides_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = rows(60)
+    group = np.arange(60) // 6
+    from featurecache.heads.gradient import finetuned
+
+    seen: list[Any] = []
+    fit = finetuned.LogisticProbe.fit
+
+    def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["groups"])
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(finetuned.LogisticProbe, "fit", spy)
+    head(epochs=1, start="probe").fit(X, y, groups=group)
+    np.testing.assert_array_equal(seen[0], group)

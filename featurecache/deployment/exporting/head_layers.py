@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import HeadError
-from featurecache.heads.finetuned import FineTuned, FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
+from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
+from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.heads.linear.classifier import LinearClassifier
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from featurecache.heads.gradient.losses import losses_of_rows
 from featurecache.specs import TaskKind
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
@@ -155,15 +155,7 @@ class Bank(ABC):
     def losses(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor) -> Tensor:
         """Return each model's mean loss (F, S); zero where no row has a weight."""
         logits_FSBC = self.logits(X_FBD)
-        folds, settings, batch, _ = logits_FSBC.shape
-        if self.sizes.outcome == "classes":
-            losses = cross_entropy(logits_FSBC.flatten(0, 2), y_B.repeat(folds * settings), reduction="none")
-            losses_FSB = losses.view(folds, settings, batch)
-        elif self.sizes.outcome == "labels":
-            wanted = y_B.to(logits_FSBC.dtype).expand_as(logits_FSBC)
-            losses_FSB = binary_cross_entropy_with_logits(logits_FSBC, wanted, reduction="none").sum(3)
-        else:
-            losses_FSB = (logits_FSBC - y_B).square().mean(3)
+        losses_FSB = losses_of_rows(logits_FSBC, y_B, self.sizes.outcome)
         share_FB = weight_FB / weight_FB.sum(1, keepdim=True).clamp(min=torch.finfo(weight_FB.dtype).tiny)
         # Not a product with zero weights: what a model says of rows that it must not see may be infinite.
         return torch.where(share_FB[:, None] > 0, losses_FSB * share_FB[:, None], 0.0).sum(2)

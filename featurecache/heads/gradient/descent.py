@@ -9,8 +9,7 @@ Axes: B batch, K classes or other outputs.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,77 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
-from torch.nn.modules.batchnorm import _NormBase
 
 from featurecache.heads.gradient.augmenting import Augment
 from featurecache.heads.gradient.checkpoints import Checkpoint
+from featurecache.heads.gradient.losses import losses_of_rows
+from featurecache.heads.gradient.trainable import TrainableLayers, parameter_groups
 from featurecache.specs import BatchNormPolicy, TaskKind
 
-# The part of a name that says to which layer a parameter belongs: `blocks.9`, `layer4.0`, `stages.3.blocks.1`.
-_LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?:\.\d+|\.(?:blocks|layers?)\.\d+)?(?=\.)")
+_RATES = ("learning_rate", "pretrained_factor", "layer_decay", "weight_decay")
 
 
 class DivergedError(ValueError):
     """Training has left all bounds; says at which step."""
 
 
-class Layers(nn.Module):
-    """What is trained: a body and, where that ends in features, an output layer.
-
-    Parameters
-    ----------
-    body
-        From activations (B, ...) to features (B, ...), or to outputs (B, K).
-    output
-        From flattened features to outputs; none where the body puts out outputs.
-    pretrained
-        Names of the body's parameters that were trained before, in the order in which they are used.
-    pool
-        From what the body puts out to what is flattened, where that is not the same.
-    """
-
-    def __init__(
-        self,
-        body: nn.Module,
-        output: nn.Linear | None,
-        pretrained: Sequence[str] = (),
-        *,
-        pool: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        super().__init__()
-        self.body, self.output, self._pool = body, output, pool
-        self.pretrained = tuple(f"body.{name}" for name in pretrained)
-
-    def features(self, activations: Tensor) -> Tensor:
-        """Return what the output layer sees, (B, D)."""
-        found = self.body(activations)
-        return torch.flatten(found if self._pool is None else self._pool(found), 1)
-
-    def forward(self, activations: Tensor) -> Tensor:
-        """Return (B, K)."""
-        if self.output is None:
-            outputs: Tensor = self.body(activations)
-            return outputs
-        return self.output(self.features(activations))
-
-    @property
-    def is_own(self) -> bool:
-        """Tell whether these are somebody's own layers, all of them new: their norms have no statistics to keep."""
-        return self.output is None
-
-    def set_training(self, *, statistics: bool) -> None:
-        """Switch to training mode; pretrained norms that keep statistics only if these shall change."""
-        self.train()
-        if not (statistics or self.is_own):
-            for module in self.modules():
-                if isinstance(module, _NormBase) and module.track_running_stats:
-                    module.eval()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How layers are trained; see `featurecache.heads.finetuned.FineTuned` for what each means."""
+    """How layers are trained; see `featurecache.heads.gradient.tuner.FineTuned` for what each means."""
 
     learning_rate: float
     pretrained_factor: float
@@ -146,14 +91,16 @@ class RowsToTrain:
     y: Tensor
     """Class indices (n,); labels or numbers (n, K)."""
     weight: Tensor
-    """(n,) float32."""
+    """(n,) float32, one on average."""
     fitted: NDArray[np.int64]
     """Places of those that are fitted on."""
     to_stop_by: NDArray[np.int64]
     outcome: TaskKind
 
 
-def descend(layers: Layers, rows: RowsToTrain, course: Course, checkpoint: Checkpoint | None = None) -> Progress:
+def descend(
+    layers: TrainableLayers, rows: RowsToTrain, course: Course, checkpoint: Checkpoint | None = None
+) -> Progress:
     """Train layers in place, and leave them in eval mode, with the best weights where rows are held out to stop by.
 
     Parameters
@@ -173,10 +120,12 @@ def descend(layers: Layers, rows: RowsToTrain, course: Course, checkpoint: Check
 
 
 class _Descent:
-    def __init__(self, layers: Layers, rows: RowsToTrain, course: Course, checkpoint: Checkpoint | None) -> None:
+    def __init__(
+        self, layers: TrainableLayers, rows: RowsToTrain, course: Course, checkpoint: Checkpoint | None
+    ) -> None:
         self._layers, self._rows, self._course, self._checkpoint = layers.to(course.device), rows, course, checkpoint
         self._trained = {name: p for name, p in layers.named_parameters() if p.requires_grad}
-        groups = list(_groups(layers, self._trained, course))
+        groups = list(parameter_groups(layers, **{name: getattr(course, name) for name in _RATES}))
         self._rates = [group["lr"] for group in groups]
         self._optimizer = torch.optim.AdamW(groups)
         moving = course.batch_norm == "train" or layers.is_own
@@ -215,12 +164,9 @@ class _Descent:
         course, number = self._course, self._progress.step
         torch.manual_seed(int(np.random.SeedSequence([course.seed, number]).generate_state(1)[0]))
         activations, y, weight = self._read(places)
-        if course.augment is not None:
-            activations, pairs = course.augment(activations)
-        else:
-            pairs = None
+        activations, pairs = (activations, None) if course.augment is None else course.augment(activations)
         self._layers.set_training(statistics=course.batch_norm == "train")
-        loss = self._loss(activations, y, weight, pairs)
+        loss = self._loss(activations, y, weight, pairs) / len(places)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         length = nn.utils.clip_grad_norm_(self._trained.values(), course.clip or math.inf)
@@ -255,18 +201,20 @@ class _Descent:
         with torch.no_grad():
             for start in range(0, len(self._rows.to_stop_by), step):
                 activations, y, weight = self._read(self._rows.to_stop_by[start : start + step])
-                share = float(weight.sum())
-                total, weights = total + float(self._loss(activations, y, weight, None)) * share, weights + share
+                total += float(self._loss(activations, y, weight, None))
+                weights += float(weight.sum())
         return total / weights
 
     def _loss(self, activations: Tensor, y: Tensor, weight: Tensor, pairs: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Return the sum of the weighted losses of the rows."""
         with self._mixed():
             outputs = self._layers(activations)
-        losses = _losses(outputs.float(), y, self._rows.outcome)
-        if pairs is not None:  # every row is a mixture of itself and of another
-            share, others = pairs
-            losses = share * losses + (1 - share) * _losses(outputs.float(), y[others], self._rows.outcome)
-        return (losses * weight).sum() / weight.sum()
+        losses = losses_of_rows(outputs.float(), y, self._rows.outcome) * weight
+        if pairs is None:
+            return losses.sum()
+        share, others = pairs  # every row is a mixture of itself and of another
+        of_others = losses_of_rows(outputs.float(), y[others], self._rows.outcome) * weight[others]
+        return (share * losses + (1 - share) * of_others).sum()
 
     def _mixed(self) -> Any:
         dtype = torch.bfloat16 if self._course.precision == "bfloat16" else None
@@ -310,33 +258,3 @@ class _Descent:
         with torch.no_grad():
             for name, tensor in self._kept.items():
                 tensor.copy_(tensors[name])
-
-
-def _losses(outputs: Tensor, y: Tensor, outcome: TaskKind) -> Tensor:
-    """Return the loss of each row, (B,)."""
-    if outcome == "classes":
-        return cross_entropy(outputs, y, reduction="none")
-    if outcome == "labels":
-        return binary_cross_entropy_with_logits(outputs, y.to(outputs.dtype), reduction="none").sum(1)
-    return (outputs - y).square().mean(1)
-
-
-def _groups(layers: Layers, trained: dict[str, nn.Parameter], course: Course) -> Iterator[dict[str, Any]]:
-    """Yield parameters that are trained alike; the first layers slower, and biases and norms without weight decay."""
-    layer_of = {name: layer_name(name.removeprefix("body.")) for name in layers.pretrained if name in trained}
-    order = {layer: place for place, layer in enumerate(dict.fromkeys(layer_of.values()))}
-    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, p in trained.items():
-        rate = course.learning_rate
-        if name in layer_of:
-            rate *= course.pretrained_factor * course.layer_decay ** (len(order) - 1 - order[layer_of[name]])
-        alike.setdefault((rate, course.weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    # One group for each, in the order of the parameters, is not needed: their state is kept by the parameter.
-    for (rate, decay), parameters in alike.items():
-        yield {"params": parameters, "lr": rate, "weight_decay": decay}
-
-
-def layer_name(parameter: str) -> str:
-    """Return the layer that a parameter belongs to: ``blocks.9`` of ``blocks.9.attn.qkv.weight``."""
-    found = _LAYER.match(parameter)
-    return found.group() if found else parameter.partition(".")[0]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.gradient.bank import Bank, Layers, Setting, Sizes
-from featurecache.heads.preparation import rows_to_stop_by
+from featurecache.heads.preparation import balanced_weights, rows_to_stop_by
 from featurecache.heads.rows import NO_FOLD, Moments, Rows
 from featurecache.specs import TaskKind
 
@@ -75,7 +75,7 @@ class Weighting:
         """Return the weight of each row, given the total weight of each class among those that are fitted on."""
         weight = np.ones(len(rows.y)) if rows.weight is None else rows.weight.copy()
         if self.balanced:
-            weight *= (counts_C.sum() / (len(counts_C) * counts_C))[rows.y]
+            weight *= balanced_weights(counts_C)[rows.y]
         return weight if self.of_class is None else weight * self.of_class[rows.y]
 
 

@@ -1,4 +1,4 @@
-"""Layers of any kind, trained on cached activations, as scikit-learn estimators.
+"""What estimators that train layers of any kind on cached activations have in common.
 
 The layers themselves are made elsewhere: the rest of a pretrained network, or somebody's own. An estimator is handed a
 function that makes them, and keeps what training changed.
@@ -14,29 +14,36 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin, clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.hashing import digest_arrays
 from featurecache.heads.checks import check_whole_number, checked_class_weight, checked_to_fit
-from featurecache.heads.labelled import LogitMixin
-from featurecache.heads.linear.estimators import LogisticProbe
-from featurecache.heads.linear.ridge import RidgeRegressor
-from featurecache.heads.preparation import mean_and_scale, rows_to_stop_by
+from featurecache.heads.preparation import balanced_weights, rows_to_stop_by
 from featurecache.heads.threads import all_threads, one_thread
 from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TaskKind, TrainingPrecision
 
 if TYPE_CHECKING:
     from featurecache.heads.gradient.checkpoints import Checkpoint
-    from featurecache.heads.gradient.descent import Layers, RowsToTrain
+    from featurecache.heads.gradient.descent import RowsToTrain
+    from featurecache.heads.gradient.trainable import TrainableLayers
 
-MakeLayers = Callable[[int], "Layers"]
+MakeLayers = Callable[[int], "TrainableLayers"]
 """Takes the number of outputs, and returns layers that nobody else holds, on the CPU; new ones are drawn from torch's
 generator, which is seeded."""
 
+_COURSE = (
+    *("learning_rate", "pretrained_factor", "layer_decay", "weight_decay", "batch_size", "warmup", "clip", "patience"),
+    *("batch_norm", "precision", "device"),
+)
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "batch_norm": get_args(BatchNormPolicy),
+    "precision": get_args(TrainingPrecision),
+    "start": ("fresh", "probe"),
+    "augment": (None, *get_args(FeatureAugmentation)),
+}
 _EPOCHS, _LEAST_STEPS = 10, 100
 _ROWS_AT_A_TIME = 64
-_STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1]
 
 
 class FineTuned(BaseEstimator):
@@ -192,7 +199,13 @@ class FineTuned(BaseEstimator):
         """Return class indices (n,), or labels or numbers (n, K), as the loss takes them."""
 
     @abstractmethod
-    def _probe(self, features: NDArray[np.float32], y: NDArray[Any], weight: NDArray[np.float64] | None) -> Any:
+    def _probe(
+        self,
+        features: NDArray[np.float32],
+        y: NDArray[Any],
+        weight: NDArray[np.float64],
+        group: NDArray[np.int64] | None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Fit a linear head, and return its weights (K, D) and intercepts (K,)."""
 
     def fit(
@@ -230,19 +243,39 @@ class FineTuned(BaseEstimator):
         sample_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
-        """Train each setting without each fold, one after the other, on rows that stay where they are."""
-        digest = self._digest_of(X)
-        for setting in settings:
-            fitted = []
-            for number in np.unique(fold[fold >= 0]).tolist() or [None]:
-                places = np.arange(len(y)) if number is None else np.flatnonzero(fold != number)
-                each = clone(self).set_params(**setting)
-                each._check()
-                each.n_features_in_ = X.shape[1]
-                fitted.append(each._fit_on(places, X, y, sample_weight, groups, digest))
-            yield setting, fitted
+        """Train each setting without each fold, one after the other, on rows that stay where they are.
 
-    def attach(self, layers: Layers) -> None:
+        Settings with which training diverges are left out, unless all are of that kind.
+        """
+        from featurecache.heads.gradient.descent import DivergedError
+
+        digest = self._digest_of(X)
+        counts = np.ones(len(y), bool) if sample_weight is None else sample_weight > 0
+        left_out = np.unique(fold[fold >= 0]).tolist() or [None]
+        diverged: ValueError | None = None
+        num_good = 0
+        for setting in settings:
+            merged = clone(self).set_params(**setting)
+            merged._check()
+            try:
+                fitted = [
+                    clone(merged)._like_rows(X)._fit_on(places, X, y, sample_weight, groups, digest)
+                    for number in left_out
+                    for places in [np.flatnonzero(counts if number is None else counts & (fold != number))]
+                ]
+            except DivergedError as error:
+                diverged = error
+                continue
+            num_good += 1
+            yield setting, fitted
+        if diverged is not None and not num_good:
+            raise diverged
+
+    def _like_rows(self, X: NDArray[Any]) -> Self:
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def attach(self, layers: TrainableLayers) -> None:
         """Give a head that was read from a file its layers, made as those that were trained.
 
         Raises
@@ -252,6 +285,15 @@ class FineTuned(BaseEstimator):
         """
         import torch
 
+        self.check_fits(layers)
+        own = {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
+        with torch.no_grad():
+            for name, array in zip(self.names_, self.arrays_, strict=True):
+                own[name].copy_(torch.from_numpy(array).view(own[name].shape))
+        self._layers = layers.eval()
+
+    def check_fits(self, layers: TrainableLayers) -> None:
+        """Raise `ValueError` unless layers, which may have no values yet, are of the kind that was trained."""
         own = {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
         trained = {name for name, p in layers.named_parameters() if p.requires_grad}
         if missing := trained - set(self.names_):
@@ -260,12 +302,9 @@ class FineTuned(BaseEstimator):
             # A file keeps a single number as an array of one.
             if name not in own or tuple(own[name].shape) not in (array.shape, () if array.size == 1 else None):
                 raise ValueError(f"its layers have no {name} of shape {array.shape}")
-            with torch.no_grad():
-                own[name].copy_(torch.from_numpy(array).view(own[name].shape))
-        self._layers = layers.eval()
 
     @property
-    def fitted_layers(self) -> Layers:
+    def fitted_layers(self) -> TrainableLayers:
         """The layers, as training left them."""
         if not hasattr(self, "_layers"):
             raise ValueError("this head has no layers yet; attach() those that it was trained with")
@@ -278,10 +317,11 @@ class FineTuned(BaseEstimator):
         rows = X if isinstance(X, np.memmap) else validate_data(self, X, reset=False, dtype=np.float32)
         layers = self.fitted_layers.to(self.device)
         said = np.empty((len(rows), self.num_outputs), np.float64)
-        with all_threads(), torch.inference_mode():
+        with all_threads(), torch.no_grad():
             for start in range(0, len(rows), _ROWS_AT_A_TIME):
                 some = self._activations(rows, slice(start, start + _ROWS_AT_A_TIME))
                 said[start : start + len(some)] = layers(some.to(self.device)).float().cpu().numpy()
+        layers.cpu()  # a search holds several, and the device has to hold the next
         return said
 
     def _activations(self, rows: Any, places: Any) -> Any:
@@ -314,6 +354,7 @@ class FineTuned(BaseEstimator):
         self._take(said, weighed)
         targets = self._targets(said)
         weights = self._row_weights(targets, weighed)
+        weights /= weights.mean()  # so that a batch of heavy rows counts more than one of light rows
         to_stop_by = rows_to_stop_by(
             targets,
             np.ones((1, len(targets)), bool),
@@ -340,20 +381,21 @@ class FineTuned(BaseEstimator):
             layers = self._made()
             first = [tensor.detach().cpu().float().numpy().reshape(-1) for tensor in layers.state_dict().values()]
             if self.start == "probe":
-                self._start_from_a_probe(layers, rows, said, weights)
+                self._start_from_a_probe(layers, rows, said, weights, grouped)
             progress = descend(
                 layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights, to_stop_by, *first])
             )
-        self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers
+        self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers.cpu()
         own = layers.is_own  # what is drawn there is known nowhere else
         changed: dict[str, Any] = {name: p for name, p in layers.named_parameters() if p.requires_grad or own}
         if self.batch_norm == "train" or own:
             changed |= dict(layers.named_buffers())
         self.names_ = list(changed)
-        self.arrays_ = [tensor.detach().cpu().numpy().copy() for tensor in changed.values()]
+        # Of these layers, not beside them: nobody trains them on.
+        self.arrays_ = [tensor.detach().numpy() for tensor in changed.values()]
         return self
 
-    def _made(self) -> Layers:
+    def _made(self) -> TrainableLayers:
         import torch
 
         if self.layers is None:
@@ -361,7 +403,7 @@ class FineTuned(BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state or 0)
             layers = self.layers(self.num_outputs)
-        with torch.inference_mode():
+        with torch.no_grad():
             try:
                 found = tuple(layers.eval()(torch.zeros(2, *self.shape)).shape)
             except Exception as error:  # somebody's own layers may object in any way
@@ -373,18 +415,28 @@ class FineTuned(BaseEstimator):
             )
         return layers
 
-    def _start_from_a_probe(self, layers: Layers, rows: RowsToTrain, said: NDArray[Any], weights: Any) -> None:
+    def _start_from_a_probe(
+        self,
+        layers: TrainableLayers,
+        rows: RowsToTrain,
+        said: NDArray[Any],
+        weights: NDArray[np.float64],
+        group: NDArray[np.int64] | None,
+    ) -> None:
         import torch
 
         if layers.output is None:
             raise ValueError("start='probe' needs layers that end in an output layer; use start='fresh'")
-        features = []
-        with torch.inference_mode():
+        features, layers = [], layers.to(self.device)
+        assert layers.output is not None
+        with torch.no_grad():
             for start in range(0, len(rows.fitted), _ROWS_AT_A_TIME):
                 some = rows.read(rows.fitted[start : start + _ROWS_AT_A_TIME])
-                features.append(layers.to(self.device).features(some.to(self.device)).float().cpu().numpy())
+                features.append(layers.features(some.to(self.device)).float().cpu().numpy())
         with one_thread():
-            coef, intercept = self._probe(np.concatenate(features), said[rows.fitted], weights[rows.fitted])
+            of = rows.fitted
+            grouped = None if group is None else group[of]
+            coef, intercept = self._probe(np.concatenate(features), said[of], weights[of], grouped)
         with torch.no_grad():
             layers.output.weight.copy_(torch.from_numpy(coef))
             layers.output.bias.copy_(torch.from_numpy(intercept))
@@ -402,7 +454,7 @@ class FineTuned(BaseEstimator):
         given = checked_class_weight(self.class_weight, getattr(self, "classes_", np.arange(self.num_outputs)))
         if isinstance(given, str):
             counts = np.bincount(targets, weights, minlength=self.num_outputs)
-            return np.asarray(weights * (counts.sum() / (len(counts) * counts))[targets])
+            return np.asarray(weights * balanced_weights(counts.astype(np.float64))[targets])
         assert given is not None
         return np.asarray(weights * given[targets])
 
@@ -433,81 +485,3 @@ class FineTuned(BaseEstimator):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
-
-
-class FineTunedClassifier(LogitMixin, ClassifierMixin, FineTuned):
-    """Layers for classes, or for labels; see `FineTuned`."""
-
-    @property
-    def num_outputs(self) -> int:
-        """How many classes or labels there are."""
-        return len(self.classes_)
-
-    @property
-    def _outcome(self) -> TaskKind:
-        return "labels" if getattr(self, "multilabel_", False) else "classes"
-
-    def _take(self, y: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[Any]:
-        return self._take_labels(y)
-
-    def _targets(self, y: NDArray[Any]) -> NDArray[Any]:
-        return self._take_labels(y)
-
-    def _probe(self, features: NDArray[np.float32], y: NDArray[Any], weight: NDArray[np.float64] | None) -> Any:
-        counts = y.sum(axis=0) if self.multilabel_ else np.unique(y, return_counts=True)[1]
-        search = {"Cs": _STRENGTHS, "cv": int(min(5, counts.min()))} if counts.min() > 1 else {"prior_rows": 10.0}
-        probe = LogisticProbe(**search).fit(features, y, weight)
-        if self.multilabel_ or len(self.classes_) > 2:
-            return probe.coef_, probe.intercept_
-        return np.concatenate([-probe.coef_, probe.coef_]) / 2, np.concatenate(
-            [-probe.intercept_, probe.intercept_]
-        ) / 2
-
-
-class FineTunedRegressor(MultiOutputMixin, RegressorMixin, FineTuned):
-    """Layers for numbers; see `FineTuned`."""
-
-    flat_: bool
-    """Numbers came as (n_samples,)."""
-    target_mean_: NDArray[np.float64]
-    target_scale_: NDArray[np.float64]
-    """Of each number: what the layers say is in these units, from that mean."""
-
-    @property
-    def _outcome(self) -> TaskKind:
-        return "numbers"
-
-    @property
-    def num_outputs(self) -> int:
-        """How many numbers there are."""
-        return len(self.target_mean_)
-
-    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
-        values = self._logits_of(X) * self.target_scale_ + self.target_mean_
-        return values[:, 0] if self.flat_ else values
-
-    def _take(self, y: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[Any]:
-        self.flat_ = y.ndim == 1
-        numbers = y.reshape(len(y), -1).astype(np.float64)
-        self.target_mean_, self.target_scale_ = mean_and_scale(numbers, weight)
-        return numbers
-
-    def _targets(self, y: NDArray[Any]) -> NDArray[Any]:
-        return (y.reshape(len(y), -1) - self.target_mean_) / self.target_scale_
-
-    def _probe(self, features: NDArray[np.float32], y: NDArray[Any], weight: NDArray[np.float64] | None) -> Any:
-        probe = RidgeRegressor(alpha=1.0).fit(features, self._targets(y), weight)
-        return probe.coef_.reshape(self.num_outputs, -1), np.reshape(probe.intercept_, self.num_outputs)
-
-
-_COURSE = (
-    *("learning_rate", "pretrained_factor", "layer_decay", "weight_decay", "batch_size", "warmup", "clip", "patience"),
-    *("batch_norm", "precision", "device"),
-)
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "batch_norm": get_args(BatchNormPolicy),
-    "precision": get_args(TrainingPrecision),
-    "start": ("fresh", "probe"),
-    "augment": (None, *get_args(FeatureAugmentation)),
-}

@@ -1,0 +1,32 @@
+"""What a model loses on each row, by what is said of rows.
+
+Axes: B batch, K classes or other outputs; any others may stand before them, such as those of models side by side.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from featurecache.specs import TaskKind
+
+
+def losses_of_rows(outputs: Tensor, y: Tensor, outcome: TaskKind) -> Tensor:
+    """Return the loss of each row, (..., B).
+
+    Parameters
+    ----------
+    outputs
+        (..., B, K): logits of classes, logits of labels, or numbers.
+    y
+        Class indices (B,); labels or numbers (B, K).
+    outcome
+        What ``y`` says.
+    """
+    if outcome == "classes":
+        rows = outputs.shape[:-1]
+        return cross_entropy(outputs.flatten(0, -2), y.expand(rows).flatten(), reduction="none").view(rows)
+    if outcome == "labels":
+        wanted = y.to(outputs.dtype).expand_as(outputs)
+        return binary_cross_entropy_with_logits(outputs, wanted, reduction="none").sum(-1)
+    return (outputs - y).square().mean(-1)
