@@ -90,6 +90,23 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process and return status, stdout and stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        from featurecache.cli import main
+
+        try:
+            status = main([str(arg) for arg in args])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out = capsys.readouterr()
+        return status, out.out, out.err
+
+    return run
+
+
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from featurecache.cli.options import features_of, memory_of
 from featurecache.cli.output import print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
@@ -23,6 +24,8 @@ _GIVEN = (
     *("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "clip", "patience", "batch_norm", "precision"),
     *("device", "resume", "checkpoint_seconds"),
 )
+_OF_LAYERS = ("from_tap", *_GIVEN, "learning_rate", "pretrained_factor", "start", "augment", "weights")
+"""Options that say nothing where no layers are trained."""
 
 
 def add_layers_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +41,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
     group.add_argument("--epochs", type=int, metavar="N", help="default: 10, and at least 100 steps")
-    group.add_argument("--batch-size", type=int, default=32, metavar="N")
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows in a step (32)")
     group.add_argument(
         "--learning-rate",
         type=float,
@@ -53,30 +56,26 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="learning rate of pretrained layers, as part of that (0.1); repeat to choose",
     )
-    group.add_argument(
-        "--layer-decay", type=float, default=1.0, metavar="F", help="rate of a layer as part of the next one's (1)"
-    )
-    group.add_argument("--weight-decay", type=float, default=0.05, metavar="D", help="of AdamW (0.05)")
-    group.add_argument("--warmup", type=float, default=0.1, metavar="S", help="share of the steps (0.1)")
-    group.add_argument("--clip", type=float, default=1.0, metavar="L", help="longest gradient (1; 0: any)")
-    group.add_argument("--patience", type=int, default=5, metavar="N", help="epochs without progress (5)")
+    group.add_argument("--layer-decay", type=float, metavar="F", help="rate of a layer as part of the next one's (1)")
+    group.add_argument("--weight-decay", type=float, metavar="D", help="of AdamW (0.05)")
+    group.add_argument("--warmup", type=float, metavar="S", help="share of the steps (0.1)")
+    group.add_argument("--clip", type=float, metavar="L", help="longest gradient (1; 0: any)")
+    group.add_argument("--patience", type=int, metavar="N", help="epochs without progress (5)")
     group.add_argument(
         "--start", action="append", choices=("fresh", "probe"), help="output layer at first: drawn, or a linear head"
     )
     group.add_argument(
         "--augment", action="append", choices=("none", *get_args(FeatureAugmentation)), help="of activations (none)"
     )
-    group.add_argument(
-        "--batch-norm", choices=get_args(BatchNormPolicy), default="frozen", help="statistics of norms (frozen)"
-    )
-    group.add_argument("--precision", choices=get_args(TrainingPrecision), default="float32")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (cpu)")
+    group.add_argument("--batch-norm", choices=get_args(BatchNormPolicy), help="statistics of norms (frozen)")
+    group.add_argument("--precision", choices=get_args(TrainingPrecision), help="of the steps (float32)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (cpu)")
     group.add_argument(
         "--depths", choices=("auto",), help="a linear head, then tails from every cached layer, deeper and deeper"
     )
     group.add_argument("--minutes", type=float, metavar="M", help="for --depths auto; deeper ones are left out then")
-    group.add_argument("--resume", action="store_true", help="go on with a training that was killed")
-    group.add_argument("--checkpoint-seconds", type=float, default=30.0, metavar="S", help="between keeping (30)")
+    group.add_argument("--resume", action="store_true", default=None, help="go on with a training that was killed")
+    group.add_argument("--checkpoint-seconds", type=float, metavar="S", help="between keeping (30)")
 
 
 def train_layers_too(
@@ -88,18 +87,19 @@ def train_layers_too(
 
     if args.depths:
         return _climb(store, task, args)
+    if args.minutes is not None:
+        raise RequestError("--minutes is how long --depths auto may take; leave it out, or add that")
     layers = [head for head in args.head or () if is_layers(head)]
     args.head = [head for head in args.head or () if not is_layers(head)]
-    if args.from_tap and not layers:
-        raise RequestError("--from-tap names what layers are trained on; name them with --head tail, for example")
     if not layers:
+        if given := [name for name in _OF_LAYERS if getattr(args, name) is not None]:
+            option = "--" + given[0].replace("_", "-")
+            raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
         return train_heads(), None
     sets = _layers_sets(store, args)
     tuning = _tuning(args)
     report = train_heads() if args.head else None
-    for feature_set in sets:
-        if feature_set.dtype == "int8":
-            warn(f"{feature_set} is stored as int8: what rounding loses is lost to the layers; extract with float16")
+    _warn_of_rounding(sets)
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("training layers", len(layers) * len(sets))
         found = train_layers(
@@ -110,7 +110,7 @@ def train_layers_too(
             tuning,
             tta=args.tta,
             balanced=args.balanced,
-            memory=None if args.memory is None else int(args.memory * 1e9),
+            memory=memory_of(args),
             random_state=args.random_state,
             backbone=args.backbone,
             weights=args.weights,
@@ -129,9 +129,12 @@ def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[T
         raise RequestError("--depths auto chooses what is trained; leave --head and --tta out")
     if args.minutes is not None and not args.minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {args.minutes:g}")
-    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
-    taps = [*(args.tap or ()), *(args.from_tap or ())]
+    where = features_of(args)
+    if args.start is not None:
+        raise RequestError("--depths auto starts every tail from a linear head; leave --start out")
+    taps = [tap for tap in (*(args.tap or ()), *(args.from_tap or ())) if tap != "all"]
     sets = [each for tap in taps or [None] for each in store.select_sets(tap=tap, **where)]
+    _warn_of_rounding([each for each in sets if not each.is_pooled])
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("climbing", len(sets))
         ladder = climb(
@@ -143,14 +146,21 @@ def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[T
             on_rung=lambda rung: progress.advance(1),
             balanced=args.balanced,
             random_state=args.random_state,
-            memory=None if args.memory is None else int(args.memory * 1e9),
+            memory=memory_of(args),
             backbone=args.backbone,
             weights=args.weights,
         )
     return ladder.report, ladder
 
 
+def _warn_of_rounding(sets: Sequence[FeatureSet]) -> None:
+    for feature_set in sets:
+        if feature_set.dtype == "int8":
+            warn(f"{feature_set} is stored as int8: what rounding loses is lost to the layers; extract with float16")
+
+
 def print_ladder(rungs: list[dict[str, Any]]) -> None:
+    """Print a line for each depth, from what `Ladder.to_json` gives."""
     rows = [
         [
             rung["tap"],
@@ -169,9 +179,9 @@ def print_ladder(rungs: list[dict[str, Any]]) -> None:
 
 
 def _layers_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
-    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
+    where = features_of(args)
     taps = args.from_tap or args.tap
-    if not taps:
+    if not taps or "all" in taps:
         raise RequestError(
             "name the cached activations that layers are trained on with --from-tap; `featurecache ls "
             f"{store.path}` lists what is cached, `featurecache inspect BACKBONE --tails` what can be"
@@ -183,8 +193,8 @@ def _tuning(args: argparse.Namespace) -> FineTuning:
     from featurecache.backbones.torch_runtime import checked_device
     from featurecache.finetuning.training import FineTuning
 
-    checked_device(args.device)
-    given = {name: getattr(args, name) for name in _GIVEN}
+    given = {name: value for name in _GIVEN if (value := getattr(args, name)) is not None}
+    checked_device(given.get("device", FineTuning.device))
     for name in ("learning_rate", "pretrained_factor", "start"):
         if value := getattr(args, name):
             given[name] = tuple(dict.fromkeys(value))

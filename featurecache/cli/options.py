@@ -196,6 +196,18 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     )
 
 
+def features_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options say of the cached features that are wanted, as `FeatureStore.find` takes it."""
+    return {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
+
+
+def memory_of(args: argparse.Namespace) -> int | None:
+    """Return how many bytes of features may be in memory, where --memory says it."""
+    if args.memory is not None and not args.memory > 0:
+        raise RequestError(f"--memory must be above 0, got {args.memory:g}")
+    return None if args.memory is None else int(args.memory * 1e9)
+
+
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     """Return the settings that the options name."""
     given = {name: getattr(args, name) for name in ("dtype", "shard_rows") if hasattr(args, name)}

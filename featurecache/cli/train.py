@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
-from featurecache.cli.options import verb_parser
+from featurecache.cli.options import features_of, memory_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 from featurecache.specs import TASK_NOUN
@@ -105,8 +105,7 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
     from featurecache.evaluation.training import train_heads
     from featurecache.heads.registry import list_heads
 
-    if args.memory is not None and not args.memory > 0:
-        raise RequestError(f"--memory must be above 0, got {args.memory:g}")
+    memory = memory_of(args)
     heads = [] if "all" in (args.head or ["all"]) else args.head
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("training heads", len(heads or list_heads(kind=task.kind)) * len(sets))
@@ -118,7 +117,7 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
             tta=args.tta,
             balanced=args.balanced,
             n_jobs=args.jobs,
-            memory=None if args.memory is None else int(args.memory * 1e9),
+            memory=memory,
             random_state=args.random_state,
             on_result=lambda result: progress.advance(1),
         )
@@ -212,7 +211,7 @@ def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureS
     from featurecache.heads.registry import needs_tokens
     from featurecache.store.feature_sets import pooled_if_any
 
-    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
+    where = features_of(args)
     if args.tta and args.views is None:
         where["views"] = _only_number_of_views(store, where)
     if args.tap is None or "all" in args.tap:

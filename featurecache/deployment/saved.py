@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.errors import FeatureCacheError, HeadError, RequestError, shortened
 from featurecache.evaluation.training import TrainedHead
+from featurecache.finetuning.library import PREFIX as LIBRARY_PREFIX
 from featurecache.finetuning.making import check_agreed, is_layers, maker
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.gradient.tuner import FineTuned
@@ -161,10 +163,15 @@ def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) 
         raise HeadError(f"this head wants {estimator.n_features_in_} activations; save it again")
     make = maker(head, saved.tap, estimator.shape, network)
     try:
+        if head.startswith(LIBRARY_PREFIX):  # a record may ask for more than there is memory
+            with torch.device("meta"):
+                estimator.check_fits(make(estimator.num_outputs))
         estimator.attach(make(estimator.num_outputs))
         _try_out(saved)
     # The arrays of a stranger may fit no layer, and break whatever they do fit.
-    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+    except FeatureCacheError:
+        raise
+    except Exception as error:
         raise HeadError(f"this head does not work with its layers ({shortened(error)}); save it again") from None
     return saved
 

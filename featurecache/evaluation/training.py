@@ -6,6 +6,7 @@ probabilities over their views.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -265,7 +266,7 @@ def judged_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) ->
 
 
 def _check_size(features: Features, limit: int) -> None:
-    num_numbers = int(np.prod(features.sample_shape)) // (features.num_views or 1)
+    num_numbers = math.prod(features.view_shape)
     if num_numbers > limit:
         raise RequestError(f"tap {features.tap!r} has {num_numbers} numbers per sample; pool it")
 
@@ -313,7 +314,7 @@ def read_parts(
     what_is_judged = _laid_out(judged, rows, room)
     same = judged.num_views == features.num_views
     what_is_fitted = {} if same else _laid_out(features, {split: rows[split] for split in fitted}, room)
-    shape = features.sample_shape[1:] if features.num_views else features.sample_shape
+    shape = features.view_shape
     on_disk = any(isinstance(each, np.memmap) for each in (*what_is_judged.values(), *what_is_fitted.values()))
     return {
         split: Part(
@@ -333,7 +334,7 @@ def _laid_out(features: Features, rows: dict[str, Rows], room: Staging | None) -
     """Read the rows of all parts into one array, and return each part's place in it."""
     count = sum(map(len, rows.values()))
     num_views = features.num_views or 1
-    shape = (count, num_views, int(np.prod(features.sample_shape)) // num_views)
+    shape = (count, num_views, math.prod(features.view_shape))
     whole = np.empty(shape, np.float32) if room is None else room.empty(shape)
     found, start = {}, 0
     for split, some in rows.items():

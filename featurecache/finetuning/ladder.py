@@ -6,6 +6,7 @@ Each rung starts from a linear head on the pretrained features, so that a deeper
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from featurecache.errors import BackboneError, HeadError, RequestError
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import TAIL
-from featurecache.finetuning.training import FineTuning, train_layers
+from featurecache.finetuning.training import FineTuning, forget, place_of, train_layers
+from featurecache.heads.registry import last_step
 from featurecache.store.dtypes import STORED
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
@@ -110,62 +112,66 @@ def climb(
     RequestError
         There are no pooled features, or no whole activations.
     """
-    whole = [each for each in sets if not _is_pooled(each)]
-    networks = {each.fingerprint for each in whole}
-    pooled = [each for each in sets if _is_pooled(each) and (each.fingerprint in networks or not networks)]
-    if not pooled or not whole:
-        missing = (
-            "pooled features to begin with (--tap default)" if not pooled else "whole activations (--tap layer3:none)"
-        )
-        raise RequestError(f"a ladder needs {missing}; add them with `featurecache extract`, and see `featurecache "
-                           "inspect BACKBONE --tails`")  # fmt: skip
     started = time.monotonic()
-    whole = _from_the_last(whole, backbone, weights)
-    first = _last_layer(pooled)
-    common: dict[str, Any] = {"balanced": balanced, "random_state": random_state, "memory": memory}
-    report = train_heads(store, task, [first], [_LINEAR[task.kind]], **common)
-    rungs: list[Rung] = []
-
-    def add(rung: Rung) -> None:
-        rungs.append(rung)
-        if on_rung is not None:
-            on_rung(rung)
-
-    add(
-        Rung(
-            tap=first.tap,
-            num_bytes=_bytes_of(first),
-            head=report.best,
-            num_trainable=_linear_size(first, len(task.classes)),
-        )
-    )
+    first, whole = _parts_of(sets, backbone, weights)
+    judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
+    report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
     tuning = replace(tuning or FineTuning(), start=("probe",))
-    of_a_number = 0.0
+
+    def train(feature_set: FeatureSet) -> TrainingReport:
+        settings: dict[str, Any] = {**judging, "memory": memory, "backbone": backbone, "weights": weights}
+        return train_layers(store, task, [feature_set], [TAIL], tuning, **settings, keep=True)
+
+    linear = last_step(report.best.result.estimator)
+    size = linear.coef_.size + np.size(linear.intercept_)
+    rungs = [Rung(tap=first.tap, num_bytes=_bytes_of(first), head=report.best, num_trainable=size)]
+    seconds_of_a_number = 0.0
     for feature_set in whole:
-        rung = Rung(tap=feature_set.tap, num_bytes=_bytes_of(feature_set))
-        numbers = int(np.prod(feature_set.open().sample_shape))
+        if on_rung is not None:
+            on_rung(rungs[-1])
+        numbers = math.prod(feature_set.open().sample_shape)
         left = seconds - (time.monotonic() - started)
-        if (expected := of_a_number * numbers) > left:
-            add(replace(rung, reason=f"would take about {expected:.0f} s, and {max(left, 0):.0f} s are left"))
+        expected = seconds_of_a_number * numbers
+        if expected > left:
+            reason = f"would take about {expected:.0f} s, and {max(left, 0):.0f} s are left"
+            rungs.append(Rung(tap=feature_set.tap, num_bytes=_bytes_of(feature_set), reason=reason))
             continue
         begun = time.monotonic()
-        try:
-            found = train_layers(
-                store, task, [feature_set], [TAIL], tuning, backbone=backbone, weights=weights, **common
-            )
-        except (BackboneError, HeadError) as error:
-            add(replace(rung, reason=str(error)))
-            continue
-        of_a_number = (time.monotonic() - begun) / numbers
-        (head,) = found.heads
-        report.join(found)
-        add(replace(rung, head=head, num_trainable=sum(a.size for a in head.result.estimator.arrays_)))
+        rungs.append(_trained(feature_set, train, report))
+        if rungs[-1].head is not None:
+            seconds_of_a_number = (time.monotonic() - begun) / numbers
+    if on_rung is not None:
+        on_rung(rungs[-1])
+    forget(place_of(store, task, feature_set, TAIL, tuning, **judging) for feature_set in whole)
     return Ladder(report=report, rungs=rungs)
 
 
-def _is_pooled(feature_set: FeatureSet) -> bool:
-    shape = feature_set.open().sample_shape
-    return len(shape) - (feature_set.num_views is not None) == 1
+def _trained(feature_set: FeatureSet, train: Callable[[FeatureSet], TrainingReport], report: TrainingReport) -> Rung:
+    """Train a tail and take it into the report, or say why it could not be."""
+    rung = Rung(tap=feature_set.tap, num_bytes=_bytes_of(feature_set))
+    try:
+        found = train(feature_set)
+    except (BackboneError, HeadError) as error:
+        return replace(rung, reason=str(error))
+    report.join(found)
+    (head,) = found.heads
+    return replace(rung, head=head, num_trainable=sum(array.size for array in head.result.estimator.arrays_))
+
+
+def _parts_of(
+    sets: Sequence[FeatureSet], backbone: str | None, weights: str | Path | None
+) -> tuple[FeatureSet, list[FeatureSet]]:
+    """Return the pooled features to begin with, and the whole activations, the last layer first."""
+    whole = [each for each in sets if not each.is_pooled]
+    networks = {each.fingerprint for each in whole}
+    pooled = [each for each in sets if each.is_pooled and (each.fingerprint in networks or not networks)]
+    if not pooled or not whole:
+        missing = "whole activations (--tap layer3:none)" if pooled else "pooled features to begin with (--tap default)"
+        raise RequestError(
+            f"a ladder needs {missing}; add them with `featurecache extract`, and see `featurecache inspect BACKBONE "
+            "--tails`"
+        )
+    return _last_layer(pooled), _from_the_last(whole, backbone, weights)
 
 
 def _last_layer(pooled: Sequence[FeatureSet]) -> FeatureSet:
@@ -186,12 +192,7 @@ def _from_the_last(whole: Sequence[FeatureSet], backbone: str | None, weights: s
 
 
 def _bytes_of(feature_set: FeatureSet) -> int:
-    return int(np.prod(feature_set.open().sample_shape)) * np.dtype(STORED[feature_set.dtype]).itemsize
-
-
-def _linear_size(feature_set: FeatureSet, num_outputs: int) -> int:
-    shape = feature_set.open().sample_shape
-    return (int(shape[-1]) + 1) * num_outputs
+    return math.prod(feature_set.open().sample_shape) * np.dtype(STORED[feature_set.dtype]).itemsize
 
 
 def _verdict(report: TrainingReport, head: TrainedHead, other: TrainedHead) -> str | None:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from featurecache.backbones.backbone import Backbone
@@ -66,7 +67,8 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     if head.startswith(PYTHON):
         return _of_factory(head, shape)
     name = head.removeprefix(library.PREFIX)
-    library.make_body(name, shape)  # errors come now
+    with torch.device("meta"):
+        library.make_body(name, shape)  # errors come now
 
     def make(num_outputs: int) -> TrainableLayers:
         body, width = library.make_body(name, shape)

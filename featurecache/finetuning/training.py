@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from featurecache.errors import RequestError
 from featurecache.evaluation.protocol import HeadResult
 from featurecache.evaluation.training import TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.making import is_layers, maker, needs_backbone
+from featurecache.finetuning.making import maker, needs_backbone
 from featurecache.hashing import digest_json
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gradient.tuner import MakeLayers
@@ -55,6 +56,15 @@ class FineTuning:
     checkpoint_seconds: float = 30.0
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds >= 0):
+            raise RequestError(f"checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}")
+        for setting in self.grid():
+            try:
+                FineTunedClassifier(**{**self.fixed(), **setting}).check_settings()
+            except ValueError as error:
+                raise RequestError(str(error)) from None
+
     _SEARCHED = ("learning_rate", "pretrained_factor", "start", "augment")
 
     def grid(self) -> list[dict[str, Any]]:
@@ -82,6 +92,7 @@ def train_layers(
     backbone: str | None = None,
     weights: str | Path | None = None,
     on_result: Callable[[HeadResult], None] | None = None,
+    keep: bool = False,
 ) -> TrainingReport:
     """Train layers on cached activations.
 
@@ -97,6 +108,8 @@ def train_layers(
         How.
     backbone, weights
         As for `featurecache.extraction.reproduction.reproduce_backbone`: the network whose rest is trained.
+    keep
+        Leave what a killed training would go on from, for a larger one that this is a part of; see `forget`.
 
     Raises
     ------
@@ -109,41 +122,55 @@ def train_layers(
     """
     tuning = tuning or FineTuning()
     report = TrainingReport(task, [])
-    for feature_set in sets:
-        for head in heads:
-            assert is_layers(head)
-            make = _maker(head, feature_set, backbone, weights, store)
-            shape = _shape(feature_set)
-            description = f"{head} {feature_set.fingerprint} {feature_set.tap} {feature_set.dtype}"
-            # Of this training alone: when it is done, others may still be at work.
-            said = {name: value for name, value in vars(tuning).items() if name not in ("resume", "checkpoint_seconds")}
-            said |= {"task": task.name, "layers": description, "seed": random_state, "balanced": balanced, "tta": tta}
-            folder = store.path / TRAINING / digest_json("training", 1, said)[:16]
-            factory = partial(_estimator, make, task, tuning, description, shape, folder)
-            with registered(head, factory, lambda _: tuning.grid(), kind=task.kind):
-                found = train_heads(
-                    store,
-                    task,
-                    [feature_set],
-                    [head],
-                    tta=tta,
-                    balanced=balanced,
-                    n_jobs=1,
-                    memory=memory,
-                    random_state=random_state,
-                    on_result=on_result,
-                    max_numbers=_NO_LIMIT,
-                )
-            report.join(found)
-            _remove(folder)
+    judging: dict[str, Any] = {"tta": tta, "balanced": balanced, "random_state": random_state}
+    places = []
+    for feature_set, head in product(sets, heads):
+        make = _maker(head, feature_set, backbone, weights, store)
+        place = place_of(store, task, feature_set, head, tuning, **judging)
+        factory = partial(_estimator, make, task, tuning, feature_set, head, place)
+        with registered(head, factory, lambda _: tuning.grid(), kind=task.kind):
+            found = train_heads(
+                store,
+                task,
+                [feature_set],
+                [head],
+                **judging,
+                n_jobs=1,
+                memory=memory,
+                on_result=on_result,
+                max_numbers=_NO_LIMIT,
+            )
+        report.join(found)
+        places.append(place)
+    if not keep:
+        forget(places)
     return report
 
 
-def _remove(folder: Path) -> None:
-    """Remove what a training that is done kept; the folder around it with the last."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.parent.rmdir()
+def place_of(
+    store: FeatureStore,
+    task: Task,
+    feature_set: FeatureSet,
+    head: str,
+    tuning: FineTuning,
+    *,
+    tta: bool = False,
+    balanced: bool = False,
+    random_state: int = 0,
+) -> Path:
+    """Return the folder in which a training keeps how far it is: its own, as others may be at work on the cache."""
+    said = {name: value for name, value in vars(tuning).items() if name not in ("resume", "checkpoint_seconds")}
+    said |= {"task": task.name, "layers": _described(feature_set, head)}
+    said |= {"tta": tta, "balanced": balanced, "seed": random_state}
+    return store.path / TRAINING / digest_json("training", 1, said)[:16]
+
+
+def forget(places: Iterable[Path]) -> None:
+    """Remove what trainings that are done kept; the folder around them with the last."""
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):
+            place.parent.rmdir()
 
 
 def _maker(
@@ -159,7 +186,7 @@ def _maker(
             backbone=backbone,
             weights=weights,
         )
-    return maker(head, feature_set.tap, _shape(feature_set), network)
+    return maker(head, feature_set.tap, feature_set.open().view_shape, network)
 
 
 def _check_whole(feature_set: FeatureSet, store: FeatureStore) -> None:
@@ -173,13 +200,13 @@ def _check_whole(feature_set: FeatureSet, store: FeatureStore) -> None:
         )
 
 
-def _shape(feature_set: FeatureSet) -> tuple[int, ...]:
-    shape = feature_set.open().sample_shape
-    return tuple(shape[1:] if feature_set.num_views else shape)
+def _described(feature_set: FeatureSet, head: str) -> str:
+    return f"{head} {feature_set.fingerprint} {feature_set.tap} {feature_set.dtype}"
 
 
 def _estimator(
-    make: MakeLayers, task: Task, tuning: FineTuning, description: str, shape: tuple[int, ...], folder: Path
+    make: MakeLayers, task: Task, tuning: FineTuning, feature_set: FeatureSet, head: str, place: Path
 ) -> BaseEstimator:
     kind = FineTunedRegressor if task.kind == "numbers" else FineTunedClassifier
-    return kind(make, description=description, shape=shape, checkpoints=str(folder), **tuning.fixed())
+    about: dict[str, Any] = {"description": _described(feature_set, head), "shape": feature_set.open().view_shape}
+    return kind(make, **about, checkpoints=str(place), **tuning.fixed())

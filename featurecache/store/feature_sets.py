@@ -39,6 +39,11 @@ class FeatureSet:
         """How many views of each sample are kept; ``None`` for plain features."""
         return None if self.identity.views is None else self.identity.views.count
 
+    @property
+    def is_pooled(self) -> bool:
+        """Tell whether a sample, or a view of it, has one row of numbers and no places or tokens."""
+        return len(self.open().view_shape) == 1
+
     def probe(self) -> dict[str, Any] | None:
         """Return what `keep_probe` kept."""
         path = self.folder.path / "probe.json"
@@ -97,8 +102,7 @@ def choose(sets: list[FeatureSet], wanted: Mapping[str, str | None], views: int 
 
 def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
     """Leave out what keeps its places or tokens, for layers to be trained on, where there are pooled features too."""
-    pooled = [each for each in sets if len(each.open().sample_shape) - (each.num_views is not None) < 2]
-    return pooled or list(sets)
+    return [each for each in sets if each.is_pooled] or list(sets)
 
 
 def read_spec(spec: Path) -> tuple[FeatureIdentity, dict[str, Any]]:

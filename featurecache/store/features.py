@@ -50,6 +50,11 @@ class Features:
             if commit.body.get("tap", tap) != tap:
                 raise CorruptError(f"{folder.path}: commit {commit.key} is of another tap; run `featurecache repair`")
 
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """Shape of one view of a sample; of plain features, of the sample."""
+        return self.sample_shape[1:] if self.num_views else self.sample_shape
+
     @cached_property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample's features."""

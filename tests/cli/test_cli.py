@@ -23,21 +23,6 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process and return status, stdout and stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        try:
-            status = main([str(arg) for arg in args])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
-
-
-@pytest.fixture
 def cached(make_folder: Make, tmp_path: Path, call: Callable) -> Path:
     """A cache of three colours with a task."""
     source = make_folder(per_class=10)

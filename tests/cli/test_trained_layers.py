@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +19,18 @@ import safetensors.numpy
 import torch
 from conftest import RUNTIME, TINY, need
 
-from featurecache.cli import main
+from featurecache.backbones.registry import load_backbone
 from featurecache.deployment.predict import predict
-from featurecache.finetuning.training import FineTuning, train_layers
+from featurecache.deployment.saved import open_head, with_layers
+from featurecache.errors import HeadError
+from featurecache.finetuning.training import FineTuning, forget, place_of, train_layers
+from featurecache.records import encode_record, read_record
+from featurecache.specs import BackboneRequest
 from featurecache.store.gc import TRAINING, collect_garbage
 from featurecache.store.store import FeatureStore
 
 HERE = "python:tiny_layers:"
 TAPS = ("default", "stem:none", "input:none")
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process and return status, stdout and stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        status = main([str(arg) for arg in args])
-        out = capsys.readouterr()
-        return status, out.out, out.err
-
-    return run
 
 
 @pytest.fixture
@@ -49,8 +43,12 @@ def cache(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> P
     return cache
 
 
+def heads(*options: object) -> list[object]:
+    return ["--task", "colours", "--backbone", TINY, "--quiet", *options]
+
+
 def train(*options: object) -> list[object]:
-    return ["--task", "colours", "--backbone", TINY, "--quiet", "--learning-rate", 0.01, *options]
+    return heads("--learning-rate", 0.01, *options)
 
 
 def layers(head: str, tap: str, *options: object) -> list[object]:
@@ -194,7 +192,14 @@ def _num_steps(cache: Path) -> int:
     [
         (layers("tail", "pre_logits"), "it is or holds the output layer"),
         (train("--head", "tail"), "name the cached activations that layers are trained on with --from-tap"),
-        (train("--from-tap", "stem:none"), "name them with --head tail"),
+        (train("--from-tap", "stem:none"), "--from-tap is for layers that are trained; name them with --head tail"),
+        (heads("--head", "ridge", "--epochs", 3), "--epochs is for layers that are trained"),
+        (heads("--head", "ridge", "--resume"), "--resume is for layers that are trained"),
+        (heads("--head", "ridge", "--minutes", 3), "--minutes is how long --depths auto may take"),
+        (train("--depths", "auto", "--start", "fresh"), "--depths auto starts every tail from a linear head"),
+        (layers("tail", "stem:none", "--memory", -1), "--memory must be above 0, got -1"),
+        (layers("tail", "stem:none", "--checkpoint-seconds", "nan"), "checkpoint_seconds must be 0 or more, got nan"),
+        (layers("tail", "all"), "name the cached activations that layers are trained on with --from-tap"),
         (layers("tail", "nowhere:none"), "unknown cached tap 'nowhere:none'"),
         (layers("layers:convv", "stem:none"), "unknown layers 'convv'; did you mean 'conv'"),
         (layers(HERE + "wrong", "stem:none"), r"the layers make (2, 4) of two rows, and should make (2, 3)"),
@@ -230,9 +235,9 @@ def test_a_pooled_tap_is_answered_with_the_command_that_caches_it_whole(cache: P
 
 def test_heads_are_trained_on_pooled_features_unless_others_are_named(cache: Path, call: Callable) -> None:
     for choice in ([], ["--tap", "all"]):
-        out = call("train", cache, *train(*choice, "--head", "ridge", "--json"))[1]
+        out = call("train", cache, *heads(*choice, "--head", "ridge", "--json"))[1]
         assert [result["tap"] for result in json.loads(out)["results"]] == ["pre_logits:none"]
-    out = call("train", cache, *train("--tap", "stem", "--head", "ridge", "--json"))[1]
+    out = call("train", cache, *heads("--tap", "stem", "--head", "ridge", "--json"))[1]
     assert [result["tap"] for result in json.loads(out)["results"]] == ["stem:none"]
     out = call("sweep", cache, "--head", "ridge", "--quiet", "--json")[1]
     assert {row["tap"] for row in json.loads(out)["rows"]} == {"pre_logits:none"}
@@ -253,38 +258,102 @@ def test_somebodys_own_code_runs_only_when_it_is_named(cache: Path, call: Callab
     status, _, err = call("predict", head, photos, "--backbone", TINY)
     assert (status, f"if you trust it, pass --layers {HERE}own" in err) == (2, True)
     assert call("predict", head, photos, "--backbone", TINY, "--layers", HERE + "own")[0] == 0
-    assert call("train", cache, *train("--tap", "pre_logits", "--head", "ridge", "--save", "plain"))[0] == 0
+    assert call("train", cache, *heads("--tap", "pre_logits", "--head", "ridge", "--save", "plain"))[0] == 0
     status, _, err = call("predict", cache / "heads" / "plain", photos, "--backbone", TINY, "--layers", HERE + "own")
     assert (status, "leave --layers" in err) == (2, True)
 
 
 def test_one_image_of_each_class(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:
-    source, cache = make_folder(per_class=1), tmp_path / "one"
+    """Nothing can be held out: the folds lack a class each, and what was chosen is judged on other images."""
+    source, cache = make_folder(per_class=2), tmp_path / "one"
     assert call("extract", source, "--cache", cache, "--backbone", TINY, "--tap", "stem:none", *RUNTIME)[0] == 0
-    lines = [f"{p.relative_to(source)},{p.parent.name},train" for p in sorted(source.rglob("*.png"))]
+    files = sorted(source.rglob("*.png"))
+    lines = [f"{p.relative_to(source)},{p.parent.name},{'train' if p.stem == '000' else 'test'}" for p in files]
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["path,label,split", *lines]))
-    assert call("task", "add", cache, "colours", table)[0] in (0, 2)
-    status, _, err = call("train", cache, *layers("tail", "stem:none"))
-    assert status == 2
-    assert err.count("\n") == 1
+    assert call("task", "add", cache, "colours", table)[0] == 0
+    status, out, err = call("train", cache, *layers("tail", "stem:none", "--epochs", 2, "--json"))
+    assert status == 0, err
+    (result,) = json.loads(out)["results"]
+    assert (result["selection_score"], result["test"]["n"]) == (0.0, 3)
 
 
-def test_a_head_whose_tensors_fit_no_layer_is_refused(cache: Path, call: Callable) -> None:
-    assert call("train", cache, *layers("tail", "stem:none", "--epochs", 1, "--save", "tail"))[0] == 0
-    assert call("train", cache, *layers("layers:conv", "stem:none", "--epochs", 1, "--save", "conv"))[0] == 0
-    from featurecache.records import encode_record, read_record
-
-    path = cache / "heads" / "conv" / "head.json"
+def forged(cache: Path, head: str, change: Callable[[dict], None]) -> Path:
+    """Write a stranger's record over that of a saved head, digests and all."""
+    path = cache / "heads" / head / "head.json"
     record = read_record(path, "head")
-    record["meta"]["head"] = "tail"
-    path.write_bytes(encode_record("head", {k: v for k, v in record.items() if k not in ("format", "kind", "version")}))
-    status, _, err = call("predict", cache / "heads" / "conv", cache.parent / "photos", "--backbone", TINY)
+    change(record)
+    body = {key: value for key, value in record.items() if key in ("arrays", "estimator", "meta", "written_by")}
+    path.write_bytes(encode_record("head", body))
+    return path.parent
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["meta"].update(head="tail"), "does not work with its layers (nothing is kept for"),
+        (lambda record: record["meta"].update(head="ridge"), "is no name of layers"),
+        (lambda record: record["meta"].update(head="layers:mlp"), "does not work with its layers"),
+        (lambda record: record["estimator"]["params"].update(device="cuda"), "has no parameter 'device'"),
+        (lambda record: record["estimator"]["params"].update(checkpoints="/tmp"), "has no parameter 'checkpoints'"),
+    ],
+)
+def test_a_strangers_head_that_fits_no_layers_is_refused(
+    cache: Path, call: Callable, change: Callable[[dict], None], message: str
+) -> None:
+    assert call("train", cache, *layers("layers:conv", "stem:none", "--epochs", 1, "--save", "conv"))[0] == 0
+    head = forged(cache, "conv", change)
+    status, _, err = call("predict", head, cache.parent / "photos", "--backbone", TINY)
     assert status == 2
-    assert "does not work with its layers" in err or "cannot be used" in err
+    assert message in err
+
+
+def test_a_record_cannot_ask_for_more_memory_than_its_arrays_hold(cache: Path, call: Callable) -> None:
+    """2 million activations into 256 units are 2 GB; they are compared before anything of that size is made."""
+    assert call("train", cache, *layers("layers:mlp", "stem:none", "--epochs", 1, "--save", "mlp"))[0] == 0
+    saved = open_head(cache / "heads" / "mlp")
+    saved.estimator.shape, saved.estimator.n_features_in_ = (1 << 21,), 1 << 21
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(HeadError, match="does not work with its layers"):
+        with_layers(saved, load_backbone(BackboneRequest(name=TINY)))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
 
 
 def test_verify_passes_a_cache_with_trained_layers(cache: Path, call: Callable) -> None:
+    before = torch.get_num_threads()
     assert call("train", cache, *layers("tail", "stem:none", "--epochs", 1, "--save", "tail"))[0] == 0
+    assert torch.get_num_threads() == before
     assert call("verify", cache)[0] == 0
-    assert torch.get_num_threads() >= 1
+
+
+def test_what_is_done_is_not_trained_again_and_others_are_left_alone(cache: Path, call: Callable) -> None:
+    """Killed at its second tail, a training takes over the first; another that ends meanwhile takes nothing away."""
+    store = FeatureStore.open(cache)
+    task, sets = store.task("colours"), [store.find(tap=tap) for tap in ("stem:none", "input:none")]
+    tuning = FineTuning(learning_rate=(0.01,), epochs=2)
+    train_layers(store, task, sets[:1], ["tail"], tuning, backbone=TINY, keep=True)
+    places = [place_of(store, task, each, "tail", tuning) for each in sets]
+    kept = {path: path.stat().st_mtime_ns for path in places[0].iterdir()}
+    assert kept
+    assert not places[1].exists()
+
+    other = FineTuning(learning_rate=(0.02,), epochs=2)
+    train_layers(store, task, sets[:1], ["tail"], other, backbone=TINY)
+    assert {path: path.stat().st_mtime_ns for path in places[0].iterdir()} == kept
+
+    resumed = train_layers(store, task, sets[:1], ["tail"], replace(tuning, resume=True), backbone=TINY, keep=True)
+    assert {path: path.stat().st_mtime_ns for path in places[0].iterdir()} == kept, "nothing was trained again"
+    assert resumed.best.result.estimator.n_iter_ > 0
+    forget(places)
+    assert not (cache / TRAINING).exists()
+
+
+def test_a_rung_that_diverges_is_told_and_the_others_stay(cache: Path, call: Callable) -> None:
+    options = ["--depths", "auto", "--epochs", 2, "--clip", 0, "--json"]
+    wild = train(*options)
+    wild[wild.index("--learning-rate") + 1] = 1e30
+    status, out, err = call("train", cache, *wild)
+    assert status == 0, err
+    rungs = json.loads(out)["ladder"]
+    assert "seconds" in rungs[0]
+    assert all("diverges" in rung["reason"] for rung in rungs[1:])

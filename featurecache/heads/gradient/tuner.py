@@ -228,7 +228,7 @@ class FineTuned(BaseEstimator):
         ValueError
             Data or parameters that make no sense, or training that diverges.
         """
-        self._check()
+        self.check_settings()
         rows, said, weight, group = checked_to_fit(
             self, X, y, sample_weight, groups, numbers=self._outcome == "numbers"
         )
@@ -256,7 +256,7 @@ class FineTuned(BaseEstimator):
         num_good = 0
         for setting in settings:
             merged = clone(self).set_params(**setting)
-            merged._check()
+            merged.check_settings()
             try:
                 fitted = [
                     clone(merged)._like_rows(X)._fit_on(places, X, y, sample_weight, groups, digest)
@@ -468,7 +468,8 @@ class FineTuned(BaseEstimator):
         digest = digest_arrays(json.dumps([said, digest_of_X], sort_keys=True, default=str), arrays)
         return Checkpoint(Path(self.checkpoints), digest, every=self.checkpoint_seconds, resume=self.resume)
 
-    def _check(self) -> None:
+    def check_settings(self) -> None:
+        """Raise `ValueError` for parameters that make no sense."""
         check_whole_number("batch_size", self.batch_size, 1)
         check_whole_number("patience", self.patience, 1)
         if self.epochs is not None:
