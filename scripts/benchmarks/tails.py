@@ -5,24 +5,28 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import spread
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featurecache.backbones.taps import TappedBackbone
+    from featurecache.heads.gradient.trainable import TrainableLayers
 
 
 def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     """One epoch of a tail from cached activations, against one that computes the layers before the cut from images."""
     import numpy as np
     import torch
-    from torch import Tensor, nn
 
     from featurecache.backbones.cutting import valid_cuts
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import TappedBackbone, resolve_taps
     from featurecache.finetuning.making import maker
-    from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
-    from featurecache.heads.gradient.trainable import TrainableLayers
     from featurecache.machine import num_cores
     from featurecache.specs import BackboneRequest
 
@@ -30,52 +34,20 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     request = BackboneRequest(name=args.backbone, weights=args.weights, init="pretrained" if args.weights else "random")
     backbone = load_backbone(request)
     (tap,) = resolve_taps(backbone, [args.tap])
-    crop = backbone.preprocess.crop
-    images = torch.randn(args.rows, 3, crop, crop)
     before = TappedBackbone(backbone, [tap])
-
-    class Whole(nn.Module):
-        """The frozen layers, then the tail."""
-
-        def __init__(self, tail: nn.Module) -> None:
-            super().__init__()
-            self.tail = tail
-
-        def forward(self, images_BCHW: Tensor) -> Tensor:
-            with torch.no_grad():
-                activations = before(images_BCHW)[tap.name]
-            return self.tail(activations)
-
-    course = Course(
-        learning_rate=1e-4, pretrained_factor=0.1, layer_decay=1.0, weight_decay=0.05, batch_size=args.batch_size,
-        epochs=1, warmup=0.0, clip=1.0, patience=1, batch_norm="frozen", precision="float32", device="cpu", seed=0,
-    )  # fmt: skip
     make = maker("tail", tap.name, tap.shape, backbone)
-
-    def epoch(read: Any, *, whole: bool) -> float:
-        layers = make(10)
-        if whole:
-            layers = TrainableLayers(Whole(layers.body), layers.output)
-        rows = RowsToTrain(
-            read=read, y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows), fitted=np.arange(args.rows),
-            to_stop_by=np.zeros(0, np.int64), outcome="classes",
-        )  # fmt: skip
-        started = time.perf_counter()
-        descend(layers, rows, course)
-        return time.perf_counter() - started
-
+    images = torch.randn(args.rows, 3, backbone.preprocess.crop, backbone.preprocess.crop)
+    seconds: dict[str, list[float]] = {"from the cache": [], "recomputed": []}
     with tempfile.TemporaryDirectory() as folder:
-        shape = (args.rows, *tap.shape)
-        cached = np.memmap(Path(folder) / "activations", np.float32, "w+", shape=shape)
+        cached = np.memmap(Path(folder) / "activations", np.float32, "w+", shape=(args.rows, *tap.shape))
         with torch.inference_mode():
             for start in range(0, args.rows, args.batch_size):
                 some = slice(start, start + args.batch_size)
                 cached[some] = before(images[some])[tap.name].numpy()
-        seconds: dict[str, list[float]] = {"from the cache": [], "recomputed": []}
         for turn in range(args.repeats + 1):  # the first is to warm up
             found = {
-                "from the cache": epoch(lambda places: torch.from_numpy(cached[places]), whole=False),
-                "recomputed": epoch(lambda places: images[torch.from_numpy(places)], whole=True),
+                "from the cache": _epoch(make(10), lambda places: torch.from_numpy(cached[places]), args),
+                "recomputed": _epoch(_with_frozen(before, make(10)), lambda places: images[places], args),
             }
             for name, value in found.items():
                 seconds[name] += [value] if turn else []
@@ -91,6 +63,49 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
         "bound, by operations": bound,
         "share of the bound": spread([ratio / bound for ratio in ratios]),
     }
+
+
+def _with_frozen(before: TappedBackbone, layers: TrainableLayers) -> TrainableLayers:
+    """Return layers that take images: those before the cut, frozen, in front of the others."""
+    import torch
+    from torch import nn
+
+    from featurecache.heads.gradient.trainable import TrainableLayers
+
+    class Whole(nn.Module):
+        """The frozen layers, then the tail."""
+
+        def __init__(self, tail: nn.Module) -> None:
+            super().__init__()
+            self.tail = tail
+
+        def forward(self, images_BCHW: Tensor) -> Tensor:
+            with torch.no_grad():
+                (activations,) = before(images_BCHW).values()
+            found: Tensor = self.tail(activations)
+            return found
+
+    return TrainableLayers(Whole(layers.body), layers.output)
+
+
+def _epoch(layers: TrainableLayers, read: Callable[[Any], Tensor], args: argparse.Namespace) -> float:
+    """Train for an epoch, and return how many seconds it took."""
+    import numpy as np
+    import torch
+
+    from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
+
+    course = Course(
+        learning_rate=1e-4, pretrained_factor=0.1, layer_decay=1.0, weight_decay=0.05, batch_size=args.batch_size,
+        epochs=1, warmup=0.0, clip=1.0, patience=1, batch_norm="frozen", precision="float32", device="cpu", seed=0,
+    )  # fmt: skip
+    rows = RowsToTrain(
+        read=read, y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows), fitted=np.arange(args.rows),
+        to_stop_by=np.zeros(0, np.int64), outcome="classes",
+    )  # fmt: skip
+    started = time.perf_counter()
+    descend(layers, rows, course)
+    return time.perf_counter() - started
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
