@@ -25,6 +25,8 @@ RuntimeName = Literal["auto", "torch", "openvino"]
 BatchNormPolicy = Literal["frozen", "train"]
 """Of norms that keep statistics, while layers are trained: leave these as they are, or learn them anew."""
 FeatureAugmentation = Literal["brightness", "noise", "mixup"]
+TrainingAugmentation = Literal[FeatureAugmentation, "views"]
+"""Of cached activations; or, of images that are read anew each time, random parts with shifted colours."""
 TrainingPrecision = Literal["float32", "bfloat16"]
 TaskKind = Literal["classes", "labels", "numbers"]
 """What is said of a sample: one class, any of several labels, or one number or several."""

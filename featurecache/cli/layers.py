@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurecache.cli.options import features_of, memory_of
 from featurecache.cli.output import print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
-from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
+from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
@@ -24,7 +24,7 @@ _GIVEN = (
     *("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "clip", "patience", "batch_norm", "precision"),
     *("device", "resume", "checkpoint_seconds"),
 )
-_OF_LAYERS = ("from_tap", *_GIVEN, "learning_rate", "pretrained_factor", "start", "augment", "weights")
+_OF_LAYERS = ("from_tap", "from_images", *_GIVEN, "learning_rate", "pretrained_factor", "start", "augment", "weights")
 """Options that say nothing where no layers are trained."""
 
 
@@ -38,6 +38,13 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="T",
         help="cached activations to train on; repeat for several",
+    )
+    group.add_argument(
+        "--from-images",
+        action="append",
+        type=Path,
+        metavar="FOLDER",
+        help="train on the images themselves, decoded each time; repeat where the cache is of several folders",
     )
     group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
     group.add_argument("--epochs", type=int, metavar="N", help="default: 10, and at least 100 steps")
@@ -65,7 +72,10 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         "--start", action="append", choices=("fresh", "probe"), help="output layer at first: drawn, or a linear head"
     )
     group.add_argument(
-        "--augment", action="append", choices=("none", *get_args(FeatureAugmentation)), help="of activations (none)"
+        "--augment",
+        action="append",
+        choices=("none", *get_args(TrainingAugmentation)),
+        help="of activations (none); views: random parts of images, with --from-images; repeat to choose",
     )
     group.add_argument("--batch-norm", choices=get_args(BatchNormPolicy), help="statistics of norms (frozen)")
     group.add_argument("--precision", choices=get_args(TrainingPrecision), help="of the steps (float32)")
@@ -96,7 +106,7 @@ def train_layers_too(
             option = "--" + given[0].replace("_", "-")
             raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
         return train_heads(), None
-    sets = _layers_sets(store, args)
+    sets = _layers_sets(store, task, args)
     tuning = _tuning(args)
     report = train_heads() if args.head else None
     _warn_of_rounding(sets)
@@ -134,6 +144,7 @@ def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[T
         raise RequestError("--depths auto starts every tail from a linear head; leave --start out")
     taps = [tap for tap in (*(args.tap or ()), *(args.from_tap or ())) if tap != "all"]
     sets = [each for tap in taps or [None] for each in store.select_sets(tap=tap, **where)]
+    sets += _images(store, task, args)
     _warn_of_rounding([each for each in sets if not each.is_pooled])
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("climbing", len(sets))
@@ -178,15 +189,32 @@ def print_ladder(rungs: list[dict[str, Any]]) -> None:
     print_table(["from", "head", *numbers, "against the linear head", "against the chosen"], rows, numbers=numbers)
 
 
-def _layers_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
-    where = features_of(args)
-    taps = args.from_tap or args.tap
-    if not taps or "all" in taps:
+def _layers_sets(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[FeatureSet]:
+    where, images = features_of(args), _images(store, task, args)
+    taps = args.from_tap or (() if images else args.tap)
+    if "all" in (taps or ()) or not (taps or images):
         raise RequestError(
-            "name the cached activations that layers are trained on with --from-tap; `featurecache ls "
-            f"{store.path}` lists what is cached, `featurecache inspect BACKBONE --tails` what can be"
+            "name the cached activations that layers are trained on with --from-tap, or the images with "
+            f"--from-images; `featurecache ls {store.path}` lists what is cached, `featurecache inspect BACKBONE "
+            "--tails` what can be"
         )
-    return [store.find(tap=tap, **where) for tap in dict.fromkeys(taps)]
+    return [store.find(tap=tap, **where) for tap in dict.fromkeys(taps)] + images
+
+
+def _images(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[FeatureSet]:
+    """Return the images, as the one network sees them whose features are cached."""
+    from featurecache.finetuning.images import images_of
+
+    if not args.from_images:
+        return []
+    sets = store.select_sets(**{**features_of(args), "views": 0})
+    if others := [each for each in sets if each.fingerprint != sets[0].fingerprint]:
+        raise RequestError(
+            f"{sets[0]} and {others[0]} are of two networks; say with --backbone or --fingerprint which of them is "
+            "trained on images"
+        )
+    with progress_on_stderr(quiet=args.quiet) as progress:
+        return [images_of(store, task, sets[0], args.from_images, progress=progress)]
 
 
 def _tuning(args: argparse.Namespace) -> FineTuning:

@@ -80,7 +80,7 @@ def make_views(
     if views is None:
         return np.asarray(resize_and_crop(image, preprocess), np.uint8)[None]
     sample = digest_bytes(data)
-    return np.stack([_view(image, sample, number, preprocess, views) for number in range(views.count)])
+    return np.stack([make_view(image, sample, number, preprocess, views) for number in range(views.count)])
 
 
 def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:
@@ -89,7 +89,10 @@ def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:
     return int(digest[:16], 16)
 
 
-def _view(image: Image.Image, sample: str, number: int, preprocess: PreprocessSpec, views: ViewSpec) -> NDArray[Any]:
+def make_view(
+    image: Image.Image, sample: str, number: int, preprocess: PreprocessSpec, views: ViewSpec
+) -> NDArray[np.uint8]:
+    """Make one view, (crop, crop, 3) uint8, of an upright image whose file has the digest ``sample``."""
     crop, recolour = _transforms(views, preprocess.crop)
     generator = torch.Generator().manual_seed(seed_of_view(views, sample, number))
     with DrawFrom(generator):

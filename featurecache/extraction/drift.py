@@ -114,7 +114,7 @@ def probe(runtime: Runtime, modality: Modality) -> dict[str, Any]:
     stages = [_stages(data, modality) for data in modality.probes]
     return {
         "stages": [[s.decoded, s.prepared] for s in stages],
-        "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
+        "features": {tap: thinned(values).tolist() for tap, values in features.items()},
     }
 
 
@@ -157,7 +157,8 @@ def _stages(data: bytes, modality: Modality) -> Stages:
     return stages
 
 
-def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Leave out so many numbers of each row that a record can hold the others."""
     flat = values.reshape(len(values), -1)
     return flat[:, :: max(flat.shape[1] // _MOST_NUMBERS, 1)]
 

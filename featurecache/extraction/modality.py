@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.extraction.augmentation import make_views
+from featurecache.extraction.augmentation import make_view, make_views
 from featurecache.hashing import digest_bytes
 from featurecache.sources.images import decode, pillow_defaults
 from featurecache.sources.probe_images import PROBE_IMAGES
@@ -99,6 +99,11 @@ class ImageModality:
         image = decode(data, self._decoding)
         arrays = make_views(image, data, self._spec, self.views)
         return Loaded(arrays, stages=_stages(image.tobytes(), arrays) if digested else None)
+
+    def load_view(self, data: bytes, number: int) -> NDArray[np.uint8]:
+        """Make one view (H, W, C) by its number, which may be beyond those that `load` makes."""
+        assert self.views is not None
+        return make_view(decode(data, self._decoding), digest_bytes(data), number, self._spec, self.views)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Set Pillow's flags."""

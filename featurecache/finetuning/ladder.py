@@ -1,5 +1,7 @@
 """How deep to train, by evidence: a linear probe on the last layer, tails that reach further back, the whole network.
 
+The tails are trained on what is cached of their layers, the whole network on that or on the images themselves.
+
 Each rung starts from a linear head on the pretrained features, so that a deeper one has no worse start than a shallower
 (LP-FT), and each is judged by the protocol that judges every head.
 """
@@ -20,9 +22,8 @@ from featurecache.errors import BackboneError, HeadError, RequestError
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import TAIL
-from featurecache.finetuning.training import FineTuning, forget, place_of, train_layers
+from featurecache.finetuning.training import FineTuning, check_views, forget, place_of, train_layers
 from featurecache.heads.registry import last_step
-from featurecache.store.dtypes import STORED
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
@@ -117,24 +118,25 @@ def climb(
     judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
     report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
     tuning = replace(tuning or FineTuning(), start=("probe",))
+    check_views(sets, tuning)
 
     def train(feature_set: FeatureSet) -> TrainingReport:
         settings: dict[str, Any] = {**judging, "memory": memory, "backbone": backbone, "weights": weights}
-        return train_layers(store, task, [feature_set], [TAIL], tuning, **settings, keep=True)
+        return train_layers(store, task, [feature_set], [TAIL], tuning.on(feature_set), **settings, keep=True)
 
     linear = last_step(report.best.result.estimator)
     size = linear.coef_.size + np.size(linear.intercept_)
-    rungs = [Rung(tap=first.tap, num_bytes=_bytes_of(first), head=report.best, num_trainable=size)]
+    rungs = [Rung(tap=first.tap, num_bytes=first.num_bytes, head=report.best, num_trainable=size)]
     seconds_of_a_number = 0.0
     for feature_set in whole:
         if on_rung is not None:
             on_rung(rungs[-1])
-        numbers = math.prod(feature_set.open().sample_shape)
+        numbers = math.prod(feature_set.activation_shape) * (feature_set.num_views or 1)
         left = seconds - (time.monotonic() - started)
         expected = seconds_of_a_number * numbers
         if expected > left:
             reason = f"would take about {expected:.0f} s, and {max(left, 0):.0f} s are left"
-            rungs.append(Rung(tap=feature_set.tap, num_bytes=_bytes_of(feature_set), reason=reason))
+            rungs.append(Rung(tap=feature_set.tap, num_bytes=feature_set.num_bytes, reason=reason))
             continue
         begun = time.monotonic()
         rungs.append(_trained(feature_set, train, report))
@@ -142,13 +144,13 @@ def climb(
             seconds_of_a_number = (time.monotonic() - begun) / numbers
     if on_rung is not None:
         on_rung(rungs[-1])
-    forget(place_of(store, task, feature_set, TAIL, tuning, **judging) for feature_set in whole)
+    forget(place_of(store, task, each, TAIL, tuning.on(each), **judging) for each in whole)
     return Ladder(report=report, rungs=rungs)
 
 
 def _trained(feature_set: FeatureSet, train: Callable[[FeatureSet], TrainingReport], report: TrainingReport) -> Rung:
     """Train a tail and take it into the report, or say why it could not be."""
-    rung = Rung(tap=feature_set.tap, num_bytes=_bytes_of(feature_set))
+    rung = Rung(tap=feature_set.tap, num_bytes=feature_set.num_bytes)
     try:
         found = train(feature_set)
     except (BackboneError, HeadError) as error:
@@ -166,7 +168,11 @@ def _parts_of(
     networks = {each.fingerprint for each in whole}
     pooled = [each for each in sets if each.is_pooled and (each.fingerprint in networks or not networks)]
     if not pooled or not whole:
-        missing = "whole activations (--tap layer3:none)" if pooled else "pooled features to begin with (--tap default)"
+        missing = (
+            "whole activations (--tap layer3:none, or --from-images FOLDER)"
+            if pooled
+            else "pooled features to begin with (--tap default)"
+        )
         raise RequestError(
             f"a ladder needs {missing}; add them with `featurecache extract`, and see `featurecache inspect BACKBONE "
             "--tails`"
@@ -189,10 +195,6 @@ def _from_the_last(whole: Sequence[FeatureSet], backbone: str | None, weights: s
     network = reproduce_backbone(identity, made_with, needed_by="a ladder", backbone=backbone, weights=weights)
     order = probe(network).order
     return sorted(whole, key=lambda each: -order[each.tap.rpartition(":")[0]])
-
-
-def _bytes_of(feature_set: FeatureSet) -> int:
-    return math.prod(feature_set.open().sample_shape) * np.dtype(STORED[feature_set.dtype]).itemsize
 
 
 def _verdict(report: TrainingReport, head: TrainedHead, other: TrainedHead) -> str | None:

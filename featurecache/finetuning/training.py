@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -18,12 +18,13 @@ from featurecache.errors import RequestError
 from featurecache.evaluation.protocol import HeadResult
 from featurecache.evaluation.training import TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.finetuning.images import ImageSet
 from featurecache.finetuning.making import maker, needs_backbone
 from featurecache.hashing import digest_json
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gradient.tuner import MakeLayers
 from featurecache.heads.registry import registered
-from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TrainingPrecision
+from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
@@ -42,7 +43,7 @@ class FineTuning:
     learning_rate: Sequence[float] = (1e-3,)
     pretrained_factor: Sequence[float] = (0.1,)
     start: Sequence[str] = ("fresh",)
-    augment: Sequence[FeatureAugmentation | None] = (None,)
+    augment: Sequence[TrainingAugmentation | None] = (None,)
     layer_decay: float = 1.0
     weight_decay: float = 0.05
     batch_size: int = 32
@@ -66,6 +67,12 @@ class FineTuning:
                 raise RequestError(str(error)) from None
 
     _SEARCHED = ("learning_rate", "pretrained_factor", "start", "augment")
+
+    def on(self, feature_set: FeatureSet) -> FineTuning:
+        """Return what of it is for a feature set: views are of images alone."""
+        if isinstance(feature_set, ImageSet):
+            return self
+        return replace(self, augment=tuple(each for each in self.augment if each != "views") or (None,))
 
     def grid(self) -> list[dict[str, Any]]:
         """Return all settings to choose among."""
@@ -94,14 +101,15 @@ def train_layers(
     on_result: Callable[[HeadResult], None] | None = None,
     keep: bool = False,
 ) -> TrainingReport:
-    """Train layers on cached activations.
+    """Train layers on cached activations, or on images.
 
     Parameters
     ----------
     store, task, tta, balanced, memory, random_state, on_result
         As for `featurecache.evaluation.training.train_heads`.
     sets
-        Activations to train on; whole ones (``layer3:none``) where the rest of the network follows.
+        Activations to train on; whole ones (``layer3:none``) where the rest of the network follows. Images: see
+        `featurecache.finetuning.images.images_of`.
     heads
         What to train; see `featurecache.finetuning.making`.
     tuning
@@ -114,7 +122,7 @@ def train_layers(
     Raises
     ------
     RequestError
-        Pooled activations where whole ones are needed.
+        Pooled activations where whole ones are needed, or views of images where there are none.
     BackboneError
         The network cannot be cut there, or it cannot be had here.
     HeadError
@@ -123,12 +131,15 @@ def train_layers(
     tuning = tuning or FineTuning()
     report = TrainingReport(task, [])
     judging: dict[str, Any] = {"tta": tta, "balanced": balanced, "random_state": random_state}
+    check_views(sets, tuning)
     places = []
     for feature_set, head in product(sets, heads):
         make = _maker(head, feature_set, backbone, weights, store)
-        place = place_of(store, task, feature_set, head, tuning, **judging)
-        factory = partial(_estimator, make, task, tuning, feature_set, head, place)
-        with registered(head, factory, lambda _: tuning.grid(), kind=task.kind):
+        here = tuning.on(feature_set)
+        place = place_of(store, task, feature_set, head, here, **judging)
+        factory = partial(_estimator, make, task, here, feature_set, head, place)
+        reading = feature_set.reader.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext()
+        with registered(head, factory, partial(_same_for_all, here.grid()), kind=task.kind), reading:
             found = train_heads(
                 store,
                 task,
@@ -186,7 +197,7 @@ def _maker(
             backbone=backbone,
             weights=weights,
         )
-    return maker(head, feature_set.tap, feature_set.open().view_shape, network)
+    return maker(head, feature_set.tap, feature_set.activation_shape, network)
 
 
 def _check_whole(feature_set: FeatureSet, store: FeatureStore) -> None:
@@ -200,13 +211,28 @@ def _check_whole(feature_set: FeatureSet, store: FeatureStore) -> None:
         )
 
 
+def check_views(sets: Sequence[FeatureSet], tuning: FineTuning) -> None:
+    """Raise `RequestError` where views of images are asked for, and there are no images."""
+    if "views" in tuning.augment and not any(isinstance(each, ImageSet) for each in sets):
+        raise RequestError(
+            f"--augment views shows another part of each image in every epoch, and of {sets[0]} only activations are "
+            "kept; add --from-images FOLDER, or augment with brightness, noise or mixup"
+        )
+
+
 def _described(feature_set: FeatureSet, head: str) -> str:
-    return f"{head} {feature_set.fingerprint} {feature_set.tap} {feature_set.dtype}"
+    return f"{head} {feature_set.key}"
+
+
+def _same_for_all(grid: list[dict[str, Any]], num_rows: int) -> list[dict[str, Any]]:
+    return grid
 
 
 def _estimator(
     make: MakeLayers, task: Task, tuning: FineTuning, feature_set: FeatureSet, head: str, place: Path
 ) -> BaseEstimator:
     kind = FineTunedRegressor if task.kind == "numbers" else FineTunedClassifier
-    about: dict[str, Any] = {"description": _described(feature_set, head), "shape": feature_set.open().view_shape}
+    about: dict[str, Any] = {"description": _described(feature_set, head), "shape": feature_set.activation_shape}
+    if isinstance(feature_set, ImageSet):
+        about["reader"] = feature_set.reader
     return kind(make, **about, checkpoints=str(place), **tuning.fixed())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+import numpy as np
+
 from featurecache.atomic import make_folder, publish_once
 from featurecache.errors import CorruptError, UnknownNameError
 from featurecache.records import encode_record, read_record
 from featurecache.specs import FeatureIdentity, check_takes_views
+from featurecache.store.dtypes import STORED
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable
@@ -40,9 +44,24 @@ class FeatureSet:
         return None if self.identity.views is None else self.identity.views.count
 
     @property
+    def activation_shape(self) -> tuple[int, ...]:
+        """Shape of what a network has for one sample, or for one view of it."""
+        return self.open().view_shape
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one sample in the cache, its id apart."""
+        return math.prod(self.open().sample_shape) * np.dtype(STORED[self.dtype]).itemsize
+
+    @property
+    def key(self) -> str:
+        """Tell it from all others."""
+        return f"{self.fingerprint} {self.tap} {self.dtype}"
+
+    @property
     def is_pooled(self) -> bool:
         """Tell whether a sample, or a view of it, has one row of numbers and no places or tokens."""
-        return len(self.open().view_shape) == 1
+        return len(self.activation_shape) == 1
 
     def probe(self) -> dict[str, Any] | None:
         """Return what `keep_probe` kept."""

@@ -149,8 +149,14 @@ def test_exported_files_answer_as_predict(cache: Path, call: Callable, format: s
     assert json.loads(said)["largest_difference"] < 1e-4
 
 
-def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(cache: Path, call: Callable) -> None:
-    options = layers("tail", "input:none", "--epochs", 12, "--batch-size", 4, "--augment", "mixup")
+@pytest.mark.parametrize("images", [False, True])
+def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(
+    cache: Path, call: Callable, images: bool
+) -> None:
+    options = train("--head", "tail", "--epochs", 12, "--batch-size", 4)
+    options += ["--from-tap", "input:none", "--augment", "mixup"]
+    if images:
+        options[-4:] = ["--from-images", cache.parent / "photos", "--augment", "views"]
     assert call("train", cache, *options, "--save", "whole")[0] == 0
     command = [sys.executable, "-m", "featurecache", "train", cache, *options, "--save", "killed"]
     command += ["--resume", "--checkpoint-seconds", 0]

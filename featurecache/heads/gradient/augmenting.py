@@ -14,8 +14,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from featurecache.specs import FeatureAugmentation
-
 Augment = Callable[[Tensor], tuple[Tensor, tuple[Tensor, Tensor] | None]]
 """Activations to others, and, where rows are mixed, the share (B,) that is left of each and the place (B,) of the
 other."""
@@ -52,4 +50,4 @@ def _of_channels(x: Tensor) -> list[int]:
     return [len(x), *[1] * (x.ndim - 2), x.shape[-1]]
 
 
-AUGMENTATIONS: dict[FeatureAugmentation, Augment] = {"brightness": brightness, "noise": noise, "mixup": mixup}
+AUGMENTATIONS: dict[str | None, Augment] = {"brightness": brightness, "noise": noise, "mixup": mixup}

@@ -9,7 +9,7 @@ Axes: B batch, K classes or other outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from featurecache.heads.gradient.augmenting import Augment
 from featurecache.heads.gradient.checkpoints import Checkpoint
 from featurecache.heads.gradient.losses import losses_of_rows
+from featurecache.heads.gradient.reading import ahead
 from featurecache.heads.gradient.trainable import TrainableLayers, parameter_groups
 from featurecache.specs import BatchNormPolicy, TaskKind
 
@@ -86,8 +87,8 @@ class Progress:
 class RowsToTrain:
     """Rows that are read as they are needed."""
 
-    read: Callable[[NDArray[np.int64]], Tensor]
-    """Places to activations (B, ...), float32, on the CPU."""
+    read: Callable[[NDArray[np.int64], int | None], Tensor]
+    """Places to activations (B, ...), float32, on the CPU: as they are trained on in an epoch, or (None) plain."""
     y: Tensor
     """Class indices (n,); labels or numbers (n, K)."""
     weight: Tensor
@@ -141,8 +142,9 @@ class _Descent:
         with torch.random.fork_rng(devices=self._devices()):
             while progress.step < total and not progress.done:
                 epoch, first = divmod(progress.step, of_an_epoch)
-                for places in course.batches(count, epoch)[first:]:
-                    self._step(self._rows.fitted[places], course.part(progress.step, total), total)
+                batches = [self._rows.fitted[places] for places in course.batches(count, epoch)[first:]]
+                for places, activations in zip(batches, self._ahead(batches, epoch), strict=True):
+                    self._step(places, activations, course.part(progress.step, total), total)
                     progress.step += 1
                     if progress.step % of_an_epoch == 0:
                         self._look()
@@ -160,10 +162,10 @@ class _Descent:
         self._layers.eval()
         return progress
 
-    def _step(self, places: NDArray[np.int64], part: float, total: int) -> None:
+    def _step(self, places: NDArray[np.int64], read: Tensor, part: float, total: int) -> None:
         course, number = self._course, self._progress.step
         torch.manual_seed(int(np.random.SeedSequence([course.seed, number]).generate_state(1)[0]))
-        activations, y, weight = self._read(places)
+        activations, y, weight = self._labelled(places, read)
         activations, pairs = (activations, None) if course.augment is None else course.augment(activations)
         self._layers.set_training(statistics=course.batch_norm == "train")
         loss = self._loss(activations, y, weight, pairs) / len(places)
@@ -198,9 +200,11 @@ class _Descent:
     def _held_out_loss(self) -> float:
         self._layers.eval()
         total, weights, step = 0.0, 0.0, self._course.batch_size
+        held_out = self._rows.to_stop_by
+        batches = [held_out[start : start + step] for start in range(0, len(held_out), step)]
         with torch.no_grad():
-            for start in range(0, len(self._rows.to_stop_by), step):
-                activations, y, weight = self._read(self._rows.to_stop_by[start : start + step])
+            for places, read in zip(batches, self._ahead(batches, None), strict=True):
+                activations, y, weight = self._labelled(places, read)
                 total += float(self._loss(activations, y, weight, None))
                 weights += float(weight.sum())
         return total / weights
@@ -220,9 +224,13 @@ class _Descent:
         dtype = torch.bfloat16 if self._course.precision == "bfloat16" else None
         return torch.autocast(self._course.device.partition(":")[0], dtype=dtype, enabled=dtype is not None)
 
-    def _read(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def _ahead(self, batches: list[NDArray[np.int64]], epoch: int | None) -> Iterator[Tensor]:
+        return ahead(lambda places: self._rows.read(places, epoch), batches)
+
+    def _labelled(self, places: NDArray[np.int64], read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Put activations, what is said of them and their weights on the device."""
         index = torch.from_numpy(places)
-        arrays = self._rows.read(places), self._rows.y[index], self._rows.weight[index]
+        arrays = read, self._rows.y[index], self._rows.weight[index]
         activations, y, weight = (each.to(self._course.device, non_blocking=True) for each in arrays)
         return activations, y, weight
 

@@ -19,9 +19,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.hashing import digest_arrays
 from featurecache.heads.checks import check_whole_number, checked_class_weight, checked_to_fit
+from featurecache.heads.gradient.reading import Draw, InputReader, ahead
 from featurecache.heads.preparation import balanced_weights, rows_to_stop_by
 from featurecache.heads.threads import all_threads, one_thread
-from featurecache.specs import BatchNormPolicy, FeatureAugmentation, TaskKind, TrainingPrecision
+from featurecache.specs import BatchNormPolicy, TaskKind, TrainingAugmentation, TrainingPrecision
 
 if TYPE_CHECKING:
     from featurecache.heads.gradient.checkpoints import Checkpoint
@@ -40,7 +41,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "batch_norm": get_args(BatchNormPolicy),
     "precision": get_args(TrainingPrecision),
     "start": ("fresh", "probe"),
-    "augment": (None, *get_args(FeatureAugmentation)),
+    "augment": (None, *get_args(TrainingAugmentation)),
 }
 _EPOCHS, _LEAST_STEPS = 10, 100
 _ROWS_AT_A_TIME = 64
@@ -82,7 +83,8 @@ class FineTuned(BaseEstimator):
         so that the first steps don't spoil these (LP-FT: Kumar et al., "Fine-Tuning can Distort Pretrained Features and
         Underperform Out-of-Distribution", ICLR 2022).
     augment : str or None
-        ``brightness``, ``noise`` or ``mixup`` of activations; see `featurecache.heads.gradient.augmenting`.
+        ``brightness``, ``noise`` or ``mixup`` of activations; see `featurecache.heads.gradient.augmenting`. ``views``:
+        another random view of each input in every epoch; with a reader only.
     patience : int
         Epochs without a lower loss on held-out rows after which training ends.
     validation_fraction : float
@@ -97,6 +99,9 @@ class FineTuned(BaseEstimator):
         Between keeping.
     resume : bool
         Go on from there.
+    reader : callable or None
+        Makes activations when they are needed: see `featurecache.heads.gradient.reading.InputReader`. In fitting and
+        predicting X has one column then, the places of the inputs. A head that was read from a file has none.
 
     Attributes
     ----------
@@ -120,7 +125,7 @@ class FineTuned(BaseEstimator):
         }
     )
     not_kept: ClassVar[frozenset[str]] = frozenset(
-        {"layers", "description", "device", "checkpoints", "checkpoint_seconds", "resume"}
+        {"layers", "description", "device", "checkpoints", "checkpoint_seconds", "resume", "reader"}
     )
     """Parameters that are nothing to a fitted head."""
 
@@ -146,7 +151,7 @@ class FineTuned(BaseEstimator):
         batch_norm: BatchNormPolicy = "frozen",
         precision: TrainingPrecision = "float32",
         start: str = "fresh",
-        augment: FeatureAugmentation | None = None,
+        augment: TrainingAugmentation | None = None,
         patience: int = 5,
         validation_fraction: float = 0.1,
         device: str = "cpu",
@@ -155,6 +160,7 @@ class FineTuned(BaseEstimator):
         checkpoints: str | None = None,
         checkpoint_seconds: float = 30.0,
         resume: bool = False,
+        reader: InputReader | None = None,
     ) -> None:
         self.layers = layers
         self.description = description
@@ -179,6 +185,7 @@ class FineTuned(BaseEstimator):
         self.checkpoints = checkpoints
         self.checkpoint_seconds = checkpoint_seconds
         self.resume = resume
+        self.reader = reader
 
     @property
     @abstractmethod
@@ -314,19 +321,23 @@ class FineTuned(BaseEstimator):
         import torch
 
         check_is_fitted(self)
-        rows = X if isinstance(X, np.memmap) else validate_data(self, X, reset=False, dtype=np.float32)
+        plain = isinstance(X, np.memmap) or self.reader is not None
+        rows: Any = X if plain else validate_data(self, X, reset=False, dtype=np.float32)
         layers = self.fitted_layers.to(self.device)
         said = np.empty((len(rows), self.num_outputs), np.float64)
         with all_threads(), torch.no_grad():
-            for start in range(0, len(rows), _ROWS_AT_A_TIME):
-                some = self._activations(rows, slice(start, start + _ROWS_AT_A_TIME))
-                said[start : start + len(some)] = layers(some.to(self.device)).float().cpu().numpy()
+            blocks = _blocks(np.arange(len(rows)))
+            for places, some in zip(blocks, ahead(lambda some: self._activations(rows, some), blocks), strict=True):
+                said[places] = layers(some.to(self.device)).float().cpu().numpy()
         layers.cpu()  # a search holds several, and the device has to hold the next
         return said
 
-    def _activations(self, rows: Any, places: Any) -> Any:
+    def _activations(self, rows: Any, places: NDArray[np.int64], epoch: int | None = None) -> Any:
         import torch
 
+        if self.reader is not None:
+            draw = None if epoch is None or self.augment != "views" else Draw(self.random_state or 0, epoch)
+            return self.reader(rows[places, 0].astype(np.int64), draw)
         some = np.array(rows[places], np.float32, order="C")  # never the caller's: layers may write into it
         return torch.from_numpy(some).view(len(some), *self.shape)
 
@@ -348,6 +359,8 @@ class FineTuned(BaseEstimator):
         from featurecache.heads.gradient.augmenting import AUGMENTATIONS
         from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
 
+        if self.augment == "views" and self.reader is None:
+            raise ValueError("augment='views' shows another view of each input in every epoch; give it a reader")
         said = y[places]
         weighed = None if weight is None else weight[places]
         grouped = None if group is None else group[places]
@@ -364,7 +377,7 @@ class FineTuned(BaseEstimator):
         )
         is_number = self._outcome == "numbers"
         rows = RowsToTrain(
-            read=lambda some: self._activations(X, places[some]),
+            read=lambda some, epoch: self._activations(X, places[some], epoch),
             y=torch.from_numpy(targets.astype(np.float32) if is_number else targets),
             weight=torch.from_numpy(weights.astype(np.float32)),
             fitted=np.setdiff1d(np.arange(len(targets)), to_stop_by),
@@ -375,7 +388,7 @@ class FineTuned(BaseEstimator):
             **{name: getattr(self, name) for name in _COURSE},
             epochs=self._num_epochs(len(rows.fitted)),
             seed=self.random_state or 0,
-            augment=None if self.augment is None else AUGMENTATIONS[self.augment],
+            augment=AUGMENTATIONS.get(self.augment),
         )
         with all_threads():
             layers = self._made()
@@ -386,6 +399,7 @@ class FineTuned(BaseEstimator):
                 layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights, to_stop_by, *first])
             )
         self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers.cpu()
+        self.n_features_in_ = int(np.prod(self.shape))  # also where X has been places
         own = layers.is_own  # what is drawn there is known nowhere else
         changed: dict[str, Any] = {name: p for name, p in layers.named_parameters() if p.requires_grad or own}
         if self.batch_norm == "train" or own:
@@ -430,8 +444,7 @@ class FineTuned(BaseEstimator):
         features, layers = [], layers.to(self.device)
         assert layers.output is not None
         with torch.no_grad():
-            for start in range(0, len(rows.fitted), _ROWS_AT_A_TIME):
-                some = rows.read(rows.fitted[start : start + _ROWS_AT_A_TIME])
+            for some in ahead(lambda places: rows.read(places, None), _blocks(rows.fitted)):
                 features.append(layers.features(some.to(self.device)).float().cpu().numpy())
         with one_thread():
             of = rows.fitted
@@ -486,3 +499,7 @@ class FineTuned(BaseEstimator):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
+
+
+def _blocks(places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [places[start : start + _ROWS_AT_A_TIME] for start in range(0, len(places), _ROWS_AT_A_TIME)]

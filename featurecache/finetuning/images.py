@@ -1,0 +1,212 @@
+"""Images as they lie in their folders, for layers that begin at the network's input.
+
+Nothing of them is cached: a batch is decoded when its turn comes, by as many threads as there are cores, while the
+layers work on the one before. They stand in the place of cached activations of the tap ``input:none``, of which they
+are the very numbers, and a head that was trained on them is one on that tap. What a cache with these activations cannot
+do is to show another random view of each image in every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.probing import INPUT
+from featurecache.errors import InputError, RequestError
+from featurecache.extraction import drift
+from featurecache.extraction.inventory import check_modality, take_inventory
+from featurecache.extraction.modality import ImageModality
+from featurecache.extraction.progress import Progress
+from featurecache.hashing import digest_arrays
+from featurecache.heads.gradient.reading import Draw
+from featurecache.machine import num_cores
+from featurecache.sources.inputs import Input
+from featurecache.sources.source import open_source
+from featurecache.specs import PreprocessSpec, ViewSpec
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.features import Features
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task
+
+TAP = f"{INPUT}:none"
+_MOST_IMAGES = 1 << 24  # places are handed on as float32
+
+
+@dataclass(frozen=True)
+class ImageSet(FeatureSet):
+    """What `FeatureSet` is to cached features, this is to images: reads their places, and a reader makes the rest."""
+
+    cached: FeatureSet
+    """Features of the same images: they tell which images are good."""
+    rows: Rows
+    """Of the images in the sample table, sorted."""
+    reader: ImageReader
+
+    def open(self) -> Features:
+        """Return the place of each image in `rows` as its only feature."""
+        return _Places(self)
+
+    @property
+    def activation_shape(self) -> tuple[int, ...]:
+        """Channels, height and width, as the network sees an image."""
+        crop = self.reader.preprocess.crop
+        return (3, crop, crop)
+
+    @property
+    def num_bytes(self) -> int:
+        """Nothing is cached of an image."""
+        return 0
+
+    @property
+    def key(self) -> str:
+        """Tell it from all others, and from what is cached of the same images."""
+        return f"{super().key} of {digest_arrays('images', [self.samples.ids[self.rows]])}"
+
+    def probe(self) -> dict[str, Any] | None:
+        """Return what known images gave where the cached features of these were first made, at the network's input."""
+        record = self.cached.probe()
+        return None if record is None else {**record, "features": {TAP: self.reader.probes().tolist()}}
+
+
+class _Places(Features):
+    """The place of each image, where that of its features would be."""
+
+    def __init__(self, images: ImageSet) -> None:
+        cached = images.cached
+        super().__init__(cached.tap, cached.dtype, cached.folder, cached.samples)
+        self.tap, self.dtype, self._images = images.tap, images.dtype, images
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """One number."""
+        return (1,)
+
+    def read(self, rows: Rows) -> NDArray[Any]:
+        """Return places, (n, 1) float32."""
+        return np.searchsorted(self._images.rows, rows).astype(np.float32)[:, None]
+
+
+class ImageReader:
+    """Decodes images by their place, several at a time.
+
+    Parameters
+    ----------
+    files
+        To be read.
+    preprocess
+        As the network's weights need it.
+    """
+
+    def __init__(self, files: Sequence[Input], preprocess: PreprocessSpec) -> None:
+        self.preprocess = preprocess
+        self._files = files
+        self._prepare = entrance_of(preprocess).prepare(preprocess)
+        self._threads = ThreadPoolExecutor(num_cores())
+
+    def __call__(self, places: NDArray[np.int64], draw: Draw | None) -> Tensor:
+        """Return images (B, 3, crop, crop) float32, normalised; with a draw, a view of each.
+
+        Raises
+        ------
+        RequestError
+            One cannot be read any more.
+        """
+        views = None if draw is None else ViewSpec(seed=draw.seed)
+        modality = ImageModality(self.preprocess, views)
+        load = partial(self._load, modality, 0 if draw is None else draw.number)
+        return self._prepared(np.stack(list(self._threads.map(load, places.tolist()))))
+
+    def __sklearn_clone__(self) -> Self:
+        return self
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Keep off what other libraries set for all; entered around all reading."""
+        return ImageModality(self.preprocess, None).undisturbed()
+
+    def probes(self) -> NDArray[np.float32]:
+        """Return what the program's own images are at the network's input, as records of probes have it."""
+        modality = ImageModality(self.preprocess, None)
+        with self.undisturbed():
+            pixels = np.concatenate([modality.load(data).arrays for data in modality.probes])
+        return drift.thinned(self._prepared(pixels).numpy())
+
+    def _prepared(self, pixels: NDArray[np.uint8]) -> Tensor:
+        with torch.no_grad():
+            prepared: Tensor = self._prepare(torch.from_numpy(pixels)).contiguous()
+        return prepared
+
+    def _load(self, modality: ImageModality, number: int, place: int) -> NDArray[np.uint8]:
+        file = self._files[place]
+        try:
+            data = file.read(modality.max_bytes)
+            pixels = modality.load(data).arrays[0] if modality.views is None else modality.load_view(data, number)
+        except InputError as error:
+            raise RequestError(
+                f"{file.name} cannot be trained on any more: {error.reason}; put it back as it was, and go on with "
+                "--resume"
+            ) from None
+        return pixels
+
+
+def images_of(
+    store: FeatureStore,
+    task: Task,
+    feature_set: FeatureSet,
+    folders: Sequence[Path],
+    *,
+    progress: Progress | None = None,
+) -> ImageSet:
+    """Return the images of a task, in the folders that they were extracted from.
+
+    Parameters
+    ----------
+    store, task
+    feature_set
+        Plain features of the same network: they tell which images are good.
+    folders
+        Where the images lie; they are recognised by their content.
+
+    Raises
+    ------
+    RequestError
+        Some of them lie in none of the folders.
+    SourceError
+        A folder that holds none, or a network that takes texts.
+    """
+    preprocess = feature_set.identity.preprocess
+    good = feature_set.open()
+    wanted = np.unique(store.samples.rows_of(task.ids))
+    wanted = wanted[good.usable(wanted)]
+    files: dict[int, Input] = {}
+    for folder in folders:
+        source = open_source(folder)
+        check_modality(source, preprocess, feature_set.identity.backbone)
+        view = take_inventory(store, source, progress).now
+        rows = np.setdiff1d(np.intersect1d(view.unique_rows, wanted), list(files))
+        ids = [identity.tobytes().hex() for identity in store.samples.ids[rows]]
+        files |= dict(zip(rows.tolist(), source.inputs(view.paths_of(rows), ids, view.stamps_of(rows)), strict=True))
+    if missing := sorted(set(wanted.tolist()) - set(files)):
+        raise RequestError(
+            f"{len(missing)} of {len(wanted)} images of task {task.name!r} are not in "
+            f"{' or '.join(map(str, folders))} (first: {store.samples.uris_of(missing[:1])[0]}); name every folder "
+            "that they were extracted from"
+        )
+    if len(files) > _MOST_IMAGES:
+        raise RequestError(f"{len(files)} images are more than can be trained on ({_MOST_IMAGES})")
+    assert isinstance(preprocess, PreprocessSpec)
+    rows = np.array(sorted(files), np.int64)
+    same = {**vars(feature_set), "tap": TAP, "dtype": "float32"}
+    reader = ImageReader([files[row] for row in rows.tolist()], preprocess)
+    return ImageSet(**same, cached=feature_set, rows=rows, reader=reader)

@@ -1,0 +1,216 @@
+"""Layers that begin at the network's input are trained on the images themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RUNTIME, TINY
+from PIL import Image
+
+from featurecache.deployment.predict import predict
+from featurecache.errors import RequestError
+from featurecache.finetuning import images as images_module
+from featurecache.finetuning.images import TAP, ImageSet, images_of
+from featurecache.finetuning.training import FineTuning, train_layers
+from featurecache.heads.gradient.reading import Draw
+from featurecache.store.store import FeatureStore
+
+TRAIN = ["--task", "colours", "--quiet", "--learning-rate", 0.01, "--backbone", TINY]
+
+
+@pytest.fixture
+def source(make_folder: Callable[..., Path]) -> Path:
+    return make_folder(per_class=20)
+
+
+@pytest.fixture
+def cache(source: Path, tmp_path: Path, call: Callable) -> Path:
+    """Three colours, of which only the features for heads are cached."""
+    cache = tmp_path / "c"
+    assert call("extract", source, "--cache", cache, "--backbone", TINY, *RUNTIME)[0] == 0
+    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
+    return cache
+
+
+def add(source: Path, cache: Path, call: Callable, *options: object) -> None:
+    assert call("extract", source, "--cache", cache, "--backbone", TINY, *RUNTIME, *options)[0] == 0
+
+
+def images(cache: Path, *folders: Path) -> ImageSet:
+    store = FeatureStore.open(cache)
+    return images_of(store, store.task("colours"), store.find(tap="pre_logits"), folders)
+
+
+def trained(cache: Path, feature_set: Any, **tuning: Any) -> Any:
+    store = FeatureStore.open(cache)
+    how = FineTuning(learning_rate=(0.01,), epochs=3, batch_size=8, **tuning)
+    return train_layers(store, store.task("colours"), [feature_set], ["tail"], how, backbone=TINY).best.result
+
+
+def test_they_give_the_head_that_the_cached_input_gives(source: Path, cache: Path, call: Callable) -> None:
+    add(source, cache, call, "--tap", TAP, "--dtype", "float32")
+    cached = trained(cache, FeatureStore.open(cache).find(tap=TAP, dtype="float32"))
+    streamed = trained(cache, images(cache, source))
+    assert streamed.estimator.losses_ == cached.estimator.losses_
+    assert len(set(streamed.estimator.losses_)) > 10
+    for array, expected in zip(streamed.estimator.arrays_, cached.estimator.arrays_, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(streamed.proba, cached.proba)
+    assert streamed.selection_score == cached.selection_score
+
+
+def test_a_view_is_the_one_that_extract_caches_under_its_number(source: Path, cache: Path, call: Callable) -> None:
+    add(source, cache, call, "--tap", TAP, "--dtype", "float32", "--views", 4, "--view-seed", 7)
+    cached = FeatureStore.open(cache).find(tap=TAP, views=4).open()
+    found = images(cache, source)
+    places = np.array([5, 2, 40])
+    expected = cached.read(found.rows[places])
+    for number in range(4):
+        views = found.reader(places, Draw(7, number)).numpy()
+        np.testing.assert_array_equal(views, expected[:, number])
+    beyond = found.reader(places, Draw(7, 1000)).numpy()
+    assert not any(np.array_equal(beyond, expected[:, number]) for number in range(4))
+    assert not np.array_equal(found.reader(places, Draw(8, 0)).numpy(), expected[:, 0])
+
+
+def test_each_epoch_sees_other_views_and_held_out_images_are_plain(source: Path, cache: Path) -> None:
+    found = images(cache, source)
+    seen: dict[Draw | None, list[int]] = {}
+
+    class Watching(images_module.ImageReader):
+        def __call__(self, places: Any, draw: Any) -> Any:
+            seen.setdefault(draw, []).extend(places.tolist())
+            return super().__call__(places, draw)
+
+    object.__setattr__(found, "reader", Watching(found.reader._files, found.reader.preprocess))
+    trained(cache, found, augment=("views",))
+    assert {draw.number for draw in seen if draw is not None} == {0, 1, 2}
+    assert {draw.seed for draw in seen if draw is not None} == {0}
+    store = FeatureStore.open(cache)
+    looked_at = store.task("colours").rows(found.open(), "test")[0]
+    plain = found.rows[np.unique(seen[None])]
+    assert set(looked_at) <= set(plain)
+    augmented = {place for draw, places in seen.items() if draw is not None for place in places}
+    assert not set(looked_at) & set(found.rows[sorted(augmented)])
+
+
+def test_from_images_to_answers(source: Path, cache: Path, call: Callable) -> None:
+    options = ["--head", "tail", "--from-images", source, "--epochs", 3, "--batch-size", 8, "--save", "kept"]
+    assert call("train", cache, *TRAIN, *options)[0] == 0
+    assert not {path.name for path in (cache / "features").glob("*/*")} & {"input=none"}
+
+    store, found = FeatureStore.open(cache), images(cache, source)
+    same = trained(cache, found)
+    rows, _ = store.task("colours").rows(found.open(), same.reported)
+    files = [source / uri for uri in store.samples.uris_of(rows)]
+    answers = {answer.path: answer for answer in predict(cache / "heads" / "kept", files, backbone=TINY)}
+    for file, expected in zip(files, same.proba, strict=True):
+        np.testing.assert_allclose(list(answers[str(file)].probabilities.values()), expected, atol=1e-5)
+    assert call("verify", cache)[0] == 0
+
+
+def test_they_stand_in_one_table_with_other_heads(source: Path, cache: Path, call: Callable) -> None:
+    options = ["--head", "tail", "--head", "logistic", "--from-images", source, "--epochs", 3, "--json"]
+    status, out, err = call("train", cache, *TRAIN, *options)
+    assert status == 0, err
+    results = {result["head"]: result for result in json.loads(out)["results"]}
+    assert (results["tail"]["tap"], results["logistic"]["tap"]) == (TAP, "pre_logits:none")
+    assert [each["against_chosen"] is None for each in json.loads(out)["results"]] == [True, False]
+
+
+def test_a_head_trained_on_images_is_refused_where_they_are_decoded_otherwise(
+    source: Path, cache: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of known images that a saved head carries is of the network's input."""
+    options = ["--head", "tail", "--from-images", source, "--epochs", 1, "--save", "kept"]
+    assert call("train", cache, *TRAIN, *options)[0] == 0
+    assert call("predict", cache / "heads" / "kept", source, "--backbone", TINY)[0] == 0
+    monkeypatch.setattr("featurecache.extraction.augmentation.resize_and_crop", flipped)
+    status, _, err = call("predict", cache / "heads" / "kept", source, "--backbone", TINY)
+    assert status != 0
+    assert "the first stage that changed is: preprocessed pixels" in err
+
+
+def flipped(image: Image.Image, spec: Any) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((spec.crop, spec.crop))
+
+
+def test_the_ladder_ends_at_the_images(source: Path, cache: Path, call: Callable) -> None:
+    add(source, cache, call, "--tap", "stem:none")
+    options = ["--depths", "auto", "--from-images", source, "--augment", "views", "--epochs", 2, "--json"]
+    status, out, err = call("train", cache, *TRAIN, *options)
+    assert status == 0, err
+    rungs = json.loads(out)["ladder"]
+    assert [(rung["tap"], rung["num_bytes"]) for rung in rungs] == [
+        ("pre_logits:none", 32),
+        ("stem:none", 4096),
+        (TAP, 0),
+    ]
+    assert all(rung["seconds"] > 0 for rung in rungs)
+
+
+def test_several_folders_and_files_that_moved(source: Path, cache: Path, call: Callable, tmp_path: Path) -> None:
+    """Images are recognised by their content, wherever they lie."""
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    shutil.move(source / "red", moved / "rosso")
+    both = images(cache, source, moved)
+    assert len(both.rows) == 60
+    with pytest.raises(RequestError, match=r"20 of 60 images of task 'colours' are not in .*photos \(first: red/"):
+        images(cache, source)
+
+
+def test_an_image_that_changes_ends_the_training_in_one_line(source: Path, cache: Path, call: Callable) -> None:
+    found = images(cache, source)
+    victim = source / "red" / "000.png"
+    victim.write_bytes(victim.read_bytes() + b"x")
+    with pytest.raises(RequestError, match=r"000\.png cannot be trained on any more: the file was edited"):
+        found.reader(np.arange(60), None)
+    victim.unlink()
+    with pytest.raises(RequestError, match=r"000\.png cannot be trained on any more: the file was removed"):
+        trained(cache, found)
+
+
+def test_bad_images_are_left_out_as_everywhere(
+    make_folder: Callable[..., Path], tmp_path: Path, call: Callable
+) -> None:
+    source, cache = make_folder(per_class=12), tmp_path / "bad"
+    (source / "red" / "000.png").write_bytes(b"no image")
+    add(source, cache, call)
+    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
+    assert len(images(cache, source).rows) == 35
+    options = ["--head", "tail", "--from-images", source, "--epochs", 1, "--json"]
+    status, out, err = call("train", cache, *TRAIN, *options)
+    assert status == 0, err
+    assert [each["path"] for each in json.loads(out)["left_out"]] == ["red/000.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--head", "tail", "--from-images", "{}/nowhere"], "nowhere"),
+        (["--head", "ridge", "--from-images", "{}/photos"], "--from-images is for layers that are trained"),
+        (["--head", "tail", "--tap", "pre_logits", "--augment", "views"], "--augment views shows another part of each"),
+        (["--depths", "auto", "--tap", "pre_logits", "--augment", "views"], "a ladder needs whole activations"),
+        (["--head", "tail", "--from-images", "{}/photos", "--tta"], "holds no views to judge heads on"),
+    ],
+)
+def test_requests_that_make_no_sense_say_so(cache: Path, call: Callable, options: list[str], message: str) -> None:
+    status, _, err = call("train", cache, *TRAIN, *(option.format(cache.parent) for option in options))
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_of_two_networks_one_must_be_named(source: Path, cache: Path, call: Callable) -> None:
+    other = "python:tiny_backbones:other_seed"
+    assert call("extract", source, "--cache", cache, "--backbone", other, *RUNTIME)[0] == 0
+    options = ["--task", "colours", "--head", "tail", "--from-images", source, "--quiet"]
+    status, _, err = call("train", cache, *options)
+    assert (status, "are of two networks; say with --backbone or --fingerprint" in err) == (2, True)
