@@ -99,7 +99,8 @@ def climb(
     store, task, balanced, random_state, memory, backbone, weights
         As for `featurecache.finetuning.training.train_layers`.
     sets
-        What is cached of one backbone: pooled features to begin with, and whole activations of several layers.
+        What is cached of one backbone: pooled features to begin with, and whole activations of several layers; or
+        images (`featurecache.finetuning.images.images_of`).
     tuning
         How tails are trained; their output layers start from a linear head.
     seconds
@@ -111,7 +112,7 @@ def climb(
     Raises
     ------
     RequestError
-        There are no pooled features, or no whole activations.
+        There are no pooled features, or neither whole activations nor images.
     """
     started = time.monotonic()
     first, whole = _parts_of(sets, backbone, weights)
@@ -168,14 +169,11 @@ def _parts_of(
     networks = {each.fingerprint for each in whole}
     pooled = [each for each in sets if each.is_pooled and (each.fingerprint in networks or not networks)]
     if not pooled or not whole:
-        missing = (
-            "whole activations (--tap layer3:none, or --from-images FOLDER)"
-            if pooled
-            else "pooled features to begin with (--tap default)"
-        )
+        missing = "whole activations (--tap layer3:none)" if pooled else "pooled features to begin with (--tap default)"
+        otherwise = ", or train on the images too (--from-images FOLDER)" if pooled else ""
         raise RequestError(
-            f"a ladder needs {missing}; add them with `featurecache extract`, and see `featurecache inspect BACKBONE "
-            "--tails`"
+            f"a ladder needs {missing}; add them with `featurecache extract`{otherwise}, and see `featurecache inspect "
+            "BACKBONE --tails`"
         )
     return _last_layer(pooled), _from_the_last(whole, backbone, weights)
 
