@@ -230,6 +230,43 @@ def test_a_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("num_rows", [40, 1200])
+def test_of_a_training_that_is_done_no_more_is_kept_than_its_result(tmp_path: Path, num_rows: int) -> None:
+    X, y = rows(num_rows)
+    settings: dict[str, Any] = {"epochs": 2, "checkpoints": str(tmp_path), "checkpoint_seconds": 1e9}
+    whole = head(**settings).fit(X, y)
+    (kept,) = tmp_path.iterdir()
+    size = sum(array.nbytes for array in whole.arrays_)
+    assert size <= kept.stat().st_size < size + 20_000  # names and losses
+    again = head(**settings, resume=True).fit(X, y)
+    assert again.losses_ == whole.losses_
+    for one, other in zip(again.arrays_, whole.arrays_, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_layers_that_object_only_in_training_are_answered_in_one_line(where: str) -> None:
+    class Objecting(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor, training: bool) -> torch.Tensor:
+            if training and where == "forward":
+                raise RuntimeError("not like this\nand a long story")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+            raise RuntimeError("not like this\nand a long story")
+
+    def objecting(num_outputs: int) -> TrainableLayers:
+        layers = make(num_outputs)
+        layers.register_forward_hook(lambda module, _, out: Objecting.apply(out, module.training))
+        return layers
+
+    X, y = rows()
+    with pytest.raises(HeadError, match=r"the layers fail at step 1, on activations of shape .*: not like this\. Choose"):
+        fit_estimator(head().set_params(layers=objecting), X, y, name="tail")
+
+
 def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
     X, y = rows()
     place = {"checkpoints": str(tmp_path), "checkpoint_seconds": 0.0, "epochs": 1}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featurecache.errors import first_line
 from featurecache.heads.gradient.augmenting import Augment
 from featurecache.heads.gradient.checkpoints import Checkpoint
 from featurecache.heads.gradient.losses import losses_of_rows
@@ -170,7 +172,8 @@ class _Descent:
         self._layers.set_training(statistics=course.batch_norm == "train")
         loss = self._loss(activations, y, weight, pairs) / len(places)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._told(activations):
+            loss.backward()  # type: ignore[no-untyped-call]
         length = nn.utils.clip_grad_norm_(self._trained.values(), course.clip or math.inf)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(float(length))):
@@ -211,7 +214,7 @@ class _Descent:
 
     def _loss(self, activations: Tensor, y: Tensor, weight: Tensor, pairs: tuple[Tensor, Tensor] | None) -> Tensor:
         """Return the sum of the weighted losses of the rows."""
-        with self._mixed():
+        with self._told(activations), self._mixed():
             outputs = self._layers(activations)
         losses = losses_of_rows(outputs.float(), y, self._rows.outcome) * weight
         if pairs is None:
@@ -219,6 +222,18 @@ class _Descent:
         share, others = pairs  # every row is a mixture of itself and of another
         of_others = losses_of_rows(outputs.float(), y[others], self._rows.outcome) * weight[others]
         return (share * losses + (1 - share) * of_others).sum()
+
+    @contextmanager
+    def _told(self, activations: Tensor) -> Iterator[None]:
+        """Say where somebody's own layers object, which they may do in any way, and to batches in training alone."""
+        try:
+            yield
+        except Exception as error:
+            advice = "; use a smaller batch size" if isinstance(error, torch.OutOfMemoryError | MemoryError) else ""
+            raise ValueError(
+                f"the layers fail at step {self._progress.step + 1}, on activations of shape "
+                f"{tuple(activations.shape)}: {first_line(error)}{advice}"
+            ) from error
 
     def _mixed(self) -> Any:
         dtype = torch.bfloat16 if self._course.precision == "bfloat16" else None
@@ -243,7 +258,8 @@ class _Descent:
             return
         tensors, said = found
         self._restore({name: tensors[f"layers.{name}"] for name in self._kept})
-        self._best = {name: tensors[f"best.{name}"].to(self._course.device) for name in self._kept}
+        best = "layers" if said["done"] else "best"
+        self._best = {name: tensors[f"{best}.{name}"].to(self._course.device) for name in self._kept}
         for number, p in enumerate(self._trained.values()):
             state = {key: tensors.get(f"optimizer.{number}.{key}") for key in ("exp_avg", "exp_avg_sq", "step")}
             if state["step"] is not None:  # else it never had a gradient
@@ -255,10 +271,13 @@ class _Descent:
 
     def _keep(self) -> None:
         assert self._checkpoint is not None
-        tensors = {f"layers.{name}": tensor for name, tensor in self._kept.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
-        for number, p in enumerate(self._trained.values()):
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in self._optimizer.state.get(p, {}).items()}
+        kept = self._best if self._progress.done and len(self._rows.to_stop_by) else self._kept
+        tensors = {f"layers.{name}": tensor for name, tensor in kept.items()}
+        if not self._progress.done:  # else nobody goes on from there
+            tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+            for number, p in enumerate(self._trained.values()):
+                state = self._optimizer.state.get(p, {})
+                tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
         best = self._progress.best
         self._checkpoint.write(tensors, {**vars(self._progress), "best": best if math.isfinite(best) else None})
 
