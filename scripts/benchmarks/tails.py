@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import spread
+from benchmarks.common import find_files, spread
+
+CACHE, RECOMPUTED, DECODED = "from the cache", "recomputed", "decoded and recomputed"
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
-    """One epoch of a tail from cached activations, against one that computes the layers before the cut from images."""
+    """One epoch of a tail from cached activations, against one that computes the layers before the cut from images.
+
+    With ``--images``, also against one that decodes these images first, as every epoch without a cache must.
+    """
     import numpy as np
     import torch
 
@@ -36,8 +41,8 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     (tap,) = resolve_taps(backbone, [args.tap])
     before = TappedBackbone(backbone, [tap])
     make = maker("tail", tap.name, tap.shape, backbone)
-    images = torch.randn(args.rows, 3, backbone.preprocess.crop, backbone.preprocess.crop)
-    seconds: dict[str, list[float]] = {"from the cache": [], "recomputed": []}
+    decode, images = _images(args, backbone.preprocess)
+    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         cached = np.memmap(Path(folder) / "activations", np.float32, "w+", shape=(args.rows, *tap.shape))
         with torch.inference_mode():
@@ -46,12 +51,17 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
                 cached[some] = before(images[some])[tap.name].numpy()
         for turn in range(args.repeats + 1):  # the first is to warm up
             found = {
-                "from the cache": _epoch(make(10), lambda places: torch.from_numpy(cached[places]), args),
-                "recomputed": _epoch(_with_frozen(before, make(10)), lambda places: images[places], args),
+                CACHE: _epoch(make(10), lambda places: torch.from_numpy(cached[places]), args),
+                RECOMPUTED: _epoch(_with_frozen(before, make(10)), lambda places: images[places], args),
             }
+            if decode is not None:
+                found[DECODED] = _epoch(_with_frozen(before, make(10)), decode, args)
             for name, value in found.items():
-                seconds[name] += [value] if turn else []
-    ratios = [slow / quick for slow, quick in zip(seconds["recomputed"], seconds["from the cache"], strict=True)]
+                seconds.setdefault(name, []).extend([value] if turn else [])
+
+    def ratios(name: str) -> list[float]:
+        return [slow / quick for slow, quick in zip(seconds[name], seconds[CACHE], strict=True)]
+
     bound = next(cut.speedup for cut in valid_cuts(backbone) if cut.tap == tap.name)
     assert bound is not None
     return {
@@ -59,10 +69,26 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
         "cut after": tap.name,
         "rows": args.rows,
         "seconds of an epoch": {name: spread(values) for name, values in seconds.items()},
-        "recomputed / from the cache": spread(ratios),
+        **{f"{name} / {CACHE}": spread(ratios(name)) for name in seconds if name != CACHE},
         "bound, by operations": bound,
-        "share of the bound": spread([ratio / bound for ratio in ratios]),
+        "share of the bound": spread([ratio / bound for ratio in ratios(RECOMPUTED)]),
     }
+
+
+def _images(args: argparse.Namespace, preprocess: Any) -> tuple[Callable[[Any], Tensor] | None, Tensor]:
+    """Return what decodes images by their places, if there are any, and what it gives, or else noise."""
+    import numpy as np
+    import torch
+
+    from featurecache.finetuning.images import ImageReader
+    from featurecache.sources.inputs import FileInput
+
+    if args.images is None:
+        return None, torch.randn(args.rows, 3, preprocess.crop, preprocess.crop)
+    files = find_files(args.images, args.rows)
+    args.rows = len(files)
+    reader = ImageReader([FileInput(file) for file in files], preprocess)
+    return lambda places: reader(places, None), reader(np.arange(len(files)), None)
 
 
 def _with_frozen(before: TappedBackbone, layers: TrainableLayers) -> TrainableLayers:
@@ -100,8 +126,8 @@ def _epoch(layers: TrainableLayers, read: Callable[[Any], Tensor], args: argpars
         epochs=1, warmup=0.0, clip=1.0, patience=1, batch_norm="frozen", precision="float32", device="cpu", seed=0,
     )  # fmt: skip
     rows = RowsToTrain(
-        read=read, y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows), fitted=np.arange(args.rows),
-        to_stop_by=np.zeros(0, np.int64), outcome="classes",
+        read=lambda places, _: read(places), y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows),
+        fitted=np.arange(args.rows), to_stop_by=np.zeros(0, np.int64), outcome="classes",
     )  # fmt: skip
     started = time.perf_counter()
     descend(layers, rows, course)
@@ -113,5 +139,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", default="torchvision:resnet50")
     parser.add_argument("--weights", type=Path, help="random weights without it: they cost the same")
     parser.add_argument("--tap", default="layer3:none")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="train on these, not on noise")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)

@@ -263,7 +263,9 @@ def test_layers_that_object_only_in_training_are_answered_in_one_line(where: str
         return layers
 
     X, y = rows()
-    with pytest.raises(HeadError, match=r"the layers fail at step 1, on activations of shape .*: not like this\. Choose"):
+    with pytest.raises(
+        HeadError, match=r"the layers fail at step 1, on activations of shape .*: not like this\. Choose"
+    ):
         fit_estimator(head().set_params(layers=objecting), X, y, name="tail")
 
 
