@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
+from featurecache.deployment.answering import can_be_joined, joined
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
 from featurecache.errors import RequestError
 from featurecache.extraction import drift
-from featurecache.extraction.modality import modality_of
+from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
@@ -145,20 +147,13 @@ def _predict(
 ) -> Iterator[Prediction]:
     (tap,) = resolve_taps(network, [saved.tap])
     modality = modality_of(network.preprocess, network.tokenizer, views)
-    runtime = open_runtime(
-        network,
-        [tap],
-        runtime=settings.runtime,
-        device=settings.device,
-        batch_size=settings.batch_size,
-        num_inputs=len(inputs) * num_views(views),
-    )
-    try:
-        with modality.undisturbed():
-            check_features(saved, tap, runtime, network)
-    except BaseException:
-        runtime.close()
-        raise
+    opened = partial(open_runtime, device=settings.device, num_inputs=len(inputs) * num_views(views))
+    if can_be_joined(saved):
+        _check(saved, tap, opened(network, [tap], runtime="torch", batch_size=2), network, modality).close()
+        saved, network = joined(saved, network, tap)
+        (tap,) = resolve_taps(network, [saved.tap])
+    runtime = opened(network, [tap], runtime=settings.runtime, batch_size=settings.batch_size)
+    _check(saved, tap, runtime, network, modality)
     progress.start("predicting", len(inputs))
     outcomes = run_pipeline(
         inputs,
@@ -174,6 +169,17 @@ def _predict(
                 progress.advance(len(outcome.problems), bad=problems)
     finally:
         runtime.close()
+
+
+def _check(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone, modality: Modality) -> Runtime:
+    """Return a runtime that makes the features which the head was trained on; close another."""
+    try:
+        with modality.undisturbed():
+            check_features(saved, tap, runtime, network)
+    except BaseException:
+        runtime.close()
+        raise
+    return runtime
 
 
 def check_features(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> None:

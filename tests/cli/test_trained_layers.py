@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -25,7 +26,7 @@ from featurecache.deployment.saved import open_head, with_layers
 from featurecache.errors import HeadError
 from featurecache.finetuning.training import FineTuning, forget, place_of, train_layers
 from featurecache.records import encode_record, read_record
-from featurecache.specs import BackboneRequest
+from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.gc import TRAINING, collect_garbage
 from featurecache.store.store import FeatureStore
 
@@ -86,6 +87,38 @@ def test_predict_says_of_files_what_training_said_of_their_rows(
     for file, expected in zip(files, report.best.result.proba, strict=True):
         found = list(said[str(file)].probabilities.values())
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize(
+    ("head", "tap"),
+    [("tail", "stem:none"), ("tail", "input:none"), ("layers:conv", "stem:none"), (HERE + "own", "stem:none")],
+)
+def test_backbone_and_layers_answer_as_one_network_what_they_answer_one_after_the_other(
+    cache: Path, call: Callable, head: str, tap: str, runtime: str
+) -> None:
+    need(runtime)
+    assert call("train", cache, *layers(head, tap, "--epochs", 3, "--save", "kept"))[0] == 0
+    files = sorted((cache.parent / "photos").rglob("*.png"))
+    broken = cache.parent / "broken.png"
+    broken.write_bytes(b"no image")
+    agreed = head if head.startswith("python:") else None
+    network = load_backbone(BackboneRequest(name=TINY))
+    saved = with_layers(open_head(cache / "heads" / "kept"), network, agreed)
+    features = FeatureStore.open(cache).find(tap=tap).open()
+    rows = FeatureStore.open(cache).samples.rows_of(np.stack([np.frombuffer(digest(f), np.uint8) for f in files]))
+    expected = saved.probabilities(features.read(rows).astype(np.float32))
+    settings = ExtractionSettings(runtime=runtime, batch_size=8)
+    told = {"backbone": TINY, "layers": agreed, "settings": settings}
+    answers = list(predict(cache / "heads" / "kept", [*files, broken], **told))
+    assert [answer.status for answer in answers] == ["ok"] * len(files) + ["not_an_image"]
+    found = np.array([list(answer.probabilities.values()) for answer in answers[:-1]])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # else any answers would do
+
+
+def digest(file: Path) -> bytes:
+    return hashlib.sha256(file.read_bytes()).digest()
 
 
 def test_views_are_rows_to_train_on(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:

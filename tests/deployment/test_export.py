@@ -17,12 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from tiny_texts import MAX_TOKENS, some_texts, write_encoder, write_table
 
 import featurecache as fc
+from featurecache.backbones.rounding import round_as
 from featurecache.cli import main
 from featurecache.deployment import export as export_module
 from featurecache.deployment.export import export_head
 from featurecache.deployment.exporting import format as formats
 from featurecache.deployment.exporting.format import FORMATS
-from featurecache.deployment.exporting.network import _DIGITS, _rounded
 from featurecache.deployment.saved import keep_head
 from featurecache.errors import (
     BackboneError,
@@ -280,7 +280,7 @@ def test_rounding_is_that_of_the_stored_type(dtype: str) -> None:
     x = torch.from_numpy((digits * powers).clip(-65504, 65504).astype(np.float32))
     x = torch.cat([x, torch.tensor([0.0, 1.0, -2.0, 2**-14, 3 * 2**-25, 65504.0, 1 + 2**-11, 1 + 3 * 2**-11])])
     expected = x.to(getattr(torch, dtype)).float()
-    torch.testing.assert_close(_rounded(x, *_DIGITS[dtype]), expected, rtol=0, atol=0)
+    torch.testing.assert_close(round_as(x, dtype), expected, rtol=0, atol=0)
 
 
 NORM = ("weight", "bias", "running_mean", "running_var")

@@ -15,6 +15,7 @@ from torch.fx import Node
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.normalized import Normalized
+from featurecache.backbones.rounding import round_as
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.deployment.exporting.head_layers import head_layers
 from featurecache.deployment.saved import SavedHead
@@ -22,8 +23,6 @@ from featurecache.errors import BackboneError, first_line
 
 BACKBONE_PATH = "features.tapped.network."
 """Where the backbone's own parameters are in an `ExportedNetwork`."""
-_DIGITS = {"float16": (10, 2.0**-14), "bfloat16": (7, 2.0**-126)}
-"""Binary digits after the first, and the least number that has all of them."""
 
 
 class ExportedNetwork(nn.Module):
@@ -42,7 +41,7 @@ class ExportedNetwork(nn.Module):
         # The exception that ends a pass early would end the tracing.
         self.features = Normalized(TappedBackbone(backbone, [tap], stop_early=False), backbone.preprocess)
         self.head = head_layers(saved)
-        self._digits = _DIGITS.get(saved.rounded_to)
+        self._rounded_to = saved.rounded_to
         # The runtime that made the features keeps weights with their channels last; files keep them in the plain order.
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.eval()
@@ -50,20 +49,8 @@ class ExportedNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (B, K) float32 for inputs as the loader makes them."""
         features_BD = self.features(inputs)[0].flatten(1)
-        if self._digits is not None:
-            features_BD = _rounded(features_BD, *self._digits)
-        answers: Tensor = self.head(features_BD)
+        answers: Tensor = self.head(round_as(features_BD, self._rounded_to))
         return answers
-
-
-def _rounded(x_BD: Tensor, digits: int, least: float) -> Tensor:
-    """Round to the digits of a half-precision type, as the features were that the head was trained on.
-
-    By arithmetic, because OpenVINO takes a conversion there and back for nothing; and by arithmetic that does no harm
-    where a runtime computes all of it in half precision.
-    """
-    step_BD = 2.0 ** (x_BD.abs().clamp(min=least).log2().floor() - digits)
-    return (x_BD / step_BD).round() * step_BD
 
 
 def trace(network: ExportedNetwork, example: Tensor, name: str) -> ExportedProgram:

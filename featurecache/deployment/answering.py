@@ -1,0 +1,70 @@
+"""A backbone and the layers that were trained on its activations as one network, for any runtime to execute.
+
+Asked one after the other, the layers would compute in plain torch, and hold up what else there is to do; as one network
+they have all that a runtime brings: the faster of two, requests in flight, batches of the size that fits the device.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.probing import PRE_LOGITS
+from featurecache.backbones.rounding import round_as
+from featurecache.backbones.taps import Tap, TappedBackbone
+from featurecache.deployment.saved import SavedHead
+from featurecache.heads.gradient.trainable import TrainableLayers
+from featurecache.heads.gradient.tuner import FineTuned
+
+# B batch, D features, K classes or other outputs
+
+
+class _Whole(nn.Module):
+    """Normalised images (B, C, H, W) to what the trained layers say, (B, K)."""
+
+    def __init__(self, backbone: Backbone, tap: Tap, layers: TrainableLayers, rounded_to: str) -> None:
+        super().__init__()
+        self.frozen = TappedBackbone(backbone, [tap])
+        self.traced = TappedBackbone(backbone, [tap], stop_early=False)
+        self.layers, self._rounded_to = layers, rounded_to
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the activations, round them as the cache does, and ask the layers."""
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        (activations,) = (self.traced if tracing else self.frozen)(images).values()
+        outputs_BK: Tensor = self.layers(round_as(activations, self._rounded_to))
+        return outputs_BK
+
+
+def can_be_joined(saved: SavedHead) -> bool:
+    """Tell whether a head is layers that may run with their backbone: on images, and in the same arithmetic."""
+    identity = saved.identity
+    return (
+        isinstance(saved.estimator, FineTuned)
+        and identity.preprocess.modality == "image"
+        and identity.precision == "float32"
+    )
+
+
+def joined(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[SavedHead, Backbone]:
+    """Return a head that has nothing left to compute, and a backbone whose output is what the layers say.
+
+    Parameters
+    ----------
+    saved
+        Trained layers, attached.
+    network, tap
+        What made the activations that they were trained on.
+    """
+    estimator = saved.estimator
+    whole = _Whole(network, tap, estimator.fitted_layers, saved.rounded_to).eval().requires_grad_(False)
+    rest = copy.copy(estimator)
+    rest.shape, rest.n_features_in_ = (estimator.num_outputs,), estimator.num_outputs
+    rest._layers = TrainableLayers(nn.Identity(), None)
+    backbone = replace(network, module=whole, classifier=None, output_layers=())
+    meta = {**saved.meta, "probe": None}  # that is of what the layers see
+    return replace(saved, estimator=rest, tap=f"{PRE_LOGITS}:none", dtype="float32", meta=meta), backbone
