@@ -109,7 +109,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer = csv.DictWriter(out, columns, dialect=dialect, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        data = out.getvalue().encode()
+        data = out.getvalue().encode(errors="surrogateescape")  # names of files may be any bytes
     try:
         publish_bytes(path, data)
     except OSError as error:
@@ -130,10 +130,15 @@ def _parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes
     if find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet")
     arrow: Any = importlib.import_module("pyarrow")
-    table = arrow.table({column: [row[column] for row in rows] for column in columns})
+    table = arrow.table({column: [_as_utf8(row[column]) for row in rows] for column in columns})
     sink = arrow.BufferOutputStream()
     importlib.import_module("pyarrow.parquet").write_table(table, sink)
     return bytes(sink.getvalue())
+
+
+def _as_utf8(value: Any) -> Any:
+    """Return text with marks for the bytes that are no UTF-8: Parquet has no other."""
+    return to_bytes(value).decode(errors="replace") if isinstance(value, str) else value
 
 
 def to_bytes(field: str) -> bytes:

@@ -208,6 +208,20 @@ def memory_of(args: argparse.Namespace) -> int | None:
     return None if args.memory is None else int(args.memory * 1e9)
 
 
+def check_table_place(option: str, path: Path, *, replace: bool) -> None:
+    """Raise `RequestError` where a table cannot be written, or has been, before there is anything to lose."""
+    from featurecache.tables import TABLE_SUFFIXES, TableError, check_writable
+
+    try:
+        check_writable(path)
+    except TableError as error:
+        raise RequestError(f"{option} {path}: {error}") from None
+    if path.suffix.lower() not in TABLE_SUFFIXES:
+        raise RequestError(f"{option} {path} must end in {', '.join(TABLE_SUFFIXES)}")
+    if path.exists() and not replace:
+        raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
+
+
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     """Return the settings that the options name."""
     given = {name: getattr(args, name) for name in ("dtype", "shard_rows") if hasattr(args, name)}

@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_head_options, add_runtime_options, add_table_options, settings_of, verb_parser
-from featurecache.cli.output import print_json, print_table, progress_on_stderr, warn
+from featurecache.cli.options import (
+    add_head_options,
+    add_runtime_options,
+    add_table_options,
+    check_table_place,
+    settings_of,
+    verb_parser,
+)
+from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 
 if TYPE_CHECKING:
     from featurecache.deployment.predict import Prediction
@@ -23,7 +30,7 @@ def add_parser(verbs: Any) -> None:
         help="label new images or texts with a saved head",
         example="""
           featurecache predict flowers.cache/heads/run new_photos/ one_more.jpg
-          featurecache predict flowers.cache/heads/run new_photos/ --csv > labels.csv
+          featurecache predict flowers.cache/heads/run new_photos/ --out labels.parquet
           featurecache predict mails.cache/heads/run new.csv --text-column body
         """,
         quiet=True,
@@ -34,6 +41,8 @@ def add_parser(verbs: Any) -> None:
     )
     add_table_options(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write them to a .csv, .tsv or .parquet instead")
+    parser.add_argument("--replace", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--tta", type=int, metavar="K", help="answer with the mean over K seeded views of each input")
     add_runtime_options(parser)
     parser.set_defaults(run=run)
@@ -42,7 +51,10 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict and print; status 1 when an input is bad."""
     from featurecache.deployment.predict import predict
+    from featurecache.tables import write_table
 
+    if args.out:
+        check_table_place("--out", args.out, replace=args.replace)
     with progress_on_stderr(quiet=args.quiet) as progress:
         predictions = predict(
             args.head,
@@ -57,29 +69,38 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
         results = list(predictions)
+    bad = [item for item in results if item.status != "ok"]
+    if args.out:
+        write_table(args.out, *_table(results))
     if args.json:
         print_json({"head": str(args.head), "predictions": [item.to_json() for item in results]})
+    elif args.out:
+        print_line(f"{len(results) - len(bad)} of {len(results)} labelled, in {args.out}")
     elif args.csv:
-        _print_csv(results)
+        columns, rows = _table(results)
+        writer = csv.DictWriter(sys.stdout, columns)
+        writer.writeheader()
+        writer.writerows(rows)
     else:
         _print_table(results, "row" if args.text_column else "file")
-    bad = [item for item in results if item.status != "ok"]
     if bad:
         noun = "rows" if args.text_column else "files"
         warn(f"{len(bad)} of {len(results)} {noun} could not be labelled, first {bad[0].path}: {bad[0].reason}")
     return 1 if bad else 0
 
 
-def _print_csv(results: list[Prediction]) -> None:
-    writer = csv.writer(sys.stdout)
-    if names := _numbers(results):
-        writer.writerow(["path", *names, "status", "reason"])
-        for item in results:
-            writer.writerow([item.path, *(item.numbers.get(name, "") for name in names), item.status, item.reason])
-        return
-    writer.writerow(["path", "label", "probability", "status", "reason"])
-    for item in results:
-        writer.writerow([item.path, item.label or "", _probability(item), item.status, item.reason])
+def _table(results: list[Prediction]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the columns of a table, and its rows."""
+    names = _numbers(results)
+    said = names or ["label", "probability"]
+    rows = [
+        {"path": item.path, "label": item.label, "probability": item.probability}
+        | {name: item.numbers.get(name) for name in names}
+        | {"status": item.status, "reason": item.reason}
+        for item in results
+    ]
+    columns = ["path", *said, "status", "reason"]
+    return columns, [{column: row[column] for column in columns} for row in rows]
 
 
 def _print_table(results: list[Prediction], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COLOURS, REPOSITORY, TINY, write_image
+from conftest import COLOURS, REPOSITORY, TINY, need, write_image
 
 from featurecache.cli import VERBS, build_parser, main
 from featurecache.heads.registry import HEADS
@@ -142,6 +143,36 @@ def test_ls_info_and_task_ls_describe_the_cache(cached: Path, call: Callable) ->
     assert document["tasks"][0]["classes"] == {"blue": 10, "green": 10, "red": 10}
     assert json.loads(call("ls", cached, "--json")[1])["tasks"] == ["colour"]
     assert json.loads(call("task", "ls", cached, "--json")[1])["tasks"][0]["task"] == "colour"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_predictions_as_a_table(cached: Path, call: Callable, tmp_path: Path, suffix: str) -> None:
+    if suffix == "parquet":
+        need("pyarrow")
+    head, out = cached / "heads" / "kept", tmp_path / f"labels.{suffix}"
+    assert call("train", cached, "--task", "colour", "--head", "ridge", "--save", "kept")[0] == 0
+    odd = tmp_path / "new" / os.fsdecode(b"\xff.png")
+    write_image(odd, COLOURS["green"], seed=5)
+    (tmp_path / "new" / "y.png").write_bytes(b"")
+    command = ["predict", head, tmp_path / "new", "--backbone", TINY, *RUNTIME, "--out", out]
+    status, said, _ = call(*command)
+    assert status == 1
+    assert f"1 of 2 labelled, in {out}" in said
+    if suffix == "parquet":
+        rows = importlib.import_module("pyarrow.parquet").read_table(out).to_pylist()
+    else:
+        text = out.read_text(errors="surrogateescape")
+        rows = list(csv.DictReader(io.StringIO(text), delimiter="," if suffix == "csv" else "\t"))
+        assert str(odd) in [row["path"] for row in rows]
+    assert list(rows[0]) == ["path", "label", "probability", "status", "reason"]
+    assert sorted((row["label"] or "", row["status"]) for row in rows) == [("", "empty"), ("green", "ok")]
+    before = out.read_bytes()
+    status, _, err = call(*command)
+    assert (status, f"--out {out} is there already; pass --replace" in err) == (2, True)
+    assert out.read_bytes() == before
+    assert call(*command, "--replace")[0] == 1
+    status, _, err = call(*command[:-1], tmp_path / "labels.txt")
+    assert (status, "must end in .csv, .tsv, .tab, .parquet" in err) == (2, True)
 
 
 def test_train_saves_and_predict_reads(cached: Path, call: Callable, tmp_path: Path) -> None:
