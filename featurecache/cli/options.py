@@ -151,6 +151,17 @@ def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
     group.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
 
 
+def add_memory_option(parser: Any) -> None:
+    """Add how much of the features may be in memory."""
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="hold at most so many gigabytes of features in memory, and read more from disk block by block (default: "
+        "half of what is free)",
+    )
+
+
 def request_of(args: argparse.Namespace) -> BackboneRequest:
     """Return the backbone that the options name."""
     from featurecache.specs import PreprocessSpec, TextPreprocessSpec

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featurecache.cli.options import verb_parser
+from featurecache.cli.options import add_memory_option, memory_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 
@@ -52,6 +52,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--balanced", action="store_true", help="classes count alike in choosing and fitting")
     parser.add_argument("--tta", action="store_true", help="judge on the mean over the cached views of a sample")
     parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
+    add_memory_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw scores by layer, labels and time")
     parser.set_defaults(run=run)
@@ -59,6 +60,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
+    from featurecache.evaluation.selection import HOLDS_ALL_ROWS
     from featurecache.evaluation.summary import summarise
     from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
     from featurecache.heads.registry import needs_tokens
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         tta=args.tta,
         balanced=args.balanced,
     )
+    memory = memory_of(args)
     _check_places(args)
     store = FeatureStore.open(args.cache)
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tap is None and not any(map(needs_tokens, args.head or ())):
         sets = pooled_if_any(sets)
     sets = list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
-    num_kept = 0
+    num_kept, left_out = 0, {}
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("training heads", plan.num_cells(tasks, len(sets)))
 
@@ -99,7 +102,14 @@ def run(args: argparse.Namespace) -> int:
             num_kept += kept
             progress.advance(1)
 
-        rows = run_sweep(store, tasks, sets, plan, n_jobs=args.jobs, on_result=count)
+        def leave_out(row: dict[str, Any]) -> None:
+            names = {name: row[name] for name in ("task", "backbone", "fingerprint", "tap", "dtype", "head")}
+            left_out[tuple(names.values())] = names | {"reason": HOLDS_ALL_ROWS}
+            progress.advance(1)
+
+        rows = run_sweep(
+            store, tasks, sets, plan, n_jobs=args.jobs, memory=memory, on_result=count, on_left_out=leave_out
+        )
     lines = summarise(rows)
     if args.out:
         write_table(args.out, COLUMNS, rows)
@@ -107,8 +117,11 @@ def run(args: argparse.Namespace) -> int:
         args.picture.write_text(draw_sweep(lines))
     failed = [row for row in rows if row["error"] is not None]
     if args.json:
-        print_json({"summary": lines, "rows": rows, "kept": num_kept, "computed": len(rows) - num_kept})
+        document = {"summary": lines, "rows": rows, "heads_left_out": list(left_out.values())}
+        print_json({**document, "kept": num_kept, "computed": len(rows) - num_kept})
         return int(bool(failed))
+    for each in left_out.values():
+        warn(f"head {each['head']} is left out on {each['tap']}, task {each['task']}: it {each['reason']}")
     _print(lines)
     print_line(f"{len(rows)} results, {num_kept} of them from earlier sweeps")
     for row in failed[:5]:

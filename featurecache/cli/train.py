@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
-from featurecache.cli.options import features_of, memory_of, verb_parser
+from featurecache.cli.options import add_memory_option, features_of, memory_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 from featurecache.specs import TASK_NOUN
@@ -68,13 +68,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
     )
     group.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
-    group.add_argument(
-        "--memory",
-        type=float,
-        metavar="GB",
-        help="hold at most so many gigabytes of features in memory, and read more from disk block by block (default: "
-        "half of what is free)",
-    )
+    add_memory_option(group)
     group.add_argument("--random-state", type=int, default=0, metavar="SEED")
 
 

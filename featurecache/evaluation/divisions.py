@@ -26,6 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.parts import Part, smallest_class
+from featurecache.evaluation.staging import Staging
 from featurecache.specs import TaskKind
 from featurecache.store.splits import strata_of_numbers
 
@@ -68,7 +69,9 @@ class Division:
         return self.shots is not None or (self.share is not None and self.share < 1)
 
 
-def divide(parts: dict[str, Part], division: Division, *, kind: TaskKind = "classes") -> dict[str, Part]:
+def divide(
+    parts: dict[str, Part], division: Division, *, kind: TaskKind = "classes", room: Staging | None = None
+) -> dict[str, Part]:
     """Return parts as `evaluate_head` takes them.
 
     Parameters
@@ -78,20 +81,23 @@ def divide(parts: dict[str, Part], division: Division, *, kind: TaskKind = "clas
     division : Division
     kind : str
         What is said of a sample.
+    room : Staging, optional
+        Where features of samples that are taken out of a part are laid out; in memory when left out. A part that is
+        taken as a whole stays where it is.
 
     Raises
     ------
     RequestError
-        The test part of a task that has none.
+        The test part of a task that has none, or features for which there is no room.
     TaskError
         Too few samples, or classes too small to be divided.
     """
     assert division.shots is None or kind == "classes"
     train, rest = parts["train"], {name: part for name, part in parts.items() if name != "train"}
+    kept, held_out = np.arange(len(train)), None
     if division.num_folds:
-        pool = train if "validation" not in rest else train.with_samples_of(rest["validation"])
-        train, held_out = _fold_of(pool, division, kind)
-        rest = {"validation": held_out}
+        train = train if "validation" not in rest else train.with_samples_of(rest["validation"])
+        kept, held_out = _fold_of(train, division, kind)
     elif division.look_at_test:
         if "test" not in rest:
             raise RequestError("the task has no test part to look at; leave --look-at-test out")
@@ -99,15 +105,20 @@ def divide(parts: dict[str, Part], division: Division, *, kind: TaskKind = "clas
     elif "validation" in rest:
         rest = {"validation": rest["validation"]}
     else:
-        train, held_out = _held_out(train, division.seed, kind)
-        rest = {"validation": held_out}
-    return {"train": _fewer(train, division, kind), **rest}
+        kept, held_out = _held_out(train, division.seed, kind)
+    kept = _fewer(train, kept, division, kind)
+    fitted = train if len(kept) == len(train) else train.take(kept, room)
+    return {"train": fitted, **(rest if held_out is None else {"validation": train.take(held_out, room)})}
 
 
-def _fold_of(pool: Part, division: Division, kind: TaskKind) -> tuple[Part, Part]:
+def _fold_of(pool: Part, division: Division, kind: TaskKind) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of what is fitted on, and of the fold that is held out."""
     assert division.num_folds is not None
     assert division.fold is not None
-    strata, noun = _strata(pool, kind, division.num_folds), "samples" if pool.groups is None else "groups"
+    strata, noun = (
+        _strata(pool.y, pool.groups, kind, division.num_folds),
+        "samples" if pool.groups is None else "groups",
+    )
     if (smallest := smallest_class(strata, pool.groups)) < division.num_folds:
         where = "the smallest class" if kind == "classes" else "the task"
         raise TaskError(
@@ -117,43 +128,44 @@ def _fold_of(pool: Part, division: Division, kind: TaskKind) -> tuple[Part, Part
     splitter = StratifiedKFold if pool.groups is None else StratifiedGroupKFold
     folds = splitter(division.num_folds, shuffle=True, random_state=division.seed)
     fitted, held_out = list(folds.split(strata, strata, pool.groups))[division.fold]
-    return pool.take(fitted), pool.take(held_out)
+    return fitted, held_out
 
 
-def _held_out(train: Part, seed: int, kind: TaskKind) -> tuple[Part, Part]:
+def _held_out(train: Part, seed: int, kind: TaskKind) -> tuple[np.ndarray, np.ndarray]:
     if train.groups is not None:
         return _fold_of(train, Division(seed=seed, fold=0, num_folds=_QUARTERS), kind)
-    order = _shuffled_strata(train, seed, kind)
+    order = _shuffled_strata(train.y, train.groups, seed, kind)
     held_out = np.concatenate([places[: round(HELD_OUT_SHARE * len(places))] for places in order])
     if not len(held_out):
         few = "no class has enough train samples" if kind == "classes" else f"{len(train)} train samples are too few"
         raise TaskError(f"{few} to hold out a quarter; add a validation part to the task")
-    kept = np.setdiff1d(np.arange(len(train.y)), held_out)
-    return train.take(kept), train.take(np.sort(held_out))
+    return np.setdiff1d(np.arange(len(train.y)), held_out), np.sort(held_out)
 
 
-def _fewer(train: Part, division: Division, kind: TaskKind) -> Part:
+def _fewer(train: Part, kept: np.ndarray, division: Division, kind: TaskKind) -> np.ndarray:
+    """Return the places, of those that are kept, whose labels are not taken away."""
     if not division.takes_labels_away:
-        return train
+        return kept
+    groups = None if train.groups is None else train.groups[kept]
     # Another stream than the one that holds out: which samples are taken must not depend on that.
-    order = _shuffled_strata(train, division.seed + 1_000_003, kind)
+    order = _shuffled_strata(train.y[kept], groups, division.seed + 1_000_003, kind)
     counts = [division.shots or max(1, math.ceil((division.share or 0) * len(places))) for places in order]
     places = np.concatenate([places[:count] for places, count in zip(order, counts, strict=True)])
-    return train.take(np.sort(places))
+    return kept[np.sort(places)]
 
 
-def _shuffled_strata(part: Part, seed: int, kind: TaskKind) -> list[np.ndarray]:
-    generator, strata = np.random.default_rng(seed), _strata(part, kind, _QUARTERS)
+def _shuffled_strata(y: np.ndarray, groups: np.ndarray | None, seed: int, kind: TaskKind) -> list[np.ndarray]:
+    generator, strata = np.random.default_rng(seed), _strata(y, groups, kind, _QUARTERS)
     return [generator.permutation(np.flatnonzero(strata == each)) for each in np.unique(strata)]
 
 
-def _strata(part: Part, kind: TaskKind, at_least: int) -> np.ndarray:
+def _strata(y: np.ndarray, groups: np.ndarray | None, kind: TaskKind, at_least: int) -> np.ndarray:
     """Return the stratum of each sample, (n_samples,) int: what all sides of a division should be alike in.
 
     Numbers of which a fifth has fewer than ``at_least`` samples, or groups, are one stratum, as labels always are.
     """
     if kind == "classes":
-        return part.y
-    if kind == "numbers" and smallest_class(fifths := strata_of_numbers(part.y), part.groups) >= at_least:
+        return y
+    if kind == "numbers" and smallest_class(fifths := strata_of_numbers(y), groups) >= at_least:
         return fifths
-    return np.zeros(len(part), np.int64)
+    return np.zeros(len(y), np.int64)

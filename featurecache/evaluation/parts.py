@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featurecache.errors import HeadError, TaskError
+from featurecache.evaluation.staging import Staging
 from featurecache.heads.fitting import check_features
 
 LabelledRows = tuple[np.ndarray, np.ndarray]
@@ -84,11 +85,18 @@ class Part:
         fitted = judged if self.fitted is self.judged else np.asarray(self.fitted)
         return replace(self, judged=judged, fitted=fitted, on_disk=False)
 
-    def take(self, places: np.ndarray) -> Part:
-        """Return some of the samples, with all that belongs to them."""
-        judged = self.judged[places]
-        fitted = judged if self.fitted is self.judged else self.fitted[places]
-        return replace(self._of(places), fitted=fitted, judged=judged, on_disk=False)
+    def take(self, places: np.ndarray, room: Staging | None = None) -> Part:
+        """Return some of the samples, with all that belongs to them; in memory, or where a room has a place for them.
+
+        Raises
+        ------
+        RequestError
+            There is none.
+        """
+        judged = _taken(self.judged, places, room)
+        fitted = judged if self.fitted is self.judged else _taken(self.fitted, places, room)
+        on_disk = room is not None and any(isinstance(each, np.memmap) for each in (judged, fitted))
+        return replace(self._of(places), fitted=fitted, judged=judged, on_disk=on_disk)
 
     def to_judge(self, places: np.ndarray) -> Part:
         """Return some of the samples for judging; on disk, their features stay where they are."""
@@ -181,14 +189,46 @@ def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
     return min(len(np.unique(groups[y == label])) for label in np.unique(y))
 
 
+def _taken(features: np.ndarray, places: np.ndarray, room: Staging | None) -> np.ndarray:
+    """Return the features of some samples; with a room, some at a time are read into it."""
+    if room is None:
+        return np.asarray(features[places])
+    out = room.empty((len(places), *features.shape[1:]))
+    step = max(_BLOCK_BYTES // (out[:1].nbytes or 1), 1)
+    for start in range(0, len(places), step):
+        out[start : start + step] = features[places[start : start + step]]
+    return out
+
+
 def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the samples of two arrays; where they lie one after the other in one array, without a copy."""
+    """Return the samples of two arrays; where they lie one after the other in one array or file, without a copy."""
     whole = first.base
     if isinstance(whole, np.ndarray) and whole is second.base and first.shape[1:] == second.shape[1:]:
         start, middle = _place_in(whole, first), _place_in(whole, second)
         if start is not None and middle == start + first.size:
             return whole.reshape(-1)[start : middle + second.size].reshape(-1, *first.shape[1:])
+    if isinstance(first, np.memmap) and isinstance(second, np.memmap):
+        return _joined_in_file(first, second)
     return np.concatenate([first, second])
+
+
+def _joined_in_file(first: np.memmap, second: np.memmap) -> np.ndarray:
+    """Do what `_joined` does for parts that came to another process: each is a map of its own there."""
+    start, middle = _offset_in_file(first), _offset_in_file(second)
+    alike = first.filename == second.filename and first.shape[1:] == second.shape[1:] and first.dtype == second.dtype
+    contiguous = first.flags.c_contiguous and second.flags.c_contiguous
+    if not (alike and contiguous and first.filename and middle == start + first.nbytes):
+        return np.concatenate([first, second])
+    shape = (len(first) + len(second), *first.shape[1:])
+    return np.memmap(first.filename, first.dtype, "r+", offset=start, shape=shape)
+
+
+def _offset_in_file(part: np.memmap) -> int:
+    """Return at which byte of its file a part of a map begins; its ``offset`` is that of the map."""
+    whole = part
+    while isinstance(whole.base, np.memmap):
+        whole = whole.base
+    return int(whole.offset) + part.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
 
 
 def _place_in(whole: np.ndarray, part: np.ndarray) -> int | None:

@@ -27,8 +27,11 @@ from featurecache.heads.registry import (
     streams,
     takes_weights,
 )
+from featurecache.specs import TaskKind
 
 MAX_FOLDS = 5
+HOLDS_ALL_ROWS = "holds all rows in memory"
+"""Why a head is left out where memory does not hold them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,12 +72,7 @@ def build(name: str, params: dict[str, Any], measure: Measure, train: Part, rand
     if train.weight is not None and not takes_weights(name, kind=measure.kind):
         able = ", ".join(list_heads(kind=measure.kind, weighted=True))
         raise HeadError(f"head {name!r} cannot weigh samples, and these have weights; choose among {able}")
-    if train.on_disk and not streams(name, kind=measure.kind):
-        able = ", ".join(list_heads(kind=measure.kind, streaming=True))
-        raise HeadError(
-            f"head {name!r} holds all rows in memory, and these features are too large for it; allow more with "
-            f"--memory, or choose among {able}"
-        )
+    check_streams(name, train, kind=measure.kind)
     if needs_tokens(name) and train.num_tokens == 1:
         raise HeadError(
             f"head {name!r} looks at tokens, and these features have none; extract a tap that keeps them, such as "
@@ -89,6 +87,16 @@ def build(name: str, params: dict[str, Any], measure: Measure, train: Part, rand
     if "num_tokens" in known:
         last.set_params(num_tokens=train.num_tokens)
     return estimator
+
+
+def check_streams(name: str, train: Part, *, kind: TaskKind) -> None:
+    """Raise `HeadError` for a head that holds all rows in memory, and features that do not fit there."""
+    if train.on_disk and not streams(name, kind=kind):
+        able = ", ".join(list_heads(kind=kind, streaming=True))
+        raise HeadError(
+            f"head {name!r} {HOLDS_ALL_ROWS}, and these features are too large for it; allow more with "
+            f"--memory, or choose among {able}"
+        )
 
 
 def choose_on_validation(name: str, train: Part, validation: Part, measure: Measure, *, random_state: int) -> Choice:

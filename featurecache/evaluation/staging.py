@@ -1,4 +1,4 @@
-"""Room for the features of a training: memory while there is enough, a file in the cache beyond."""
+"""Room for the features of a training or a sweep: memory while there is enough, a file in the cache beyond."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Staging:
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
         self._folder = folder
-        self._left = int(_SHARE * free_memory()) if max_bytes is None else max_bytes
+        self.left = int(_SHARE * free_memory()) if max_bytes is None else max_bytes
+        """Bytes of features that may still be in memory."""
         self._files: list[Path] = []
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,8 +46,8 @@ class Staging:
             The disk would not hold it either.
         """
         size = 4 * int(np.prod(shape, dtype=np.int64))
-        if size <= self._left:
-            self._left -= size
+        if size <= self.left:
+            self.left -= size
             return np.empty(shape, np.float32)
         path = partial_name(self._folder / "features")
         self._files.append(path)
@@ -55,7 +56,7 @@ class Staging:
                 _reserve(file, size)
         except OSError as error:
             raise RequestError(
-                f"{size / 1e9:.1f} GB of features fit neither into memory ({self._left / 1e9:.1f} GB may be used) nor "
+                f"{size / 1e9:.1f} GB of features fit neither into memory ({self.left / 1e9:.1f} GB may be used) nor "
                 f"into {self._folder} ({error.strerror}); free some space there, or choose a smaller tap"
             ) from error
         return np.memmap(path, np.float32, "r+", shape=shape)

@@ -8,21 +8,26 @@ killed goes on where it was, and a larger one takes over what a smaller one did.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from joblib import Parallel, delayed, effective_n_jobs
 
-from featurecache.errors import FeatureCacheError, RequestError
+from featurecache.errors import FeatureCacheError, HeadError, RequestError
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import Measure, OfClasses, OfLabels, OfNumbers, measure_of
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import are_built_in, evaluate_head
-from featurecache.evaluation.training import judged_set_of, read_parts, rows_of_part
+from featurecache.evaluation.selection import check_streams
+from featurecache.evaluation.staging import staging
+from featurecache.evaluation.training import judged_set_of, labelled_parts, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
 from featurecache.heads.registry import head_grid, list_heads, make_head
+from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -39,6 +44,11 @@ COLUMNS = (
 )  # fmt: skip
 """Of a row of the table. ``score`` is the figure that ``measure`` names, by which settings are chosen; figures of other
 kinds of task are None. A head that could not be fitted has ``error`` and no figures."""
+_State = Literal["asked for", "kept", "computed", "no room"]
+"""What is known of a result. ``no room`` is true of this machine and this moment, and so is never kept."""
+_Cells = dict[str, tuple[str, Division]]
+"""Head and division by the key of their result."""
+_Result = tuple[str, dict[str, Any], _State]
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
 
@@ -135,7 +145,9 @@ def run_sweep(
     plan: Plan,
     *,
     n_jobs: int = -1,
+    memory: int | None = None,
     on_result: Callable[[dict[str, Any], bool], None] = lambda row, kept: None,
+    on_left_out: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Compute what no earlier sweep has computed.
 
@@ -148,19 +160,26 @@ def run_sweep(
     plan : Plan
     n_jobs : int
         Processes at most, as in joblib; results don't depend on it.
+    memory : int, optional
+        Bytes of features in memory at most, with what each process takes out of them; half of what is free when left
+        out. Where there are more, they are laid out in a file of the cache as in `train_heads`, and so is, for all
+        processes together, what a division takes out of them. Results don't depend on it.
     on_result : callable
         Called with each row, and whether it was there before.
+    on_left_out : callable
+        Called with the row, whose ``error`` says why, of each head that was not asked for by name and that would have
+        to hold more in memory than may be there.
 
     Returns
     -------
     rows
-        One for each cell, by column, in the order of tasks, sets, heads and divisions.
+        One for each cell, by column, in the order of tasks, sets, heads and divisions, without those left out.
 
     Raises
     ------
     RequestError, UnknownNameError, TaskError
         What does not go with a task, or cannot be divided or read. A head that refuses a division is a row with
-        ``error``.
+        ``error``; so is one that was asked for by name and has to hold more in memory than may be there.
     """
     rows: list[dict[str, Any]] = []
     for task in tasks:
@@ -168,20 +187,24 @@ def run_sweep(
     for task in tasks:
         for feature_set in sets:
             order, found = [], {}
-            for key, row, kept in _pair(store, task, feature_set, plan, n_jobs):
-                if row is None:
-                    order.append(key)
-                else:
-                    found[key] = row
-                    on_result(row, kept)
-            rows += [found[key] for key in order]
+            # Closed at once when somebody stops: a file of features may be open.
+            with closing(_pair(store, task, feature_set, plan, n_jobs, memory)) as cells:
+                for key, row, state in cells:
+                    if row is None:
+                        order.append(key)
+                    elif state == "no room" and not plan.heads:
+                        on_left_out(row)
+                    else:
+                        found[key] = row
+                        on_result(row, state == "kept")
+            rows += [found[key] for key in order if key in found]
     return rows
 
 
 def _pair(
-    store: FeatureStore, task: Task, feature_set: FeatureSet, plan: Plan, n_jobs: int
-) -> Iterator[tuple[str, dict[str, Any] | None, bool]]:
-    """Yield all keys of a task and feature set in order, without rows; then each with its row."""
+    store: FeatureStore, task: Task, feature_set: FeatureSet, plan: Plan, n_jobs: int, memory: int | None
+) -> Generator[tuple[str, dict[str, Any] | None, _State]]:
+    """Yield all keys of a task and feature set in order, without rows; then each with its row and how it was got."""
     judged_set = judged_set_of(store, feature_set, tta=plan.tta)
     features, judged = feature_set.open(), judged_set.open()
     measure = measure_of(task.kind, len(task.classes), balanced=plan.balanced)
@@ -191,25 +214,63 @@ def _pair(
         for division in plan.divisions():
             key = _key(head, division, feature_set, judged_set, labels, measure)
             cells[key] = head, division
-            yield key, None, False
+            yield key, None, "asked for"
     to_do = {}
     for key, cell in cells.items():
         if (row := store.recall_result(key)) is not None and set(row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the figures belong to their contents.
-            yield key, row | _names(task, feature_set), True
+            yield key, row | _names(task, feature_set), "kept"
         else:
             to_do[key] = cell
     if not to_do:
         return
     fitted = [split for split in SPLITS if split != "test" and task.has(split)]
-    parts = read_parts(task, features, judged, fitted)
-    for division in {division for _, division in to_do.values()}:
-        divide(parts, division, kind=task.kind)  # what cannot be divided must not cost the fits before it
+    built_in = are_built_in((head for head, _ in to_do.values()), task.kind)
+    workers = min(effective_n_jobs(n_jobs), len(to_do)) if built_in else 1
+    divisions = list(dict.fromkeys(division for _, division in to_do.values()))
+    labelled = labelled_parts(task, features, judged)[1]
+    # What cannot be divided must not cost the fits before it.
+    num_taken = max(_num_taken(labelled, division, task.kind) for division in divisions)
     known = _names(task, feature_set) | {"judged_on": "plain" if judged_set.num_views is None else "views"}
-    for key, figures in _computed(to_do, parts, measure, n_jobs):
-        row = dict.fromkeys(COLUMNS) | known | figures
-        store.remember_result(key, row)
-        yield key, row, False
+    with staging(store.path, memory) as room:
+        parts = read_parts(task, features, judged, fitted, room)
+        on_disk = any(part.on_disk for part in parts.values())
+        if on_disk or workers * num_taken * _bytes_of_a_sample(parts["train"]) > room.left:
+            computed = _computed_by_division(to_do, parts, measure, workers, store.path, room.left)
+        else:
+            computed = _computed(to_do, parts, measure, workers)
+        for key, figures, state in computed:
+            row = dict.fromkeys(COLUMNS) | known | _about(*to_do[key], task, measure) | figures
+            if state == "computed":
+                store.remember_result(key, row)
+            yield key, row, state
+
+
+def _num_taken(parts: dict[str, Part], division: Division, kind: TaskKind) -> int:
+    """Return of how many samples a process of its own makes copies, to take a division out of the parts."""
+    taken = [part for part in divide(parts, division, kind=kind).values() if all(part is not p for p in parts.values())]
+    # Parts come to another process one by one, and folds are of two of them.
+    joined = [parts["train"], parts["validation"]] if division.num_folds and "validation" in parts else []
+    return sum(map(len, taken + joined))
+
+
+def _bytes_of_a_sample(part: Part) -> int:
+    return part.judged[:1].nbytes + (0 if part.fitted is part.judged else part.fitted[:1].nbytes)
+
+
+def _about(head: str, division: Division, task: Task, measure: Measure) -> dict[str, Any]:
+    return {
+        "kind": measure.kind,
+        "measure": measure.chosen_by,
+        "head": head,
+        "balanced": measure.balanced,
+        "seed": division.seed,
+        "fold": division.fold,
+        "num_folds": division.num_folds,
+        "shots": division.shots,
+        "share": division.share,
+        "part": division.judges_on if division.num_folds or task.has(division.judges_on) else "held out",
+    }
 
 
 def _names(task: Task, feature_set: FeatureSet) -> dict[str, Any]:
@@ -224,35 +285,40 @@ def _names(task: Task, feature_set: FeatureSet) -> dict[str, Any]:
 
 
 def _computed(
-    to_do: dict[str, tuple[str, Division]], parts: dict[str, Part], measure: Measure, n_jobs: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    built_in = are_built_in((head for head, _ in to_do.values()), measure.kind)
-    workers = min(effective_n_jobs(n_jobs), len(to_do)) if built_in else 1
-    if workers == 1:
-        yield from (_compute(key, *cell, parts, measure) for key, cell in to_do.items())
+    to_do: _Cells, parts: dict[str, Part], measure: Measure, workers: int, *, is_divided: bool = False
+) -> Iterator[_Result]:
+    rest: dict[str, Any] = {"parts": parts, "measure": measure, "is_divided": is_divided}
+    if (workers := min(workers, len(to_do))) <= 1:
+        yield from (_compute(key, *cell, **rest) for key, cell in to_do.items())
         return
     # joblib maps the features into the other processes, they are not copied to each.
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    yield from parallel(delayed(_compute)(key, *cell, parts, measure) for key, cell in to_do.items())
+    yield from parallel(delayed(_compute)(key, *cell, **rest) for key, cell in to_do.items())
+
+
+def _computed_by_division(
+    to_do: _Cells, parts: dict[str, Part], measure: Measure, workers: int, folder: Path, max_bytes: int
+) -> Iterator[_Result]:
+    """Do what `_computed` does, one division after the other: what it takes out is laid out once for all processes."""
+    for division in dict.fromkeys(division for _, division in to_do.values()):
+        mine = {key: cell for key, cell in to_do.items() if cell[1] == division}
+        with staging(folder, max_bytes) as room:
+            divided = divide(parts, division, kind=measure.kind, room=room)
+            train = divided["train"]
+            for key, (head, _) in list(mine.items()):
+                try:
+                    check_streams(head, train, kind=measure.kind)
+                except HeadError as error:
+                    del mine[key]
+                    yield key, {"n_train": len(train), "error": str(error)}, "no room"
+            yield from _computed(mine, divided, measure, workers, is_divided=True)
 
 
 def _compute(
-    key: str, head: str, division: Division, parts: dict[str, Part], measure: Measure
-) -> tuple[str, dict[str, Any]]:
-    divided = divide(parts, division, kind=measure.kind)
-    about = {
-        "kind": measure.kind,
-        "measure": measure.chosen_by,
-        "head": head,
-        "balanced": measure.balanced,
-        "seed": division.seed,
-        "fold": division.fold,
-        "num_folds": division.num_folds,
-        "shots": division.shots,
-        "share": division.share,
-        "part": division.judges_on if division.num_folds or division.judges_on in parts else "held out",
-        "n_train": len(divided["train"]),
-    }
+    key: str, head: str, division: Division, *, parts: dict[str, Part], measure: Measure, is_divided: bool
+) -> _Result:
+    divided = parts if is_divided else divide(parts, division, kind=measure.kind)
+    n_train = len(divided["train"])
     try:
         result = evaluate_head(
             head,
@@ -263,13 +329,13 @@ def _compute(
             random_state=division.seed,
         )
     except FeatureCacheError as error:
-        return key, about | {"error": str(error)}
+        return key, {"n_train": n_train, "error": str(error)}, "computed"
     figures = (result.test or result.validation).to_json()
     figures |= {f"score{end}": figures[measure.chosen_by + end] for end in ("", "_low", "_high")}
     if measure.kind == "classes":
         figures |= calibration(divided[result.reported].y, result.proba)
         del figures["bins"]
-    return key, about | figures | {
+    figures |= {
         "n_train": result.n_train // divided["train"].fitted.shape[1],
         "params": json.dumps(result.params, sort_keys=True),
         "selection_accuracy": result.selection_accuracy,
@@ -277,6 +343,7 @@ def _compute(
         "seconds": round(result.seconds, 4),
         "converged": bool(result.converged),
     }
+    return key, figures, "computed"
 
 
 def _digest_of_labels(task: Task, features: Features, judged: Features) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion
+from featurecache.evaluation.selection import HOLDS_ALL_ROWS
 from featurecache.evaluation.staging import Staging, staging
 from featurecache.heads.registry import list_heads, make_head
 from featurecache.specs import TASK_NOUN, check_takes_views
@@ -226,7 +227,7 @@ def _left_out(task: Task, able: Sequence[str]) -> dict[str, str]:
     """Say of each head for a task that is not among those that can be fitted, why."""
     weighing = list_heads(kind=task.kind, weighted=task.weights is not None)
     return {
-        name: "holds all rows in memory" if name in weighing else "cannot weigh samples"
+        name: HOLDS_ALL_ROWS if name in weighing else "cannot weigh samples"
         for name in list_heads(kind=task.kind)
         if name not in able
     }
@@ -304,30 +305,44 @@ def read_parts(
         A part without good samples.
     """
     _check_size(features, max_numbers)
-    said = {split: rows_of_part(task, features, judged, split) for split in SPLITS if task.has(split)}
-    if empty := [split for split, (rows, _) in said.items() if len(rows) == 0]:
-        raise TaskError(
-            f"all {empty[0]} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
-            "see `featurecache info` for the reasons"
-        )
-    rows = {split: found for split, (found, _) in said.items()}
+    rows, parts = labelled_parts(task, features, judged)
     what_is_judged = _laid_out(judged, rows, room)
     same = judged.num_views == features.num_views
     what_is_fitted = {} if same else _laid_out(features, {split: rows[split] for split in fitted}, room)
     shape = features.view_shape
     on_disk = any(isinstance(each, np.memmap) for each in (*what_is_judged.values(), *what_is_fitted.values()))
     return {
-        split: Part(
-            y=y,
+        split: replace(
+            part,
             fitted=what_is_fitted.get(split, what_is_judged[split]),
             judged=what_is_judged[split],
-            groups=task.groups_of(rows[split]),
-            weight=task.weights_of(rows[split]),
             num_tokens=shape[0] if len(shape) == 2 else 1,
             on_disk=on_disk,
         )
-        for split, (_, y) in said.items()
+        for split, part in parts.items()
     }
+
+
+def labelled_parts(task: Task, features: Features, judged: Features) -> tuple[dict[str, Rows], dict[str, Part]]:
+    """Return the rows of every part of a task, and the parts without any features: enough to divide them.
+
+    Raises
+    ------
+    TaskError
+        A part without good samples.
+    """
+    rows, parts = {}, {}
+    for split in (split for split in SPLITS if task.has(split)):
+        rows[split], y = rows_of_part(task, features, judged, split)
+        if len(y) == 0:
+            raise TaskError(
+                f"all {split} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
+                "see `featurecache info` for the reasons"
+            )
+        nothing = np.empty((len(y), 1, 0), np.float32)
+        groups, weight = task.groups_of(rows[split]), task.weights_of(rows[split])
+        parts[split] = Part(y=y, fitted=nothing, judged=nothing, groups=groups, weight=weight)
+    return rows, parts
 
 
 def _laid_out(features: Features, rows: dict[str, Rows], room: Staging | None) -> dict[str, np.ndarray[Any, Any]]:

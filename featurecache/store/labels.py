@@ -232,10 +232,8 @@ class _Said:
         weight = self._number(line, self.weight_column, entry)
         if weight is not None and weight > 0:
             return weight
-        raise TaskError(
-            f"{self.path} line {line}: the {self.weight_column} must be above 0, not {entry!r:.100}; drop the line to "
-            "leave it out"
-        )
+        wrong = f"must be above 0, not {entry!r:.100}" if entry else "is empty; say 1 where a sample counts as most do"
+        raise TaskError(f"{self.path} line {line}: the {self.weight_column} {wrong}; drop the line to leave it out")
 
     def _number(self, line: int, column: str, entry: str) -> float | None:
         try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import COLOURS, REPOSITORY, TINY, need
 
+from featurecache.atomic import is_partial
 from featurecache.cli import main
 from featurecache.errors import UnknownNameError
 from featurecache.evaluation.divisions import Division, divide
@@ -24,9 +27,10 @@ from featurecache.evaluation.protocol import evaluate_head
 from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
 from featurecache.evaluation.training import read_parts
 from featurecache.heads import registry
-from featurecache.heads.registry import list_heads, takes_weights
+from featurecache.heads.registry import list_heads, streams, takes_weights
 from featurecache.store.store import FeatureStore
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 
 
@@ -94,6 +98,107 @@ def test_results_do_not_depend_on_processes_and_order(cached: Path) -> None:
     here = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1)
     assert figures(here) == figures(there)
     assert len(here) == 2 * 3 * 2 * 2
+
+
+def leftovers(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if is_partial(path)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"look_at_test": True}, {"num_folds": 3}, {"shares": [0.5, 1]}, {"shots": [3], "seeds": [0, 1]}],
+    ids=lambda changes: "-".join(changes) or "plain",
+)
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_results_do_not_depend_on_memory(cached: Path, changes: dict[str, Any], n_jobs: int) -> None:
+    store = FeatureStore.open(cached)
+    task, tap = store.task("colour"), store.find(tap="stem.0:avg")
+    # With room for a few samples, heads that need all their rows in memory are fitted on few.
+    heads, num_rows = (["logistic", "nearest_mean", "knn"], 9) if "shots" in changes else (["logistic", "ridge"], 0)
+    plan = Plan(heads=heads, **changes)
+    on_disk: list[int] = []
+
+    def sweep_with(memory: int, n_jobs: int) -> list[dict[str, Any]]:
+        on_disk.clear()
+        asked = {
+            "n_jobs": n_jobs,
+            "memory": memory,
+            "on_result": lambda row, kept: on_disk.append(len(leftovers(cached))),
+        }
+        rows = run_sweep(store, [task], [tap], plan, **asked)
+        assert not leftovers(cached)
+        return rows
+
+    there = sweep_with(num_rows * 4 * math.prod(tap.open().view_shape), n_jobs)
+    assert on_disk
+    assert all(on_disk)
+    assert [row["error"] for row in there] == [None] * len(there)
+    assert sweep_with(1 << 30, 1) == there  # all kept, whatever the memory
+    for record in (cached / "results").iterdir():
+        record.unlink()
+    here = sweep_with(1 << 30, 1)
+    assert not any(on_disk)
+    assert sweep_with(1, n_jobs) == here
+    for one, other in zip(figures(here), figures(there), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+LITTLE = ["--memory", "0.000000001"]
+
+
+def test_heads_for_which_there_is_no_room(
+    cached: Path, sweep: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--tap", "stem.0:avg", "--head", "ridge", "--head", "knn"]
+    few = sweep(*asked, *LITTLE, status=1)
+    assert (few["kept"], few["computed"]) == (0, 2)
+    errors = {row["head"]: row["error"] for row in few["rows"]}
+    assert errors["ridge"] is None
+    assert re.search("'knn' holds all rows in memory, .*--memory, or choose among logistic, .*ridge", errors["knn"])
+    # That was true of that moment only.
+    more = sweep(*asked)
+    assert (more["kept"], more["computed"], [row["error"] for row in more["rows"]]) == (1, 1, [None, None])
+    assert sweep(*asked, *LITTLE)["rows"] == more["rows"]
+    # Those that nobody named are left out, but for what is there already.
+    everything = sweep("--tap", "stem.0:avg", *LITTLE)
+    able = {name for name in list_heads() if streams(name)}
+    assert {row["head"] for row in everything["rows"]} == able | {"knn"}
+    left_out = {each["head"]: each for each in everything["heads_left_out"]}
+    assert set(left_out) == set(list_heads()) - able - {"knn"}
+    assert {each["reason"] for each in left_out.values()} == {"holds all rows in memory"}
+    assert main(["sweep", str(cached), "--quiet", "--tap", "stem.0:avg", "--folds", "2", *LITTLE]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "featurecache: head knn is left out on stem.0:avg, task colour: it holds all rows in memory" in said
+    assert len(said) == len(set(said)) == len(list_heads()) - len(able)
+    assert main(["sweep", str(cached), "--memory", "0"]) == 2
+    assert "--memory must be above 0, got 0" in capsys.readouterr().err
+
+
+def test_a_kill_leaves_features_that_gc_removes(cached: Path) -> None:
+    command = [sys.executable, "-m", "featurecache", "sweep", str(cached), "--quiet", "--jobs", "1", "--seeds", "200"]
+    process = subprocess.Popen([*command, "--head", "logistic", *LITTLE], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((cached / "results").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert leftovers(cached)
+    assert main(["gc", str(cached), "--remove", "--older-than", "0"]) == 0
+    assert not leftovers(cached)
+
+
+def test_whoever_stops_leaves_no_features(cached: Path) -> None:
+    store = FeatureStore.open(cached)
+
+    def stop(row: dict[str, Any], kept: bool) -> None:
+        assert leftovers(cached)
+        raise KeyboardInterrupt
+
+    plan = Plan(heads=["ridge"], num_folds=3)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1, memory=1, on_result=stop)
+    assert not leftovers(cached)
+    assert stopped.traceback  # also while somebody holds that, and all that it holds
 
 
 OPTIONS = [*((name, []) for name in MEASURES), ("colour", ["--balanced"])]
@@ -315,8 +420,7 @@ def test_tables_and_picture(cached: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_a_kill_loses_only_what_was_not_finished(cached: Path) -> None:
     command = [sys.executable, "-m", "featurecache", "sweep", str(cached), "--quiet", "--jobs", "1", "--seeds", "200"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
-    process = subprocess.Popen([*command, "--head", "logistic"], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--head", "logistic"], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list((cached / "results").glob("*.json"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)

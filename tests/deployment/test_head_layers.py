@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import need
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -14,6 +17,7 @@ from sklearn.svm import SVC
 from featurecache.deployment.exporting.head_layers import head_layers
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import HeadError
+from featurecache.heads import registry
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.linear.estimators import LogisticProbe
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
@@ -101,7 +105,7 @@ def test_a_query_looks_at_its_slice_of_a_token() -> None:
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (LogisticRegression(), "a LogisticRegression cannot be exported; heads that can: .*LogisticProbe"),
+        (LogisticRegression(), "a LogisticRegression cannot be exported; heads for classes that can: logistic,"),
         (SVC(kernel="poly"), "an SVC with the kernel 'poly' and the decisions 'ovr' cannot be exported; with 'rbf'"),
         (SVC(decision_function_shape="ovo"), "an SVC with the kernel 'rbf' and the decisions 'ovo' cannot be exported"),
         (DummyClassifier(strategy="uniform"), "a DummyClassifier that answers by 'uniform' cannot be exported"),
@@ -112,3 +116,22 @@ def test_what_has_no_layers_is_named(estimator, message: str) -> None:
     X = rows(80)
     with pytest.raises(HeadError, match=message):
         head_layers(saved(estimator.fit(X, outcomes("classes", X, 3)), 3))
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "numbers"])
+def test_a_head_of_ours_that_has_no_layers_is_called_by_its_name(
+    kind: TaskKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("lightgbm")
+    X = rows(80)
+    head = saved(make_head(TREES, kind=kind).fit(X, outcomes(kind, X, 3)), 3, kind)
+    able = ", ".join(exported(kind))
+    for missing in (False, True):
+        if missing:
+            monkeypatch.setattr(registry, "find_spec", lambda name: None)
+        with pytest.raises(HeadError) as refused:
+            head_layers(replace(head, meta={"head": TREES}))
+        assert str(refused.value) == (
+            f"head 'boosted_trees' cannot be exported; heads for {kind} that can: {able}. Train one of those, or use "
+            "`featurecache predict`"
+        )

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from conftest import TINY
 from featurecache.cli import main
 from featurecache.errors import HeadError, RequestError
 from featurecache.evaluation import parts as parts_module
+from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import OfClasses
 from featurecache.evaluation.parts import Part, check_parts
 from featurecache.evaluation.protocol import evaluate_heads
@@ -73,6 +75,53 @@ def test_train_and_validation_are_fitted_on_without_a_copy(tmp_path, max_bytes):
         # The other way round they are not next to each other.
         X, *_ = checked["validation"].with_samples_of(checked["train"]).rows_to_fit()
         np.testing.assert_array_equal(X, np.concatenate([given[n].fitted[:, 0] for n in ("validation", "train")]))
+
+
+def test_parts_that_came_to_another_process_are_fitted_on_without_a_copy(tmp_path):
+    """There, each is a map of its own of the same file."""
+    with staging(tmp_path, 0) as room:
+        given = laid_out(room, tuple(SIZES))
+        (path,), start = tmp_path.iterdir(), 0
+        for name, size in SIZES.items():
+            own = np.memmap(path, np.float32, "r+", offset=start, shape=(size, 1, 30))
+            given[name] = replace(given[name], fitted=own, judged=own)
+            start += own.nbytes
+        features = given["train"].with_samples_of(given["validation"]).fitted
+        assert isinstance(features, np.memmap)
+        np.testing.assert_array_equal(features, np.concatenate([given[n].fitted for n in ("train", "validation")]))
+        given["validation"].fitted[3, 0, 5] = 7.0
+        assert features[303, 0, 5] == 7.0  # the same file, not a copy
+        # These are not next to each other, or not in this order.
+        for first, second in (("train", "test"), ("validation", "train")):
+            features = given[first].with_samples_of(given[second]).fitted
+            np.testing.assert_array_equal(features, np.concatenate([given[n].fitted for n in (first, second)]))
+
+
+DIVISIONS = [Division(fold=1, num_folds=3), Division(share=0.3), Division(fold=0, num_folds=2, share=0.3)]
+
+
+@pytest.mark.parametrize("division", [*DIVISIONS, Division(), Division(look_at_test=True)])
+@pytest.mark.parametrize("names", [("train", "validation", "test"), ("train", "test")])
+def test_a_division_on_disk_is_that_in_memory(tmp_path, monkeypatch, names, division):
+    monkeypatch.setattr(parts_module, "_BLOCK_BYTES", 30 * 4 * 64)
+    with staging(tmp_path, 1 << 30) as room:
+        expected = divide(laid_out(room, names), division)
+    with staging(tmp_path, 0) as room:
+        given = laid_out(room, names)
+        divided = divide(given, division, room=room)
+        assert list(divided) == list(expected)
+        for name, part in divided.items():
+            assert part.on_disk
+            assert isinstance(part.fitted, np.memmap)
+            np.testing.assert_array_equal(part.fitted, expected[name].fitted)
+            np.testing.assert_array_equal(part.y, expected[name].y)
+        # One file of the features, and one for each part that is taken out of them.
+        taken = sum(all(part is not each for each in given.values()) for part in divided.values())
+        assert len(list(tmp_path.iterdir())) == 1 + taken
+        # Without a room they are in memory, and what is not taken stays where it is.
+        kept = [part.on_disk for part in divide(given, division).values()]
+        assert kept == [any(part is each for each in given.values()) for part in divided.values()]
+    assert not list(tmp_path.iterdir())
 
 
 def test_heads_that_need_all_rows_say_which_do_not(tmp_path):

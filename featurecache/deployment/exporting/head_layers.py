@@ -35,6 +35,7 @@ from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
 from featurecache.heads.probability import needs_temperature
+from featurecache.heads.registry import TREES, list_heads, make_head
 
 
 class Layer(nn.Module):
@@ -256,8 +257,10 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
     HeadError
         A head, or a step before it, of a class that has no layers here.
     """
-    steps = [step for _, step in saved.estimator.steps] if isinstance(saved.estimator, Pipeline) else [saved.estimator]
-    layers = [layer for step in steps for layer in _layers_of(step)]
+    steps = _steps_of(saved.estimator)
+    if lacking := [step for step in steps if type(step) not in _LAYERS]:
+        raise HeadError(_refusal(saved, lacking[0]))
+    layers = [layer for step in steps for layer in _LAYERS[type(step)](step)]
     last = steps[-1]
     if isinstance(last, LinearClassifier | MlpProbe | AttentiveProbe | SVC | FineTunedClassifier):
         temperature = saved.temperature if needs_temperature(last) and saved.temperature is not None else 1.0
@@ -269,13 +272,24 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _layers_of(step: BaseEstimator) -> list[Layer]:
-    if type(step) not in _LAYERS:
-        raise HeadError(
-            f"a {type(step).__name__} cannot be exported; heads that can: "
-            f"{', '.join(sorted(cls.__name__ for cls in _LAYERS))}. Train one of those, or use `featurecache predict`"
-        )
-    return _LAYERS[type(step)](step)
+def _refusal(saved: SavedHead, step: BaseEstimator) -> str:
+    """Say what has no layers, by its name where it is a head of ours, and which heads have."""
+    known, name = list_heads(tokens=True, kind=saved.kind), saved.meta.get("head")
+    able = [each for each in known if _has_layers(make_head(each, kind=saved.kind))]
+    # Saved trees are read without the package that grows them, and without it they are no head that is known.
+    what = f"head {name!r}" if name in {*known, TREES} - {*able} else f"a {type(step).__name__}"
+    return (
+        f"{what} cannot be exported; heads for {saved.kind} that can: {', '.join(able)}. Train one of those, or use "
+        "`featurecache predict`"
+    )
+
+
+def _has_layers(head: BaseEstimator) -> bool:
+    return all(type(step) in _LAYERS for step in _steps_of(head))
+
+
+def _steps_of(head: BaseEstimator) -> list[BaseEstimator]:
+    return [step for _, step in head.steps] if isinstance(head, Pipeline) else [head]
 
 
 def _standardise(step: StandardScaler) -> list[Layer]:
