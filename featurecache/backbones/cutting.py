@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 
 from featurecache.backbones.backbone import Backbone, freeze
 from featurecache.backbones.entrances import entrance_of, is_text
-from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, probe_with_costs
+from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, flops_of, probe_with_costs
+from featurecache.backbones.narrowing import made_up_activations, narrowed
 from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, first_tensor, made_up_inputs, probe, watch
 from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.backbones.tapped import Tap
@@ -70,6 +71,7 @@ class CutInfo:
     flops_before: int
     """Floating-point operations of one sample, forward, two for each multiply-add."""
     flops_after: int
+    """As it is trained: see `featurecache.backbones.narrowing`."""
     speedup: float | None
     """An epoch with the layers before the cut recomputed, in units of an epoch from the cache: (before + 3 after) /
     (3 after) operations. ``None`` where no operation after the cut is counted."""
@@ -147,6 +149,8 @@ def valid_cuts(backbone: Backbone, costed: CostedProbe | None = None) -> list[Cu
 def _describe(found: Cut, flops: Mapping[str, int]) -> CutInfo:
     before = flops[found.tap.node]
     after = flops[PRE_LOGITS] - before
+    if (narrow := narrowed(found.tail, found.tap.shape)) is not found.tail:
+        after = flops_of(narrow, made_up_activations(found.tap.shape))
     return CutInfo(
         tap=found.tap.name,
         shape=found.tap.shape,

@@ -19,6 +19,7 @@ from torch import nn
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.cutting import cut
+from featurecache.backbones.narrowing import narrowed
 from featurecache.backbones.providers.python_factory import import_factory
 from featurecache.backbones.taps import DEFAULT, resolve_taps
 from featurecache.errors import HeadError, RequestError, first_line
@@ -81,11 +82,10 @@ def _of_tail(backbone: Backbone, tap: str) -> MakeLayers:
     found = cut(backbone, tap)
     (features,) = resolve_taps(backbone, [DEFAULT])  # pooled as heads on the last layer have them
     width = math.prod(features.shape)
+    tail = narrowed(found.tail, found.tap.shape)
 
     def make(num_outputs: int) -> TrainableLayers:
-        return TrainableLayers(
-            copy.deepcopy(found.tail), nn.Linear(width, num_outputs), found.trainable, pool=features.pool
-        )
+        return TrainableLayers(copy.deepcopy(tail), nn.Linear(width, num_outputs), found.trainable, pool=features.pool)
 
     return make
 
