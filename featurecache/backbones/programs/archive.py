@@ -3,10 +3,9 @@
 `torch.export.load` is not used. It unpickles without limit what says that it is pickled, hands strings of the file to
 `sympy.sympify`, which evaluates them, looks up any attribute of ``torch``, ``math`` and ``operator`` as what a node
 calls, and puts the names in the file into Python source that ``torch.fx`` executes. Here nothing of a file is
-evaluated, unpickled or imported: zipfile finds its records, msgspec compares the JSON with the schemas below, which have
-room for the kinds of values that are known here and for no other, and weights are raw numbers whose sizes must be
-those of their records. What else a file holds (sample inputs, guards, shapes as expressions, compiled parts) is not
-looked at.
+evaluated, unpickled or imported: zipfile finds its records, msgspec compares the JSON with the schemas below, which
+have room for the kinds of values that are known here and for no other, and weights are raw numbers, as many as their
+records hold. What else is in a file (sample inputs, guards, shapes as expressions, compiled parts) is not looked at.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ Number = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Count = Annotated[int, Meta(ge=0, le=1 << 48)]
 Real = float | Literal["Infinity", "-Infinity", "NaN"]
 
-DTYPES = {
-    **{1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16},
-    **{7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16},
-}
+DTYPES = dict(
+    enumerate([torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32], 1)
+)
+DTYPES |= {8: torch.float64, 12: torch.bool, 13: torch.bfloat16}
 """Types by their numbers in a file. Complex, quantised and 8-bit ones are not known here."""
 
 
@@ -82,7 +81,7 @@ class OptionalTensor(Either):
 
 
 class Argument(Either):
-    """What a call takes or gives. Graphs, objects, operators and other kinds that torch knows have no place here."""
+    """What a call takes or gives."""
 
     as_none: bool | UnsetType = UNSET
     as_tensor: Named | UnsetType = UNSET
@@ -105,6 +104,17 @@ class Argument(Either):
     as_memory_format: Count | UnsetType = UNSET
     as_layout: Count | UnsetType = UNSET
     as_device: Raw | UnsetType = UNSET
+    # Kinds that are not known here, so that they are refused by their names.
+    as_strings: Raw | UnsetType = UNSET
+    as_sym_bools: Raw | UnsetType = UNSET
+    as_complex: Raw | UnsetType = UNSET
+    as_graph: Raw | UnsetType = UNSET
+    as_custom_obj: Raw | UnsetType = UNSET
+    as_operator: Raw | UnsetType = UNSET
+    as_nested_tensors: Raw | UnsetType = UNSET
+    as_int_lists: Raw | UnsetType = UNSET
+    as_float_lists: Raw | UnsetType = UNSET
+    as_string_to_argument: Raw | UnsetType = UNSET
 
 
 class NamedArgument(Struct, forbid_unknown_fields=True):
@@ -344,10 +354,9 @@ class _Records:
         """Read a record; its checksum must be right."""
         if name not in self:
             raise ProgramError(f"it is damaged: {shortened(name)} is missing")
-        content = bytearray(self._infos[name].file_size)
-        with self._file.open(self._infos[name]) as record:
-            if record.readinto(content) != len(content):
-                raise ProgramError(f"it is cut off in {shortened(name)}")
+        content = bytearray(self._file.read(self._infos[name]))
+        if len(content) != self._infos[name].file_size:
+            raise ProgramError(f"it is cut off in {shortened(name)}")
         return content
 
     def text(self, name: str) -> str:
@@ -423,13 +432,13 @@ def _tensors(records: _Records, folder: str, config: str, prefix: str) -> dict[s
 
 
 def _form(meta: TensorMeta, where: str) -> tuple[torch.dtype, tuple[int, ...], tuple[int, ...], int]:
-    numbers = [size.as_int for size in (*meta.sizes, *meta.strides, meta.storage_offset)]
+    numbers: list[Any] = [size.as_int for size in (*meta.sizes, *meta.strides, meta.storage_offset)]
     if meta.dtype not in DTYPES or meta.layout != 7 or len(meta.sizes) != len(meta.strides):
         raise ProgramError(f"{where} is of a type or layout that is not known here")
     if not all(isinstance(number, int) for number in numbers):
         raise ProgramError(f"{where} has no fixed size")
     rank = len(meta.sizes)
-    return DTYPES[meta.dtype], tuple(numbers[:rank]), tuple(numbers[rank:-1]), numbers[-1]  # type: ignore[return-value]
+    return DTYPES[meta.dtype], tuple(numbers[:rank]), tuple(numbers[rank:-1]), numbers[-1]
 
 
 def _tensor(

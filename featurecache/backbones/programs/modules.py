@@ -58,7 +58,7 @@ class Body:
 
     num_inputs: int
     lines: tuple[Line, ...]
-    outputs: tuple[int, ...]
+    outputs: tuple[int | None, ...]
 
     def __deepcopy__(self, memo: object) -> Body:
         """Return itself: nothing in it changes, and copies of modules run the same."""
@@ -91,13 +91,13 @@ class ProgramModule(nn.Module):
         for line in body.lines:
             function = self.get_submodule(line.text) if line.function is None else line.function
             found = function(*self._fill(line.args, known), **self._fill(line.kwargs, known))
-            for number, value in zip(line.results, found if line.is_tuple else [found], strict=False):
+            for place, number in enumerate(line.results):
                 if number is not None:
-                    known[number] = value
+                    known[number] = found[place] if line.is_tuple else found
             del found
             for number in line.done:
                 del known[number]
-        outputs = [known[number] for number in body.outputs]
+        outputs = [None if number is None else known[number] for number in body.outputs]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def extra_repr(self) -> str:
@@ -274,7 +274,7 @@ class _Builder:
         for count, part in enumerate(parts, 1):
             if part not in module._modules:
                 here = ".".join(parts[:count])
-                module.add_module(part, ProgramModule(layers[here]) if here in layers else nn.Module())
+                module.add_module(part, ProgramModule(layers[here]) if here in layers else _container(parts[count:]))
             child = module._modules[part]
             assert child is not None
             module = child
@@ -300,13 +300,18 @@ class _Builder:
             return frame.holds(self._program.paths[name])
         return self._made.get(name, -1) >= frame.first
 
-    def _outputs(self, frame: _Frame) -> list[str]:
-        """Return what others use of a call: tensors before numbers."""
+    def _outputs(self, frame: _Frame) -> list[str | None]:
+        """Return what others use of a call: tensors before numbers.
+
+        Which of several tensors the original put out first is not known, and a tap is the first: nothing comes first.
+        """
         made = [name for step in self._steps[frame.first : frame.last + 1] for name in step.call.results if name]
         used = [name for name in made if self._last_use.get(name, -1) > frame.last]
-        return sorted(used, key=lambda name: name not in self._tensors)
+        tensors = [name for name in used if name in self._tensors]
+        numbers = [name for name in used if name not in self._tensors]
+        return [*([None] if len(tensors) > 1 else []), *tensors, *numbers]
 
-    def _body(self, frame: _Frame, inputs: Sequence[str], outputs: Sequence[str]) -> Body:
+    def _body(self, frame: _Frame, inputs: Sequence[str], outputs: Sequence[str | None]) -> Body:
         numbers: dict[str, int] = {}
 
         def number(name: str | None) -> int | None:
@@ -338,10 +343,12 @@ class _Builder:
                 lines.append(Line(call.text, call.function, args, kwargs, results, call.is_tuple))
             else:
                 lines.append(self._call_of(item, frame, local, number))
-        ends = tuple(numbers[name] for name in outputs)
+        ends = tuple(None if name is None else numbers[name] for name in outputs)
         return Body(len(inputs), tuple(_with_ends(lines, ends)), ends)
 
-    def _call_of(self, inner: _Frame, frame: _Frame, local: Callable[[Any], Any], number: Callable[[str], Any]) -> Line:
+    def _call_of(
+        self, inner: _Frame, frame: _Frame, local: Callable[[Any], Any], number: Callable[[str | None], Any]
+    ) -> Line:
         """Add a body to a module, and return the line that runs it."""
         inputs, outputs = self._inputs(inner), self._outputs(inner)
         module = self.root.get_submodule(inner.path)
@@ -354,12 +361,15 @@ class _Builder:
         return Line(path, None, args, {"call": call} if call else {}, results, len(results) > 1)
 
 
-def _with_ends(lines: Sequence[Line], outputs: Sequence[int]) -> list[Line]:
+def _with_ends(lines: Sequence[Line], outputs: Sequence[int | None]) -> list[Line]:
     """Note for each line the values that nobody needs after it, so that their memory is free."""
-    needed = set(outputs)
+    needed = {number for number in outputs if number is not None}
     ended: list[Line] = []
     for line in reversed(lines):
-        mine = {*_numbers([*line.args, *line.kwargs.values()]), *(number for number in line.results if number is not None)}
+        mine = {
+            *_numbers([*line.args, *line.kwargs.values()]),
+            *(number for number in line.results if number is not None),
+        }
         ended.append(replace(line, done=tuple(sorted(mine - needed))))
         needed |= mine
     return ended[::-1]
@@ -374,6 +384,11 @@ def _numbers(value: Any) -> list[int]:
         case tuple() | list():
             return [number for item in value for number in _numbers(item)]
     return []
+
+
+def _container(parts: Sequence[str]) -> nn.Module:
+    """Make a module that is never called, only holds others or tensors."""
+    return nn.ModuleList() if parts and parts[0].isdigit() else nn.Module()
 
 
 def _used(step: Step) -> list[str]:

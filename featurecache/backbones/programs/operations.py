@@ -22,8 +22,7 @@ from featurecache.backbones.programs.archive import DTYPES, Argument, Node, Prog
 from featurecache.errors import shortened
 
 # As they are, or with an underscore behind them for the variant in place.
-_KNOWN = frozenset(
-    """
+_NAMES = """
     __and__ __or__ _adaptive_avg_pool2d _adaptive_avg_pool3d _log_softmax _native_batch_norm_legit_no_training
     _scaled_dot_product_flash_attention_for_cpu _softmax _to_copy _unsafe_view _upsample_bicubic2d_aa
     _upsample_bilinear2d_aa abs acos adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
@@ -34,10 +33,10 @@ _KNOWN = frozenset(
     conv_transpose3d convolution copy copy_ cos cosh cosine_similarity cross cummax cumprod cumsum detach detach_ diag
     diagonal div divide dropout einsum elu embedding eq erf exp exp2 expand expand_as expm1 eye feature_dropout fill
     flatten flip floor floor_divide fmod frobenius_norm full full_like gather ge gelu glu grid_sampler grid_sampler_2d
-    group_norm gt hardshrink hardsigmoid hardswish hardtanh im2col index index_add index_copy index_fill index_put
+    group_norm gru gt hardshrink hardsigmoid hardswish hardtanh im2col index index_add index_copy index_fill index_put
     index_select instance_norm isfinite isinf isnan layer_norm le leaky_relu lerp lift_fresh lift_fresh_copy linalg_norm
     linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logical_and logical_not
-    logical_or logical_xor logit logsumexp lt masked_fill masked_scatter matmul max max_pool1d max_pool2d
+    logical_or logical_xor logit logsumexp lstm lt masked_fill masked_scatter matmul max max_pool1d max_pool2d
     max_pool2d_with_indices max_pool3d max_pool3d_with_indices maximum mean meshgrid min minimum mish mm movedim mul
     multiply mv nan_to_num narrow native_batch_norm native_group_norm native_layer_norm ne neg new_full new_ones
     new_zeros norm one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal
@@ -48,9 +47,9 @@ _KNOWN = frozenset(
     squeeze stack std std_mean sub sum swapaxes sym_size t take_along_dim tan tanh tensor_split tensordot threshold tile
     to topk transpose tril triu true_divide trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split
     unsafe_split_with_sizes unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
-    upsample_nearest2d var var_mean view view_as where zeros zeros_like
-    """.split()
-)
+    upsample_nearest2d var var_mean view view_as where zero zeros zeros_like
+"""
+_KNOWN = frozenset(_NAMES.split())
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     **{
         f"_operator.{function.__name__}": function
@@ -226,8 +225,9 @@ def _plain(argument: Argument, before: Value) -> Any:
             return _known({7: torch.strided}, value, "a layout")
         case "as_device":
             return DeviceOf(before)
-        case _:  # numbers, truth values and text are as they are
+        case "as_int" | "as_ints" | "as_bool" | "as_bools" | "as_string":
             return value
+    raise ProgramError(f"a call in it takes a value of the kind {kind}, which is not known here")
 
 
 def _optional(tensor: Any) -> Value | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,7 @@ def _try(name: str, module: ProgramModule, crop: int) -> None:
         )
 
 
-def _prefix_tokens(state: dict[str, Tensor]) -> tuple[int, int]:
+def _prefix_tokens(state: Mapping[str, Tensor]) -> tuple[int, int]:
     """Count class tokens, and others in front of the patches, by the network's own parameters (1, tokens, features)."""
     leaves = {path.rpartition(".")[2]: tensor for path, tensor in state.items()}
 
