@@ -43,7 +43,7 @@ _NAMES = """
     reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder renorm repeat repeat_interleave
     replication_pad1d replication_pad2d replication_pad3d reshape reshape_as rms_norm roll rot90 round rsqrt rsub
     scalar_tensor scaled_dot_product_attention scatter scatter_add scatter_reduce select select_scatter selu sigmoid
-    sign silu sin sinh slice slice_scatter softmax softplus softshrink softsign sort split split_with_sizes sqrt square
+    sign silu sin sinh slice slice_scatter softmax softplus softshrink sort split split_with_sizes sqrt square
     squeeze stack std std_mean sub sum swapaxes sym_size t take_along_dim tan tanh tensor_split tensordot threshold tile
     to topk transpose tril triu true_divide trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split
     unsafe_split_with_sizes unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
@@ -63,6 +63,7 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 }
 # Of what they look at, what a network of images needs was looked at when it was exported.
 _CHECKS = {"_assert_scalar", "_assert_tensor_metadata", "sym_constrain_range", "sym_constrain_range_for_size"}
+_NUMBERS = {"as_int", "as_float", "as_bool", "as_sym_int", "as_sym_float", "as_sym_bool"}
 _TARGET = re.compile(r"torch\.ops\.aten\.([a-z_0-9]+)\.([A-Za-z_0-9]+)")
 _MEMORY_FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 _PRESERVED = 4
@@ -117,6 +118,8 @@ def understood(node: Node, before: Value) -> Call | None:
         It calls what is not known here, or in a way that is not.
     """
     if node.target in _ARITHMETIC:
+        if unfit := [given.arg.kind() for given in node.inputs if given.arg.kind() not in _NUMBERS]:
+            raise ProgramError(f"it calls {node.target} with a value of the kind {unfit[0]}, and numbers are known here")
         args = tuple(_plain(given.arg, before) for given in node.inputs)
         return _call(node, node.target, _ARITHMETIC[node.target], args, {})
     match = _TARGET.fullmatch(node.target)
@@ -126,10 +129,17 @@ def understood(node: Node, before: Value) -> Call | None:
     if not match or (name not in _KNOWN and name.removesuffix("_") not in _KNOWN):
         raise ProgramError(f"it calls {shortened(node.target)}, which is not known here as a part of networks")
     found = getattr(getattr(torch.ops.aten, name, None), match[2], None)
-    if not isinstance(found, torch._ops.OpOverload) or any(argument.is_out for argument in found._schema.arguments):
+    if not isinstance(found, torch._ops.OpOverload) or not _is_of_tensors(name, found._schema):
         raise ProgramError(f"it calls {shortened(node.target)}, which torch {torch.__version__} does not have")
     args, kwargs = _arguments(node, found._schema, before)
     return _call(node, f"aten.{name}.{match[2]}", _substitute(name, found), args, kwargs)
+
+
+def _is_of_tensors(name: str, schema: Any) -> bool:
+    """Tell whether an operator puts out tensors of its own; others of the same names are for TorchScript's text, lists."""
+    kinds = [getattr(result.type, "getElementType", lambda result=result: result.type)() for result in schema.returns]
+    tensors = bool(kinds) and all(isinstance(kind, torch.TensorType) for kind in kinds)
+    return (tensors or name == "sym_size") and not any(argument.is_out for argument in schema.arguments)
 
 
 def _substitute(name: str, found: Callable[..., Any]) -> Callable[..., Any]:

@@ -33,6 +33,8 @@ class ExportedProgramProvider:
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Read the program and make its modules."""
+        import torch
+
         from featurecache.backbones.programs.archive import ProgramError
         from featurecache.backbones.programs.modules import build, output_layer
         from featurecache.backbones.programs.program import read_program
@@ -44,7 +46,8 @@ class ExportedProgramProvider:
             )
         path = Path(name).expanduser()
         try:
-            program = read_program(path)
+            with torch.inference_mode(False):  # tensors of that mode would not tell that somebody wrote into them
+                program = read_program(path)
             module = build(program)
         except ProgramError as error:
             raise BackboneError(f"{PREFIX}{name} cannot be used: {error}") from error
