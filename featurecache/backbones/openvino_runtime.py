@@ -95,7 +95,7 @@ class OpenVinoRuntime:
 
 
 def _convert_quickly(module: Normalized, batch: np.ndarray) -> Any:
-    """Convert by the trace of few inputs, as tracing runs the network a dozen times; ``None`` if it keeps their number."""
+    """Convert by a trace of few inputs, as that runs the network a dozen times; ``None`` if it keeps their number."""
     try:
         model = _convert(module, batch, num_examples=2)
     except RuntimeError:  # of shapes that do not go together; whatever it is, it comes again

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from featurecache.backbones.cutting import cut, valid_cuts
 from featurecache.backbones.inspection import list_nodes
-from featurecache.backbones.probing import first_tensor, node_modules, probe, watch
+from featurecache.backbones.probing import first_tensor, probe
 from featurecache.backbones.programs.modules import ProgramModule
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.backbones.runtimes import open_runtime
@@ -157,7 +156,9 @@ def test_a_layer_that_runs_twice_counts_at_its_last_and_one_with_two_outputs_is_
     with torch.inference_mode():
         values = TappedBackbone(backbone, [tap])(images_BCHW)["act:none"]
     torch.testing.assert_close(values, outputs_of(network, images_BCHW)["act"][1])
-    with pytest.raises(BackboneError, match=r"tap 'pair' does not give one row per image \(two images gave no tensor\)"):
+    with pytest.raises(
+        BackboneError, match=r"tap 'pair' does not give one row per image \(two images gave no tensor\)"
+    ):
         resolve_taps(backbone, ["pair"])
 
 
@@ -197,7 +198,9 @@ def test_runtimes_agree_with_torch_export(runtime: str, exported: tuple[nn.Modul
     (features,) = running.map([batch])
     assert running.name == runtime
     running.close()
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (backbone.preprocess.mean, backbone.preprocess.std))
+    mean, std = (
+        torch.tensor(values).reshape(3, 1, 1) for values in (backbone.preprocess.mean, backbone.preprocess.std)
+    )
     images_BCHW = (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - mean) / std
     seen: list[Tensor] = []
     output_layer = network.get_submodule(str(backbone.classifier))
@@ -272,7 +275,9 @@ def test_images_have_the_size_that_a_program_was_exported_for(program: Path, tmp
     assert "a program has no preprocess" in backbone.notes[0]
     assert "it takes images of 32 pixels a side" in backbone.notes[0]
     assert "fc taken for the output layer" in backbone.notes
-    with pytest.raises(BackboneError, match=r"rejects images of 64x64 pixels: it was exported for images of 32 pixels a side"):
+    with pytest.raises(
+        BackboneError, match=r"rejects images of 64x64 pixels: it was exported for images of 32 pixels a side"
+    ):
         resolve_taps(load(program, preprocess=(("crop", 64), ("resize", 64))), ["default"])
     side = torch.export.Dim("side", min=16)
     free = written(TinyNet().eval(), tmp_path / "any.pt2", sizes={**ANY_NUMBER, 2: side, 3: side})
@@ -360,7 +365,9 @@ def test_a_saved_program_with_a_head_in_it_is_no_backbone(tmp_path: Path) -> Non
         warnings.simplefilter("ignore")
         images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
         torch.export.save(torch.export.export(Bytes(), (images,), dynamic_shapes=(ANY_NUMBER,)), tmp_path / "p.pt2")
-    with pytest.raises(BackboneError, match=r"its input is torch.uint8 \(any, 32, 32, 3\); export a network that takes"):
+    with pytest.raises(
+        BackboneError, match=r"its input is torch.uint8 \(any, 32, 32, 3\); export a network that takes"
+    ):
         load(tmp_path / "p.pt2")
 
 
@@ -591,7 +598,304 @@ def test_torch_itself_would_have_run_it(make: Callable, program: Path, tmp_path:
         pytest.skip(f"torch {torch.__version__} is not moved by it")
 
 
-def test_one_of_the_files_does_move_torch(program: Path, tmp_path: Path) -> None:
-    torch_says(with_pickled_weights(program, tmp_path / "marker"))
-    if not (tmp_path / "marker").exists():
-        pytest.skip(f"torch {torch.__version__} unpickles no weights")
+def edit(name: str) -> Callable[[Callable[[Any], object]], Callable[[Path], Path]]:
+    """Turn a change of a JSON record into a change of a program."""
+    return lambda change: lambda path: changed(path, name, change)
+
+
+def in_model(change: Callable[[Any], object]) -> Callable[[Path], Path]:
+    return edit(MODEL)(change)
+
+
+def target(name: str) -> Callable[[Path], Path]:
+    return in_model(lambda model: first_node(model).update(target=name))
+
+
+def argument(value: object) -> Callable[[Path], Path]:
+    return in_model(lambda model: first_node(model)["inputs"][2].update(arg=value))
+
+
+def meta(**changes: object) -> Callable[[Path], Path]:
+    return edit(WEIGHTS)(lambda config: config["config"]["fc.weight"]["tensor_meta"].update(changes))
+
+
+def sizes(*numbers: int) -> list[dict[str, int]]:
+    return [{"as_int": number} for number in numbers]
+
+
+def stack(text: str) -> Callable[[Path], Path]:
+    return in_model(lambda model: first_node(model)["metadata"].update(nn_module_stack=text))
+
+
+def parameter(name: str) -> Callable[[Path], Path]:
+    """Give the last bias another path."""
+
+    def change(path: Path) -> Path:
+        changed(path, WEIGHTS, lambda config: config["config"].update({name: config["config"].pop("fc.bias")}))
+        return rename_everywhere(path, "fc.bias", name)
+
+    return change
+
+
+def record(name: str, content: bytes) -> Callable[[Path], Path]:
+    return lambda path: write_records(path, {**records_of(path), name: content})
+
+
+def without(start: str) -> Callable[[Path], Path]:
+    return lambda path: write_records(path, {n: c for n, c in records_of(path).items() if not n.startswith(start)})
+
+
+def as_bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def make(path: Path) -> Path:
+        path.write_bytes(change(path.read_bytes()))
+        return path
+
+    return make
+
+
+def compressed(path: Path) -> Path:
+    records = records_of(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in {**records, "extra/bomb": bytes(1 << 24)}.items():
+            file.writestr(f"tiny/{name}", content)
+    return path
+
+
+def promising(path: Path) -> Path:
+    """Let the directory of the archive promise a terabyte."""
+    with zipfile.ZipFile(path, "a") as file:
+        info = next(info for info in file.infolist() if info.filename.endswith("weight_0"))
+        info.file_size = info.compress_size = 1 << 40
+        file.comment = b"written anew"
+    return path
+
+
+def overlapping(path: Path) -> Path:
+    """Let many names share the bytes of one record."""
+    with zipfile.ZipFile(path, "a") as file:
+        info = next(info for info in file.infolist() if info.filename.endswith("model.json"))
+        for number in range(64):
+            twin = zipfile.ZipInfo(f"tiny/models/model{number}.json")
+            twin.file_size, twin.compress_size, twin.CRC = info.file_size, info.compress_size, info.CRC
+            twin.header_offset = info.header_offset
+            file.filelist.append(twin)
+        file.comment = b"written anew"
+    return path
+
+
+def elsewhere(path: Path) -> Path:
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("../../escaped", b"")
+    return path
+
+
+def removed(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+def a_folder(path: Path) -> Path:
+    path.unlink()
+    path.mkdir()
+    return path
+
+
+def torchscript(path: Path) -> Path:
+    return write_records(path, {"data.pkl": b"", "code/x.py": b"", "version": b"3"})
+
+
+def of_old_torch(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("version", "serialized_exported_program.json", "serialized_state_dict.pt"):
+            file.writestr(name, b"8.2")
+    return path
+
+
+def deeper(depth: int) -> bytes:
+    return b'{"schema_version":' + b"[" * depth + b"]" * depth + b"}"
+
+
+OTHER = ("as_graph", "as_custom_obj", "as_operator", "as_complex", "as_strings", "as_string_to_argument")
+
+DAMAGE = {
+    "missing": (removed, "does not exist; check the path"),
+    "folder": (a_folder, "does not exist; check the path"),
+    "empty": (as_bytes(lambda data: b""), "cut off, or no program that torch.export.save wrote"),
+    "text": (as_bytes(lambda data: b"PK hello"), "cut off, or no program that torch.export.save wrote"),
+    "truncated": (as_bytes(lambda data: data[: len(data) // 2]), "cut off, or no program"),
+    "torn": (as_bytes(lambda data: data[1000:]), "cut off or damaged"),
+    "flipped": (as_bytes(lambda data: data.replace(b'"graph_module"', b'"graph-module"')), "damaged .*CRC-32"),
+    "bomb": (compressed, "its records are compressed, which torch.export.save never does"),
+    "promising": (promising, "its records say that they are larger than the file"),
+    "overlapping": (overlapping, "its records say that they are larger than the file"),
+    "elsewhere": (elsewhere, "its records are not in one folder"),
+    "script": (torchscript, "no program that torch.export.save wrote; weights or TorchScript are not read here"),
+    "old": (of_old_torch, "format of torch 2.7 and older; .* save it again with torch 2.10 or newer"),
+    "pickled weights": (
+        record("data/weights/model.pt", b""),
+        "weights are pickled, as torch 2.8 did; .* save it again",
+    ),
+    "archive version": (record("archive_version", b"1"), "archive version 1, and version 0 is known here"),
+    "archive format": (record("archive_format", b"pt3"), "no program that torch.export.save wrote"),
+    "byte order": (record("byteorder", b"big"), "saved on a big-endian machine"),
+    "compiled": (without("models/"), "no exported program, only compiled parts"),
+    "two": (record("models/other.json", b"{}"), "holds 2 programs; save one alone"),
+    "no weights": (without("data/weights/model"), "damaged: data/weights/model_weights_config.json is missing"),
+    "no record": (without("data/weights/weight_3"), "damaged: data/weights/weight_3 is missing"),
+    "schema": (
+        in_model(lambda model: model.update(schema_version={"major": 9, "minor": 0})),
+        r"schema version 9.0, and version 8 is known here; save it again .*, or upgrade featurecache",
+    ),
+    "opset": (in_model(lambda model: model["opset_version"].update(aten=11)), "of edition 11, and 10 is known here"),
+    "no JSON": (record(MODEL, b"{"), "models/model.json in it has what is not known here: Input data was truncated"),
+    "no UTF-8": (record(MODEL, b'{"a": "\xff"}'), "models/model.json in it has what is not known here"),
+    "deep": (record(MODEL, deeper(100_000)), "models/model.json in it has what is not known here"),
+    "new field": (
+        in_model(lambda model: first_node(model).update(added_later=1)),
+        r"unknown field `added_later` - at `\$.graph_module.graph.nodes\[\d+\]`",
+    ),
+    "other kind": (argument({"as_later": 1}), "unknown field `as_later`"),
+    "two kinds": (argument({"as_int": 1, "as_none": True}), "damaged: a value is as_none and as_int"),
+    "no kind": (argument({}), "damaged: a value is of no kind"),
+    **{kind: (argument({kind: {}}), f"takes a value of the kind {kind}, which is not known here") for kind in OTHER},
+    "type": (argument({"as_scalar_type": 77}), r"uses a type of numbers \(77\) that is not known here"),
+    "layout": (argument({"as_layout": 1}), r"uses a layout \(1\) that is not known here"),
+    "format": (argument({"as_memory_format": 9}), r"uses a memory format \(9\) that is not known here"),
+    "huge": (argument({"as_int": 1 << 70}), "Integer value out of range|Expected `int`"),
+    **{
+        name: (target(name), rf"calls {name}, which is not known here as a part of networks")
+        for name in (
+            *("torch.hub.load", "torch.load", "torch.ops.aten.from_file.default", "torch.ops.aten.save.default"),
+            *("torch.ops.aten.empty.memory_format", "torch.ops.aten.__class__.default", "torch.ops.load_library"),
+            *("torch.ops.prim.Print.default", "torch.ops.higher_order.cond", "math.factorial", "posix.system"),
+            *("_operator.methodcaller", "_operator.pow", "#extension:operator", "torch.ops.aten.conv2d"),
+        )
+    },
+    "no overload": (
+        target("torch.ops.aten.conv2d.other"),
+        "calls torch.ops.aten.conv2d.other, which torch .* not have",
+    ),
+    "attribute": (target("torch.ops.aten.conv2d.__init__"), "conv2d.__init__, which torch .* does not have"),
+    "out": (target("torch.ops.aten.relu.out"), "relu.out, which torch .* does not have"),
+    "text operator": (target("torch.ops.aten.add.str"), "add.str, which torch .* does not have"),
+    "name of an argument": (
+        in_model(lambda model: first_node(model)["inputs"][0].update(name="output_file")),
+        "conv2d.default (is called without input|with 'output_file')",
+    ),
+    "extra argument": (
+        in_model(lambda model: first_node(model)["inputs"].append({"name": "path", "arg": {"as_string": "/etc"}})),
+        "calls torch.ops.aten.conv2d.default with 'path', which it does not take here",
+    ),
+    "text arithmetic": (
+        in_model(
+            lambda model: first_node(model).update(
+                target="_operator.mul", inputs=[{"name": "a", "arg": {"as_string": "x"}}]
+            )
+        ),
+        "calls _operator.mul with a value of the kind as_string, and numbers are known here",
+    ),
+    "fails": (argument({"as_string": "no bias"}), r"fails on images of 32x32 pixels \(RuntimeError: "),
+    "order": (
+        in_model(lambda model: model["graph_module"]["graph"]["nodes"].reverse()),
+        "damaged: .* takes .*, which is not there yet",
+    ),
+    "twice": (
+        in_model(lambda model: model["graph_module"]["graph"]["nodes"].insert(0, first_node(model))),
+        "damaged: conv2d occurs twice",
+    ),
+    "no calls": (
+        in_model(lambda model: model["graph_module"]["graph"].update(nodes=[])),
+        "its output .* is nothing that it computes",
+    ),
+    "object": (
+        in_model(lambda model: model["graph_module"]["signature"]["input_specs"].append({"custom_obj": {"arg": "x"}})),
+        r"holds objects of other kinds than tensors \(custom_obj\)",
+    ),
+    "constant": (
+        in_model(
+            lambda model: model["graph_module"]["signature"]["input_specs"].append({"constant_input": {"name": "y"}})
+        ),
+        "takes 2 inputs; export a network that takes one batch of images",
+    ),
+    "gradient": (
+        in_model(
+            lambda model: model["graph_module"]["signature"]["output_specs"].append({"gradient_to_parameter": {}})
+        ),
+        "has an output of the kind gradient_to_parameter",
+    ),
+    "form": (
+        in_model(lambda model: model["graph_module"]["graph"]["tensor_values"].pop("x")),
+        "damaged: its input has no form",
+    ),
+    "larger": (meta(sizes=sizes(1 << 30, 1 << 30)), r"tensor fc.weight of it is larger than its record \(640 bytes\)"),
+    "expanded": (meta(strides=sizes(0, 0), sizes=sizes(1 << 20, 1 << 20)), "fc.weight of it is larger than its record"),
+    "beyond": (meta(storage_offset={"as_int": 1}), "fc.weight of it is larger than its record"),
+    "negative": (meta(strides=sizes(-1, 1)), "Expected `int` >= 0"),
+    "ranks": (meta(strides=sizes(1)), "fc.weight of it is of a type or layout that is not known here"),
+    "complex": (meta(dtype=10), "fc.weight of it is of a type or layout that is not known here"),
+    "sparse": (meta(layout=1), "fc.weight of it is of a type or layout that is not known here"),
+    "any size": (meta(sizes=[{"as_expr": {"expr_str": "1"}}] * 2), "tensor fc.weight of it has no fixed size"),
+    "without values": (
+        record("data/weights/weight_0", b""),
+        "has no values: the program was exported .* without weights",
+    ),
+    "path": (
+        edit(WEIGHTS)(lambda config: config["config"]["fc.bias"].update(path_name="weight_/../../../../etc/passwd")),
+        "damaged: data/weights/weight_/../../../../etc/passwd is missing",
+    ),
+    "absolute": (
+        edit(WEIGHTS)(lambda config: config["config"]["fc.bias"].update(path_name="/etc/passwd")),
+        "fc.bias of it is pickled or no plain tensor",
+    ),
+    "no parameter": (
+        edit(WEIGHTS)(lambda config: config["config"].pop("fc.bias")),
+        "damaged: the tensor fc.bias is missing",
+    ),
+    "code for a layer": (
+        stack('L__self__,,Net;a,stem")+open("marker","w")+getattr(self,"stem,torch.nn.Conv2d'),
+        "a layer in it is named 'stem\"\\)\\+open.*letters, digits, _ and dots are known here",
+    ),
+    "code for a parameter": (
+        parameter("fc.bias+x"),
+        r"a tensor in it is named 'fc.bias\+x'; letters, digits, _ and dots are known here",
+    ),
+    "forward": (
+        parameter("fc.forward"),
+        "names a layer or tensor as no network can: attribute 'forward' already exists",
+    ),
+    "layer forward": (stack("L__self__,,Net;a,forward,torch.nn.Conv2d"), "names a layer or tensor as no network can"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_files_that_nobody_saved_are_refused_in_one_line(
+    kind: str, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    make, message = DAMAGE[kind]
+    refused(make(program), message)
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_stretches_of_a_file_that_are_cut_out_are_noticed(program: Path) -> None:
+    whole = program.read_bytes()
+    for start in range(0, len(whole), len(whole) // 23):
+        program.write_bytes(whole[:start] + whole[start + 64 :])
+        with pytest.raises(BackboneError):
+            load(program)
+
+
+def test_records_of_one_file_are_known_in_another_order(program: Path) -> None:
+    records = records_of(program)
+    before = load(program).identity
+    write_records(program, dict(reversed(records.items())))
+    assert load(program).identity == before
+
+
+def test_what_is_left_out_of_a_program_can_be_anything(program: Path) -> None:
+    before = load(program).identity
+    records = records_of(program)
+    more = {"extra/../../x": b"", "data/aotinductor/model/x.so": b"\x7fELF", "data/executorch/x.pte": b""}
+    write_records(program, {**records, **more, "data/constants/custom_obj_0": b"\x80\x04."})
+    assert load(program).identity == before

@@ -119,7 +119,9 @@ def understood(node: Node, before: Value) -> Call | None:
     """
     if node.target in _ARITHMETIC:
         if unfit := [given.arg.kind() for given in node.inputs if given.arg.kind() not in _NUMBERS]:
-            raise ProgramError(f"it calls {node.target} with a value of the kind {unfit[0]}, and numbers are known here")
+            raise ProgramError(
+                f"it calls {node.target} with a value of the kind {unfit[0]}, and numbers are known here"
+            )
         args = tuple(_plain(given.arg, before) for given in node.inputs)
         return _call(node, node.target, _ARITHMETIC[node.target], args, {})
     match = _TARGET.fullmatch(node.target)
@@ -136,7 +138,7 @@ def understood(node: Node, before: Value) -> Call | None:
 
 
 def _is_of_tensors(name: str, schema: Any) -> bool:
-    """Tell whether an operator puts out tensors of its own; others of the same names are for TorchScript's text, lists."""
+    """Tell whether an operator makes tensors; others of the same names are for numbers, text and lists."""
     kinds = [getattr(result.type, "getElementType", lambda result=result: result.type)() for result in schema.returns]
     tensors = bool(kinds) and all(isinstance(kind, torch.TensorType) for kind in kinds)
     return (tensors or name == "sym_size") and not any(argument.is_out for argument in schema.arguments)

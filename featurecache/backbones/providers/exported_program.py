@@ -25,7 +25,7 @@ _OTHER_TOKENS = {"dist_token", "distillation_token", "reg_token", "register_toke
 class ExportedProgramProvider:
     """Builds the network of a program: its modules under their paths, each of which can be tapped."""
 
-    packages = ("msgspec",)
+    packages = ()
 
     def list_names(self) -> list[str]:
         """Return nothing: files are not searched."""
