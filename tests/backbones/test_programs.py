@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
+import random
 import warnings
 import zipfile
 from collections.abc import Callable
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -354,6 +358,19 @@ def test_tensors_are_made_where_the_images_are(tmp_path: Path) -> None:
     backbone = load(written(Reusing().eval(), tmp_path / "p.pt2"))
     # The device without memory stands for a GPU: a tensor that was made elsewhere cannot be added to one there.
     assert backbone.module.to("meta")(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 5)
+
+
+def test_a_program_of_another_device_is_read_here(tmp_path: Path) -> None:
+    network = Reusing().eval()
+    path = written(network, tmp_path / "p.pt2")
+    here, there = b'"type": "cpu", "index": null', b'"type": "cuda", "index": 3'
+    records = records_of(path)
+    moved = {name: records[name].replace(here, there) for name in (MODEL, WEIGHTS)}
+    assert all(moved[name] != records[name] for name in moved)
+    write_records(path, {**records, **moved})
+    images_BCHW = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(load(path).module(images_BCHW), network(images_BCHW))
 
 
 def test_a_saved_program_with_a_head_in_it_is_no_backbone(tmp_path: Path) -> None:
@@ -899,3 +916,31 @@ def test_what_is_left_out_of_a_program_can_be_anything(program: Path) -> None:
     more = {"extra/../../x": b"", "data/aotinductor/model/x.so": b"\x7fELF", "data/executorch/x.pte": b""}
     write_records(program, {**records, **more, "data/constants/custom_obj_0": b"\x80\x04."})
     assert load(program).identity == before
+
+
+def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the place of every value in a JSON document."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else [])
+    return [place for key, item in items for place in [(*path, key), *places_in(item, (*path, key))]]
+
+
+def test_whatever_is_changed_in_a_program_it_is_read_or_refused_in_one_line(program: Path) -> None:
+    records, rng = records_of(program), random.Random(5)
+    model = json.loads(records[MODEL])
+    del model["graph_module"]["module_call_graph"]
+    places, refusals = places_in(model), 0
+    for _ in range(400):
+        content = copy.deepcopy(model)
+        *path, last = rng.choice(places)
+        parent = reduce(getitem, path, content)
+        if rng.random() < 0.3:
+            del parent[last]
+        else:
+            parent[last] = copy.deepcopy(reduce(getitem, rng.choice(places), model))
+        write_records(program, {**records, MODEL: json.dumps(content).encode()})
+        try:
+            load(program)
+        except BackboneError as error:
+            refusals += 1
+            assert "\n" not in str(error)
+    assert 100 < refusals < 400
