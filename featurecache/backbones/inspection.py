@@ -98,7 +98,7 @@ def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, gro
     module, tap = seen.modules[node], usual_tap(backbone, seen, node)
     return NodeInfo(
         name=node,
-        class_name=_NO_LAYERS.get(node) or type(module).__name__,
+        class_name=_NO_LAYERS.get(node) or module._get_name(),
         output_shape=seen.per_sample(node),
         num_parameters=0 if node in _NO_LAYERS else sum(p.numel() for p in module.parameters()),
         num_calls=seen.num_calls[node],

@@ -39,9 +39,8 @@ class OpenVinoRuntime:
     def __init__(self, module: Normalized, example: np.ndarray) -> None:
         self._names = [tap.name for tap in module.tapped.taps]
         self._shape, self._dtype, self.batch_size = example.shape, example.dtype, len(example)
-        model = _convert(module, example)
-        expected = [(len(example), *tap.shape) for tap in module.tapped.taps]
-        if [tuple(output.get_partial_shape().to_shape()) for output in model.outputs] != expected:
+        model = _convert_quickly(module, example)
+        if model is None:
             model = _convert(module, example, num_examples=len(example))
         self._compiled: Any = openvino.Core().compile_model(model, "CPU", _CONFIG)
         # Twice what the streams need, so that none starves while the oldest result is waited for.
@@ -95,8 +94,17 @@ class OpenVinoRuntime:
         self._idle.append(request)
 
 
-def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int = 2) -> Any:
-    # Tracing runs the network a dozen times, so it gets few inputs; a network that keeps their number is caught above.
+def _convert_quickly(module: Normalized, batch: np.ndarray) -> Any:
+    """Convert by a trace of few inputs, as that runs the network a dozen times; ``None`` if it keeps their number."""
+    try:
+        model = _convert(module, batch, num_examples=2)
+    except RuntimeError:  # of shapes that do not go together; whatever it is, it comes again
+        return None
+    expected = [(len(batch), *tap.shape) for tap in module.tapped.taps]
+    return model if [tuple(o.get_partial_shape().to_shape()) for o in model.outputs] == expected else None
+
+
+def _convert(module: Normalized, batch: np.ndarray, *, num_examples: int) -> Any:
     example = torch.from_numpy(np.concatenate([batch] * num_examples)[:num_examples])
     with warnings.catch_warnings(), torch.no_grad(), without_telemetry(), logging_kept():
         # Tracing warns about every branch on a shape; the comparison with the reference is the answer to that.

@@ -105,17 +105,20 @@ def request_digest(request: BackboneRequest) -> str | None:
         weights = digest_file(request.weights) if request.weights.is_file() else None
     if weights is None:
         return None
+    # Where the name is a file or folder of this machine, what is in it counts beside weights from elsewhere.
+    is_place = (request.weights is not None or request.init == "random") and Path(local_name).expanduser().exists()
     packages = ("featurecache", "torch", *provider.packages)
     settings = {
         "name": request.name,
         "weights": weights,
         # The published name of a file may say which preprocess belongs to it.
         "weights_name": request.weights.name if request.weights else None,
+        "place": provider.own_weights_digest(local_name) if is_place else None,
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
         "precision": request.precision,
         "versions": {package: _version(package) for package in packages},
     }
-    return digest_json("backbone-request", 2, settings)
+    return digest_json("backbone-request", 3, settings)
 
 
 def _find_provider(name: str) -> tuple[Provider, str]:

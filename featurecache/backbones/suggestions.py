@@ -21,7 +21,9 @@ from featurecache.backbones.probing import PRE_LOGITS, Probe
 GROUPS = ("stages", "blocks")
 _NUM_EQUAL_RUNS = 4
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONTAINER_KINDS = {container.__name__ for container in _CONTAINERS}
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.Mish, nn.Tanh)
+_ACTIVATION_KINDS = {activation.__name__ for activation in _ACTIVATIONS}
 
 
 def suggested_nodes(backbone: Backbone, seen: Probe) -> dict[str, list[str]]:
@@ -54,19 +56,19 @@ def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
         full = f"{path}.{name}" if path else name
         if _num_products(child) < 2 or full == PRE_LOGITS:
             continue
-        if type(child) in _CONTAINERS:
+        if _kind(child) in _CONTAINER_KINDS:
             containers += _find_blocks(child, full)
         elif _is_stage(child):
             stages += _find_blocks(child, full)
         else:
             others.append(full)
     # Beside a sequence of blocks stand stems and downsampling; in a container every item is one of the sequence.
-    return containers + stages + others if type(module) in _CONTAINERS else containers or stages or others
+    return containers + stages + others if _kind(module) in _CONTAINER_KINDS else containers or stages or others
 
 
 def _is_stage(module: nn.Module) -> bool:
     """Tell whether a module is mainly a sequence of like blocks: itself, one of its children, or deeper inside."""
-    if any(_holds_like_blocks(m) for m in (module, *module.children()) if m is module or isinstance(m, _CONTAINERS)):
+    if any(_holds_like_blocks(m) for m in (module, *module.children()) if m is module or _is_container(m)):
         return True
     half = _num_parameters(module) / 2
     return any(_num_parameters(child) > half and _is_stage(child) for child in module.children())
@@ -74,9 +76,18 @@ def _is_stage(module: nn.Module) -> bool:
 
 def _holds_like_blocks(module: nn.Module) -> bool:
     items = list(module.children())
-    if items and all(type(item) is nn.Sequential for item in items):
+    if items and all(_kind(item) == "Sequential" for item in items):
         return all(_holds_like_blocks(item) for item in items)
-    return bool(items) and len({type(item) for item in items}) == 1 and all(_num_products(item) > 1 for item in items)
+    return bool(items) and len({_kind(item) for item in items}) == 1 and all(_num_products(item) > 1 for item in items)
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, _CONTAINERS) or _kind(module) in _CONTAINER_KINDS
+
+
+def _kind(module: nn.Module) -> str:
+    """Return the name of a module's class; of an exported program, of the class that it had in the network."""
+    return module._get_name()
 
 
 def _num_products(module: nn.Module) -> int:
@@ -90,7 +101,11 @@ def _num_parameters(module: nn.Module) -> int:
 
 def _find_activations(module: nn.Module) -> Iterator[str]:
     """In a network without blocks (AlexNet, VGG) the features after every activation are what blocks are elsewhere."""
-    return (path for path, layer in module.named_modules() if isinstance(layer, _ACTIVATIONS))
+    return (
+        path
+        for path, layer in module.named_modules()
+        if isinstance(layer, _ACTIVATIONS) or _kind(layer) in _ACTIVATION_KINDS
+    )
 
 
 def _stage_ends(backbone: Backbone, seen: Probe, blocks: Sequence[str]) -> list[str]:

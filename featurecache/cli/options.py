@@ -48,7 +48,11 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
     """Add a saved head, and what its backbone needs to be made again."""
     parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
-    parser.add_argument("--backbone", metavar="B", help="agree to run the code of a python: backbone")
+    parser.add_argument(
+        "--backbone",
+        metavar="B",
+        help="agree to run the code of a python: backbone; the place of a hub:, hf: or file: one",
+    )
     parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers")
 
 
@@ -60,7 +64,7 @@ def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = Fa
         required=required,
         default=None if required else DEFAULT_BACKBONE,
         help="efficientnet_lite0, all_minilm_l6_v2 (texts), torchvision:NAME, timm:NAME, hf:NAME or FOLDER, "
-        "open_clip:NAME/WEIGHTS, "
+        "open_clip:NAME/WEIGHTS, file:PROGRAM.pt2 (torch.export), "
         "hub:FOLDER:entrypoint or python:package.module:factory"
         + ("" if required else f" (default {DEFAULT_BACKBONE})"),
     )

@@ -133,7 +133,7 @@ def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
     command = ["featurecache", "predict", saved, *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
     if weights is not None or feature_set.about["weights_source"].startswith("file "):
         command += ["--weights", str(weights or "FILE")]
-    if feature_set.identity.backbone.startswith("python:"):
+    if feature_set.identity.backbone.startswith(("python:", "hub:", "file:")):
         command += ["--backbone", feature_set.identity.backbone]
     if head.result.head.startswith("python:"):
         command += ["--layers", head.result.head]

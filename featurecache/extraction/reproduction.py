@@ -51,6 +51,10 @@ def reproduce_backbone(
             f"{needed_by} needs the backbone {name!r}, a checkout with code; if you trust it, pass --backbone "
             "hub:FOLDER:entrypoint"
         )
+    if name.startswith("file:") and backbone is None and not Path(name.removeprefix("file:")).is_file():
+        raise BackboneMismatchError(
+            f"{needed_by} needs the backbone {name!r}, an exported program; pass --backbone file:PROGRAM.pt2"
+        )
     if backbone is not None and not may_be(name, backbone):
         raise BackboneMismatchError(
             f"{needed_by} was made with backbone {name!r}, not {backbone!r}; leave --backbone out"
@@ -81,6 +85,6 @@ def reproduce_backbone(
 
 
 def may_be(name: str, backbone: str) -> bool:
-    """Tell whether a backbone may be the recorded one: of folders of files the identity decides, not the place."""
-    prefixes = ("hub:", "hf:")
+    """Tell whether a backbone may be the recorded one: of files and folders the identity decides, not the place."""
+    prefixes = ("hub:", "hf:", "file:")
     return name == backbone or any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in prefixes)

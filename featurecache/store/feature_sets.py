@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -148,6 +148,9 @@ def _attribute(feature_set: FeatureSet, kind: str) -> str:
 def _fits(value: str, kind: str, name: str) -> bool:
     if kind == "fingerprint":
         return value.startswith(name)
+    if kind == "backbone":  # kept without the place of its folder or file: `hf:FOLDER`, `hub:FOLDER:entry`, `file:P`
+        prefix, colon, place = name.partition(":")
+        return value in (name, f"{prefix}{colon}{PurePath(place).name}")
     return value == name or (kind == "tap" and value.partition(":")[0] == name)
 
 

@@ -171,11 +171,6 @@ def test_a_folder_that_is_no_checkout(tmp_path):
         load_backbone(BackboneRequest(name=f"hub:{tmp_path}:tiny"))
 
 
-def test_exported_programs_are_refused_with_the_reason():
-    with pytest.raises(BackboneError, match="falls back to unpickling"):
-        load_backbone(BackboneRequest(name="file:net.pt2"))
-
-
 @pytest.fixture(scope="module")
 def vit_folder(tmp_path_factory):
     """A folder as a page of the hub would fill it."""

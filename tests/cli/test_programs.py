@@ -1,0 +1,118 @@
+"""Exported programs as backbones, from the command line to the answers."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import RUNTIME, TINY, need
+from tiny_backbones import TinyNet
+
+from featurecache.store.store import FeatureStore
+
+PREPROCESS = ["--resize", 32, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+TAPS = ["--tap", "default", "--tap", "stem:none"]
+
+
+def written(network: TinyNet, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dynamic = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(network.eval(), (torch.zeros(2, 3, 32, 32),), dynamic_shapes=dynamic)
+        torch.export.save(program, path)
+    return path
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    return written(TinyNet(), tmp_path / "tiny.pt2")
+
+
+@pytest.fixture
+def cache(program: Path, make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> Path:
+    source, cache = make_folder(per_class=20), tmp_path / "c"
+    options = ["--backbone", f"file:{program}", *PREPROCESS, *TAPS, *RUNTIME]
+    status, _, err = call("extract", source, "--cache", cache, *options)
+    assert status == 0, err
+    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
+    return cache
+
+
+def test_features_are_those_of_the_network_itself(cache: Path, tmp_path: Path, call: Callable) -> None:
+    assert (
+        call("extract", tmp_path / "photos", "--cache", tmp_path / "own", "--backbone", TINY, *TAPS, *RUNTIME)[0] == 0
+    )
+    for tap in ("pre_logits:none", "stem:none"):
+        found, expected = (FeatureStore.open(each).find(tap=tap).open() for each in (cache, tmp_path / "own"))
+        # That network's batch norms are folded, and float16 rounds.
+        np.testing.assert_allclose(found[:], expected[:], rtol=2e-3, atol=1e-5)
+
+
+def test_an_unchanged_folder_is_known_by_the_content_of_the_program(
+    cache: Path, program: Path, tmp_path: Path, call: Callable
+) -> None:
+    command = ["extract", tmp_path / "photos", "--cache", cache, *PREPROCESS, *TAPS, *RUNTIME, "--json"]
+    before = json.loads(call(*command, "--backbone", f"file:{program}")[1])
+    assert before["extracted"] == 0
+    written(TinyNet(seed=1), program)
+    after = json.loads(call(*command, "--backbone", f"file:{program}")[1])
+    assert after["extracted"] == after["samples"]
+    assert not {s["fingerprint"] for s in after["features"]} & {s["fingerprint"] for s in before["features"]}
+
+
+def test_a_head_finds_its_program_by_content_wherever_it_lies(
+    cache: Path, program: Path, tmp_path: Path, call: Callable
+) -> None:
+    options = ["--task", "colours", "--tap", "pre_logits", "--head", "logistic", "--quiet"]
+    assert call("train", cache, *options, "--save", "kept")[0] == 0
+    image = next((tmp_path / "photos" / "red").iterdir())
+    command = ["predict", cache / "heads" / "kept", image, "--json"]
+    status, _, err = call(*command)
+    assert status == 2
+    assert "needs the backbone 'file:tiny.pt2', an exported program; pass --backbone file:PROGRAM.pt2" in err
+    (tmp_path / "elsewhere").mkdir()
+    moved = program.rename(tmp_path / "elsewhere" / "tiny.pt2")
+    status, out, err = call(*command, "--backbone", f"file:{moved}")
+    assert status == 0, err
+    assert json.loads(out)["predictions"][0]["label"] == "red"
+    written(TinyNet(seed=1), moved)
+    status, _, err = call(*command, "--backbone", f"file:{moved}")
+    assert (status, "cannot be reproduced here" in err) == (2, True)
+
+
+@pytest.mark.parametrize("format", ["torch", "onnx", "safetensors"])
+def test_the_rest_of_a_program_is_trained_and_leaves_as_one_file(
+    format: str, cache: Path, program: Path, tmp_path: Path, call: Callable
+) -> None:
+    if format == "onnx":
+        need("onnxscript")
+    options = ["--task", "colours", "--backbone", f"file:{program}", "--head", "tail", "--from-tap", "stem:none"]
+    settings = ["--epochs", 3, "--learning-rate", 0.01, "--quiet"]
+    status, _, err = call("train", cache, *options, *settings, "--save", "deeper")
+    assert status == 0, err
+    place, agreed = tmp_path / {"torch": "out.pt2", "onnx": "out.onnx"}.get(format, "out"), f"file:{program}"
+    command = ["export", cache / "heads" / "deeper", "--out", place, "--format", format, "--backbone", agreed]
+    status, out, err = call(*command, "--json")
+    assert status == 0, err
+    assert json.loads(out)["largest_difference"] < 1e-4
+    if format == "torch":  # whose input is bytes
+        status, _, err = call("inspect", f"file:{place}")
+        assert (status, "its input is torch.uint8 (any, 32, 32, 3)" in err) == (2, True)
+
+
+def test_inspect_shows_the_layers_that_the_network_had(program: Path, call: Callable) -> None:
+    status, out, err = call("inspect", f"file:{program}", "--json")
+    assert status == 0, err
+    (_, expected, _) = call("inspect", TINY, "--json")
+    mine, theirs = ({n["name"]: n for n in json.loads(text)["nodes"]} for text in (out, expected))
+    assert mine == {name: theirs[name] for name in mine}
+    assert set(theirs) == set(mine)
+    status, out, err = call("inspect", f"file:{program}", "--tails")
+    assert status == 0, err
+    assert "stem:none" in out
+    assert "a program has no preprocess" in call("inspect", f"file:{program}")[1]
