@@ -55,11 +55,13 @@ def add_parser(verbs: Any) -> None:
     add_memory_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw scores by layer, labels and time")
+    parser.add_argument("--replace", action="store_true", help="replace the files of --out and --picture")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
+    from featurecache.atomic import publish_bytes
     from featurecache.evaluation.selection import HOLDS_ALL_ROWS
     from featurecache.evaluation.summary import summarise
     from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         write_table(args.out, COLUMNS, rows)
     if args.picture:
-        args.picture.write_text(draw_sweep(lines))
+        publish_bytes(args.picture, draw_sweep(lines).encode())
     failed = [row for row in rows if row["error"] is not None]
     if args.json:
         document = {"summary": lines, "rows": rows, "heads_left_out": list(left_out.values())}
@@ -143,16 +145,27 @@ def _check_places(args: argparse.Namespace) -> None:
             raise RequestError(f"{option} {path}: {error}") from None
         if option == "--out" and path.suffix.lower() not in TABLE_SUFFIXES:
             raise RequestError(f"{option} {path} must end in {', '.join(TABLE_SUFFIXES)}")
+        if path.exists() and not args.replace:
+            raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
+    if args.replace and not (args.out or args.picture):
+        raise RequestError("--replace is for the files of --out and --picture, and none is named; leave it out")
 
 
 def _print(lines: list[dict[str, Any]]) -> None:
     """Print one table for each figure."""
+    from featurecache.evaluation.summary import uncompared
+
     for measure in dict.fromkeys(line["measure"] for line in lines):
         figures = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]
         print_table(
             ["task", "head", "tap", *figures, "judged on", "against the best"],
             [_row(line) for line in lines if line["measure"] == measure],
             numbers=figures,
+        )
+    if uncompared(lines):
+        print_line(
+            "against the best: - where a line has no two divisions in common with the best; ask for --folds or more "
+            "--seeds, or compare sample by sample with `featurecache train`"
         )
     if any(line["part"] == "test" for line in lines):
         print_line("these are looks at the test part: choosing by them makes the best of them too good")

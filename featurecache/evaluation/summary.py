@@ -47,6 +47,18 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "_rows"} for line in ordered]
 
 
+def uncompared(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of `summarise` that are not the best of their contest and could not be compared with it."""
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in lines:
+        best.setdefault(_contest(line), line)
+    return [
+        line
+        for line in lines
+        if line is not best[_contest(line)] and line["score"] is not None and line["against_best"] is None
+    ]
+
+
 def _contest(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[name] for name in _CONTEST)
 

@@ -26,7 +26,7 @@ from featurecache.evaluation.selection import check_streams
 from featurecache.evaluation.staging import staging
 from featurecache.evaluation.training import judged_set_of, labelled_parts, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.heads.registry import head_grid, list_heads, make_head
+from featurecache.heads.registry import head_grid, kinds_of_head, list_heads, make_head
 from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -123,12 +123,12 @@ class Plan:
         Raises
         ------
         RequestError
-            Shots or balanced classes, for a task without classes.
+            Shots or balanced classes, for a task without classes; or a head that is for other kinds of task.
         UnknownNameError
-            A head that there is not for its kind.
+            A head that there is not at all.
         """
         for head in self.heads_for(task):
-            make_head(head, kind=task.kind)
+            _check_head(head, task)
         if task.kind == "classes":
             return
         about = f"are for tasks with classes, and {task.name!r} has {task.kind}"
@@ -136,6 +136,16 @@ class Plan:
             raise RequestError(f"shots {about}; use --share, or name tasks with classes")
         if self.balanced:
             raise RequestError(f"balanced classes {about}; leave --balanced out, or name tasks with classes")
+
+
+def _check_head(head: str, task: Task) -> None:
+    if (kinds := kinds_of_head(head)) and task.kind not in kinds:
+        able = list_heads(tokens=True, kind=task.kind)
+        raise RequestError(
+            f"task {task.name!r} has {task.kind}, and head {head!r} is for {' or '.join(kinds)}; for {task.kind} there "
+            f"are {', '.join(able)}: choose among them, or name other tasks with --task"
+        )
+    make_head(head, kind=task.kind)
 
 
 def run_sweep(

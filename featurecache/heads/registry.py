@@ -72,6 +72,11 @@ def list_heads(
     ]
 
 
+def kinds_of_head(name: str) -> list[TaskKind]:
+    """Return the kinds of task that there is a head of this name for, whether or not what it needs is installed."""
+    return [kind for kind, each in _HEADS if each == name]
+
+
 def needs_tokens(name: str) -> bool:
     """Tell whether a head is for features that keep their tokens."""
     return name in TOKEN_HEADS

@@ -341,7 +341,15 @@ def test_an_unknown_head_fails_before_anything_is_fitted(cached: Path) -> None:
         (["--shots", "3"], "shots are for tasks with classes, and 'redness' has numbers; use --share"),
         (["--task", "tags", "--shots", "3"], "shots are for tasks with classes, and 'tags' has labels; use --share"),
         (["--balanced"], "balanced classes are for tasks with classes, and 'redness' has numbers; leave --balanced"),
-        (["--head", "gda"], "unknown head for numbers 'gda'"),
+        (
+            ["--head", "ridge", "--head", "logistic"],
+            "task 'redness' has numbers, and head 'logistic' is for classes or labels; for numbers there are ridge, ",
+        ),
+        (
+            ["--task", "tags", "--head", "mean", "--head", "gda"],
+            "task 'tags' has labels, and head 'gda' is for classes; ",
+        ),
+        (["--head", "knm"], "did you mean 'knn'"),
         (["--task", "tags", "--folds", "100"], "the task has 48 samples, too few for 100 folds; ask for fewer folds"),
     ],
 )
@@ -404,7 +412,7 @@ def test_tables_and_picture(cached: Path, tmp_path: Path, capsys: pytest.Capture
 
     args = ["sweep", str(cached), "--quiet", "--head", "knn", "--head", "gda", "--share", "0.3", "--share", "1"]
     for name in ("rows.csv", "rows.tsv", "rows.parquet"):
-        assert main([*args, "--out", str(tmp_path / name), "--picture", str(tmp_path / "p.svg")]) == 0
+        assert main([*args, "--out", str(tmp_path / name), "--picture", str(tmp_path / "p.svg"), "--replace"]) == 0
     table = pyarrow.parquet.read_table(tmp_path / "rows.parquet").to_pylist()
     with (tmp_path / "rows.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -416,6 +424,34 @@ def test_tables_and_picture(cached: Path, tmp_path: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "8 results, 8 of them from earlier sweeps" in out
     assert "knn" in out
+
+
+@pytest.mark.parametrize(("option", "name"), [("--out", "rows.csv"), ("--picture", "p.svg")])
+def test_what_is_there_is_replaced_only_when_told(
+    cached: Path, tmp_path: Path, option: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["sweep", str(cached), "--quiet", "--head", "knn", option, str(tmp_path / name)]
+    (tmp_path / name).write_text("mine")
+    capsys.readouterr()
+    assert main(args) == 2
+    said = f"{option} {tmp_path / name} is there already; pass --replace, or name another place"
+    assert capsys.readouterr().err == f"featurecache: error: {said}\n"
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (cached / "results").exists()
+    assert main([*args, "--replace"]) == 0
+    assert len((tmp_path / name).read_text()) > 100
+
+
+def test_what_cannot_be_compared_says_why(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args, why = ["sweep", str(cached), "--quiet", "--tap", "stem.0:avg"], "no two divisions in common with the best"
+    for more, is_said in [
+        (["--head", "knn"], False),  # the best, and alone
+        (["--head", "knn", "--head", "majority"], True),
+        (["--head", "knn", "--head", "majority", "--folds", "2"], False),
+    ]:
+        capsys.readouterr()
+        assert main([*args, *more]) == 0
+        assert (why in capsys.readouterr().out) == is_said
 
 
 def test_a_kill_loses_only_what_was_not_finished(cached: Path) -> None:
@@ -464,6 +500,7 @@ def test_a_damaged_result_is_computed_again_and_repaired(sweep: Callable, cached
         (["--out", "rows.txt"], "--out rows.txt must end in .csv, .tsv, .tab, .parquet"),
         (["--picture", "p.png"], "--picture p.png must end in .svg"),
         (["--out", "."], "--out .: it is a folder; name a file"),
+        (["--replace"], "--replace is for the files of --out and --picture, and none is named; leave it out"),
         (["--folds", "40"], "too few for 40 folds; ask for fewer folds"),
     ],
 )

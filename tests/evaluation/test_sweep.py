@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import t as student_t
 
 from featurecache.errors import RequestError
-from featurecache.evaluation.summary import summarise
+from featurecache.evaluation.summary import summarise, uncompared
 from featurecache.evaluation.sweep import COLUMNS, Plan
 
 MAP = {"kind": "labels", "measure": "mean_average_precision"}
@@ -107,6 +107,9 @@ def test_lines_are_compared_with_the_best_of_their_contest():
     assert lines["colour", "majority"]["against_best"] == "worse"
     assert lines["colour", "knn"]["against_best"] == "cannot tell"
     assert lines["another", "majority"]["against_best"] is None
+    assert uncompared(list(lines.values())) == []
+    (line,) = uncompared(summarise([row(0.7), row(0.6, head="majority"), row(None, head="gda", error="no")]))
+    assert line["head"] == "majority"
 
 
 def test_an_r2_is_compared_with_the_best_also_below_zero():
