@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -223,18 +224,30 @@ def memory_of(args: argparse.Namespace) -> int | None:
     return None if args.memory is None else int(args.memory * 1e9)
 
 
-def check_table_place(option: str, path: Path, *, replace: bool) -> None:
-    """Raise `RequestError` where a table cannot be written, or has been, before there is anything to lose."""
-    from featurecache.tables import TABLE_SUFFIXES, TableError, check_writable
+def check_places(places: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, replace: bool) -> None:
+    """Raise `RequestError` where a file cannot be written, or has been, before there is anything to lose.
 
-    try:
-        check_writable(path)
-    except TableError as error:
-        raise RequestError(f"{option} {path}: {error}") from None
-    if path.suffix.lower() not in TABLE_SUFFIXES:
-        raise RequestError(f"{option} {path} must end in {', '.join(TABLE_SUFFIXES)}")
-    if path.exists() and not replace:
-        raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
+    Parameters
+    ----------
+    places
+        By option, the file that it names and the endings that it may have.
+    replace
+        Files that are there may be replaced.
+    """
+    from featurecache.tables import TableError, check_writable
+
+    named = {option: (path, suffixes) for option, (path, suffixes) in places.items() if path is not None}
+    for option, (path, suffixes) in named.items():
+        try:
+            check_writable(path)
+        except TableError as error:
+            raise RequestError(f"{option} {path}: {error}") from None
+        if path.suffix.lower() not in suffixes:
+            raise RequestError(f"{option} {path} must end in {', '.join(suffixes)}")
+        if path.exists() and not replace:
+            raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
+    if replace and not named:
+        raise RequestError(f"--replace is for what {' and '.join(places)} name, and nothing is named; leave it out")
 
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:

@@ -12,7 +12,7 @@ from featurecache.cli.options import (
     add_head_options,
     add_runtime_options,
     add_table_options,
-    check_table_place,
+    check_places,
     settings_of,
     verb_parser,
 )
@@ -51,10 +51,9 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict and print; status 1 when an input is bad."""
     from featurecache.deployment.predict import predict
-    from featurecache.tables import write_table
+    from featurecache.tables import TABLE_SUFFIXES, write_table
 
-    if args.out:
-        check_table_place("--out", args.out, replace=args.replace)
+    check_places({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     with progress_on_stderr(quiet=args.quiet) as progress:
         predictions = predict(
             args.head,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featurecache.cli.options import add_memory_option, memory_of, verb_parser
+from featurecache.cli.options import add_memory_option, check_places, memory_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.reporting.sweep import draw_sweep
     from featurecache.store.feature_sets import pooled_if_any
     from featurecache.store.store import FeatureStore
-    from featurecache.tables import write_table
+    from featurecache.tables import TABLE_SUFFIXES, write_table
 
     if args.seeds < 1:
         raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         balanced=args.balanced,
     )
     memory = memory_of(args)
-    _check_places(args)
+    check_places({"--out": (args.out, TABLE_SUFFIXES), "--picture": (args.picture, (".svg",))}, replace=args.replace)
     store = FeatureStore.open(args.cache)
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
     if not tasks:
@@ -129,26 +129,6 @@ def run(args: argparse.Namespace) -> int:
     for row in failed[:5]:
         warn(f"{row['head']} on {row['tap']}, task {row['task']}: {row['error']}")
     return int(bool(failed))
-
-
-def _check_places(args: argparse.Namespace) -> None:
-    from featurecache.tables import TABLE_SUFFIXES, TableError, check_writable
-
-    for option, path in (("--out", args.out), ("--picture", args.picture)):
-        if path is None:
-            continue
-        if option == "--picture" and path.suffix.lower() != ".svg":
-            raise RequestError(f"{option} {path} must end in .svg")
-        try:
-            check_writable(path)
-        except TableError as error:
-            raise RequestError(f"{option} {path}: {error}") from None
-        if option == "--out" and path.suffix.lower() not in TABLE_SUFFIXES:
-            raise RequestError(f"{option} {path} must end in {', '.join(TABLE_SUFFIXES)}")
-        if path.exists() and not args.replace:
-            raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
-    if args.replace and not (args.out or args.picture):
-        raise RequestError("--replace is for the files of --out and --picture, and none is named; leave it out")
 
 
 def _print(lines: list[dict[str, Any]]) -> None:

@@ -500,7 +500,7 @@ def test_a_damaged_result_is_computed_again_and_repaired(sweep: Callable, cached
         (["--out", "rows.txt"], "--out rows.txt must end in .csv, .tsv, .tab, .parquet"),
         (["--picture", "p.png"], "--picture p.png must end in .svg"),
         (["--out", "."], "--out .: it is a folder; name a file"),
-        (["--replace"], "--replace is for the files of --out and --picture, and none is named; leave it out"),
+        (["--replace"], "--replace is for what --out and --picture name, and nothing is named; leave it out"),
         (["--folds", "40"], "too few for 40 folds; ask for fewer folds"),
     ],
 )
