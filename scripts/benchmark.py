@@ -10,6 +10,7 @@
     python scripts/benchmark.py taps --repeats 15
     python scripts/benchmark.py tails --backbone torchvision:resnet50 --tap layer3:none
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1
+    python scripts/benchmark.py heads fashion.cache --task kind --repeats 1 --intelex PYTHON --limit 300
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
     python scripts/benchmark.py memory fashion.cache --task kind
 

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import warnings
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -16,22 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import spread, timed
+from benchmarks.peers import INTELEX, SCIKIT_LEARN, PeerFit, bounded, fit_peers, total_of
 
 NUM_SAMPLED = 6
-
-# Run by another Python: the same fits with scikit-learn-intelex.
-INTELEX = """
-import json, sys, time
-import numpy as np
-from sklearnex.linear_model import LogisticRegression
-Z, y = np.load(sys.argv[1]), np.load(sys.argv[2])
-seconds = []
-for C in json.loads(sys.argv[3]):
-    started = time.perf_counter()
-    LogisticRegression(C=C, solver="lbfgs", max_iter=1000).fit(Z, y)
-    seconds.append(time.perf_counter() - started)
-print(json.dumps(seconds))
-"""
 
 
 def add_heads_options(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +28,18 @@ def add_heads_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strengths", type=int, default=45)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--intelex", metavar="PYTHON", help="a Python that has scikit-learn-intelex")
+    parser.add_argument(
+        "--limit", type=float, default=600.0, metavar="SECONDS", help="stop each fit of the others there (default 600)"
+    )
 
 
 def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
-    """All strengths and folds of logistic regression; the total of scikit-learn is estimated from six of its fits."""
+    """All strengths and folds of logistic regression; the totals of others are estimated from six of their fits.
+
+    A fit of theirs that is stopped at the limit counts as the limit, and what is computed from it is a lower bound.
+    """
     from sklearn.model_selection import StratifiedKFold
+    from sklearn.preprocessing import StandardScaler
 
     from featurecache.heads.linear.estimators import LogisticProbe
     from featurecache.heads.linear.ridge import RidgeProbe
@@ -60,33 +53,41 @@ def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
         closed = RidgeProbe(alphas=np.logspace(-2, 7, args.strengths).tolist())
         ridge.append(timed(lambda closed=closed: closed.fit(X, y)))
     kept, held_out = next(iter(StratifiedKFold(args.folds, shuffle=True, random_state=0).split(X, y)))
-    places = np.linspace(2, args.strengths - 3, NUM_SAMPLED).round().astype(int)
     fold = np.full(len(y), -1)
     fold[held_out] = 0
     settings = [{"C": C} for C in Cs.tolist()]
     path = {setting["C"]: fitted[0] for setting, fitted in LogisticProbe().fit_folds(X, y, fold, settings)}
-    sampled = fit_by_scikit_learn(X[kept], y[kept], Cs[places], [path[C] for C in Cs[places].tolist()])
-    estimate = np.interp(np.arange(args.strengths), places, [each["seconds"] for each in sampled]).sum() * args.folds
-    chosen = plain_fit(X, y, probe.C_)
+    scaler = StandardScaler().fit(X)
+    (chosen,) = fit_peers(sys.executable, SCIKIT_LEARN, scaler.transform(X), y, [probe.C_], args.limit)
     result: dict[str, Any] = {
         "rows x features, classes": f"{X.shape[0]} x {X.shape[1]}, {len(np.unique(y))}",
         "strengths x folds": f"{args.strengths} x {args.folds}",
         "ours, all of them and the last fit, seconds": spread(ours),
-        "scikit-learn, sampled fits": {f"C = {each['C']:.1e}": describe(each) for each in sampled},
-        "scikit-learn, all of them, estimated, seconds": float(estimate),
-        "scikit-learn / ours": spread([estimate / seconds for seconds in ours]),
-        "largest (ours - theirs) / theirs of the objective": max(each["difference"] for each in sampled),
         "chosen C": probe.C_,
         "test accuracy, ours": float(probe.score(X_test, y_test)),
-        "test accuracy, scikit-learn with that C": float(chosen.score(X_test, y_test)),
+        "test accuracy, scikit-learn with that C": accuracy_of(chosen, scaler.transform(X_test), y_test),
         "ridge, all strengths with leave-one-out, seconds": spread(ridge),
         "ridge, test accuracy": float(closed.score(X_test, y_test)),
     }
+    peers = {"scikit-learn": (sys.executable, SCIKIT_LEARN)}
     if args.intelex:
-        seconds = fit_by_intelex(args.intelex, X[kept], y[kept], Cs[places])
-        total = np.interp(np.arange(args.strengths), places, seconds).sum() * args.folds
-        result["scikit-learn-intelex, all of them, estimated, seconds"] = float(total)
-        result["scikit-learn-intelex / ours"] = spread([total / each for each in ours])
+        peers["scikit-learn-intelex"] = (args.intelex, INTELEX)
+    places = np.linspace(2, args.strengths - 3, NUM_SAMPLED).round().astype(int)
+    scaler = StandardScaler().fit(X[kept])
+    Z, y = scaler.transform(X[kept]), y[kept]
+    for name, peer in peers.items():
+        fits = fit_peers(*peer, Z, y, Cs[places].tolist(), args.limit)
+        differences = [difference(fit, Z, y, scaler, path[fit.C]) for fit in fits]
+        total = total_of(fits, places, args.strengths) * args.folds
+        said = zip(fits, differences, strict=True)
+        result |= {
+            f"{name}, sampled fits": {f"C = {fit.C:.1e}": describe(fit, each) for fit, each in said},
+            f"{name}, all of them, estimated, seconds": bounded(total, fits),
+            f"{name} / ours": bounded(spread([total / seconds for seconds in ours]), fits),
+            f"largest (ours - theirs) / theirs of the objective, {name}": max(
+                (each for each in differences if each is not None), default=None
+            ),
+        }
     return result
 
 
@@ -101,35 +102,13 @@ def read_task(cache: Path, task: str, rows: int) -> tuple[np.ndarray, np.ndarray
     return X[chosen].astype(np.float32), y[chosen], X_test.astype(np.float32), y_test
 
 
-def fit_by_scikit_learn(X: np.ndarray, y: np.ndarray, Cs: np.ndarray, ours: list[Any]) -> list[dict[str, float]]:
-    """Fit each strength by itself, on features that are standardised already, and compare the objectives."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(X)
-    Z, found = scaler.transform(X), []
-    for C, mine in zip(Cs.tolist(), ours, strict=True):
-        model = LogisticRegression(C=C, solver="lbfgs", max_iter=1000)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            seconds = timed(lambda model=model: model.fit(Z, y))
-        theirs = objective(Z, y, C, model.coef_, model.intercept_)
-        weights = mine.coef_ * scaler.scale_
-        value = objective(Z, y, C, weights, mine.intercept_ + mine.coef_ @ scaler.mean_)
-        iterations = int(np.max(model.n_iter_))
-        found.append({"C": C, "seconds": seconds, "iterations": iterations, "difference": (value - theirs) / theirs})
-    return found
-
-
-def plain_fit(X: np.ndarray, y: np.ndarray, C: float) -> Any:
-    """Fit scikit-learn's logistic regression on standardised features."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000)).fit(X, y)
+def difference(fit: PeerFit, Z: np.ndarray, y: np.ndarray, scaler: Any, ours: Any) -> float | None:
+    """Return how far our objective is above theirs, relative to theirs; None where theirs was stopped."""
+    if fit.is_stopped:
+        return None
+    theirs = objective(Z, y, fit.C, fit.coef, fit.intercept)
+    value = objective(Z, y, fit.C, ours.coef_ * scaler.scale_, ours.intercept_ + ours.coef_ @ scaler.mean_)
+    return (value - theirs) / theirs
 
 
 def objective(Z: np.ndarray, y: np.ndarray, C: float, W: np.ndarray, b: np.ndarray) -> float:
@@ -143,21 +122,18 @@ def objective(Z: np.ndarray, y: np.ndarray, C: float, W: np.ndarray, b: np.ndarr
     return loss / len(y) + float((W.astype(np.float64) ** 2).sum()) / (2 * C * len(y))
 
 
-def describe(fit: dict[str, float]) -> str:
+def describe(fit: PeerFit, difference: float | None) -> str:
     """Say how long a fit took, and how ours compares."""
-    return f"{fit['seconds']:.1f} s, {fit['iterations']} iterations; objective of ours {fit['difference']:+.1e}"
+    if difference is None:
+        return f"stopped after {fit.seconds:.0f} s"
+    return f"{fit.seconds:.1f} s, {fit.iterations} iterations; objective of ours {difference:+.1e}"
 
 
-def fit_by_intelex(python: str, X: np.ndarray, y: np.ndarray, Cs: np.ndarray) -> list[float]:
-    """Seconds of the same fits in another Python."""
-    from sklearn.preprocessing import StandardScaler
-
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = [f"{scratch}/Z.npy", f"{scratch}/y.npy"]
-        np.save(paths[0], StandardScaler().fit_transform(X))
-        np.save(paths[1], y)
-        command = [python, "-c", INTELEX, *paths, json.dumps(Cs.tolist())]
-        return [float(each) for each in json.loads(subprocess.run(command, check=True, capture_output=True).stdout)]
+def accuracy_of(fit: PeerFit, Z: np.ndarray, y: np.ndarray) -> float | None:
+    """Return the share of rows that a fit is right about; None where it was stopped."""
+    if fit.is_stopped:
+        return None
+    return float(np.mean((Z @ fit.coef.T + fit.intercept).argmax(axis=1) == y))
 
 
 def add_memory_options(parser: argparse.ArgumentParser) -> None:
