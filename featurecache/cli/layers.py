@@ -214,7 +214,8 @@ def _images(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[F
             "trained on images"
         )
     with progress_on_stderr(quiet=args.quiet) as progress:
-        return [images_of(store, task, sets[0], args.from_images, progress=progress)]
+        most = max(sets, key=lambda each: len(each.open().rows))
+        return [images_of(store, task, most, args.from_images, progress=progress)]
 
 
 def _tuning(args: argparse.Namespace) -> FineTuning:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -248,6 +248,16 @@ def check_places(places: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, r
             raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
     if replace and not named:
         raise RequestError(f"--replace is for what {' and '.join(places)} name, and nothing is named; leave it out")
+
+
+def write_table_at(option: str, path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table at a place that `check_places` has looked at; raise `RequestError` where that fails after all."""
+    from featurecache.tables import TableError, write_table
+
+    try:
+        write_table(path, columns, rows)
+    except TableError as error:
+        raise RequestError(f"{option} {path}: {error}") from None
 
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:

@@ -15,6 +15,7 @@ from featurecache.cli.options import (
     check_places,
     settings_of,
     verb_parser,
+    write_table_at,
 )
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 
@@ -51,7 +52,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict and print; status 1 when an input is bad."""
     from featurecache.deployment.predict import predict
-    from featurecache.tables import TABLE_SUFFIXES, write_table
+    from featurecache.tables import TABLE_SUFFIXES
 
     check_places({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         results = list(predictions)
     bad = [item for item in results if item.status != "ok"]
     if args.out:
-        write_table(args.out, *_table(results))
+        write_table_at("--out", args.out, *_table(results))
     if args.json:
         print_json({"head": str(args.head), "predictions": [item.to_json() for item in results]})
     elif args.out:

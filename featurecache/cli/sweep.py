@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from featurecache.cli.options import add_memory_option, check_places, memory_of, verb_parser
+from featurecache.cli.options import add_memory_option, check_places, memory_of, verb_parser, write_table_at
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.reporting.sweep import draw_sweep
     from featurecache.store.feature_sets import pooled_if_any
     from featurecache.store.store import FeatureStore
-    from featurecache.tables import TABLE_SUFFIXES, write_table
+    from featurecache.tables import TABLE_SUFFIXES
 
     if args.seeds < 1:
         raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         )
     lines = summarise(rows)
     if args.out:
-        write_table(args.out, COLUMNS, rows)
+        write_table_at("--out", args.out, COLUMNS, rows)
     if args.picture:
         publish_bytes(args.picture, draw_sweep(lines).encode())
     failed = [row for row in rows if row["error"] is not None]

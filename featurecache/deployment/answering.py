@@ -19,6 +19,7 @@ from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.deployment.saved import SavedHead
 from featurecache.heads.gradient.trainable import TrainableLayers
 from featurecache.heads.gradient.tuner import FineTuned
+from featurecache.store.dtypes import LARGEST
 
 # B batch, D features, K classes or other outputs
 
@@ -31,13 +32,16 @@ class _Whole(nn.Module):
         self.frozen = TappedBackbone(backbone, [tap])
         self.traced = TappedBackbone(backbone, [tap], stop_early=False)
         self.layers, self._rounded_to = layers, rounded_to
+        self._limit = LARGEST.get(rounded_to, float("inf"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the activations, round them as the cache does, and ask the layers."""
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         (activations,) = (self.traced if tracing else self.frozen)(images).values()
         outputs_BK: Tensor = self.layers(round_as(activations, self._rounded_to))
-        return outputs_BK
+        # Where the cache would have no features of an input, the layers have nothing to say of it.
+        largest_B1 = activations.flatten(1).abs().amax(dim=1, keepdim=True)
+        return torch.where(largest_B1 <= self._limit, outputs_BK, torch.nan)
 
 
 def can_be_joined(saved: SavedHead) -> bool:
@@ -45,6 +49,7 @@ def can_be_joined(saved: SavedHead) -> bool:
     identity = saved.identity
     return (
         isinstance(saved.estimator, FineTuned)
+        and not saved.estimator.fitted_layers.is_own  # which may decide by what they see; a trace would not
         and identity.preprocess.modality == "image"
         and identity.precision == "float32"
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,10 +41,12 @@ from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 
 TAP = f"{INPUT}:none"
+_OF_FEATURES = ("overflow", "non_finite")
+"""What may be wrong with features of an image that is good."""
 _MOST_IMAGES = 1 << 24  # places are handed on as float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageSet(FeatureSet):
     """What `FeatureSet` is to cached features, this is to images: reads their places, and a reader makes the rest."""
 
@@ -93,8 +95,21 @@ class _Places(Features):
         """One number."""
         return (1,)
 
+    @cached_property
+    def bad(self) -> dict[int, tuple[str, str]]:
+        """Those of the cached features that are no images; features that fit no type are no fault of theirs."""
+        cached = self._images.cached.open().bad
+        gone = np.setdiff1d(np.fromiter(cached, np.int64, len(cached)), self._images.rows)
+        return {row: cached[row] for row in gone.tolist()}
+
+    def usable(self, rows: Rows) -> NDArray[np.bool_]:
+        """Tell which of ``rows`` are images here."""
+        return np.isin(rows, self._images.rows)
+
     def read(self, rows: Rows) -> NDArray[Any]:
         """Return places, (n, 1) float32."""
+        if not (there := self.usable(rows)).all():
+            raise RequestError(f"row {np.asarray(rows)[~there][0]} is none of the images; make a set of its task")
         return np.searchsorted(self._images.rows, rows).astype(np.float32)[:, None]
 
 
@@ -188,7 +203,8 @@ def images_of(
     preprocess = feature_set.identity.preprocess
     good = feature_set.open()
     wanted = np.unique(store.samples.rows_of(task.ids))
-    wanted = wanted[good.usable(wanted)]
+    unfit = [row for row, (status, _) in good.bad.items() if status in _OF_FEATURES]
+    wanted = wanted[good.usable(wanted) | np.isin(wanted, unfit)]
     files: dict[int, Input] = {}
     for folder in folders:
         source = open_source(folder)

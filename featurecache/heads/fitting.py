@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from featurecache.errors import HeadError, TaskError
+from featurecache.errors import HeadError, RequestError, TaskError
 from featurecache.heads.registry import last_step, make_head
 
 _MORE_ITERATIONS = 5
@@ -63,6 +63,8 @@ def fit_estimator(
             return False
         last_step(estimator).set_params(max_iter=_MORE_ITERATIONS * limit)
         return _converges(estimator, X, y, beside)
+    except RequestError:  # an input that is gone is not the head's fault
+        raise
     except (ValueError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
         raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
 
@@ -125,6 +127,8 @@ def fit_folds(
             known = signature(estimator.fit_folds).parameters
             given = {key: each for key, each in beside.items() if each is not None and key in known}
             yield from estimator.fit_folds(X, y, fold, grid, **given)
+        except RequestError:
+            raise
         except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
             raise HeadError(_refusal(name or type(estimator).__name__, X, y, error)) from error
         return

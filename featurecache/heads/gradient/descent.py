@@ -254,11 +254,11 @@ class _Descent:
 
     def _go_on(self) -> None:
         """Take up what a checkpoint holds."""
-        if self._checkpoint is None or (found := self._checkpoint.read()) is None:
+        if self._checkpoint is None or (found := self._checkpoint.read()) is None or not self._fits(*found):
             return
         tensors, said = found
         self._restore({name: tensors[f"layers.{name}"] for name in self._kept})
-        best = "layers" if said["done"] else "best"
+        best = "best" if f"best.{next(iter(self._kept))}" in tensors else "layers"  # of a training that is done
         self._best = {name: tensors[f"{best}.{name}"].to(self._course.device) for name in self._kept}
         for number, p in enumerate(self._trained.values()):
             state = {key: tensors.get(f"optimizer.{number}.{key}") for key in ("exp_avg", "exp_avg_sq", "step")}
@@ -268,6 +268,17 @@ class _Descent:
                     for key, tensor in state.items()
                 }
         vars(self._progress).update({**said, "best": math.inf if said["best"] is None else said["best"]})
+
+    def _fits(self, tensors: dict[str, Tensor], said: Any) -> bool:
+        """Tell whether what was kept is of this training: a file may be damaged, or somebody else's."""
+        if not isinstance(said, dict) or said.keys() != vars(Progress()).keys():
+            return False
+        kinds = ("layers",) if said["done"] else ("layers", "best")
+        return all(
+            (found := tensors.get(f"{kind}.{name}")) is not None and found.shape == tensor.shape
+            for kind in kinds
+            for name, tensor in self._kept.items()
+        )
 
     def _keep(self) -> None:
         assert self._checkpoint is not None
