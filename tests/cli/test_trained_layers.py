@@ -21,6 +21,8 @@ import torch
 from conftest import RUNTIME, TINY, need
 
 from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.taps import resolve_taps
+from featurecache.deployment.answering import can_be_joined, joined
 from featurecache.deployment.predict import predict
 from featurecache.deployment.saved import open_head, with_layers
 from featurecache.errors import HeadError
@@ -115,6 +117,30 @@ def test_backbone_and_layers_answer_as_one_network_what_they_answer_one_after_th
     found = np.array([list(answer.probabilities.values()) for answer in answers[:-1]])
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert np.ptp(expected, axis=0).max() > 1e-3  # else any answers would do
+
+
+def test_an_input_whose_activations_the_cache_would_not_hold_gets_no_answer(cache: Path, call: Callable) -> None:
+    assert call("train", cache, *layers("tail", "stem:none", "--epochs", 1, "--save", "kept"))[0] == 0
+    network = load_backbone(BackboneRequest(name=TINY))
+    saved = with_layers(open_head(cache / "heads" / "kept"), network)
+    (tap,) = resolve_taps(network, ["stem:none"])
+    whole = joined(saved, network, tap)[1].module
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert whole(images).isfinite().all()
+    images[1] *= 1e9
+    assert whole(images).isnan().all(dim=1).tolist() == [False, True]
+
+
+def test_somebodys_own_layers_are_not_traced(cache: Path, call: Callable) -> None:
+    """They may decide by what they see."""
+    assert call("train", cache, *layers(HERE + "own", "stem:none", "--epochs", 1, "--save", "own"))[0] == 0
+    assert call("train", cache, *layers("layers:conv", "stem:none", "--epochs", 1, "--save", "conv"))[0] == 0
+    network = load_backbone(BackboneRequest(name=TINY))
+    own, conv = (
+        with_layers(open_head(cache / "heads" / name), network, HERE + "own" if name == "own" else None)
+        for name in ("own", "conv")
+    )
+    assert (can_be_joined(own), can_be_joined(conv)) == (False, True)
 
 
 def digest(file: Path) -> bytes:

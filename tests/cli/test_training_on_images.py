@@ -172,14 +172,23 @@ def test_an_image_that_changes_ends_the_training_in_one_line(source: Path, cache
     victim.write_bytes(victim.read_bytes() + b"x")
     with pytest.raises(RequestError, match=r"000\.png cannot be trained on any more: the file was edited"):
         found.reader(np.arange(60), None)
+    with pytest.raises(RequestError, match=r"is none of the images"):
+        found.open().read(np.array([10**6]))
     victim.unlink()
     with pytest.raises(RequestError, match=r"000\.png cannot be trained on any more: the file was removed"):
         trained(cache, found)
 
 
-def test_bad_images_are_left_out_as_everywhere(
-    make_folder: Callable[..., Path], tmp_path: Path, call: Callable
-) -> None:
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_image_that_is_gone_is_not_called_the_heads_fault(source: Path, cache: Path, split: str) -> None:
+    found, store = images(cache, source), FeatureStore.open(cache)
+    rows, _ = store.task("colours").rows(found.open(), split)
+    (source / store.samples.uris_of(rows[:1])[0]).unlink()
+    with pytest.raises(RequestError, match=r"cannot be trained on any more: .*go on with --resume$"):
+        trained(cache, found)
+
+
+def test_bad_images_are_left_out(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:
     source, cache = make_folder(per_class=12), tmp_path / "bad"
     (source / "red" / "000.png").write_bytes(b"no image")
     add(source, cache, call)
