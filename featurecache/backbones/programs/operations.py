@@ -18,7 +18,7 @@ import torch
 from msgspec import UNSET
 from torch import Tensor
 
-from featurecache.backbones.programs.archive import DTYPES, Argument, Node, ProgramError, SymNumber
+from featurecache.backbones.programs.schemas import DTYPES, Argument, Node, ProgramError, SymNumber
 from featurecache.errors import shortened
 
 # As they are, or with an underscore behind them for the variant in place.

@@ -14,8 +14,9 @@ import torch
 from msgspec import UNSET
 from torch import Tensor
 
-from featurecache.backbones.programs.archive import DTYPES, Archive, ProgramError, Signature, TensorMeta, read_archive
+from featurecache.backbones.programs.archive import Archive, read_archive
 from featurecache.backbones.programs.operations import Call, Value, understood
+from featurecache.backbones.programs.schemas import DTYPES, ProgramError, Signature, TensorMeta
 from featurecache.errors import shortened
 
 _DYNAMIC = 'dynamic_shapes=({0: torch.export.Dim("batch")},)'

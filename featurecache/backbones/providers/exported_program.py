@@ -35,9 +35,10 @@ class ExportedProgramProvider:
         """Read the program and make its modules."""
         import torch
 
-        from featurecache.backbones.programs.archive import ProgramError
-        from featurecache.backbones.programs.modules import build, output_layer
+        from featurecache.backbones.programs.building import build
+        from featurecache.backbones.programs.modules import output_layer
         from featurecache.backbones.programs.program import read_program
+        from featurecache.backbones.programs.schemas import ProgramError
 
         if not pretrained and weights is None:
             raise BackboneError(
