@@ -328,7 +328,7 @@ def _prepare_openvino(
         if required:
             raise RequestError(f"runtime openvino computes in float32, not in {backbone.identity.precision}; use torch")
         return None
-    traced = Normalized(TappedBackbone(backbone, taps, stop_early=False), backbone.preprocess)
+    traced = Normalized(TappedBackbone(backbone, taps), backbone.preprocess)
     try:
         return OpenVinoRuntime(traced, example)
     # Converters fail in many ways, and for `auto` none of them is a reason not to compute.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone
@@ -59,16 +60,17 @@ class TappedBackbone(nn.Module):
         The frozen network. It stays in eval mode whatever is asked.
     taps
         From `resolve_taps`.
-    stop_early
-        End the forward pass once the deepest tap has been seen. Tracing needs the whole pass.
+
+    Notes
+    -----
+    The forward pass ends once the deepest tap has been seen, but for tracing, which needs the whole of it.
     """
 
-    def __init__(self, backbone: Backbone, taps: Sequence[Tap], *, stop_early: bool = True) -> None:
+    def __init__(self, backbone: Backbone, taps: Sequence[Tap]) -> None:
         super().__init__()
         self.network = backbone.module
         self.taps = tuple(taps)
         self._backbone = backbone
-        self._stop_early = stop_early
         modules = node_modules(backbone)
         self._watched = {tap.node: modules[tap.node] for tap in taps}
         self.train(False)
@@ -81,7 +83,8 @@ class TappedBackbone(nn.Module):
         """Return the features (B, ...) of every tap, by tap name. Not for several threads at once."""
         self.train(False)
         entrance = entrance_of(self._backbone.preprocess)
-        catch = _Catch(self.taps, entrance.mask(inputs), stop_early=self._stop_early)
+        traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
+        catch = _Catch(self.taps, entrance.mask(inputs), stop_early=not traced)
         handles = [watch(module, node, self._backbone, catch.hook(node)) for node, module in self._watched.items()]
         try:
             entrance.call(self.network, inputs)

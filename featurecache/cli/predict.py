@@ -18,6 +18,7 @@ from featurecache.cli.options import (
     write_table_at,
 )
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
+from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
     from featurecache.deployment.predict import Prediction
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.deployment.predict import predict
     from featurecache.tables import TABLE_SUFFIXES
 
+    if args.csv and args.out:
+        raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
     check_places({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     with progress_on_stderr(quiet=args.quiet) as progress:
         predictions = predict(

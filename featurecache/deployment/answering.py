@@ -30,21 +30,19 @@ class _Whole(nn.Module):
     def __init__(self, backbone: Backbone, tap: Tap, layers: TrainableLayers, rounded_to: str) -> None:
         super().__init__()
         self.frozen = TappedBackbone(backbone, [tap])
-        self.traced = TappedBackbone(backbone, [tap], stop_early=False)
         self.layers, self._rounded_to = layers, rounded_to
         self._limit = LARGEST.get(rounded_to, float("inf"))
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the activations, round them as the cache does, and ask the layers."""
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
-        (activations,) = (self.traced if tracing else self.frozen)(images).values()
+        (activations,) = self.frozen(images).values()
         outputs_BK: Tensor = self.layers(round_as(activations, self._rounded_to))
         # Where the cache would have no features of an input, the layers have nothing to say of it.
         largest_B1 = activations.flatten(1).abs().amax(dim=1, keepdim=True)
         return torch.where(largest_B1 <= self._limit, outputs_BK, torch.nan)
 
 
-def can_be_joined(saved: SavedHead) -> bool:
+def can_be_one_network(saved: SavedHead) -> bool:
     """Tell whether a head is layers that may run with their backbone: on images, and in the same arithmetic."""
     identity = saved.identity
     return (
@@ -55,8 +53,8 @@ def can_be_joined(saved: SavedHead) -> bool:
     )
 
 
-def joined(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[SavedHead, Backbone]:
-    """Return a head that has nothing left to compute, and a backbone whose output is what the layers say.
+def as_one_network(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[SavedHead, Backbone, Tap]:
+    """Return a head that has nothing left to compute, a backbone that puts out what the layers say, and its tap.
 
     Parameters
     ----------
@@ -71,5 +69,6 @@ def joined(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[SavedHead, Ba
     rest.shape, rest.n_features_in_ = (estimator.num_outputs,), estimator.num_outputs
     rest._layers = TrainableLayers(nn.Identity(), None)
     backbone = replace(network, module=whole, classifier=None, output_layers=())
+    answers = Tap(node=PRE_LOGITS, pooling="none", shape=rest.shape)
     meta = {**saved.meta, "probe": None}  # that is of what the layers see
-    return replace(saved, estimator=rest, tap=f"{PRE_LOGITS}:none", dtype="float32", meta=meta), backbone
+    return replace(saved, estimator=rest, tap=answers.name, dtype="float32", meta=meta), backbone, answers

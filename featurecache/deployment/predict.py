@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
-from featurecache.deployment.answering import can_be_joined, joined
+from featurecache.deployment.answering import as_one_network, can_be_one_network
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
 from featurecache.errors import RequestError
 from featurecache.extraction import drift
@@ -148,12 +148,12 @@ def _predict(
     (tap,) = resolve_taps(network, [saved.tap])
     modality = modality_of(network.preprocess, network.tokenizer, views)
     opened = partial(open_runtime, device=settings.device, num_inputs=len(inputs) * num_views(views))
-    if can_be_joined(saved):
-        _check(saved, tap, opened(network, [tap], runtime="torch", batch_size=2), network, modality).close()
-        saved, network = joined(saved, network, tap)
-        (tap,) = resolve_taps(network, [saved.tap])
+    if can_be_one_network(saved):
+        if saved.meta.get("probe") is not None:
+            _checked(opened(network, [tap], runtime="torch", batch_size=2), saved, tap, network, modality).close()
+        saved, network, tap = as_one_network(saved, network, tap)
     runtime = opened(network, [tap], runtime=settings.runtime, batch_size=settings.batch_size)
-    _check(saved, tap, runtime, network, modality)
+    runtime = _checked(runtime, saved, tap, network, modality)
     progress.start("predicting", len(inputs))
     outcomes = run_pipeline(
         inputs,
@@ -171,8 +171,8 @@ def _predict(
         runtime.close()
 
 
-def _check(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone, modality: Modality) -> Runtime:
-    """Return a runtime that makes the features which the head was trained on; close another."""
+def _checked(runtime: Runtime, saved: SavedHead, tap: Tap, network: Backbone, modality: Modality) -> Runtime:
+    """Return a runtime that makes the features which the head was trained on; one that makes others is closed."""
     try:
         with modality.undisturbed():
             check_features(saved, tap, runtime, network)

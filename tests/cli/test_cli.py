@@ -171,6 +171,8 @@ def test_predictions_as_a_table(cached: Path, call: Callable, tmp_path: Path, su
     assert (status, f"--out {out} is there already; pass --replace" in err) == (2, True)
     assert out.read_bytes() == before
     assert call(*command, "--replace")[0] == 1
+    status, _, err = call(*command, "--replace", "--csv")
+    assert (status, "--csv prints a table, and --out writes one" in err) == (2, True)
     status, _, err = call(*command[:-1], tmp_path / "labels.txt")
     assert (status, "must end in .csv, .tsv, .tab, .parquet" in err) == (2, True)
 

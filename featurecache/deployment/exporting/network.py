@@ -38,8 +38,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, backbone: Backbone, tap: Tap, saved: SavedHead) -> None:
         super().__init__()
-        # The exception that ends a pass early would end the tracing.
-        self.features = Normalized(TappedBackbone(backbone, [tap], stop_early=False), backbone.preprocess)
+        self.features = Normalized(TappedBackbone(backbone, [tap]), backbone.preprocess)
         self.head = head_layers(saved)
         self._rounded_to = saved.rounded_to
         # The runtime that made the features keeps weights with their channels last; files keep them in the plain order.
