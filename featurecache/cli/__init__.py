@@ -65,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("featurecache: stopped; finished shards are kept, run the same command to go on", file=sys.stderr)
+        kept = "finished shards are kept, run the same command to go on"
+        if hasattr(args, "resume"):
+            kept = "layers that were in training are kept, run the same command with --resume to go on"
+        print(f"featurecache: stopped; {kept}", file=sys.stderr)
         return 130
     except (FeatureCacheError, OSError) as error:
         if args.debug:

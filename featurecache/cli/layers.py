@@ -106,8 +106,8 @@ def train_layers_too(
             option = "--" + given[0].replace("_", "-")
             raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
         return train_heads(), None
-    sets = _layers_sets(store, task, args)
     tuning = _tuning(args)
+    sets = _layers_sets(store, task, args)
     report = train_heads() if args.head else None
     _warn_of_rounding(sets)
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -177,7 +177,7 @@ def print_ladder(rungs: list[dict[str, Any]]) -> None:
             rung["tap"],
             rung.get("head", "-"),
             "-" if rung["num_trainable"] is None else f"{rung['num_trainable']:,}",
-            f"{rung['num_bytes'] / 1000:.1f}",
+            f"{rung['num_bytes'] / 1000:.3g}" if rung["num_bytes"] else "-",
             f"{rung['seconds']:.1f}" if "seconds" in rung else "-",
             f"{rung['selection_score']:.3f}" if "seconds" in rung else "-",
             rung.get("against_probe") or "-",
@@ -207,6 +207,8 @@ def _images(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[F
 
     if not args.from_images:
         return []
+    if args.views:
+        raise RequestError("--views is of cached views, and --from-images of none; show views with --augment views")
     sets = store.select_sets(**{**features_of(args), "views": 0})
     if others := [each for each in sets if each.fingerprint != sets[0].fingerprint]:
         raise RequestError(

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_memory_option, check_places, memory_of, verb_parser, write_table_at
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.sweep import Plan
+    from featurecache.store.feature_sets import FeatureSet
+    from featurecache.store.store import FeatureStore
 
 
 def add_parser(verbs: Any) -> None:
@@ -64,37 +69,18 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.atomic import publish_bytes
     from featurecache.evaluation.selection import HOLDS_ALL_ROWS
     from featurecache.evaluation.summary import summarise
-    from featurecache.evaluation.sweep import COLUMNS, Plan, run_sweep
-    from featurecache.heads.registry import needs_tokens
+    from featurecache.evaluation.sweep import COLUMNS, run_sweep
     from featurecache.reporting.sweep import draw_sweep
-    from featurecache.store.feature_sets import pooled_if_any
     from featurecache.store.store import FeatureStore
     from featurecache.tables import TABLE_SUFFIXES
 
-    if args.seeds < 1:
-        raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
-    plan = Plan(
-        heads=() if "all" in (args.head or ["all"]) else args.head,
-        seeds=range(args.seeds),
-        num_folds=args.folds,
-        shots=args.shots or (),
-        shares=args.share or (),
-        look_at_test=args.look_at_test,
-        tta=args.tta,
-        balanced=args.balanced,
-    )
-    memory = memory_of(args)
+    plan, memory = _plan(args), memory_of(args)
     check_places({"--out": (args.out, TABLE_SUFFIXES), "--picture": (args.picture, (".svg",))}, replace=args.replace)
     store = FeatureStore.open(args.cache)
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
     if not tasks:
         raise RequestError(f"{store.path} has no tasks; add one with `featurecache task add`")
-    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
-    views = 0 if args.views is None and not args.tta else args.views
-    sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]
-    if args.tap is None and not any(map(needs_tokens, args.head or ())):
-        sets = pooled_if_any(sets)
-    sets = list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
+    sets = _sets(store, args)
     num_kept, left_out = 0, {}
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("training heads", plan.num_cells(tasks, len(sets)))
@@ -129,6 +115,35 @@ def run(args: argparse.Namespace) -> int:
     for row in failed[:5]:
         warn(f"{row['head']} on {row['tap']}, task {row['task']}: {row['error']}")
     return int(bool(failed))
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from featurecache.evaluation.sweep import Plan
+
+    if args.seeds < 1:
+        raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
+    return Plan(
+        heads=() if "all" in (args.head or ["all"]) else args.head,
+        seeds=range(args.seeds),
+        num_folds=args.folds,
+        shots=args.shots or (),
+        shares=args.share or (),
+        look_at_test=args.look_at_test,
+        tta=args.tta,
+        balanced=args.balanced,
+    )
+
+
+def _sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
+    from featurecache.heads.registry import needs_tokens
+    from featurecache.store.feature_sets import pooled_if_any
+
+    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
+    views = 0 if args.views is None and not args.tta else args.views
+    sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]
+    if args.tap is None and not any(map(needs_tokens, args.head or ())):
+        sets = pooled_if_any(sets)
+    return list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
 
 
 def _print(lines: list[dict[str, Any]]) -> None:

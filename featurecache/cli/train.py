@@ -74,6 +74,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
+    from featurecache.finetuning.training import keeps_statistics
     from featurecache.store.store import FeatureStore, check_name
 
     if args.save:
@@ -83,12 +84,15 @@ def run(args: argparse.Namespace) -> int:
     report, ladder = train_layers_too(store, task, args, lambda: train(store, task, _choose_sets(store, args), args))
     saved = save_best(store, args.save, report) if args.save else None
     document = report.to_json() | ({} if ladder is None else {"ladder": ladder.to_json()})
+    document["frozen_statistics"] = any(map(keeps_statistics, report.heads))
     if args.json:
         print_json({**document, "saved": saved})
         return 0
     print_results(document)
     if ladder is not None:
         print_ladder(document["ladder"])
+    if document["frozen_statistics"]:
+        print_line("norms keep the statistics of the pretrained weights; --batch-norm train lets them learn")
     if saved:
         print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
     return 0

@@ -41,10 +41,15 @@ def tolerance(dtype: str, precision: str) -> float:
 
 def provenance(runtime: Runtime) -> dict[str, Any]:
     """What ran, for the record: no times and no names of machines, so that equal work gives equal records."""
+    return provenance_of(runtime.name, runtime.device, runtime.batch_size)
+
+
+def provenance_of(runtime: str, device: str, batch_size: int) -> dict[str, Any]:
+    """Return the record of a runtime with these properties, on this machine."""
     return {
-        "runtime": runtime.name,
-        "device": runtime.device,
-        "batch_size": runtime.batch_size,
+        "runtime": runtime,
+        "device": device,
+        "batch_size": batch_size,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": installed_versions(),
@@ -110,11 +115,15 @@ def probed_rows(features: Features) -> list[int]:
 
 def probe(runtime: Runtime, modality: Modality) -> dict[str, Any]:
     """Run the program's own inputs and record every stage, as plain JSON values."""
-    features = _run(modality.probes, runtime, modality)
+    return record_of(_run(modality.probes, runtime, modality), modality)
+
+
+def record_of(features: Mapping[str, NDArray[np.float32]], modality: Modality) -> dict[str, Any]:
+    """Return what `probe` records of the features (n, ...) of the program's own inputs."""
     stages = [_stages(data, modality) for data in modality.probes]
     return {
         "stages": [[s.decoded, s.prepared] for s in stages],
-        "features": {tap: thinned(values).tolist() for tap, values in features.items()},
+        "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
     }
 
 
@@ -157,8 +166,7 @@ def _stages(data: bytes, modality: Modality) -> Stages:
     return stages
 
 
-def thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Leave out so many numbers of each row that a record can hold the others."""
+def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
     flat = values.reshape(len(values), -1)
     return flat[:, :: max(flat.shape[1] // _MOST_NUMBERS, 1)]
 

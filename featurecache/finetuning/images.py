@@ -77,9 +77,11 @@ class ImageSet(FeatureSet):
         return f"{super().key} of {digest_arrays('images', [self.samples.ids[self.rows]])}"
 
     def probe(self) -> dict[str, Any] | None:
-        """Return what known images gave where the cached features of these were first made, at the network's input."""
-        record = self.cached.probe()
-        return None if record is None else {**record, "features": {TAP: self.reader.probes().tolist()}}
+        """Return what known images are on this machine at the network's input, which is what is trained on here."""
+        try:
+            return self.reader.probe()
+        except InputError:  # this preprocess has limits that they exceed
+            return None
 
 
 class _Places(Features):
@@ -126,7 +128,7 @@ class ImageReader:
 
     def __init__(self, files: Sequence[Input], preprocess: PreprocessSpec) -> None:
         self.preprocess = preprocess
-        self._files = files
+        self.files = files
         self._prepare = entrance_of(preprocess).prepare(preprocess)
         self._threads = ThreadPoolExecutor(num_cores())
 
@@ -150,12 +152,13 @@ class ImageReader:
         """Keep off what other libraries set for all; entered around all reading."""
         return ImageModality(self.preprocess, None).undisturbed()
 
-    def probes(self) -> NDArray[np.float32]:
-        """Return what the program's own images are at the network's input, as records of probes have it."""
+    def probe(self) -> dict[str, Any]:
+        """Return the record of the program's own images at the network's input."""
         modality = ImageModality(self.preprocess, None)
         with self.undisturbed():
             pixels = np.concatenate([modality.load(data).arrays for data in modality.probes])
-        return drift.thinned(self._prepared(pixels).numpy())
+            record = drift.record_of({TAP: self._prepared(pixels).numpy()}, modality)
+        return {**record, "provenance": drift.provenance_of("torch", "cpu", len(pixels))}
 
     def _prepared(self, pixels: NDArray[np.uint8]) -> Tensor:
         with torch.no_grad():
@@ -163,7 +166,7 @@ class ImageReader:
         return prepared
 
     def _load(self, modality: ImageModality, number: int, place: int) -> NDArray[np.uint8]:
-        file = self._files[place]
+        file = self.files[place]
         try:
             data = file.read(modality.max_bytes)
             pixels = modality.load(data).arrays[0] if modality.views is None else modality.load_view(data, number)

@@ -22,7 +22,7 @@ from featurecache.errors import BackboneError, HeadError, RequestError
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import TAIL
-from featurecache.finetuning.training import FineTuning, check_views, forget, place_of, train_layers
+from featurecache.finetuning.training import FineTuning, check_views, forget, train_on
 from featurecache.heads.registry import last_step
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
@@ -116,14 +116,14 @@ def climb(
     """
     started = time.monotonic()
     first, whole = _parts_of(sets, backbone, weights)
-    judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
-    report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
     tuning = replace(tuning or FineTuning(), start=("probe",))
     check_views(sets, tuning)
+    judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
+    report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
 
     def train(feature_set: FeatureSet) -> TrainingReport:
         settings: dict[str, Any] = {**judging, "memory": memory, "backbone": backbone, "weights": weights}
-        return train_layers(store, task, [feature_set], [TAIL], tuning.on(feature_set), **settings, keep=True)
+        return train_on(store, task, feature_set, TAIL, tuning, **settings)
 
     linear = last_step(report.best.result.estimator)
     size = linear.coef_.size + np.size(linear.intercept_)
@@ -145,7 +145,7 @@ def climb(
             seconds_of_a_number = (time.monotonic() - begun) / numbers
     if on_rung is not None:
         on_rung(rungs[-1])
-    forget(place_of(store, task, each, TAIL, tuning.on(each), **judging) for each in whole)
+    forget(store, task, whole, [TAIL], tuning, **judging)
     return Ladder(report=report, rungs=rungs)
 
 
@@ -157,7 +157,7 @@ def _trained(feature_set: FeatureSet, train: Callable[[FeatureSet], TrainingRepo
     except (BackboneError, HeadError) as error:
         return replace(rung, reason=str(error))
     report.join(found)
-    (head,) = found.heads
+    head = found.best
     return replace(rung, head=head, num_trainable=sum(array.size for array in head.result.estimator.arrays_))
 
 

@@ -16,13 +16,13 @@ from sklearn.base import BaseEstimator
 
 from featurecache.errors import RequestError
 from featurecache.evaluation.protocol import HeadResult
-from featurecache.evaluation.training import TrainingReport, train_heads
+from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.images import ImageSet
 from featurecache.finetuning.making import maker, needs_backbone
 from featurecache.hashing import digest_json
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
-from featurecache.heads.gradient.tuner import MakeLayers
+from featurecache.heads.gradient.tuner import FineTuned, MakeLayers
 from featurecache.heads.registry import registered
 from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
 from featurecache.store.feature_sets import FeatureSet
@@ -66,23 +66,25 @@ class FineTuning:
             except ValueError as error:
                 raise RequestError(str(error)) from None
 
-    _SEARCHED = ("learning_rate", "pretrained_factor", "start", "augment")
-
-    def on(self, feature_set: FeatureSet) -> FineTuning:
-        """Return what of it is for a feature set: views are of images alone."""
-        if isinstance(feature_set, ImageSet):
-            return self
-        return replace(self, augment=tuple(each for each in self.augment if each != "views") or (None,))
+    _SEARCHED = ("learning_rate", "pretrained_factor", "start")
 
     def grid(self) -> list[dict[str, Any]]:
         """Return all settings to choose among."""
         varying = [name for name in self._SEARCHED if name == "learning_rate" or len(getattr(self, name)) > 1]
         values = product(*(getattr(self, name) for name in varying))
-        return [dict(zip(varying, each, strict=True)) for each in values]
+        # Said of each head, as heads with and without augmentation stand in one table.
+        always = {} if self.augment == (None,) else {"augment": self.augment[0]}
+        return [dict(zip(varying, each, strict=True)) | always for each in values]
 
     def fixed(self) -> dict[str, Any]:
         """Return what all settings have in common, or what a setting may say otherwise."""
-        return {name: value[0] if name in self._SEARCHED else value for name, value in vars(self).items()}
+        several = (*self._SEARCHED, "augment")
+        return {name: value[0] if name in several else value for name, value in vars(self).items()}
+
+    def apart(self, feature_set: FeatureSet) -> list[FineTuning]:
+        """Return one for each augmentation that is for a feature set: views are of images alone."""
+        fit = [each for each in self.augment if each != "views" or isinstance(feature_set, ImageSet)]
+        return [replace(self, augment=(each,)) for each in fit or [None]]
 
 
 def train_layers(
@@ -92,20 +94,17 @@ def train_layers(
     heads: Sequence[str],
     tuning: FineTuning | None = None,
     *,
-    tta: bool = False,
-    balanced: bool = False,
     memory: int | None = None,
-    random_state: int = 0,
     backbone: str | None = None,
     weights: str | Path | None = None,
     on_result: Callable[[HeadResult], None] | None = None,
-    keep: bool = False,
+    **judging: Any,
 ) -> TrainingReport:
     """Train layers on cached activations, or on images.
 
     Parameters
     ----------
-    store, task, tta, balanced, memory, random_state, on_result
+    store, task, memory, on_result
         As for `featurecache.evaluation.training.train_heads`.
     sets
         Activations to train on; whole ones (``layer3:none``) where the rest of the network follows. Images: see
@@ -113,11 +112,11 @@ def train_layers(
     heads
         What to train; see `featurecache.finetuning.making`.
     tuning
-        How.
+        How. Each augmentation makes a head of its own, so that they can be compared.
     backbone, weights
         As for `featurecache.extraction.reproduction.reproduce_backbone`: the network whose rest is trained.
-    keep
-        Leave what a killed training would go on from, for a larger one that this is a part of; see `forget`.
+    **judging
+        ``tta``, ``balanced`` and ``random_state``, as for `train_heads`.
 
     Raises
     ------
@@ -129,32 +128,39 @@ def train_layers(
         Layers that do not fit, or training that diverges.
     """
     tuning = tuning or FineTuning()
-    report = TrainingReport(task, [])
-    judging: dict[str, Any] = {"tta": tta, "balanced": balanced, "random_state": random_state}
     check_views(sets, tuning)
-    places = []
+    report = TrainingReport(task, [])
     for feature_set, head in product(sets, heads):
-        make = _maker(head, feature_set, backbone, weights, store)
-        here = tuning.on(feature_set)
-        place = place_of(store, task, feature_set, head, here, **judging)
-        factory = partial(_estimator, make, task, here, feature_set, head, place)
-        reading = feature_set.reader.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext()
-        with registered(head, factory, partial(_same_for_all, here.grid()), kind=task.kind), reading:
-            found = train_heads(
-                store,
-                task,
-                [feature_set],
-                [head],
-                **judging,
-                n_jobs=1,
-                memory=memory,
-                on_result=on_result,
-                max_numbers=_NO_LIMIT,
-            )
-        report.join(found)
-        places.append(place)
-    if not keep:
-        forget(places)
+        rest: dict[str, Any] = {"memory": memory, "backbone": backbone, "weights": weights, "on_result": on_result}
+        report.join(train_on(store, task, feature_set, head, tuning, **rest, **judging))
+    forget(store, task, sets, heads, tuning, **judging)
+    return report
+
+
+def train_on(
+    store: FeatureStore,
+    task: Task,
+    feature_set: FeatureSet,
+    head: str,
+    tuning: FineTuning,
+    *,
+    memory: int | None = None,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    on_result: Callable[[HeadResult], None] | None = None,
+    **judging: Any,
+) -> TrainingReport:
+    """Do a part of what `train_layers` does, and leave what a killed training would go on from; see `forget`."""
+    report = TrainingReport(task, [])
+    make = _maker(head, feature_set, backbone, weights, store)
+    reading = feature_set.reader.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext()
+    how: dict[str, Any] = {**judging, "n_jobs": 1, "memory": memory, "max_numbers": _NO_LIMIT}
+    with reading:
+        for one in tuning.apart(feature_set):
+            place = place_of(store, task, feature_set, head, one, **judging)
+            factory = partial(_estimator, make, task, one, feature_set, head, place)
+            with registered(head, factory, partial(_same_for_all, one.grid()), kind=task.kind):
+                report.join(train_heads(store, task, [feature_set], [head], **how, on_result=on_result))
     return report
 
 
@@ -176,12 +182,30 @@ def place_of(
     return store.path / TRAINING / digest_json("training", 1, said)[:16]
 
 
-def forget(places: Iterable[Path]) -> None:
+def forget(
+    store: FeatureStore,
+    task: Task,
+    sets: Iterable[FeatureSet],
+    heads: Sequence[str],
+    tuning: FineTuning,
+    **judging: Any,
+) -> None:
     """Remove what trainings that are done kept; the folder around them with the last."""
-    for place in places:
-        shutil.rmtree(place, ignore_errors=True)
-        with suppress(OSError):
-            place.parent.rmdir()
+    for feature_set, head in product(sets, heads):
+        for one in tuning.apart(feature_set):
+            place = place_of(store, task, feature_set, head, one, **judging)
+            shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):
+                place.parent.rmdir()
+
+
+def keeps_statistics(head: TrainedHead) -> bool:
+    """Tell whether a head is layers with norms whose statistics stayed those of the pretrained weights."""
+    estimator = head.result.estimator
+    if not isinstance(estimator, FineTuned) or estimator.batch_norm != "frozen":
+        return False
+    layers = estimator.fitted_layers
+    return not layers.is_own and any(getattr(module, "track_running_stats", False) for module in layers.modules())
 
 
 def _maker(

@@ -21,12 +21,12 @@ import torch
 from conftest import RUNTIME, TINY, need
 
 from featurecache.backbones.registry import load_backbone
-from featurecache.backbones.taps import resolve_taps
-from featurecache.deployment.answering import can_be_joined, joined
+from featurecache.backbones.taps import TappedBackbone, resolve_taps
+from featurecache.deployment.answering import as_one_network, can_be_one_network
 from featurecache.deployment.predict import predict
 from featurecache.deployment.saved import open_head, with_layers
 from featurecache.errors import HeadError
-from featurecache.finetuning.training import FineTuning, forget, place_of, train_layers
+from featurecache.finetuning.training import FineTuning, forget, place_of, train_layers, train_on
 from featurecache.records import encode_record, read_record
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.gc import TRAINING, collect_garbage
@@ -119,12 +119,39 @@ def test_backbone_and_layers_answer_as_one_network_what_they_answer_one_after_th
     assert np.ptp(expected, axis=0).max() > 1e-3  # else any answers would do
 
 
+def test_one_network_rounds_its_activations_as_the_cache_does(cache: Path, call: Callable) -> None:
+    source, options = cache.parent / "photos", ["--tap", "stem:none", "--dtype", "bfloat16"]
+    assert call("extract", source, "--cache", cache, "--backbone", TINY, *options, *RUNTIME)[0] == 0
+    given = ["--dtype", "bfloat16", "--epochs", 5, "--save", "kept"]
+    assert call("train", cache, *layers("tail", "stem:none", *given))[0] == 0
+    network = load_backbone(BackboneRequest(name=TINY))
+    saved = with_layers(open_head(cache / "heads" / "kept"), network)
+    (tap,) = resolve_taps(network, ["stem:none"])
+    images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    activations = TappedBackbone(network, [tap])(images)[tap.name]
+    exact, rounded = (
+        saved.estimator.fitted_layers(each).detach() for each in (activations, activations.bfloat16().float())
+    )
+    found = as_one_network(saved, network, tap)[1].module(images)
+    torch.testing.assert_close(found, rounded, rtol=0, atol=1e-6)
+    assert (found - exact).abs().max() > 1e-5, "else rounding would not be seen"
+
+
+@pytest.mark.parametrize(("options", "said"), [([], True), (["--batch-norm", "train"], False)])
+def test_that_norms_keep_their_statistics_is_said(cache: Path, call: Callable, options: list[str], said: bool) -> None:
+    out = call("train", cache, *layers("tail", "stem:none", "--epochs", 1, *options))[1]
+    assert ("norms keep the statistics of the pretrained weights" in out) == said
+    document = json.loads(call("train", cache, *layers("tail", "stem:none", "--epochs", 1, *options, "--json"))[1])
+    assert document["frozen_statistics"] == said
+    assert not json.loads(call("train", cache, *heads("--head", "ridge", "--json"))[1])["frozen_statistics"]
+
+
 def test_an_input_whose_activations_the_cache_would_not_hold_gets_no_answer(cache: Path, call: Callable) -> None:
     assert call("train", cache, *layers("tail", "stem:none", "--epochs", 1, "--save", "kept"))[0] == 0
     network = load_backbone(BackboneRequest(name=TINY))
     saved = with_layers(open_head(cache / "heads" / "kept"), network)
     (tap,) = resolve_taps(network, ["stem:none"])
-    whole = joined(saved, network, tap)[1].module
+    whole = as_one_network(saved, network, tap)[1].module
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert whole(images).isfinite().all()
     images[1] *= 1e9
@@ -140,7 +167,7 @@ def test_somebodys_own_layers_are_not_traced(cache: Path, call: Callable) -> Non
         with_layers(open_head(cache / "heads" / name), network, HERE + "own" if name == "own" else None)
         for name in ("own", "conv")
     )
-    assert (can_be_joined(own), can_be_joined(conv)) == (False, True)
+    assert (can_be_one_network(own), can_be_one_network(conv)) == (False, True)
 
 
 def digest(file: Path) -> bytes:
@@ -396,7 +423,7 @@ def test_what_is_done_is_not_trained_again_and_others_are_left_alone(cache: Path
     store = FeatureStore.open(cache)
     task, sets = store.task("colours"), [store.find(tap=tap) for tap in ("stem:none", "input:none")]
     tuning = FineTuning(learning_rate=(0.01,), epochs=2)
-    train_layers(store, task, sets[:1], ["tail"], tuning, backbone=TINY, keep=True)
+    train_on(store, task, sets[0], "tail", tuning, backbone=TINY)
     places = [place_of(store, task, each, "tail", tuning) for each in sets]
     kept = {path: path.stat().st_mtime_ns for path in places[0].iterdir()}
     assert kept
@@ -406,10 +433,10 @@ def test_what_is_done_is_not_trained_again_and_others_are_left_alone(cache: Path
     train_layers(store, task, sets[:1], ["tail"], other, backbone=TINY)
     assert {path: path.stat().st_mtime_ns for path in places[0].iterdir()} == kept
 
-    resumed = train_layers(store, task, sets[:1], ["tail"], replace(tuning, resume=True), backbone=TINY, keep=True)
+    resumed = train_on(store, task, sets[0], "tail", replace(tuning, resume=True), backbone=TINY)
     assert {path: path.stat().st_mtime_ns for path in places[0].iterdir()} == kept, "nothing was trained again"
     assert resumed.best.result.estimator.n_iter_ > 0
-    forget(places)
+    forget(store, task, sets, ["tail"], tuning)
     assert not (cache / TRAINING).exists()
 
 

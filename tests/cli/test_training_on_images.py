@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from featurecache.deployment.predict import predict
 from featurecache.errors import RequestError
 from featurecache.finetuning import images as images_module
 from featurecache.finetuning.images import TAP, ImageSet, images_of
-from featurecache.finetuning.training import FineTuning, train_layers
+from featurecache.finetuning.training import FineTuning, train_layers, train_on
 from featurecache.heads.gradient.reading import Draw
+from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
 
 TRAIN = ["--task", "colours", "--quiet", "--learning-rate", 0.01, "--backbone", TINY]
@@ -88,8 +90,7 @@ def test_each_epoch_sees_other_views_and_held_out_images_are_plain(source: Path,
             seen.setdefault(draw, []).extend(places.tolist())
             return super().__call__(places, draw)
 
-    object.__setattr__(found, "reader", Watching(found.reader._files, found.reader.preprocess))
-    trained(cache, found, augment=("views",))
+    trained(cache, replace(found, reader=Watching(found.reader.files, found.reader.preprocess)), augment=("views",))
     assert {draw.number for draw in seen if draw is not None} == {0, 1, 2}
     assert {draw.seed for draw in seen if draw is not None} == {0}
     store = FeatureStore.open(cache)
@@ -135,6 +136,8 @@ def test_a_head_trained_on_images_is_refused_where_they_are_decoded_otherwise(
     status, _, err = call("predict", cache / "heads" / "kept", source, "--backbone", TINY)
     assert status != 0
     assert "the first stage that changed is: preprocessed pixels" in err
+    assert call("train", cache, *TRAIN, *options)[0] == 0
+    assert call("predict", cache / "heads" / "kept", source, "--backbone", TINY)[0] == 0, "as they are decoded here"
 
 
 def flipped(image: Image.Image, spec: Any) -> Image.Image:
@@ -153,6 +156,77 @@ def test_the_ladder_ends_at_the_images(source: Path, cache: Path, call: Callable
         (TAP, 0),
     ]
     assert all(rung["seconds"] > 0 for rung in rungs)
+
+
+def test_with_and_without_views_stand_side_by_side(source: Path, cache: Path, call: Callable) -> None:
+    augment = ["--augment", "none", "--augment", "views", "--augment", "mixup"]
+    options = ["--head", "tail", "--from-images", source, "--epochs", 2, *augment, "--json"]
+    status, out, err = call("train", cache, *TRAIN, *options)
+    assert status == 0, err
+    document = json.loads(out)
+    assert {result["params"].get("augment") for result in document["results"]} == {None, "views", "mixup"}
+    verdicts = [result["against_chosen"] for result in document["results"]]
+    assert [verdict is None for verdict in verdicts] == [True, False, False]
+    assert not (cache / TRAINING).exists()
+
+
+def test_a_rung_is_the_best_of_its_augmentations(source: Path, cache: Path, call: Callable) -> None:
+    add(source, cache, call, "--tap", "stem:none")
+    augment = ["--augment", "none", "--augment", "views"]
+    options = ["--depths", "auto", "--from-images", source, *augment, "--epochs", 2, "--json"]
+    status, out, err = call("train", cache, *TRAIN, *options)
+    assert status == 0, err
+    document = json.loads(out)
+    results = [result for result in document["results"] if result["head"] == "tail"]
+    tails = {(result["tap"], result["params"].get("augment")) for result in results}
+    assert tails == {(TAP, None), (TAP, "views"), ("stem:none", None)}
+    assert len(results) == 3
+    assert len(document["ladder"]) == 3
+    assert not (cache / TRAINING).exists()
+
+
+def test_images_are_judged_by_the_set_that_knows_most_of_them(source: Path, cache: Path, call: Callable) -> None:
+    """Another tap of the network may be cached of a part of the images only."""
+    part = source.parent / "part"
+    shutil.copytree(source / "red", part / "red")
+    add(part, cache, call, "--tap", "body:avg")
+    options = ["--head", "tail", "--from-images", source, "--epochs", 1]
+    status, _, err = call("train", cache, *TRAIN, *options)
+    assert status == 0, err
+
+
+def test_images_whose_features_did_not_fit_their_type_are_trained_on(
+    source: Path, tmp_path: Path, call: Callable
+) -> None:
+    backbone = "python:tiny_backbones:overflowing"
+    cache = tmp_path / "o"
+    assert call("extract", source, "--cache", cache, "--backbone", backbone, *RUNTIME)[0] in (0, 1)
+    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
+    store = FeatureStore.open(cache)
+    cached = store.find()
+    assert {status for status, _ in cached.open().bad.values()} <= {"overflow", "non_finite"}
+    assert len(cached.open().bad) > 0
+    assert len(images_of(store, store.task("colours"), cached, [source]).rows) == 60
+
+
+def test_finished_fits_are_taken_over_without_a_look_at_their_images(source: Path, cache: Path) -> None:
+    found, store = images(cache, source), FeatureStore.open(cache)
+    task, reads = store.task("colours"), list[int]()
+
+    class Counting(images_module.ImageReader):
+        def __call__(self, places: Any, draw: Any) -> Any:
+            reads.extend(places.tolist())
+            return super().__call__(places, draw)
+
+    counted = replace(found, reader=Counting(found.reader.files, found.reader.preprocess))
+    tuning = FineTuning(learning_rate=(0.01,), epochs=2, start=("probe",))
+    first = train_on(store, task, counted, "tail", tuning, backbone=TINY)
+    whole = len(reads)
+    reads.clear()
+    again = train_on(store, task, counted, "tail", replace(tuning, resume=True), backbone=TINY)
+    judged = sum(len(task.rows(found.open(), split)[0]) for split in ("validation", "test"))
+    assert len(reads) <= 3 * judged < whole
+    np.testing.assert_array_equal(again.best.result.proba, first.best.result.proba)
 
 
 def test_several_folders_and_files_that_moved(source: Path, cache: Path, call: Callable, tmp_path: Path) -> None:
@@ -208,6 +282,7 @@ def test_bad_images_are_left_out(make_folder: Callable[..., Path], tmp_path: Pat
         (["--head", "tail", "--tap", "pre_logits", "--augment", "views"], "--augment views shows another part of each"),
         (["--depths", "auto", "--tap", "pre_logits", "--augment", "views"], "a ladder needs whole activations"),
         (["--head", "tail", "--from-images", "{}/photos", "--tta"], "holds no views to judge heads on"),
+        (["--head", "tail", "--from-images", "{}/photos", "--views", "3"], "--views is of cached views"),
     ],
 )
 def test_requests_that_make_no_sense_say_so(cache: Path, call: Callable, options: list[str], message: str) -> None:

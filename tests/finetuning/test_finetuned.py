@@ -19,6 +19,7 @@ from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.gradient.augmenting import AUGMENTATIONS
 from featurecache.heads.gradient.descent import Course
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
+from featurecache.heads.gradient.reading import Draw
 from featurecache.heads.gradient.trainable import TrainableLayers, layer_name
 
 SHAPE = (4, 6, 6)
@@ -244,6 +245,24 @@ def test_of_a_training_that_is_done_no_more_is_kept_than_its_result(tmp_path: Pa
     assert again.losses_ == whole.losses_
     for one, other in zip(again.arrays_, whole.arrays_, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_what_training_is_stopped_by_is_seen_as_it_is() -> None:
+    """Views are for what is fitted on; each epoch is judged by plain inputs."""
+    X, y = rows(1200)
+    seen: dict[Draw | None, set[int]] = {}
+
+    def read(places: np.ndarray, draw: Draw | None) -> torch.Tensor:
+        seen.setdefault(draw, set()).update(places.tolist())
+        return torch.from_numpy(X[places]).view(len(places), *SHAPE)
+
+    places = np.arange(len(X), dtype=np.float32)[:, None]
+    head(epochs=2, reader=read, augment="views", random_state=3).fit(places, y)
+    assert set(seen) == {None, Draw(3, 0), Draw(3, 1)}
+    assert seen[Draw(3, 0)] == seen[Draw(3, 1)]
+    assert len(seen[None]) >= 100
+    assert seen[None] | seen[Draw(3, 0)] == set(range(1200))
+    assert not seen[None] & seen[Draw(3, 0)]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

@@ -23,7 +23,7 @@ from featurecache.errors import first_line
 from featurecache.heads.gradient.augmenting import Augment
 from featurecache.heads.gradient.checkpoints import Checkpoint
 from featurecache.heads.gradient.losses import losses_of_rows
-from featurecache.heads.gradient.reading import ahead
+from featurecache.heads.gradient.reading import ahead, blocks
 from featurecache.heads.gradient.trainable import TrainableLayers, parameter_groups
 from featurecache.specs import BatchNormPolicy, TaskKind
 
@@ -102,7 +102,12 @@ class RowsToTrain:
 
 
 def descend(
-    layers: TrainableLayers, rows: RowsToTrain, course: Course, checkpoint: Checkpoint | None = None
+    layers: TrainableLayers,
+    rows: RowsToTrain,
+    course: Course,
+    checkpoint: Checkpoint | None = None,
+    *,
+    begin: Callable[[], None] = lambda: None,
 ) -> Progress:
     """Train layers in place, and leave them in eval mode, with the best weights where rows are held out to stop by.
 
@@ -113,13 +118,15 @@ def descend(
     rows, course
     checkpoint
         Where to keep how far it is, and to go on from.
+    begin
+        Called before the first step, to change the layers; not where an earlier training is gone on with.
 
     Raises
     ------
     DivergedError
         A loss or a gradient that is not finite; no step is taken then.
     """
-    return _Descent(layers, rows, course, checkpoint).run()
+    return _Descent(layers, rows, course, checkpoint).run(begin)
 
 
 class _Descent:
@@ -133,12 +140,14 @@ class _Descent:
         self._optimizer = torch.optim.AdamW(groups)
         moving = course.batch_norm == "train" or layers.is_own
         self._kept = self._trained | (dict(layers.named_buffers()) if moving else {})
-        self._best = {name: tensor.detach().clone() for name, tensor in self._kept.items()}
+        self._best: dict[str, Tensor] = {}
         self._progress = Progress()
 
-    def run(self) -> Progress:
+    def run(self, begin: Callable[[], None]) -> Progress:
         progress, course, count = self._progress, self._course, len(self._rows.fitted)
-        self._go_on()
+        if not self._go_on():
+            begin()
+            self._best = self._copies()
         of_an_epoch = course.num_batches(count)
         total = of_an_epoch * course.epochs
         with torch.random.fork_rng(devices=self._devices()):
@@ -195,7 +204,7 @@ class _Descent:
         progress.held_out.append(loss)
         if loss < progress.best:
             progress.best, progress.rounds = loss, 0
-            self._best = {name: tensor.detach().clone() for name, tensor in self._kept.items()}
+            self._best = self._copies()
         else:
             progress.rounds += 1
             progress.done |= progress.rounds >= self._course.patience
@@ -203,8 +212,7 @@ class _Descent:
     def _held_out_loss(self) -> float:
         self._layers.eval()
         total, weights, step = 0.0, 0.0, self._course.batch_size
-        held_out = self._rows.to_stop_by
-        batches = [held_out[start : start + step] for start in range(0, len(held_out), step)]
+        batches = blocks(self._rows.to_stop_by, step)
         with torch.no_grad():
             for places, read in zip(batches, self._ahead(batches, None), strict=True):
                 activations, y, weight = self._labelled(places, read)
@@ -252,10 +260,13 @@ class _Descent:
     def _devices(self) -> list[Any]:
         return [torch.device(self._course.device)] if self._course.device.startswith("cuda") else []
 
-    def _go_on(self) -> None:
-        """Take up what a checkpoint holds."""
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._kept.items()}
+
+    def _go_on(self) -> bool:
+        """Take up what a checkpoint holds, and tell whether it holds anything."""
         if self._checkpoint is None or (found := self._checkpoint.read()) is None or not self._fits(*found):
-            return
+            return False
         tensors, said = found
         self._restore({name: tensors[f"layers.{name}"] for name in self._kept})
         best = "best" if f"best.{next(iter(self._kept))}" in tensors else "layers"  # of a training that is done
@@ -268,6 +279,7 @@ class _Descent:
                     for key, tensor in state.items()
                 }
         vars(self._progress).update({**said, "best": math.inf if said["best"] is None else said["best"]})
+        return True
 
     def _fits(self, tensors: dict[str, Tensor], said: Any) -> bool:
         """Tell whether what was kept is of this training: a file may be damaged, or somebody else's."""

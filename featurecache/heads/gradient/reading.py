@@ -32,6 +32,11 @@ class InputReader(Protocol):
         ...
 
 
+def blocks(places: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Divide places into blocks of a size; the last may be smaller."""
+    return [places[start : start + size] for start in range(0, len(places), size)]
+
+
 def ahead(read: Callable[[Item], Read], items: Iterable[Item]) -> Iterator[Read]:
     """Yield what is read of each item, in order; the next is read by a thread while the caller has the last."""
     with ThreadPoolExecutor(max_workers=1) as thread:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
@@ -18,9 +19,9 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.hashing import digest_arrays
-from featurecache.heads.checks import check_whole_number, checked_class_weight, checked_to_fit
-from featurecache.heads.gradient.reading import Draw, InputReader, ahead
-from featurecache.heads.preparation import balanced_weights, rows_to_stop_by
+from featurecache.heads.checks import check_whole_number, checked_to_fit
+from featurecache.heads.gradient.reading import Draw, InputReader, ahead, blocks
+from featurecache.heads.preparation import rows_to_stop_by
 from featurecache.heads.threads import all_threads, one_thread
 from featurecache.specs import BatchNormPolicy, TaskKind, TrainingAugmentation, TrainingPrecision
 
@@ -326,8 +327,8 @@ class FineTuned(BaseEstimator):
         layers = self.fitted_layers.to(self.device)
         said = np.empty((len(rows), self.num_outputs), np.float64)
         with all_threads(), torch.no_grad():
-            blocks = _blocks(np.arange(len(rows)))
-            for places, some in zip(blocks, ahead(lambda some: self._activations(rows, some), blocks), strict=True):
+            pieces = blocks(np.arange(len(rows)), _ROWS_AT_A_TIME)
+            for places, some in zip(pieces, ahead(lambda some: self._activations(rows, some), pieces), strict=True):
                 said[places] = layers(some.to(self.device)).float().cpu().numpy()
         layers.cpu()  # a search holds several, and the device has to hold the next
         return said
@@ -357,6 +358,7 @@ class FineTuned(BaseEstimator):
         import torch
 
         from featurecache.heads.gradient.augmenting import AUGMENTATIONS
+        from featurecache.heads.gradient.beginning import made_layers, row_weights
         from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
 
         if self.augment == "views" and self.reader is None:
@@ -366,8 +368,8 @@ class FineTuned(BaseEstimator):
         grouped = None if group is None else group[places]
         self._take(said, weighed)
         targets = self._targets(said)
-        weights = self._row_weights(targets, weighed)
-        weights /= weights.mean()  # so that a batch of heavy rows counts more than one of light rows
+        labels = getattr(self, "classes_", np.arange(self.num_outputs))
+        weights = row_weights(targets, weighed, self.class_weight, labels)
         to_stop_by = rows_to_stop_by(
             targets,
             np.ones((1, len(targets)), bool),
@@ -391,13 +393,11 @@ class FineTuned(BaseEstimator):
             augment=AUGMENTATIONS.get(self.augment),
         )
         with all_threads():
-            layers = self._made()
+            layers = made_layers(self.layers, self.num_outputs, self.shape, self.random_state or 0)
             first = [tensor.detach().cpu().float().numpy().reshape(-1) for tensor in layers.state_dict().values()]
-            if self.start == "probe":
-                self._start_from_a_probe(layers, rows, said, weights, grouped)
-            progress = descend(
-                layers, rows, course, self._checkpoint(digest_of_X, [places, targets, weights, to_stop_by, *first])
-            )
+            checkpoint = self._checkpoint(digest_of_X, [places, targets, weights, to_stop_by, *first])
+            begin = partial(self._start_from_a_probe, layers, rows, said, weights, grouped)
+            progress = descend(layers, rows, course, checkpoint, **({"begin": begin} if self.start == "probe" else {}))
         self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers.cpu()
         self.n_features_in_ = int(np.prod(self.shape))  # also where X has been places
         own = layers.is_own  # what is drawn there is known nowhere else
@@ -409,26 +409,6 @@ class FineTuned(BaseEstimator):
         self.arrays_ = [tensor.detach().numpy() for tensor in changed.values()]
         return self
 
-    def _made(self) -> TrainableLayers:
-        import torch
-
-        if self.layers is None:
-            raise ValueError("there are no layers to train; pass a function that makes them")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.random_state or 0)
-            layers = self.layers(self.num_outputs)
-        with torch.no_grad():
-            try:
-                found = tuple(layers.eval()(torch.zeros(2, *self.shape)).shape)
-            except Exception as error:  # somebody's own layers may object in any way
-                raise ValueError(f"the layers do not take activations of shape {self.shape}: {error}") from error
-        if found != (2, self.num_outputs):
-            raise ValueError(
-                f"the layers make {found} of two rows, and should make (2, {self.num_outputs}): one number for each "
-                "class, label or number"
-            )
-        return layers
-
     def _start_from_a_probe(
         self,
         layers: TrainableLayers,
@@ -437,39 +417,20 @@ class FineTuned(BaseEstimator):
         weights: NDArray[np.float64],
         group: NDArray[np.int64] | None,
     ) -> None:
-        import torch
+        from featurecache.heads.gradient.beginning import features_of, set_output
 
-        if layers.output is None:
-            raise ValueError("start='probe' needs layers that end in an output layer; use start='fresh'")
-        features, layers = [], layers.to(self.device)
-        assert layers.output is not None
-        with torch.no_grad():
-            for some in ahead(lambda places: rows.read(places, None), _blocks(rows.fitted)):
-                features.append(layers.features(some.to(self.device)).float().cpu().numpy())
+        of = rows.fitted
+        pieces = blocks(of, _ROWS_AT_A_TIME)
+        features = features_of(layers, ahead(lambda places: rows.read(places, None), pieces), self.device)
         with one_thread():
-            of = rows.fitted
-            grouped = None if group is None else group[of]
-            coef, intercept = self._probe(np.concatenate(features), said[of], weights[of], grouped)
-        with torch.no_grad():
-            layers.output.weight.copy_(torch.from_numpy(coef))
-            layers.output.bias.copy_(torch.from_numpy(intercept))
+            found = self._probe(features, said[of], weights[of], None if group is None else group[of])
+        set_output(layers, *found)
 
     def _num_epochs(self, num_rows: int) -> int:
         if self.epochs is not None:
             return self.epochs
         of_an_epoch = -(-num_rows // self.batch_size)
         return max(_EPOCHS, -(-_LEAST_STEPS // of_an_epoch))
-
-    def _row_weights(self, targets: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        weights = np.ones(len(targets)) if weight is None else weight.astype(np.float64)
-        if self.class_weight is None:
-            return weights
-        given = checked_class_weight(self.class_weight, getattr(self, "classes_", np.arange(self.num_outputs)))
-        if isinstance(given, str):
-            counts = np.bincount(targets, weights, minlength=self.num_outputs)
-            return np.asarray(weights * balanced_weights(counts.astype(np.float64))[targets])
-        assert given is not None
-        return np.asarray(weights * given[targets])
 
     def _checkpoint(self, digest_of_X: str, arrays: list[NDArray[Any]]) -> Checkpoint | None:
         from featurecache.heads.gradient.checkpoints import Checkpoint
@@ -499,7 +460,3 @@ class FineTuned(BaseEstimator):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
-
-
-def _blocks(places: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return [places[start : start + _ROWS_AT_A_TIME] for start in range(0, len(places), _ROWS_AT_A_TIME)]
