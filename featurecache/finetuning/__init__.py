@@ -1,1 +1,1 @@
-"""Layers trained from cached activations: the rest of a pretrained network, or somebody's own in its place."""
+"""Layers trained from cached activations, or from images: the rest of a pretrained network, all of it, or new ones."""
