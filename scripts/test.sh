@@ -8,4 +8,4 @@ cd "$root"
 "$python" -m ruff format --check .
 "$python" -m mypy
 # Two workers share the cores with the threads of their arithmetic: who waits must not spin.
-OMP_WAIT_POLICY=PASSIVE "$python" -m pytest -q -n 2 --dist loadfile -m "not slow" "$@"
+OMP_WAIT_POLICY=PASSIVE "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"

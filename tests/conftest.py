@@ -20,6 +20,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
 TINY = "python:tiny_backbones:tiny"
 
+LONG = ("test_readme.py", "test_trials.py", "test_kill.py", "test_benchmarks.py")
+"""Files that take a minute, and go first: the other worker must not wait for one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 settings.register_profile(
     "tests", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
