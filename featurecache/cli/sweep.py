@@ -11,7 +11,7 @@ from featurecache.cli.output import print_json, print_line, print_table, progres
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.sweep import Plan
+    from featurecache.evaluation.plan import Plan
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
 
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from featurecache.evaluation.sweep import Plan
+    from featurecache.evaluation.plan import Plan
 
     if args.seeds < 1:
         raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")

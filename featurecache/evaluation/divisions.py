@@ -68,6 +68,11 @@ class Division:
         """Tell whether heads see a part of the labels only."""
         return self.shots is not None or (self.share is not None and self.share < 1)
 
+    def is_the_tasks_own(self, parts: dict[str, Part]) -> bool:
+        """Tell whether the parts of a task stay whole, so that those of tasks on the same samples stay alike."""
+        whole = self.look_at_test or "validation" in parts
+        return whole and not self.num_folds and not self.takes_labels_away
+
 
 def divide(
     parts: dict[str, Part], division: Division, *, kind: TaskKind = "classes", room: Staging | None = None

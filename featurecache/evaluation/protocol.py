@@ -29,9 +29,9 @@ from featurecache.evaluation.measures import Figures, Measure, measure_of
 from featurecache.evaluation.parts import Part, RowsToFit, Split, check_parts
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.scores import evaluate as evaluate
-from featurecache.evaluation.selection import Choice, build, choose_by_cross_validation, choose_on_validation
-from featurecache.heads.fitting import fit_estimator, load_arithmetic
+from featurecache.evaluation.selection import Choice, Question, build, choose
 from featurecache.heads.fitting import fit_head as fit_head
+from featurecache.heads.fitting import fit_tasks, load_arithmetic
 from featurecache.heads.registry import HEADS, OTHER_HEADS, TOKEN_HEADS, make_head
 from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind
@@ -208,18 +208,53 @@ def _may_leave_process(names: list[str], parts: dict[str, Part], measure: Measur
     return worth_it and are_built_in(names, measure.kind)
 
 
-def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state: int) -> HeadResult:
-    parts = {part: rows if rows.on_disk else rows.in_memory() for part, rows in parts.items()}
+def evaluate_tasks(
+    name: str, tasks: Sequence[dict[str, Part]], measures: Sequence[Measure], random_state: int
+) -> list[HeadResult]:
+    """Judge one head for several tasks on the same rows, which it fits side by side where it can.
+
+    Parameters
+    ----------
+    name : str
+        As for `evaluate_head`.
+    tasks : sequence of dict
+        For each task its parts, as `check_parts` returns them: the same samples with the same features and weights, in
+        the same order.
+    measures : sequence of Measure
+        Of each task.
+    random_state : int
+
+    Returns
+    -------
+    list of HeadResult
+        What `evaluate_head` gives for each task, but for rounding; ``seconds`` are an equal share of all.
+
+    Raises
+    ------
+    TaskError, HeadError
+        As `evaluate_head`, for one of the tasks.
+    """
+    tasks = [{part: rows if rows.on_disk else rows.in_memory() for part, rows in parts.items()} for parts in tasks]
     # One thread always, also without other processes: sums in another order would give other last digits.
-    load_arithmetic(make_head(name, kind=measure.kind))
+    load_arithmetic(make_head(name, kind=measures[0].kind))
     with one_thread():
         start = time.perf_counter()
-        choice = _choose(name, parts, measure, random_state)
-        train = _rows_to_fit(parts)
-        estimator = build(name, choice.params, measure, parts["train"], random_state)
-        converged = fit_estimator(estimator, *train, name=name)
-        fields = _judged(parts, measure, random_state, choice, estimator)
-        return HeadResult(
+        questions = [_question(*each, random_state) for each in zip(tasks, measures, strict=True)]
+        choices = choose(name, questions)
+        to_fit = [_rows_to_fit(parts) for parts in tasks]
+        estimators = [
+            build(name, choice.params, measure, parts["train"], random_state)
+            for choice, measure, parts in zip(choices, measures, tasks, strict=True)
+        ]
+        ys, groups = [rows.y for rows in to_fit], [rows.groups for rows in to_fit]
+        converged = fit_tasks(estimators, to_fit[0].X, ys, to_fit[0].weight, groups, name=name)
+        judged = [
+            _judged(parts, measure, random_state, choice, estimator)
+            for parts, measure, choice, estimator in zip(tasks, measures, choices, estimators, strict=True)
+        ]
+        seconds = (time.perf_counter() - start) / len(tasks)
+    return [
+        HeadResult(
             head=name,
             params=choice.params,
             protocol=choice.protocol,
@@ -231,17 +266,24 @@ def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state:
             selection_groups=choice.groups,
             temperature=choice.temperature,
             estimator=estimator,
-            converged=converged,
-            n_train=len(train.y),
-            seconds=time.perf_counter() - start,
+            converged=did_converge,
+            n_train=len(to_fit[0].y),
+            seconds=seconds,
             **fields,
         )
+        for choice, measure, estimator, did_converge, fields in zip(
+            choices, measures, estimators, converged, judged, strict=True
+        )
+    ]
 
 
-def _choose(name: str, parts: dict[str, Part], measure: Measure, random_state: int) -> Choice:
-    if "validation" in parts and "test" in parts:
-        return choose_on_validation(name, parts["train"], parts["validation"], measure, random_state=random_state)
-    return choose_by_cross_validation(name, parts["train"], measure, random_state=random_state)
+def _evaluate(name: str, parts: dict[str, Part], measure: Measure, random_state: int) -> HeadResult:
+    return evaluate_tasks(name, [parts], [measure], random_state)[0]
+
+
+def _question(parts: dict[str, Part], measure: Measure, random_state: int) -> Question:
+    validation = parts["validation"] if "validation" in parts and "test" in parts else None
+    return Question(train=parts["train"], validation=validation, measure=measure, random_state=random_state)
 
 
 def _rows_to_fit(parts: dict[str, Part]) -> RowsToFit:

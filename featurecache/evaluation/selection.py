@@ -16,7 +16,7 @@ from featurecache.evaluation.calibration import log_loss
 from featurecache.evaluation.judging import decisions, most_probable, probabilities, temperature_of
 from featurecache.evaluation.measures import Measure
 from featurecache.evaluation.parts import Part, smallest_class
-from featurecache.heads.fitting import fit_folds
+from featurecache.heads.fitting import TaskToFit, fit_folds_of_tasks
 from featurecache.heads.probability import needs_temperature
 from featurecache.heads.registry import (
     head_grid,
@@ -99,40 +99,88 @@ def check_streams(name: str, train: Part, *, kind: TaskKind) -> None:
         )
 
 
-def choose_on_validation(name: str, train: Part, validation: Part, measure: Measure, *, random_state: int) -> Choice:
-    """Fit each setting on train, keep the one that does best on validation; of equals the surest, or the simplest."""
-    best = _Best(measure)
-    X, y, weight, groups = train.rows_to_fit()
-    never = np.full(len(y), -1)
-    grid = head_grid(name, len(y), kind=measure.kind)
-    head = build(name, {}, measure, train, random_state)
-    for params, (estimator,) in fit_folds(head, grid, X, y, never, weight, groups, name=name):
-        best.offer(params, _judge(estimator, validation, measure), validation.y, [(estimator, validation)])
-    return _choice("validation", validation, best)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Question:
+    """A task whose settings are to be chosen."""
+
+    train: Part
+    validation: Part | None
+    """Settings are chosen on it; where it is None, by cross-validation inside train."""
+    measure: Measure
+    random_state: int
 
 
-def choose_by_cross_validation(name: str, train: Part, measure: Measure, *, random_state: int) -> Choice:
-    """Keep the setting whose out-of-fold answers inside train are the best; of equals the surest, or the simplest.
+def choose(name: str, questions: Sequence[Question]) -> list[Choice]:
+    """Choose the setting of a head for each of several tasks on the same rows.
 
-    The folds divide samples: all views of a sample are on the same side.
+    Parameters
+    ----------
+    name : str
+    questions : sequence of Question
+        Their train parts are the same samples, with the same features and weights.
+
+    Returns
+    -------
+    list of Choice
+        Of equal settings the surest, or the simplest.
+
+    Raises
+    ------
+    HeadError
+        The head refuses one of them.
     """
-    divide = folds(train.y, train.groups, random_state=random_state)
-    pairs = list(divide.split(train.y, train.y if train.y.ndim == 1 else None, train.groups))
-    num_views = train.fitted.shape[1]
-    grid = head_grid(name, min(len(fitted) for fitted, _ in pairs) * num_views, kind=measure.kind)
-    fold = np.empty(len(train), dtype=np.int64)
-    for number, (_, held_out) in enumerate(pairs):
-        fold[held_out] = number
-    X, y, weight, groups = train.rows_to_fit()
-    parts = [train.to_judge(held_out) for _, held_out in pairs]
-    best = _Best(measure)
-    head = build(name, {}, measure, train, random_state)
-    fitted = fit_folds(head, grid, X, y, np.repeat(fold, num_views), weight, groups, name=name)
-    for params, estimators in fitted:
-        held_out = list(zip(estimators, parts, strict=True))
-        judged = _joined(train, pairs, [_judge(estimator, part, measure) for estimator, part in held_out])
-        best.offer(params, judged, train.y, held_out)
-    return _choice("cross-validation", train, best)
+    trials = [_Trial(name, question) for question in questions]
+    X, _, weight, _ = questions[0].train.rows_to_fit()
+    for place, params, estimators in fit_folds_of_tasks([trial.to_fit for trial in trials], X, weight, name=name):
+        trials[place].offer(params, estimators)
+    return [trial.choice() for trial in trials]
+
+
+class _Trial:
+    """Settings fitted on train and judged on validation; or without each fold of train, and judged on that.
+
+    Folds divide samples: all views of a sample are on the same side.
+    """
+
+    def __init__(self, name: str, question: Question) -> None:
+        train, measure, self._validation = question.train, question.measure, question.validation
+        self._train, self._best = train, _Best(measure)
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        fold = np.full(len(train), -1)
+        num_views = train.fitted.shape[1]
+        num_rows = len(train) * num_views
+        if question.validation is None:
+            divide = folds(train.y, train.groups, random_state=question.random_state)
+            self._pairs = list(divide.split(train.y, train.y if train.y.ndim == 1 else None, train.groups))
+            num_rows = min(len(fitted) for fitted, _ in self._pairs) * num_views
+            for number, (_, held_out) in enumerate(self._pairs):
+                fold[held_out] = number
+            self._held_out = [train.to_judge(held_out) for _, held_out in self._pairs]
+        else:
+            self._held_out = [question.validation]
+        rows = train.rows_to_fit()
+        self.to_fit = TaskToFit(
+            head=build(name, {}, measure, train, question.random_state),
+            grid=head_grid(name, num_rows, kind=measure.kind),
+            y=rows.y,
+            fold=np.repeat(fold, num_views),
+            groups=rows.groups,
+        )
+
+    def offer(self, params: dict[str, Any], estimators: list[BaseEstimator]) -> None:
+        """Judge a setting, by an estimator for each part that is held out, and keep it if it is the best."""
+        held_out = list(zip(estimators, self._held_out, strict=True))
+        judged = [_judge(estimator, part, self._best.measure) for estimator, part in held_out]
+        whole = _joined(self._train, self._pairs, judged) if self._pairs else judged[0]
+        self._best.offer(params, whole, self._judged_part.y, held_out)
+
+    def choice(self) -> Choice:
+        """Return the best setting."""
+        return _choice("cross-validation" if self._pairs else "validation", self._judged_part, self._best)
+
+    @property
+    def _judged_part(self) -> Part:
+        return self._train if self._validation is None else self._validation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +199,7 @@ class _Best:
     """
 
     def __init__(self, measure: Measure) -> None:
-        self._measure = measure
+        self.measure = measure
         self.params: dict[str, Any] = {}
         self.judged: _Judged | None = None
         self.score = -math.inf
@@ -162,13 +210,13 @@ class _Best:
         self, params: dict[str, Any], judged: _Judged, y: np.ndarray, held_out: list[tuple[BaseEstimator, Part]]
     ) -> None:
         """Keep a setting if it does better, on the parts that are held out from its estimators."""
-        score, loss = self._measure.goodness(y, judged.y_pred), None
+        score, loss = self.measure.goodness(y, judged.y_pred), None
         if score < self.score:
             return
         if score == self.score:
             if self._loss is None:
-                self._loss = _log_loss(self._held_out, self._measure)
-            loss = _log_loss(held_out, self._measure)
+                self._loss = _log_loss(self._held_out, self.measure)
+            loss = _log_loss(held_out, self.measure)
             if loss >= self._loss:
                 return
         self.params, self.judged, self.score, self._held_out, self._loss = params, judged, score, held_out, loss

@@ -10,23 +10,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 
-from featurecache.errors import FeatureCacheError, HeadError, RequestError
+from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import Measure, OfClasses, OfLabels, OfNumbers, measure_of
-from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import are_built_in, evaluate_head
+from featurecache.evaluation.parts import Part, check_parts
+from featurecache.evaluation.plan import Plan
+from featurecache.evaluation.protocol import HeadResult, are_built_in, evaluate_tasks
 from featurecache.evaluation.selection import check_streams
-from featurecache.evaluation.staging import staging
+from featurecache.evaluation.staging import Staging, staging
 from featurecache.evaluation.training import judged_set_of, labelled_parts, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.heads.registry import head_grid, kinds_of_head, list_heads, make_head
+from featurecache.heads.registry import fits_tasks, head_grid, make_head
 from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -46,106 +48,23 @@ COLUMNS = (
 kinds of task are None. A head that could not be fitted has ``error`` and no figures."""
 _State = Literal["asked for", "kept", "computed", "no room"]
 """What is known of a result. ``no room`` is true of this machine and this moment, and so is never kept."""
-_Cells = dict[str, tuple[str, Division]]
-"""Head and division by the key of their result."""
-_Result = tuple[str, dict[str, Any], _State]
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a sweep goes over.
+class _Cell(NamedTuple):
+    """One result to be computed."""
 
-    Attributes
-    ----------
-    heads : sequence of str
-        Where it is empty, all heads for the kind of each task, and that can weigh its samples where these have weights.
-    seeds : sequence of int
-    num_folds : int or None
-        Judge on each fold of so many, instead of on the validation part.
-    shots : sequence of int
-        Samples of each class to fit on; for tasks with classes only.
-    shares : sequence of float
-        Share of the labels to fit on; all of them where both are empty.
-    look_at_test : bool
-    tta : bool
-        Judge on the mean over the views of a sample.
-    balanced : bool
-        Choose settings by balanced accuracy, and give all classes the same total weight where the head can; for tasks
-        with classes only.
-    """
-
-    heads: Sequence[str] = ()
-    seeds: Sequence[int] = (0,)
-    num_folds: int | None = None
-    shots: Sequence[int] = ()
-    shares: Sequence[float] = ()
-    look_at_test: bool = False
-    tta: bool = False
-    balanced: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.seeds:
-            raise RequestError("a sweep needs at least one seed")
-        if self.num_folds is not None and self.num_folds < 2:
-            raise RequestError(f"folds must be 2 or more, got {self.num_folds}")
-        if self.num_folds and self.look_at_test:
-            raise RequestError("folds divide train and validation samples, so they never look at test; leave one out")
-        if any(shots < 1 for shots in self.shots):
-            raise RequestError(f"shots must be 1 or more, got {min(self.shots)}")
-        if any(not 0 < share <= 1 for share in self.shares):
-            wrong = next(share for share in self.shares if not 0 < share <= 1)
-            raise RequestError(f"shares must be above 0 and at most 1, got {wrong}")
-
-    def divisions(self) -> list[Division]:
-        """Return every way to divide the samples of a task."""
-        budgets: list[dict[str, Any]] = [{"shots": shots} for shots in dict.fromkeys(self.shots)]
-        budgets += [{"share": share} for share in dict.fromkeys(self.shares)]
-        folds = range(self.num_folds) if self.num_folds else [None]
-        return [
-            Division(seed=seed, fold=fold, num_folds=self.num_folds, look_at_test=self.look_at_test, **budget)
-            for budget in budgets or [{}]
-            for seed in dict.fromkeys(self.seeds)
-            for fold in folds
-        ]
-
-    def heads_for(self, task: Task) -> list[str]:
-        """Return the heads that are fitted for a task."""
-        return list(dict.fromkeys(self.heads)) or list_heads(kind=task.kind, weighted=task.weights is not None)
-
-    def num_cells(self, tasks: Sequence[Task], num_sets: int) -> int:
-        """Return how many heads are fitted for these tasks on so many feature sets."""
-        return num_sets * len(self.divisions()) * sum(len(self.heads_for(task)) for task in tasks)
-
-    def check(self, task: Task) -> None:
-        """Raise what is wrong with the plan for a task.
-
-        Raises
-        ------
-        RequestError
-            Shots or balanced classes, for a task without classes; or a head that is for other kinds of task.
-        UnknownNameError
-            A head that there is not at all.
-        """
-        for head in self.heads_for(task):
-            _check_head(head, task)
-        if task.kind == "classes":
-            return
-        about = f"are for tasks with classes, and {task.name!r} has {task.kind}"
-        if self.shots:
-            raise RequestError(f"shots {about}; use --share, or name tasks with classes")
-        if self.balanced:
-            raise RequestError(f"balanced classes {about}; leave --balanced out, or name tasks with classes")
+    key: str
+    """Of the result."""
+    place: int
+    """Of the task."""
+    head: str
+    division: Division
 
 
-def _check_head(head: str, task: Task) -> None:
-    if (kinds := kinds_of_head(head)) and task.kind not in kinds:
-        able = list_heads(tokens=True, kind=task.kind)
-        raise RequestError(
-            f"task {task.name!r} has {task.kind}, and head {head!r} is for {' or '.join(kinds)}; for {task.kind} there "
-            f"are {', '.join(able)}: choose among them, or name other tasks with --task"
-        )
-    make_head(head, kind=task.kind)
+_Job = list[_Cell]
+"""Of tasks that a head fits side by side; all have the same head and division."""
+_Result = tuple[_Cell, dict[str, Any], _State]
 
 
 def run_sweep(
@@ -191,69 +110,89 @@ def run_sweep(
         What does not go with a task, or cannot be divided or read. A head that refuses a division is a row with
         ``error``; so is one that was asked for by name and has to hold more in memory than may be there.
     """
-    rows: list[dict[str, Any]] = []
     for task in tasks:
         plan.check(task)
-    for task in tasks:
-        for feature_set in sets:
-            order, found = [], {}
+    order: dict[tuple[int, int], list[str]] = {}
+    found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    for of_set, feature_set in enumerate(sets):
+        for places in _on_the_same_rows(store, tasks, feature_set, tta=plan.tta):
+            some = [tasks[place] for place in places]
             # Closed at once when somebody stops: a file of features may be open.
-            with closing(_pair(store, task, feature_set, plan, n_jobs, memory)) as cells:
-                for key, row, state in cells:
+            with closing(_cells(store, some, feature_set, plan, n_jobs, memory)) as cells:
+                for place, key, row, state in cells:
+                    pair = places[place], of_set
                     if row is None:
-                        order.append(key)
+                        order.setdefault(pair, []).append(key)
                     elif state == "no room" and not plan.heads:
                         on_left_out(row)
                     else:
-                        found[key] = row
+                        found.setdefault(pair, {})[key] = row
                         on_result(row, state == "kept")
-            rows += [found[key] for key in order if key in found]
-    return rows
+    return [found[pair][key] for pair in sorted(found) for key in order[pair] if key in found[pair]]
 
 
-def _pair(
-    store: FeatureStore, task: Task, feature_set: FeatureSet, plan: Plan, n_jobs: int, memory: int | None
-) -> Generator[tuple[str, dict[str, Any] | None, _State]]:
-    """Yield all keys of a task and feature set in order, without rows; then each with its row and how it was got."""
+def _on_the_same_rows(
+    store: FeatureStore, tasks: Sequence[Task], feature_set: FeatureSet, *, tta: bool
+) -> list[list[int]]:
+    """Return the places of tasks of one kind that have the same samples in every part, weighed alike, together."""
+    features, judged = feature_set.open(), judged_set_of(store, feature_set, tta=tta).open()
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for place, task in enumerate(tasks):
+        key: list[Any] = [task.kind]
+        for split in (split for split in SPLITS if task.has(split)):
+            rows, _ = rows_of_part(task, features, judged, split)
+            weights = task.weights_of(rows)
+            key += [split, rows.tobytes(), None if weights is None else weights.tobytes()]
+        alike.setdefault(tuple(key), []).append(place)
+    return list(alike.values())
+
+
+def _cells(
+    store: FeatureStore, tasks: list[Task], feature_set: FeatureSet, plan: Plan, n_jobs: int, memory: int | None
+) -> Generator[tuple[int, str, dict[str, Any] | None, _State]]:
+    """Yield all keys of tasks on the same rows in order, without rows; then each with its row and how it was got.
+
+    Before each stands the place of the task.
+    """
     judged_set = judged_set_of(store, feature_set, tta=plan.tta)
     features, judged = feature_set.open(), judged_set.open()
-    measure = measure_of(task.kind, len(task.classes), balanced=plan.balanced)
-    labels = _digest_of_labels(task, features, judged)
-    cells = {}
-    for head in plan.heads_for(task):
-        for division in plan.divisions():
-            key = _key(head, division, feature_set, judged_set, labels, measure)
-            cells[key] = head, division
-            yield key, None, "asked for"
+    measures = [measure_of(task.kind, len(task.classes), balanced=plan.balanced) for task in tasks]
+    cells: list[_Cell] = []
+    for place, (task, measure) in enumerate(zip(tasks, measures, strict=True)):
+        labels = _digest_of_labels(task, features, judged)
+        for head in plan.heads_for(task):
+            for division in plan.divisions():
+                key = _key(head, division, feature_set, judged_set, labels, measure)
+                cells.append(_Cell(key, place, head, division))
+                yield place, key, None, "asked for"
     to_do = {}
-    for key, cell in cells.items():
-        if (row := store.recall_result(key)) is not None and set(row) == set(COLUMNS):
+    for cell in cells:
+        if (row := store.recall_result(cell.key)) is not None and set(row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the figures belong to their contents.
-            yield key, row | _names(task, feature_set), "kept"
+            yield cell.place, cell.key, row | _names(tasks[cell.place], feature_set), "kept"
         else:
-            to_do[key] = cell
+            to_do[cell.place, cell.key] = cell
     if not to_do:
         return
-    fitted = [split for split in SPLITS if split != "test" and task.has(split)]
-    built_in = are_built_in((head for head, _ in to_do.values()), task.kind)
-    workers = min(effective_n_jobs(n_jobs), len(to_do)) if built_in else 1
-    divisions = list(dict.fromkeys(division for _, division in to_do.values()))
-    labelled = labelled_parts(task, features, judged)[1]
-    # What cannot be divided must not cost the fits before it.
-    num_taken = max(_num_taken(labelled, division, task.kind) for division in divisions)
-    known = _names(task, feature_set) | {"judged_on": "plain" if judged_set.num_views is None else "views"}
+    known = {"judged_on": "plain" if judged_set.num_views is None else "views"}
     with staging(store.path, memory) as room:
-        parts = read_parts(task, features, judged, fitted, room)
-        on_disk = any(part.on_disk for part in parts.values())
-        if on_disk or workers * num_taken * _bytes_of_a_sample(parts["train"]) > room.left:
-            computed = _computed_by_division(to_do, parts, measure, workers, store.path, room.left)
-        else:
-            computed = _computed(to_do, parts, measure, workers)
-        for key, figures, state in computed:
-            row = dict.fromkeys(COLUMNS) | known | _about(*to_do[key], task, measure) | figures
+        parts = _parts_of_each(tasks, features, judged, room)
+        for cell, figures, state in _computed(list(to_do.values()), parts, measures, n_jobs, store.path, room):
+            task, measure = tasks[cell.place], measures[cell.place]
+            row = dict.fromkeys(COLUMNS) | known | _names(task, feature_set) | _about(cell, task, measure) | figures
             if state == "computed":
-                store.remember_result(key, row)
-            yield key, row, state
+                store.remember_result(cell.key, row)
+            yield cell.place, cell.key, row, state
+
+
+def _parts_of_each(tasks: Sequence[Task], features: Features, judged: Features, room: Staging) -> list[dict[str, Part]]:
+    """Return the parts of tasks on the same rows: their features are the same arrays."""
+    fitted = [split for split in SPLITS if split != "test" and tasks[0].has(split)]
+    first = read_parts(tasks[0], features, judged, fitted, room)
+    said = [labelled_parts(task, features, judged)[1] for task in tasks]
+    return [
+        {name: replace(part, y=mine[name].y, groups=mine[name].groups) for name, part in first.items()} for mine in said
+    ]
 
 
 def _num_taken(parts: dict[str, Part], division: Division, kind: TaskKind) -> int:
@@ -264,15 +203,24 @@ def _num_taken(parts: dict[str, Part], division: Division, kind: TaskKind) -> in
     return sum(map(len, taken + joined))
 
 
+def _without_features(parts: dict[str, Part]) -> dict[str, Part]:
+    """Return parts that are divided in no time."""
+    nothing = {name: np.empty((len(part), 1, 0), np.float32) for name, part in parts.items()}
+    return {
+        name: replace(part, fitted=nothing[name], judged=nothing[name], on_disk=False) for name, part in parts.items()
+    }
+
+
 def _bytes_of_a_sample(part: Part) -> int:
     return part.judged[:1].nbytes + (0 if part.fitted is part.judged else part.fitted[:1].nbytes)
 
 
-def _about(head: str, division: Division, task: Task, measure: Measure) -> dict[str, Any]:
+def _about(cell: _Cell, task: Task, measure: Measure) -> dict[str, Any]:
+    division = cell.division
     return {
         "kind": measure.kind,
         "measure": measure.chosen_by,
-        "head": head,
+        "head": cell.head,
         "balanced": measure.balanced,
         "seed": division.seed,
         "fold": division.fold,
@@ -295,65 +243,113 @@ def _names(task: Task, feature_set: FeatureSet) -> dict[str, Any]:
 
 
 def _computed(
-    to_do: _Cells, parts: dict[str, Part], measure: Measure, workers: int, *, is_divided: bool = False
+    cells: list[_Cell],
+    parts: list[dict[str, Part]],
+    measures: list[Measure],
+    n_jobs: int,
+    folder: Path,
+    room: Staging,
 ) -> Iterator[_Result]:
-    rest: dict[str, Any] = {"parts": parts, "measure": measure, "is_divided": is_divided}
-    if (workers := min(workers, len(to_do))) <= 1:
-        yield from (_compute(key, *cell, **rest) for key, cell in to_do.items())
+    """Compute cells of tasks on the same rows, in as many processes as are asked for and of use."""
+    kind = measures[0].kind
+    jobs = _jobs(cells, parts, kind)
+    workers = min(effective_n_jobs(n_jobs), len(jobs)) if are_built_in((cell.head for cell in cells), kind) else 1
+    # What cannot be divided must not cost the fits before it.
+    num_taken = max(_num_taken(_without_features(parts[cell.place]), cell.division, kind) for cell in cells)
+    on_disk = any(part.on_disk for part in parts[0].values())
+    if not on_disk and workers * num_taken * _bytes_of_a_sample(parts[0]["train"]) <= room.left:
+        yield from _in_processes(jobs, parts, measures, workers)
+        return
+    # One division after the other: what it takes out is laid out once for all processes.
+    for division, places in dict.fromkeys((job[0].division, tuple(cell.place for cell in job)) for job in jobs):
+        mine = [job for job in jobs if (job[0].division, tuple(cell.place for cell in job)) == (division, places)]
+        with staging(folder, room.left) as inner:
+            divided = {place: divide(parts[place], division, kind=kind, room=inner) for place in places}
+            train = divided[places[0]]["train"]
+            for job in list(mine):
+                try:
+                    check_streams(job[0].head, train, kind=kind)
+                except HeadError as error:
+                    mine.remove(job)
+                    for cell in job:
+                        yield cell, {"n_train": len(train), "error": str(error)}, "no room"
+            yield from _in_processes(mine, divided, measures, workers, is_divided=True)
+
+
+def _jobs(cells: list[_Cell], parts: list[dict[str, Part]], kind: TaskKind) -> list[_Job]:
+    """Return cells that are computed together: of tasks whose rows a division leaves alone, with a head that can."""
+    jobs: dict[Any, _Job] = {}
+    for cell in cells:
+        together = fits_tasks(cell.head, kind=kind) and cell.division.is_the_tasks_own(parts[cell.place])
+        jobs.setdefault((cell.head, cell.division, None if together else cell.place), []).append(cell)
+    return list(jobs.values())
+
+
+def _in_processes(
+    jobs: list[_Job],
+    parts: Sequence[dict[str, Part]] | dict[int, dict[str, Part]],
+    measures: list[Measure],
+    workers: int,
+    *,
+    is_divided: bool = False,
+) -> Iterator[_Result]:
+    def arguments(job: _Job) -> tuple[Any, ...]:
+        return job, [parts[cell.place] for cell in job], [measures[cell.place] for cell in job]
+
+    if (workers := min(workers, len(jobs))) <= 1:
+        for job in jobs:
+            yield from _compute(*arguments(job), is_divided=is_divided)
         return
     # joblib maps the features into the other processes, they are not copied to each.
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    yield from parallel(delayed(_compute)(key, *cell, **rest) for key, cell in to_do.items())
+    for results in parallel(delayed(_compute)(*arguments(job), is_divided=is_divided) for job in jobs):
+        yield from results
 
 
-def _computed_by_division(
-    to_do: _Cells, parts: dict[str, Part], measure: Measure, workers: int, folder: Path, max_bytes: int
-) -> Iterator[_Result]:
-    """Do what `_computed` does, one division after the other: what it takes out is laid out once for all processes."""
-    for division in dict.fromkeys(division for _, division in to_do.values()):
-        mine = {key: cell for key, cell in to_do.items() if cell[1] == division}
-        with staging(folder, max_bytes) as room:
-            divided = divide(parts, division, kind=measure.kind, room=room)
-            train = divided["train"]
-            for key, (head, _) in list(mine.items()):
-                try:
-                    check_streams(head, train, kind=measure.kind)
-                except HeadError as error:
-                    del mine[key]
-                    yield key, {"n_train": len(train), "error": str(error)}, "no room"
-            yield from _computed(mine, divided, measure, workers, is_divided=True)
+def _compute(job: _Job, parts: list[dict[str, Part]], measures: list[Measure], *, is_divided: bool) -> list[_Result]:
+    if len(job) > 1:
+        try:
+            return _evaluated(job, parts, measures, is_divided=is_divided)
+        except FeatureCacheError:
+            pass  # of one of the tasks: each by itself says of which
+    results = []
+    for cell, part, measure in zip(job, parts, measures, strict=True):
+        try:
+            results += _evaluated([cell], [part], [measure], is_divided=is_divided)
+        except FeatureCacheError as error:
+            divided = part if is_divided else divide(part, cell.division, kind=measure.kind)
+            results.append((cell, {"n_train": len(divided["train"]), "error": str(error)}, "computed"))
+    return results
 
 
-def _compute(
-    key: str, head: str, division: Division, *, parts: dict[str, Part], measure: Measure, is_divided: bool
-) -> _Result:
-    divided = parts if is_divided else divide(parts, division, kind=measure.kind)
-    n_train = len(divided["train"])
-    try:
-        result = evaluate_head(
-            head,
-            divided,
-            measure.n_outputs,
-            kind=measure.kind,
-            balanced=measure.balanced,
-            random_state=division.seed,
-        )
-    except FeatureCacheError as error:
-        return key, {"n_train": n_train, "error": str(error)}, "computed"
+def _evaluated(job: _Job, parts: list[dict[str, Part]], measures: list[Measure], *, is_divided: bool) -> list[_Result]:
+    head, division = job[0].head, job[0].division
+    divided = [
+        part if is_divided else divide(part, division, kind=measure.kind)
+        for part, measure in zip(parts, measures, strict=True)
+    ]
+    checked = [check_parts(part, measure.check) for part, measure in zip(divided, measures, strict=True)]
+    results = evaluate_tasks(head, checked, measures, division.seed)
+    return [
+        (cell, _figures(result, part, measure), "computed")
+        for cell, result, part, measure in zip(job, results, checked, measures, strict=True)
+    ]
+
+
+def _figures(result: HeadResult, parts: dict[str, Part], measure: Measure) -> dict[str, Any]:
     figures = (result.test or result.validation).to_json()
     figures |= {f"score{end}": figures[measure.chosen_by + end] for end in ("", "_low", "_high")}
     if measure.kind == "classes":
-        figures |= calibration(divided[result.reported].y, result.proba)
+        figures |= calibration(parts[result.reported].y, result.proba)
         del figures["bins"]
-    figures |= {
-        "n_train": result.n_train // divided["train"].fitted.shape[1],
+    return figures | {
+        "n_train": result.n_train // parts["train"].fitted.shape[1],
         "params": json.dumps(result.params, sort_keys=True),
         "selection_accuracy": result.selection_accuracy,
         "selection_score": result.selection_score,
         "seconds": round(result.seconds, 4),
         "converged": bool(result.converged),
     }
-    return key, figures, "computed"
 
 
 def _digest_of_labels(task: Task, features: Features, judged: Features) -> str:

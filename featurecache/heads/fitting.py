@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
 from typing import Any
@@ -117,11 +118,8 @@ def fit_folds(
     HeadError
         The head refuses the data.
     """
-    kept = [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
-    num_classes = _num_classes(y)
-    names = {key for setting in grid for key in setting}
-    together = names <= getattr(estimator, "side_by_side", frozenset()) and bool(names)
-    if together and all(_num_classes(y[each]) == num_classes for each in kept):
+    kept = _kept(fold)
+    if _goes_side_by_side(estimator, grid, y, fold):
         try:
             beside = {"sample_weight": weight, "groups": groups}
             known = signature(estimator.fit_folds).parameters
@@ -144,6 +142,94 @@ def fit_folds(
                 rows = [None if array is None else array[each] for array in rows]
             fit_estimator(fitted[-1], *rows, name=name)
         yield dict(setting), fitted
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskToFit:
+    """What one task says of rows that several tasks share, and how settings are tried on it."""
+
+    head: BaseEstimator
+    """Unfitted; is not changed."""
+    grid: Sequence[Mapping[str, Any]]
+    y: np.ndarray
+    fold: np.ndarray
+    groups: np.ndarray | None = None
+
+
+def fit_folds_of_tasks(
+    tasks: Sequence[TaskToFit], X: np.ndarray, weight: np.ndarray | None = None, *, name: str = ""
+) -> Iterator[tuple[int, dict[str, Any], list[BaseEstimator]]]:
+    """Do what `fit_folds` does for several tasks on the same rows: side by side where the head can.
+
+    Yields
+    ------
+    (place, setting, estimators)
+        The place of the task, and what `fit_folds` yields for it.
+
+    Raises
+    ------
+    HeadError
+        The head refuses the data of one of the tasks.
+    """
+    together = getattr(type(tasks[0].head), "fit_folds_of_tasks", None)
+    able = [place for place, task in enumerate(tasks) if _goes_side_by_side(task.head, task.grid, task.y, task.fold)]
+    able = [place for place in able if tasks[place].grid == tasks[able[0]].grid]
+    if together is None or len(able) < 2:
+        able = []
+    else:
+        mine = [tasks[place] for place in able]
+        try:
+            heads, ys, folds = ([getattr(task, field) for task in mine] for field in ("head", "y", "fold"))
+            for setting, found in together([clone(head) for head in heads], X, ys, folds, mine[0].grid, weight):
+                for place, estimators in zip(able, found, strict=True):
+                    yield place, setting, estimators
+        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
+            raise HeadError(_refusal(name or type(mine[0].head).__name__, X, mine[0].y, error)) from error
+    for place, task in enumerate(tasks):
+        if place not in able:
+            fitted = fit_folds(task.head, task.grid, X, task.y, task.fold, weight, task.groups, name=name)
+            for setting, estimators in fitted:
+                yield place, setting, estimators
+
+
+def fit_tasks(
+    estimators: Sequence[BaseEstimator],
+    X: np.ndarray,
+    ys: Sequence[np.ndarray],
+    weight: np.ndarray | None = None,
+    groups: Sequence[np.ndarray | None] | None = None,
+    *,
+    name: str = "",
+) -> list[bool]:
+    """Fit an estimator for each of several tasks on the same rows, and tell which converged; see `fit_estimator`."""
+    groups = groups or [None] * len(ys)
+    together = getattr(type(estimators[0]), "fit_tasks", None)
+    able = len(ys) > 1 and all(_num_classes(y) != 1 for y in ys) and (weight is None or bool((weight > 0).all()))
+    converged = [False] * len(ys)
+    if together is not None and able:
+        try:
+            converged = together(estimators, X, ys, weight)
+        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
+            raise HeadError(_refusal(name or type(estimators[0]).__name__, X, ys[0], error)) from error
+    # One that did not converge is given more iterations, by itself.
+    return [
+        done or fit_estimator(estimator, X, y, weight, group, name=name)
+        for done, estimator, y, group in zip(converged, estimators, ys, groups, strict=True)
+    ]
+
+
+def _kept(fold: np.ndarray) -> list[np.ndarray]:
+    """Return which rows are outside each fold; all of them where no row is held out."""
+    return [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
+
+
+def _goes_side_by_side(
+    estimator: BaseEstimator, grid: Sequence[Mapping[str, Any]], y: np.ndarray, fold: np.ndarray
+) -> bool:
+    """Tell whether a head fits these settings and folds side by side: all folds must leave all classes."""
+    names = {key for setting in grid for key in setting}
+    together = names <= getattr(estimator, "side_by_side", frozenset()) and bool(names)
+    return together and all(_num_classes(y[each]) == _num_classes(y) for each in _kept(fold))
 
 
 def _num_classes(y: np.ndarray) -> int:

@@ -97,6 +97,11 @@ def streams(name: str, *, kind: TaskKind = "classes") -> bool:
     return getattr(head, "streams", isinstance(head, DummyClassifier | DummyRegressor))
 
 
+def fits_tasks(name: str, *, kind: TaskKind = "classes") -> bool:
+    """Tell whether a head is fitted for several tasks on the same rows side by side."""
+    return hasattr(make_head(name, kind=kind), "fit_tasks")
+
+
 def register_head(name: str, factory: Factory, grid: Grid, *, kind: TaskKind = "classes") -> None:
     """Add a head under ``name``, for tasks of a kind.
 

@@ -5,7 +5,7 @@ Folds are divided once: each block holds rows of one fold only, so that the prob
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -42,6 +42,8 @@ class Block(NamedTuple):
     X_nD: Tensor
     y_n: Tensor
     weight_n: Tensor | None
+    places_n: NDArray[np.int64]
+    """Which rows they are."""
 
 
 @dataclass(eq=False)
@@ -113,10 +115,19 @@ class Rows:
 
     def _block(self, fold: int, X: NDArray[Any], rows: NDArray[np.int64]) -> Block:
         weight = None if self.weight is None else self._tensor(self.weight[rows])
-        return Block(fold, self._tensor(X), torch.from_numpy(self.y[rows]).to(self.device), weight)
+        return Block(fold, self._tensor(X), torch.from_numpy(self.y[rows]).to(self.device), weight, rows)
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device, self.dtype)
+
+
+class Divided(NamedTuple):
+    """What is said of all rows, and how they are divided."""
+
+    y: NDArray[Any]
+    """(n_samples,) or (n_samples, n_outputs), as in `Rows`."""
+    fold: NDArray[np.int64]
+    num_classes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,30 +149,48 @@ class Moments:
     @classmethod
     def of(cls, rows: Rows) -> Moments:
         """Look at all rows once."""
-        places = {fold: place for place, fold in enumerate(rows.folds)}
+        return cls.of_each(rows, [Divided(rows.y, rows.fold, rows.num_classes)])[0]
+
+    @classmethod
+    def of_each(cls, rows: Rows, ways: Sequence[Divided]) -> list[Moments]:
+        """Look at all rows once, for several ways to divide them and several things that are said of them."""
         like: dict[str, Any] = {"dtype": torch.float64, "device": rows.device}
-        num_folds = len(places)
-        weight, counts = torch.zeros(num_folds, **like), torch.zeros(num_folds, rows.num_classes, **like)
-        total, square = (torch.zeros(num_folds, rows.num_features, **like) for _ in range(2))
+        folds = [[int(fold) for fold in np.unique(way.fold)] for way in ways]
+        # The folds of all ways stand side by side.
+        ends = np.cumsum([len(each) for each in folds])
+        spans = [slice(end - len(each), end) for each, end in zip(folds, ends.tolist(), strict=True)]
+        weight, total, square = (
+            torch.zeros(int(ends[-1]), *size, **like) for size in ((), *2 * ((rows.num_features,),))
+        )
+        counts = [torch.zeros(len(each), way.num_classes, **like) for each, way in zip(folds, ways, strict=True)]
         shift: Tensor | None = None
-        for fold, X_nD, y_n, weight_n in rows.blocks():
-            place = places[fold]
-            X = X_nD.double()
+        for block in rows.blocks():
+            X = block.X_nD.double()
             if shift is None:
                 shift = X.mean(0)
             X = X - shift
-            w = torch.ones(len(X), **like) if weight_n is None else weight_n.double()
-            weight[place] += w.sum()
-            if y_n.ndim == 1:
-                counts[place].scatter_add_(0, y_n, w)
-            else:
-                counts[place] += w @ y_n.double()
-            total[place] += w @ X
-            square[place] += w @ X.square_()
+            share_nF = torch.cat(
+                [_memberships(way.fold[block.places_n], each) for way, each in zip(ways, folds, strict=True)], 1
+            )
+            share_nF = share_nF.to(rows.device)
+            if block.weight_n is not None:
+                share_nF *= block.weight_n.double()[:, None]
+            weight += share_nF.sum(0)
+            total += share_nF.T @ X
+            square += share_nF.T @ X.square_()
+            for way, span, count in zip(ways, spans, counts, strict=True):
+                y_n = torch.from_numpy(way.y[block.places_n]).to(rows.device)
+                if y_n.ndim == 1:
+                    count.T.index_add_(0, y_n, share_nF[:, span])
+                else:
+                    count += share_nF[:, span].T @ y_n.double()
         assert shift is not None
         if not bool(total.isfinite().all() and square.isfinite().all()):
             raise ValueError("Input X contains NaN or infinity, or values too large to be squared")
-        return cls(rows.folds, weight, total, square, counts, shift, rows.prior_rows)
+        return [
+            cls(each, weight[span], total[span], square[span], count, shift, rows.prior_rows)
+            for each, span, count in zip(folds, spans, counts, strict=True)
+        ]
 
     def without(self, fold: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return total weight, mean (D,), scale (D,) and weight of each class (C,) of all folds but one.
@@ -179,3 +208,8 @@ class Moments:
         variance = shrunk_variance(variance, ~flat, float(weight), self.prior_rows)
         scale = torch.where(flat, torch.ones_like(variance), variance.sqrt())
         return weight, centre, scale, self.counts_FC[kept].sum(0)
+
+
+def _memberships(fold_n: NDArray[np.int64], folds: list[int]) -> Tensor:
+    """Return which of some folds each row is in, (n, F) float64, 0 or 1."""
+    return torch.from_numpy((fold_n[:, None] == np.array(folds)).astype(np.float64))

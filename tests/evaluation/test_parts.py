@@ -86,7 +86,8 @@ def test_no_samples_views_straddle_folds(tta: bool, monkeypatch: pytest.MonkeyPa
     train.judged[:, :, 0] = numbered
     monkeypatch.setattr(selection, "build", lambda *args, **kwargs: Recorder())
     monkeypatch.setattr(Recorder, "seen", [])
-    selection.choose_by_cross_validation("majority", train, OfClasses(3), random_state=0)
+    question = selection.Question(train=train, validation=None, measure=OfClasses(3), random_state=0)
+    selection.choose("majority", [question])
     assert Recorder.seen
     assert all(not fitted & asked for fitted, asked in Recorder.seen)
     assert set.union(*(asked for _, asked in Recorder.seen)) == set(range(30))

@@ -10,8 +10,9 @@ import pytest
 from scipy.stats import t as student_t
 
 from featurecache.errors import RequestError
+from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.summary import summarise, uncompared
-from featurecache.evaluation.sweep import COLUMNS, Plan
+from featurecache.evaluation.sweep import COLUMNS
 
 MAP = {"kind": "labels", "measure": "mean_average_precision"}
 R2 = {"kind": "numbers", "measure": "r2"}

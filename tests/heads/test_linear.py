@@ -19,9 +19,10 @@ from featurecache.heads.fitting import fit_folds
 from featurecache.heads.linear import losses
 from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-from featurecache.heads.linear.objective import Objective
+from featurecache.heads.linear.normal_equations import System
+from featurecache.heads.linear.objective import Labelling, Objective
 from featurecache.heads.linear.path import LinearFamily, search
-from featurecache.heads.linear.ridge import RidgeProbe, System
+from featurecache.heads.linear.ridge import RidgeProbe
 from featurecache.heads.linear.solver import Minimiser, Tolerance
 from featurecache.heads.nearest import CosineKnn
 from featurecache.heads.rows import Rows
@@ -244,7 +245,9 @@ def test_a_path_takes_far_fewer_looks_at_the_rows_than_its_strengths_by_themselv
 
 def test_what_is_remembered_of_the_curvature_stays_exact_when_the_strength_changes() -> None:
     X, y = rows(3)
-    objective = Objective(Rows(X, y, np.full(len(y), -1), dtype=torch.float64), losses.Softmax(), [-1])
+    never = np.full(len(y), -1)
+    labelling = Labelling(y=y, fold=never, num_classes=3, loss=losses.Softmax(), left_out=[-1])
+    objective = Objective(Rows(X, y, never, dtype=torch.float64), [labelling])
     minimiser = Minimiser(objective, Tolerance(decrease=1e-6, gradient=1e-6, max_iter=5), torch.float64)
     before, after = torch.tensor([0.1]), torch.tensor([0.003])
     theta, group = minimiser.solve(before), torch.tensor([0])
@@ -293,7 +296,8 @@ def test_a_class_that_is_in_one_fold_alone_is_not_named_without_it() -> None:
     X, y = rows(3)
     fold = np.where(y == 2, 0, 1 + np.arange(len(y)) % 2)
     for loss in (losses.Softmax(), losses.SquaredHinge()):
-        found = search(LinearFamily(loss=loss), Rows(X, y, fold), STRENGTHS)
+        labelling = Labelling(y=y, fold=fold, num_classes=3, loss=loss, left_out=[0, 1, 2])
+        found = search(LinearFamily(), Rows(X, y, fold), labelling, STRENGTHS)
         assert not (named(found.margins[fold == 0]) == 2).any()
         assert (named(found.margins[fold != 0]) == y[fold != 0]).mean() > 0.9
 
@@ -364,7 +368,7 @@ def test_ridge_on_fewer_rows_than_features_is_scikit_learns(weighted: bool) -> N
     folds = np.arange(12) // 4
     for alpha, left_out, held_out in zip(alphas, system.left_out(alphas), system.held_out(alphas, folds), strict=True):
         reference = Ridge(alpha=alpha).fit(Z, y, weight)
-        np.testing.assert_allclose(system.weights(alpha) * scale[:, None], reference.coef_.T, atol=1e-9)
+        np.testing.assert_allclose(system.solution(alpha)[0] * scale[:, None], reference.coef_.T, atol=1e-9)
         for rows, found in [([k], left_out) for k in range(12)] + [
             (np.flatnonzero(folds == k), held_out) for k in range(3)
         ]:

@@ -27,7 +27,9 @@ from featurecache.heads.labelled import LabelledMixin
 from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
 
 if TYPE_CHECKING:
-    from featurecache.heads.linear.path import Step
+    from featurecache.heads.linear.objective import Labelling
+    from featurecache.heads.linear.path import LinearFamily, Step
+    from featurecache.heads.rows import Rows
 
 Fitted: TypeAlias = Iterator[tuple[dict[str, Any], list["LinearProbe"]]]
 
@@ -105,15 +107,17 @@ class LinearProbe(LabelledMixin, LinearClassifier):
         from featurecache.heads.linear.path import search
         from featurecache.heads.rows import NO_FOLD
 
-        family = self._family()
-        divided = self._rows(rows, y_index, np.full(len(y_index), NO_FOLD) if fold is None else fold, weight)
+        fold = np.full(len(y_index), NO_FOLD) if fold is None else fold
+        held_out = [int(each) for each in np.unique(fold) if each != NO_FOLD]
+        family, divided = self._family(), self._rows(rows, y_index, fold, weight)
         start, converged = None, True
-        if fold is not None:
-            found = search(family, divided, Cs)
+        if held_out:
+            found = search(family, divided, self._labelling(y_index, fold, held_out), Cs)
             Cs, self.scores_, converged = [found.C], np.array(found.accuracy), found.converged
             assert found.theta_GEK is not None
             start = found.theta_GEK.mean(0, keepdim=True)
-        (step,) = family.solve(divided, Cs[:1], [NO_FOLD], start=start, to_the_end=True)
+        labelling = self._labelling(y_index, fold, [NO_FOLD])
+        ((step,),) = family.solve(divided, [labelling], Cs[:1], starts=[start], to_the_end=True)
         if not (converged and step.converged):
             warnings.warn(
                 f"{type(self).__name__} did not converge within {self.max_iter} looks at the rows; use a smaller C, or "
@@ -150,35 +154,115 @@ class LinearProbe(LabelledMixin, LinearClassifier):
             One fitted estimator for each fold, which was not fitted on it; a single one, fitted on all rows, where no
             row is held out.
         """
+        for setting, (fitted,) in self.fit_folds_of_tasks([self], X, [y], [fold], settings, sample_weight):
+            yield setting, fitted
+
+    @staticmethod
+    def fit_folds_of_tasks(
+        probes: Sequence[LinearProbe],
+        X: NDArray[Any],
+        ys: Sequence[NDArray[Any]],
+        folds: Sequence[NDArray[np.int64]],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> Iterator[tuple[dict[str, Any], list[list[LinearProbe]]]]:
+        """Fit all settings, all folds and all tasks on the same rows side by side.
+
+        Parameters
+        ----------
+        probes : sequence of LinearProbe
+            One for each task, unfitted; they may differ in how they weigh classes only. They get to know the classes.
+        X, settings, sample_weight
+            As for `LinearProbe.fit_folds`.
+        ys, folds : sequence of ndarray (n_samples,)
+            What each task says of the rows, and how it divides them.
+
+        Yields
+        ------
+        (setting, estimators)
+            For each task what `LinearProbe.fit_folds` gives, but for rounding and within the tolerance.
+        """
         from featurecache.heads.rows import NO_FOLD
 
-        self.n_features_in_ = X.shape[1]
-        y_index = self._take_labels(y)
-        Cs = [setting["C"] for setting in settings]
-        left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
-        for step in self._family().solve(self._rows(X, y_index, fold, sample_weight), Cs, left_out):
+        labellings = []
+        for probe, y, fold in zip(probes, ys, folds, strict=True):
+            probe.n_features_in_ = X.shape[1]
+            left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
+            labellings.append(probe._labelling(probe._take_labels(y), fold, left_out))
+        first, Cs = probes[0], [setting["C"] for setting in settings]
+        # Blocks of one fold each are for tasks that divide the rows alike.
+        alike = all(np.array_equal(fold, folds[0]) for fold in folds)
+        rows = first._rows(X, labellings[0].y, folds[0] if alike else np.full(len(X), NO_FOLD), sample_weight)
+        for C, steps in zip(Cs, first._family().solve(rows, labellings, Cs), strict=True):
             yield (
-                {"C": step.C},
-                [clone(self).set_params(C=step.C)._like(self)._solved(step, group) for group in range(len(left_out))],
+                {"C": C},
+                [
+                    [
+                        clone(probe).set_params(C=C)._like(probe)._solved(step, group)
+                        for group in range(len(step.values))
+                    ]
+                    for probe, step in zip(probes, steps, strict=True)
+                ],
             )
+
+    @staticmethod
+    def fit_tasks(
+        probes: Sequence[LinearProbe],
+        X: NDArray[Any],
+        ys: Sequence[NDArray[Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> list[bool]:
+        """Fit probes of several tasks on the same rows side by side, each with a ``C`` of its own.
+
+        Parameters
+        ----------
+        probes, ys
+            As for `fit_folds_of_tasks`; are fitted in place.
+        X, sample_weight
+            As for `LinearProbe.fit_folds`.
+
+        Returns
+        -------
+        list of bool
+            Whether each converged.
+        """
+        from featurecache.heads.rows import NO_FOLD
+
+        never = np.full(len(X), NO_FOLD)
+        labellings = []
+        for probe, y in zip(probes, ys, strict=True):
+            probe.n_features_in_ = X.shape[1]
+            labellings.append(probe._labelling(probe._take_labels(y), never, [NO_FOLD]))
+        rows = probes[0]._rows(X, labellings[0].y, never, sample_weight)
+        Cs = [[probe.C for probe in probes]]
+        (steps,) = probes[0]._family().solve(rows, labellings, Cs, to_the_end=True)
+        for probe, step in zip(probes, steps, strict=True):
+            probe._solved(step, 0)
+        return [step.converged for step in steps]
 
     def _solved(self, step: Step, group: int) -> Self:
         self.C_, self.n_iter_ = step.C, int(step.num_iterations[group])
         return self._fitted(step.weights_GDK[group].cpu().numpy(), step.intercept_GK[group].cpu().numpy())
 
-    def _family(self) -> Any:
-        from featurecache.heads.linear import losses
+    def _family(self) -> LinearFamily:
         from featurecache.heads.linear.path import LinearFamily
 
-        return LinearFamily(
+        return LinearFamily(standardize=self.standardize, tol=self.tol, max_iter=self.max_iter)
+
+    def _labelling(self, y: NDArray[np.int64], fold: NDArray[np.int64], left_out: list[int]) -> Labelling:
+        from featurecache.heads.linear import losses
+        from featurecache.heads.linear.objective import Labelling
+
+        return Labelling(
+            y=y,
+            fold=fold,
+            num_classes=len(self.classes_),
             loss=getattr(losses, self._loss_of_labels if self.multilabel_ else self._loss)(),
+            left_out=left_out,
             class_weight=checked_class_weight(self.class_weight, self.classes_),
-            standardize=self.standardize,
-            tol=self.tol,
-            max_iter=self.max_iter,
         )
 
-    def _rows(self, X: Any, y: NDArray[np.int64], fold: NDArray[np.int64], weight: NDArray[np.float64] | None) -> Any:
+    def _rows(self, X: Any, y: NDArray[np.int64], fold: NDArray[np.int64], weight: NDArray[np.float64] | None) -> Rows:
         import torch
 
         from featurecache.heads.rows import Rows

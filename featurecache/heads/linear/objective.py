@@ -1,11 +1,16 @@
 """The objective of a family of linear problems on the same rows, and its gradient, in one pass over the rows.
 
-Problem p leaves out one fold and has a strength of its own::
+Problem p is of a task, leaves out one fold and has a strength of its own::
 
     f_p = 1/S sum_i s_i loss(y_i, W_p' z_i + b_p) + strength_p/2 |W_p|^2,   S = sum_i s_i,   z = (x - mean) / scale
 
 over the rows i that are not in the fold; mean and scale are those of these rows. That is scikit-learn's objective
 divided by ``C * S``, with ``strength = 1 / (C * S)``.
+
+All tasks on the same rows share the products with the features, and the vectors of the solver; a task with fewer
+outputs than another has weights there that stay zero. Where tasks divide the rows alike, the blocks of a fold are
+skipped by the problems that leave it out; where each has folds of its own, such rows count nothing instead. Features of
+other taps would share no product: the product with a block-diagonal matrix is the products with its blocks.
 """
 
 from __future__ import annotations
@@ -20,24 +25,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.linear.losses import Loss
-from featurecache.heads.rows import NO_FOLD, Block, Moments, Rows
+from featurecache.heads.rows import NO_FOLD, Block, Divided, Moments, Rows
 
 ClassWeight = Literal["balanced"] | NDArray[np.float64] | None
 
-# P problems, G groups (of problems that leave out the same fold), D features, E = D + 1 (the last one is the
-# intercept), K outputs, C classes
+# P problems, G groups (of problems of one task that leave out the same fold), D features, E = D + 1 (the last one is
+# the intercept), K outputs, C classes, Q columns of a product: the outputs of several problems
 
 
 @dataclass(frozen=True, eq=False)
-class Statistics:
-    """What a group knows of its rows."""
+class Labelling:
+    """What one task says of the rows, and which of them its problems leave out.
 
-    weight_G: Tensor
-    mean_GD: Tensor
-    scale_GD: Tensor
-    class_weight_GC: Tensor
-    lacking_GC: Tensor
-    """Classes without rows: they get no margin, so no probability."""
+    Attributes
+    ----------
+    y, fold, num_classes
+        As in `Rows`.
+    loss : Loss
+    left_out : sequence of int
+        The fold that each group leaves out.
+    class_weight : "balanced", ndarray (n_classes,) or None
+        Balanced: all classes of a group have the same total weight.
+    """
+
+    y: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    num_classes: int
+    loss: Loss
+    left_out: Sequence[int]
+    class_weight: ClassWeight = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Margins of each row."""
+        return self.loss.num_outputs(self.num_classes)
 
 
 class Objective:
@@ -46,62 +67,65 @@ class Objective:
     Parameters
     ----------
     rows : Rows
-    loss : Loss
-    left_out : sequence of int
-        The fold that each group leaves out.
-    class_weight : "balanced", ndarray (n_classes,) or None
-        Balanced: all classes of a group have the same total weight.
+        What their own labels are does not matter.
+    labellings : sequence of Labelling
+        Of the tasks; their groups are numbered one task after the other.
     standardize : bool
         Without it, features are taken as they are.
+
+    Attributes
+    ----------
+    weight_G, mean_GD, scale_GD : Tensor of float64
+        Of the rows of each group.
+    mean_D, scale_D : Tensor of float64
+        Of all rows.
+    spans : list of slice
+        The groups of each task.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        loss: Loss,
-        left_out: Sequence[int],
-        *,
-        class_weight: ClassWeight = None,
-        standardize: bool = True,
-    ) -> None:
-        self.rows, self.loss, self.left_out = rows, loss, list(left_out)
-        self.num_outputs = loss.num_outputs(rows.num_classes)
-        self.statistics = _statistics(rows, self.left_out, class_weight, standardize=standardize)
+    def __init__(self, rows: Rows, labellings: Sequence[Labelling], *, standardize: bool = True) -> None:
+        self.rows = rows
+        moments = Moments.of_each(rows, [Divided(each.y, each.fold, each.num_classes) for each in labellings])
+        self.tasks = [_Task(rows, *each) for each in zip(labellings, moments, strict=True)]
+        self.num_outputs = max(each.num_outputs for each in labellings)
+        self.weight_G = torch.cat([task.weight_G for task in self.tasks])
+        self.mean_GD, self.scale_GD = (
+            torch.cat([getattr(task, name) for task in self.tasks]) for name in ("mean_GD", "scale_GD")
+        )
+        _, self.mean_D, self.scale_D, _ = moments[0].without(NO_FOLD)
+        if not standardize:
+            for name in ("mean_GD", "mean_D"):
+                setattr(self, name, torch.zeros_like(getattr(self, name)))
+            for name in ("scale_GD", "scale_D"):
+                setattr(self, name, torch.ones_like(getattr(self, name)))
+        ends = np.cumsum([len(each.left_out) for each in labellings]).tolist()
+        self.spans = [slice(end - len(each.left_out), end) for each, end in zip(labellings, ends, strict=True)]
+        curvature = [torch.full_like(task.weight_G, task.labelling.loss.curvature) for task in self.tasks]
+        self.curvature_G = torch.cat(curvature)
 
     @property
     def num_groups(self) -> int:
         """How many groups there are."""
-        return len(self.left_out)
+        return len(self.weight_G)
 
     def __call__(self, theta_PEK: Tensor, strength_P: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values (P,) float64 and gradients like ``theta_PEK``, in whose type everything is computed."""
-        known, dtype = self.statistics, theta_PEK.dtype
-        num_problems, num_weights, num_outputs = theta_PEK.shape
-        weights, intercept = theta_PEK[:, :-1], theta_PEK[:, -1]
-        scale = known.scale_GD[group_P].to(dtype)
-        offset = (known.mean_GD / known.scale_GD)[group_P].to(dtype)
+        """Return values (P,) float64 and gradients like ``theta_PEK``, in whose type everything is computed.
+
+        Groups are in increasing order.
+        """
+        dtype, weights, intercept = theta_PEK.dtype, theta_PEK[:, :-1], theta_PEK[:, -1]
+        scale = self.scale_GD[group_P].to(dtype)
+        offset = (self.mean_GD / self.scale_GD)[group_P].to(dtype)
         raw_PDK = weights / scale[:, :, None]
         constant_PK = intercept - torch.einsum("pd,pdk->pk", offset, weights)
-        value_P = torch.zeros(num_problems, dtype=torch.float64, device=theta_PEK.device)
-        slope_PDK = torch.zeros_like(raw_PDK)
-        total_PK = torch.zeros_like(constant_PK)
-        by_fold: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        for fold in self.rows.folds:
-            members = self._fitted_on(fold, group_P)
-            raw_DQ = raw_PDK[members].permute(1, 0, 2).reshape(num_weights - 1, -1).contiguous()
-            by_fold[fold] = members, raw_DQ, constant_PK[members].reshape(-1)
+        looks = {fold: _Look(self._pieces(fold, group_P), raw_PDK, constant_PK) for fold in self.rows.folds}
         for block in self.rows.blocks():
-            members, raw_DQ, constant_Q = by_fold[block.fold]
-            if len(members):
-                X_nD = block.X_nD.to(dtype)
-                margins = torch.addmm(constant_Q, X_nD, raw_DQ).view(len(X_nD), len(members), num_outputs)
-                value, slope_nQK = self._weighted(block, margins, group_P[members])
-                value_P[members] += value
-                slope_nQ = slope_nQK.reshape(len(X_nD), -1)
-                gradient = (X_nD.T @ slope_nQ).view(-1, len(members), num_outputs)
-                slope_PDK[members] += gradient.permute(1, 0, 2)
-                total_PK[members] += slope_nQK.sum(0)
-        weight_P = known.weight_G[group_P]
+            looks[block.fold].take(block)
+        value_P = torch.zeros(len(theta_PEK), dtype=torch.float64, device=theta_PEK.device)
+        slope_PDK, total_PK = torch.zeros_like(raw_PDK), torch.zeros_like(constant_PK)
+        for look in looks.values():
+            look.add_to(value_P, slope_PDK, total_PK)
+        weight_P = self.weight_G[group_P]
         strength = strength_P.to(dtype)[:, None, None]
         per_weight = (1.0 / weight_P).to(dtype)[:, None, None]
         slope_PDK = slope_PDK / scale[:, :, None] - offset[:, :, None] * total_PK[:, None, :]
@@ -109,52 +133,141 @@ class Objective:
         penalty = strength_P / 2 * (weights.double() ** 2).sum((1, 2))
         return value_P / weight_P + penalty, gradient_PEK
 
-    def raw(self, theta_PEK: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights (P, D, K) and intercepts (P, K) for features that are not standardised, float64."""
-        known, theta = self.statistics, theta_PEK.double()
-        raw_PDK = theta[:, :-1] / known.scale_GD[group_P][:, :, None]
-        intercept_PK = theta[:, -1] - torch.einsum("pd,pdk->pk", known.mean_GD[group_P], raw_PDK)
-        if self.num_outputs > 1:
-            intercept_PK = intercept_PK + _minus_infinity(known.lacking_GC[group_P], intercept_PK.dtype)
-        return raw_PDK, intercept_PK
+    def raw(self, theta_GEK: Tensor, place: int) -> tuple[Tensor, Tensor]:
+        """Return the weights (G, D, K) and intercepts (G, K) of a task for features that are not standardised.
 
-    def _fitted_on(self, fold: int, group_P: Tensor) -> Tensor:
-        """Return the problems that are fitted on the rows of a fold."""
-        kept = torch.tensor([fold in (each, NO_FOLD) and fold != NO_FOLD for each in self.left_out])
-        return torch.nonzero(~kept.to(group_P.device)[group_P])[:, 0]
+        All are float64; ``theta_GEK`` is of all groups.
+        """
+        task, span = self.tasks[place], self.spans[place]
+        theta = theta_GEK[span, :, : task.labelling.num_outputs].double()
+        raw_GDK = theta[:, :-1] / self.scale_GD[span][:, :, None]
+        intercept_GK = theta[:, -1] - torch.einsum("gd,gdk->gk", self.mean_GD[span], raw_GDK)
+        if task.labelling.num_outputs > 1:
+            intercept_GK = intercept_GK + _minus_infinity(task.lacking_GC, intercept_GK.dtype)
+        return raw_GDK, intercept_GK
 
-    def _weighted(self, block: Block, margins_nQK: Tensor, group_Q: Tensor) -> tuple[Tensor, Tensor]:
-        known, dtype = self.statistics, margins_nQK.dtype
-        if margins_nQK.shape[2] > 1 and bool(known.lacking_GC.any()):
-            margins_nQK = margins_nQK + _minus_infinity(known.lacking_GC[group_Q], dtype)
-        loss_nQ, slope_nQK = self.loss(margins_nQK, block.y_n)
-        if block.y_n.ndim == 2:  # labels: they have no weights of their own
-            weight_nQ = torch.ones_like(loss_nQ)
-        else:
-            weight_nQ = known.class_weight_GC[group_Q].to(dtype).T[block.y_n]
+    def _pieces(self, fold: int, group_P: Tensor) -> list[_Piece]:
+        """Return the problems that are fitted on the rows of a fold, by task."""
+        pieces, start = [], 0
+        for task, span in zip(self.tasks, self.spans, strict=True):
+            mine = (group_P >= span.start) & (group_P < span.stop)
+            if task.divides_like_rows and fold != NO_FOLD:
+                mine = mine & (task.left_out_G[(group_P - span.start).clamp(0, len(task.left_out_G) - 1)] != fold)
+            members_M = torch.nonzero(mine)[:, 0]
+            if len(members_M):
+                stop = start + len(members_M) * task.labelling.num_outputs
+                pieces.append(_Piece(task, members_M, group_P[members_M] - span.start, slice(start, stop)))
+                start = stop
+        return pieces
+
+
+class _Task:
+    """A labelling, and what its groups know of their rows."""
+
+    def __init__(self, rows: Rows, labelling: Labelling, moments: Moments) -> None:
+        self.labelling = labelling
+        known = [moments.without(fold) for fold in labelling.left_out]
+        self.weight_G, self.mean_GD, self.scale_GD, counts_GC = (torch.stack(each) for each in zip(*known, strict=True))
+        self.divides_like_rows = np.array_equal(labelling.fold, rows.fold)
+        self.left_out_G = torch.tensor(labelling.left_out, device=rows.device)
+        self.lacking_GC = counts_GC <= 0
+        """Classes without rows: they get no margin, so no probability."""
+        if labelling.y.ndim == 2:
+            self.lacking_GC = torch.zeros_like(self.lacking_GC)
+        self._class_weight_GC = self._class_weights(counts_GC)
+        self._weighs_classes = not bool((self._class_weight_GC == 1.0).all())
+
+    def _class_weights(self, counts_GC: Tensor) -> Tensor:
+        given = self.labelling.class_weight
+        if given is None:
+            return torch.ones_like(counts_GC)
+        if isinstance(given, str):
+            present = (~self.lacking_GC).sum(1, keepdim=True)
+            alike = self.weight_G[:, None] / (present * counts_GC.clamp(min=1e-300))
+            return torch.where(self.lacking_GC, 0.0, alike)
+        return torch.from_numpy(given).to(counts_GC).expand_as(counts_GC)
+
+    def weighted(self, block: Block, margins_nMK: Tensor, group_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of some of its problems (M,) and the slopes (n, M, K) of a block; margins are consumed."""
+        dtype, labelling = margins_nMK.dtype, self.labelling
+        y_n = torch.from_numpy(labelling.y[block.places_n]).to(margins_nMK.device)
+        if margins_nMK.shape[2] > 1 and bool(self.lacking_GC.any()):
+            margins_nMK = margins_nMK.add_(_minus_infinity(self.lacking_GC[group_M], dtype))
+        loss_nM, slope_nMK = labelling.loss(margins_nMK, y_n)
+        factors = []
+        if self._weighs_classes and y_n.ndim == 1:  # several labels have no weights of their own
+            factors.append(self._class_weight_GC[group_M].to(dtype).T[y_n])
         if block.weight_n is not None:
-            weight_nQ = weight_nQ * block.weight_n.to(dtype)[:, None]
-        elif bool((known.class_weight_GC == 1.0).all()):
-            return loss_nQ.double().sum(0), slope_nQK
-        return (loss_nQ * weight_nQ).double().sum(0), slope_nQK.mul_(weight_nQ[:, :, None])
+            factors.append(block.weight_n.to(dtype)[:, None])
+        if not self.divides_like_rows:
+            fold_n = torch.from_numpy(labelling.fold[block.places_n]).to(margins_nMK.device)
+            left_out_M = self.left_out_G[group_M]
+            factors.append(((fold_n[:, None] != left_out_M) | (left_out_M == NO_FOLD)).to(dtype))
+        for weight_nM in factors:
+            loss_nM = loss_nM * weight_nM
+            slope_nMK = slope_nMK.mul_(weight_nM[:, :, None])
+        return loss_nM.double().sum(0), slope_nMK
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Problems of one task, and where their outputs are among the columns of a product."""
+
+    task: _Task
+    members_M: Tensor
+    group_M: Tensor
+    """Among those of the task."""
+    columns: slice
+
+
+class _Look:
+    """The products of all blocks of a fold with all problems that are fitted on it."""
+
+    def __init__(self, pieces: list[_Piece], raw_PDK: Tensor, constant_PK: Tensor) -> None:
+        self._pieces = pieces
+        if not pieces:
+            return
+        self._raw_DQ = torch.cat(
+            [self._of(piece, raw_PDK).permute(1, 0, 2).reshape(raw_PDK.shape[1], -1) for piece in pieces], 1
+        )
+        self._constant_Q = torch.cat([self._of(piece, constant_PK).reshape(-1) for piece in pieces])
+        self._slope_DQ, self._total_Q = torch.zeros_like(self._raw_DQ), torch.zeros_like(self._constant_Q)
+        self._values = [
+            torch.zeros(len(piece.members_M), dtype=torch.float64, device=raw_PDK.device) for piece in pieces
+        ]
+
+    def take(self, block: Block) -> None:
+        """Add a block's part."""
+        if not self._pieces:
+            return
+        X_nD = block.X_nD.to(self._raw_DQ.dtype)
+        margins_nQ = torch.addmm(self._constant_Q, X_nD, self._raw_DQ)
+        slope_nQ = margins_nQ
+        for piece, value in zip(self._pieces, self._values, strict=True):
+            margins_nMK = margins_nQ[:, piece.columns].unflatten(1, (len(piece.members_M), -1))
+            loss_M, slope_nMK = piece.task.weighted(block, margins_nMK, piece.group_M)
+            value += loss_M
+            if len(self._pieces) == 1:
+                slope_nQ = slope_nMK.reshape(len(X_nD), -1)
+            else:
+                slope_nQ[:, piece.columns] = slope_nMK.reshape(len(X_nD), -1)
+        self._slope_DQ.addmm_(X_nD.T, slope_nQ)
+        self._total_Q += slope_nQ.sum(0)
+
+    def add_to(self, value_P: Tensor, slope_PDK: Tensor, total_PK: Tensor) -> None:
+        """Add what all blocks came to."""
+        for piece, value in zip(self._pieces, self._values if self._pieces else [], strict=True):
+            members, num_outputs = piece.members_M, piece.task.labelling.num_outputs
+            slope = self._slope_DQ[:, piece.columns].unflatten(1, (len(members), num_outputs)).permute(1, 0, 2)
+            value_P[members] += value
+            slope_PDK[members, :, :num_outputs] += slope
+            total_PK[members, :num_outputs] += self._total_Q[piece.columns].view(len(members), num_outputs)
+
+    @staticmethod
+    def _of(piece: _Piece, of_problems: Tensor) -> Tensor:
+        return of_problems[piece.members_M][..., : piece.task.labelling.num_outputs]
 
 
 def _minus_infinity(lacking_QC: Tensor, dtype: torch.dtype) -> Tensor:
     # Far enough below any margin, and finite: a loss must not meet infinity minus infinity.
     return torch.where(lacking_QC, -1e30, 0.0).to(dtype)
-
-
-def _statistics(rows: Rows, left_out: Sequence[int], class_weight: ClassWeight, *, standardize: bool) -> Statistics:
-    moments = Moments.of(rows)
-    weight, mean, scale, counts = (torch.stack(each) for each in zip(*map(moments.without, left_out), strict=True))
-    if not standardize:
-        mean, scale = torch.zeros_like(mean), torch.ones_like(scale)
-    lacking = counts <= 0 if rows.y.ndim == 1 else torch.zeros_like(counts, dtype=torch.bool)
-    if class_weight is None:
-        table = torch.ones_like(counts)
-    elif isinstance(class_weight, str):
-        present = (~lacking).sum(1, keepdim=True)
-        table = torch.where(lacking, 0.0, weight[:, None] / (present * counts.clamp(min=1e-300)))
-    else:
-        table = torch.from_numpy(class_weight).to(counts).expand_as(counts)
-    return Statistics(weight, mean, scale, table, lacking)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,14 @@ from torch import Tensor
 
 from featurecache.heads.checks import is_small
 from featurecache.heads.linear.classifier import named
-from featurecache.heads.linear.losses import Loss
-from featurecache.heads.linear.objective import Objective
+from featurecache.heads.linear.objective import Labelling, Objective
 from featurecache.heads.linear.solver import Minimiser, Tolerance
-from featurecache.heads.rows import NO_FOLD, Moments, Rows
+from featurecache.heads.rows import NO_FOLD, Divided, Moments, Rows
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Solutions for one strength.
+    """Solutions of one task for one strength.
 
     Attributes
     ----------
@@ -47,13 +46,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearFamily:
-    """How a family of linear heads is fitted; the rows come later.
+    """How families of linear heads are fitted; rows and tasks come later.
 
     Attributes
     ----------
-    loss : Loss
-    class_weight : "balanced", ndarray (n_classes,) or None
-        Balanced: all classes have the same total weight.
     standardize : bool
     tol : float
         Largest difference of an objective from its least value, relative, as far as it can be told.
@@ -61,8 +57,6 @@ class LinearFamily:
         Looks at the rows for one strength.
     """
 
-    loss: Loss
-    class_weight: Literal["balanced"] | NDArray[np.float64] | None = None
     standardize: bool = True
     tol: float = 1e-4
     max_iter: int = 1000
@@ -70,80 +64,102 @@ class LinearFamily:
     def solve(
         self,
         rows: Rows,
-        Cs: Sequence[float],
-        left_out: Sequence[int],
+        labellings: Sequence[Labelling],
+        Cs: Iterable[float | Sequence[float]],
         *,
-        start: Tensor | None = None,
+        starts: Sequence[Tensor | None] | None = None,
         to_the_end: bool = False,
-    ) -> Iterator[Step]:
+    ) -> Iterator[list[Step]]:
         """Solve for one strength after the other, from the strongest regularisation to the weakest.
 
         Parameters
         ----------
         rows : Rows
-        Cs : sequence of float
+        labellings : sequence of Labelling
+            Of tasks that are solved side by side.
+        Cs : sequence of float, or of one float for each task
             Increasing.
-        left_out : sequence of int
-            The fold that each group leaves out.
-        start : Tensor (G, E, K), optional
-            `Step.theta_GEK` of a similar problem.
+        starts : sequence of Tensor (G, E, K) or None, optional
+            For each task the `Step.theta_GEK` of a similar problem.
         to_the_end : bool
             Solve small problems to the last digits, so that equal problems give equal solutions however they are put.
+
+        Yields
+        ------
+        list of Step
+            Of each task.
         """
+        starts = starts or [None] * len(labellings)
+        C_of_tasks = [np.broadcast_to(C, len(labellings)) for C in Cs]
         # With more rows, looking at all folds at once saves more than a smaller space does.
         if is_small(rows.num_rows, rows.num_features) and 2 * rows.num_rows <= rows.num_features:
-            return self._in_row_space(rows, Cs, left_out, start, to_the_end)
-        return self._solve(rows, Cs, left_out, start, to_the_end)
+            return self._in_row_space(rows, labellings, C_of_tasks, starts, to_the_end)
+        return self._solve(rows, labellings, C_of_tasks, starts, to_the_end)
 
     def _in_row_space(
-        self, rows: Rows, Cs: Sequence[float], left_out: Sequence[int], start: Tensor | None, to_the_end: bool
-    ) -> Iterator[Step]:
-        """Solve each group where its few rows vary, and carry the solutions back."""
-        moments = Moments.of(rows)
-        spaces = [RowSpace(rows, moments, fold, standardize=self.standardize) for fold in left_out]
+        self,
+        rows: Rows,
+        labellings: Sequence[Labelling],
+        C_of_tasks: Sequence[NDArray[np.float64]],
+        starts: Sequence[Tensor | None],
+        to_the_end: bool,
+    ) -> Iterator[list[Step]]:
+        """Solve the problems on the same few rows where these vary, and carry the solutions back."""
+        spaces = RowSpace.of_each(rows, labellings, standardize=self.standardize)
         alone = replace(self, standardize=False)
-        starts = [None if start is None else space.within(start[k : k + 1]) for k, space in enumerate(spaces)]
-        solvers = [
-            alone._solve(space.rows, Cs, [NO_FOLD], own, to_the_end) for space, own in zip(spaces, starts, strict=True)
-        ]
-        for steps in zip(*solvers, strict=True):
-            solved = [space.outside(step) for space, step in zip(spaces, steps, strict=True)]
-            weights, intercepts, thetas = (torch.stack(each) for each in zip(*solved, strict=True))
-            yield Step(
-                steps[0].C,
-                weights,
-                intercepts,
-                np.concatenate([step.values for step in steps]),
-                np.concatenate([step.num_iterations for step in steps]),
-                all(step.converged for step in steps),
-                thetas,
-            )
+        solvers = []
+        for space in spaces:
+            places = [place for place, _ in space.members]
+            within = [
+                None if (start := starts[place]) is None else space.within(start[group : group + 1])
+                for place, group in space.members
+            ]
+            mine = [space.labelling(labellings[place]) for place in places]
+            own = [C_T[places] for C_T in C_of_tasks]
+            solvers.append(alone._solve(space.rows, mine, own, within, to_the_end))
+        for found in zip(*solvers, strict=True):
+            solved: list[list[Any]] = [[None] * len(labelling.left_out) for labelling in labellings]
+            for space, steps in zip(spaces, found, strict=True):
+                for (place, group), step in zip(space.members, steps, strict=True):
+                    solved[place][group] = space.outside(step)
+            yield [_joined(steps) for steps in solved]
 
     def _solve(
-        self, rows: Rows, Cs: Sequence[float], left_out: Sequence[int], start: Tensor | None, to_the_end: bool
-    ) -> Iterator[Step]:
-        objective = Objective(rows, self.loss, left_out, class_weight=self.class_weight, standardize=self.standardize)
+        self,
+        rows: Rows,
+        labellings: Sequence[Labelling],
+        C_of_tasks: Sequence[NDArray[np.float64]],
+        starts: Sequence[Tensor | None],
+        to_the_end: bool,
+    ) -> Iterator[list[Step]]:
+        objective = Objective(rows, labellings, standardize=self.standardize)
         small = is_small(rows.num_rows, rows.num_features)
         minimiser = Minimiser(objective, self._tolerance(small and to_the_end), torch.float64 if small else rows.dtype)
-        if start is not None:
-            minimiser.start_at(start)
-        group = torch.arange(objective.num_groups, device=rows.device)
-        for C in Cs:
-            strength = 1.0 / (C * objective.statistics.weight_G)
-            theta = minimiser.solve(strength)
+        for span, labelling, start in zip(objective.spans, labellings, starts, strict=True):
+            if start is not None:
+                minimiser.start_at(start, span, labelling.num_outputs)
+        sizes = [len(labelling.left_out) for labelling in labellings]
+        for C_T in C_of_tasks:
+            C_G = torch.from_numpy(np.repeat(C_T, sizes)).to(objective.weight_G)
+            strength_G = 1.0 / (C_G * objective.weight_G)
+            theta = minimiser.solve(strength_G)
             num_iterations = minimiser.num_iterations.clone()
             if not bool(minimiser.converged.all()) and theta.dtype != torch.float64:
                 minimiser.in_float64()
-                theta = minimiser.solve(strength)
+                theta = minimiser.solve(strength_G)
                 num_iterations += minimiser.num_iterations
-            yield Step(
-                C,
-                *objective.raw(theta, group),
-                minimiser.value.cpu().numpy(),
-                num_iterations.cpu().numpy(),
-                bool((minimiser.converged | minimiser.exhausted).all()),
-                theta,
-            )
+            done = minimiser.converged | minimiser.exhausted
+            yield [
+                Step(
+                    float(C_T[place]),
+                    *objective.raw(theta, place),
+                    minimiser.value[span].cpu().numpy(),
+                    num_iterations[span].cpu().numpy(),
+                    bool(done[span].all()),
+                    theta[span, :, : labelling.num_outputs],
+                )
+                for place, (span, labelling) in enumerate(zip(objective.spans, labellings, strict=True))
+            ]
 
     def _tolerance(self, to_the_end: bool) -> Tolerance:
         if to_the_end:
@@ -163,13 +179,13 @@ class RowSpace:
     ----------
     rows : Rows
         Of the group, by their places along the axes.
+    members : list of (int, int)
+        The places of the tasks, and of their groups, that are fitted on these rows.
     """
 
-    def __init__(self, rows: Rows, moments: Moments, fold: int, *, standardize: bool) -> None:
-        kept = (rows.fold != fold) | (rows.fold == NO_FOLD)
-        _, mean_D, scale_D, _ = moments.without(fold)
-        self._mean_D = mean_D if standardize else torch.zeros_like(mean_D)
-        self._scale_D = scale_D if standardize else torch.ones_like(scale_D)
+    def __init__(self, rows: Rows, kept: NDArray[np.bool_], standard: tuple[Tensor, Tensor]) -> None:
+        self._kept, (self._mean_D, self._scale_D) = kept, standard
+        self.members: list[tuple[int, int]] = []
         X = torch.from_numpy(np.asarray(rows.X[np.flatnonzero(kept)], np.float64)).to(rows.device)
         self._axes_DR, upper_RN = torch.linalg.qr(((X - self._mean_D) / self._scale_D).T)
         self.rows = Rows(
@@ -182,17 +198,52 @@ class RowSpace:
             num_classes=rows.num_classes,
         )
 
+    @classmethod
+    def of_each(cls, rows: Rows, labellings: Sequence[Labelling], *, standardize: bool) -> list[RowSpace]:
+        """Return a space for all rows that some groups are fitted on, each once."""
+        moments = Moments.of_each(rows, [Divided(each.y, each.fold, each.num_classes) for each in labellings])
+        spaces: dict[bytes, RowSpace] = {}
+        for place, labelling in enumerate(labellings):
+            for group, fold in enumerate(labelling.left_out):
+                kept = (labelling.fold != fold) | (labelling.fold == NO_FOLD)
+                if (key := kept.tobytes()) not in spaces:
+                    _, mean_D, scale_D, _ = moments[place].without(fold)
+                    standard = (
+                        (mean_D, scale_D) if standardize else (torch.zeros_like(mean_D), torch.ones_like(scale_D))
+                    )
+                    spaces[key] = cls(rows, kept, standard)
+                spaces[key].members.append((place, group))
+        return list(spaces.values())
+
+    def labelling(self, labelling: Labelling) -> Labelling:
+        """Return what a task says of these rows, of which nothing is left out."""
+        return replace(labelling, y=labelling.y[self._kept], fold=self.rows.fold, left_out=[NO_FOLD])
+
     def within(self, theta_GEK: Tensor) -> Tensor:
         """Return what of a solution lies in the space."""
         theta = theta_GEK.to(self._axes_DR)
         return torch.cat([self._axes_DR.T @ theta[:, :-1], theta[:, -1:]], 1)
 
-    def outside(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Return weights (D, K) and intercepts (K,) for features as they come, and the solution (E, K)."""
+    def outside(self, step: Step) -> Step:
+        """Return the solution of one group for features as they come."""
         weights_DK = self._axes_DR @ step.weights_GDK[0]
         raw_DK = weights_DK / self._scale_D[:, None]
         theta_EK = torch.cat([weights_DK, step.theta_GEK[0, -1:].to(weights_DK)])
-        return raw_DK, step.intercept_GK[0] - self._mean_D @ raw_DK, theta_EK
+        intercept_K = step.intercept_GK[0] - self._mean_D @ raw_DK
+        return replace(step, weights_GDK=raw_DK[None], intercept_GK=intercept_K[None], theta_GEK=theta_EK[None])
+
+
+def _joined(steps: Sequence[Step]) -> Step:
+    """Return the solutions of all groups of a task."""
+    return Step(
+        steps[0].C,
+        torch.cat([step.weights_GDK for step in steps]),
+        torch.cat([step.intercept_GK for step in steps]),
+        np.concatenate([step.values for step in steps]),
+        np.concatenate([step.num_iterations for step in steps]),
+        all(step.converged for step in steps),
+        torch.cat([step.theta_GEK for step in steps]),
+    )
 
 
 @dataclass
@@ -221,24 +272,25 @@ class Search:
     converged: bool = True
 
 
-def search(family: LinearFamily, rows: Rows, Cs: Sequence[float]) -> Search:
+def search(family: LinearFamily, rows: Rows, labelling: Labelling, Cs: Sequence[float]) -> Search:
     """Find the strength that names most rows right when they are held out.
 
     Parameters
     ----------
     family : LinearFamily
     rows : Rows
-        Every fold but `NO_FOLD` is held out once.
+        With labels and folds of the labelling.
+    labelling : Labelling
+        Leaves out every fold but `NO_FOLD`.
     Cs : sequence of float
         Increasing.
     """
-    left_out = [fold for fold in rows.folds if fold != NO_FOLD]
     best, most = Search(Cs[0]), -1.0
     held_out = rows.fold != NO_FOLD
     weight = None if rows.weight is None else rows.weight[held_out]
     accuracy, num_iterations, converged = [], [], True
-    for step in family.solve(rows, Cs, left_out):
-        margins, y = held_out_margins(step, rows, left_out)
+    for (step,) in family.solve(rows, [labelling], Cs):
+        margins, y = held_out_margins(step, rows, labelling.left_out)
         right = named(margins) == y if y.ndim == 1 else ((margins > 0) == y).mean(axis=1)
         accuracy.append(float(np.average(right, weights=weight)))
         num_iterations.append(int(step.num_iterations.max()))

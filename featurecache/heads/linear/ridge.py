@@ -1,20 +1,12 @@
-"""Ridge regression on class indicators or numbers: every strength, and what rows get when left out, in closed form.
-
-With ``X = U diag(sqrt(e)) Q'`` (centred, standardised, rows times the roots of their weights) the fitted values for the
-strength ``a`` are ``H y`` with ``H = U diag(e / (e + a)) U' + w w' / sum(w^2)``, the last part being the intercept. A
-row that is left out has the residual ``r_i / (1 - H_ii)``, rows of a fold ``(I - H_SS)^-1 r_S``: no fit is repeated
-(Allen, "The relationship between variable selection and data augmentation", Technometrics 16, 1974; for the folds,
-Cook & Weisberg, "Residuals and Influence in Regression", 1982).
-"""
+"""Ridge regression on class indicators or numbers: every strength, and what rows get when left out, in closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh, svd
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -30,12 +22,9 @@ from featurecache.heads.checks import (
     with_weight,
 )
 from featurecache.heads.linear.classifier import LinearClassifier, named
-from featurecache.heads.preparation import shrunk_variance
+from featurecache.heads.linear.normal_equations import Real, System
 
-_BLOCK_BYTES = 32 << 20
-_ROWS_FOR_SHIFT = 256
-
-Real = NDArray[np.floating[Any]]
+_Probe = TypeVar("_Probe", bound="_Ridge")
 
 
 class _Ridge(BaseEstimator):
@@ -61,6 +50,71 @@ class _Ridge(BaseEstimator):
         self.standardize = standardize
         self.prior_rows = prior_rows
         self.random_state = random_state
+
+    def fit_folds(
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> Iterator[tuple[dict[str, Any], list[Self]]]:
+        """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
+        for setting, (fitted,) in self.fit_folds_of_tasks([self], X, [y], [fold], settings, sample_weight):
+            yield setting, fitted
+
+    @staticmethod
+    def fit_folds_of_tasks(
+        probes: Sequence[_Probe],
+        X: NDArray[Any],
+        ys: Sequence[NDArray[Any]],
+        folds: Sequence[NDArray[np.int64]],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> Iterator[tuple[dict[str, Any], list[list[_Probe]]]]:
+        """Do what `LinearProbe.fit_folds_of_tasks` does: tasks that divide the rows alike share a decomposition."""
+        targets = [probe._targets_of(X, y) for probe, y in zip(probes, ys, strict=True)]
+        alike: dict[bytes, list[int]] = {}
+        for place, fold in enumerate(folds):
+            alike.setdefault(fold.tobytes(), []).append(place)
+        shared = []
+        for places in alike.values():
+            both = np.hstack([targets[place] for place in places])
+            shared.append((places, probes[0]._systems(X, both, folds[places[0]], sample_weight)))
+        for alpha in (setting["alpha"] for setting in settings):
+            fitted: list[list[_Probe]] = [[] for _ in probes]
+            for places, systems in shared:
+                for system in systems:
+                    new = [clone(probes[place]).set_params(alpha=alpha)._like(probes[place]) for place in places]
+                    _solve(system, new, [targets[place].shape[1] for place in places])
+                    for place, probe in zip(places, new, strict=True):
+                        fitted[place].append(probe)
+            yield {"alpha": alpha}, fitted
+
+    @staticmethod
+    def fit_tasks(
+        probes: Sequence[_Probe],
+        X: NDArray[Any],
+        ys: Sequence[NDArray[Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> list[bool]:
+        """Do what `LinearProbe.fit_tasks` does, from one decomposition."""
+        targets = [probe._targets_of(X, y) for probe, y in zip(probes, ys, strict=True)]
+        never = np.full(len(X), -1)
+        (system,) = probes[0]._systems(X, np.hstack(targets), never, sample_weight)
+        _solve(system, probes, [each.shape[1] for each in targets])
+        return [True] * len(probes)
+
+    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
+        """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""
+        raise NotImplementedError
+
+    def _like(self, other: Self) -> Self:
+        """Take that from another estimator."""
+        raise NotImplementedError
+
+    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
+        raise NotImplementedError
 
     def _divided(
         self, rows: Any, y: NDArray[Any], sample_weight: ArrayLike | None, groups: ArrayLike | None, *, classes: bool
@@ -147,37 +201,30 @@ class RidgeProbe(_Ridge, LinearClassifier):
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
-        weight, rows, y, fold = self._divided(rows, np.asarray(y), sample_weight, groups, classes=True)
-        self.classes_, y_index = checked_labels(y)
+        weight, rows, labels, fold = self._divided(rows, np.asarray(y), sample_weight, groups, classes=True)
+        targets = self._targets_of(rows, labels)
+        y_index = np.searchsorted(self.classes_, labels)
 
         def accuracy(values: Real) -> float:
             return float(np.average(named(values) == y_index, weights=weight))
 
-        system = self._chosen(rows, _targets(y_index, len(self.classes_)), weight, fold, accuracy)
-        return self._solved(system, self.alpha_)
+        system = self._chosen(rows, targets, weight, fold, accuracy)
+        return self._solved(self.alpha_, *system.solution(self.alpha_))
 
-    def fit_folds(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        fold: NDArray[np.int64],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
-    ) -> Iterator[tuple[dict[str, Any], list[RidgeProbe]]]:
-        """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
+    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         self.n_features_in_ = X.shape[1]
         self.classes_, y_index = checked_labels(y)
-        systems = self._systems(X, _targets(y_index, len(self.classes_)), fold, sample_weight)
-        for alpha in (setting["alpha"] for setting in settings):
-            fitted = [clone(self).set_params(alpha=alpha) for _ in systems]
-            for estimator, system in zip(fitted, systems, strict=True):
-                estimator.n_features_in_, estimator.classes_ = self.n_features_in_, self.classes_
-                estimator._solved(system, alpha)
-            yield {"alpha": alpha}, fitted
+        if len(self.classes_) == 2:
+            return (2.0 * y_index - 1.0)[:, None]
+        return np.where(y_index[:, None] == np.arange(len(self.classes_)), 1.0, -1.0)
 
-    def _solved(self, system: System, alpha: float) -> Self:
-        self.alpha_, weights_DK = alpha, system.weights(alpha)
-        return self._fitted(weights_DK, system.target_mean - system.mean @ weights_DK)
+    def _like(self, other: Self) -> Self:
+        self.n_features_in_, self.classes_ = other.n_features_in_, other.classes_
+        return self
+
+    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
+        self.alpha_ = alpha
+        return self._fitted(weights_DK, intercept_K)
 
 
 class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
@@ -198,6 +245,8 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
 
     coef_: Real
     intercept_: Real | float
+    _flat: bool
+    """Targets are in one dimension."""
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
@@ -219,25 +268,8 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
                 r2_score(_column(numbers)[seen], values[seen], sample_weight=None if weight is None else weight[seen])
             )
 
-        system = self._chosen(rows, _column(numbers), weight, fold, determination)
-        return self._solved(system, self.alpha_, flat=numbers.ndim == 1)
-
-    def fit_folds(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        fold: NDArray[np.int64],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
-    ) -> Iterator[tuple[dict[str, Any], list[RidgeRegressor]]]:
-        """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
-        systems = self._systems(X, _column(y.astype(np.float64)), fold, sample_weight)
-        for alpha in (setting["alpha"] for setting in settings):
-            fitted = [clone(self).set_params(alpha=alpha) for _ in systems]
-            for estimator, system in zip(fitted, systems, strict=True):
-                estimator.n_features_in_ = X.shape[1]
-                estimator._solved(system, alpha, flat=y.ndim == 1)
-            yield {"alpha": alpha}, fitted
+        system = self._chosen(rows, self._targets_of(rows, numbers), weight, fold, determination)
+        return self._solved(self.alpha_, *system.solution(self.alpha_))
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
@@ -245,185 +277,32 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
         return np.asarray((rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_)
 
-    def _solved(self, system: System, alpha: float, *, flat: bool) -> Self:
-        self.alpha_, weights_DT = alpha, system.weights(alpha)
-        intercept_T = system.target_mean - system.mean @ weights_DT
-        if flat:
-            self.coef_, self.intercept_ = weights_DT[:, 0].copy(), float(intercept_T[0])
+    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
+        self.n_features_in_, self._flat = X.shape[1], y.ndim == 1
+        return _column(y.astype(np.float64, copy=False))
+
+    def _like(self, other: Self) -> Self:
+        self.n_features_in_, self._flat = other.n_features_in_, other._flat
+        return self
+
+    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
+        self.alpha_ = alpha
+        if self._flat:
+            self.coef_, self.intercept_ = weights_DK[:, 0].copy(), float(intercept_K[0])
         else:
-            self.coef_, self.intercept_ = weights_DT.T.copy(), intercept_T
+            self.coef_, self.intercept_ = weights_DK.T.copy(), intercept_K.copy()
         return self
 
 
-class System:
-    """The normal equations of weighted rows, in the axes in which they are uncorrelated.
-
-    Parameters
-    ----------
-    X : ndarray (n_samples, n_features)
-    targets : ndarray (n_samples, n_outputs), float64
-    weight : ndarray (n_samples,), optional
-    standardize : bool
-        Divide features by their standard deviations; centred they are in any case.
-    prior_rows : float
-        See `shrunk_variance`.
-    """
-
-    def __init__(
-        self, X: Real, targets: Real, weight: Real | None, *, standardize: bool, prior_rows: float = 0.0
-    ) -> None:
-        self._X = X
-        self._root = None if weight is None else np.sqrt(weight)
-        self._total = float(len(X) if weight is None else weight.sum())
-        self.target_mean = np.average(targets, axis=0, weights=weight)
-        self._targets = self._rooted(targets - self.target_mean, slice(None))
-
-        self._standardize, self._prior_rows = standardize, prior_rows
-        if 2 * len(X) <= X.shape[1]:
-            self._of_few_rows()
-        else:
-            self._of_many_rows()
-        self._moment = self._axes.T @ self._moment_D
-
-    def _of_few_rows(self) -> None:
-        """Find the axes of the rows themselves: in no other direction does any of them vary."""
-        X = self._X.astype(np.float64, copy=False)
-        weight = None if self._root is None else self._root**2
-        self.mean = np.average(X, axis=0, weights=weight)
-        centred = X - self.mean
-        self._scale = self._scale_of(np.average(centred**2, axis=0, weights=weight))
-        Z = self._rooted(centred / self._scale, slice(None))
-        self._moment_D = Z.T @ self._targets
-        _, lengths, axes = svd(Z, full_matrices=False, overwrite_a=True, check_finite=False)
-        self._variance, self._axes = _above_rounding(lengths**2, self._X.dtype), axes.T
-
-    def _of_many_rows(self) -> None:
-        """Find the axes from products of features, a block of rows at a time."""
-        X = self._X
-        shift = X[:: max(len(X) // _ROWS_FOR_SHIFT, 1)].mean(axis=0)
-        gram, moment = np.zeros((X.shape[1],) * 2), np.zeros((X.shape[1], self._targets.shape[1]))
-        sums = np.zeros(X.shape[1])
-        for rows in self._blocks():
-            Z = self._rooted(X[rows] - shift, rows)
-            gram += Z.T @ Z
-            moment += Z.T @ self._targets[rows].astype(X.dtype)
-            sums += Z.sum(axis=0) if self._root is None else self._root[rows].astype(X.dtype) @ Z
-        offset = sums / self._total
-        self.mean = shift + offset
-        self._scale = self._scale_of(np.diag(gram) / self._total - offset**2)
-        self._gram = (gram - self._total * np.outer(offset, offset)) / np.outer(self._scale, self._scale)
-        self._moment_D = moment / self._scale[:, None]
-        self._variance, self._axes = _decomposed(self._gram.copy(), X.dtype)
-
-    def _scale_of(self, variance: Real) -> Real:
-        if not self._standardize:
-            return np.ones(len(variance))
-        flat = variance <= (1e-9 * self.mean) ** 2
-        shrunk = shrunk_variance(variance, ~flat, self._total, self._prior_rows)
-        return np.where(flat, 1.0, np.sqrt(np.maximum(shrunk, 0.0)))
-
-    def forget_rows(self) -> Self:
-        """Let go of all that only left-out rows need."""
-        self._X, self._targets, self._gram = self._X[:0], self._targets[:0], np.zeros((0, 0))
-        return self
-
-    def weights(self, alpha: float) -> Real:
-        """Return the weights for features as they come, (n_features, n_outputs) float64."""
-        return self._axes @ (self._moment / (self._variance + alpha)[:, None]) / self._scale[:, None]
-
-    def left_out(self, alphas: Sequence[float]) -> Iterator[Real]:
-        """Return for each strength what each row gets when it is left out, (n_samples, n_outputs)."""
-        num_rows, num_outputs = self._targets.shape
-        inverse = 1.0 / (self._variance[:, None] + np.array(alphas))
-        stacked = (self._moment[:, None, :] * inverse[:, :, None]).reshape(len(self._moment), -1)
-        dtype = self._X.dtype
-        fitted, own = np.empty((num_rows, len(alphas), num_outputs), dtype), np.empty((num_rows, len(alphas)), dtype)
-        axes, stacked, inverse = (each.astype(dtype) for each in (self._axes / self._scale[:, None], stacked, inverse))
-        for rows in self._blocks():
-            rotated = self._rooted(self._X[rows] - self.mean.astype(dtype), rows) @ axes
-            fitted[rows] = (rotated @ stacked).reshape(-1, len(alphas), num_outputs)
-            own[rows] = np.square(rotated, out=rotated) @ inverse
-        own += (self._root_of(slice(None)) ** 2 / self._total)[:, None].astype(dtype)
-        for place in range(len(alphas)):
-            residual = (self._targets - fitted[:, place]) / np.maximum(1.0 - own[:, place], 1e-12)[:, None]
-            yield self._as_values(residual, slice(None))
-
-    def held_out(self, alphas: Sequence[float], fold: NDArray[np.int64]) -> Iterator[Real]:
-        """Return for each strength what each row gets when its fold is left out; rows of fold -1 get NaN."""
-        outcomes = [np.full(self._targets.shape, np.nan) for _ in alphas]
-        for number in np.unique(fold[fold >= 0]):
-            rows = np.flatnonzero(fold == number)
-            few = len(rows) < self._X.shape[1] // 2
-            found = self._corrected(rows, alphas) if few else self._without(rows, alphas)
-            for values, each in zip(outcomes, found, strict=True):
-                values[rows] = each
-        yield from outcomes
-
-    def _corrected(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
-        """Correct what all rows together give to some of them: one small system for each strength."""
-        # The intercept is one more axis, along which nothing is penalised.
-        rotated = np.column_stack([self._standard(rows).astype(np.float64) @ self._axes, self._root_of(rows)])
-        for alpha in alphas:
-            curvature = np.append(self._variance + alpha, self._total)
-            residual = self._targets[rows] - rotated[:, :-1] @ (self._moment / curvature[:-1, None])
-            kernel = np.eye(len(rows)) - (rotated / curvature) @ rotated.T
-            kernel[np.diag_indices_from(kernel)] += 1e-13
-            yield self._as_values(cho_solve(cho_factor(kernel), residual), rows)
-
-    def _without(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:
-        """Take some rows out of the sums, and find the axes of the others: one decomposition for all strengths."""
-        Z, root = self._standard(rows), self._root_of(rows)
-        left = self._total - (root**2).sum()
-        # All rows together are centred, so what is left has the opposite sums.
-        mean = -(Z.T @ root.astype(Z.dtype)).astype(np.float64) / left
-        target_mean = -(self._targets[rows].T @ root) / left
-        gram = self._gram - (Z.T @ Z) - left * np.outer(mean, mean)
-        moment = self._moment_D - Z.T @ self._targets[rows].astype(Z.dtype) - left * np.outer(mean, target_mean)
-        variance, axes = _decomposed(gram, Z.dtype)
-        rotated = axes.T @ moment
-        stacked = np.stack([axes @ (rotated / (variance + alpha)[:, None]) for alpha in alphas], axis=1)
-        centred = Z - (root[:, None] * mean).astype(Z.dtype)
-        values = (centred @ stacked.reshape(len(mean), -1).astype(Z.dtype)).reshape(len(rows), len(alphas), -1)
-        for place in range(len(alphas)):
-            yield values[:, place] / root[:, None] + target_mean + self.target_mean
-
-    def _as_values(self, residual: Real, rows: Any) -> Real:
-        targets, root = self._targets[rows], self._root_of(rows)
-        return (targets - residual) / root[:, None] + self.target_mean
-
-    def _blocks(self) -> Iterator[slice]:
-        step = max(_BLOCK_BYTES // (self._X.shape[1] * self._X.itemsize), 1)
-        for start in range(0, len(self._X), step):
-            yield slice(start, start + step)
-
-    def _standard(self, rows: NDArray[np.int64]) -> Real:
-        dtype = self._X.dtype
-        return self._rooted((self._X[rows] - self.mean.astype(dtype)) / self._scale.astype(dtype), rows)
-
-    def _rooted(self, values: Real, rows: Any) -> Real:
-        """Multiply rows by the roots of their weights."""
-        return values if self._root is None else values * self._root[rows, None].astype(values.dtype)
-
-    def _root_of(self, rows: Any) -> Real:
-        return np.ones(len(self._X))[rows] if self._root is None else self._root[rows]
-
-
-def _decomposed(gram: Real, dtype: Any) -> tuple[Real, Real]:
-    """Return the variances along the axes of a Gram matrix, and the axes; the matrix is consumed."""
-    variance, axes = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
-    return _above_rounding(variance, dtype), axes
-
-
-def _above_rounding(variance: Real, dtype: Any) -> Real:
-    """What rounding leaves of axes in which nothing varies is not curvature."""
-    return np.maximum(variance, np.finfo(dtype).eps * max(float(variance.max()), 0.0))
+def _solve(system: System, probes: Sequence[_Ridge], num_outputs: Sequence[int]) -> None:
+    """Give each probe its part of the solution for its strength, of targets that stand side by side."""
+    solutions = {alpha: system.solution(alpha) for alpha in {probe.alpha for probe in probes}}
+    stop = 0
+    for probe, count in zip(probes, num_outputs, strict=True):
+        start, stop = stop, stop + count
+        weights_DK, intercept_K = solutions[probe.alpha]
+        probe._solved(probe.alpha, weights_DK[:, start:stop], intercept_K[start:stop])
 
 
 def _column(y: NDArray[np.float64]) -> NDArray[np.float64]:
     return y[:, None] if y.ndim == 1 else y
-
-
-def _targets(y: NDArray[np.int64], num_classes: int) -> Real:
-    if num_classes == 2:
-        return (2.0 * y - 1.0)[:, None]
-    return np.where(y[:, None] == np.arange(num_classes), 1.0, -1.0)

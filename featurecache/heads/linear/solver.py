@@ -47,7 +47,7 @@ class Preconditioner:
     """The inverse Hessian of ridge regression on standardised features."""
 
     def __init__(self, objective: Objective) -> None:
-        self._curvature = objective.loss.curvature
+        self._curvature_G = objective.curvature_G
         self.axes_DD: Tensor | None = None
         self.variance_D = torch.ones(objective.rows.num_features, dtype=torch.float64, device=objective.rows.device)
         if objective.rows.num_features <= _MOST_ROTATED:
@@ -55,22 +55,22 @@ class Preconditioner:
             self.axes_DD = axes_DD.float()  # a guess need not be exact, and reading the axes is what takes time
         self.variance_D = self.variance_D.clamp(min=_LEAST_VARIANCE * float(self.variance_D.mean()))
 
-    def __call__(self, gradient_PEK: Tensor, strength_P: Tensor) -> Tensor:
-        """Return the inverse times some gradients."""
-        num_problems, num_weights, num_outputs = gradient_PEK.shape
-        dtype = gradient_PEK.dtype
+    def __call__(self, gradient_GEK: Tensor, strength_G: Tensor) -> Tensor:
+        """Return the inverse times one gradient of each group."""
+        num_groups, num_weights, num_outputs = gradient_GEK.shape
+        dtype = gradient_GEK.dtype
         # Gradients near the optimum may be too small for float32.
-        size = gradient_PEK[:, :-1].abs().amax().clamp(min=torch.finfo(dtype).tiny)
-        slope_DQ = (gradient_PEK[:, :-1] / size).permute(1, 0, 2).reshape(num_weights - 1, -1)
+        size = gradient_GEK[:, :-1].abs().amax().clamp(min=torch.finfo(dtype).tiny)
+        slope_DQ = (gradient_GEK[:, :-1] / size).permute(1, 0, 2).reshape(num_weights - 1, -1)
         if self.axes_DD is not None:
             slope_DQ = self.axes_DD.T @ slope_DQ.float()
-        hessian_DP = self._curvature * self.variance_D[:, None] + strength_P
-        slope_DPK = slope_DQ.view(-1, num_problems, num_outputs) / hessian_DP.to(slope_DQ.dtype)[:, :, None]
-        slope_DQ = slope_DPK.reshape(num_weights - 1, -1)
+        hessian_DG = self._curvature_G * self.variance_D[:, None] + strength_G
+        slope_DGK = slope_DQ.view(-1, num_groups, num_outputs) / hessian_DG.to(slope_DQ.dtype)[:, :, None]
+        slope_DQ = slope_DGK.reshape(num_weights - 1, -1)
         if self.axes_DD is not None:
             slope_DQ = self.axes_DD @ slope_DQ
-        step = slope_DQ.to(dtype).view(-1, num_problems, num_outputs).permute(1, 0, 2) * size
-        return torch.cat([step, gradient_PEK[:, -1:] / self._curvature], 1)
+        step = slope_DQ.to(dtype).view(-1, num_groups, num_outputs).permute(1, 0, 2) * size
+        return torch.cat([step, gradient_GEK[:, -1:] / self._curvature_G.to(dtype)[:, None, None]], 1)
 
 
 class Minimiser:
@@ -99,9 +99,9 @@ class Minimiser:
         self.exhausted = torch.zeros_like(self.converged)
         """Problems whose value does not fall any more: as good as the arithmetic allows."""
 
-    def start_at(self, theta_GEK: Tensor) -> None:
-        """Begin somewhere else than at zero."""
-        self.theta, self._before = theta_GEK.to(self._dtype).clone(), None
+    def start_at(self, theta_GEK: Tensor, span: slice, num_outputs: int) -> None:
+        """Begin the first outputs of some groups somewhere else than at zero."""
+        self.theta[span, :, :num_outputs], self._before = theta_GEK.to(self.theta), None
 
     def solve(self, strength_G: Tensor) -> Tensor:
         """Minimise for these strengths, starting at the last solution; returns (G, E, K)."""
@@ -235,8 +235,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _gram(objective: Objective) -> Tensor:
     """Return the mean outer product of standardised features, of some rows from everywhere, (D, D) float64."""
-    rows, known = objective.rows, objective.statistics
-    mean, scale = known.mean_GD.mean(0), known.scale_GD.mean(0)
+    rows, mean, scale = objective.rows, objective.mean_D, objective.scale_D
     gram = torch.zeros(rows.num_features, rows.num_features, dtype=torch.float64, device=rows.device)
     step, total = max(rows.num_rows // _ROWS_FOR_AXES, 1), 0
     for block in rows.blocks():
