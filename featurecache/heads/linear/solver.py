@@ -6,19 +6,20 @@ Three things make the iterations few:
   uncorrelated, ``1 / (curvature * variance + strength)`` (a bound of the Hessian for the softmax is
   ``1/2 (I - 11'/C) x Gram``: Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Stat. Math. 44, 1992);
 * where the strength changes from one problem to the next, a pair of a step ``s`` and its change of gradient ``y`` stays
-  exact when ``y`` gets the change of strength times ``s``, so what was learned of the curvature is kept
-  (Nocedal & Wright, "Numerical Optimization", 2nd ed., section 7.2, for L-BFGS itself);
+  exact when ``y`` gets the change of strength times ``s``, so what was learned of the curvature is kept (`History`);
 * problems that are done leave, and the others go on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from featurecache.heads.linear.history import History
 from featurecache.heads.linear.objective import Objective
 
 _SUFFICIENT, _MOST_TRIALS = 1e-4, 14
@@ -28,7 +29,6 @@ _MOST_ROTATED = 4096
 """Features; above, finding their axes takes longer than it saves."""
 _ROWS_FOR_AXES = 20_000
 _PAIRS_PER_SCALE = 4
-_HISTORY, _LEAST_HISTORY, _HISTORY_BYTES = 60, 8, 512 << 20
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ class Tolerance:
 class Preconditioner:
     """The inverse Hessian of ridge regression on standardised features."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, dtype: torch.dtype) -> None:
         self._curvature_G = objective.curvature_G
         self.axes_DD: Tensor | None = None
         self.variance_D = torch.ones(objective.rows.num_features, dtype=torch.float64, device=objective.rows.device)
         if objective.rows.num_features <= _MOST_ROTATED:
             self.variance_D, axes_DD = torch.linalg.eigh(_gram(objective))
-            self.axes_DD = axes_DD.float()  # a guess need not be exact, and reading the axes is what takes time
+            # A guess need not be exact, and reading the axes is what takes time; but with small problems, where that is
+            # nothing, rounding must not lead problems that are solved beside others another way.
+            self.axes_DD = axes_DD.to(dtype)
         self.variance_D = self.variance_D.clamp(min=_LEAST_VARIANCE * float(self.variance_D.mean()))
 
     def __call__(self, gradient_GEK: Tensor, strength_G: Tensor) -> Tensor:
@@ -60,10 +62,10 @@ class Preconditioner:
         num_groups, num_weights, num_outputs = gradient_GEK.shape
         dtype = gradient_GEK.dtype
         # Gradients near the optimum may be too small for float32.
-        size = gradient_GEK[:, :-1].abs().amax().clamp(min=torch.finfo(dtype).tiny)
+        size = gradient_GEK[:, :-1].abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         slope_DQ = (gradient_GEK[:, :-1] / size).permute(1, 0, 2).reshape(num_weights - 1, -1)
         if self.axes_DD is not None:
-            slope_DQ = self.axes_DD.T @ slope_DQ.float()
+            slope_DQ = self.axes_DD.T @ slope_DQ.to(self.axes_DD.dtype)
         hessian_DG = self._curvature_G * self.variance_D[:, None] + strength_G
         slope_DGK = slope_DQ.view(-1, num_groups, num_outputs) / hessian_DG.to(slope_DQ.dtype)[:, :, None]
         slope_DQ = slope_DGK.reshape(num_weights - 1, -1)
@@ -78,16 +80,14 @@ class Minimiser:
 
     def __init__(self, objective: Objective, tolerance: Tolerance, dtype: torch.dtype) -> None:
         self._objective, self._tolerance, self._dtype = objective, tolerance, dtype
-        self._precondition = Preconditioner(objective)
+        self._precondition = Preconditioner(objective, dtype)
         num_groups, device = objective.num_groups, objective.rows.device
         shape = (num_groups, objective.rows.num_features + 1, objective.num_outputs)
         like: dict[str, Any] = {"dtype": dtype, "device": device}
         self.theta = torch.zeros(shape, **like)
         self._group = torch.arange(num_groups, device=device)
-        one_bytes = 2 * self.theta.numel() * self.theta.element_size()
-        self._most_pairs = max(min(_HISTORY_BYTES // one_bytes, _HISTORY), _LEAST_HISTORY)
-        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._scale, self._num_pairs = torch.ones(num_groups, **like), 0
+        self._history = History(self.theta)
+        self._scale = torch.ones(num_groups, **like)
         self._strength: Tensor | None = None
         self._before: Tensor | None = None
         self.value = torch.zeros(num_groups, dtype=torch.float64, device=device)
@@ -111,21 +111,20 @@ class Minimiser:
         self.exhausted.zero_()
         theta, value, gradient = self._first(strength_G)
         while True:
-            step = self._direction(gradient, strength_G)
+            step = -self._history.direction(gradient, partial(self._guess, strength_G=strength_G))
             slope = _dot(gradient, step).double()
             weights, intercept = _largest(gradient[:, :-1]), _largest(gradient[:, -1:])
             small = (weights <= self._tolerance.gradient * self._steepest) & (
                 intercept <= self._tolerance.gradient * self._at_zero
             )
             self.converged |= (-slope / 2 <= self._tolerance.decrease * value.abs()) | small
-            active = ~self.converged & ~self.exhausted & (self.num_iterations < self._tolerance.max_iter)
-            if not bool(active.any()):
+            goes_on = ~self.converged & ~self.exhausted & (self.num_iterations < self._tolerance.max_iter)
+            active = torch.nonzero(goes_on)[:, 0]
+            if not len(active):
                 break
             before = theta, gradient
-            theta, value, gradient = self._search(
-                theta, value, gradient, step, slope, strength_G, torch.nonzero(active)[:, 0]
-            )
-            self._remember(theta - before[0], gradient - before[1])
+            theta, value, gradient = self._search(theta, value, gradient, step, slope, strength_G, active)
+            self._remember(theta - before[0], gradient - before[1], active, strength_G)
         self._before, self.theta, self.value = self.theta, theta, value
         return theta
 
@@ -135,7 +134,7 @@ class Minimiser:
         self.theta, self._scale = self.theta.double(), self._scale.double()
         self._steepest = self._steepest.double()
         self._before = None if self._before is None else self._before.double()
-        self._pairs = [(s.double(), y.double(), r.double()) for s, y, r in self._pairs]
+        self._history.in_float64()
 
     def _first(self, strength_G: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Start at the last solution, or further on in the direction in which solutions went, if that is better."""
@@ -186,43 +185,23 @@ class Minimiser:
         self.exhausted[waiting] = True
         return theta, value_now, gradient
 
-    def _direction(self, gradient: Tensor, strength_G: Tensor) -> Tensor:
-        """Two loops over what is remembered (Nocedal & Wright, algorithm 7.4)."""
-        step, shares = gradient.clone(), []
-        for moved, changed, inverse in reversed(self._pairs):
-            share = inverse * _dot(moved, step)
-            step -= share[:, None, None] * changed
-            shares.append(share)
-        step = self._precondition(step, strength_G) * self._scale[:, None, None]
-        for (moved, changed, inverse), share in zip(self._pairs, reversed(shares), strict=True):
-            step += (share - inverse * _dot(changed, step))[:, None, None] * moved
-        return -step
+    def _guess(self, gradient: Tensor, strength_G: Tensor) -> Tensor:
+        return self._precondition(gradient, strength_G) * self._scale[:, None, None]
 
-    def _remember(self, moved: Tensor, changed: Tensor) -> None:
-        inverse = _inverse(moved, changed)
-        self._pairs = [*self._pairs, (moved, changed, inverse)][-self._most_pairs :]
-        assert self._strength is not None
-        self._num_pairs += 1
-        if self._num_pairs % _PAIRS_PER_SCALE != 1:
+    def _remember(self, moved: Tensor, changed: Tensor, active: Tensor, strength_G: Tensor) -> None:
+        self._history.remember(moved, changed, active)
+        due = active[self._history.count[active] % _PAIRS_PER_SCALE == 1]
+        if not len(due):
             return
-        curved = _dot(changed, self._precondition(changed, self._strength))
-        fresh = 1.0 / (inverse * curved).clamp(min=torch.finfo(self._dtype).tiny)
-        self._scale = torch.where((inverse > 0) & fresh.isfinite(), fresh, self._scale)
+        along, floor = _dot(moved, changed)[due], torch.finfo(self._dtype).tiny
+        curved = _dot(changed, self._precondition(changed, strength_G))[due]
+        fresh = along / curved.clamp(min=floor)
+        self._scale[due] = torch.where((along > 0) & (curved > 0) & fresh.isfinite(), fresh, self._scale[due])
 
     def _change_strength(self, strength_G: Tensor) -> None:
         if self._strength is not None:
-            change = (strength_G - self._strength).to(self._dtype)[:, None, None]
-            for place, (moved, changed, _) in enumerate(self._pairs):
-                changed[:, :-1] += change * moved[:, :-1]
-                self._pairs[place] = moved, changed, _inverse(moved, changed)
+            self._history.change_strength(strength_G - self._strength)
         self._strength = strength_G
-
-
-def _inverse(moved: Tensor, changed: Tensor) -> Tensor:
-    """Return 1 / (s'y), or 0 for pairs that say nothing of the curvature."""
-    product, floor = _dot(moved, changed), torch.finfo(moved.dtype).eps ** 1.5
-    usable = product > floor * _dot(changed, changed).clamp(min=torch.finfo(moved.dtype).tiny)
-    return torch.where(usable, 1.0 / product.clamp(min=torch.finfo(moved.dtype).tiny), 0.0)
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""Heads fitted for several tasks on the same rows at once: each as if it were alone."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+
+from featurecache.errors import HeadError
+from featurecache.heads import checks, fitting
+from featurecache.heads.fitting import TaskToFit, fit_estimator, fit_folds, fit_folds_of_tasks, fit_tasks
+from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
+from featurecache.heads.nearest import CosineKnn
+
+GRIDS: dict[type, list[dict[str, float]]] = {
+    LogisticProbe: [{"C": C} for C in (1e-4, 1e-2, 1.0)],
+    LinearSvmProbe: [{"C": C} for C in (1e-5, 1e-3)],
+    RidgeProbe: [{"alpha": alpha} for alpha in (1e3, 1.0)],
+    RidgeRegressor: [{"alpha": alpha} for alpha in (1e3, 1.0)],
+}
+HEADS = [
+    LogisticProbe(C=0.01),
+    LogisticProbe(C=0.01, class_weight="balanced", standardize=False),
+    LinearSvmProbe(C=1e-3, prior_rows=10.0),
+    RidgeProbe(alpha=1.0),
+    RidgeRegressor(alpha=1.0),
+]
+
+
+def rows(num_rows: int = 600, *, wide: bool = False) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Digits, and what four tasks say of them: which it is, whether it is even, whether it has a hole, thirds."""
+    X, digit = load_digits(return_X_y=True)
+    X, digit = X[:num_rows] / 16, digit[:num_rows]
+    if wide:  # so many features that the rows span less than their space
+        X = np.hstack([X, np.random.default_rng(0).normal(size=(num_rows, 3 * num_rows))])
+    return X, [digit, digit % 2, np.isin(digit, (0, 6, 8, 9)).astype(int), digit // 4]
+
+
+def divided(ys: list[np.ndarray], how: str) -> list[np.ndarray]:
+    """Return the folds of each task."""
+    if how == "none":
+        return [np.full(len(y), -1) for y in ys]
+    same = np.arange(len(ys[0])) // 3 % 4
+    if how == "alike":
+        return [np.where(np.arange(len(same)) % 7, same, -1) for _ in ys]
+    return [np.random.default_rng(number).permutation(same) for number in range(len(ys))]
+
+
+def assert_alike(head: Any, together: Any, alone: Any, **tolerance: float) -> None:
+    """Both know the same."""
+    assert type(together) is type(alone)
+    assert {key: together.get_params()[key] for key in GRIDS[type(head)][0]} == {
+        key: alone.get_params()[key] for key in GRIDS[type(head)][0]
+    }
+    np.testing.assert_array_equal(getattr(together, "classes_", None), getattr(alone, "classes_", None))
+    np.testing.assert_allclose(together.coef_, alone.coef_, **tolerance)
+    np.testing.assert_allclose(together.intercept_, alone.intercept_, **tolerance)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("how", ["none", "alike", "each in its own way"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_all_settings_and_folds_are_those_of_a_task_by_itself(head: Any, how: str, weighted: bool) -> None:
+    X, ys = rows()
+    folds, grid = divided(ys, how), GRIDS[type(head)]
+    weight = np.random.default_rng(1).uniform(0.5, 2.0, len(X)) if weighted else None
+    tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+    found: dict[int, list[Any]] = {place: [] for place in range(len(ys))}
+    for place, setting, estimators in fit_folds_of_tasks(tasks, X, weight):
+        found[place].append((setting, estimators))
+    for place, (y, fold) in enumerate(zip(ys, folds, strict=True)):
+        alone = list(fit_folds(head, grid, X, y, fold, weight))
+        assert [setting for setting, _ in found[place]] == [setting for setting, _ in alone] == grid
+        for (_, together), (_, apart) in zip(found[place], alone, strict=True):
+            assert len(together) == len(apart) == max(len(np.unique(fold[fold >= 0])), 1)
+            for ours, theirs in zip(together, apart, strict=True):
+                # Not only within the tolerance: no task changes the way that another one takes, though a hundred
+                # steps on features that are not standardised make more of the rounding.
+                assert getattr(ours, "n_iter_", None) == getattr(theirs, "n_iter_", None)
+                assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8 if head.standardize else 1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+@pytest.mark.parametrize("wide", [False, True], ids=["many rows", "few rows"])
+def test_the_last_fits_of_tasks_have_strengths_of_their_own(head: Any, wide: bool) -> None:
+    X, ys = rows(60 if wide else 600, wide=wide)
+    grid = GRIDS[type(head)]
+    heads = [clone(head).set_params(**grid[place % len(grid)]) for place in range(len(ys))]
+    alone = [clone(each) for each in heads]
+    assert fit_tasks(heads, X, ys) == [fit_estimator(each, X, y) for each, y in zip(alone, ys, strict=True)]
+    for ours, theirs in zip(heads, alone, strict=True):
+        assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("head", [HEADS[0], HEADS[3]], ids=str)
+def test_few_rows_with_folds_of_each_task(head: Any) -> None:
+    X, ys = rows(60, wide=True)
+    ys, grid = ys[1:3], GRIDS[type(head)]
+    for how in ("alike", "each in its own way"):
+        folds = divided(ys, how)
+        tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+        found = [(place, each) for place, _, fitted in fit_folds_of_tasks(tasks, X) for each in fitted]
+        for place, (y, fold) in enumerate(zip(ys, folds, strict=True)):
+            alone = [each for _, fitted in fit_folds(head, grid, X, y, fold) for each in fitted]
+            for ours, theirs in zip([each for at, each in found if at == place], alone, strict=True):
+                assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+def test_rows_of_a_file_in_float32_give_the_same_within_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "SMALL_PROBLEM", 0)
+    X, ys = rows()
+    folds, grid = divided(ys, "each in its own way"), GRIDS[LogisticProbe][:2]
+    with tempfile.TemporaryDirectory() as folder:
+        mapped = np.memmap(Path(folder) / "X", np.float32, "w+", shape=X.shape)
+        mapped[:] = X
+        tasks = [TaskToFit(head=LogisticProbe(), grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+        for place, setting, estimators in fit_folds_of_tasks(tasks, mapped):
+            for number, ours in enumerate(estimators):
+                kept = folds[place] != number
+                exact = LogisticProbe(**setting, tol=1e-9).fit(X[kept], ys[place][kept])
+                np.testing.assert_allclose(ours.predict_proba(X), exact.predict_proba(X), atol=0.02)
+
+
+def test_tasks_that_cannot_be_together_are_fitted_by_themselves() -> None:
+    """A class that is in one fold alone, another grid, heads that fit one task at a time."""
+    X, ys = rows()
+    fold = np.arange(len(X)) % 2
+    lonely = ((fold == 0) & (np.arange(len(X)) < 20)).astype(int)
+    grid, other = GRIDS[LogisticProbe], GRIDS[LogisticProbe][:1]
+    logistic = LogisticProbe()
+    tasks = [
+        TaskToFit(head=logistic, grid=grid, y=ys[0], fold=fold),
+        TaskToFit(head=logistic, grid=grid, y=lonely, fold=fold),
+        TaskToFit(head=logistic, grid=other, y=ys[1], fold=fold),
+        TaskToFit(head=logistic, grid=grid, y=ys[2], fold=fold),
+    ]
+    assert [place for place, _, _ in fit_folds_of_tasks(tasks, X)] == [0, 3, 0, 3, 0, 3, 1, 1, 1, 2]
+    knn = [TaskToFit(head=CosineKnn(), grid=[{"n_neighbors": 3}], y=y, fold=fold) for y in ys[1:3]]
+    for place, _, (first, _) in fit_folds_of_tasks(knn, X):
+        alone = CosineKnn(n_neighbors=3).fit(X[fold != 0], ys[1 + place][fold != 0])
+        np.testing.assert_array_equal(first.predict(X), alone.predict(X))
+
+
+def test_one_that_does_not_converge_is_given_more_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, ys = rows()
+    heads = [LogisticProbe(C=1.0, max_iter=25), LogisticProbe(C=1e-6, max_iter=25)]
+    asked = []
+    real = fitting.fit_estimator
+    monkeypatch.setattr(fitting, "fit_estimator", lambda head, *rest, **more: asked.append(head) or real(head, *rest))
+    found = fit_tasks(heads, X, ys[:2])
+    assert asked == [heads[0]]
+    assert [head.max_iter for head in heads] == [125, 25]
+    assert found[1]
+
+
+def test_what_is_wrong_with_one_is_said() -> None:
+    X, ys = rows()
+    broken = X.copy()
+    broken[3, 3] = np.inf
+    fold = np.full(len(X), -1)
+    tasks = [TaskToFit(head=LogisticProbe(), grid=GRIDS[LogisticProbe], y=y, fold=fold) for y in ys[:2]]
+    with pytest.raises(HeadError, match="head 'logistic' cannot be fitted on 600 rows of 64 features.*infinity"):
+        list(fit_folds_of_tasks(tasks, broken, name="logistic"))
+    with pytest.raises(HeadError, match="head 'logistic' cannot be fitted on 600 rows of 64 features.*infinity"):
+        fit_tasks([LogisticProbe(), LogisticProbe()], broken, ys[:2], name="logistic")
