@@ -12,6 +12,7 @@
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1 --intelex PYTHON --limit 300
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
+    python scripts/benchmark.py tasks cards.cache --task number --task colour --task shading --task shape
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -91,6 +92,7 @@ def main() -> None:
         "tails": (tails.bench_tails, tails.add_options),
         "heads": (heads.bench_heads, heads.add_heads_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
+        "tasks": (heads.bench_tasks, heads.add_tasks_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
     }
     for name, (bench, add_options) in benches.items():

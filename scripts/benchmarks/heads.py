@@ -177,10 +177,6 @@ def fit_within(folder: Path, num_features: int, gigabytes: float) -> dict[str, A
     return {"limit of private memory, GB": gigabytes, "looks at the rows": probe.n_iter_}
 
 
-if __name__ == "__main__":
-    print(json.dumps(fit_within(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
-
-
 def add_mlp_options(parser: argparse.ArgumentParser) -> None:
     """Add which features, and how many heads."""
     parser.add_argument("cache", type=Path)
@@ -215,3 +211,61 @@ def bench_mlp(args: argparse.Namespace) -> dict[str, Any]:
             "greatest test accuracy": best,
         }
     return result
+
+
+def add_tasks_options(parser: argparse.ArgumentParser) -> None:
+    """Add which tasks, and how many fits."""
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--task", action="append", required=True, help="repeat; all on the same samples")
+    parser.add_argument("--rows", type=int, default=50_000, help="training rows, at most (default 50000)")
+    parser.add_argument("--strengths", type=int, default=29)
+    parser.add_argument("--folds", type=int, default=5)
+
+
+def bench_tasks(args: argparse.Namespace) -> dict[str, Any]:
+    """All strengths and folds of several tasks as one problem, against one task after the other."""
+    from sklearn.model_selection import StratifiedKFold
+
+    from featurecache.heads.fitting import TaskToFit, fit_folds, fit_folds_of_tasks
+    from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+    from featurecache.heads.linear.ridge import RidgeProbe
+
+    read = [read_task(args.cache, name, args.rows)[:2] for name in args.task]
+    X, ys = read[0][0], [y for _, y in read]
+    if not all(np.array_equal(each, X) for each, _ in read):
+        raise SystemExit("these tasks are on different samples; name some that share their training part")
+    splitter = StratifiedKFold(args.folds, shuffle=True, random_state=0)
+    folds = [np.full(len(X), -1) for _ in ys]
+    for fold, y in zip(folds, ys, strict=True):
+        for number, (_, held_out) in enumerate(splitter.split(X, y)):
+            fold[held_out] = number
+    grids = {
+        LogisticProbe(): [{"C": C} for C in np.logspace(-6, 1, args.strengths).tolist()],
+        LinearSvmProbe(): [{"C": C} for C in np.logspace(-8, -1, args.strengths).tolist()],
+        RidgeProbe(): [{"alpha": alpha} for alpha in np.logspace(7, -2, args.strengths).tolist()],
+    }
+    result: dict[str, Any] = {
+        "rows x features": f"{X.shape[0]} x {X.shape[1]}",
+        "classes of each task": ", ".join(str(len(np.unique(y))) for y in ys),
+        "strengths x folds": f"{args.strengths} x {args.folds}",
+    }
+    for head, grid in grids.items():
+        tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+
+        def alone(tasks: list[TaskToFit] = tasks) -> None:
+            for task in tasks:
+                list(fit_folds(task.head, task.grid, X, task.y, task.fold))
+
+        seconds = [
+            (timed(lambda tasks=tasks: list(fit_folds_of_tasks(tasks, X))), timed(alone)) for _ in range(args.repeats)
+        ]
+        result[type(head).__name__] = {
+            "together, seconds": spread([each for each, _ in seconds]),
+            "one after the other, seconds": spread([each for _, each in seconds]),
+            "one after the other / together": spread([apart / together for together, apart in seconds]),
+        }
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(fit_within(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

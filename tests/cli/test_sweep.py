@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from conftest import COLOURS, REPOSITORY, TINY, need
 
 from featurecache.atomic import is_partial
 from featurecache.cli import main
-from featurecache.errors import UnknownNameError
+from featurecache.errors import HeadError, UnknownNameError
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.plan import Plan
-from featurecache.evaluation.protocol import evaluate_head
+from featurecache.evaluation.protocol import evaluate_head, evaluate_tasks
 from featurecache.evaluation.sweep import COLUMNS, run_sweep
 from featurecache.evaluation.training import read_parts
 from featurecache.heads import registry
@@ -173,6 +174,101 @@ def test_heads_for_which_there_is_no_room(
     assert len(said) == len(set(said)) == len(list_heads()) - len(able)
     assert main(["sweep", str(cached), "--memory", "0"]) == 2
     assert "--memory must be above 0, got 0" in capsys.readouterr().err
+
+
+@pytest.fixture
+def of_several_tasks(cached: Path, tmp_path: Path) -> Path:
+    """The cache with three tasks on the same samples, the same with weights, and one that divides them another way."""
+    splits = ["train"] * 9 + ["val"] * 6 + ["test"] * 5
+    said = {
+        "hue": lambda colour, i: colour,
+        "half": lambda colour, i: "a" if colour == next(iter(COLOURS)) else "b",
+        "third": lambda colour, i: f"{colour} {i % 2}",
+        "split": lambda colour, i: splits[i],
+        "other": lambda colour, i: splits[(i + 7) % 20],
+        "weight": lambda colour, i: 1 + i % 3,
+    }
+    names = [(colour, i) for colour in COLOURS for i in range(20)]
+    for task, split in (
+        ("hue", "split"),
+        ("half", "split"),
+        ("third", "split"),
+        ("again", "other"),
+        ("heavy", "split"),
+    ):
+        label = {"again": "third", "heavy": "hue"}.get(task, task)
+        columns = {"path": lambda colour, i: f"{colour}/{i:03d}.png", "label": said[label], "split": said[split]}
+        columns |= {"weight": said["weight"]}
+        with (tmp_path / f"{task}.csv").open("w", newline="") as out:
+            csv.writer(out).writerows([list(columns), *([f(*name) for f in columns.values()] for name in names)])
+        weights = ["--weight-column", "weight"] if task == "heavy" else []
+        assert main(["task", "add", str(cached), task, str(tmp_path / f"{task}.csv"), *weights]) == 0
+    return cached
+
+
+TOGETHER = ["logistic", "linear_svm", "ridge"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "memory"),
+    [({}, None), ({"look_at_test": True}, None), ({"num_folds": 3}, None), ({"shots": [3]}, None), ({}, 0)],
+    ids=["plain", "test", "folds", "shots", "on disk"],
+)
+def test_tasks_on_the_same_samples_are_fitted_together_and_each_as_if_alone(
+    of_several_tasks: Path, changes: dict[str, Any], memory: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore.open(of_several_tasks)
+    tasks = [store.task(name) for name in ("hue", "half", "again", "third", "heavy")]
+    sets = [store.find(tap="stem.0:avg")]
+    whole = not {"num_folds", "shots"} & set(changes)
+    plan = Plan(heads=["ridge"] if not whole else TOGETHER if memory == 0 else [*TOGETHER, "majority"], **changes)
+    sizes: list[tuple[str, int]] = []
+
+    def evaluate(name: str, parts: Any, *rest: Any) -> Any:
+        sizes.append((name, len(parts)))
+        return evaluate_tasks(name, parts, *rest)
+
+    monkeypatch.setattr("featurecache.evaluation.sweep.evaluate_tasks", evaluate)
+    together = run_sweep(store, tasks, sets, plan, n_jobs=1, memory=memory)
+    assert {size for name, size in sizes if name in TOGETHER} == ({1, 3} if whole else {1})
+    assert {size for name, size in sizes if name not in TOGETHER} <= {1}
+    shutil.rmtree(of_several_tasks / "results")
+    if not changes and memory is None:
+        assert figures(run_sweep(store, tasks, sets, plan, n_jobs=2)) == figures(together)
+        shutil.rmtree(of_several_tasks / "results")
+    alone = [row for task in tasks for row in run_sweep(store, [task], sets, plan, n_jobs=1, memory=memory)]
+    assert [(row["task"], row["head"], row["fold"]) for row in together] == [
+        (row["task"], row["head"], row["fold"]) for row in alone
+    ]
+    for ours, theirs in zip(figures(together), figures(alone), strict=True):
+        assert ours["error"] is None
+        for name in COLUMNS[:-1]:
+            if isinstance(theirs.get(name), float):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9), name
+            elif name != "seconds":
+                assert ours[name] == theirs[name], name
+    assert main(["verify", str(of_several_tasks)]) == 0
+
+
+def test_what_a_batch_refuses_each_task_is_asked_by_itself(
+    of_several_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore.open(of_several_tasks)
+    tasks, sets = [store.task(name) for name in ("hue", "half", "third")], [store.find(tap="stem.0:avg")]
+    asked = []
+
+    def evaluate(name: str, parts: list[Any], measures: list[Any], random_state: int) -> Any:
+        asked.append([measure.n_outputs for measure in measures])
+        if any(measure.n_outputs == 2 for measure in measures):
+            raise HeadError("two classes are too few for it")
+        return evaluate_tasks(name, parts, measures, random_state)
+
+    monkeypatch.setattr("featurecache.evaluation.sweep.evaluate_tasks", evaluate)
+    found = run_sweep(store, tasks, sets, Plan(heads=["ridge"]), n_jobs=1)
+    counts = [len(task.classes) for task in tasks]
+    assert asked == [counts, *([count] for count in counts)]
+    assert [row["error"] for row in found] == [None, "two classes are too few for it", None]
+    assert [row["score"] is None for row in found] == [False, True, False]
 
 
 def test_a_kill_leaves_features_that_gc_removes(cached: Path) -> None:
