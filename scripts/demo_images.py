@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -9,9 +10,12 @@ from pathlib import Path
 
 def main() -> None:
     """Copy what is not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    target = parser.parse_args().folder
     import conformal_clip_data
 
-    source, target = Path(conformal_clip_data.textile_simulated_root()), Path(sys.argv[1])
+    source = Path(conformal_clip_data.textile_simulated_root())
     copied = 0
     for image in sorted(source.rglob("*.jpg")):
         place = target / image.relative_to(source)

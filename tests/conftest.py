@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
 TINY = "python:tiny_backbones:tiny"
 
-LONG = ("test_readme.py", "test_trials.py", "test_kill.py", "test_benchmarks.py")
+LONG = ("test_readme.py", "test_trials.py", "test_kill.py", "test_benchmarks.py", "test_sweep.py")
 """Files that take a minute, and go first: the other worker must not wait for one of them at the end."""
 
 
