@@ -98,9 +98,14 @@ class Part:
         on_disk = room is not None and any(isinstance(each, np.memmap) for each in (judged, fitted))
         return replace(self._of(places), fitted=fitted, judged=judged, on_disk=on_disk)
 
-    def to_judge(self, places: np.ndarray) -> Part:
-        """Return some of the samples for judging; on disk, their features stay where they are."""
-        return replace(self._of(places), places=places) if self.on_disk else self.take(places)
+    def to_judge(self, places: np.ndarray, *, copy: bool = True) -> Part:
+        """Return some of the samples for judging; on disk, or without a copy, their features stay where they are."""
+        return self.take(places) if copy and not self.on_disk else replace(self._of(places), places=places)
+
+    def without_features(self) -> Part:
+        """Return the samples, and what is said of them, with as many views as they have, of no features."""
+        fitted, judged = (np.empty((len(self), each.shape[1], 0), np.float32) for each in (self.fitted, self.judged))
+        return replace(self, fitted=fitted, judged=judged, on_disk=False)
 
     def with_samples_of(self, other: Part) -> Part:
         """Return the samples of both parts."""
@@ -239,4 +244,4 @@ def _place_in(whole: np.ndarray, part: np.ndarray) -> int | None:
 
 
 def _flat(views: np.ndarray) -> np.ndarray:
-    return views.reshape(-1, views.shape[2])
+    return views.reshape(views.shape[0] * views.shape[1], views.shape[2])

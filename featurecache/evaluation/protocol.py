@@ -241,7 +241,10 @@ def evaluate_tasks(
         start = time.perf_counter()
         questions = [_question(*each, random_state) for each in zip(tasks, measures, strict=True)]
         choices = choose(name, questions)
-        to_fit = [_rows_to_fit(parts) for parts in tasks]
+        first, *others = tasks
+        # The features are the same for all, and joining parts may copy them.
+        bare = [{name: part.without_features() for name, part in parts.items()} for parts in others]
+        to_fit = [_rows_to_fit(parts) for parts in (first, *bare)]
         estimators = [
             build(name, choice.params, measure, parts["train"], random_state)
             for choice, measure, parts in zip(choices, measures, tasks, strict=True)

@@ -129,7 +129,8 @@ def choose(name: str, questions: Sequence[Question]) -> list[Choice]:
     HeadError
         The head refuses one of them.
     """
-    trials = [_Trial(name, question) for question in questions]
+    # What is held out from one task is copied once, of several tasks not at all: each holds out all samples.
+    trials = [_Trial(name, question, copy=len(questions) == 1) for question in questions]
     X, _, weight, _ = questions[0].train.rows_to_fit()
     for place, params, estimators in fit_folds_of_tasks([trial.to_fit for trial in trials], X, weight, name=name):
         trials[place].offer(params, estimators)
@@ -142,7 +143,7 @@ class _Trial:
     Folds divide samples: all views of a sample are on the same side.
     """
 
-    def __init__(self, name: str, question: Question) -> None:
+    def __init__(self, name: str, question: Question, *, copy: bool) -> None:
         train, measure, self._validation = question.train, question.measure, question.validation
         self._train, self._best = train, _Best(measure)
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
@@ -155,7 +156,7 @@ class _Trial:
             num_rows = min(len(fitted) for fitted, _ in self._pairs) * num_views
             for number, (_, held_out) in enumerate(self._pairs):
                 fold[held_out] = number
-            self._held_out = [train.to_judge(held_out) for _, held_out in self._pairs]
+            self._held_out = [train.to_judge(held_out, copy=copy) for _, held_out in self._pairs]
         else:
             self._held_out = [question.validation]
         rows = train.rows_to_fit()

@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 
 from featurecache.errors import FeatureCacheError, HeadError
@@ -165,33 +164,42 @@ def _cells(
                 key = _key(head, division, feature_set, judged_set, labels, measure)
                 cells.append(_Cell(key, place, head, division))
                 yield place, key, None, "asked for"
-    to_do = {}
+    to_do: dict[str, list[_Cell]] = {}
     for cell in cells:
         if (row := store.recall_result(cell.key)) is not None and set(row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the figures belong to their contents.
             yield cell.place, cell.key, row | _names(tasks[cell.place], feature_set), "kept"
         else:
-            to_do[cell.place, cell.key] = cell
+            to_do.setdefault(cell.key, []).append(cell)
     if not to_do:
         return
+    first = [alike[0] for alike in to_do.values()]
+    said = [labelled_parts(task, features, judged)[1] for task in tasks]
+    # What cannot be divided must not cost the fits before it, nor the reading of features.
+    pairs = dict.fromkeys((cell.place, cell.division) for cell in first)
+    num_taken = max(_num_taken(said[place], division, measures[place].kind) for place, division in pairs)
     known = {"judged_on": "plain" if judged_set.num_views is None else "views"}
     with staging(store.path, memory) as room:
-        parts = _parts_of_each(tasks, features, judged, room)
-        for cell, figures, state in _computed(list(to_do.values()), parts, measures, n_jobs, store.path, room):
-            task, measure = tasks[cell.place], measures[cell.place]
-            row = dict.fromkeys(COLUMNS) | known | _names(task, feature_set) | _about(cell, task, measure) | figures
-            if state == "computed":
-                store.remember_result(cell.key, row)
-            yield cell.place, cell.key, row, state
+        parts = _parts_of_each(tasks[0], said, features, judged, room)
+        for done, figures, state in _computed(first, parts, measures, n_jobs, num_taken, store.path, room):
+            for cell in to_do[done.key]:
+                task, measure = tasks[cell.place], measures[cell.place]
+                row = dict.fromkeys(COLUMNS) | known | _names(task, feature_set) | _about(cell, task, measure) | figures
+                if state == "computed" and cell.place == done.place:
+                    store.remember_result(cell.key, row)
+                    yield cell.place, cell.key, row, state
+                else:
+                    yield cell.place, cell.key, row, "kept" if state == "computed" else state
 
 
-def _parts_of_each(tasks: Sequence[Task], features: Features, judged: Features, room: Staging) -> list[dict[str, Part]]:
-    """Return the parts of tasks on the same rows: their features are the same arrays."""
-    fitted = [split for split in SPLITS if split != "test" and tasks[0].has(split)]
-    first = read_parts(tasks[0], features, judged, fitted, room)
-    said = [labelled_parts(task, features, judged)[1] for task in tasks]
+def _parts_of_each(
+    first: Task, said: list[dict[str, Part]], features: Features, judged: Features, room: Staging
+) -> list[dict[str, Part]]:
+    """Return the parts of tasks on the same rows, of one of which they are read: the features are the same arrays."""
+    fitted = [split for split in SPLITS if split != "test" and first.has(split)]
+    read = read_parts(first, features, judged, fitted, room)
     return [
-        {name: replace(part, y=mine[name].y, groups=mine[name].groups) for name, part in first.items()} for mine in said
+        {name: replace(part, y=mine[name].y, groups=mine[name].groups) for name, part in read.items()} for mine in said
     ]
 
 
@@ -201,14 +209,6 @@ def _num_taken(parts: dict[str, Part], division: Division, kind: TaskKind) -> in
     # Parts come to another process one by one, and folds are of two of them.
     joined = [parts["train"], parts["validation"]] if division.num_folds and "validation" in parts else []
     return sum(map(len, taken + joined))
-
-
-def _without_features(parts: dict[str, Part]) -> dict[str, Part]:
-    """Return parts that are divided in no time."""
-    nothing = {name: np.empty((len(part), 1, 0), np.float32) for name, part in parts.items()}
-    return {
-        name: replace(part, fitted=nothing[name], judged=nothing[name], on_disk=False) for name, part in parts.items()
-    }
 
 
 def _bytes_of_a_sample(part: Part) -> int:
@@ -247,6 +247,7 @@ def _computed(
     parts: list[dict[str, Part]],
     measures: list[Measure],
     n_jobs: int,
+    num_taken: int,
     folder: Path,
     room: Staging,
 ) -> Iterator[_Result]:
@@ -254,8 +255,6 @@ def _computed(
     kind = measures[0].kind
     jobs = _jobs(cells, parts, kind)
     workers = min(effective_n_jobs(n_jobs), len(jobs)) if are_built_in((cell.head for cell in cells), kind) else 1
-    # What cannot be divided must not cost the fits before it.
-    num_taken = max(_num_taken(_without_features(parts[cell.place]), cell.division, kind) for cell in cells)
     on_disk = any(part.on_disk for part in parts[0].values())
     if not on_disk and workers * num_taken * _bytes_of_a_sample(parts[0]["train"]) <= room.left:
         yield from _in_processes(jobs, parts, measures, workers)

@@ -171,25 +171,30 @@ def fit_folds_of_tasks(
     HeadError
         The head refuses the data of one of the tasks.
     """
-    together = getattr(type(tasks[0].head), "fit_folds_of_tasks", None)
-    able = [place for place, task in enumerate(tasks) if _goes_side_by_side(task.head, task.grid, task.y, task.fold)]
-    able = [place for place in able if tasks[place].grid == tasks[able[0]].grid]
-    if together is None or len(able) < 2:
-        able = []
-    else:
-        mine = [tasks[place] for place in able]
-        try:
-            heads, ys, folds = ([getattr(task, field) for task in mine] for field in ("head", "y", "fold"))
-            for setting, found in together([clone(head) for head in heads], X, ys, folds, mine[0].grid, weight):
-                for place, estimators in zip(able, found, strict=True):
-                    yield place, setting, estimators
-        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
-            raise HeadError(_refusal(name or type(mine[0].head).__name__, X, mine[0].y, error)) from error
-    for place, task in enumerate(tasks):
-        if place not in able:
-            fitted = fit_folds(task.head, task.grid, X, task.y, task.fold, weight, task.groups, name=name)
+    heads, ys, folds = ([getattr(task, field) for task in tasks] for field in ("head", "y", "fold"))
+    keys = [
+        (_shared_settings(task.head), repr(task.grid))
+        if _goes_side_by_side(task.head, task.grid, task.y, task.fold)
+        else (None, "")
+        for task in tasks
+    ]
+    for batch in _batches(heads, keys, ys, folds, X.shape[1]):
+        first = tasks[batch[0]]
+        if len(batch) == 1:
+            fitted = fit_folds(first.head, first.grid, X, first.y, first.fold, weight, first.groups, name=name)
             for setting, estimators in fitted:
-                yield place, setting, estimators
+                yield batch[0], setting, estimators
+            continue
+        mine = [[each[place] for place in batch] for each in (ys, folds)]
+        try:
+            new = [clone(heads[place]) for place in batch]
+            for setting, found in type(first.head).fit_folds_of_tasks(new, X, *mine, first.grid, weight):
+                for place, estimators in zip(batch, found, strict=True):
+                    yield place, setting, estimators
+        except RequestError:
+            raise
+        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
+            raise HeadError(_refusal(name or type(first.head).__name__, X, first.y, error)) from error
 
 
 def fit_tasks(
@@ -203,19 +208,54 @@ def fit_tasks(
 ) -> list[bool]:
     """Fit an estimator for each of several tasks on the same rows, and tell which converged; see `fit_estimator`."""
     groups = groups or [None] * len(ys)
-    together = getattr(type(estimators[0]), "fit_tasks", None)
-    able = len(ys) > 1 and all(_num_classes(y) != 1 for y in ys) and (weight is None or bool((weight > 0).all()))
-    converged = [False] * len(ys)
-    if together is not None and able:
-        try:
-            converged = together(estimators, X, ys, weight)
-        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
-            raise HeadError(_refusal(name or type(estimators[0]).__name__, X, ys[0], error)) from error
-    # One that did not converge is given more iterations, by itself.
-    return [
-        done or fit_estimator(estimator, X, y, weight, group, name=name)
-        for done, estimator, y, group in zip(converged, estimators, ys, groups, strict=True)
+    weighted = weight is not None and not bool((weight > 0).all())
+    keys = [
+        (None if weighted or _num_classes(y) == 1 else _shared_settings(estimator), "")
+        for estimator, y in zip(estimators, ys, strict=True)
     ]
+    never = [np.full(len(X), -1)] * len(ys)
+    converged = [False] * len(ys)
+    for batch in _batches(estimators, keys, ys, never, X.shape[1]):
+        mine, said = [estimators[place] for place in batch], [ys[place] for place in batch]
+        try:
+            done = type(mine[0]).fit_tasks(mine, X, said, weight) if len(batch) > 1 else [False]
+        except RequestError:
+            raise
+        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
+            raise HeadError(_refusal(name or type(mine[0]).__name__, X, said[0], error)) from error
+        for place, is_done in zip(batch, done, strict=True):
+            # One that did not converge is given more looks, by itself.
+            more = estimators[place], X, ys[place], weight, groups[place]
+            converged[place] = is_done or fit_estimator(*more, name=name)
+    return converged
+
+
+def _shared_settings(head: BaseEstimator) -> str | None:
+    """Return what the heads of tasks must have in common to be fitted together; None for one that never is."""
+    known = head.get_params(deep=False)
+    if not hasattr(type(head), "fit_tasks") or any(known.get(name) is not None for name in ("Cs", "alphas")):
+        return None
+    own = {*head.side_by_side, "class_weight", "random_state"}
+    return repr((type(head), sorted((name, value) for name, value in known.items() if name not in own)))
+
+
+def _batches(
+    heads: Sequence[BaseEstimator],
+    keys: Sequence[tuple[str | None, str]],
+    ys: Sequence[np.ndarray],
+    folds: Sequence[np.ndarray],
+    num_features: int,
+) -> list[list[int]]:
+    """Return the places of tasks that are fitted together: of equal keys, and as many as a head wants."""
+    alike: dict[Any, list[int]] = {}
+    for place, key in enumerate(keys):
+        alike.setdefault(place if key[0] is None else key, []).append(place)
+    found = []
+    for places in alike.values():
+        of_these = [[each[place] for place in places] for each in (ys, folds)]
+        batches = [[0]] if len(places) == 1 else type(heads[places[0]]).batches(*of_these, num_features)
+        found += [[places[each] for each in batch] for batch in batches]
+    return found
 
 
 def _kept(fold: np.ndarray) -> list[np.ndarray]:

@@ -40,10 +40,9 @@ class Block(NamedTuple):
 
     fold: int
     X_nD: Tensor
-    y_n: Tensor
     weight_n: Tensor | None
-    places_n: NDArray[np.int64]
-    """Which rows they are."""
+    places_n: Tensor
+    """Which rows they are, int64."""
 
 
 @dataclass(eq=False)
@@ -115,7 +114,7 @@ class Rows:
 
     def _block(self, fold: int, X: NDArray[Any], rows: NDArray[np.int64]) -> Block:
         weight = None if self.weight is None else self._tensor(self.weight[rows])
-        return Block(fold, self._tensor(X), torch.from_numpy(self.y[rows]).to(self.device), weight, rows)
+        return Block(fold, self._tensor(X), weight, torch.from_numpy(rows).to(self.device))
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device, self.dtype)
@@ -163,23 +162,22 @@ class Moments:
             torch.zeros(int(ends[-1]), *size, **like) for size in ((), *2 * ((rows.num_features,),))
         )
         counts = [torch.zeros(len(each), way.num_classes, **like) for each, way in zip(folds, ways, strict=True)]
+        said = [torch.from_numpy(way.y).to(rows.device) for way in ways]
+        share_NF = [_memberships(way.fold, each).to(rows.device) for way, each in zip(ways, folds, strict=True)]
         shift: Tensor | None = None
         for block in rows.blocks():
             X = block.X_nD.double()
             if shift is None:
                 shift = X.mean(0)
             X = X - shift
-            share_nF = torch.cat(
-                [_memberships(way.fold[block.places_n], each) for way, each in zip(ways, folds, strict=True)], 1
-            )
-            share_nF = share_nF.to(rows.device)
+            share_nF = torch.cat([share[block.places_n] for share in share_NF], 1).double()
             if block.weight_n is not None:
                 share_nF *= block.weight_n.double()[:, None]
             weight += share_nF.sum(0)
             total += share_nF.T @ X
             square += share_nF.T @ X.square_()
-            for way, span, count in zip(ways, spans, counts, strict=True):
-                y_n = torch.from_numpy(way.y[block.places_n]).to(rows.device)
+            for y, span, count in zip(said, spans, counts, strict=True):
+                y_n = y[block.places_n]
                 if y_n.ndim == 1:
                     count.T.index_add_(0, y_n, share_nF[:, span])
                 else:
@@ -210,6 +208,6 @@ class Moments:
         return weight, centre, scale, self.counts_FC[kept].sum(0)
 
 
-def _memberships(fold_n: NDArray[np.int64], folds: list[int]) -> Tensor:
-    """Return which of some folds each row is in, (n, F) float64, 0 or 1."""
-    return torch.from_numpy((fold_n[:, None] == np.array(folds)).astype(np.float64))
+def _memberships(fold: NDArray[np.int64], folds: list[int]) -> Tensor:
+    """Return which of some folds each row is in, (n_samples, F) bool."""
+    return torch.from_numpy(fold[:, None] == np.array(folds))

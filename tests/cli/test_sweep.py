@@ -250,6 +250,17 @@ def test_tasks_on_the_same_samples_are_fitted_together_and_each_as_if_alone(
     assert main(["verify", str(of_several_tasks)]) == 0
 
 
+def test_tasks_of_the_same_contents_are_computed_once(of_several_tasks: Path, tmp_path: Path) -> None:
+    assert main(["task", "add", str(of_several_tasks), "twin", str(tmp_path / "hue.csv")]) == 0
+    store, told = FeatureStore.open(of_several_tasks), []
+    tasks, sets = [store.task(name) for name in ("hue", "twin", "half")], [store.find(tap="stem.0:avg")]
+    plan = Plan(heads=["ridge", "knn"])
+    found = run_sweep(store, tasks, sets, plan, n_jobs=1, on_result=lambda row, kept: told.append((row["task"], kept)))
+    assert sorted(told) == [*[("half", False)] * 2, *[("hue", False)] * 2, *[("twin", True)] * 2]
+    assert [row["task"] for row in found] == ["hue", "hue", "twin", "twin", "half", "half"]
+    assert [row | {"task": "hue"} for row in found[2:4]] == found[:2]
+
+
 def test_what_a_batch_refuses_each_task_is_asked_by_itself(
     of_several_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,42 @@ def test_tasks_that_cannot_be_together_are_fitted_by_themselves() -> None:
         np.testing.assert_array_equal(first.predict(X), alone.predict(X))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (LogisticProbe(C=0.01), LogisticProbe(C=0.01, standardize=False)),
+        (LogisticProbe(C=0.01, prior_rows=50.0), LogisticProbe(C=0.01)),
+        (LogisticProbe(Cs=[1e-4, 1e-2]), LogisticProbe(Cs=[1e-4, 1e-2])),
+        (RidgeProbe(alphas=[1.0, 1e3]), RidgeProbe(alphas=[1.0, 1e3])),
+        (RidgeProbe(alpha=1.0), LogisticProbe(C=1.0)),
+    ],
+    ids=str,
+)
+def test_heads_that_differ_in_more_than_their_strength_are_fitted_by_themselves(first: Any, second: Any) -> None:
+    X, ys = rows()
+    X = X * np.geomspace(0.01, 100, X.shape[1])
+    heads, alone = [clone(first), clone(second)], [clone(first), clone(second)]
+    fit_tasks(heads, X, ys[:2])
+    for ours, theirs, y in zip(heads, alone, ys, strict=False):
+        np.testing.assert_array_equal(ours.coef_, theirs.fit(X, y).coef_)
+
+
+def test_batches_hold_what_the_solver_can_remember_and_outputs_of_alike_numbers() -> None:
+    few, many, labels = np.arange(600) % 2, np.arange(600) % 100, np.ones((600, 3), int)
+    fold, never = np.arange(600) % 5, np.full(600, -1)
+    ys = [many, few, labels, few, many]
+    assert LogisticProbe.batches(ys, [fold] * 5, 64) == [[1, 2, 3], [0, 4]]
+    assert LogisticProbe.batches(ys, [fold] * 5, 2000) == [[1, 2, 3], [0], [4]]
+    assert RidgeProbe.batches(ys, [fold, never, fold, never, fold[::-1].copy()], 64) == [[0, 2], [1, 3], [4]]
+
+
+def test_ridge_lets_go_of_the_rows_of_every_fold() -> None:
+    X, _ = rows()
+    for fold in (np.full(len(X), -1), np.arange(len(X)) % 2):
+        for system in RidgeProbe()._systems(X, np.ones((len(X), 1)), fold, None):
+            assert all(each.base is None and not each.size for each in (system._X, system._targets, system._gram))
+
+
 def test_one_that_does_not_converge_is_given_more_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     X, ys = rows()
     heads = [LogisticProbe(C=1.0, max_iter=25), LogisticProbe(C=1e-6, max_iter=25)]

@@ -1,6 +1,7 @@
-"""Families of linear heads: all strengths of regularisation and all folds fitted as one, on shared matrix products.
+"""Families of linear heads: all strengths, all folds and all tasks on the same rows fitted as one.
 
-``rows`` hands out features in blocks, from memory or from a cache that is larger than that; ``losses`` says what is
-minimised; ``solver`` minimises many problems side by side; ``path`` leads it from strong to weak regularisation;
-``ridge`` has closed forms; ``classifier`` is what all are once they are fitted; ``estimators`` are what people use.
+``objective`` is what is minimised, by one of the ``losses``, in blocks of rows; ``solver`` minimises many problems side
+by side and has a ``history`` of each; ``path`` leads it from strong to weak regularisation, in the ``row_space`` where
+rows are few; ``ridge`` has closed forms, from ``normal_equations``; ``classifier`` is what all are once they are
+fitted; ``estimators`` are what people use.
 """

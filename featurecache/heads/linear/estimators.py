@@ -28,8 +28,12 @@ from featurecache.heads.linear.classifier import LinearClassifier, Probabilistic
 
 if TYPE_CHECKING:
     from featurecache.heads.linear.objective import Labelling
-    from featurecache.heads.linear.path import LinearFamily, Step
+    from featurecache.heads.linear.path import LinearFamily
+    from featurecache.heads.linear.row_space import Step
     from featurecache.heads.rows import Rows
+
+_NUMBERS_TOGETHER, _TIMES_THE_OUTPUTS = 1_000_000, 16
+"""In the solutions of tasks that are fitted together, and most outputs for each of the task that has the fewest."""
 
 Fitted: TypeAlias = Iterator[tuple[dict[str, Any], list["LinearProbe"]]]
 
@@ -204,6 +208,24 @@ class LinearProbe(LabelledMixin, LinearClassifier):
                     for probe, step in zip(probes, steps, strict=True)
                 ],
             )
+
+    @staticmethod
+    def batches(ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]], num_features: int) -> list[list[int]]:
+        """Return the places of tasks that are fitted together: as many as the solver may remember much of.
+
+        Tasks with far fewer outputs than others would pay for theirs.
+        """
+        outputs = [y.shape[1] if y.ndim == 2 else len(np.unique(y)) for y in ys]
+        groups = [max(len(np.unique(fold[fold >= 0])), 1) for fold in folds]
+        found: list[list[int]] = []
+        for place in sorted(range(len(ys)), key=lambda place: outputs[place]):
+            batch = [*found[-1], place] if found else [place]
+            size = sum(groups[each] for each in batch) * num_features * outputs[place]
+            if found and size <= _NUMBERS_TOGETHER and outputs[place] <= _TIMES_THE_OUTPUTS * outputs[batch[0]]:
+                found[-1] = batch
+            else:
+                found.append([place])
+        return [sorted(batch) for batch in found]
 
     @staticmethod
     def fit_tasks(

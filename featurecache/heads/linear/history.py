@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_MOST, _LEAST, _BYTES = 60, 8, 512 << 20
-"""Pairs of each problem, and bytes of all."""
+_MOST, _LEAST, _BYTES = 30, 8, 64 << 20
+"""Pairs of each problem, and bytes of them."""
 
 # G groups, N numbers of a solution, H places for pairs, U of them in use
 
@@ -34,7 +34,7 @@ class History:
     def __init__(self, like: Tensor) -> None:
         num_groups, self._num_outputs = len(like), like.shape[2]
         size = like[0].numel()
-        one = 2 * like.numel() * like.element_size()
+        one = 2 * size * like.element_size()
         self._most = max(min(_BYTES // one, _MOST), _LEAST)
         self._moved = torch.zeros(num_groups, self._most, size, dtype=like.dtype, device=like.device)
         self._changed = torch.zeros_like(self._moved)

@@ -93,7 +93,9 @@ class System:
 
     def forget_rows(self) -> Self:
         """Let go of all that only left-out rows need."""
-        self._X, self._targets, self._gram = self._X[:0], self._targets[:0], np.zeros((0, 0))
+        # Not slices: these would hold on to all rows.
+        self._X = np.empty((0, self._X.shape[1]), self._X.dtype)
+        self._targets, self._gram = np.empty((0, self._targets.shape[1])), np.empty((0, 0))
         return self
 
     def solution(self, alpha: float) -> tuple[Real, Real]:

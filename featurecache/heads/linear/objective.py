@@ -86,7 +86,7 @@ class Objective:
     def __init__(self, rows: Rows, labellings: Sequence[Labelling], *, standardize: bool = True) -> None:
         self.rows = rows
         moments = Moments.of_each(rows, [Divided(each.y, each.fold, each.num_classes) for each in labellings])
-        self.tasks = [_Task(rows, *each) for each in zip(labellings, moments, strict=True)]
+        self.tasks = [_Problems(rows, *each) for each in zip(labellings, moments, strict=True)]
         self.num_outputs = max(each.num_outputs for each in labellings)
         self.weight_G = torch.cat([task.weight_G for task in self.tasks])
         self.mean_GD, self.scale_GD = (
@@ -161,11 +161,12 @@ class Objective:
         return pieces
 
 
-class _Task:
-    """A labelling, and what its groups know of their rows."""
+class _Problems:
+    """Those of one task: its labelling, and what its groups know of their rows."""
 
     def __init__(self, rows: Rows, labelling: Labelling, moments: Moments) -> None:
         self.labelling = labelling
+        self._y, self._fold = (torch.from_numpy(each).to(rows.device) for each in (labelling.y, labelling.fold))
         known = [moments.without(fold) for fold in labelling.left_out]
         self.weight_G, self.mean_GD, self.scale_GD, counts_GC = (torch.stack(each) for each in zip(*known, strict=True))
         self.divides_like_rows = np.array_equal(labelling.fold, rows.fold)
@@ -190,19 +191,20 @@ class _Task:
     def weighted(self, block: Block, margins_nMK: Tensor, group_M: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of some of its problems (M,) and the slopes (n, M, K) of a block; margins are consumed."""
         dtype, labelling = margins_nMK.dtype, self.labelling
-        y_n = torch.from_numpy(labelling.y[block.places_n]).to(margins_nMK.device)
+        y_n = self._y[block.places_n]
         if margins_nMK.shape[2] > 1 and bool(self.lacking_GC.any()):
             margins_nMK = margins_nMK.add_(_minus_infinity(self.lacking_GC[group_M], dtype))
         loss_nM, slope_nMK = labelling.loss(margins_nMK, y_n)
+        if not self.divides_like_rows:
+            fold_n, left_out_M = self._fold[block.places_n], self.left_out_G[group_M]
+            out_nM = (fold_n[:, None] == left_out_M) & (left_out_M != NO_FOLD)
+            loss_nM = torch.where(out_nM, 0.0, loss_nM)
+            slope_nMK = slope_nMK.masked_fill_(out_nM[:, :, None], 0.0)
         factors = []
         if self._weighs_classes and y_n.ndim == 1:  # several labels have no weights of their own
             factors.append(self._class_weight_GC[group_M].to(dtype).T[y_n])
         if block.weight_n is not None:
             factors.append(block.weight_n.to(dtype)[:, None])
-        if not self.divides_like_rows:
-            fold_n = torch.from_numpy(labelling.fold[block.places_n]).to(margins_nMK.device)
-            left_out_M = self.left_out_G[group_M]
-            factors.append(((fold_n[:, None] != left_out_M) | (left_out_M == NO_FOLD)).to(dtype))
         for weight_nM in factors:
             loss_nM = loss_nM * weight_nM
             slope_nMK = slope_nMK.mul_(weight_nM[:, :, None])
@@ -213,7 +215,7 @@ class _Task:
 class _Piece:
     """Problems of one task, and where their outputs are among the columns of a product."""
 
-    task: _Task
+    task: _Problems
     members_M: Tensor
     group_M: Tensor
     """Among those of the task."""

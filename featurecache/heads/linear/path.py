@@ -14,34 +14,9 @@ from torch import Tensor
 from featurecache.heads.checks import is_small
 from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.objective import Labelling, Objective
+from featurecache.heads.linear.row_space import RowSpace, Step
 from featurecache.heads.linear.solver import Minimiser, Tolerance
-from featurecache.heads.rows import NO_FOLD, Divided, Moments, Rows
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """Solutions of one task for one strength.
-
-    Attributes
-    ----------
-    C : float
-        As in scikit-learn: the weight of the data against the penalty.
-    weights_GDK, intercept_GK : Tensor of float64
-        For features as they come, not standardised; one of each group.
-    values : ndarray (n_groups,)
-        The objectives, divided by ``C`` and the total weight of the rows.
-    num_iterations : ndarray (n_groups,)
-        Looks at the rows.
-    converged : bool
-    """
-
-    C: float
-    weights_GDK: Tensor
-    intercept_GK: Tensor
-    values: NDArray[np.float64]
-    num_iterations: NDArray[np.int64]
-    converged: bool
-    theta_GEK: Tensor
+from featurecache.heads.rows import NO_FOLD, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,71 +145,6 @@ class LinearFamily:
         return Tolerance(decrease=self.tol / share, gradient=self.tol / share / 10, max_iter=self.max_iter)
 
 
-class RowSpace:
-    """The space that the rows of a group span: where there are fewer rows than features, all of a solution lies in it.
-
-    The penalty draws weights to zero in all directions in which no row varies, and is the same along any orthonormal
-    axes of the others (the representer theorem: Kimeldorf & Wahba, J. Math. Anal. Appl. 33, 1971). So ``Z' = Q R``
-    gives each row as many features as there are rows, ``R'``, and weights ``Q a``.
-
-    Attributes
-    ----------
-    rows : Rows
-        Of the group, by their places along the axes.
-    members : list of (int, int)
-        The places of the tasks, and of their groups, that are fitted on these rows.
-    """
-
-    def __init__(self, rows: Rows, kept: NDArray[np.bool_], standard: tuple[Tensor, Tensor]) -> None:
-        self._kept, (self._mean_D, self._scale_D) = kept, standard
-        self.members: list[tuple[int, int]] = []
-        X = torch.from_numpy(np.asarray(rows.X[np.flatnonzero(kept)], np.float64)).to(rows.device)
-        self._axes_DR, upper_RN = torch.linalg.qr(((X - self._mean_D) / self._scale_D).T)
-        self.rows = Rows(
-            upper_RN.T.contiguous().cpu().numpy(),
-            rows.y[kept],
-            np.full(int(kept.sum()), NO_FOLD),
-            None if rows.weight is None else rows.weight[kept],
-            dtype=torch.float64,
-            device=rows.device,
-            num_classes=rows.num_classes,
-        )
-
-    @classmethod
-    def of_each(cls, rows: Rows, labellings: Sequence[Labelling], *, standardize: bool) -> list[RowSpace]:
-        """Return a space for all rows that some groups are fitted on, each once."""
-        moments = Moments.of_each(rows, [Divided(each.y, each.fold, each.num_classes) for each in labellings])
-        spaces: dict[bytes, RowSpace] = {}
-        for place, labelling in enumerate(labellings):
-            for group, fold in enumerate(labelling.left_out):
-                kept = (labelling.fold != fold) | (labelling.fold == NO_FOLD)
-                if (key := kept.tobytes()) not in spaces:
-                    _, mean_D, scale_D, _ = moments[place].without(fold)
-                    standard = (
-                        (mean_D, scale_D) if standardize else (torch.zeros_like(mean_D), torch.ones_like(scale_D))
-                    )
-                    spaces[key] = cls(rows, kept, standard)
-                spaces[key].members.append((place, group))
-        return list(spaces.values())
-
-    def labelling(self, labelling: Labelling) -> Labelling:
-        """Return what a task says of these rows, of which nothing is left out."""
-        return replace(labelling, y=labelling.y[self._kept], fold=self.rows.fold, left_out=[NO_FOLD])
-
-    def within(self, theta_GEK: Tensor) -> Tensor:
-        """Return what of a solution lies in the space."""
-        theta = theta_GEK.to(self._axes_DR)
-        return torch.cat([self._axes_DR.T @ theta[:, :-1], theta[:, -1:]], 1)
-
-    def outside(self, step: Step) -> Step:
-        """Return the solution of one group for features as they come."""
-        weights_DK = self._axes_DR @ step.weights_GDK[0]
-        raw_DK = weights_DK / self._scale_D[:, None]
-        theta_EK = torch.cat([weights_DK, step.theta_GEK[0, -1:].to(weights_DK)])
-        intercept_K = step.intercept_GK[0] - self._mean_D @ raw_DK
-        return replace(step, weights_GDK=raw_DK[None], intercept_GK=intercept_K[None], theta_GEK=theta_EK[None])
-
-
 def _joined(steps: Sequence[Step]) -> Step:
     """Return the solutions of all groups of a task."""
     return Step(
@@ -306,15 +216,11 @@ def search(family: LinearFamily, rows: Rows, labelling: Labelling, Cs: Sequence[
 def held_out_margins(step: Step, rows: Rows, left_out: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[Any]]:
     """Return margins (n, K), and labels (n,) or (n, K), of the rows that some problem leaves out, in their order."""
     margins = np.full((rows.num_rows, step.intercept_GK.shape[1]), np.nan)
-    places = rows.places_by_fold()
-    taken = dict.fromkeys(rows.folds, 0)
     for block in rows.blocks():
-        here = places[block.fold][taken[block.fold] :][: len(block.y_n)]
-        taken[block.fold] += len(here)
         if block.fold != NO_FOLD:
             group = left_out.index(block.fold)
             weights = step.weights_GDK[group].to(rows.dtype)
             values = (block.X_nD @ weights).double() + step.intercept_GK[group]
-            margins[here] = values.cpu().numpy()
+            margins[block.places_n.cpu().numpy()] = values.cpu().numpy()
     held_out = rows.fold != NO_FOLD
     return margins[held_out], rows.y[held_out]

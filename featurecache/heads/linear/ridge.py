@@ -74,22 +74,24 @@ class _Ridge(BaseEstimator):
     ) -> Iterator[tuple[dict[str, Any], list[list[_Probe]]]]:
         """Do what `LinearProbe.fit_folds_of_tasks` does: tasks that divide the rows alike share a decomposition."""
         targets = [probe._targets_of(X, y) for probe, y in zip(probes, ys, strict=True)]
+        assert all(np.array_equal(fold, folds[0]) for fold in folds), "see batches"
+        systems = probes[0]._systems(X, np.hstack(targets), folds[0], sample_weight)
+        for alpha in (setting["alpha"] for setting in settings):
+            fitted: list[list[_Probe]] = [[] for _ in probes]
+            for system in systems:
+                new = [clone(probe).set_params(alpha=alpha)._like(probe) for probe in probes]
+                _solve(system, new, [each.shape[1] for each in targets])
+                for estimators, probe in zip(fitted, new, strict=True):
+                    estimators.append(probe)
+            yield {"alpha": alpha}, fitted
+
+    @staticmethod
+    def batches(ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]], num_features: int) -> list[list[int]]:
+        """Return the places of tasks that share something: those that divide the rows alike."""
         alike: dict[bytes, list[int]] = {}
         for place, fold in enumerate(folds):
             alike.setdefault(fold.tobytes(), []).append(place)
-        shared = []
-        for places in alike.values():
-            both = np.hstack([targets[place] for place in places])
-            shared.append((places, probes[0]._systems(X, both, folds[places[0]], sample_weight)))
-        for alpha in (setting["alpha"] for setting in settings):
-            fitted: list[list[_Probe]] = [[] for _ in probes]
-            for places, systems in shared:
-                for system in systems:
-                    new = [clone(probes[place]).set_params(alpha=alpha)._like(probes[place]) for place in places]
-                    _solve(system, new, [targets[place].shape[1] for place in places])
-                    for place, probe in zip(places, new, strict=True):
-                        fitted[place].append(probe)
-            yield {"alpha": alpha}, fitted
+        return list(alike.values())
 
     @staticmethod
     def fit_tasks(
@@ -146,7 +148,9 @@ class _Ridge(BaseEstimator):
             whole = np.ones(len(fold)) if weight is None else weight
             weights: list[Any] = [np.where(fold == each, 0.0, whole) for each in held_out] or [weight]
             return [self._system(X, targets, each).forget_rows() for each in weights]
-        kept = [fold != each for each in held_out] or [np.ones(len(fold), bool)]
+        if not len(held_out):
+            return [self._system(X, targets, weight).forget_rows()]
+        kept = [fold != each for each in held_out]
         return [
             self._system(X[each], targets[each], None if weight is None else weight[each]).forget_rows()
             for each in kept
