@@ -174,6 +174,7 @@ def test_a_branch_that_goes_past_a_layer_is_named():
         cut(python_backbone("used_twice"), "norm")
 
 
+@pytest.mark.slow
 def test_branches_in_parallel_are_no_cuts(random_backbone):
     backbone = random_backbone("timm:crossvit_tiny_240")
     with pytest.raises(BackboneError, match="cannot be cut at blocks.0.blocks.0"):

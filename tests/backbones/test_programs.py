@@ -166,7 +166,9 @@ def test_a_layer_that_runs_twice_counts_at_its_last_and_one_with_two_outputs_is_
         resolve_taps(backbone, ["pair"])
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "vit" in name else []) for name in SIZES]
+)
 def test_suggested_taps_and_cuts_are_those_of_the_network(name: str, tmp_path: Path, random_backbone: Callable) -> None:
     need(name.partition(":")[0])
     side = SIZES[name]

@@ -46,8 +46,15 @@ def num_commits(cache: Path) -> int:
     return len(list(cache.glob("features/*/*/*/commits/[0-9]*.json")))
 
 
-@pytest.mark.parametrize("more", [(), ("--views", "2")], ids=["plain", "views"])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("how", "more"),
+    [
+        pytest.param(signal.SIGKILL, (), id="kill-plain"),
+        pytest.param(signal.SIGINT, ("--views", "2"), id="interrupt-views"),
+        pytest.param(signal.SIGKILL, ("--views", "2"), id="kill-views", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, (), id="interrupt-plain", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_and_resumed_equals_uninterrupted(
     make_folder: Callable[..., Path], tmp_path: Path, how: int, more: tuple[str, ...]
 ) -> None:
