@@ -147,7 +147,7 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
 def bench_memory(args: argparse.Namespace) -> dict[str, Any]:
     """Fit a file of features that is larger than the memory allowed: real ones, with noise, repeated."""
     X, y, _, _ = read_task(args.cache, args.task, 50_000)
-    with tempfile.TemporaryDirectory(dir=args.cache.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=args.cache.resolve().parent) as scratch:
         path = Path(scratch) / "features.bin"
         num_rows = int(args.gigabytes * 1e9) // (4 * X.shape[1])
         mapped, rng = np.memmap(path, np.float32, "w+", shape=(num_rows, X.shape[1])), np.random.default_rng(0)
