@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -251,32 +251,14 @@ def evaluate_tasks(
         ]
         ys, groups = [rows.y for rows in to_fit], [rows.groups for rows in to_fit]
         converged = fit_tasks(estimators, to_fit[0].X, ys, to_fit[0].weight, groups, name=name)
-        judged = [
-            _judged(parts, measure, random_state, choice, estimator)
+        results = [
+            _result(name, parts, measure, random_state, choice, estimator)
             for parts, measure, choice, estimator in zip(tasks, measures, choices, estimators, strict=True)
         ]
         seconds = (time.perf_counter() - start) / len(tasks)
     return [
-        HeadResult(
-            head=name,
-            params=choice.params,
-            protocol=choice.protocol,
-            selection_accuracy=choice.accuracy,
-            selection_score=choice.score,
-            balanced=measure.balanced,
-            selection_y=choice.y,
-            selection_pred=choice.y_pred,
-            selection_groups=choice.groups,
-            temperature=choice.temperature,
-            estimator=estimator,
-            converged=did_converge,
-            n_train=len(to_fit[0].y),
-            seconds=seconds,
-            **fields,
-        )
-        for choice, measure, estimator, did_converge, fields in zip(
-            choices, measures, estimators, converged, judged, strict=True
-        )
+        replace(result, converged=did_converge, n_train=len(to_fit[0].y), seconds=seconds)
+        for result, did_converge in zip(results, converged, strict=True)
     ]
 
 
@@ -294,16 +276,36 @@ def _rows_to_fit(parts: dict[str, Part]) -> RowsToFit:
     return (parts["train"].with_samples_of(parts["validation"]) if both else parts["train"]).rows_to_fit()
 
 
-def _judged(
-    parts: dict[str, Part], measure: Measure, random_state: int, choice: Choice, estimator: BaseEstimator
-) -> dict[str, Any]:
+def _result(
+    name: str, parts: dict[str, Part], measure: Measure, random_state: int, choice: Choice, estimator: BaseEstimator
+) -> HeadResult:
+    """Take the last look; how the fitting went is not known here."""
     reported = "test" if "test" in parts else "validation"
     part = parts[reported]
     y_pred = measure.answers(estimator, part, choice.temperature)
     figures = measure.figures(part.y, y_pred, part.groups, random_state=random_state)
-    scores: dict[str, Any] = {"validation": figures, "test": None}
+    validation, test = figures, None
     if reported == "test":
-        held_out = measure.figures(choice.y, choice.y_pred, choice.groups, random_state=random_state)
-        scores = {"validation": held_out, "test": figures}
-    proba = measure.certainties(estimator, part, choice.temperature, y_pred)
-    return {"reported": reported, "y_pred": y_pred, "proba": proba, **scores}
+        validation = measure.figures(choice.y, choice.y_pred, choice.groups, random_state=random_state)
+        test = figures
+    return HeadResult(
+        head=name,
+        params=choice.params,
+        protocol=choice.protocol,
+        selection_accuracy=choice.accuracy,
+        selection_score=choice.score,
+        balanced=measure.balanced,
+        selection_y=choice.y,
+        selection_pred=choice.y_pred,
+        selection_groups=choice.groups,
+        validation=validation,
+        test=test,
+        reported=reported,
+        y_pred=y_pred,
+        proba=measure.certainties(estimator, part, choice.temperature, y_pred),
+        estimator=estimator,
+        temperature=choice.temperature,
+        converged=True,
+        n_train=0,
+        seconds=0.0,
+    )

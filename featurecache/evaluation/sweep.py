@@ -260,8 +260,10 @@ def _computed(
         yield from _in_processes(jobs, parts, measures, workers)
         return
     # One division after the other: what it takes out is laid out once for all processes.
-    for division, places in dict.fromkeys((job[0].division, tuple(cell.place for cell in job)) for job in jobs):
-        mine = [job for job in jobs if (job[0].division, tuple(cell.place for cell in job)) == (division, places)]
+    alike: dict[tuple[Division, tuple[int, ...]], list[_Job]] = {}
+    for job in jobs:
+        alike.setdefault((job[0].division, tuple(cell.place for cell in job)), []).append(job)
+    for (division, places), mine in alike.items():
         with staging(folder, room.left) as inner:
             divided = {place: divide(parts[place], division, kind=kind, room=inner) for place in places}
             train = divided[places[0]]["train"]

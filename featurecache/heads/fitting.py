@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from inspect import signature
@@ -16,6 +17,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from featurecache.errors import HeadError, RequestError, TaskError
+from featurecache.heads.linear.tasks import FitsTasks
 from featurecache.heads.registry import last_step, make_head
 
 _MORE_ITERATIONS = 5
@@ -56,7 +58,7 @@ def fit_estimator(
         scikit-learn refuses the data; the message names the head.
     """
     beside = _beside(estimator, weight, groups)
-    try:
+    with _refusals(estimator, X, y, name):
         if _converges(estimator, X, y, beside):
             return True
         limit = last_step(estimator).get_params(deep=False).get("max_iter")
@@ -64,10 +66,6 @@ def fit_estimator(
             return False
         last_step(estimator).set_params(max_iter=_MORE_ITERATIONS * limit)
         return _converges(estimator, X, y, beside)
-    except RequestError:  # an input that is gone is not the head's fault
-        raise
-    except (ValueError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
-        raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
 
 
 def load_arithmetic(head: BaseEstimator) -> None:
@@ -120,15 +118,11 @@ def fit_folds(
     """
     kept = _kept(fold)
     if _goes_side_by_side(estimator, grid, y, fold):
-        try:
-            beside = {"sample_weight": weight, "groups": groups}
-            known = signature(estimator.fit_folds).parameters
-            given = {key: each for key, each in beside.items() if each is not None and key in known}
+        beside = {"sample_weight": weight, "groups": groups}
+        known = signature(estimator.fit_folds).parameters
+        given = {key: each for key, each in beside.items() if each is not None and key in known}
+        with _refusals(estimator, X, y, name):
             yield from estimator.fit_folds(X, y, fold, grid, **given)
-        except RequestError:
-            raise
-        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
-            raise HeadError(_refusal(name or type(estimator).__name__, X, y, error)) from error
         return
     for setting in grid:
         fitted = []
@@ -186,15 +180,11 @@ def fit_folds_of_tasks(
                 yield batch[0], setting, estimators
             continue
         mine = [[each[place] for place in batch] for each in (ys, folds)]
-        try:
-            new = [clone(heads[place]) for place in batch]
-            for setting, found in type(first.head).fit_folds_of_tasks(new, X, *mine, first.grid, weight):
+        new = [clone(heads[place]) for place in batch]
+        with _refusals(first.head, X, first.y, name):
+            for setting, found in first.head.fit_folds_of_tasks(new, X, *mine, first.grid, weight):
                 for place, estimators in zip(batch, found, strict=True):
                     yield place, setting, estimators
-        except RequestError:
-            raise
-        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
-            raise HeadError(_refusal(name or type(first.head).__name__, X, first.y, error)) from error
 
 
 def fit_tasks(
@@ -217,12 +207,8 @@ def fit_tasks(
     converged = [False] * len(ys)
     for batch in _batches(estimators, keys, ys, never, X.shape[1]):
         mine, said = [estimators[place] for place in batch], [ys[place] for place in batch]
-        try:
-            done = type(mine[0]).fit_tasks(mine, X, said, weight) if len(batch) > 1 else [False]
-        except RequestError:
-            raise
-        except (ValueError, RuntimeError, np.linalg.LinAlgError, MemoryError) as error:
-            raise HeadError(_refusal(name or type(mine[0]).__name__, X, said[0], error)) from error
+        with _refusals(mine[0], X, said[0], name):
+            done = mine[0].fit_tasks(mine, X, said, weight) if len(batch) > 1 else [False]
         for place, is_done in zip(batch, done, strict=True):
             # One that did not converge is given more looks, by itself.
             more = estimators[place], X, ys[place], weight, groups[place]
@@ -233,7 +219,7 @@ def fit_tasks(
 def _shared_settings(head: BaseEstimator) -> str | None:
     """Return what the heads of tasks must have in common to be fitted together; None for one that never is."""
     known = head.get_params(deep=False)
-    if not hasattr(type(head), "fit_tasks") or any(known.get(name) is not None for name in ("Cs", "alphas")):
+    if not isinstance(head, FitsTasks) or any(known.get(name) is not None for name in ("Cs", "alphas")):
         return None
     own = {*head.side_by_side, "class_weight", "random_state"}
     return repr((type(head), sorted((name, value) for name, value in known.items() if name not in own)))
@@ -253,7 +239,7 @@ def _batches(
     found = []
     for places in alike.values():
         of_these = [[each[place] for place in places] for each in (ys, folds)]
-        batches = [[0]] if len(places) == 1 else type(heads[places[0]]).batches(*of_these, num_features)
+        batches = [[0]] if len(places) == 1 else heads[places[0]].batches(*of_these, num_features)
         found += [[places[each] for each in batch] for batch in batches]
     return found
 
@@ -366,6 +352,17 @@ def _beside(estimator: BaseEstimator, weight: np.ndarray | None, groups: np.ndar
         for key, each in given.items()
         if each is not None and has_fit_parameter(step, key)
     }
+
+
+@contextmanager
+def _refusals(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, name: str) -> Iterator[None]:
+    """Say which head could not be fitted on what, where it raises."""
+    try:
+        yield
+    except RequestError:  # an input that is gone is not the head's fault
+        raise
+    except (ValueError, RuntimeError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
+        raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
 
 
 def _refusal(name: str, X: np.ndarray, y: np.ndarray, error: BaseException) -> str:

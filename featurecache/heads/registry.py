@@ -23,6 +23,7 @@ from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.growing import EXTRA, PACKAGE
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
+from featurecache.heads.linear.tasks import FitsTasks
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
 from featurecache.heads.trees import BoostedTrees, BoostedTreesRegressor
 from featurecache.specs import TaskKind
@@ -99,7 +100,7 @@ def streams(name: str, *, kind: TaskKind = "classes") -> bool:
 
 def fits_tasks(name: str, *, kind: TaskKind = "classes") -> bool:
     """Tell whether a head is fitted for several tasks on the same rows side by side."""
-    return hasattr(make_head(name, kind=kind), "fit_tasks")
+    return isinstance(make_head(name, kind=kind), FitsTasks)
 
 
 def register_head(name: str, factory: Factory, grid: Grid, *, kind: TaskKind = "classes") -> None:

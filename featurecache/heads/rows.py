@@ -120,13 +120,23 @@ class Rows:
         return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device, self.dtype)
 
 
-class Divided(NamedTuple):
-    """What is said of all rows, and how they are divided."""
+class Divided(Protocol):
+    """What is said of all rows, and how they are divided: `Rows`, or what else has these."""
 
-    y: NDArray[Any]
-    """(n_samples,) or (n_samples, n_outputs), as in `Rows`."""
-    fold: NDArray[np.int64]
-    num_classes: int
+    @property
+    def y(self) -> NDArray[Any]:
+        """(n_samples,) or (n_samples, n_outputs), as in `Rows`."""
+        ...
+
+    @property
+    def fold(self) -> NDArray[np.int64]:
+        """As in `Rows`."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """As in `Rows`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +158,7 @@ class Moments:
     @classmethod
     def of(cls, rows: Rows) -> Moments:
         """Look at all rows once."""
-        return cls.of_each(rows, [Divided(rows.y, rows.fold, rows.num_classes)])[0]
+        return cls.of_each(rows, [rows])[0]
 
     @classmethod
     def of_each(cls, rows: Rows, ways: Sequence[Divided]) -> list[Moments]:

@@ -98,6 +98,26 @@ def test_the_last_fits_of_tasks_have_strengths_of_their_own(head: Any, wide: boo
         assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("head", [HEADS[0], HEADS[4]], ids=str)
+@pytest.mark.parametrize("wide", [False, True], ids=["many rows", "few rows"])
+def test_tasks_of_several_labels_or_numbers(head: Any, wide: bool) -> None:
+    X, ys = rows(60 if wide else 600, wide=wide)
+    several = [
+        np.stack([ys[0] % 2, ys[0] % 3 > 0, ys[0] > 4], 1).astype(int),
+        np.stack([ys[2], ys[3] > 0], 1).astype(int),
+    ]
+    grid, fold = GRIDS[type(head)], np.arange(len(X)) % 3
+    tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y in several]
+    found = list(fit_folds_of_tasks(tasks, X))
+    assert [place for place, _, _ in found] == [0, 1] * len(grid)
+    for place, y in enumerate(several):
+        together = [each for at, _, fitted in found if at == place for each in fitted]
+        alone = [each for _, fitted in fit_folds(head, grid, X, y, fold) for each in fitted]
+        for ours, theirs in zip(together, alone, strict=True):
+            assert ours.coef_.shape == (y.shape[1], X.shape[1])
+            assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("head", [HEADS[0], HEADS[3]], ids=str)
 def test_few_rows_with_folds_of_each_task(head: Any) -> None:
     X, ys = rows(60, wide=True)

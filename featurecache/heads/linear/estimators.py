@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,26 +25,23 @@ from featurecache.heads.checks import (
 )
 from featurecache.heads.labelled import LabelledMixin
 from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
+from featurecache.heads.linear.tasks import FitsTasks
 
 if TYPE_CHECKING:
     from featurecache.heads.linear.objective import Labelling
     from featurecache.heads.linear.path import LinearFamily
-    from featurecache.heads.linear.row_space import Step
+    from featurecache.heads.linear.solver import Step
     from featurecache.heads.rows import Rows
 
 _NUMBERS_TOGETHER, _TIMES_THE_OUTPUTS = 1_000_000, 16
 """In the solutions of tasks that are fitted together, and most outputs for each of the task that has the fewest."""
 
-Fitted: TypeAlias = Iterator[tuple[dict[str, Any], list["LinearProbe"]]]
 
-
-class LinearProbe(LabelledMixin, LinearClassifier):
+class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
     """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`."""
 
     _loss: ClassVar[str]
-    streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]] = frozenset({"C"})
-    """Parameters in which settings may differ that are fitted side by side."""
     takes_several: ClassVar[bool] = False
     _loss_of_labels: ClassVar[str]
     """Where rows may have several labels."""
@@ -131,83 +128,42 @@ class LinearProbe(LabelledMixin, LinearClassifier):
             )
         return self._solved(step, 0)
 
-    def fit_folds(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        fold: NDArray[np.int64],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
-    ) -> Fitted:
-        """Fit all settings and all folds side by side.
-
-        Parameters
-        ----------
-        X, y
-            As for `fit`; arrays.
-        fold : ndarray of int (n_samples,)
-            -1 for rows that are never held out. The rows outside each fold must be of all classes.
-        settings : sequence of mapping
-            Each ``{"C": strength}``; in increasing order each step is short.
-        sample_weight : ndarray (n_samples,), optional
-            Above 0.
-
-        Yields
-        ------
-        (setting, estimators)
-            One fitted estimator for each fold, which was not fitted on it; a single one, fitted on all rows, where no
-            row is held out.
-        """
-        for setting, (fitted,) in self.fit_folds_of_tasks([self], X, [y], [fold], settings, sample_weight):
-            yield setting, fitted
-
-    @staticmethod
+    @classmethod
     def fit_folds_of_tasks(
-        probes: Sequence[LinearProbe],
+        cls,
+        heads: Sequence[Self],
         X: NDArray[Any],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
         sample_weight: NDArray[np.float64] | None = None,
-    ) -> Iterator[tuple[dict[str, Any], list[list[LinearProbe]]]]:
-        """Fit all settings, all folds and all tasks on the same rows side by side.
-
-        Parameters
-        ----------
-        probes : sequence of LinearProbe
-            One for each task, unfitted; they may differ in how they weigh classes only. They get to know the classes.
-        X, settings, sample_weight
-            As for `LinearProbe.fit_folds`.
-        ys, folds : sequence of ndarray (n_samples,)
-            What each task says of the rows, and how it divides them.
-
-        Yields
-        ------
-        (setting, estimators)
-            For each task what `LinearProbe.fit_folds` gives, but for rounding and within the tolerance.
-        """
-        from featurecache.heads.rows import NO_FOLD
-
-        labellings = []
-        for probe, y, fold in zip(probes, ys, folds, strict=True):
-            probe.n_features_in_ = X.shape[1]
-            left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
-            labellings.append(probe._labelling(probe._take_labels(y), fold, left_out))
-        first, Cs = probes[0], [setting["C"] for setting in settings]
-        # Blocks of one fold each are for tasks that divide the rows alike.
-        alike = all(np.array_equal(fold, folds[0]) for fold in folds)
-        rows = first._rows(X, labellings[0].y, folds[0] if alike else np.full(len(X), NO_FOLD), sample_weight)
-        for C, steps in zip(Cs, first._family().solve(rows, labellings, Cs), strict=True):
+    ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
+        """See `FitsTasks`; ``settings`` are ``{"C": strength}``, in increasing order."""
+        Cs = [setting["C"] for setting in settings]
+        for C, steps in zip(Cs, _solve(heads, X, ys, folds, sample_weight, Cs), strict=True):
             yield (
                 {"C": C},
                 [
-                    [
-                        clone(probe).set_params(C=C)._like(probe)._solved(step, group)
-                        for group in range(len(step.values))
-                    ]
-                    for probe, step in zip(probes, steps, strict=True)
+                    [clone(head).set_params(C=C)._like(head)._solved(step, group) for group in range(len(step.values))]
+                    for head, step in zip(heads, steps, strict=True)
                 ],
             )
+
+    @classmethod
+    def fit_tasks(
+        cls,
+        heads: Sequence[Self],
+        X: NDArray[Any],
+        ys: Sequence[NDArray[Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> list[bool]:
+        """See `FitsTasks`."""
+        never = [np.full(len(X), -1)] * len(ys)
+        Cs = [[head.C for head in heads]]
+        (steps,) = _solve(heads, X, ys, never, sample_weight, Cs, to_the_end=True)
+        for head, step in zip(heads, steps, strict=True):
+            head._solved(step, 0)
+        return [step.converged for step in steps]
 
     @staticmethod
     def batches(ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]], num_features: int) -> list[list[int]]:
@@ -226,41 +182,6 @@ class LinearProbe(LabelledMixin, LinearClassifier):
             else:
                 found.append([place])
         return [sorted(batch) for batch in found]
-
-    @staticmethod
-    def fit_tasks(
-        probes: Sequence[LinearProbe],
-        X: NDArray[Any],
-        ys: Sequence[NDArray[Any]],
-        sample_weight: NDArray[np.float64] | None = None,
-    ) -> list[bool]:
-        """Fit probes of several tasks on the same rows side by side, each with a ``C`` of its own.
-
-        Parameters
-        ----------
-        probes, ys
-            As for `fit_folds_of_tasks`; are fitted in place.
-        X, sample_weight
-            As for `LinearProbe.fit_folds`.
-
-        Returns
-        -------
-        list of bool
-            Whether each converged.
-        """
-        from featurecache.heads.rows import NO_FOLD
-
-        never = np.full(len(X), NO_FOLD)
-        labellings = []
-        for probe, y in zip(probes, ys, strict=True):
-            probe.n_features_in_ = X.shape[1]
-            labellings.append(probe._labelling(probe._take_labels(y), never, [NO_FOLD]))
-        rows = probes[0]._rows(X, labellings[0].y, never, sample_weight)
-        Cs = [[probe.C for probe in probes]]
-        (steps,) = probes[0]._family().solve(rows, labellings, Cs, to_the_end=True)
-        for probe, step in zip(probes, steps, strict=True):
-            probe._solved(step, 0)
-        return [step.converged for step in steps]
 
     def _solved(self, step: Step, group: int) -> Self:
         self.C_, self.n_iter_ = step.C, int(step.num_iterations[group])
@@ -350,3 +271,27 @@ class LinearSvmProbe(LinearProbe):
     """
 
     _loss = "SquaredHinge"
+
+
+def _solve(
+    heads: Sequence[LinearProbe],
+    X: NDArray[Any],
+    ys: Sequence[NDArray[Any]],
+    folds: Sequence[NDArray[np.int64]],
+    sample_weight: NDArray[np.float64] | None,
+    Cs: Sequence[float | Sequence[float]],
+    *,
+    to_the_end: bool = False,
+) -> Iterator[list[Step]]:
+    """Solve what tasks on the same rows ask for."""
+    from featurecache.heads.rows import NO_FOLD
+
+    labellings = []
+    for head, y, fold in zip(heads, ys, folds, strict=True):
+        head.n_features_in_ = X.shape[1]
+        left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
+        labellings.append(head._labelling(head._take_labels(y), fold, left_out))
+    # Blocks of one fold each are for tasks that divide the rows alike.
+    alike = all(np.array_equal(fold, folds[0]) for fold in folds)
+    rows = heads[0]._rows(X, labellings[0].y, folds[0] if alike else np.full(len(X), NO_FOLD), sample_weight)
+    return heads[0]._family().solve(rows, labellings, Cs, to_the_end=to_the_end)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.linear.losses import Loss
-from featurecache.heads.rows import NO_FOLD, Block, Divided, Moments, Rows
+from featurecache.heads.rows import NO_FOLD, Block, Moments, Rows
 
 ClassWeight = Literal["balanced"] | NDArray[np.float64] | None
 
@@ -85,7 +85,7 @@ class Objective:
 
     def __init__(self, rows: Rows, labellings: Sequence[Labelling], *, standardize: bool = True) -> None:
         self.rows = rows
-        moments = Moments.of_each(rows, [Divided(each.y, each.fold, each.num_classes) for each in labellings])
+        moments = Moments.of_each(rows, labellings)
         self.tasks = [_Problems(rows, *each) for each in zip(labellings, moments, strict=True)]
         self.num_outputs = max(each.num_outputs for each in labellings)
         self.weight_G = torch.cat([task.weight_G for task in self.tasks])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,34 @@ from torch import Tensor
 from featurecache.heads.checks import is_small
 from featurecache.heads.linear.classifier import named
 from featurecache.heads.linear.objective import Labelling, Objective
-from featurecache.heads.linear.row_space import RowSpace, Step
-from featurecache.heads.linear.solver import Minimiser, Tolerance
+from featurecache.heads.linear.row_space import RowSpace
+from featurecache.heads.linear.solver import Minimiser, Step, Tolerance
 from featurecache.heads.rows import NO_FOLD, Rows
+
+
+class _Asked(NamedTuple):
+    """What `LinearFamily.solve` is asked for; see there."""
+
+    rows: Rows
+    labellings: Sequence[Labelling]
+    C_of_tasks: Sequence[NDArray[np.float64]]
+    """Of each task, for each step."""
+    starts: Sequence[Tensor | None]
+    to_the_end: bool
+
+    def within(self, space: RowSpace) -> _Asked:
+        """Return what is asked of the problems on the rows of a space."""
+        places = [place for place, _ in space.members]
+        return _Asked(
+            space.rows,
+            [space.labelling(self.labellings[place]) for place in places],
+            [C_T[places] for C_T in self.C_of_tasks],
+            [
+                None if (start := self.starts[place]) is None else space.within(start[group : group + 1])
+                for place, group in space.members
+            ],
+            self.to_the_end,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,57 +89,40 @@ class LinearFamily:
         list of Step
             Of each task.
         """
-        starts = starts or [None] * len(labellings)
-        C_of_tasks = [np.broadcast_to(C, len(labellings)) for C in Cs]
+        asked = _Asked(
+            rows,
+            labellings,
+            [np.broadcast_to(C, len(labellings)) for C in Cs],
+            starts or [None] * len(labellings),
+            to_the_end,
+        )
         # With more rows, looking at all folds at once saves more than a smaller space does.
-        if is_small(rows.num_rows, rows.num_features) and 2 * rows.num_rows <= rows.num_features:
-            return self._in_row_space(rows, labellings, C_of_tasks, starts, to_the_end)
-        return self._solve(rows, labellings, C_of_tasks, starts, to_the_end)
+        few = is_small(rows.num_rows, rows.num_features) and 2 * rows.num_rows <= rows.num_features
+        return self._in_row_space(asked) if few else self._solve(asked)
 
-    def _in_row_space(
-        self,
-        rows: Rows,
-        labellings: Sequence[Labelling],
-        C_of_tasks: Sequence[NDArray[np.float64]],
-        starts: Sequence[Tensor | None],
-        to_the_end: bool,
-    ) -> Iterator[list[Step]]:
+    def _in_row_space(self, asked: _Asked) -> Iterator[list[Step]]:
         """Solve the problems on the same few rows where these vary, and carry the solutions back."""
-        spaces = RowSpace.of_each(rows, labellings, standardize=self.standardize)
+        spaces = RowSpace.of_each(asked.rows, asked.labellings, standardize=self.standardize)
         alone = replace(self, standardize=False)
-        solvers = []
-        for space in spaces:
-            places = [place for place, _ in space.members]
-            within = [
-                None if (start := starts[place]) is None else space.within(start[group : group + 1])
-                for place, group in space.members
-            ]
-            mine = [space.labelling(labellings[place]) for place in places]
-            own = [C_T[places] for C_T in C_of_tasks]
-            solvers.append(alone._solve(space.rows, mine, own, within, to_the_end))
+        solvers = [alone._solve(asked.within(space)) for space in spaces]
         for found in zip(*solvers, strict=True):
-            solved: list[list[Any]] = [[None] * len(labelling.left_out) for labelling in labellings]
+            solved: list[list[Any]] = [[None] * len(labelling.left_out) for labelling in asked.labellings]
             for space, steps in zip(spaces, found, strict=True):
                 for (place, group), step in zip(space.members, steps, strict=True):
                     solved[place][group] = space.outside(step)
             yield [_joined(steps) for steps in solved]
 
-    def _solve(
-        self,
-        rows: Rows,
-        labellings: Sequence[Labelling],
-        C_of_tasks: Sequence[NDArray[np.float64]],
-        starts: Sequence[Tensor | None],
-        to_the_end: bool,
-    ) -> Iterator[list[Step]]:
+    def _solve(self, asked: _Asked) -> Iterator[list[Step]]:
+        rows, labellings = asked.rows, asked.labellings
         objective = Objective(rows, labellings, standardize=self.standardize)
         small = is_small(rows.num_rows, rows.num_features)
-        minimiser = Minimiser(objective, self._tolerance(to_the_end, small), torch.float64 if small else rows.dtype)
-        for span, labelling, start in zip(objective.spans, labellings, starts, strict=True):
+        tolerance = self._tolerance(asked.to_the_end, small)
+        minimiser = Minimiser(objective, tolerance, torch.float64 if small else rows.dtype)
+        for span, labelling, start in zip(objective.spans, labellings, asked.starts, strict=True):
             if start is not None:
                 minimiser.start_at(start, span, labelling.num_outputs)
         sizes = [len(labelling.left_out) for labelling in labellings]
-        for C_T in C_of_tasks:
+        for C_T in asked.C_of_tasks:
             C_G = torch.from_numpy(np.repeat(C_T, sizes)).to(objective.weight_G)
             strength_G = 1.0 / (C_G * objective.weight_G)
             theta = minimiser.solve(strength_G)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,16 +23,13 @@ from featurecache.heads.checks import (
 )
 from featurecache.heads.linear.classifier import LinearClassifier, named
 from featurecache.heads.linear.normal_equations import Real, System
+from featurecache.heads.linear.tasks import FitsTasks
 
-_Probe = TypeVar("_Probe", bound="_Ridge")
 
-
-class _Ridge(BaseEstimator):
+class _Ridge(FitsTasks, BaseEstimator):
     """Strengths, and what is left out to choose from them."""
 
-    streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]] = frozenset({"alpha"})
-    """Parameters in which settings may differ that are fitted side by side."""
 
     def __init__(
         self,
@@ -51,38 +48,26 @@ class _Ridge(BaseEstimator):
         self.prior_rows = prior_rows
         self.random_state = random_state
 
-    def fit_folds(
-        self,
-        X: NDArray[Any],
-        y: NDArray[Any],
-        fold: NDArray[np.int64],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
-    ) -> Iterator[tuple[dict[str, Any], list[Self]]]:
-        """Fit all settings and all folds from one decomposition of each fold; see `LinearProbe.fit_folds`."""
-        for setting, (fitted,) in self.fit_folds_of_tasks([self], X, [y], [fold], settings, sample_weight):
-            yield setting, fitted
-
-    @staticmethod
+    @classmethod
     def fit_folds_of_tasks(
-        probes: Sequence[_Probe],
+        cls,
+        heads: Sequence[Self],
         X: NDArray[Any],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
         sample_weight: NDArray[np.float64] | None = None,
-    ) -> Iterator[tuple[dict[str, Any], list[list[_Probe]]]]:
-        """Do what `LinearProbe.fit_folds_of_tasks` does: tasks that divide the rows alike share a decomposition."""
-        targets = [probe._targets_of(X, y) for probe, y in zip(probes, ys, strict=True)]
-        assert all(np.array_equal(fold, folds[0]) for fold in folds), "see batches"
-        systems = probes[0]._systems(X, np.hstack(targets), folds[0], sample_weight)
+    ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
+        """See `FitsTasks`: all come from one decomposition of each fold."""
+        targets = [head._targets_of(X, y) for head, y in zip(heads, ys, strict=True)]
+        systems = heads[0]._systems(X, np.hstack(targets), folds[0], sample_weight)
         for alpha in (setting["alpha"] for setting in settings):
-            fitted: list[list[_Probe]] = [[] for _ in probes]
+            fitted: list[list[Self]] = [[] for _ in heads]
             for system in systems:
-                new = [clone(probe).set_params(alpha=alpha)._like(probe) for probe in probes]
+                new = [clone(head).set_params(alpha=alpha)._like(head) for head in heads]
                 _solve(system, new, [each.shape[1] for each in targets])
-                for estimators, probe in zip(fitted, new, strict=True):
-                    estimators.append(probe)
+                for estimators, head in zip(fitted, new, strict=True):
+                    estimators.append(head)
             yield {"alpha": alpha}, fitted
 
     @staticmethod
@@ -93,19 +78,19 @@ class _Ridge(BaseEstimator):
             alike.setdefault(fold.tobytes(), []).append(place)
         return list(alike.values())
 
-    @staticmethod
+    @classmethod
     def fit_tasks(
-        probes: Sequence[_Probe],
+        cls,
+        heads: Sequence[Self],
         X: NDArray[Any],
         ys: Sequence[NDArray[Any]],
         sample_weight: NDArray[np.float64] | None = None,
     ) -> list[bool]:
-        """Do what `LinearProbe.fit_tasks` does, from one decomposition."""
-        targets = [probe._targets_of(X, y) for probe, y in zip(probes, ys, strict=True)]
-        never = np.full(len(X), -1)
-        (system,) = probes[0]._systems(X, np.hstack(targets), never, sample_weight)
-        _solve(system, probes, [each.shape[1] for each in targets])
-        return [True] * len(probes)
+        """See `FitsTasks`: all come from one decomposition."""
+        targets = [head._targets_of(X, y) for head, y in zip(heads, ys, strict=True)]
+        (system,) = heads[0]._systems(X, np.hstack(targets), np.full(len(X), -1), sample_weight)
+        _solve(system, heads, [each.shape[1] for each in targets])
+        return [True] * len(heads)
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,33 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.linear.objective import Labelling
-from featurecache.heads.rows import NO_FOLD, Divided, Moments, Rows
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """Solutions of one task for one strength.
-
-    Attributes
-    ----------
-    C : float
-        As in scikit-learn: the weight of the data against the penalty.
-    weights_GDK, intercept_GK : Tensor of float64
-        For features as they come, not standardised; one of each group.
-    values : ndarray (n_groups,)
-        The objectives, divided by ``C`` and the total weight of the rows.
-    num_iterations : ndarray (n_groups,)
-        Looks at the rows.
-    converged : bool
-    """
-
-    C: float
-    weights_GDK: Tensor
-    intercept_GK: Tensor
-    values: NDArray[np.float64]
-    num_iterations: NDArray[np.int64]
-    converged: bool
-    theta_GEK: Tensor
+from featurecache.heads.linear.solver import Step
+from featurecache.heads.rows import NO_FOLD, Moments, Rows
 
 
 class RowSpace:
@@ -73,7 +48,7 @@ class RowSpace:
     @classmethod
     def of_each(cls, rows: Rows, labellings: Sequence[Labelling], *, standardize: bool) -> list[RowSpace]:
         """Return a space for all rows that some groups are fitted on, each once."""
-        moments = Moments.of_each(rows, [Divided(each.y, each.fold, each.num_classes) for each in labellings])
+        moments = Moments.of_each(rows, labellings)
         spaces: dict[bytes, RowSpace] = {}
         for place, labelling in enumerate(labellings):
             for group, fold in enumerate(labelling.left_out):

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from featurecache.heads.linear.history import History
@@ -41,6 +43,32 @@ class Tolerance:
     decrease: float
     gradient: float
     max_iter: int
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Solutions of one task for one strength.
+
+    Attributes
+    ----------
+    C : float
+        As in scikit-learn: the weight of the data against the penalty.
+    weights_GDK, intercept_GK : Tensor of float64
+        For features as they come, not standardised; one of each group.
+    values : ndarray (n_groups,)
+        The objectives, divided by ``C`` and the total weight of the rows.
+    num_iterations : ndarray (n_groups,)
+        Looks at the rows.
+    converged : bool
+    """
+
+    C: float
+    weights_GDK: Tensor
+    intercept_GK: Tensor
+    values: NDArray[np.float64]
+    num_iterations: NDArray[np.int64]
+    converged: bool
+    theta_GEK: Tensor
 
 
 class Preconditioner:
