@@ -211,15 +211,15 @@ def _may_leave_process(names: list[str], parts: dict[str, Part], measure: Measur
 def evaluate_tasks(
     name: str, tasks: Sequence[dict[str, Part]], measures: Sequence[Measure], random_state: int
 ) -> list[HeadResult]:
-    """Judge one head for several tasks on the same rows, which it fits side by side where it can.
+    """Judge one head for several tasks on the same samples, which it fits side by side where it can.
 
     Parameters
     ----------
     name : str
         As for `evaluate_head`.
     tasks : sequence of dict
-        For each task its parts, as `check_parts` returns them: the same samples with the same features and weights, in
-        the same order.
+        For each task its parts, as `check_parts` returns them: the same samples in the same order, with the same
+        weights and as many features; those on the same features have the same arrays.
     measures : sequence of Measure
         Of each task.
     random_state : int
@@ -241,16 +241,13 @@ def evaluate_tasks(
         start = time.perf_counter()
         questions = [_question(*each, random_state) for each in zip(tasks, measures, strict=True)]
         choices = choose(name, questions)
-        first, *others = tasks
-        # The features are the same for all, and joining parts may copy them.
-        bare = [{name: part.without_features() for name, part in parts.items()} for parts in others]
-        to_fit = [_rows_to_fit(parts) for parts in (first, *bare)]
+        to_fit = _rows_to_fit(tasks)
         estimators = [
             build(name, choice.params, measure, parts["train"], random_state)
             for choice, measure, parts in zip(choices, measures, tasks, strict=True)
         ]
-        ys, groups = [rows.y for rows in to_fit], [rows.groups for rows in to_fit]
-        converged = fit_tasks(estimators, to_fit[0].X, ys, to_fit[0].weight, groups, name=name)
+        Xs, ys, groups = ([getattr(rows, field) for rows in to_fit] for field in ("X", "y", "groups"))
+        converged = fit_tasks(estimators, Xs, ys, to_fit[0].weight, groups, name=name)
         results = [
             _result(name, parts, measure, random_state, choice, estimator)
             for parts, measure, choice, estimator in zip(tasks, measures, choices, estimators, strict=True)
@@ -271,9 +268,17 @@ def _question(parts: dict[str, Part], measure: Measure, random_state: int) -> Qu
     return Question(train=parts["train"], validation=validation, measure=measure, random_state=random_state)
 
 
-def _rows_to_fit(parts: dict[str, Part]) -> RowsToFit:
-    both = "validation" in parts and "test" in parts
-    return (parts["train"].with_samples_of(parts["validation"]) if both else parts["train"]).rows_to_fit()
+def _rows_to_fit(tasks: Sequence[dict[str, Part]]) -> list[RowsToFit]:
+    """Return what the last fit of each task is on; joining parts may copy features, once for all tasks on them."""
+    known: dict[int, np.ndarray] = {}
+    found = []
+    for parts in tasks:
+        train, key = parts["train"], id(parts["train"].fitted)
+        bare = parts if key not in known else {name: part.without_features() for name, part in parts.items()}
+        both = "validation" in parts and "test" in parts
+        rows = (bare["train"].with_samples_of(bare["validation"]) if both else bare["train"]).rows_to_fit()
+        found.append(rows._replace(X=known.setdefault(id(train.fitted), rows.X)))
+    return found
 
 
 def _result(

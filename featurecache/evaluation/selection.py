@@ -111,13 +111,13 @@ class Question:
 
 
 def choose(name: str, questions: Sequence[Question]) -> list[Choice]:
-    """Choose the setting of a head for each of several tasks on the same rows.
+    """Choose the setting of a head for each of several tasks.
 
     Parameters
     ----------
     name : str
     questions : sequence of Question
-        Their train parts are the same samples, with the same features and weights.
+        Their train parts are the same samples with the same weights, and the same features or others.
 
     Returns
     -------
@@ -131,8 +131,8 @@ def choose(name: str, questions: Sequence[Question]) -> list[Choice]:
     """
     # What is held out from one task is copied once, of several tasks not at all: each holds out all samples.
     trials = [_Trial(name, question, copy=len(questions) == 1) for question in questions]
-    X, _, weight, _ = questions[0].train.rows_to_fit()
-    for place, params, estimators in fit_folds_of_tasks([trial.to_fit for trial in trials], X, weight, name=name):
+    weight = questions[0].train.rows_to_fit().weight
+    for place, params, estimators in fit_folds_of_tasks([trial.to_fit for trial in trials], weight, name=name):
         trials[place].offer(params, estimators)
     return [trial.choice() for trial in trials]
 
@@ -163,6 +163,7 @@ class _Trial:
         self.to_fit = TaskToFit(
             head=build(name, {}, measure, train, question.random_state),
             grid=head_grid(name, num_rows, kind=measure.kind),
+            X=rows.X,
             y=rows.y,
             fold=np.repeat(fold, num_views),
             groups=rows.groups,

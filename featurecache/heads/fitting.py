@@ -140,20 +140,23 @@ def fit_folds(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskToFit:
-    """What one task says of rows that several tasks share, and how settings are tried on it."""
+    """Rows, what one task says of them, and how settings are tried on it."""
 
     head: BaseEstimator
     """Unfitted; is not changed."""
     grid: Sequence[Mapping[str, Any]]
+    X: np.ndarray
     y: np.ndarray
     fold: np.ndarray
     groups: np.ndarray | None = None
 
 
 def fit_folds_of_tasks(
-    tasks: Sequence[TaskToFit], X: np.ndarray, weight: np.ndarray | None = None, *, name: str = ""
+    tasks: Sequence[TaskToFit], weight: np.ndarray | None = None, *, name: str = ""
 ) -> Iterator[tuple[int, dict[str, Any], list[BaseEstimator]]]:
-    """Do what `fit_folds` does for several tasks on the same rows: side by side where the head can.
+    """Do what `fit_folds` does for several tasks: side by side where the head can.
+
+    They are on the same rows, or on as many with other features, that weigh alike.
 
     Yields
     ------
@@ -165,53 +168,57 @@ def fit_folds_of_tasks(
     HeadError
         The head refuses the data of one of the tasks.
     """
-    heads, ys, folds = ([getattr(task, field) for task in tasks] for field in ("head", "y", "fold"))
+    heads, Xs, ys, folds = ([getattr(task, field) for task in tasks] for field in ("head", "X", "y", "fold"))
     keys = [
         (_shared_settings(task.head), repr(task.grid))
         if _goes_side_by_side(task.head, task.grid, task.y, task.fold)
         else (None, "")
         for task in tasks
     ]
-    for batch in _batches(heads, keys, ys, folds, X.shape[1]):
+    for batch in _batches(heads, keys, Xs, ys, folds):
         first = tasks[batch[0]]
         if len(batch) == 1:
-            fitted = fit_folds(first.head, first.grid, X, first.y, first.fold, weight, first.groups, name=name)
+            fitted = fit_folds(first.head, first.grid, first.X, first.y, first.fold, weight, first.groups, name=name)
             for setting, estimators in fitted:
                 yield batch[0], setting, estimators
             continue
-        mine = [[each[place] for place in batch] for each in (ys, folds)]
+        mine = [[each[place] for place in batch] for each in (Xs, ys, folds)]
         new = [clone(heads[place]) for place in batch]
-        with _refusals(first.head, X, first.y, name):
-            for setting, found in first.head.fit_folds_of_tasks(new, X, *mine, first.grid, weight):
+        with _refusals(first.head, first.X, first.y, name):
+            for setting, found in first.head.fit_folds_of_tasks(new, *mine, first.grid, weight):
                 for place, estimators in zip(batch, found, strict=True):
                     yield place, setting, estimators
 
 
 def fit_tasks(
     estimators: Sequence[BaseEstimator],
-    X: np.ndarray,
+    Xs: Sequence[np.ndarray],
     ys: Sequence[np.ndarray],
     weight: np.ndarray | None = None,
     groups: Sequence[np.ndarray | None] | None = None,
     *,
     name: str = "",
 ) -> list[bool]:
-    """Fit an estimator for each of several tasks on the same rows, and tell which converged; see `fit_estimator`."""
+    """Fit an estimator for each of several tasks, and tell which converged; see `fit_estimator`.
+
+    The tasks are on the same rows, or on as many with other features, that weigh alike.
+    """
     groups = groups or [None] * len(ys)
     weighted = weight is not None and not bool((weight > 0).all())
     keys = [
         (None if weighted or _num_classes(y) == 1 else _shared_settings(estimator), "")
         for estimator, y in zip(estimators, ys, strict=True)
     ]
-    never = [np.full(len(X), -1)] * len(ys)
+    never = [np.full(len(X), -1) for X in Xs]
     converged = [False] * len(ys)
-    for batch in _batches(estimators, keys, ys, never, X.shape[1]):
-        mine, said = [estimators[place] for place in batch], [ys[place] for place in batch]
-        with _refusals(mine[0], X, said[0], name):
-            done = mine[0].fit_tasks(mine, X, said, weight) if len(batch) > 1 else [False]
+    for batch in _batches(estimators, keys, Xs, ys, never):
+        mine = [estimators[place] for place in batch]
+        rows, said = ([each[place] for place in batch] for each in (Xs, ys))
+        with _refusals(mine[0], rows[0], said[0], name):
+            done = mine[0].fit_tasks(mine, rows, said, weight) if len(batch) > 1 else [False]
         for place, is_done in zip(batch, done, strict=True):
             # One that did not converge is given more looks, by itself.
-            more = estimators[place], X, ys[place], weight, groups[place]
+            more = estimators[place], Xs[place], ys[place], weight, groups[place]
             converged[place] = is_done or fit_estimator(*more, name=name)
     return converged
 
@@ -228,9 +235,7 @@ def _shared_settings(head: BaseEstimator) -> str | None:
 def _batches(
     heads: Sequence[BaseEstimator],
     keys: Sequence[tuple[str | None, str]],
-    ys: Sequence[np.ndarray],
-    folds: Sequence[np.ndarray],
-    num_features: int,
+    *of_tasks: Sequence[np.ndarray],
 ) -> list[list[int]]:
     """Return the places of tasks that are fitted together: of equal keys, and as many as a head wants."""
     alike: dict[Any, list[int]] = {}
@@ -238,8 +243,8 @@ def _batches(
         alike.setdefault(place if key[0] is None else key, []).append(place)
     found = []
     for places in alike.values():
-        of_these = [[each[place] for place in places] for each in (ys, folds)]
-        batches = [[0]] if len(places) == 1 else heads[places[0]].batches(*of_these, num_features)
+        of_these = [[each[place] for place in places] for each in of_tasks]
+        batches = [[0]] if len(places) == 1 else heads[places[0]].batches(*of_these)
         found += [[places[each] for each in batch] for batch in batches]
     return found
 

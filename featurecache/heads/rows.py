@@ -6,7 +6,7 @@ Folds are divided once: each block holds rows of one fold only, so that the prob
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -89,6 +89,10 @@ class Rows:
         """Hand out all rows, each once."""
         in_memory = isinstance(self.X, np.ndarray) and not isinstance(self.X, np.memmap)
         yield from self._in_memory if in_memory else self._read()
+
+    def undivided(self) -> Rows:
+        """Return the same rows without folds."""
+        return self if self.folds == [NO_FOLD] else replace(self, fold=np.full(self.num_rows, NO_FOLD))
 
     def places_by_fold(self) -> dict[int, NDArray[np.int64]]:
         """Return the places of the rows of each fold, in the order in which blocks hand them out."""

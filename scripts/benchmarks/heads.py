@@ -250,14 +250,14 @@ def bench_tasks(args: argparse.Namespace) -> dict[str, Any]:
         "strengths x folds": f"{args.strengths} x {args.folds}",
     }
     for head, grid in grids.items():
-        tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+        tasks = [TaskToFit(head=head, grid=grid, X=X, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
 
         def alone(tasks: list[TaskToFit] = tasks) -> None:
             for task in tasks:
                 list(fit_folds(task.head, task.grid, X, task.y, task.fold))
 
         seconds = [
-            (timed(lambda tasks=tasks: list(fit_folds_of_tasks(tasks, X))), timed(alone)) for _ in range(args.repeats)
+            (timed(lambda tasks=tasks: list(fit_folds_of_tasks(tasks))), timed(alone)) for _ in range(args.repeats)
         ]
         result[type(head).__name__] = {
             "together, seconds": spread([each for each, _ in seconds]),

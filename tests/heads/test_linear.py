@@ -248,7 +248,7 @@ def test_what_is_remembered_of_the_curvature_stays_exact_when_the_strength_chang
     X, y = rows(3)
     never = np.full(len(y), -1)
     labelling = Labelling(y=y, fold=never, num_classes=3, loss=losses.Softmax(), left_out=[-1])
-    objective = Objective(Rows(X, y, never, dtype=torch.float64), [labelling])
+    objective = Objective([Rows(X, y, never, dtype=torch.float64)], [labelling])
     minimiser = Minimiser(objective, Tolerance(decrease=1e-6, gradient=1e-6, max_iter=5), torch.float64)
     before, after = torch.tensor([0.1]), torch.tensor([0.003])
     theta, group = minimiser.solve(before), torch.tensor([0])

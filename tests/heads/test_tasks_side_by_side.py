@@ -70,9 +70,9 @@ def test_all_settings_and_folds_are_those_of_a_task_by_itself(head: Any, how: st
     X, ys = rows()
     folds, grid = divided(ys, how), GRIDS[type(head)]
     weight = np.random.default_rng(1).uniform(0.5, 2.0, len(X)) if weighted else None
-    tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+    tasks = [TaskToFit(head=head, grid=grid, X=X, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
     found: dict[int, list[Any]] = {place: [] for place in range(len(ys))}
-    for place, setting, estimators in fit_folds_of_tasks(tasks, X, weight):
+    for place, setting, estimators in fit_folds_of_tasks(tasks, weight):
         found[place].append((setting, estimators))
     for place, (y, fold) in enumerate(zip(ys, folds, strict=True)):
         alone = list(fit_folds(head, grid, X, y, fold, weight))
@@ -93,7 +93,7 @@ def test_the_last_fits_of_tasks_have_strengths_of_their_own(head: Any, wide: boo
     grid = GRIDS[type(head)]
     heads = [clone(head).set_params(**grid[place % len(grid)]) for place in range(len(ys))]
     alone = [clone(each) for each in heads]
-    assert fit_tasks(heads, X, ys) == [fit_estimator(each, X, y) for each, y in zip(alone, ys, strict=True)]
+    assert fit_tasks(heads, [X] * len(ys), ys) == [fit_estimator(each, X, y) for each, y in zip(alone, ys, strict=True)]
     for ours, theirs in zip(heads, alone, strict=True):
         assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8)
 
@@ -107,8 +107,8 @@ def test_tasks_of_several_labels_or_numbers(head: Any, wide: bool) -> None:
         np.stack([ys[2], ys[3] > 0], 1).astype(int),
     ]
     grid, fold = GRIDS[type(head)], np.arange(len(X)) % 3
-    tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y in several]
-    found = list(fit_folds_of_tasks(tasks, X))
+    tasks = [TaskToFit(head=head, grid=grid, X=X, y=y, fold=fold) for y in several]
+    found = list(fit_folds_of_tasks(tasks))
     assert [place for place, _, _ in found] == [0, 1] * len(grid)
     for place, y in enumerate(several):
         together = [each for at, _, fitted in found if at == place for each in fitted]
@@ -124,8 +124,8 @@ def test_few_rows_with_folds_of_each_task(head: Any) -> None:
     ys, grid = ys[1:3], GRIDS[type(head)]
     for how in ("alike", "each in its own way"):
         folds = divided(ys, how)
-        tasks = [TaskToFit(head=head, grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
-        found = [(place, each) for place, _, fitted in fit_folds_of_tasks(tasks, X) for each in fitted]
+        tasks = [TaskToFit(head=head, grid=grid, X=X, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+        found = [(place, each) for place, _, fitted in fit_folds_of_tasks(tasks) for each in fitted]
         for place, (y, fold) in enumerate(zip(ys, folds, strict=True)):
             alone = [each for _, fitted in fit_folds(head, grid, X, y, fold) for each in fitted]
             for ours, theirs in zip([each for at, each in found if at == place], alone, strict=True):
@@ -139,8 +139,11 @@ def test_rows_of_a_file_in_float32_give_the_same_within_the_tolerance(monkeypatc
     with tempfile.TemporaryDirectory() as folder:
         mapped = np.memmap(Path(folder) / "X", np.float32, "w+", shape=X.shape)
         mapped[:] = X
-        tasks = [TaskToFit(head=LogisticProbe(), grid=grid, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
-        for place, setting, estimators in fit_folds_of_tasks(tasks, mapped):
+        tasks = [
+            TaskToFit(head=LogisticProbe(), grid=grid, X=mapped, y=y, fold=fold)
+            for y, fold in zip(ys, folds, strict=True)
+        ]
+        for place, setting, estimators in fit_folds_of_tasks(tasks):
             for number, ours in enumerate(estimators):
                 kept = folds[place] != number
                 exact = LogisticProbe(**setting, tol=1e-9).fit(X[kept], ys[place][kept])
@@ -155,14 +158,14 @@ def test_tasks_that_cannot_be_together_are_fitted_by_themselves() -> None:
     grid, other = GRIDS[LogisticProbe], GRIDS[LogisticProbe][:1]
     logistic = LogisticProbe()
     tasks = [
-        TaskToFit(head=logistic, grid=grid, y=ys[0], fold=fold),
-        TaskToFit(head=logistic, grid=grid, y=lonely, fold=fold),
-        TaskToFit(head=logistic, grid=other, y=ys[1], fold=fold),
-        TaskToFit(head=logistic, grid=grid, y=ys[2], fold=fold),
+        TaskToFit(head=logistic, grid=grid, X=X, y=ys[0], fold=fold),
+        TaskToFit(head=logistic, grid=grid, X=X, y=lonely, fold=fold),
+        TaskToFit(head=logistic, grid=other, X=X, y=ys[1], fold=fold),
+        TaskToFit(head=logistic, grid=grid, X=X, y=ys[2], fold=fold),
     ]
-    assert [place for place, _, _ in fit_folds_of_tasks(tasks, X)] == [0, 3, 0, 3, 0, 3, 1, 1, 1, 2]
-    knn = [TaskToFit(head=CosineKnn(), grid=[{"n_neighbors": 3}], y=y, fold=fold) for y in ys[1:3]]
-    for place, _, (first, _) in fit_folds_of_tasks(knn, X):
+    assert [place for place, _, _ in fit_folds_of_tasks(tasks)] == [0, 3, 0, 3, 0, 3, 1, 1, 1, 2]
+    knn = [TaskToFit(head=CosineKnn(), grid=[{"n_neighbors": 3}], X=X, y=y, fold=fold) for y in ys[1:3]]
+    for place, _, (first, _) in fit_folds_of_tasks(knn):
         alone = CosineKnn(n_neighbors=3).fit(X[fold != 0], ys[1 + place][fold != 0])
         np.testing.assert_array_equal(first.predict(X), alone.predict(X))
 
@@ -182,7 +185,7 @@ def test_heads_that_differ_in_more_than_their_strength_are_fitted_by_themselves(
     X, ys = rows()
     X = X * np.geomspace(0.01, 100, X.shape[1])
     heads, alone = [clone(first), clone(second)], [clone(first), clone(second)]
-    fit_tasks(heads, X, ys[:2])
+    fit_tasks(heads, [X, X], ys[:2])
     for ours, theirs, y in zip(heads, alone, ys, strict=False):
         np.testing.assert_array_equal(ours.coef_, theirs.fit(X, y).coef_)
 
@@ -191,9 +194,10 @@ def test_batches_hold_what_the_solver_can_remember_and_outputs_of_alike_numbers(
     few, many, labels = np.arange(600) % 2, np.arange(600) % 100, np.ones((600, 3), int)
     fold, never = np.arange(600) % 5, np.full(600, -1)
     ys = [many, few, labels, few, many]
-    assert LogisticProbe.batches(ys, [fold] * 5, 64) == [[1, 2, 3], [0, 4]]
-    assert LogisticProbe.batches(ys, [fold] * 5, 2000) == [[1, 2, 3], [0], [4]]
-    assert RidgeProbe.batches(ys, [fold, never, fold, never, fold[::-1].copy()], 64) == [[0, 2], [1, 3], [4]]
+    X, wide = np.zeros((600, 64)), np.zeros((600, 2000))
+    assert LogisticProbe.batches([X] * 5, ys, [fold] * 5) == [[1, 2, 3], [0, 4]]
+    assert LogisticProbe.batches([wide] * 5, ys, [fold] * 5) == [[1, 2, 3], [0], [4]]
+    assert RidgeProbe.batches([X] * 5, ys, [fold, never, fold, never, fold[::-1].copy()]) == [[0, 2], [1, 3], [4]]
 
 
 def test_ridge_lets_go_of_the_rows_of_every_fold() -> None:
@@ -209,7 +213,7 @@ def test_one_that_does_not_converge_is_given_more_by_itself(monkeypatch: pytest.
     asked = []
     real = fitting.fit_estimator
     monkeypatch.setattr(fitting, "fit_estimator", lambda head, *rest, **more: asked.append(head) or real(head, *rest))
-    found = fit_tasks(heads, X, ys[:2])
+    found = fit_tasks(heads, [X, X], ys[:2])
     assert asked == [heads[0]]
     assert [head.max_iter for head in heads] == [125, 25]
     assert found[1]
@@ -220,8 +224,8 @@ def test_what_is_wrong_with_one_is_said() -> None:
     broken = X.copy()
     broken[3, 3] = np.inf
     fold = np.full(len(X), -1)
-    tasks = [TaskToFit(head=LogisticProbe(), grid=GRIDS[LogisticProbe], y=y, fold=fold) for y in ys[:2]]
+    tasks = [TaskToFit(head=LogisticProbe(), grid=GRIDS[LogisticProbe], X=broken, y=y, fold=fold) for y in ys[:2]]
     with pytest.raises(HeadError, match="head 'logistic' cannot be fitted on 600 rows of 64 features.*infinity"):
-        list(fit_folds_of_tasks(tasks, broken, name="logistic"))
+        list(fit_folds_of_tasks(tasks, name="logistic"))
     with pytest.raises(HeadError, match="head 'logistic' cannot be fitted on 600 rows of 64 features.*infinity"):
-        fit_tasks([LogisticProbe(), LogisticProbe()], broken, ys[:2], name="logistic")
+        fit_tasks([LogisticProbe(), LogisticProbe()], [broken, broken], ys[:2], name="logistic")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -25,7 +26,7 @@ from featurecache.heads.checks import (
 )
 from featurecache.heads.labelled import LabelledMixin
 from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
-from featurecache.heads.linear.tasks import FitsTasks
+from featurecache.heads.linear.tasks import FitsTasks, sets_of
 
 if TYPE_CHECKING:
     from featurecache.heads.linear.objective import Labelling
@@ -118,7 +119,7 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
             assert found.theta_GEK is not None
             start = found.theta_GEK.mean(0, keepdim=True)
         labelling = self._labelling(y_index, fold, [NO_FOLD])
-        ((step,),) = family.solve(divided, [labelling], Cs[:1], starts=[start], to_the_end=True)
+        ((step,),) = family.solve([divided], [labelling], Cs[:1], starts=[start], to_the_end=True)
         if not (converged and step.converged):
             warnings.warn(
                 f"{type(self).__name__} did not converge within {self.max_iter} looks at the rows; use a smaller C, or "
@@ -132,59 +133,76 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
     def fit_folds_of_tasks(
         cls,
         heads: Sequence[Self],
-        X: NDArray[Any],
+        Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
         sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
         """See `FitsTasks`; ``settings`` are ``{"C": strength}``, in increasing order."""
+        asked = _Together(heads, Xs, ys, folds, sample_weight)
         Cs = [setting["C"] for setting in settings]
-        for C, steps in zip(Cs, _solve(heads, X, ys, folds, sample_weight, Cs), strict=True):
-            yield (
-                {"C": C},
-                [
-                    [clone(head).set_params(C=C)._like(head)._solved(step, group) for group in range(len(step.values))]
-                    for head, step in zip(heads, steps, strict=True)
-                ],
-            )
+        for C, steps in zip(Cs, asked.solve(Cs), strict=True):
+            fitted: list[list[Self]] = []
+            for head, place, groups in zip(heads, asked.places, asked.groups, strict=True):
+                new = [copy(head) for _ in groups]  # hundreds: scikit-learn's clone would take longer than the fits
+                for each, group in zip(new, groups, strict=True):
+                    each.C = C
+                    each._solved(steps[place], group)
+                fitted.append(new)
+            yield {"C": C}, fitted
 
     @classmethod
     def fit_tasks(
         cls,
         heads: Sequence[Self],
-        X: NDArray[Any],
+        Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         sample_weight: NDArray[np.float64] | None = None,
     ) -> list[bool]:
         """See `FitsTasks`."""
-        never = [np.full(len(X), -1)] * len(ys)
-        Cs = [[head.C for head in heads]]
-        (steps,) = _solve(heads, X, ys, never, sample_weight, Cs, to_the_end=True)
-        for head, step in zip(heads, steps, strict=True):
-            head._solved(step, 0)
-        return [step.converged for step in steps]
+        asked = _Together(heads, Xs, ys, [np.full(len(X), -1) for X in Xs], sample_weight)
+        (steps,) = asked.solve([asked.of_groups([head.C for head in heads])], to_the_end=True)
+        for head, place, (group,) in zip(heads, asked.places, asked.groups, strict=True):
+            head._solved(steps[place], group)
+        return [steps[place].converged for place in asked.places]
 
     @staticmethod
-    def batches(ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]], num_features: int) -> list[list[int]]:
+    def batches(
+        Xs: Sequence[NDArray[Any]], ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]]
+    ) -> list[list[int]]:
         """Return the places of tasks that are fitted together: as many as the solver may remember much of.
 
-        Tasks with far fewer outputs than others would pay for theirs.
+        Tasks with far fewer outputs than others would pay for theirs. Different features are fitted together as long as
+        they are few numbers: with many, products take all the time, and these they do not share.
         """
+        sets = sets_of(Xs)
         outputs = [y.shape[1] if y.ndim == 2 else len(np.unique(y)) for y in ys]
         groups = [max(len(np.unique(fold[fold >= 0])), 1) for fold in folds]
+
+        def fit_together(batch: list[int]) -> bool:
+            """Tell whether some places, those with fewer outputs first, go together."""
+            first, X = batch[0], Xs[batch[0]]
+            num_sets = len({sets[place] for place in batch})
+            if num_sets > 1:
+                alike = all(Xs[place].shape == X.shape for place in batch)
+                on_disk = any(isinstance(Xs[place], np.memmap) for place in batch)
+                if on_disk or not alike or not is_small(num_sets * X.shape[0], X.shape[1]):
+                    return False
+            size = sum(groups[place] for place in batch) * X.shape[1] * outputs[batch[-1]]
+            return size <= _NUMBERS_TOGETHER and outputs[batch[-1]] <= _TIMES_THE_OUTPUTS * outputs[first]
+
         found: list[list[int]] = []
-        for place in sorted(range(len(ys)), key=lambda place: outputs[place]):
-            batch = [*found[-1], place] if found else [place]
-            size = sum(groups[each] for each in batch) * num_features * outputs[place]
-            if found and size <= _NUMBERS_TOGETHER and outputs[place] <= _TIMES_THE_OUTPUTS * outputs[batch[0]]:
-                found[-1] = batch
+        # One kind of features after the other, so that those that cannot go together do not divide those that can.
+        for place in sorted(range(len(ys)), key=lambda place: (Xs[place].shape, outputs[place])):
+            if found and fit_together([*found[-1], place]):
+                found[-1].append(place)
             else:
                 found.append([place])
         return [sorted(batch) for batch in found]
 
     def _solved(self, step: Step, group: int) -> Self:
-        self.C_, self.n_iter_ = step.C, int(step.num_iterations[group])
+        self.C_, self.n_iter_ = float(step.C_G[group]), int(step.num_iterations[group])
         return self._fitted(step.weights_GDK[group].cpu().numpy(), step.intercept_GK[group].cpu().numpy())
 
     def _family(self) -> LinearFamily:
@@ -273,25 +291,66 @@ class LinearSvmProbe(LinearProbe):
     _loss = "SquaredHinge"
 
 
-def _solve(
-    heads: Sequence[LinearProbe],
-    X: NDArray[Any],
-    ys: Sequence[NDArray[Any]],
-    folds: Sequence[NDArray[np.int64]],
-    sample_weight: NDArray[np.float64] | None,
-    Cs: Sequence[float | Sequence[float]],
-    *,
-    to_the_end: bool = False,
-) -> Iterator[list[Step]]:
-    """Solve what tasks on the same rows ask for."""
-    from featurecache.heads.rows import NO_FOLD
+class _Together:
+    """What heads of several tasks ask to be solved side by side.
 
-    labellings = []
-    for head, y, fold in zip(heads, ys, folds, strict=True):
-        head.n_features_in_ = X.shape[1]
-        left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
-        labellings.append(head._labelling(head._take_labels(y), fold, left_out))
-    # Blocks of one fold each are for tasks that divide the rows alike.
-    alike = all(np.array_equal(fold, folds[0]) for fold in folds)
-    rows = heads[0]._rows(X, labellings[0].y, folds[0] if alike else np.full(len(X), NO_FOLD), sample_weight)
-    return heads[0]._family().solve(rows, labellings, Cs, to_the_end=to_the_end)
+    Heads that are told the same of different features are one labelling, whose losses are computed at once.
+
+    Attributes
+    ----------
+    places : list of int
+        Of the labelling of each head.
+    groups : list of range
+        Of each head among those of its labelling.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[LinearProbe],
+        Xs: Sequence[NDArray[Any]],
+        ys: Sequence[NDArray[Any]],
+        folds: Sequence[NDArray[np.int64]],
+        sample_weight: NDArray[np.float64] | None,
+    ) -> None:
+        from featurecache.heads.rows import NO_FOLD
+
+        self._family, sets = heads[0]._family(), sets_of(Xs)
+        self._labellings: list[Labelling] = []
+        self.places: list[int] = []
+        self.groups: list[range] = []
+        known: dict[Any, int] = {}
+        for head, X, y, fold, of_set in zip(heads, Xs, ys, folds, sets, strict=True):
+            head.n_features_in_ = X.shape[1]
+            left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
+            new = replace(head._labelling(head._take_labels(y), fold, left_out), sets=[of_set] * len(left_out))
+            weights = new.class_weight
+            key = (
+                *(new.y.tobytes(), new.y.shape, fold.tobytes(), new.num_classes, type(new.loss)),
+                weights.tobytes() if isinstance(weights, np.ndarray) else weights,
+            )
+            if (place := known.setdefault(key, len(known))) == len(self._labellings):
+                self._labellings.append(new)
+                start = 0
+            else:
+                old = self._labellings[place]
+                start = len(old.left_out)
+                left_out = [*old.left_out, *left_out]
+                self._labellings[place] = replace(old, left_out=left_out, sets=[*old.sets, *new.sets])
+            self.places.append(place)
+            self.groups.append(range(start, len(left_out)))
+        # Blocks of one fold each are for tasks that divide the rows alike.
+        alike = all(np.array_equal(fold, folds[0]) for fold in folds)
+        fold = folds[0] if alike else np.full(len(Xs[0]), NO_FOLD)
+        each_set = [Xs[sets.index(number)] for number in range(max(sets) + 1)]
+        self._rows = [heads[0]._rows(X, self._labellings[0].y, fold, sample_weight) for X in each_set]
+
+    def of_groups(self, Cs: Sequence[float]) -> NDArray[np.float64]:
+        """Return the strength of each group of all labellings, by those of the heads."""
+        found = [np.zeros(len(labelling.left_out)) for labelling in self._labellings]
+        for C, place, groups in zip(Cs, self.places, self.groups, strict=True):
+            found[place][groups] = C
+        return np.concatenate(found)
+
+    def solve(self, Cs: Sequence[float | NDArray[np.float64]], *, to_the_end: bool = False) -> Iterator[list[Step]]:
+        """Yield for each strength the solutions of all labellings."""
+        return self._family.solve(self._rows, self._labellings, Cs, to_the_end=to_the_end)

@@ -9,14 +9,18 @@ divided by ``C * S``, with ``strength = 1 / (C * S)``.
 
 All tasks on the same rows share the products with the features, and the vectors of the solver; a task with fewer
 outputs than another has weights there that stay zero. Where tasks divide the rows alike, the blocks of a fold are
-skipped by the problems that leave it out; where each has folds of its own, such rows count nothing instead. Features of
-other taps would share no product: the product with a block-diagonal matrix is the products with its blocks.
+skipped by the problems that leave it out; where each has folds of its own, such rows count nothing instead.
+
+Problems may be on features of several kinds, such as taps, of as many numbers each. They share no product, as that
+with a block-diagonal matrix is the products with its blocks; all else they share, which is most of the work where rows
+are few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -29,8 +33,9 @@ from featurecache.heads.rows import NO_FOLD, Block, Moments, Rows
 
 ClassWeight = Literal["balanced"] | NDArray[np.float64] | None
 
-# P problems, G groups (of problems of one task that leave out the same fold), D features, E = D + 1 (the last one is
-# the intercept), K outputs, C classes, Q columns of a product: the outputs of several problems
+# T sets of features, P problems, G groups (of problems of one task on one set that leave out the same fold),
+# D features, E = D + 1 (the last one is the intercept), K outputs, C classes, Q columns of a product: the outputs of
+# several problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,8 @@ class Labelling:
     loss : Loss
     left_out : sequence of int
         The fold that each group leaves out.
+    sets : sequence of int
+        Which set of features each group is fitted on; the first where it is left out.
     class_weight : "balanced", ndarray (n_classes,) or None
         Balanced: all classes of a group have the same total weight.
     """
@@ -53,7 +60,11 @@ class Labelling:
     num_classes: int
     loss: Loss
     left_out: Sequence[int]
+    sets: Sequence[int] = ()
     class_weight: ClassWeight = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sets", list(self.sets) or [0] * len(self.left_out))
 
     @property
     def num_outputs(self) -> int:
@@ -66,8 +77,9 @@ class Objective:
 
     Parameters
     ----------
-    rows : Rows
-        What their own labels are does not matter.
+    rows : sequence of Rows
+        Of each set of features: the same number of rows, equally weighed and divided, of as many features. What their
+        own labels are does not matter.
     labellings : sequence of Labelling
         Of the tasks; their groups are numbered one task after the other.
     standardize : bool
@@ -75,28 +87,35 @@ class Objective:
 
     Attributes
     ----------
+    num_features : int
     weight_G, mean_GD, scale_GD : Tensor of float64
         Of the rows of each group.
-    mean_D, scale_D : Tensor of float64
+    mean_TD, scale_TD : Tensor of float64
         Of all rows.
+    set_G : Tensor of int64
     spans : list of slice
         The groups of each task.
     """
 
-    def __init__(self, rows: Rows, labellings: Sequence[Labelling], *, standardize: bool = True) -> None:
-        self.rows = rows
-        moments = Moments.of_each(rows, labellings)
-        self.tasks = [_Problems(rows, *each) for each in zip(labellings, moments, strict=True)]
+    def __init__(self, rows: Sequence[Rows], labellings: Sequence[Labelling], *, standardize: bool = True) -> None:
+        self.rows, self.num_features, self.device = rows, rows[0].num_features, rows[0].device
+        moments = [Moments.of_each(each, labellings) for each in rows]
+        self.tasks = [
+            _Problems(rows[0], labelling, [of_set[place] for of_set in moments])
+            for place, labelling in enumerate(labellings)
+        ]
         self.num_outputs = max(each.num_outputs for each in labellings)
         self.weight_G = torch.cat([task.weight_G for task in self.tasks])
         self.mean_GD, self.scale_GD = (
             torch.cat([getattr(task, name) for task in self.tasks]) for name in ("mean_GD", "scale_GD")
         )
-        _, self.mean_D, self.scale_D, _ = moments[0].without(NO_FOLD)
+        of_all = [first.without(NO_FOLD) for first, *_ in moments]
+        self.mean_TD, self.scale_TD = (torch.stack([each[place] for each in of_all]) for place in (1, 2))
+        self.set_G = torch.tensor([each for labelling in labellings for each in labelling.sets], device=self.device)
         if not standardize:
-            for name in ("mean_GD", "mean_D"):
+            for name in ("mean_GD", "mean_TD"):
                 setattr(self, name, torch.zeros_like(getattr(self, name)))
-            for name in ("scale_GD", "scale_D"):
+            for name in ("scale_GD", "scale_TD"):
                 setattr(self, name, torch.ones_like(getattr(self, name)))
         ends = np.cumsum([len(each.left_out) for each in labellings]).tolist()
         self.spans = [slice(end - len(each.left_out), end) for each, end in zip(labellings, ends, strict=True)]
@@ -118,9 +137,9 @@ class Objective:
         offset = (self.mean_GD / self.scale_GD)[group_P].to(dtype)
         raw_PDK = weights / scale[:, :, None]
         constant_PK = intercept - torch.einsum("pd,pdk->pk", offset, weights)
-        looks = {fold: _Look(self._pieces(fold, group_P), raw_PDK, constant_PK) for fold in self.rows.folds}
-        for block in self.rows.blocks():
-            looks[block.fold].take(block)
+        looks = {fold: _Look(self._pieces(fold, group_P), raw_PDK, constant_PK) for fold in self.rows[0].folds}
+        for blocks in zip(*(each.blocks() for each in self.rows), strict=True):
+            looks[blocks[0].fold].take(blocks)
         value_P = torch.zeros(len(theta_PEK), dtype=torch.float64, device=theta_PEK.device)
         slope_PDK, total_PK = torch.zeros_like(raw_PDK), torch.zeros_like(constant_PK)
         for look in looks.values():
@@ -162,12 +181,13 @@ class Objective:
 
 
 class _Problems:
-    """Those of one task: its labelling, and what its groups know of their rows."""
+    """Those of one task: its labelling, and what its groups know of their rows by the moments of each set."""
 
-    def __init__(self, rows: Rows, labelling: Labelling, moments: Moments) -> None:
+    def __init__(self, rows: Rows, labelling: Labelling, moments: Sequence[Moments]) -> None:
         self.labelling = labelling
         self._y, self._fold = (torch.from_numpy(each).to(rows.device) for each in (labelling.y, labelling.fold))
-        known = [moments.without(fold) for fold in labelling.left_out]
+        groups = zip(labelling.sets, labelling.left_out, strict=True)
+        known = [moments[of_set].without(fold) for of_set, fold in groups]
         self.weight_G, self.mean_GD, self.scale_GD, counts_GC = (torch.stack(each) for each in zip(*known, strict=True))
         self.divides_like_rows = np.array_equal(labelling.fold, rows.fold)
         self.left_out_G = torch.tensor(labelling.left_out, device=rows.device)
@@ -221,6 +241,17 @@ class _Piece:
     """Among those of the task."""
     columns: slice
 
+    def columns_by_set(self) -> list[tuple[int, slice]]:
+        """Return which columns are products with which set of features."""
+        sets, start, found = self.task.labelling.sets, self.columns.start, []
+        if len(set(sets)) == 1:
+            return [(sets[0], self.columns)]
+        for of_set, members in groupby(sets[group] for group in self.group_M.tolist()):
+            stop = start + len(list(members)) * self.task.labelling.num_outputs
+            found.append((of_set, slice(start, stop)))
+            start = stop
+        return found
+
 
 class _Look:
     """The products of all blocks of a fold with all problems that are fitted on it."""
@@ -234,26 +265,36 @@ class _Look:
         )
         self._constant_Q = torch.cat([self._of(piece, constant_PK).reshape(-1) for piece in pieces])
         self._slope_DQ, self._total_Q = torch.zeros_like(self._raw_DQ), torch.zeros_like(self._constant_Q)
+        self._columns: list[tuple[int, slice]] = []
+        for of_set, columns in (each for piece in pieces for each in piece.columns_by_set()):
+            if self._columns and self._columns[-1][0] == of_set:
+                columns = slice(self._columns.pop()[1].start, columns.stop)
+            self._columns.append((of_set, columns))
         self._values = [
             torch.zeros(len(piece.members_M), dtype=torch.float64, device=raw_PDK.device) for piece in pieces
         ]
 
-    def take(self, block: Block) -> None:
-        """Add a block's part."""
+    def take(self, blocks: Sequence[Block]) -> None:
+        """Add the part of some rows, by their block of each set."""
         if not self._pieces:
             return
-        X_nD = block.X_nD.to(self._raw_DQ.dtype)
-        margins_nQ = torch.addmm(self._constant_Q, X_nD, self._raw_DQ)
+        block, dtype = blocks[0], self._raw_DQ.dtype
+        products = [
+            torch.addmm(self._constant_Q[columns], blocks[of_set].X_nD.to(dtype), self._raw_DQ[:, columns])
+            for of_set, columns in self._columns
+        ]
+        margins_nQ = products[0] if len(products) == 1 else torch.cat(products, 1)
         slope_nQ = margins_nQ
         for piece, value in zip(self._pieces, self._values, strict=True):
             margins_nMK = margins_nQ[:, piece.columns].unflatten(1, (len(piece.members_M), -1))
             loss_M, slope_nMK = piece.task.weighted(block, margins_nMK, piece.group_M)
             value += loss_M
             if len(self._pieces) == 1:
-                slope_nQ = slope_nMK.reshape(len(X_nD), -1)
+                slope_nQ = slope_nMK.flatten(1)
             else:
-                slope_nQ[:, piece.columns] = slope_nMK.reshape(len(X_nD), -1)
-        self._slope_DQ.addmm_(X_nD.T, slope_nQ)
+                slope_nQ[:, piece.columns] = slope_nMK.flatten(1)
+        for of_set, columns in self._columns:
+            self._slope_DQ[:, columns].addmm_(blocks[of_set].X_nD.to(dtype).T, slope_nQ[:, columns])
         self._total_Q += slope_nQ.sum(0)
 
     def add_to(self, value_P: Tensor, slope_PDK: Tensor, total_PK: Tensor) -> None:

@@ -18,30 +18,19 @@ from featurecache.heads.linear.row_space import RowSpace
 from featurecache.heads.linear.solver import Minimiser, Step, Tolerance
 from featurecache.heads.rows import NO_FOLD, Rows
 
+_WORTH_DIVIDING = 1_000_000
+"""Numbers in all rows: with fewer, leaving out the rows of a fold saves less than a look at each fold takes."""
+
 
 class _Asked(NamedTuple):
     """What `LinearFamily.solve` is asked for; see there."""
 
-    rows: Rows
+    rows: Sequence[Rows]
     labellings: Sequence[Labelling]
-    C_of_tasks: Sequence[NDArray[np.float64]]
-    """Of each task, for each step."""
+    C_of_groups: Sequence[NDArray[np.float64]]
+    """Of each group, for each step."""
     starts: Sequence[Tensor | None]
     to_the_end: bool
-
-    def within(self, space: RowSpace) -> _Asked:
-        """Return what is asked of the problems on the rows of a space."""
-        places = [place for place, _ in space.members]
-        return _Asked(
-            space.rows,
-            [space.labelling(self.labellings[place]) for place in places],
-            [C_T[places] for C_T in self.C_of_tasks],
-            [
-                None if (start := self.starts[place]) is None else space.within(start[group : group + 1])
-                for place, group in space.members
-            ],
-            self.to_the_end,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +52,9 @@ class LinearFamily:
 
     def solve(
         self,
-        rows: Rows,
+        rows: Sequence[Rows],
         labellings: Sequence[Labelling],
-        Cs: Iterable[float | Sequence[float]],
+        Cs: Iterable[float | NDArray[np.float64]],
         *,
         starts: Sequence[Tensor | None] | None = None,
         to_the_end: bool = False,
@@ -74,10 +63,11 @@ class LinearFamily:
 
         Parameters
         ----------
-        rows : Rows
+        rows : sequence of Rows
+            Of each set of features; see `Objective`.
         labellings : sequence of Labelling
             Of tasks that are solved side by side.
-        Cs : sequence of float, or of one float for each task
+        Cs : sequence of float, or of one float for each group of each task
             Increasing.
         starts : sequence of Tensor (G, E, K) or None, optional
             For each task the `Step.theta_GEK` of a similar problem.
@@ -89,42 +79,45 @@ class LinearFamily:
         list of Step
             Of each task.
         """
+        num_groups = sum(len(each.left_out) for each in labellings)
         asked = _Asked(
             rows,
             labellings,
-            [np.broadcast_to(C, len(labellings)) for C in Cs],
+            [np.broadcast_to(C, num_groups) for C in Cs],
             starts or [None] * len(labellings),
             to_the_end,
         )
-        # With more rows, looking at all folds at once saves more than a smaller space does.
-        few = is_small(rows.num_rows, rows.num_features) and 2 * rows.num_rows <= rows.num_features
+        # With more rows, one set of features for all folds saves more than a smaller space does.
+        num_rows, num_features = rows[0].num_rows, rows[0].num_features
+        few = is_small(num_rows, num_features) and 2 * num_rows <= num_features
         return self._in_row_space(asked) if few else self._solve(asked)
 
     def _in_row_space(self, asked: _Asked) -> Iterator[list[Step]]:
-        """Solve the problems on the same few rows where these vary, and carry the solutions back."""
-        spaces = RowSpace.of_each(asked.rows, asked.labellings, standardize=self.standardize)
-        alone = replace(self, standardize=False)
-        solvers = [alone._solve(asked.within(space)) for space in spaces]
-        for found in zip(*solvers, strict=True):
-            solved: list[list[Any]] = [[None] * len(labelling.left_out) for labelling in asked.labellings]
-            for space, steps in zip(spaces, found, strict=True):
-                for (place, group), step in zip(space.members, steps, strict=True):
-                    solved[place][group] = space.outside(step)
-            yield [_joined(steps) for steps in solved]
+        """Solve the problems where their few rows vary, and carry the solutions back."""
+        spaces, labellings = RowSpace.of_each(asked.rows, asked.labellings, standardize=self.standardize)
+        of_tasks = [[spaces[place] for place in labelling.sets] for labelling in labellings]
+        starts = [
+            None if start is None else torch.stack([a.within(b) for a, b in zip(mine, start, strict=True)])
+            for mine, start in zip(of_tasks, asked.starts, strict=True)
+        ]
+        inner = asked._replace(rows=[space.rows for space in spaces], labellings=labellings, starts=starts)
+        for steps in replace(self, standardize=False)._solve(inner):
+            yield [_outside(*each) for each in zip(of_tasks, steps, strict=True)]
 
     def _solve(self, asked: _Asked) -> Iterator[list[Step]]:
         rows, labellings = asked.rows, asked.labellings
+        num_rows, num_features = rows[0].num_rows, rows[0].num_features
+        if num_rows * num_features <= _WORTH_DIVIDING:
+            rows = [each.undivided() for each in rows]
         objective = Objective(rows, labellings, standardize=self.standardize)
-        small = is_small(rows.num_rows, rows.num_features)
+        small = is_small(num_rows, num_features)
         tolerance = self._tolerance(asked.to_the_end, small)
-        minimiser = Minimiser(objective, tolerance, torch.float64 if small else rows.dtype)
+        minimiser = Minimiser(objective, tolerance, torch.float64 if small else rows[0].dtype)
         for span, labelling, start in zip(objective.spans, labellings, asked.starts, strict=True):
             if start is not None:
                 minimiser.start_at(start, span, labelling.num_outputs)
-        sizes = [len(labelling.left_out) for labelling in labellings]
-        for C_T in asked.C_of_tasks:
-            C_G = torch.from_numpy(np.repeat(C_T, sizes)).to(objective.weight_G)
-            strength_G = 1.0 / (C_G * objective.weight_G)
+        for C_G in asked.C_of_groups:
+            strength_G = 1.0 / (torch.tensor(C_G).to(objective.weight_G) * objective.weight_G)
             theta = minimiser.solve(strength_G)
             num_iterations = minimiser.num_iterations.clone()
             if not bool(minimiser.converged.all()) and theta.dtype != torch.float64:
@@ -134,7 +127,7 @@ class LinearFamily:
             done = minimiser.converged | minimiser.exhausted
             yield [
                 Step(
-                    float(C_T[place]),
+                    C_G[span],
                     *objective.raw(theta, place),
                     minimiser.value[span].cpu().numpy(),
                     num_iterations[span].cpu().numpy(),
@@ -153,17 +146,14 @@ class LinearFamily:
         return Tolerance(decrease=self.tol / share, gradient=self.tol / share / 10, max_iter=self.max_iter)
 
 
-def _joined(steps: Sequence[Step]) -> Step:
-    """Return the solutions of all groups of a task."""
-    return Step(
-        steps[0].C,
-        torch.cat([step.weights_GDK for step in steps]),
-        torch.cat([step.intercept_GK for step in steps]),
-        np.concatenate([step.values for step in steps]),
-        np.concatenate([step.num_iterations for step in steps]),
-        all(step.converged for step in steps),
-        torch.cat([step.theta_GEK for step in steps]),
-    )
+def _outside(spaces: Sequence[RowSpace], step: Step) -> Step:
+    """Return a task's solutions, each from the space of its group."""
+    each = [
+        space.outside(*solution)
+        for space, *solution in zip(spaces, step.weights_GDK, step.intercept_GK, step.theta_GEK, strict=True)
+    ]
+    weights_GDK, intercept_GK, theta_GEK = (torch.stack(values) for values in zip(*each, strict=True))
+    return replace(step, weights_GDK=weights_GDK, intercept_GK=intercept_GK, theta_GEK=theta_GEK)
 
 
 @dataclass
@@ -209,14 +199,14 @@ def search(family: LinearFamily, rows: Rows, labelling: Labelling, Cs: Sequence[
     held_out = rows.fold != NO_FOLD
     weight = None if rows.weight is None else rows.weight[held_out]
     accuracy, num_iterations, converged = [], [], True
-    for (step,) in family.solve(rows, [labelling], Cs):
+    for C, (step,) in zip(Cs, family.solve([rows], [labelling], Cs), strict=True):
         margins, y = held_out_margins(step, rows, labelling.left_out)
         right = named(margins) == y if y.ndim == 1 else ((margins > 0) == y).mean(axis=1)
         accuracy.append(float(np.average(right, weights=weight)))
         num_iterations.append(int(step.num_iterations.max()))
         converged = converged and step.converged
         if accuracy[-1] > most:
-            best, most = Search(step.C, margins=margins, theta_GEK=step.theta_GEK), accuracy[-1]
+            best, most = Search(C, margins=margins, theta_GEK=step.theta_GEK), accuracy[-1]
     best.accuracy, best.num_iterations, best.converged = accuracy, num_iterations, converged
     return best
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -23,7 +24,7 @@ from featurecache.heads.checks import (
 )
 from featurecache.heads.linear.classifier import LinearClassifier, named
 from featurecache.heads.linear.normal_equations import Real, System
-from featurecache.heads.linear.tasks import FitsTasks
+from featurecache.heads.linear.tasks import FitsTasks, sets_of
 
 
 class _Ridge(FitsTasks, BaseEstimator):
@@ -52,52 +53,52 @@ class _Ridge(FitsTasks, BaseEstimator):
     def fit_folds_of_tasks(
         cls,
         heads: Sequence[Self],
-        X: NDArray[Any],
+        Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
         sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
         """See `FitsTasks`: all come from one decomposition of each fold."""
-        targets = [head._targets_of(X, y) for head, y in zip(heads, ys, strict=True)]
-        systems = heads[0]._systems(X, np.hstack(targets), folds[0], sample_weight)
+        targets = [head._targets_of(*each) for head, *each in zip(heads, Xs, ys, strict=True)]
+        systems = heads[0]._systems(Xs[0], np.hstack(targets), folds[0], sample_weight)
         for alpha in (setting["alpha"] for setting in settings):
             fitted: list[list[Self]] = [[] for _ in heads]
             for system in systems:
-                new = [clone(head).set_params(alpha=alpha)._like(head) for head in heads]
+                new = [copy(head) for head in heads]
+                for head in new:
+                    head.alpha = alpha
                 _solve(system, new, [each.shape[1] for each in targets])
                 for estimators, head in zip(fitted, new, strict=True):
                     estimators.append(head)
             yield {"alpha": alpha}, fitted
 
     @staticmethod
-    def batches(ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]], num_features: int) -> list[list[int]]:
-        """Return the places of tasks that share something: those that divide the rows alike."""
-        alike: dict[bytes, list[int]] = {}
-        for place, fold in enumerate(folds):
-            alike.setdefault(fold.tobytes(), []).append(place)
+    def batches(
+        Xs: Sequence[NDArray[Any]], ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]]
+    ) -> list[list[int]]:
+        """Return the places of tasks that share something: those that divide rows of the same features alike."""
+        alike: dict[tuple[int, bytes], list[int]] = {}
+        for place, (of_set, fold) in enumerate(zip(sets_of(Xs), folds, strict=True)):
+            alike.setdefault((of_set, fold.tobytes()), []).append(place)
         return list(alike.values())
 
     @classmethod
     def fit_tasks(
         cls,
         heads: Sequence[Self],
-        X: NDArray[Any],
+        Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         sample_weight: NDArray[np.float64] | None = None,
     ) -> list[bool]:
         """See `FitsTasks`: all come from one decomposition."""
-        targets = [head._targets_of(X, y) for head, y in zip(heads, ys, strict=True)]
-        (system,) = heads[0]._systems(X, np.hstack(targets), np.full(len(X), -1), sample_weight)
+        targets = [head._targets_of(*each) for head, *each in zip(heads, Xs, ys, strict=True)]
+        (system,) = heads[0]._systems(Xs[0], np.hstack(targets), np.full(len(Xs[0]), -1), sample_weight)
         _solve(system, heads, [each.shape[1] for each in targets])
         return [True] * len(heads)
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""
-        raise NotImplementedError
-
-    def _like(self, other: Self) -> Self:
-        """Take that from another estimator."""
         raise NotImplementedError
 
     def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
@@ -207,10 +208,6 @@ class RidgeProbe(_Ridge, LinearClassifier):
             return (2.0 * y_index - 1.0)[:, None]
         return np.where(y_index[:, None] == np.arange(len(self.classes_)), 1.0, -1.0)
 
-    def _like(self, other: Self) -> Self:
-        self.n_features_in_, self.classes_ = other.n_features_in_, other.classes_
-        return self
-
     def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
         self.alpha_ = alpha
         return self._fitted(weights_DK, intercept_K)
@@ -269,10 +266,6 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         self.n_features_in_, self._flat = X.shape[1], y.ndim == 1
         return _column(y.astype(np.float64, copy=False))
-
-    def _like(self, other: Self) -> Self:
-        self.n_features_in_, self._flat = other.n_features_in_, other._flat
-        return self
 
     def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
         self.alpha_ = alpha

@@ -51,7 +51,7 @@ class Step:
 
     Attributes
     ----------
-    C : float
+    C_G : ndarray (n_groups,)
         As in scikit-learn: the weight of the data against the penalty.
     weights_GDK, intercept_GK : Tensor of float64
         For features as they come, not standardised; one of each group.
@@ -62,7 +62,7 @@ class Step:
     converged : bool
     """
 
-    C: float
+    C_G: NDArray[np.float64]
     weights_GDK: Tensor
     intercept_GK: Tensor
     values: NDArray[np.float64]
@@ -76,31 +76,43 @@ class Preconditioner:
 
     def __init__(self, objective: Objective, dtype: torch.dtype) -> None:
         self._curvature_G = objective.curvature_G
-        self.axes_DD: Tensor | None = None
-        self.variance_D = torch.ones(objective.rows.num_features, dtype=torch.float64, device=objective.rows.device)
-        if objective.rows.num_features <= _MOST_ROTATED:
-            self.variance_D, axes_DD = torch.linalg.eigh(_gram(objective))
-            # A guess need not be exact, and reading the axes is what takes time; but with small problems, where that is
-            # nothing, rounding must not lead problems that are solved beside others another way.
-            self.axes_DD = axes_DD.to(dtype)
-        self.variance_D = self.variance_D.clamp(min=_LEAST_VARIANCE * float(self.variance_D.mean()))
+        num_sets = len(objective.rows)
+        self.axes: list[Tensor] = []
+        """Of each set of features, (D, D); none where finding them takes too long."""
+        variance_TD = torch.ones_like(objective.mean_TD)
+        if objective.num_features <= _MOST_ROTATED:
+            for place in range(num_sets):
+                variance_TD[place], axes_DD = torch.linalg.eigh(_gram(objective, place))
+                # A guess need not be exact, and reading the axes is what takes time; but with small problems, where
+                # that is nothing, rounding must not lead problems that are solved beside others another way.
+                self.axes.append(axes_DD.to(dtype))
+        variance_TD = variance_TD.clamp(min=_LEAST_VARIANCE * variance_TD.mean(1, keepdim=True))
+        self._variance_DG = variance_TD[objective.set_G].T
+        each = [torch.nonzero(objective.set_G == place)[:, 0] for place in range(num_sets)]
+        self._groups: list[Any] = each if num_sets > 1 else [slice(None)]
 
     def __call__(self, gradient_GEK: Tensor, strength_G: Tensor) -> Tensor:
         """Return the inverse times one gradient of each group."""
-        num_groups, num_weights, num_outputs = gradient_GEK.shape
         dtype = gradient_GEK.dtype
         # Gradients near the optimum may be too small for float32.
         size = gradient_GEK[:, :-1].abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dtype).tiny)
-        slope_DQ = (gradient_GEK[:, :-1] / size).permute(1, 0, 2).reshape(num_weights - 1, -1)
-        if self.axes_DD is not None:
-            slope_DQ = self.axes_DD.T @ slope_DQ.to(self.axes_DD.dtype)
-        hessian_DG = self._curvature_G * self.variance_D[:, None] + strength_G
-        slope_DGK = slope_DQ.view(-1, num_groups, num_outputs) / hessian_DG.to(slope_DQ.dtype)[:, :, None]
-        slope_DQ = slope_DGK.reshape(num_weights - 1, -1)
-        if self.axes_DD is not None:
-            slope_DQ = self.axes_DD @ slope_DQ
-        step = slope_DQ.to(dtype).view(-1, num_groups, num_outputs).permute(1, 0, 2) * size
+        slope_DGK = (gradient_GEK[:, :-1] / size).permute(1, 0, 2)
+        hessian_DG = self._curvature_G * self._variance_DG + strength_G
+        if self.axes:
+            slope_DGK = self._turned(slope_DGK.to(self.axes[0].dtype), [axes_DD.T for axes_DD in self.axes])
+        slope_DGK = slope_DGK / hessian_DG.to(slope_DGK.dtype)[:, :, None]
+        if self.axes:
+            slope_DGK = self._turned(slope_DGK, self.axes)
+        step = slope_DGK.to(dtype).permute(1, 0, 2) * size
         return torch.cat([step, gradient_GEK[:, -1:] / self._curvature_G.to(dtype)[:, None, None]], 1)
+
+    def _turned(self, values_DGK: Tensor, axes: list[Tensor]) -> Tensor:
+        """Return the values of each group along the axes of its set."""
+        turned = torch.empty(values_DGK.shape, dtype=values_DGK.dtype, device=values_DGK.device)
+        for axes_DD, groups in zip(axes, self._groups, strict=True):
+            some = values_DGK[:, groups]
+            turned[:, groups] = (axes_DD @ some.reshape(len(some), -1)).view(some.shape)
+        return turned
 
 
 class Minimiser:
@@ -109,8 +121,8 @@ class Minimiser:
     def __init__(self, objective: Objective, tolerance: Tolerance, dtype: torch.dtype) -> None:
         self._objective, self._tolerance, self._dtype = objective, tolerance, dtype
         self._precondition = Preconditioner(objective, dtype)
-        num_groups, device = objective.num_groups, objective.rows.device
-        shape = (num_groups, objective.rows.num_features + 1, objective.num_outputs)
+        num_groups, device = objective.num_groups, objective.device
+        shape = (num_groups, objective.num_features + 1, objective.num_outputs)
         like: dict[str, Any] = {"dtype": dtype, "device": device}
         self.theta = torch.zeros(shape, **like)
         self._group = torch.arange(num_groups, device=device)
@@ -240,9 +252,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((1, 2))
 
 
-def _gram(objective: Objective) -> Tensor:
-    """Return the mean outer product of standardised features, of some rows from everywhere, (D, D) float64."""
-    rows, mean, scale = objective.rows, objective.mean_D, objective.scale_D
+def _gram(objective: Objective, place: int) -> Tensor:
+    """Return the mean outer product of a set's standardised features, of some rows from everywhere, (D, D) float64."""
+    rows, mean, scale = objective.rows[place], objective.mean_TD[place], objective.scale_TD[place]
     gram = torch.zeros(rows.num_features, rows.num_features, dtype=torch.float64, device=rows.device)
     step, total = max(rows.num_rows // _ROWS_FOR_AXES, 1), 0
     for block in rows.blocks():

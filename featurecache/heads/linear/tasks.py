@@ -1,4 +1,4 @@
-"""What linear heads have in common that are fitted for several tasks on the same rows at once."""
+"""What linear heads have in common that are fitted for several tasks at once, on the same rows of some features."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import clone
 
 
 class FitsTasks:
@@ -43,30 +44,31 @@ class FitsTasks:
             One fitted estimator for each fold, which was not fitted on it; a single one, fitted on all rows, where no
             row is held out.
         """
-        for setting, (fitted,) in self.fit_folds_of_tasks([self], X, [y], [fold], settings, sample_weight):
+        for setting, (fitted,) in self.fit_folds_of_tasks([clone(self)], [X], [y], [fold], settings, sample_weight):
             yield setting, fitted
 
     @classmethod
     def fit_folds_of_tasks(
         cls,
         heads: Sequence[Self],
-        X: NDArray[Any],
+        Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
         sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
-        """Fit all settings, all folds and all tasks on the same rows side by side.
+        """Fit all settings, all folds and all tasks side by side.
 
         Parameters
         ----------
         heads : sequence
             One for each task, unfitted, in one of `batches`; they may differ in how they weigh classes only. They get
-            to know the classes.
-        X, settings, sample_weight
+            to know the classes, and what is yielded are copies of them.
+        Xs, ys, folds : sequence of ndarray
+            For each task the rows, what it says of them and how it divides them. Tasks have equally many rows, which
+            weigh alike; on the same features they have the same array, or views of the same memory.
+        settings, sample_weight
             As for `fit_folds`.
-        ys, folds : sequence of ndarray (n_samples,)
-            What each task says of the rows, and how it divides them.
 
         Yields
         ------
@@ -79,17 +81,17 @@ class FitsTasks:
     def fit_tasks(
         cls,
         heads: Sequence[Self],
-        X: NDArray[Any],
+        Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         sample_weight: NDArray[np.float64] | None = None,
     ) -> list[bool]:
-        """Fit heads of several tasks on the same rows in place, each with a strength of its own.
+        """Fit heads of several tasks in place, each with a strength of its own.
 
         Parameters
         ----------
-        heads, ys
+        heads, Xs, ys
             As for `fit_folds_of_tasks`.
-        X, sample_weight
+        sample_weight
             As for `fit_folds`.
 
         Returns
@@ -100,6 +102,15 @@ class FitsTasks:
         raise NotImplementedError
 
     @staticmethod
-    def batches(ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]], num_features: int) -> list[list[int]]:
-        """Return the places of tasks that are fitted together."""
+    def batches(
+        Xs: Sequence[NDArray[Any]], ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]]
+    ) -> list[list[int]]:
+        """Return the places of tasks that are fitted together, of those whose rows weigh alike."""
         raise NotImplementedError
+
+
+def sets_of(Xs: Sequence[NDArray[Any]]) -> list[int]:
+    """Return for each array its number among the different ones, as they come; views of the same memory are equal."""
+    keys = [(X.__array_interface__["data"][0], X.shape, X.strides, X.dtype.str) for X in Xs]
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
