@@ -30,6 +30,7 @@ from featurecache.evaluation.parts import Part, RowsToFit, Split, check_parts
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.scores import evaluate as evaluate
 from featurecache.evaluation.selection import Choice, Question, build, choose
+from featurecache.heads.checks import sets_of
 from featurecache.heads.fitting import fit_head as fit_head
 from featurecache.heads.fitting import fit_tasks, load_arithmetic
 from featurecache.heads.registry import HEADS, OTHER_HEADS, TOKEN_HEADS, make_head
@@ -272,12 +273,11 @@ def _rows_to_fit(tasks: Sequence[dict[str, Part]]) -> list[RowsToFit]:
     """Return what the last fit of each task is on; joining parts may copy features, once for all tasks on them."""
     known: dict[int, np.ndarray] = {}
     found = []
-    for parts in tasks:
-        train, key = parts["train"], id(parts["train"].fitted)
-        bare = parts if key not in known else {name: part.without_features() for name, part in parts.items()}
+    for parts, number in zip(tasks, sets_of([parts["train"].fitted for parts in tasks]), strict=True):
+        bare = {name: part.without_features() for name, part in parts.items()} if number in known else parts
         both = "validation" in parts and "test" in parts
         rows = (bare["train"].with_samples_of(bare["validation"]) if both else bare["train"]).rows_to_fit()
-        found.append(rows._replace(X=known.setdefault(id(train.fitted), rows.X)))
+        found.append(rows._replace(X=known.setdefault(number, rows.X)))
     return found
 
 

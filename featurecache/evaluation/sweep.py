@@ -8,6 +8,7 @@ killed goes on where it was, and a larger one takes over what a smaller one did.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from featurecache.evaluation.selection import check_streams
 from featurecache.evaluation.staging import Staging, staging
 from featurecache.evaluation.training import judged_set_of, labelled_parts, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
+from featurecache.heads.checks import is_small
 from featurecache.heads.registry import fits_tasks, head_grid, make_head
 from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
@@ -50,19 +52,36 @@ _State = Literal["asked for", "kept", "computed", "no room"]
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
 
+class _Pair(NamedTuple):
+    """A task on a feature set."""
+
+    task: Task
+    feature_set: FeatureSet
+    judged_set: FeatureSet
+    features: Features
+    judged: Features
+    measure: Measure
+
+    @classmethod
+    def of(cls, store: FeatureStore, task: Task, feature_set: FeatureSet, plan: Plan) -> _Pair:
+        judged_set = judged_set_of(store, feature_set, tta=plan.tta)
+        measure = measure_of(task.kind, len(task.classes), balanced=plan.balanced)
+        return cls(task, feature_set, judged_set, feature_set.open(), judged_set.open(), measure)
+
+
 class _Cell(NamedTuple):
     """One result to be computed."""
 
     key: str
     """Of the result."""
     place: int
-    """Of the task."""
+    """Of the pair."""
     head: str
     division: Division
 
 
 _Job = list[_Cell]
-"""Of tasks that a head fits side by side; all have the same head and division."""
+"""Of pairs that a head fits side by side; all have the same head and division."""
 _Result = tuple[_Cell, dict[str, Any], _State]
 
 
@@ -111,80 +130,87 @@ def run_sweep(
     """
     for task in tasks:
         plan.check(task)
+    pairs = {
+        (place, of_set): _Pair.of(store, task, feature_set, plan)
+        for of_set, feature_set in enumerate(sets)
+        for place, task in enumerate(tasks)
+    }
     order: dict[tuple[int, int], list[str]] = {}
     found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
-    for of_set, feature_set in enumerate(sets):
-        for places in _on_the_same_rows(store, tasks, feature_set, tta=plan.tta):
-            some = [tasks[place] for place in places]
-            # Closed at once when somebody stops: a file of features may be open.
-            with closing(_cells(store, some, feature_set, plan, n_jobs, memory)) as cells:
-                for place, key, row, state in cells:
-                    pair = places[place], of_set
-                    if row is None:
-                        order.setdefault(pair, []).append(key)
-                    elif state == "no room" and not plan.heads:
-                        on_left_out(row)
-                    else:
-                        found.setdefault(pair, {})[key] = row
-                        on_result(row, state == "kept")
+    for places in _on_the_same_samples(pairs):
+        # Closed at once when somebody stops: a file of features may be open.
+        with closing(_cells(store, [pairs[each] for each in places], plan, n_jobs, memory)) as cells:
+            for number, key, row, state in cells:
+                if row is None:
+                    order.setdefault(places[number], []).append(key)
+                elif state == "no room" and not plan.heads:
+                    on_left_out(row)
+                else:
+                    found.setdefault(places[number], {})[key] = row
+                    on_result(row, state == "kept")
     return [found[pair][key] for pair in sorted(found) for key in order[pair] if key in found[pair]]
 
 
-def _on_the_same_rows(
-    store: FeatureStore, tasks: Sequence[Task], feature_set: FeatureSet, *, tta: bool
-) -> list[list[int]]:
-    """Return the places of tasks of one kind that have the same samples in every part, weighed alike, together."""
-    features, judged = feature_set.open(), judged_set_of(store, feature_set, tta=tta).open()
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    for place, task in enumerate(tasks):
-        key: list[Any] = [task.kind]
-        for split in (split for split in SPLITS if task.has(split)):
-            rows, _ = rows_of_part(task, features, judged, split)
-            weights = task.weights_of(rows)
+def _on_the_same_samples(pairs: dict[tuple[int, int], _Pair]) -> list[list[tuple[int, int]]]:
+    """Return the places of pairs that heads may fit side by side.
+
+    These are tasks of one kind that have the same samples in every part, weighed alike; on one feature set, or on as
+    many as are small together and alike in their numbers.
+    """
+    alike: dict[tuple[Any, ...], list[list[tuple[int, int]]]] = {}
+    for place, pair in pairs.items():
+        shape = pair.features.view_shape
+        key: list[Any] = [pair.task.kind, shape, pair.features.num_views, pair.judged.num_views]
+        num_samples = 0
+        for split in (split for split in SPLITS if pair.task.has(split)):
+            rows, _ = rows_of_part(pair.task, pair.features, pair.judged, split)
+            weights = pair.task.weights_of(rows)
             key += [split, rows.tobytes(), None if weights is None else weights.tobytes()]
-        alike.setdefault(tuple(key), []).append(place)
-    return list(alike.values())
+            num_samples += len(rows)
+        batches = alike.setdefault(tuple(key), [[]])
+        num_sets = len({of_set for _, of_set in [*batches[-1], place]})
+        num_rows = num_samples * (pair.features.num_views or 1)
+        if num_sets > 1 and not is_small(num_sets * num_rows, math.prod(shape)):
+            batches.append([])
+        batches[-1].append(place)
+    return [batch for batches in alike.values() for batch in batches]
 
 
 def _cells(
-    store: FeatureStore, tasks: list[Task], feature_set: FeatureSet, plan: Plan, n_jobs: int, memory: int | None
+    store: FeatureStore, pairs: list[_Pair], plan: Plan, n_jobs: int, memory: int | None
 ) -> Generator[tuple[int, str, dict[str, Any] | None, _State]]:
-    """Yield all keys of tasks on the same rows in order, without rows; then each with its row and how it was got.
+    """Yield all keys of pairs on the same samples in order, without rows; then each with its row and how it was got.
 
-    Before each stands the place of the task.
+    Before each stands the place of the pair.
     """
-    judged_set = judged_set_of(store, feature_set, tta=plan.tta)
-    features, judged = feature_set.open(), judged_set.open()
-    measures = [measure_of(task.kind, len(task.classes), balanced=plan.balanced) for task in tasks]
     cells: list[_Cell] = []
-    for place, (task, measure) in enumerate(zip(tasks, measures, strict=True)):
-        labels = _digest_of_labels(task, features, judged)
-        for head in plan.heads_for(task):
+    for place, pair in enumerate(pairs):
+        labels = _digest_of_labels(pair)
+        for head in plan.heads_for(pair.task):
             for division in plan.divisions():
-                key = _key(head, division, feature_set, judged_set, labels, measure)
+                key = _key(head, division, pair, labels)
                 cells.append(_Cell(key, place, head, division))
                 yield place, key, None, "asked for"
     to_do: dict[str, list[_Cell]] = {}
     for cell in cells:
         if (row := store.recall_result(cell.key)) is not None and set(row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the figures belong to their contents.
-            yield cell.place, cell.key, row | _names(tasks[cell.place], feature_set), "kept"
+            yield cell.place, cell.key, row | _names(pairs[cell.place]), "kept"
         else:
             to_do.setdefault(cell.key, []).append(cell)
     if not to_do:
         return
     first = [alike[0] for alike in to_do.values()]
-    said = [labelled_parts(task, features, judged)[1] for task in tasks]
+    said = [labelled_parts(pair.task, pair.features, pair.judged)[1] for pair in pairs]
     # What cannot be divided must not cost the fits before it, nor the reading of features.
-    pairs = dict.fromkeys((cell.place, cell.division) for cell in first)
-    num_taken = max(_num_taken(said[place], division, measures[place].kind) for place, division in pairs)
-    known = {"judged_on": "plain" if judged_set.num_views is None else "views"}
+    divided = dict.fromkeys((cell.place, cell.division) for cell in first)
+    num_taken = max(_num_taken(said[place], division, pairs[place].measure.kind) for place, division in divided)
     with staging(store.path, memory) as room:
-        parts = _parts_of_each(tasks[0], said, features, judged, room)
+        parts = _parts_of_each(pairs, said, room)
+        measures = [pair.measure for pair in pairs]
         for done, figures, state in _computed(first, parts, measures, n_jobs, num_taken, store.path, room):
             for cell in to_do[done.key]:
-                task, measure = tasks[cell.place], measures[cell.place]
-                row = dict.fromkeys(COLUMNS) | known | _names(task, feature_set) | _about(cell, task, measure) | figures
+                row = dict.fromkeys(COLUMNS) | _names(pairs[cell.place]) | _about(cell, pairs[cell.place]) | figures
                 if state == "computed" and cell.place == done.place:
                     store.remember_result(cell.key, row)
                     yield cell.place, cell.key, row, state
@@ -192,15 +218,17 @@ def _cells(
                     yield cell.place, cell.key, row, "kept" if state == "computed" else state
 
 
-def _parts_of_each(
-    first: Task, said: list[dict[str, Part]], features: Features, judged: Features, room: Staging
-) -> list[dict[str, Part]]:
-    """Return the parts of tasks on the same rows, of one of which they are read: the features are the same arrays."""
-    fitted = [split for split in SPLITS if split != "test" and first.has(split)]
-    read = read_parts(first, features, judged, fitted, room)
-    return [
-        {name: replace(part, y=mine[name].y, groups=mine[name].groups) for name, part in read.items()} for mine in said
-    ]
+def _parts_of_each(pairs: list[_Pair], said: list[dict[str, Part]], room: Staging) -> list[dict[str, Part]]:
+    """Return the parts of pairs on the same samples: those on one feature set have the same arrays."""
+    read: dict[str, dict[str, Part]] = {}
+    found = []
+    for pair, mine in zip(pairs, said, strict=True):
+        if (key := pair.feature_set.key) not in read:
+            fitted = [split for split in SPLITS if split != "test" and pair.task.has(split)]
+            read[key] = read_parts(pair.task, pair.features, pair.judged, fitted, room)
+        whole = read[key].items()
+        found.append({name: replace(part, y=mine[name].y, groups=mine[name].groups) for name, part in whole})
+    return found
 
 
 def _num_taken(parts: dict[str, Part], division: Division, kind: TaskKind) -> int:
@@ -215,9 +243,10 @@ def _bytes_of_a_sample(part: Part) -> int:
     return part.judged[:1].nbytes + (0 if part.fitted is part.judged else part.fitted[:1].nbytes)
 
 
-def _about(cell: _Cell, task: Task, measure: Measure) -> dict[str, Any]:
-    division = cell.division
+def _about(cell: _Cell, pair: _Pair) -> dict[str, Any]:
+    division, measure = cell.division, pair.measure
     return {
+        "judged_on": "plain" if pair.judged_set.num_views is None else "views",
         "kind": measure.kind,
         "measure": measure.chosen_by,
         "head": cell.head,
@@ -227,13 +256,14 @@ def _about(cell: _Cell, task: Task, measure: Measure) -> dict[str, Any]:
         "num_folds": division.num_folds,
         "shots": division.shots,
         "share": division.share,
-        "part": division.judges_on if division.num_folds or task.has(division.judges_on) else "held out",
+        "part": division.judges_on if division.num_folds or pair.task.has(division.judges_on) else "held out",
     }
 
 
-def _names(task: Task, feature_set: FeatureSet) -> dict[str, Any]:
+def _names(pair: _Pair) -> dict[str, Any]:
+    feature_set = pair.feature_set
     return {
-        "task": task.name,
+        "task": pair.task.name,
         "backbone": feature_set.identity.backbone,
         "fingerprint": feature_set.fingerprint,
         "tap": feature_set.tap,
@@ -251,11 +281,12 @@ def _computed(
     folder: Path,
     room: Staging,
 ) -> Iterator[_Result]:
-    """Compute cells of tasks on the same rows, in as many processes as are asked for and of use."""
+    """Compute cells of pairs on the same samples, in as many processes as are asked for and of use."""
     kind = measures[0].kind
     jobs = _jobs(cells, parts, kind)
     workers = min(effective_n_jobs(n_jobs), len(jobs)) if are_built_in((cell.head for cell in cells), kind) else 1
-    on_disk = any(part.on_disk for part in parts[0].values())
+    on_disk = any(part.on_disk for each in parts for part in each.values())
+    num_taken *= max(map(len, jobs))
     if not on_disk and workers * num_taken * _bytes_of_a_sample(parts[0]["train"]) <= room.left:
         yield from _in_processes(jobs, parts, measures, workers)
         return
@@ -278,12 +309,24 @@ def _computed(
 
 
 def _jobs(cells: list[_Cell], parts: list[dict[str, Part]], kind: TaskKind) -> list[_Job]:
-    """Return cells that are computed together: of tasks whose rows a division leaves alone, with a head that can."""
+    """Return cells that are computed together, with a head that can.
+
+    They are of tasks whose samples a division leaves alone, or of equal ones, which it divides alike.
+    """
     jobs: dict[Any, _Job] = {}
     for cell in cells:
-        together = fits_tasks(cell.head, kind=kind) and cell.division.is_the_tasks_own(parts[cell.place])
-        jobs.setdefault((cell.head, cell.division, None if together else cell.place), []).append(cell)
+        of_these: Any = cell.place
+        if fits_tasks(cell.head, kind=kind):
+            mine = parts[cell.place]
+            own = cell.division.is_the_tasks_own(mine)
+            of_these = "all" if own else tuple(_said_of(part) for part in mine.values())
+        jobs.setdefault((cell.head, cell.division, of_these), []).append(cell)
     return list(jobs.values())
+
+
+def _said_of(part: Part) -> tuple[Any, ...]:
+    """Return all by which a division divides a part."""
+    return part.y.tobytes(), part.y.shape, None if part.groups is None else part.groups.tobytes()
 
 
 def _in_processes(
@@ -353,14 +396,15 @@ def _figures(result: HeadResult, parts: dict[str, Part], measure: Measure) -> di
     }
 
 
-def _digest_of_labels(task: Task, features: Features, judged: Features) -> str:
+def _digest_of_labels(pair: _Pair) -> str:
     """Digest which samples are in each part, and what is said of them."""
+    task = pair.task
     assert task.samples is not None
     document: dict[str, Any] = {"kind": task.kind, "classes": task.classes}
     exact = "<f8" if task.kind == "numbers" else "<i8"
     for split in SPLITS:
         if task.has(split):
-            rows, y = rows_of_part(task, features, judged, split)
+            rows, y = rows_of_part(task, pair.features, pair.judged, split)
             groups, weights = task.groups_of(rows), task.weights_of(rows)
             content = task.samples.ids[rows].tobytes() + y.astype(exact).tobytes()
             content += b"" if groups is None else groups.astype("<i4").tobytes()
@@ -369,12 +413,12 @@ def _digest_of_labels(task: Task, features: Features, judged: Features) -> str:
     return digest_json("labels", 2, document)
 
 
-def _key(
-    head: str, division: Division, feature_set: FeatureSet, judged_set: FeatureSet, labels: str, measure: Measure
-) -> str:
+def _key(head: str, division: Division, pair: _Pair, labels: str) -> str:
+    measure = pair.measure
+    features, judged = ([each.fingerprint, each.tap, each.dtype] for each in (pair.feature_set, pair.judged_set))
     document = {
-        "features": [feature_set.fingerprint, feature_set.tap, feature_set.dtype],
-        "judged": [judged_set.fingerprint, judged_set.tap, judged_set.dtype],
+        "features": features,
+        "judged": judged,
         "labels": labels,
         "head": [head, repr(make_head(head, kind=measure.kind)), head_grid(head, 1_000_000, kind=measure.kind)],
         "division": asdict(division),

@@ -26,6 +26,13 @@ def is_small(num_rows: int, num_features: int) -> bool:
     return num_rows * num_features <= SMALL_PROBLEM
 
 
+def sets_of(Xs: Sequence[NDArray[Any]]) -> list[int]:
+    """Return for each array its number among the different ones, as they come; views of the same memory are equal."""
+    keys = [(X.__array_interface__["data"][0], X.shape, X.strides, X.dtype.str) for X in Xs]
+    numbers: dict[Any, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
 def checked_rows(
     estimator: BaseEstimator, X: Any, y: ArrayLike, *, several: bool = False, numbers: bool = False
 ) -> tuple[Any, NDArray[Any]]:

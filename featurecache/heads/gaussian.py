@@ -56,7 +56,7 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         # Where no class has two rows that differ, all directions are alike.
         covariance[np.diag_indices_from(covariance)] += _LEAST_SHRINKAGE * variance if variance > 0 else 1.0
         weights_DK = cho_solve(cho_factor(covariance), means.T)
-        return self._fitted(weights_DK, np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1))
+        return self._fitted(weights_DK.T, np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1))
 
 
 class NearestMean(LinearClassifier):
@@ -77,7 +77,7 @@ class NearestMean(LinearClassifier):
         self.classes_, y_index = checked_labels(y)
         means, _ = _class_means(rows, y_index, len(self.classes_))
         # The squared distance, less what is the same for all classes, and negated.
-        return self._fitted(2.0 * means.T, -(means**2).sum(axis=1))
+        return self._fitted(2.0 * means, -(means**2).sum(axis=1))
 
 
 def _class_means(

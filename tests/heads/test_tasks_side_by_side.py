@@ -1,4 +1,4 @@
-"""Heads fitted for several tasks on the same rows at once: each as if it were alone."""
+"""Heads fitted for several tasks at once, on the same rows of one kind of features or of several: each as if alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from featurecache.errors import HeadError
 from featurecache.heads import checks, fitting
 from featurecache.heads.fitting import TaskToFit, fit_estimator, fit_folds, fit_folds_of_tasks, fit_tasks
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
+from featurecache.heads.linear.path import LinearFamily
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn
 
@@ -95,7 +96,7 @@ def test_the_last_fits_of_tasks_have_strengths_of_their_own(head: Any, wide: boo
     alone = [clone(each) for each in heads]
     assert fit_tasks(heads, [X] * len(ys), ys) == [fit_estimator(each, X, y) for each, y in zip(alone, ys, strict=True)]
     for ours, theirs in zip(heads, alone, strict=True):
-        assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8)
+        assert_alike(head, ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("head", [HEADS[0], HEADS[4]], ids=str)
@@ -150,6 +151,64 @@ def test_rows_of_a_file_in_float32_give_the_same_within_the_tolerance(monkeypatc
                 np.testing.assert_allclose(ours.predict_proba(X), exact.predict_proba(X), atol=0.02)
 
 
+def several_kinds(X: np.ndarray) -> list[np.ndarray]:
+    """Return three kinds of features of the same rows, as three taps would."""
+    rng = np.random.default_rng(0)
+    return [X, np.sqrt(np.abs(X)) @ rng.normal(size=(X.shape[1], X.shape[1])) / 8, X + 0.3 * rng.normal(size=X.shape)]
+
+
+@pytest.mark.parametrize("head", [*HEADS[:3], HEADS[3]], ids=str)
+@pytest.mark.parametrize("how", ["none", "alike", "each in its own way"])
+@pytest.mark.parametrize("wide", [False, True], ids=["many rows", "few rows"])
+def test_taps_side_by_side_are_each_as_if_alone(
+    head: Any, how: str, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of tasks and taps are one batch, of two labellings for six heads; the last look has own strengths."""
+    X, ys = rows(60 if wide else 600, wide=wide)
+    ys = ys[1:3]
+    weight, folds, grid = np.random.default_rng(1).uniform(0.5, 2.0, len(X)), divided(ys, how), GRIDS[type(head)]
+    asked: list[tuple[int, int]] = []
+    real = LinearFamily.solve
+
+    def solve(family: Any, rows: Any, labellings: Any, *rest: Any, **more: Any) -> Any:
+        asked.append((len(rows), len(labellings)))
+        return real(family, rows, labellings, *rest, **more)
+
+    monkeypatch.setattr(LinearFamily, "solve", solve)
+    pairs = [(kind, place) for kind in several_kinds(X) for place in (0, 1)]
+    tasks = [TaskToFit(head=head, grid=grid, X=kind, y=ys[place], fold=folds[place]) for kind, place in pairs]
+    found: dict[int, list[Any]] = {number: [] for number in range(len(pairs))}
+    for number, setting, estimators in fit_folds_of_tasks(tasks, weight):
+        found[number].append((setting, estimators))
+    last = [clone(head).set_params(**grid[number % len(grid)]) for number in range(len(pairs))]
+    assert all(fit_tasks(last, [kind for kind, _ in pairs], [ys[place] for _, place in pairs], weight))
+    assert asked == ([] if isinstance(head, RidgeProbe) else [(3, 2), (3, 2)])
+    for number, (kind, place) in enumerate(pairs):
+        alone = list(fit_folds(head, grid, kind, ys[place], folds[place], weight))
+        assert [setting for setting, _ in found[number]] == [setting for setting, _ in alone]
+        for (_, together), (_, apart) in zip(found[number], alone, strict=True):
+            for ours, theirs in zip(together, apart, strict=True):
+                assert getattr(ours, "n_iter_", None) == getattr(theirs, "n_iter_", None)
+                assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8 if head.standardize else 1e-4)
+        by_itself = clone(head).set_params(**grid[number % len(grid)])
+        fit_estimator(by_itself, kind, ys[place], weight)
+        assert_alike(head, last[number], by_itself, rtol=1e-5, atol=1e-7)
+
+
+def test_taps_in_files_are_fitted_together_too(tmp_path: Path) -> None:
+    X, ys = rows()
+    fold, grid, kinds = np.arange(len(X)) % 3, GRIDS[LogisticProbe], several_kinds(X)
+    mapped = [np.memmap(tmp_path / str(number), np.float64, "w+", shape=X.shape) for number in range(len(kinds))]
+    for file, kind in zip(mapped, kinds, strict=True):
+        file[:] = kind
+    both = []
+    for Xs in (kinds, mapped):
+        tasks = [TaskToFit(head=LogisticProbe(), grid=grid, X=each, y=ys[0], fold=fold) for each in Xs]
+        both.append([each for _, _, fitted in fit_folds_of_tasks(tasks) for each in fitted])
+    for ours, theirs in zip(*both, strict=True):
+        np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+
+
 def test_tasks_that_cannot_be_together_are_fitted_by_themselves() -> None:
     """A class that is in one fold alone, another grid, heads that fit one task at a time."""
     X, ys = rows()
@@ -197,6 +256,13 @@ def test_batches_hold_what_the_solver_can_remember_and_outputs_of_alike_numbers(
     X, wide = np.zeros((600, 64)), np.zeros((600, 2000))
     assert LogisticProbe.batches([X] * 5, ys, [fold] * 5) == [[1, 2, 3], [0, 4]]
     assert LogisticProbe.batches([wide] * 5, ys, [fold] * 5) == [[1, 2, 3], [0], [4]]
+    many_rows = np.zeros((40_000, 64))
+    other, large = X.copy(), many_rows.copy()
+    assert LogisticProbe.batches([X, other, wide, X[:]], [few] * 4, [fold] * 4) == [[0, 1, 3], [2]]
+    more = [np.repeat(few, 100)[:40_000]] * 3, [np.repeat(never, 100)[:40_000]] * 3
+    assert LogisticProbe.batches([many_rows, large, large.copy()], *more) == [[0], [1], [2]]
+    assert LogisticProbe.batches([many_rows, large, many_rows], *more) == [[0, 2], [1]]
+    assert RidgeProbe.batches([X, other, X], [few] * 3, [fold] * 3) == [[0, 2], [1]]
     assert RidgeProbe.batches([X] * 5, ys, [fold, never, fold, never, fold[::-1].copy()]) == [[0, 2], [1, 3], [4]]
 
 

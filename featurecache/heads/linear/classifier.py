@@ -45,11 +45,11 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             return (margins > 0).astype(np.int64)
         return np.asarray(self.classes_[named(margins[:, None] if margins.ndim == 1 else margins)])
 
-    def _fitted(self, weights_DK: NDArray[Any], intercept_K: NDArray[Any]) -> Self:
+    def _fitted(self, weights_KD: NDArray[Any], intercept_K: NDArray[Any]) -> Self:
         """Take the weights of each class; of two classes their difference is all that matters."""
-        if weights_DK.shape[1] == 2 and not self.multilabel_:
-            weights_DK, intercept_K = weights_DK[:, 1:] - weights_DK[:, :1], intercept_K[1:] - intercept_K[:1]
-        self.coef_, self.intercept_ = weights_DK.T.copy(), intercept_K.copy()
+        if len(weights_KD) == 2 and not self.multilabel_:
+            weights_KD, intercept_K = weights_KD[1:] - weights_KD[:1], intercept_K[1:] - intercept_K[:1]
+        self.coef_, self.intercept_ = weights_KD.copy(), intercept_K.copy()
         return self
 
 

@@ -22,11 +22,12 @@ from featurecache.heads.checks import (
     checked_weight,
     fold_of_rows,
     is_small,
+    sets_of,
     with_weight,
 )
 from featurecache.heads.labelled import LabelledMixin
 from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
-from featurecache.heads.linear.tasks import FitsTasks, sets_of
+from featurecache.heads.linear.tasks import FitsTasks
 
 if TYPE_CHECKING:
     from featurecache.heads.linear.objective import Labelling
@@ -116,8 +117,8 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
         if held_out:
             found = search(family, divided, self._labelling(y_index, fold, held_out), Cs)
             Cs, self.scores_, converged = [found.C], np.array(found.accuracy), found.converged
-            assert found.theta_GEK is not None
-            start = found.theta_GEK.mean(0, keepdim=True)
+            assert found.theta_GKE is not None
+            start = found.theta_GKE.mean(0, keepdim=True)
         labelling = self._labelling(y_index, fold, [NO_FOLD])
         ((step,),) = family.solve([divided], [labelling], Cs[:1], starts=[start], to_the_end=True)
         if not (converged and step.converged):
@@ -186,24 +187,23 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
             num_sets = len({sets[place] for place in batch})
             if num_sets > 1:
                 alike = all(Xs[place].shape == X.shape for place in batch)
-                on_disk = any(isinstance(Xs[place], np.memmap) for place in batch)
-                if on_disk or not alike or not is_small(num_sets * X.shape[0], X.shape[1]):
+                if not alike or not is_small(num_sets * X.shape[0], X.shape[1]):
                     return False
             size = sum(groups[place] for place in batch) * X.shape[1] * outputs[batch[-1]]
             return size <= _NUMBERS_TOGETHER and outputs[batch[-1]] <= _TIMES_THE_OUTPUTS * outputs[first]
 
         found: list[list[int]] = []
-        # One kind of features after the other, so that those that cannot go together do not divide those that can.
-        for place in sorted(range(len(ys)), key=lambda place: (Xs[place].shape, outputs[place])):
-            if found and fit_together([*found[-1], place]):
-                found[-1].append(place)
-            else:
+        for place in sorted(range(len(ys)), key=lambda place: outputs[place]):
+            batch = next((batch for batch in found if fit_together([*batch, place])), None)
+            if batch is None:
                 found.append([place])
+            else:
+                batch.append(place)
         return [sorted(batch) for batch in found]
 
     def _solved(self, step: Step, group: int) -> Self:
         self.C_, self.n_iter_ = float(step.C_G[group]), int(step.num_iterations[group])
-        return self._fitted(step.weights_GDK[group].cpu().numpy(), step.intercept_GK[group].cpu().numpy())
+        return self._fitted(step.weights_GKD[group].cpu().numpy(), step.intercept_GK[group].cpu().numpy())
 
     def _family(self) -> LinearFamily:
         from featurecache.heads.linear.path import LinearFamily

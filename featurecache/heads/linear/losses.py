@@ -21,8 +21,8 @@ class Loss(Protocol):
         """Return the margins of each row."""
         ...
 
-    def __call__(self, margins_nPK: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of each row in each problem (n, P), and its slope (n, P, K); ``margins_nPK`` is consumed."""
+    def __call__(self, margins_PKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each problem in each row (P, n), and its slope (P, K, n); ``margins_PKn`` is consumed."""
         ...
 
 
@@ -35,19 +35,19 @@ class Softmax:
         """One for each class; two classes need one only."""
         return num_classes if num_classes > 2 else 1
 
-    def __call__(self, margins_nPK: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, margins_PKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
-        n, num_problems, num_outputs = margins_nPK.shape
+        num_problems, num_outputs, n = margins_PKn.shape
         if num_outputs == 1:
-            sign = 2.0 * y_n.to(margins_nPK.dtype) - 1.0
-            signed = margins_nPK * sign[:, None, None]
-            return softplus(-signed)[:, :, 0], torch.sigmoid(-signed).mul_(-sign[:, None, None])
-        label = y_n[:, None, None].expand(n, num_problems, 1)
-        log_total = torch.logsumexp(margins_nPK, 2)
-        loss = log_total - margins_nPK.gather(2, label)[:, :, 0]
-        slope = margins_nPK.sub_(log_total[:, :, None]).exp_()
-        slope.scatter_add_(2, label, torch.full_like(slope[:, :, :1], -1.0))
-        return loss, slope
+            sign = 2.0 * y_n.to(margins_PKn.dtype) - 1.0
+            signed = margins_PKn * sign
+            return softplus(-signed)[:, 0], torch.sigmoid(-signed).mul_(-sign)
+        label = y_n.expand(num_problems, 1, n)
+        log_total = torch.logsumexp(margins_PKn, 1, keepdim=True)
+        loss = log_total - margins_PKn.gather(1, label)
+        slope = margins_PKn.sub_(log_total).exp_()
+        slope.scatter_add_(1, label, torch.full_like(slope[:, :1], -1.0))
+        return loss[:, 0], slope
 
 
 class Sigmoids:
@@ -59,11 +59,11 @@ class Sigmoids:
         """One for each label."""
         return num_classes
 
-    def __call__(self, margins_nPK: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, margins_PKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
-        sign = (2.0 * y_n.to(margins_nPK.dtype) - 1.0)[:, None, :]
-        signed = margins_nPK.mul_(sign)
-        return softplus(-signed).sum(2), torch.sigmoid(-signed).mul_(-sign)
+        sign = (2.0 * y_n.to(margins_PKn.dtype) - 1.0).T
+        signed = margins_PKn.mul_(sign)
+        return softplus(-signed).sum(1), torch.sigmoid(-signed).mul_(-sign)
 
 
 class SquaredHinge:
@@ -75,10 +75,10 @@ class SquaredHinge:
         """One for each class; two classes need one only."""
         return num_classes if num_classes > 2 else 1
 
-    def __call__(self, margins_nPK: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, margins_PKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
-        num_outputs = margins_nPK.shape[2]
-        positive = y_n[:, None] == (torch.arange(num_outputs, device=y_n.device) if num_outputs > 1 else 1)
-        sign = (2.0 * positive.to(margins_nPK.dtype) - 1.0)[:, None, :]
-        lack = (1.0 - margins_nPK.mul_(sign)).clamp_(min=0.0)
-        return (lack * lack).sum(2), (-2.0 * sign) * lack
+        num_outputs = margins_PKn.shape[1]
+        positive = y_n == (torch.arange(num_outputs, device=y_n.device)[:, None] if num_outputs > 1 else 1)
+        sign = 2.0 * positive.to(margins_PKn.dtype) - 1.0
+        lack = (1.0 - margins_PKn.mul_(sign)).clamp_(min=0.0)
+        return (lack * lack).sum(1), (-2.0 * sign) * lack

@@ -69,8 +69,8 @@ class LinearFamily:
             Of tasks that are solved side by side.
         Cs : sequence of float, or of one float for each group of each task
             Increasing.
-        starts : sequence of Tensor (G, E, K) or None, optional
-            For each task the `Step.theta_GEK` of a similar problem.
+        starts : sequence of Tensor (G, K, E) or None, optional
+            For each task the `Step.theta_GKE` of a similar problem.
         to_the_end : bool
             Solve small problems to the last digits, so that equal problems give equal solutions however they are put.
 
@@ -113,9 +113,9 @@ class LinearFamily:
         small = is_small(num_rows, num_features)
         tolerance = self._tolerance(asked.to_the_end, small)
         minimiser = Minimiser(objective, tolerance, torch.float64 if small else rows[0].dtype)
-        for span, labelling, start in zip(objective.spans, labellings, asked.starts, strict=True):
+        for span, start in zip(objective.spans, asked.starts, strict=True):
             if start is not None:
-                minimiser.start_at(start, span, labelling.num_outputs)
+                minimiser.start_at(start, span)
         for C_G in asked.C_of_groups:
             strength_G = 1.0 / (torch.tensor(C_G).to(objective.weight_G) * objective.weight_G)
             theta = minimiser.solve(strength_G)
@@ -132,7 +132,7 @@ class LinearFamily:
                     minimiser.value[span].cpu().numpy(),
                     num_iterations[span].cpu().numpy(),
                     bool(done[span].all()),
-                    theta[span, :, : labelling.num_outputs],
+                    theta[span, : labelling.num_outputs],
                 )
                 for place, (span, labelling) in enumerate(zip(objective.spans, labellings, strict=True))
             ]
@@ -150,10 +150,10 @@ def _outside(spaces: Sequence[RowSpace], step: Step) -> Step:
     """Return a task's solutions, each from the space of its group."""
     each = [
         space.outside(*solution)
-        for space, *solution in zip(spaces, step.weights_GDK, step.intercept_GK, step.theta_GEK, strict=True)
+        for space, *solution in zip(spaces, step.weights_GKD, step.intercept_GK, step.theta_GKE, strict=True)
     ]
-    weights_GDK, intercept_GK, theta_GEK = (torch.stack(values) for values in zip(*each, strict=True))
-    return replace(step, weights_GDK=weights_GDK, intercept_GK=intercept_GK, theta_GEK=theta_GEK)
+    weights_GKD, intercept_GK, theta_GKE = (torch.stack(values) for values in zip(*each, strict=True))
+    return replace(step, weights_GKD=weights_GKD, intercept_GK=intercept_GK, theta_GKE=theta_GKE)
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Search:
         Of each strength; of several labels, the mean over them.
     margins : ndarray (n_samples, K) float64
         Of the best strength, for each row by the problem that left it out; NaN for rows that are never left out.
-    theta_GEK : Tensor
+    theta_GKE : Tensor
         Solutions of the best strength.
     num_iterations : list of int
         Looks at all rows, for each strength, by the group that needed most.
@@ -177,7 +177,7 @@ class Search:
     C: float
     accuracy: list[float] = field(default_factory=list)
     margins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 1)))
-    theta_GEK: Tensor | None = None
+    theta_GKE: Tensor | None = None
     num_iterations: list[int] = field(default_factory=list)
     converged: bool = True
 
@@ -206,7 +206,7 @@ def search(family: LinearFamily, rows: Rows, labelling: Labelling, Cs: Sequence[
         num_iterations.append(int(step.num_iterations.max()))
         converged = converged and step.converged
         if accuracy[-1] > most:
-            best, most = Search(C, margins=margins, theta_GEK=step.theta_GEK), accuracy[-1]
+            best, most = Search(C, margins=margins, theta_GKE=step.theta_GKE), accuracy[-1]
     best.accuracy, best.num_iterations, best.converged = accuracy, num_iterations, converged
     return best
 
@@ -217,8 +217,8 @@ def held_out_margins(step: Step, rows: Rows, left_out: Sequence[int]) -> tuple[N
     for block in rows.blocks():
         if block.fold != NO_FOLD:
             group = left_out.index(block.fold)
-            weights = step.weights_GDK[group].to(rows.dtype)
-            values = (block.X_nD @ weights).double() + step.intercept_GK[group]
+            weights = step.weights_GKD[group].to(rows.dtype)
+            values = (block.X_nD @ weights.T).double() + step.intercept_GK[group]
             margins[block.places_n.cpu().numpy()] = values.cpu().numpy()
     held_out = rows.fold != NO_FOLD
     return margins[held_out], rows.y[held_out]

@@ -20,11 +20,12 @@ from featurecache.heads.checks import (
     checked_weight,
     fold_of_rows,
     is_small,
+    sets_of,
     with_weight,
 )
 from featurecache.heads.linear.classifier import LinearClassifier, named
 from featurecache.heads.linear.normal_equations import Real, System
-from featurecache.heads.linear.tasks import FitsTasks, sets_of
+from featurecache.heads.linear.tasks import FitsTasks
 
 
 class _Ridge(FitsTasks, BaseEstimator):
@@ -210,7 +211,7 @@ class RidgeProbe(_Ridge, LinearClassifier):
 
     def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
         self.alpha_ = alpha
-        return self._fitted(weights_DK, intercept_K)
+        return self._fitted(weights_DK.T, intercept_K)
 
 
 class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):

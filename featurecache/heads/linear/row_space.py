@@ -64,14 +64,14 @@ class RowSpace:
         ]
         return spaces, within
 
-    def within(self, theta_EK: Tensor) -> Tensor:
+    def within(self, theta_KE: Tensor) -> Tensor:
         """Return what of a solution lies in the space."""
-        theta = theta_EK.to(self._axes_DR)
-        return torch.cat([self._axes_DR.T @ theta[:-1], theta[-1:]])
+        theta = theta_KE.to(self._axes_DR)
+        return torch.cat([theta[:, :-1] @ self._axes_DR, theta[:, -1:]], 1)
 
-    def outside(self, weights_RK: Tensor, intercept_K: Tensor, theta_EK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a solution for features as they come, and for standardised ones, (D + 1, K)."""
-        weights_DK = self._axes_DR @ weights_RK
-        raw_DK = weights_DK / self._scale_D[:, None]
-        theta = torch.cat([weights_DK, theta_EK[-1:].to(weights_DK)])
-        return raw_DK, intercept_K - self._mean_D @ raw_DK, theta
+    def outside(self, weights_KR: Tensor, intercept_K: Tensor, theta_KE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a solution for features as they come, and for standardised ones, (K, D + 1)."""
+        weights_KD = weights_KR @ self._axes_DR.T
+        raw_KD = weights_KD / self._scale_D
+        theta = torch.cat([weights_KD, theta_KE[:, -1:].to(weights_KD)], 1)
+        return raw_KD, intercept_K - raw_KD @ self._mean_D, theta

@@ -24,7 +24,7 @@ from torch import Tensor
 from featurecache.heads.linear.history import History
 from featurecache.heads.linear.objective import Objective
 
-_SUFFICIENT, _MOST_TRIALS = 1e-4, 14
+_SUFFICIENT, _MOST_TRIALS, _FLATTER = 1e-4, 14, 0.9
 _LEAST_VARIANCE = 1e-5
 """Of features that vary by one each: curvature that is taken for granted."""
 _MOST_ROTATED = 4096
@@ -53,7 +53,7 @@ class Step:
     ----------
     C_G : ndarray (n_groups,)
         As in scikit-learn: the weight of the data against the penalty.
-    weights_GDK, intercept_GK : Tensor of float64
+    weights_GKD, intercept_GK : Tensor of float64
         For features as they come, not standardised; one of each group.
     values : ndarray (n_groups,)
         The objectives, divided by ``C`` and the total weight of the rows.
@@ -63,12 +63,12 @@ class Step:
     """
 
     C_G: NDArray[np.float64]
-    weights_GDK: Tensor
+    weights_GKD: Tensor
     intercept_GK: Tensor
     values: NDArray[np.float64]
     num_iterations: NDArray[np.int64]
     converged: bool
-    theta_GEK: Tensor
+    theta_GKE: Tensor
 
 
 class Preconditioner:
@@ -87,31 +87,32 @@ class Preconditioner:
                 # that is nothing, rounding must not lead problems that are solved beside others another way.
                 self.axes.append(axes_DD.to(dtype))
         variance_TD = variance_TD.clamp(min=_LEAST_VARIANCE * variance_TD.mean(1, keepdim=True))
-        self._variance_DG = variance_TD[objective.set_G].T
-        each = [torch.nonzero(objective.set_G == place)[:, 0] for place in range(num_sets)]
-        self._groups: list[Any] = each if num_sets > 1 else [slice(None)]
+        self._variance_GD = variance_TD[objective.set_G]
+        self._groups = [torch.nonzero(objective.set_G == place)[:, 0] for place in range(num_sets)]
 
-    def __call__(self, gradient_GEK: Tensor, strength_G: Tensor) -> Tensor:
+    def __call__(self, gradient_GKE: Tensor, strength_G: Tensor) -> Tensor:
         """Return the inverse times one gradient of each group."""
-        dtype = gradient_GEK.dtype
+        dtype, slope_GKD = gradient_GKE.dtype, gradient_GKE[:, :, :-1]
         # Gradients near the optimum may be too small for float32.
-        size = gradient_GEK[:, :-1].abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dtype).tiny)
-        slope_DGK = (gradient_GEK[:, :-1] / size).permute(1, 0, 2)
-        hessian_DG = self._curvature_G * self._variance_DG + strength_G
+        size = slope_GKD.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+        slope_GKD = slope_GKD / size
+        hessian_GD = self._curvature_G[:, None] * self._variance_GD + strength_G[:, None]
         if self.axes:
-            slope_DGK = self._turned(slope_DGK.to(self.axes[0].dtype), [axes_DD.T for axes_DD in self.axes])
-        slope_DGK = slope_DGK / hessian_DG.to(slope_DGK.dtype)[:, :, None]
+            slope_GKD = self._turned(slope_GKD.to(self.axes[0].dtype), self.axes)
+        slope_GKD = slope_GKD / hessian_GD.to(slope_GKD.dtype)[:, None]
         if self.axes:
-            slope_DGK = self._turned(slope_DGK, self.axes)
-        step = slope_DGK.to(dtype).permute(1, 0, 2) * size
-        return torch.cat([step, gradient_GEK[:, -1:] / self._curvature_G.to(dtype)[:, None, None]], 1)
+            slope_GKD = self._turned(slope_GKD, [axes_DD.T for axes_DD in self.axes])
+        intercept_GK1 = gradient_GKE[:, :, -1:] / self._curvature_G.to(dtype)[:, None, None]
+        return torch.cat([slope_GKD.to(dtype) * size, intercept_GK1], 2)
 
-    def _turned(self, values_DGK: Tensor, axes: list[Tensor]) -> Tensor:
+    def _turned(self, values_GKD: Tensor, axes: list[Tensor]) -> Tensor:
         """Return the values of each group along the axes of its set."""
-        turned = torch.empty(values_DGK.shape, dtype=values_DGK.dtype, device=values_DGK.device)
+        if len(axes) == 1:
+            return (values_GKD.flatten(0, 1) @ axes[0]).view(values_GKD.shape)
+        turned = torch.empty_like(values_GKD)
         for axes_DD, groups in zip(axes, self._groups, strict=True):
-            some = values_DGK[:, groups]
-            turned[:, groups] = (axes_DD @ some.reshape(len(some), -1)).view(some.shape)
+            some = values_GKD[groups]
+            turned[groups] = (some.flatten(0, 1) @ axes_DD).view(some.shape)
         return turned
 
 
@@ -122,7 +123,7 @@ class Minimiser:
         self._objective, self._tolerance, self._dtype = objective, tolerance, dtype
         self._precondition = Preconditioner(objective, dtype)
         num_groups, device = objective.num_groups, objective.device
-        shape = (num_groups, objective.num_features + 1, objective.num_outputs)
+        shape = (num_groups, objective.num_outputs, objective.num_features + 1)
         like: dict[str, Any] = {"dtype": dtype, "device": device}
         self.theta = torch.zeros(shape, **like)
         self._group = torch.arange(num_groups, device=device)
@@ -135,16 +136,16 @@ class Minimiser:
         self.converged = torch.zeros(num_groups, dtype=torch.bool, device=device)
         # Slopes of weights are as large as features are; those of intercepts as a loss is.
         self._at_zero, gradient = objective(self.theta, torch.ones_like(self.value), self._group)
-        self._steepest = _largest(gradient[:, :-1]).clamp(min=torch.finfo(dtype).tiny)
+        self._steepest = _largest(gradient[:, :, :-1]).clamp(min=torch.finfo(dtype).tiny)
         self.exhausted = torch.zeros_like(self.converged)
         """Problems whose value does not fall any more: as good as the arithmetic allows."""
 
-    def start_at(self, theta_GEK: Tensor, span: slice, num_outputs: int) -> None:
+    def start_at(self, theta_GKE: Tensor, span: slice) -> None:
         """Begin the first outputs of some groups somewhere else than at zero."""
-        self.theta[span, :, :num_outputs], self._before = theta_GEK.to(self.theta), None
+        self.theta[span, : theta_GKE.shape[1]], self._before = theta_GKE.to(self.theta), None
 
     def solve(self, strength_G: Tensor) -> Tensor:
-        """Minimise for these strengths, starting at the last solution; returns (G, E, K)."""
+        """Minimise for these strengths, starting at the last solution; returns (G, K, E)."""
         self._change_strength(strength_G)
         self.num_iterations.zero_()
         self.converged.zero_()
@@ -153,7 +154,7 @@ class Minimiser:
         while True:
             step = -self._history.direction(gradient, partial(self._guess, strength_G=strength_G))
             slope = _dot(gradient, step).double()
-            weights, intercept = _largest(gradient[:, :-1]), _largest(gradient[:, -1:])
+            weights, intercept = _largest(gradient[:, :, :-1]), _largest(gradient[:, :, -1:])
             small = (weights <= self._tolerance.gradient * self._steepest) & (
                 intercept <= self._tolerance.gradient * self._at_zero
             )
@@ -211,8 +212,9 @@ class Minimiser:
             bound = value[waiting] + _SUFFICIENT * length[waiting] * slope[waiting] + noise[waiting]
             enough = value_there <= bound
             good = waiting[enough]
-            falls = value_there[enough] < value[good]
-            self.exhausted[good] = ~falls & (_largest(gradient_there[enough]) >= _largest(gradient[good]))
+            falls = value_there[enough] < value[good] - noise[good]
+            flattens = _largest(gradient_there[enough]) < _FLATTER * _largest(gradient[good])
+            self.exhausted[good] = ~falls & ~flattens
             theta[good], value_now[good], gradient[good] = there[enough], value_there[enough], gradient_there[enough]
             short = ~enough
             waiting = waiting[short]

@@ -107,10 +107,3 @@ class FitsTasks:
     ) -> list[list[int]]:
         """Return the places of tasks that are fitted together, of those whose rows weigh alike."""
         raise NotImplementedError
-
-
-def sets_of(Xs: Sequence[NDArray[Any]]) -> list[int]:
-    """Return for each array its number among the different ones, as they come; views of the same memory are equal."""
-    keys = [(X.__array_interface__["data"][0], X.shape, X.strides, X.dtype.str) for X in Xs]
-    numbers: dict[Any, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
