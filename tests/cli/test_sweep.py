@@ -178,7 +178,12 @@ def test_heads_for_which_there_is_no_room(
 
 @pytest.fixture
 def of_several_tasks(cached: Path, tmp_path: Path) -> Path:
-    """The cache with three tasks on the same samples, the same with weights, and one that divides them another way."""
+    """The cache with three tasks on the same samples, the same with weights, and one that divides them another way.
+
+    It has a tap more, of as many features as one of the others.
+    """
+    more = ["--backbone", TINY, "--tap", "stem.2:avg", *RUNTIME]
+    assert main(["extract", str(tmp_path / "photos"), "--cache", str(cached), *more]) == 0
     splits = ["train"] * 9 + ["val"] * 6 + ["test"] * 5
     said = {
         "hue": lambda colour, i: colour,
@@ -211,17 +216,17 @@ TOGETHER = ["logistic", "linear_svm", "ridge"]
 
 @pytest.mark.parametrize(
     ("changes", "memory"),
-    [({}, None), ({"look_at_test": True}, None), ({"num_folds": 3}, None), ({"shots": [3]}, None), ({}, 0)],
+    [({}, None), ({"look_at_test": True}, None), ({"num_folds": 2}, None), ({"shots": [3]}, None), ({}, 0)],
     ids=["plain", "test", "folds", "shots", "on disk"],
 )
-def test_tasks_on_the_same_samples_are_fitted_together_and_each_as_if_alone(
+def test_tasks_and_taps_of_the_same_samples_are_fitted_together_and_each_as_if_alone(
     of_several_tasks: Path, changes: dict[str, Any], memory: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore.open(of_several_tasks)
-    tasks = [store.task(name) for name in ("hue", "half", "again", "third", "heavy")]
-    sets = [store.find(tap="stem.0:avg")]
-    whole = not {"num_folds", "shots"} & set(changes)
-    plan = Plan(heads=["ridge"] if not whole else TOGETHER if memory == 0 else [*TOGETHER, "majority"], **changes)
+    plain = not changes and memory is None
+    tasks = [store.task(name) for name in ("hue", "half", "again", "third", "heavy")[: 5 if plain else 2]]
+    sets = [store.find(tap=tap) for tap in ("stem.0:avg", "pre_logits:none", "stem.2:avg")]
+    plan = Plan(heads=[*TOGETHER, "majority"] if plain else ["logistic"], **changes)
     sizes: list[tuple[str, int]] = []
 
     def evaluate(name: str, parts: Any, *rest: Any) -> Any:
@@ -230,16 +235,24 @@ def test_tasks_on_the_same_samples_are_fitted_together_and_each_as_if_alone(
 
     monkeypatch.setattr("featurecache.evaluation.sweep.evaluate_tasks", evaluate)
     together = run_sweep(store, tasks, sets, plan, n_jobs=1, memory=memory)
-    assert {size for name, size in sizes if name in TOGETHER} == ({1, 3} if whole else {1})
+    # Two taps are of as many features; three tasks have the same samples, which divisions of their own divide unlike.
+    whole = {1, 2, 3, 6} if plain else {2, 4}
+    assert {size for name, size in sizes if name in TOGETHER} == (
+        {1, 2} if {"num_folds", "shots"} & set(changes) else whole
+    )
     assert {size for name, size in sizes if name not in TOGETHER} <= {1}
     shutil.rmtree(of_several_tasks / "results")
-    if not changes and memory is None:
+    if plain:
         assert figures(run_sweep(store, tasks, sets, plan, n_jobs=2)) == figures(together)
         shutil.rmtree(of_several_tasks / "results")
-    alone = [row for task in tasks for row in run_sweep(store, [task], sets, plan, n_jobs=1, memory=memory)]
-    assert [(row["task"], row["head"], row["fold"]) for row in together] == [
-        (row["task"], row["head"], row["fold"]) for row in alone
+    # Every task and every tap, but not each of one with each of the other.
+    some = {(task.name, sets[place % 3].tap): (task, sets[place % 3]) for place, task in enumerate(tasks)}
+    alone = [
+        row for task, one in some.values() for row in run_sweep(store, [task], [one], plan, n_jobs=1, memory=memory)
     ]
+    names = ("task", "tap", "head", "fold")
+    together = [row for row in together if (row["task"], row["tap"]) in some]
+    assert [[row[name] for name in names] for row in together] == [[row[name] for name in names] for row in alone]
     for ours, theirs in zip(figures(together), figures(alone), strict=True):
         assert ours["error"] is None
         for name in COLUMNS[:-1]:
