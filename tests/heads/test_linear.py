@@ -106,7 +106,7 @@ def test_large_problems_end_within_their_tolerance_of_the_optimum(monkeypatch: p
     ones = np.ones(len(y))
     for small in (10**9, 0):  # to the last digits; in float32, until a step promises little
         monkeypatch.setattr(checks, "SMALL_PROBLEM", small)
-        for C in (1e-3, 1e-1):
+        for C in (1e-3, 1e-1, 1e2):
             W, b = standardised(LogisticProbe(C=C).fit(X, y), StandardScaler().fit(X.astype(np.float64)))
             reference = LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(Z, y)
             best = objective(Z, y, C, reference.coef_, reference.intercept_, ones)

@@ -141,7 +141,8 @@ class LinearFamily:
         if to_the_end and small:
             return Tolerance(decrease=1e-22, gradient=1e-12, max_iter=self.max_iter)
         # What a quasi-Newton step promises was seen to be up to ten times less than what is left to gain, and on 1,280
-        # features a hundred times where regularisation is weak: enough to choose by, not to end with.
+        # features, from one strength to the next, thirty times where regularisation is weak: enough to choose by, but
+        # not to end with.
         share = 100 if to_the_end else 10
         return Tolerance(decrease=self.tol / share, gradient=self.tol / share / 10, max_iter=self.max_iter)
 

@@ -25,6 +25,8 @@ from featurecache.heads.linear.history import History
 from featurecache.heads.linear.objective import Objective
 
 _SUFFICIENT, _MOST_TRIALS, _FLATTER = 1e-4, 14, 0.9
+_LOOKS_PER_PROMISE = 50
+"""Looks after which what is left to gain was seen to be a hundred times what a step promises, and in proportion."""
 _LEAST_VARIANCE = 1e-5
 """Of features that vary by one each: curvature that is taken for granted."""
 _MOST_ROTATED = 4096
@@ -36,6 +38,8 @@ _PAIRS_PER_SCALE = 4
 @dataclass(frozen=True)
 class Tolerance:
     """When a problem is solved: the next step promises less than a share of the value, or its gradient is nearly gone.
+
+    After many looks at the rows it must promise less, in proportion.
 
     ``gradient`` is a share of the largest slope at zero, and for intercepts of the value there.
     """
@@ -158,7 +162,9 @@ class Minimiser:
             small = (weights <= self._tolerance.gradient * self._steepest) & (
                 intercept <= self._tolerance.gradient * self._at_zero
             )
-            self.converged |= (-slope / 2 <= self._tolerance.decrease * value.abs()) | small
+            # The more looks it took, the more is left of which a step promises only a part.
+            share = self._tolerance.decrease / (self.num_iterations / _LOOKS_PER_PROMISE).clamp(min=1.0)
+            self.converged |= (-slope / 2 <= share * value.abs()) | small
             goes_on = ~self.converged & ~self.exhausted & (self.num_iterations < self._tolerance.max_iter)
             active = torch.nonzero(goes_on)[:, 0]
             if not len(active):
