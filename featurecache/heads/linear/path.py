@@ -119,19 +119,13 @@ class LinearFamily:
         for C_G in asked.C_of_groups:
             strength_G = 1.0 / (torch.tensor(C_G).to(objective.weight_G) * objective.weight_G)
             theta = minimiser.solve(strength_G)
-            num_iterations = minimiser.num_iterations.clone()
-            if not bool(minimiser.converged.all()) and theta.dtype != torch.float64:
-                minimiser.in_float64()
-                theta = minimiser.solve(strength_G)
-                num_iterations += minimiser.num_iterations
-            done = minimiser.converged | minimiser.exhausted
             yield [
                 Step(
                     C_G[span],
                     *objective.raw(theta, place),
                     minimiser.value[span].cpu().numpy(),
-                    num_iterations[span].cpu().numpy(),
-                    bool(done[span].all()),
+                    minimiser.num_iterations[span].cpu().numpy(),
+                    bool(minimiser.converged[span].all()),
                     theta[span, : labelling.num_outputs],
                 )
                 for place, (span, labelling) in enumerate(zip(objective.spans, labellings, strict=True))
@@ -139,7 +133,7 @@ class LinearFamily:
 
     def _tolerance(self, to_the_end: bool, small: bool) -> Tolerance:
         if to_the_end and small:
-            return Tolerance(decrease=1e-22, gradient=1e-12, max_iter=self.max_iter)
+            return Tolerance(decrease=1e-22, gradient=1e-12, max_iter=self.max_iter, enough=self.tol / 100)
         # What a quasi-Newton step promises was seen to be up to ten times less than what is left to gain, and on 1,280
         # features, from one strength to the next, thirty times where regularisation is weak: enough to choose by, but
         # not to end with.

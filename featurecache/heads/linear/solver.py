@@ -39,14 +39,15 @@ _PAIRS_PER_SCALE = 4
 class Tolerance:
     """When a problem is solved: the next step promises less than a share of the value, or its gradient is nearly gone.
 
-    After many looks at the rows it must promise less, in proportion.
-
-    ``gradient`` is a share of the largest slope at zero, and for intercepts of the value there.
+    After many looks at the rows it must promise less, in proportion. With all its looks, ``max_iter``, a problem is
+    solved if its next step promises less than ``enough``. ``gradient`` is a share of the largest slope at zero, and for
+    intercepts of the value there.
     """
 
     decrease: float
     gradient: float
     max_iter: int
+    enough: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +142,6 @@ class Minimiser:
         # Slopes of weights are as large as features are; those of intercepts as a loss is.
         self._at_zero, gradient = objective(self.theta, torch.ones_like(self.value), self._group)
         self._steepest = _largest(gradient[:, :, :-1]).clamp(min=torch.finfo(dtype).tiny)
-        self.exhausted = torch.zeros_like(self.converged)
-        """Problems whose value does not fall any more: as good as the arithmetic allows."""
 
     def start_at(self, theta_GKE: Tensor, span: slice) -> None:
         """Begin the first outputs of some groups somewhere else than at zero."""
@@ -153,7 +152,8 @@ class Minimiser:
         self._change_strength(strength_G)
         self.num_iterations.zero_()
         self.converged.zero_()
-        self.exhausted.zero_()
+        exhausted = torch.zeros_like(self.converged)
+        """Problems whose value does not fall any more: as good as the arithmetic allows."""
         theta, value, gradient = self._first(strength_G)
         while True:
             step = -self._history.direction(gradient, partial(self._guess, strength_G=strength_G))
@@ -163,20 +163,28 @@ class Minimiser:
                 intercept <= self._tolerance.gradient * self._at_zero
             )
             # The more looks it took, the more is left of which a step promises only a part.
-            share = self._tolerance.decrease / (self.num_iterations / _LOOKS_PER_PROMISE).clamp(min=1.0)
-            self.converged |= (-slope / 2 <= share * value.abs()) | small
-            goes_on = ~self.converged & ~self.exhausted & (self.num_iterations < self._tolerance.max_iter)
-            active = torch.nonzero(goes_on)[:, 0]
+            unsure = (self.num_iterations / _LOOKS_PER_PROMISE).clamp(min=1.0)
+            promise = unsure * -slope / 2 / value.abs().clamp(min=torch.finfo(torch.float64).tiny)
+            self.converged |= (promise <= self._tolerance.decrease) | small
+            had_all = self.num_iterations >= self._tolerance.max_iter
+            active = torch.nonzero(~self.converged & ~exhausted & ~had_all)[:, 0]
             if not len(active):
-                break
+                if self._dtype == torch.float64 or bool((self.converged | had_all).all()):
+                    break
+                self._in_float64()
+                exhausted.zero_()
+                theta = theta.double()
+                value, gradient = self._objective(theta, strength_G, self._group)
+                continue
             before = theta, gradient
-            theta, value, gradient = self._search(theta, value, gradient, step, slope, strength_G, active)
+            theta, value, gradient, stuck = self._search(theta, value, gradient, step, slope, strength_G, active)
+            exhausted |= stuck
             self._remember(theta - before[0], gradient - before[1], active, strength_G)
+        self.converged |= exhausted | (promise <= self._tolerance.enough)
         self._before, self.theta, self.value = self.theta, theta, value
         return theta
 
-    def in_float64(self) -> None:
-        """Go on in float64, from where this is."""
+    def _in_float64(self) -> None:
         self._dtype = torch.float64
         self.theta, self._scale = self.theta.double(), self._scale.double()
         self._steepest = self._steepest.double()
@@ -205,9 +213,10 @@ class Minimiser:
         slope: Tensor,
         strength_G: Tensor,
         waiting: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shorten steps until each problem's value falls enough."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Shorten steps until each problem's value falls enough; tell also for which that leads no further."""
         theta, value_now, gradient = theta.clone(), value.clone(), gradient.clone()
+        stuck = torch.zeros_like(self.converged)
         length = torch.ones_like(value)
         # Values are sums over many rows in float64, so their errors are less than those of single numbers.
         noise = max(torch.finfo(self._dtype).eps / 10, 1e-15) * value.abs()
@@ -220,7 +229,7 @@ class Minimiser:
             good = waiting[enough]
             falls = value_there[enough] < value[good] - noise[good]
             flattens = _largest(gradient_there[enough]) < _FLATTER * _largest(gradient[good])
-            self.exhausted[good] = ~falls & ~flattens
+            stuck[good] = ~falls & ~flattens
             theta[good], value_now[good], gradient[good] = there[enough], value_there[enough], gradient_there[enough]
             short = ~enough
             waiting = waiting[short]
@@ -230,8 +239,8 @@ class Minimiser:
             was, rise = length[waiting], value_there[short] - value[waiting] - length[waiting] * slope[waiting]
             best = -slope[waiting] * was**2 / (2 * rise.clamp(min=1e-300))
             length[waiting] = torch.where(rise.isfinite(), best, 0.1 * was).clamp(0.1 * was, 0.5 * was)
-        self.exhausted[waiting] = True
-        return theta, value_now, gradient
+        stuck[waiting] = True
+        return theta, value_now, gradient, stuck
 
     def _guess(self, gradient: Tensor, strength_G: Tensor) -> Tensor:
         return self._precondition(gradient, strength_G) * self._scale[:, None, None]
