@@ -13,6 +13,7 @@
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1 --intelex PYTHON --limit 300
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
     python scripts/benchmark.py tasks cards.cache --task number --task colour --task shading --task shape
+    python scripts/benchmark.py tasks ants.cache --task species --tap blocks.0:cls --tap blocks.1:cls --tap blocks.2:cls
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.

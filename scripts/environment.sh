@@ -19,7 +19,7 @@ ensure_environment() {
     fi
     echo "setting up $venv (extras: $extras)" >&2
     [ -x "$python" ] || "$base" -m venv "$venv"
-    "$python" -m pip install --quiet --disable-pip-version-check \
+    "$python" -m pip install --quiet --disable-pip-version-check --no-compile \
         --constraint "$root/scripts/constraints.txt" --editable "$root[$extras]"
     echo "$want" >"$stamp"
 }

@@ -7,5 +7,5 @@ cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-# Two workers share the cores with the threads of their arithmetic: who waits must not spin.
-OMP_WAIT_POLICY=PASSIVE "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"
+# Two workers share two cores: threads of their arithmetic would only wait for each other, and must not spin meanwhile.
+OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$python" -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"

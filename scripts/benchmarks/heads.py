@@ -97,9 +97,14 @@ def read_task(cache: Path, task: str, rows: int) -> tuple[np.ndarray, np.ndarray
 
     store = fc.FeatureStore.open(cache)
     labels, features = store.task(task), store.features()
-    (X, y), (X_test, y_test) = (labels.select(features, split=part) for part in ("train", "test"))
+    X_test, y_test = labels.select(features, split="test")
+    return *shuffled(*labels.select(features, split="train"), rows), X_test.astype(np.float32), y_test
+
+
+def shuffled(X: np.ndarray, y: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return features and labels in a random order, so many at most."""
     chosen = np.random.default_rng(0).permutation(len(y))[:rows]
-    return X[chosen].astype(np.float32), y[chosen], X_test.astype(np.float32), y_test
+    return X[chosen].astype(np.float32), y[chosen]
 
 
 def difference(fit: PeerFit, Z: np.ndarray, y: np.ndarray, scaler: Any, ours: Any) -> float | None:
@@ -214,26 +219,36 @@ def bench_mlp(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_tasks_options(parser: argparse.ArgumentParser) -> None:
-    """Add which tasks, and how many fits."""
+    """Add which tasks on which taps, and how many fits."""
     parser.add_argument("cache", type=Path)
     parser.add_argument("--task", action="append", required=True, help="repeat; all on the same samples")
+    parser.add_argument("--tap", action="append", help="repeat; all of as many features")
     parser.add_argument("--rows", type=int, default=50_000, help="training rows, at most (default 50000)")
     parser.add_argument("--strengths", type=int, default=29)
     parser.add_argument("--folds", type=int, default=5)
 
 
 def bench_tasks(args: argparse.Namespace) -> dict[str, Any]:
-    """All strengths and folds of several tasks as one problem, against one task after the other."""
+    """All strengths and folds of several tasks on several taps as one problem, against one after the other."""
     from sklearn.model_selection import StratifiedKFold
 
+    import featurecache as fc
     from featurecache.heads.fitting import TaskToFit, fit_folds, fit_folds_of_tasks
     from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
     from featurecache.heads.linear.ridge import RidgeProbe
 
-    read = [read_task(args.cache, name, args.rows)[:2] for name in args.task]
-    X, ys = read[0][0], [y for _, y in read]
-    if not all(np.array_equal(each, X) for each, _ in read):
+    store, taps = fc.FeatureStore.open(args.cache), args.tap or [None]
+    sets = [store.features(tap=tap) for tap in taps]
+    read = {
+        (name, place): shuffled(*store.task(name).select(features, split="train"), args.rows)
+        for name in args.task
+        for place, features in enumerate(sets)
+    }
+    ys = [read[name, 0][1] for name in args.task]
+    kinds = [read[args.task[0], place][0] for place in range(len(sets))]
+    if not all(np.array_equal(X, kinds[place]) for (_, place), (X, _) in read.items()):
         raise SystemExit("these tasks are on different samples; name some that share their training part")
+    X = kinds[0]
     splitter = StratifiedKFold(args.folds, shuffle=True, random_state=0)
     folds = [np.full(len(X), -1) for _ in ys]
     for fold, y in zip(folds, ys, strict=True):
@@ -246,15 +261,20 @@ def bench_tasks(args: argparse.Namespace) -> dict[str, Any]:
     }
     result: dict[str, Any] = {
         "rows x features": f"{X.shape[0]} x {X.shape[1]}",
+        "taps": len(kinds),
         "classes of each task": ", ".join(str(len(np.unique(y))) for y in ys),
         "strengths x folds": f"{args.strengths} x {args.folds}",
     }
     for head, grid in grids.items():
-        tasks = [TaskToFit(head=head, grid=grid, X=X, y=y, fold=fold) for y, fold in zip(ys, folds, strict=True)]
+        tasks = [
+            TaskToFit(head=head, grid=grid, X=kind, y=y, fold=fold)
+            for kind in kinds
+            for y, fold in zip(ys, folds, strict=True)
+        ]
 
         def alone(tasks: list[TaskToFit] = tasks) -> None:
             for task in tasks:
-                list(fit_folds(task.head, task.grid, X, task.y, task.fold))
+                list(fit_folds(task.head, task.grid, task.X, task.y, task.fold))
 
         seconds = [
             (timed(lambda tasks=tasks: list(fit_folds_of_tasks(tasks))), timed(alone)) for _ in range(args.repeats)

@@ -235,7 +235,7 @@ def test_exported_files_answer_as_predict(cache: Path, call: Callable, format: s
     assert json.loads(said)["largest_difference"] < 1e-4
 
 
-@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("images", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(
     cache: Path, call: Callable, images: bool
 ) -> None:

@@ -58,10 +58,10 @@ def num_commits(cache: Path) -> int:
 def test_killed_and_resumed_equals_uninterrupted(
     make_folder: Callable[..., Path], tmp_path: Path, how: int, more: tuple[str, ...]
 ) -> None:
-    source = make_folder(per_class=60)
+    source = make_folder(per_class=40)
     assert finish(start(source, tmp_path / "whole", *more)) == 0
     whole = shards(tmp_path / "whole")
-    assert len(whole) == 2 * 23 * (2 if more else 1)
+    assert len(whole) == 2 * 15 * (2 if more else 1)
     for attempt in range(3):
         process = start(source, tmp_path / "killed", *more)
         wanted = num_commits(tmp_path / "killed") + random.Random(attempt).randint(1, 6 if more else 3)
