@@ -283,6 +283,11 @@ def test_one_that_does_not_converge_is_given_more_by_itself(monkeypatch: pytest.
     assert asked == [heads[0]]
     assert [head.max_iter for head in heads] == [125, 25]
     assert found[1]
+    asked.clear()
+    kinds = several_kinds(X)[:2]
+    heads = [LogisticProbe(C=C, max_iter=25) for C in (1e-6, 1.0)]  # of one labelling, on different features
+    fit_tasks(heads, kinds, [ys[0], ys[0]])
+    assert asked == [heads[1]]
 
 
 def test_what_is_wrong_with_one_is_said() -> None:

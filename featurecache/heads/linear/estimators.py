@@ -121,7 +121,7 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
             start = found.theta_GKE.mean(0, keepdim=True)
         labelling = self._labelling(y_index, fold, [NO_FOLD])
         ((step,),) = family.solve([divided], [labelling], Cs[:1], starts=[start], to_the_end=True)
-        if not (converged and step.converged):
+        if not (converged and step.converged[0]):
             warnings.warn(
                 f"{type(self).__name__} did not converge within {self.max_iter} looks at the rows; use a smaller C, or "
                 "a larger max_iter",
@@ -164,9 +164,11 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
         """See `FitsTasks`."""
         asked = _Together(heads, Xs, ys, [np.full(len(X), -1) for X in Xs], sample_weight)
         (steps,) = asked.solve([asked.of_groups([head.C for head in heads])], to_the_end=True)
+        converged = []
         for head, place, (group,) in zip(heads, asked.places, asked.groups, strict=True):
             head._solved(steps[place], group)
-        return [steps[place].converged for place in asked.places]
+            converged.append(bool(steps[place].converged[group]))
+        return converged
 
     @staticmethod
     def batches(

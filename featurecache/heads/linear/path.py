@@ -125,7 +125,7 @@ class LinearFamily:
                     *objective.raw(theta, place),
                     minimiser.value[span].cpu().numpy(),
                     minimiser.num_iterations[span].cpu().numpy(),
-                    bool(minimiser.converged[span].all()),
+                    minimiser.converged[span].cpu().numpy(),
                     theta[span, : labelling.num_outputs],
                 )
                 for place, (span, labelling) in enumerate(zip(objective.spans, labellings, strict=True))
@@ -199,7 +199,7 @@ def search(family: LinearFamily, rows: Rows, labelling: Labelling, Cs: Sequence[
         right = named(margins) == y if y.ndim == 1 else ((margins > 0) == y).mean(axis=1)
         accuracy.append(float(np.average(right, weights=weight)))
         num_iterations.append(int(step.num_iterations.max()))
-        converged = converged and step.converged
+        converged = converged and bool(step.converged.all())
         if accuracy[-1] > most:
             best, most = Search(C, margins=margins, theta_GKE=step.theta_GKE), accuracy[-1]
     best.accuracy, best.num_iterations, best.converged = accuracy, num_iterations, converged

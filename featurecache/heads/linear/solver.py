@@ -64,7 +64,7 @@ class Step:
         The objectives, divided by ``C`` and the total weight of the rows.
     num_iterations : ndarray (n_groups,)
         Looks at the rows.
-    converged : bool
+    converged : ndarray (n_groups,) of bool
     """
 
     C_G: NDArray[np.float64]
@@ -72,7 +72,7 @@ class Step:
     intercept_GK: Tensor
     values: NDArray[np.float64]
     num_iterations: NDArray[np.int64]
-    converged: bool
+    converged: NDArray[np.bool_]
     theta_GKE: Tensor
 
 
