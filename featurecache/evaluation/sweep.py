@@ -56,17 +56,11 @@ class _Pair(NamedTuple):
     """A task on a feature set."""
 
     task: Task
+    measure: Measure
     feature_set: FeatureSet
     judged_set: FeatureSet
     features: Features
     judged: Features
-    measure: Measure
-
-    @classmethod
-    def of(cls, store: FeatureStore, task: Task, feature_set: FeatureSet, plan: Plan) -> _Pair:
-        judged_set = judged_set_of(store, feature_set, tta=plan.tta)
-        measure = measure_of(task.kind, len(task.classes), balanced=plan.balanced)
-        return cls(task, feature_set, judged_set, feature_set.open(), judged_set.open(), measure)
 
 
 class _Cell(NamedTuple):
@@ -76,6 +70,8 @@ class _Cell(NamedTuple):
     """Of the result."""
     place: int
     """Of the pair."""
+    labels: str
+    """Digest of its samples and of what is said of them."""
     head: str
     division: Division
 
@@ -130,11 +126,13 @@ def run_sweep(
     """
     for task in tasks:
         plan.check(task)
-    pairs = {
-        (place, of_set): _Pair.of(store, task, feature_set, plan)
-        for of_set, feature_set in enumerate(sets)
-        for place, task in enumerate(tasks)
-    }
+    measures = [measure_of(task.kind, len(task.classes), balanced=plan.balanced) for task in tasks]
+    pairs: dict[tuple[int, int], _Pair] = {}
+    for of_set, feature_set in enumerate(sets):
+        judged_set = judged_set_of(store, feature_set, tta=plan.tta)
+        opened = feature_set.open(), judged_set.open()
+        for place, (task, measure) in enumerate(zip(tasks, measures, strict=True)):
+            pairs[place, of_set] = _Pair(task, measure, feature_set, judged_set, *opened)
     order: dict[tuple[int, int], list[str]] = {}
     found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
     for places in _on_the_same_samples(pairs):
@@ -155,7 +153,7 @@ def _on_the_same_samples(pairs: dict[tuple[int, int], _Pair]) -> list[list[tuple
     """Return the places of pairs that heads may fit side by side.
 
     These are tasks of one kind that have the same samples in every part, weighed alike; on one feature set, or on as
-    many as are small together and alike in their numbers.
+    many as are small together and alike in their numbers. Larger ones are better off in processes of their own.
     """
     alike: dict[tuple[Any, ...], list[list[tuple[int, int]]]] = {}
     for place, pair in pairs.items():
@@ -189,7 +187,7 @@ def _cells(
         for head in plan.heads_for(pair.task):
             for division in plan.divisions():
                 key = _key(head, division, pair, labels)
-                cells.append(_Cell(key, place, head, division))
+                cells.append(_Cell(key, place, labels, head, division))
                 yield place, key, None, "asked for"
     to_do: dict[str, list[_Cell]] = {}
     for cell in cells:
@@ -313,20 +311,13 @@ def _jobs(cells: list[_Cell], parts: list[dict[str, Part]], kind: TaskKind) -> l
 
     They are of tasks whose samples a division leaves alone, or of equal ones, which it divides alike.
     """
-    jobs: dict[Any, _Job] = {}
+    jobs: dict[tuple[str, Division, str | int], _Job] = {}
     for cell in cells:
-        of_these: Any = cell.place
+        of_these: str | int = cell.place
         if fits_tasks(cell.head, kind=kind):
-            mine = parts[cell.place]
-            own = cell.division.is_the_tasks_own(mine)
-            of_these = "all" if own else tuple(_said_of(part) for part in mine.values())
+            of_these = "any" if cell.division.is_the_tasks_own(parts[cell.place]) else cell.labels
         jobs.setdefault((cell.head, cell.division, of_these), []).append(cell)
     return list(jobs.values())
-
-
-def _said_of(part: Part) -> tuple[Any, ...]:
-    """Return all by which a division divides a part."""
-    return part.y.tobytes(), part.y.shape, None if part.groups is None else part.groups.tobytes()
 
 
 def _in_processes(

@@ -201,6 +201,7 @@ def test_taps_in_files_are_fitted_together_too(tmp_path: Path) -> None:
     mapped = [np.memmap(tmp_path / str(number), np.float64, "w+", shape=X.shape) for number in range(len(kinds))]
     for file, kind in zip(mapped, kinds, strict=True):
         file[:] = kind
+    assert LogisticProbe.batches(mapped, [ys[0]] * 3, [fold] * 3) == [[0, 1, 2]]
     both = []
     for Xs in (kinds, mapped):
         tasks = [TaskToFit(head=LogisticProbe(), grid=grid, X=each, y=ys[0], fold=fold) for each in Xs]
