@@ -7,30 +7,22 @@ killed goes on where it was, and a larger one takes over what a smaller one did.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from joblib import Parallel, delayed, effective_n_jobs
-
-from featurecache.errors import FeatureCacheError, HeadError
-from featurecache.evaluation.calibration import calibration
-from featurecache.evaluation.divisions import Division, divide
+from featurecache.evaluation.divisions import Division
+from featurecache.evaluation.jobs import Cell, State, computed, num_samples_taken
 from featurecache.evaluation.measures import Measure, OfClasses, OfLabels, OfNumbers, measure_of
-from featurecache.evaluation.parts import Part, check_parts
+from featurecache.evaluation.parts import Part
 from featurecache.evaluation.plan import Plan
-from featurecache.evaluation.protocol import HeadResult, are_built_in, evaluate_tasks
-from featurecache.evaluation.selection import check_streams
 from featurecache.evaluation.staging import Staging, staging
 from featurecache.evaluation.training import judged_set_of, labelled_parts, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
 from featurecache.heads.checks import is_small
-from featurecache.heads.registry import fits_tasks, head_grid, make_head
-from featurecache.specs import TaskKind
+from featurecache.heads.registry import head_grid, make_head
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
@@ -47,8 +39,6 @@ COLUMNS = (
 )  # fmt: skip
 """Of a row of the table. ``score`` is the figure that ``measure`` names, by which settings are chosen; figures of other
 kinds of task are None. A head that could not be fitted has ``error`` and no figures."""
-_State = Literal["asked for", "kept", "computed", "no room"]
-"""What is known of a result. ``no room`` is true of this machine and this moment, and so is never kept."""
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
 
@@ -61,24 +51,6 @@ class _Pair(NamedTuple):
     judged_set: FeatureSet
     features: Features
     judged: Features
-
-
-class _Cell(NamedTuple):
-    """One result to be computed."""
-
-    key: str
-    """Of the result."""
-    place: int
-    """Of the pair."""
-    labels: str
-    """Digest of its samples and of what is said of them."""
-    head: str
-    division: Division
-
-
-_Job = list[_Cell]
-"""Of pairs that a head fits side by side; all have the same head and division."""
-_Result = tuple[_Cell, dict[str, Any], _State]
 
 
 def run_sweep(
@@ -176,20 +148,20 @@ def _on_the_same_samples(pairs: dict[tuple[int, int], _Pair]) -> list[list[tuple
 
 def _cells(
     store: FeatureStore, pairs: list[_Pair], plan: Plan, n_jobs: int, memory: int | None
-) -> Generator[tuple[int, str, dict[str, Any] | None, _State]]:
+) -> Generator[tuple[int, str, dict[str, Any] | None, State]]:
     """Yield all keys of pairs on the same samples in order, without rows; then each with its row and how it was got.
 
     Before each stands the place of the pair.
     """
-    cells: list[_Cell] = []
+    cells: list[Cell] = []
     for place, pair in enumerate(pairs):
         labels = _digest_of_labels(pair)
         for head in plan.heads_for(pair.task):
             for division in plan.divisions():
                 key = _key(head, division, pair, labels)
-                cells.append(_Cell(key, place, labels, head, division))
+                cells.append(Cell(key, place, labels, head, division))
                 yield place, key, None, "asked for"
-    to_do: dict[str, list[_Cell]] = {}
+    to_do: dict[str, list[Cell]] = {}
     for cell in cells:
         if (row := store.recall_result(cell.key)) is not None and set(row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the figures belong to their contents.
@@ -202,11 +174,11 @@ def _cells(
     said = [labelled_parts(pair.task, pair.features, pair.judged)[1] for pair in pairs]
     # What cannot be divided must not cost the fits before it, nor the reading of features.
     divided = dict.fromkeys((cell.place, cell.division) for cell in first)
-    num_taken = max(_num_taken(said[place], division, pairs[place].measure.kind) for place, division in divided)
+    num_taken = max(num_samples_taken(said[place], division, pairs[place].measure.kind) for place, division in divided)
     with staging(store.path, memory) as room:
         parts = _parts_of_each(pairs, said, room)
         measures = [pair.measure for pair in pairs]
-        for done, figures, state in _computed(first, parts, measures, n_jobs, num_taken, store.path, room):
+        for done, figures, state in computed(first, parts, measures, n_jobs, num_taken, store.path, room):
             for cell in to_do[done.key]:
                 row = dict.fromkeys(COLUMNS) | _names(pairs[cell.place]) | _about(cell, pairs[cell.place]) | figures
                 if state == "computed" and cell.place == done.place:
@@ -229,19 +201,7 @@ def _parts_of_each(pairs: list[_Pair], said: list[dict[str, Part]], room: Stagin
     return found
 
 
-def _num_taken(parts: dict[str, Part], division: Division, kind: TaskKind) -> int:
-    """Return of how many samples a process of its own makes copies, to take a division out of the parts."""
-    taken = [part for part in divide(parts, division, kind=kind).values() if all(part is not p for p in parts.values())]
-    # Parts come to another process one by one, and folds are of two of them.
-    joined = [parts["train"], parts["validation"]] if division.num_folds and "validation" in parts else []
-    return sum(map(len, taken + joined))
-
-
-def _bytes_of_a_sample(part: Part) -> int:
-    return part.judged[:1].nbytes + (0 if part.fitted is part.judged else part.fitted[:1].nbytes)
-
-
-def _about(cell: _Cell, pair: _Pair) -> dict[str, Any]:
+def _about(cell: Cell, pair: _Pair) -> dict[str, Any]:
     division, measure = cell.division, pair.measure
     return {
         "judged_on": "plain" if pair.judged_set.num_views is None else "views",
@@ -267,123 +227,6 @@ def _names(pair: _Pair) -> dict[str, Any]:
         "tap": feature_set.tap,
         "dtype": feature_set.dtype,
         "views": feature_set.num_views,
-    }
-
-
-def _computed(
-    cells: list[_Cell],
-    parts: list[dict[str, Part]],
-    measures: list[Measure],
-    n_jobs: int,
-    num_taken: int,
-    folder: Path,
-    room: Staging,
-) -> Iterator[_Result]:
-    """Compute cells of pairs on the same samples, in as many processes as are asked for and of use."""
-    kind = measures[0].kind
-    jobs = _jobs(cells, parts, kind)
-    workers = min(effective_n_jobs(n_jobs), len(jobs)) if are_built_in((cell.head for cell in cells), kind) else 1
-    on_disk = any(part.on_disk for each in parts for part in each.values())
-    num_taken *= max(map(len, jobs))
-    if not on_disk and workers * num_taken * _bytes_of_a_sample(parts[0]["train"]) <= room.left:
-        yield from _in_processes(jobs, parts, measures, workers)
-        return
-    # One division after the other: what it takes out is laid out once for all processes.
-    alike: dict[tuple[Division, tuple[int, ...]], list[_Job]] = {}
-    for job in jobs:
-        alike.setdefault((job[0].division, tuple(cell.place for cell in job)), []).append(job)
-    for (division, places), mine in alike.items():
-        with staging(folder, room.left) as inner:
-            divided = {place: divide(parts[place], division, kind=kind, room=inner) for place in places}
-            train = divided[places[0]]["train"]
-            for job in list(mine):
-                try:
-                    check_streams(job[0].head, train, kind=kind)
-                except HeadError as error:
-                    mine.remove(job)
-                    for cell in job:
-                        yield cell, {"n_train": len(train), "error": str(error)}, "no room"
-            yield from _in_processes(mine, divided, measures, workers, is_divided=True)
-
-
-def _jobs(cells: list[_Cell], parts: list[dict[str, Part]], kind: TaskKind) -> list[_Job]:
-    """Return cells that are computed together, with a head that can.
-
-    They are of tasks whose samples a division leaves alone, or of equal ones, which it divides alike.
-    """
-    jobs: dict[tuple[str, Division, str | int], _Job] = {}
-    for cell in cells:
-        of_these: str | int = cell.place
-        if fits_tasks(cell.head, kind=kind):
-            of_these = "any" if cell.division.is_the_tasks_own(parts[cell.place]) else cell.labels
-        jobs.setdefault((cell.head, cell.division, of_these), []).append(cell)
-    return list(jobs.values())
-
-
-def _in_processes(
-    jobs: list[_Job],
-    parts: Sequence[dict[str, Part]] | dict[int, dict[str, Part]],
-    measures: list[Measure],
-    workers: int,
-    *,
-    is_divided: bool = False,
-) -> Iterator[_Result]:
-    def arguments(job: _Job) -> tuple[Any, ...]:
-        return job, [parts[cell.place] for cell in job], [measures[cell.place] for cell in job]
-
-    if (workers := min(workers, len(jobs))) <= 1:
-        for job in jobs:
-            yield from _compute(*arguments(job), is_divided=is_divided)
-        return
-    # joblib maps the features into the other processes, they are not copied to each.
-    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    for results in parallel(delayed(_compute)(*arguments(job), is_divided=is_divided) for job in jobs):
-        yield from results
-
-
-def _compute(job: _Job, parts: list[dict[str, Part]], measures: list[Measure], *, is_divided: bool) -> list[_Result]:
-    if len(job) > 1:
-        try:
-            return _evaluated(job, parts, measures, is_divided=is_divided)
-        except FeatureCacheError:
-            pass  # of one of the tasks: each by itself says of which
-    results = []
-    for cell, part, measure in zip(job, parts, measures, strict=True):
-        try:
-            results += _evaluated([cell], [part], [measure], is_divided=is_divided)
-        except FeatureCacheError as error:
-            divided = part if is_divided else divide(part, cell.division, kind=measure.kind)
-            results.append((cell, {"n_train": len(divided["train"]), "error": str(error)}, "computed"))
-    return results
-
-
-def _evaluated(job: _Job, parts: list[dict[str, Part]], measures: list[Measure], *, is_divided: bool) -> list[_Result]:
-    head, division = job[0].head, job[0].division
-    divided = [
-        part if is_divided else divide(part, division, kind=measure.kind)
-        for part, measure in zip(parts, measures, strict=True)
-    ]
-    checked = [check_parts(part, measure.check) for part, measure in zip(divided, measures, strict=True)]
-    results = evaluate_tasks(head, checked, measures, division.seed)
-    return [
-        (cell, _figures(result, part, measure), "computed")
-        for cell, result, part, measure in zip(job, results, checked, measures, strict=True)
-    ]
-
-
-def _figures(result: HeadResult, parts: dict[str, Part], measure: Measure) -> dict[str, Any]:
-    figures = (result.test or result.validation).to_json()
-    figures |= {f"score{end}": figures[measure.chosen_by + end] for end in ("", "_low", "_high")}
-    if measure.kind == "classes":
-        figures |= calibration(parts[result.reported].y, result.proba)
-        del figures["bins"]
-    return figures | {
-        "n_train": result.n_train // parts["train"].fitted.shape[1],
-        "params": json.dumps(result.params, sort_keys=True),
-        "selection_accuracy": result.selection_accuracy,
-        "selection_score": result.selection_score,
-        "seconds": round(result.seconds, 4),
-        "converged": bool(result.converged),
     }
 
 

@@ -233,7 +233,7 @@ def test_tasks_and_taps_of_the_same_samples_are_fitted_together_and_each_as_if_a
         sizes.append((name, len(parts)))
         return evaluate_tasks(name, parts, *rest)
 
-    monkeypatch.setattr("featurecache.evaluation.sweep.evaluate_tasks", evaluate)
+    monkeypatch.setattr("featurecache.evaluation.jobs.evaluate_tasks", evaluate)
     together = run_sweep(store, tasks, sets, plan, n_jobs=1, memory=memory)
     # Two taps are of as many features; three tasks have the same samples, which divisions of their own divide unlike.
     whole = {1, 2, 3, 6} if plain else {2, 4}
@@ -287,7 +287,7 @@ def test_what_a_batch_refuses_each_task_is_asked_by_itself(
             raise HeadError("two classes are too few for it")
         return evaluate_tasks(name, parts, measures, random_state)
 
-    monkeypatch.setattr("featurecache.evaluation.sweep.evaluate_tasks", evaluate)
+    monkeypatch.setattr("featurecache.evaluation.jobs.evaluate_tasks", evaluate)
     found = run_sweep(store, tasks, sets, Plan(heads=["ridge"]), n_jobs=1)
     counts = [len(task.classes) for task in tasks]
     assert asked == [counts, *([count] for count in counts)]

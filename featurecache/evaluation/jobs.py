@@ -1,0 +1,191 @@
+"""The fits of a sweep that are still to be done: which go together, in which processes, and with how much memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from joblib import Parallel, delayed, effective_n_jobs
+
+from featurecache.errors import FeatureCacheError, HeadError
+from featurecache.evaluation.calibration import calibration
+from featurecache.evaluation.divisions import Division, divide
+from featurecache.evaluation.measures import Measure
+from featurecache.evaluation.parts import Part, check_parts
+from featurecache.evaluation.protocol import HeadResult, are_built_in, evaluate_tasks
+from featurecache.evaluation.selection import check_streams
+from featurecache.evaluation.staging import Staging, staging
+from featurecache.heads.registry import fits_tasks
+from featurecache.specs import TaskKind
+
+State = Literal["asked for", "kept", "computed", "no room"]
+"""What is known of a result. ``no room`` is true of this machine and this moment, and so is never kept."""
+
+
+class Cell(NamedTuple):
+    """One result to be computed."""
+
+    key: str
+    """Of the result."""
+    place: int
+    """Of the pair: a task on a feature set."""
+    labels: str
+    """Digest of its samples and of what is said of them."""
+    head: str
+    division: Division
+
+
+Job = list[Cell]
+"""Of pairs that a head fits side by side; all have the same head and division."""
+Result = tuple[Cell, dict[str, Any], State]
+
+
+def computed(
+    cells: list[Cell],
+    parts: list[dict[str, Part]],
+    measures: list[Measure],
+    n_jobs: int,
+    num_taken: int,
+    folder: Path,
+    room: Staging,
+) -> Iterator[Result]:
+    """Compute cells of pairs on the same samples, in as many processes as are asked for and of use.
+
+    Parameters
+    ----------
+    cells : list of Cell
+    parts, measures : list
+        Of each pair, a task on a feature set.
+    n_jobs : int
+        Processes at most, as in joblib.
+    num_taken : int
+        Of how many samples a process makes copies for a pair; see `num_samples_taken`.
+    folder : Path
+        Where features are laid out that do not fit in memory.
+    room : Staging
+        How much there may be.
+
+    Yields
+    ------
+    (Cell, dict, State)
+        Each with its figures, or with ``error``, as it is ready.
+    """
+    kind = measures[0].kind
+    jobs = _jobs(cells, parts, kind)
+    workers = min(effective_n_jobs(n_jobs), len(jobs)) if are_built_in((cell.head for cell in cells), kind) else 1
+    on_disk = any(part.on_disk for each in parts for part in each.values())
+    num_taken *= max(map(len, jobs))
+    if not on_disk and workers * num_taken * _bytes_of_a_sample(parts[0]["train"]) <= room.left:
+        yield from _in_processes(jobs, parts, measures, workers)
+        return
+    # One division after the other: what it takes out is laid out once for all processes.
+    alike: dict[tuple[Division, tuple[int, ...]], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault((job[0].division, tuple(cell.place for cell in job)), []).append(job)
+    for (division, places), mine in alike.items():
+        with staging(folder, room.left) as inner:
+            divided = {place: divide(parts[place], division, kind=kind, room=inner) for place in places}
+            train = divided[places[0]]["train"]
+            for job in list(mine):
+                try:
+                    check_streams(job[0].head, train, kind=kind)
+                except HeadError as error:
+                    mine.remove(job)
+                    for cell in job:
+                        yield cell, {"n_train": len(train), "error": str(error)}, "no room"
+            yield from _in_processes(mine, divided, measures, workers, is_divided=True)
+
+
+def _jobs(cells: list[Cell], parts: list[dict[str, Part]], kind: TaskKind) -> list[Job]:
+    """Return cells that are computed together, with a head that can.
+
+    They are of tasks whose samples a division leaves alone, or of equal ones, which it divides alike.
+    """
+    jobs: dict[tuple[str, Division, str | int], Job] = {}
+    for cell in cells:
+        of_these: str | int = cell.place
+        if fits_tasks(cell.head, kind=kind):
+            of_these = "any" if cell.division.is_the_tasks_own(parts[cell.place]) else cell.labels
+        jobs.setdefault((cell.head, cell.division, of_these), []).append(cell)
+    return list(jobs.values())
+
+
+def _in_processes(
+    jobs: list[Job],
+    parts: Sequence[dict[str, Part]] | dict[int, dict[str, Part]],
+    measures: list[Measure],
+    workers: int,
+    *,
+    is_divided: bool = False,
+) -> Iterator[Result]:
+    def arguments(job: Job) -> tuple[Any, ...]:
+        return job, [parts[cell.place] for cell in job], [measures[cell.place] for cell in job]
+
+    if (workers := min(workers, len(jobs))) <= 1:
+        for job in jobs:
+            yield from _compute(*arguments(job), is_divided=is_divided)
+        return
+    # joblib maps the features into the other processes, they are not copied to each.
+    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
+    for results in parallel(delayed(_compute)(*arguments(job), is_divided=is_divided) for job in jobs):
+        yield from results
+
+
+def _compute(job: Job, parts: list[dict[str, Part]], measures: list[Measure], *, is_divided: bool) -> list[Result]:
+    if len(job) > 1:
+        try:
+            return _evaluated(job, parts, measures, is_divided=is_divided)
+        except FeatureCacheError:
+            pass  # of one of the tasks: each by itself says of which
+    results = []
+    for cell, part, measure in zip(job, parts, measures, strict=True):
+        try:
+            results += _evaluated([cell], [part], [measure], is_divided=is_divided)
+        except FeatureCacheError as error:
+            divided = part if is_divided else divide(part, cell.division, kind=measure.kind)
+            results.append((cell, {"n_train": len(divided["train"]), "error": str(error)}, "computed"))
+    return results
+
+
+def _evaluated(job: Job, parts: list[dict[str, Part]], measures: list[Measure], *, is_divided: bool) -> list[Result]:
+    head, division = job[0].head, job[0].division
+    divided = [
+        part if is_divided else divide(part, division, kind=measure.kind)
+        for part, measure in zip(parts, measures, strict=True)
+    ]
+    checked = [check_parts(part, measure.check) for part, measure in zip(divided, measures, strict=True)]
+    results = evaluate_tasks(head, checked, measures, division.seed)
+    return [
+        (cell, _figures(result, part, measure), "computed")
+        for cell, result, part, measure in zip(job, results, checked, measures, strict=True)
+    ]
+
+
+def _figures(result: HeadResult, parts: dict[str, Part], measure: Measure) -> dict[str, Any]:
+    figures = (result.test or result.validation).to_json()
+    figures |= {f"score{end}": figures[measure.chosen_by + end] for end in ("", "_low", "_high")}
+    if measure.kind == "classes":
+        figures |= calibration(parts[result.reported].y, result.proba)
+        del figures["bins"]
+    return figures | {
+        "n_train": result.n_train // parts["train"].fitted.shape[1],
+        "params": json.dumps(result.params, sort_keys=True),
+        "selection_accuracy": result.selection_accuracy,
+        "selection_score": result.selection_score,
+        "seconds": round(result.seconds, 4),
+        "converged": bool(result.converged),
+    }
+
+
+def num_samples_taken(parts: dict[str, Part], division: Division, kind: TaskKind) -> int:
+    """Return of how many samples a process of its own makes copies, to take a division out of the parts."""
+    taken = [part for part in divide(parts, division, kind=kind).values() if all(part is not p for p in parts.values())]
+    # Parts come to another process one by one, and folds are of two of them.
+    joined = [parts["train"], parts["validation"]] if division.num_folds and "validation" in parts else []
+    return sum(map(len, taken + joined))
+
+
+def _bytes_of_a_sample(part: Part) -> int:
+    return part.judged[:1].nbytes + (0 if part.fitted is part.judged else part.fitted[:1].nbytes)
