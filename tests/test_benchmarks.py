@@ -65,6 +65,7 @@ def test_figures_say_whether_they_are_lower_bounds(
     assert main(["task", "add", str(cache), "colour", "--from-folders"]) == 0
     script, out = REPOSITORY / "scripts" / "benchmark.py", tmp_path / "out.json"
     command = [sys.executable, str(script), "heads", str(cache), "--task", "colour", "--strengths", "8", "--folds", "2"]
+    command += ["--sampled", "2"]
     done = subprocess.run(
         [*command, "--repeats", "1", "--limit", limit, "--json", str(out)],
         check=True,

@@ -17,8 +17,6 @@ import numpy as np
 from benchmarks.common import spread, timed
 from benchmarks.peers import INTELEX, SCIKIT_LEARN, PeerFit, bounded, fit_peers, total_of
 
-NUM_SAMPLED = 6
-
 
 def add_heads_options(parser: argparse.ArgumentParser) -> None:
     """Add which features, and how many fits."""
@@ -27,6 +25,7 @@ def add_heads_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=50_000, help="training rows, at most (default 50000)")
     parser.add_argument("--strengths", type=int, default=45)
     parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--sampled", type=int, default=6, help="fits of the others that are measured (default 6)")
     parser.add_argument("--intelex", metavar="PYTHON", help="a Python that has scikit-learn-intelex")
     parser.add_argument(
         "--limit", type=float, default=600.0, metavar="SECONDS", help="stop each fit of the others there (default 600)"
@@ -34,7 +33,7 @@ def add_heads_options(parser: argparse.ArgumentParser) -> None:
 
 
 def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
-    """All strengths and folds of logistic regression; the totals of others are estimated from six of their fits.
+    """All strengths and folds of logistic regression; the totals of others are estimated from some of their fits.
 
     A fit of theirs that is stopped at the limit counts as the limit, and what is computed from it is a lower bound.
     """
@@ -72,7 +71,7 @@ def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
     peers = {"scikit-learn": (sys.executable, SCIKIT_LEARN)}
     if args.intelex:
         peers["scikit-learn-intelex"] = (args.intelex, INTELEX)
-    places = np.linspace(2, args.strengths - 3, NUM_SAMPLED).round().astype(int)
+    places = np.linspace(2, args.strengths - 3, args.sampled).round().astype(int)
     scaler = StandardScaler().fit(X[kept])
     Z, y = scaler.transform(X[kept]), y[kept]
     for name, peer in peers.items():
