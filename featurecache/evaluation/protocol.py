@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from joblib import Parallel, delayed, effective_n_jobs
 from sklearn.base import BaseEstimator
 
+from featurecache.errors import FeatureCacheError
 from featurecache.evaluation.measures import Figures, Measure, measure_of
 from featurecache.evaluation.parts import Part, RowsToFit, Split, check_parts
 from featurecache.evaluation.scores import Scores
@@ -33,7 +35,7 @@ from featurecache.evaluation.selection import Choice, Question, build, choose
 from featurecache.heads.checks import sets_of
 from featurecache.heads.fitting import fit_head as fit_head
 from featurecache.heads.fitting import fit_tasks, load_arithmetic
-from featurecache.heads.registry import HEADS, OTHER_HEADS, TOKEN_HEADS, make_head
+from featurecache.heads.registry import HEADS, OTHER_HEADS, TOKEN_HEADS, fits_tasks, make_head
 from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind
 
@@ -43,6 +45,7 @@ _SLOWEST_FIRST = (
     *("attentive", "boosted_trees", "rbf_svm", "mlp", "linear_svm", "logistic"),
     *("ridge", "knn", "gda", "nearest_mean", "majority"),
 )
+_SLOW = frozenset(_SLOWEST_FIRST[:4])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -173,17 +176,52 @@ def evaluate_heads(
     TaskError, HeadError
         As `evaluate_head`; a head that refuses the data is named.
     """
+    how: dict[str, Any] = {"n_jobs": n_jobs, "kind": kind, "balanced": balanced, "random_state": random_state}
+    return evaluate_taps(names, [parts], n_classes, **how, progress=progress)[0]
+
+
+def evaluate_taps(
+    names: Sequence[str],
+    taps: Sequence[Split],
+    n_classes: int,
+    *,
+    n_jobs: int = -1,
+    kind: TaskKind = "classes",
+    balanced: bool = False,
+    random_state: int = 0,
+    progress: Callable[[HeadResult], None] | None = None,
+) -> list[list[HeadResult]]:
+    """Judge several heads on several taps of the same samples, which a head fits side by side where it can.
+
+    Parameters
+    ----------
+    taps : sequence of mapping
+        For each tap its parts, as for `evaluate_heads`, with as many features.
+    names, n_classes, n_jobs, kind, balanced, random_state, progress
+        As for `evaluate_heads`.
+
+    Returns
+    -------
+    list of list of HeadResult
+        For each tap what `evaluate_heads` gives, but for rounding where taps are fitted side by side.
+
+    Raises
+    ------
+    TaskError, HeadError
+        As `evaluate_heads`.
+    """
     names = list(dict.fromkeys(names))
     for name in names:
         make_head(name, kind=kind)
     measure = measure_of(kind, n_classes, balanced=balanced)
-    checked = check_parts(parts, measure.check)
-    results = []
-    for result in _evaluated(names, checked, measure, n_jobs, random_state):
-        results.append(result)
-        if progress is not None:
-            progress(result)
-    return sorted(results, key=lambda result: (-result.selection_score, names.index(result.head)))
+    checked = [check_parts(parts, measure.check) for parts in taps]
+    found: list[list[HeadResult]] = [[] for _ in taps]
+    for places, results in _evaluated(names, checked, measure, n_jobs, random_state):
+        for place, result in zip(places, results, strict=True):
+            found[place].append(result)
+            if progress is not None:
+                progress(result)
+    return [sorted(results, key=lambda each: (-each.selection_score, names.index(each.head))) for results in found]
 
 
 def are_built_in(names: Iterable[str], kind: TaskKind) -> bool:
@@ -192,21 +230,40 @@ def are_built_in(names: Iterable[str], kind: TaskKind) -> bool:
 
 
 def _evaluated(
-    names: list[str], parts: dict[str, Part], measure: Measure, n_jobs: int, random_state: int
-) -> Iterator[HeadResult]:
+    names: list[str], taps: list[dict[str, Part]], measure: Measure, n_jobs: int, random_state: int
+) -> Iterator[tuple[list[int], list[HeadResult]]]:
+    """Yield numbers of taps with the results of a head on them."""
     ordered = sorted(names, key=lambda name: _SLOWEST_FIRST.index(name) if name in _SLOWEST_FIRST else -1)
-    workers = min(effective_n_jobs(n_jobs), len(names)) if _may_leave_process(names, parts, measure) else 1
+    every = list(range(len(taps)))
+    jobs = [
+        (name, places)
+        for name in ordered
+        for places in ([every] if fits_tasks(name, kind=measure.kind) else [[place] for place in every])
+    ]
+    arguments = ((name, places, [taps[place] for place in places], measure, random_state) for name, places in jobs)
+    workers = min(effective_n_jobs(n_jobs), len(jobs)) if _may_leave_process(names, taps, measure) else 1
     if workers == 1:
-        yield from (_evaluate(name, parts, measure, random_state) for name in ordered)
+        yield from (_evaluate_together(*each) for each in arguments)
         return
     # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    yield from parallel(delayed(_evaluate)(name, parts, measure, random_state) for name in ordered)
+    yield from parallel(delayed(_evaluate_together)(*each) for each in arguments)
 
 
-def _may_leave_process(names: list[str], parts: dict[str, Part], measure: Measure) -> bool:
-    worth_it = parts["train"].fitted.size >= _WORTH_A_PROCESS and not parts["train"].on_disk
-    return worth_it and are_built_in(names, measure.kind)
+def _may_leave_process(names: list[str], taps: list[dict[str, Part]], measure: Measure) -> bool:
+    sizes = [parts["train"].fitted.size for parts in taps]
+    # Quick heads are fitted on several small taps before another process has started.
+    worth_it = (sum(sizes) if _SLOW.intersection(names) else max(sizes)) >= _WORTH_A_PROCESS
+    return worth_it and not any(parts["train"].on_disk for parts in taps) and are_built_in(names, measure.kind)
+
+
+def _evaluate_together(
+    name: str, places: list[int], taps: list[dict[str, Part]], measure: Measure, random_state: int
+) -> tuple[list[int], list[HeadResult]]:
+    if len(taps) > 1:
+        with suppress(FeatureCacheError):  # of one of the taps: by itself it says of what
+            return places, evaluate_tasks(name, taps, [measure] * len(taps), random_state)
+    return places, [_evaluate(name, parts, measure, random_state) for parts in taps]
 
 
 def evaluate_tasks(

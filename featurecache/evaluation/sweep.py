@@ -7,24 +7,29 @@ killed goes on where it was, and a larger one takes over what a smaller one did.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from featurecache.evaluation.divisions import Division
 from featurecache.evaluation.jobs import Cell, State, computed, num_samples_taken
-from featurecache.evaluation.measures import Measure, OfClasses, OfLabels, OfNumbers, measure_of
+from featurecache.evaluation.measures import OfClasses, OfLabels, OfNumbers
+from featurecache.evaluation.pairs import (
+    Pair,
+    Place,
+    labelled_parts,
+    on_the_same_samples,
+    open_pairs,
+    read_parts,
+    rows_of_part,
+)
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.staging import Staging, staging
-from featurecache.evaluation.training import judged_set_of, labelled_parts, read_parts, rows_of_part
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.heads.checks import is_small
 from featurecache.heads.registry import head_grid, make_head
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
@@ -40,17 +45,6 @@ COLUMNS = (
 """Of a row of the table. ``score`` is the figure that ``measure`` names, by which settings are chosen; figures of other
 kinds of task are None. A head that could not be fitted has ``error`` and no figures."""
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
-
-
-class _Pair(NamedTuple):
-    """A task on a feature set."""
-
-    task: Task
-    measure: Measure
-    feature_set: FeatureSet
-    judged_set: FeatureSet
-    features: Features
-    judged: Features
 
 
 def run_sweep(
@@ -98,16 +92,10 @@ def run_sweep(
     """
     for task in tasks:
         plan.check(task)
-    measures = [measure_of(task.kind, len(task.classes), balanced=plan.balanced) for task in tasks]
-    pairs: dict[tuple[int, int], _Pair] = {}
-    for of_set, feature_set in enumerate(sets):
-        judged_set = judged_set_of(store, feature_set, tta=plan.tta)
-        opened = feature_set.open(), judged_set.open()
-        for place, (task, measure) in enumerate(zip(tasks, measures, strict=True)):
-            pairs[place, of_set] = _Pair(task, measure, feature_set, judged_set, *opened)
-    order: dict[tuple[int, int], list[str]] = {}
-    found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
-    for places in _on_the_same_samples(pairs):
+    pairs = open_pairs(store, tasks, sets, tta=plan.tta, balanced=plan.balanced)
+    order: dict[Place, list[str]] = {}
+    found: dict[Place, dict[str, dict[str, Any]]] = {}
+    for places in on_the_same_samples(pairs):
         # Closed at once when somebody stops: a file of features may be open.
         with closing(_cells(store, [pairs[each] for each in places], plan, n_jobs, memory)) as cells:
             for number, key, row, state in cells:
@@ -121,33 +109,8 @@ def run_sweep(
     return [found[pair][key] for pair in sorted(found) for key in order[pair] if key in found[pair]]
 
 
-def _on_the_same_samples(pairs: dict[tuple[int, int], _Pair]) -> list[list[tuple[int, int]]]:
-    """Return the places of pairs that heads may fit side by side.
-
-    These are tasks of one kind that have the same samples in every part, weighed alike; on one feature set, or on as
-    many as are small together and alike in their numbers. Larger ones are better off in processes of their own.
-    """
-    alike: dict[tuple[Any, ...], list[list[tuple[int, int]]]] = {}
-    for place, pair in pairs.items():
-        shape = pair.features.view_shape
-        key: list[Any] = [pair.task.kind, shape, pair.features.num_views, pair.judged.num_views]
-        num_samples = 0
-        for split in (split for split in SPLITS if pair.task.has(split)):
-            rows, _ = rows_of_part(pair.task, pair.features, pair.judged, split)
-            weights = pair.task.weights_of(rows)
-            key += [split, rows.tobytes(), None if weights is None else weights.tobytes()]
-            num_samples += len(rows)
-        batches = alike.setdefault(tuple(key), [[]])
-        num_sets = len({of_set for _, of_set in [*batches[-1], place]})
-        num_rows = num_samples * (pair.features.num_views or 1)
-        if num_sets > 1 and not is_small(num_sets * num_rows, math.prod(shape)):
-            batches.append([])
-        batches[-1].append(place)
-    return [batch for batches in alike.values() for batch in batches]
-
-
 def _cells(
-    store: FeatureStore, pairs: list[_Pair], plan: Plan, n_jobs: int, memory: int | None
+    store: FeatureStore, pairs: list[Pair], plan: Plan, n_jobs: int, memory: int | None
 ) -> Generator[tuple[int, str, dict[str, Any] | None, State]]:
     """Yield all keys of pairs on the same samples in order, without rows; then each with its row and how it was got.
 
@@ -188,7 +151,7 @@ def _cells(
                     yield cell.place, cell.key, row, "kept" if state == "computed" else state
 
 
-def _parts_of_each(pairs: list[_Pair], said: list[dict[str, Part]], room: Staging) -> list[dict[str, Part]]:
+def _parts_of_each(pairs: list[Pair], said: list[dict[str, Part]], room: Staging) -> list[dict[str, Part]]:
     """Return the parts of pairs on the same samples: those on one feature set have the same arrays."""
     read: dict[str, dict[str, Part]] = {}
     found = []
@@ -201,7 +164,7 @@ def _parts_of_each(pairs: list[_Pair], said: list[dict[str, Part]], room: Stagin
     return found
 
 
-def _about(cell: Cell, pair: _Pair) -> dict[str, Any]:
+def _about(cell: Cell, pair: Pair) -> dict[str, Any]:
     division, measure = cell.division, pair.measure
     return {
         "judged_on": "plain" if pair.judged_set.num_views is None else "views",
@@ -218,7 +181,7 @@ def _about(cell: Cell, pair: _Pair) -> dict[str, Any]:
     }
 
 
-def _names(pair: _Pair) -> dict[str, Any]:
+def _names(pair: Pair) -> dict[str, Any]:
     feature_set = pair.feature_set
     return {
         "task": pair.task.name,
@@ -230,7 +193,7 @@ def _names(pair: _Pair) -> dict[str, Any]:
     }
 
 
-def _digest_of_labels(pair: _Pair) -> str:
+def _digest_of_labels(pair: Pair) -> str:
     """Digest which samples are in each part, and what is said of them."""
     task = pair.task
     assert task.samples is not None
@@ -247,7 +210,7 @@ def _digest_of_labels(pair: _Pair) -> str:
     return digest_json("labels", 2, document)
 
 
-def _key(head: str, division: Division, pair: _Pair, labels: str) -> str:
+def _key(head: str, division: Division, pair: Pair, labels: str) -> str:
     measure = pair.measure
     features, judged = ([each.fingerprint, each.tap, each.dtype] for each in (pair.feature_set, pair.judged_set))
     document = {

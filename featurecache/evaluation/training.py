@@ -6,33 +6,27 @@ probabilities over their views.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import HeadResult, evaluate_heads
+from featurecache.evaluation.pairs import MAX_NUMBERS, Place, on_the_same_samples, open_pairs, read_parts, rows_of_part
+from featurecache.evaluation.protocol import HeadResult, evaluate_taps
 from featurecache.evaluation.scores import confusion
 from featurecache.evaluation.selection import HOLDS_ALL_ROWS
-from featurecache.evaluation.staging import Staging, staging
+from featurecache.evaluation.staging import staging
 from featurecache.heads.registry import list_heads, make_head
-from featurecache.specs import TASK_NOUN, check_takes_views
+from featurecache.specs import TASK_NOUN
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import Features
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
-from featurecache.store.tasks import Task, read_views
-
-MAX_NUMBERS = 1_000_000
-"""Per sample, in features for heads."""
+from featurecache.store.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -159,7 +153,7 @@ def train_heads(
     on_result: Callable[[HeadResult], None] | None = None,
     max_numbers: int = MAX_NUMBERS,
 ) -> TrainingReport:
-    """Train heads on every feature set; see `evaluate_heads` for how hyper-parameters are chosen.
+    """Train heads on every feature set; see `evaluate_head` for how hyper-parameters are chosen.
 
     Parameters
     ----------
@@ -198,19 +192,26 @@ def train_heads(
     for name in heads:
         make_head(name, kind=task.kind)  # an unknown name must not cost the fits before it
     report = TrainingReport(task, [])
-    judged_sets = [judged_set_of(store, feature_set, tta=tta) for feature_set in sets]
-    for feature_set, judged_set in zip(sets, judged_sets, strict=True):
-        features, judged = feature_set.open(), judged_set.open()
-        report.left_out |= {**task.left_out(features), **task.left_out(judged)}
-        # Samples of the last part are looked at once and never fitted on.
-        fitted = [split for split in SPLITS if task.has(split)][:-1]
+    pairs = open_pairs(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers)
+    for pair in pairs.values():
+        report.left_out |= {**task.left_out(pair.features), **task.left_out(pair.judged)}
+    # Samples of the last part are looked at once and never fitted on.
+    fitted = [split for split in SPLITS if task.has(split)][:-1]
+    found: dict[Place, list[HeadResult]] = {}
+    to_do = on_the_same_samples(pairs)
+    while to_do:
+        places = to_do.pop(0)
         with staging(store.path, memory) as room:
-            parts = read_parts(task, features, judged, fitted, room, max_numbers=max_numbers)
-            able = list_heads(kind=task.kind, weighted=task.weights is not None, streaming=parts["train"].on_disk)
+            taps = [read_parts(task, pairs[place].features, pairs[place].judged, fitted, room) for place in places]
+            on_disk = any(parts["train"].on_disk for parts in taps)
+            if on_disk and len(places) > 1:
+                to_do[:0] = [[place] for place in places]  # each has all the memory for itself
+                continue
+            able = list_heads(kind=task.kind, weighted=task.weights is not None, streaming=on_disk)
             report.heads_left_out |= {} if heads else _left_out(task, able)
-            results = evaluate_heads(
+            results = evaluate_taps(
                 list(heads) or able,
-                parts,
+                taps,
                 len(task.classes),
                 n_jobs=n_jobs,
                 kind=task.kind,
@@ -218,7 +219,9 @@ def train_heads(
                 random_state=random_state,
                 progress=on_result,
             )
-        report.heads += [TrainedHead(task, feature_set, result, judged_set) for result in results]
+        found |= zip(places, results, strict=True)
+    for place, pair in pairs.items():
+        report.heads += [TrainedHead(task, pair.feature_set, result, pair.judged_set) for result in found[place]]
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
 
@@ -242,117 +245,3 @@ def selection_rows(head: TrainedHead) -> Rows:
     """Rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
     split = "validation" if head.result.protocol == "validation" else "train"
     return rows_of_part(head.task, head.feature_set.open(), head.judged_set.open(), split)[0]
-
-
-def judged_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> FeatureSet:
-    """Return what heads on a feature set are judged on."""
-    if tta:
-        check_takes_views(feature_set.identity.preprocess.modality, f"the cached {feature_set}", option="--tta")
-    if tta and feature_set.num_views is None:
-        raise RequestError(
-            f"{feature_set} holds no views to judge heads on; leave --tta out, or run `featurecache extract --views K` "
-            "and train on its views"
-        )
-    if tta or feature_set.num_views is None:
-        return feature_set
-    plain, tap, dtype = feature_set.identity.plain, feature_set.tap, feature_set.dtype
-    for other in store.feature_sets():
-        if (other.fingerprint, other.tap, other.dtype) == (plain.fingerprint, tap, dtype):
-            return other
-    raise RequestError(
-        f"heads on views of tap {tap!r} are judged on its plain features, which are not in {store.path} as {dtype}; "
-        f"run `featurecache extract SOURCE --cache {store.path} --backbone {plain.backbone} --tap {tap} "
-        f"--dtype {dtype}`, or pass --tta"
-    )
-
-
-def _check_size(features: Features, limit: int) -> None:
-    num_numbers = math.prod(features.view_shape)
-    if num_numbers > limit:
-        raise RequestError(f"tap {features.tap!r} has {num_numbers} numbers per sample; pool it")
-
-
-def rows_of_part(task: Task, features: Features, judged: Features, split: str) -> tuple[Rows, np.ndarray[Any, Any]]:
-    """Rows of the samples of a split that are good as what is fitted on and as what is judged on, and what is said."""
-    rows, y = task.rows(features, split)
-    if judged.num_views == features.num_views:
-        return rows, y
-    good = np.isin(rows, task.rows(judged, split)[0])
-    return rows[good], y[good]
-
-
-def read_parts(
-    task: Task,
-    features: Features,
-    judged: Features,
-    fitted: Sequence[str],
-    room: Staging | None = None,
-    *,
-    max_numbers: int = MAX_NUMBERS,
-) -> dict[str, Part]:
-    """Read every part of a task; of the parts in ``fitted`` also what heads are fitted on, where that is another thing.
-
-    Parameters
-    ----------
-    room
-        Where features are laid out, the parts of a task one after the other; in memory when left out.
-
-    Raises
-    ------
-    RequestError
-        Features that are too large for heads, or labelled samples without features.
-    TaskError
-        A part without good samples.
-    """
-    _check_size(features, max_numbers)
-    rows, parts = labelled_parts(task, features, judged)
-    what_is_judged = _laid_out(judged, rows, room)
-    same = judged.num_views == features.num_views
-    what_is_fitted = {} if same else _laid_out(features, {split: rows[split] for split in fitted}, room)
-    shape = features.view_shape
-    on_disk = any(isinstance(each, np.memmap) for each in (*what_is_judged.values(), *what_is_fitted.values()))
-    return {
-        split: replace(
-            part,
-            fitted=what_is_fitted.get(split, what_is_judged[split]),
-            judged=what_is_judged[split],
-            num_tokens=shape[0] if len(shape) == 2 else 1,
-            on_disk=on_disk,
-        )
-        for split, part in parts.items()
-    }
-
-
-def labelled_parts(task: Task, features: Features, judged: Features) -> tuple[dict[str, Rows], dict[str, Part]]:
-    """Return the rows of every part of a task, and the parts without any features: enough to divide them.
-
-    Raises
-    ------
-    TaskError
-        A part without good samples.
-    """
-    rows, parts = {}, {}
-    for split in (split for split in SPLITS if task.has(split)):
-        rows[split], y = rows_of_part(task, features, judged, split)
-        if len(y) == 0:
-            raise TaskError(
-                f"all {split} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
-                "see `featurecache info` for the reasons"
-            )
-        nothing = np.empty((len(y), 1, 0), np.float32)
-        groups, weight = task.groups_of(rows[split]), task.weights_of(rows[split])
-        parts[split] = Part(y=y, fitted=nothing, judged=nothing, groups=groups, weight=weight)
-    return rows, parts
-
-
-def _laid_out(features: Features, rows: dict[str, Rows], room: Staging | None) -> dict[str, np.ndarray[Any, Any]]:
-    """Read the rows of all parts into one array, and return each part's place in it."""
-    count = sum(map(len, rows.values()))
-    num_views = features.num_views or 1
-    shape = (count, num_views, math.prod(features.view_shape))
-    whole = np.empty(shape, np.float32) if room is None else room.empty(shape)
-    found, start = {}, 0
-    for split, some in rows.items():
-        found[split] = read_views(features, some, whole[start : start + len(some)])
-        start += len(some)
-    return found

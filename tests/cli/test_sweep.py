@@ -24,10 +24,10 @@ from featurecache.cli import main
 from featurecache.errors import HeadError, UnknownNameError
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.pairs import read_parts
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.protocol import evaluate_head, evaluate_tasks
 from featurecache.evaluation.sweep import COLUMNS, run_sweep
-from featurecache.evaluation.training import read_parts
 from featurecache.heads import registry
 from featurecache.heads.registry import list_heads, streams, takes_weights
 from featurecache.store.store import FeatureStore

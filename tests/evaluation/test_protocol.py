@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import HeadError, TaskError, UnknownNameError
 from featurecache.evaluation import protocol
-from featurecache.evaluation.protocol import evaluate, evaluate_head, evaluate_heads, fit_head
+from featurecache.evaluation.protocol import evaluate, evaluate_head, evaluate_heads, evaluate_taps, fit_head
 from featurecache.evaluation.selection import folds
 from featurecache.heads import registry
 from featurecache.heads.probability import predict_proba
@@ -139,6 +139,49 @@ def test_results_do_not_depend_on_processes(monkeypatch, capfd):
     accuracies = [r.selection_accuracy for r in alone]
     assert accuracies == sorted(accuracies, reverse=True)
     assert "Warning" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("names", [ALL, ("train", "test")], ids=str)
+def test_taps_side_by_side_are_each_as_if_alone(names, n_jobs, monkeypatch):
+    monkeypatch.setattr(protocol, "_WORTH_A_PROCESS", 0)
+    asked, heads, seen = [], ["logistic", "linear_svm", "ridge", "knn", "gda"], []
+    taps = [_parts(*names, shift=shift) for shift in (0.0, 2.0)]
+    taps += [{name: (X[:, ::-1] ** 2, y) for name, (X, y) in taps[0].items()}]
+
+    def evaluate_tasks(name, tasks, *rest):
+        asked.append((name, len(tasks)))
+        return together(name, tasks, *rest)
+
+    together = protocol.evaluate_tasks
+    if n_jobs == 1:
+        monkeypatch.setattr(protocol, "evaluate_tasks", evaluate_tasks)
+    found = evaluate_taps(heads, taps, 3, n_jobs=n_jobs, progress=seen.append)
+    assert {id(result) for result in seen} == {id(result) for results in found for result in results}
+    if n_jobs == 1:
+        assert sorted(asked) == sorted(
+            [("logistic", 3), ("linear_svm", 3), ("ridge", 3), *[("knn", 1)] * 3, *[("gda", 1)] * 3]
+        )
+    for parts, results in zip(taps, found, strict=True):
+        alone = evaluate_heads(heads, parts, 3, n_jobs=1)
+        assert [result.head for result in results] == [result.head for result in alone]
+        for a, b in zip(results, alone, strict=True):
+            _same(a, b)
+    assert len({result.selection_score for results in found for result in results}) > 2
+
+
+def test_what_a_head_refuses_of_one_tap_is_said_as_of_that_tap_alone():
+    X, y = _part(40, 0)
+    huge = dict.fromkeys(ALL, (X.astype(np.float64) * 1e307, y))
+    for head, fine, refused in (
+        ("ridge", _parts(*ALL), _bad(_nan)),
+        ("linear_svm", dict.fromkeys(ALL, (X.astype(np.float64), y)), huge),
+    ):
+        with pytest.raises(HeadError) as alone:
+            evaluate_heads([head], refused, 3)
+        with pytest.raises(HeadError) as together:
+            evaluate_taps([head], [fine, refused], 3)
+        assert str(together.value) == str(alone.value)
 
 
 def test_an_error_in_a_process_reaches_the_caller(monkeypatch):

@@ -1,0 +1,81 @@
+"""Heads on several taps of a cache: one table, and each row of it is what that tap alone gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RUNTIME, TINY
+
+from featurecache.cli import main
+from featurecache.errors import RequestError
+from featurecache.evaluation import protocol
+from featurecache.evaluation.training import train_heads
+from featurecache.heads.registry import list_heads, streams
+from featurecache.store.store import FeatureStore
+
+TAPS = ("stem.0:avg", "stem.2:avg", "pre_logits:none")
+HEADS = ("logistic", "ridge", "knn")
+
+
+@pytest.fixture
+def store(make_folder: Callable[..., Path], tmp_path: Path) -> FeatureStore:
+    """A cache of three taps, two of them with as many features."""
+    cache = tmp_path / "c"
+    taps = [option for tap in TAPS for option in ("--tap", tap)]
+    source = str(make_folder(per_class=20))
+    assert main(["extract", source, "--cache", str(cache), "--backbone", TINY, *taps, *RUNTIME]) == 0
+    assert main(["task", "add", str(cache), "colour", "--from-folders"]) == 0
+    return FeatureStore.open(cache)
+
+
+@pytest.mark.parametrize("memory", [None, 1], ids=["in memory", "on disk"])
+def test_several_taps_are_one_table_of_what_each_gives_alone(
+    store: FeatureStore, memory: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, sets = store.task("colour"), [store.find(tap=tap) for tap in TAPS]
+    heads = HEADS if memory is None else HEADS[:2]
+    asked: list[int] = []
+
+    def evaluate_tasks(name: str, taps: list, *rest: object) -> list:
+        asked.append(len(taps))
+        return together(name, taps, *rest)
+
+    together = protocol.evaluate_tasks
+    monkeypatch.setattr(protocol, "evaluate_tasks", evaluate_tasks)
+    report = train_heads(store, task, sets, heads, memory=memory, n_jobs=1)
+    # On the two taps that are alike, logistic and ridge at once; from the disk, each tap has the memory for itself.
+    assert sorted(asked) == ([1] * 5 + [2] * 2 if memory is None else [1] * 6)
+    scores = [each.result.selection_score for each in report.heads]
+    assert scores == sorted(scores, reverse=True)
+    found = {(each.feature_set.tap, each.result.head): each.result for each in report.heads}
+    assert len(found) == len(report.heads) == len(TAPS) * len(heads)
+    for feature_set in sets:
+        for each in train_heads(store, task, [feature_set], heads, memory=memory, n_jobs=1).heads:
+            ours, theirs = found[feature_set.tap, each.result.head], each.result
+            assert (ours.params, ours.validation, ours.test) == (theirs.params, theirs.validation, theirs.test)
+            np.testing.assert_allclose(ours.proba, theirs.proba, rtol=1e-6, atol=1e-9)
+
+
+def test_memory_that_holds_each_tap_but_not_all_leaves_no_head_out(store: FeatureStore) -> None:
+    task, sets = store.task("colour"), [store.find(tap=tap) for tap in TAPS[:2]]
+    num_numbers = 60 * sets[0].open().view_shape[0]
+    for memory, able in (
+        (4 * num_numbers, list_heads()),
+        (4 * num_numbers - 1, [h for h in list_heads() if streams(h)]),
+    ):
+        report = train_heads(store, task, sets, memory=memory, n_jobs=1)
+        assert sorted(each.result.head for each in report.heads) == sorted([*able, *able])
+        assert set(report.heads_left_out) == set(list_heads()) - set(able)
+
+
+def test_a_tap_that_is_refused_costs_no_fit(store: FeatureStore) -> None:
+    done: list[object] = []
+    most = store.find(tap=TAPS[0]).open().view_shape[0]
+    larger = next(tap for tap in TAPS if store.find(tap=tap).open().view_shape[0] > most)
+    sets = [store.find(tap=TAPS[0]), store.find(tap=larger)]
+    with pytest.raises(RequestError, match=rf"tap '{larger}' has \d+ numbers per sample; pool it"):
+        train_heads(store, store.task("colour"), sets, ["ridge"], on_result=done.append, max_numbers=most)
+    assert not done
