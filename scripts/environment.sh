@@ -4,6 +4,8 @@
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 python="$venv/bin/python"
+# Packages are installed without being compiled; what is imported is compiled once, not again by every process.
+unset PYTHONDONTWRITEBYTECODE
 
 ensure_environment() {
     local extras="$1" stamp want
