@@ -257,10 +257,15 @@ def _kept(fold: np.ndarray) -> list[np.ndarray]:
 def _goes_side_by_side(
     estimator: BaseEstimator, grid: Sequence[Mapping[str, Any]], y: np.ndarray, fold: np.ndarray
 ) -> bool:
-    """Tell whether a head fits these settings and folds side by side: all folds must leave all classes."""
+    """Tell whether a head fits these settings and folds side by side.
+
+    All folds must leave all classes, or three, where a head with one output for each class can do without some.
+    """
     names = {key for setting in grid for key in setting}
-    together = names <= getattr(estimator, "side_by_side", frozenset()) and bool(names)
-    return together and all(_num_classes(y[each]) == _num_classes(y) for each in _kept(fold))
+    if not names or not names <= getattr(estimator, "side_by_side", frozenset()):
+        return False
+    enough = min(_num_classes(y), 3) if isinstance(estimator, FitsTasks) else _num_classes(y)
+    return all(_num_classes(y[each]) >= enough for each in _kept(fold))
 
 
 def _num_classes(y: np.ndarray) -> int:

@@ -12,7 +12,7 @@ from featurecache.errors import HeadError, TaskError, UnknownNameError
 from featurecache.evaluation import protocol
 from featurecache.evaluation.protocol import evaluate, evaluate_head, evaluate_heads, evaluate_taps, fit_head
 from featurecache.evaluation.selection import folds
-from featurecache.heads import registry
+from featurecache.heads import fitting, registry
 from featurecache.heads.probability import predict_proba
 from featurecache.heads.registry import HEADS
 from featurecache.machine import num_cores
@@ -168,6 +168,28 @@ def test_taps_side_by_side_are_each_as_if_alone(names, n_jobs, monkeypatch):
         for a, b in zip(results, alone, strict=True):
             _same(a, b)
     assert len({result.selection_score for results in found for result in results}) > 2
+
+
+@pytest.mark.parametrize("name", ["logistic", "linear_svm", "ridge"])
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1, 1), (1, 20, 12, 2, 9, 1)], ids=["one label a class", "a long tail"])
+def test_classes_of_a_single_sample_are_fitted_side_by_side_to_the_same_end(name, counts, monkeypatch):
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    X, _ = _part(len(y), 0, d=12, n_classes=len(counts))
+    X[np.arange(len(y)), y] += 2
+    parts = {"train": (X, y), "test": _part(36, 2, d=12, n_classes=len(counts))}
+    one_by_one, together = [], fitting._goes_side_by_side
+    monkeypatch.setattr(fitting, "_goes_side_by_side", lambda *asked: not one_by_one and together(*asked))
+    found = evaluate_head(name, parts, len(counts))
+    assert together(registry.make_head(name), registry.head_grid(name, len(y)), y, np.arange(len(y)) % 5)
+    one_by_one.append(True)
+    alone = evaluate_head(name, parts, len(counts))
+    assert (found.params, found.selection_score) == (alone.params, alone.selection_score)
+    # A path ends each fit within the tolerance, and the temperature is of its decisions.
+    np.testing.assert_allclose(found.proba, alone.proba, rtol=2e-3)
+    np.testing.assert_array_equal(found.y_pred, alone.y_pred)
+    seen = alone.validation.accuracy > 0  # else nothing told one class from another
+    assert seen == (len(y) > len(counts))
+    assert not seen or np.mean(found.selection_pred == alone.selection_pred) > 0.95
 
 
 def test_what_a_head_refuses_of_one_tap_is_said_as_of_that_tap_alone():

@@ -87,6 +87,44 @@ def test_all_settings_and_folds_are_those_of_a_task_by_itself(head: Any, how: st
                 assert_alike(head, ours, theirs, rtol=1e-6, atol=1e-8 if head.standardize else 1e-4)
 
 
+@pytest.mark.parametrize("head", HEADS[:4], ids=str)
+@pytest.mark.parametrize("wide", [False, True], ids=["many rows", "few rows"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_folds_that_leave_out_whole_classes_are_what_each_is_alone(head: Any, wide: bool, weighted: bool) -> None:
+    X, (y, *_) = rows(60 if wide else 200, wide=wide)
+    y = y + 3  # not the places of the classes
+    fold = np.where(np.isin(y, (10, 11)), 0, np.where(y == 12, 1, np.arange(len(y)) % 3))
+    weight = np.random.default_rng(1).uniform(0.5, 2.0, len(X)) if weighted else None
+    if not isinstance(head, RidgeProbe):
+        head = clone(head).set_params(tol=1e-8)
+    for setting, estimators in head.fit_folds(X, y, fold, GRIDS[type(head)], weight):
+        assert [len(each.classes_) for each in estimators] == [8, 9, 10]
+        for number, ours in enumerate(estimators):
+            kept = fold != number
+            alone = clone(head).set_params(**setting)
+            alone.fit(X[kept], y[kept], None if weight is None else weight[kept])
+            np.testing.assert_array_equal(ours.classes_, alone.classes_)
+            # A path ends each fit within the tolerance.
+            theirs = alone.decision_function(X)
+            assert theirs.shape == (len(X), len(alone.classes_))
+            np.testing.assert_allclose(ours.decision_function(X), theirs, atol=5e-3 * np.abs(theirs).max())
+            np.testing.assert_allclose(ours.coef_, alone.coef_, atol=5e-3 * np.abs(alone.coef_).max())
+            assert np.mean(ours.predict(X) == alone.predict(X)) > 0.99
+
+
+@pytest.mark.parametrize(("head", "goes"), [(HEADS[0], True), (HEADS[3], True), (CosineKnn(), False)], ids=str)
+def test_folds_go_side_by_side_while_three_classes_are_left(head: Any, goes: bool) -> None:
+    X, _ = rows(40)
+    grid = GRIDS.get(type(head), [{"n_neighbors": 1}])
+    for num_classes, alone in ((2, 1), (3, 0), (4, 3), (9, 8)):
+        y = np.arange(40) % num_classes
+        fold = np.where(y == alone, 0, 1 + np.arange(40) // num_classes % 2)
+        # Without fold 0 there is a class less; with two left, a head has one output in the place of three.
+        assert fitting._goes_side_by_side(head, grid, y, fold) == (goes and num_classes > 3)
+        for _, estimators in fit_folds(head, grid, X, y, fold):
+            assert [len(each.classes_) for each in estimators] == [num_classes - 1, num_classes, num_classes]
+
+
 @pytest.mark.parametrize("head", HEADS, ids=str)
 @pytest.mark.parametrize("wide", [False, True], ids=["many rows", "few rows"])
 def test_the_last_fits_of_tasks_have_strengths_of_their_own(head: Any, wide: bool) -> None:

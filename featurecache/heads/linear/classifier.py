@@ -52,6 +52,12 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_ = weights_KD.copy(), intercept_K.copy()
         return self
 
+    def forget_classes(self, absent: NDArray[np.bool_]) -> None:
+        """Be as if these of three classes or more, of which there was no row, had not been asked for."""
+        self.classes_, self.coef_, self.intercept_ = (
+            each[~absent] for each in (self.classes_, self.coef_, self.intercept_)
+        )
+
 
 class ProbabilisticClassifier(LinearClassifier):
     """A linear classifier whose margins are logarithms of probabilities, but for a constant."""

@@ -131,14 +131,14 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
         return self._solved(step, 0)
 
     @classmethod
-    def fit_folds_of_tasks(
+    def _fit_folds_of_tasks(
         cls,
         heads: Sequence[Self],
         Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
+        sample_weight: NDArray[np.float64] | None,
     ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
         """See `FitsTasks`; ``settings`` are ``{"C": strength}``, in increasing order."""
         asked = _Together(heads, Xs, ys, folds, sample_weight)

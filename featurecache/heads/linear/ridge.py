@@ -51,14 +51,14 @@ class _Ridge(FitsTasks, BaseEstimator):
         self.random_state = random_state
 
     @classmethod
-    def fit_folds_of_tasks(
+    def _fit_folds_of_tasks(
         cls,
         heads: Sequence[Self],
         Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None = None,
+        sample_weight: NDArray[np.float64] | None,
     ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
         """See `FitsTasks`: all come from one decomposition of each fold."""
         targets = [head._targets_of(*each) for head, *each in zip(heads, Xs, ys, strict=True)]
