@@ -36,3 +36,19 @@ def num_cores() -> int:
         return max(min(cores, round(int(quota) / int(period))), 1)
     except (OSError, ValueError):  # no such file, or "max"
         return cores
+
+
+def allow_more_files() -> bool:
+    """Let this process hold as many files open as the system grants, and tell whether that is more than before."""
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # some systems promise more than they grant
+        return False
+    return True

@@ -70,11 +70,12 @@ def open_pairs(
     return pairs
 
 
-def on_the_same_samples(pairs: dict[Place, Pair]) -> list[list[Place]]:
+def on_the_same_samples(pairs: dict[Place, Pair], memory: int | None = None) -> list[list[Place]]:
     """Return the places of pairs that heads may fit side by side.
 
     These are tasks of one kind that have the same samples in every part, weighed alike; on one feature set, or on as
-    many as are small together and alike in their numbers. Larger ones are better off in processes of their own.
+    many as are small together and alike in their numbers, within so many bytes of memory. Larger ones are better off in
+    processes of their own, or with all the memory for themselves.
     """
     alike: dict[tuple[Any, ...], list[list[Place]]] = {}
     for place, pair in pairs.items():
@@ -88,8 +89,11 @@ def on_the_same_samples(pairs: dict[Place, Pair]) -> list[list[Place]]:
             num_samples += len(rows)
         batches = alike.setdefault(tuple(key), [[]])
         num_sets = len({of_set for _, of_set in [*batches[-1], place]})
-        num_rows = num_samples * (pair.features.num_views or 1)
-        if num_sets > 1 and not is_small(num_sets * num_rows, math.prod(shape)):
+        num_views, judged_views = (each.num_views or 1 for each in (pair.features, pair.judged))
+        size = num_sets * num_samples * num_views
+        read = size + (pair.judged_set.key != pair.feature_set.key) * num_sets * num_samples * judged_views
+        fits = is_small(size, math.prod(shape)) and (memory is None or 4 * read * math.prod(shape) <= memory)
+        if num_sets > 1 and not fits:
             batches.append([])
         batches[-1].append(place)
     return [batch for batches in alike.values() for batch in batches]
@@ -175,6 +179,7 @@ def _laid_out(features: Features, rows: dict[str, Rows], room: Staging | None) -
     for split, some in rows.items():
         found[split] = read_views(features, some, whole[start : start + len(some)])
         start += len(some)
+    features.let_go()
     return found
 
 

@@ -180,7 +180,7 @@ def train_heads(
     random_state : int
         Seed of heads, folds and bootstrap.
     on_result : callable, optional
-        Called with each result as it comes.
+        Called with each result as it comes, of the feature sets in any order.
     max_numbers : int
         Features that have more numbers per sample are refused: heads for pooled features would take for ever.
 
@@ -198,15 +198,10 @@ def train_heads(
     # Samples of the last part are looked at once and never fitted on.
     fitted = [split for split in SPLITS if task.has(split)][:-1]
     found: dict[Place, list[HeadResult]] = {}
-    to_do = on_the_same_samples(pairs)
-    while to_do:
-        places = to_do.pop(0)
+    for places in on_the_same_samples(pairs, memory):
         with staging(store.path, memory) as room:
             taps = [read_parts(task, pairs[place].features, pairs[place].judged, fitted, room) for place in places]
             on_disk = any(parts["train"].on_disk for parts in taps)
-            if on_disk and len(places) > 1:
-                to_do[:0] = [[place] for place in places]  # each has all the memory for itself
-                continue
             able = list_heads(kind=task.kind, weighted=task.weights is not None, streaming=on_disk)
             report.heads_left_out |= {} if heads else _left_out(task, able)
             results = evaluate_taps(

@@ -179,6 +179,11 @@ class Features:
         values = self.read(self.rows)
         return values if dtype is None else values.astype(dtype)
 
+    def let_go(self) -> None:
+        """Close the files that were read, each of which is open while it is mapped; they are opened again for more."""
+        for name in ("_mapped", "_gatherer"):
+            self.__dict__.pop(name, None)
+
     def _refuse_bad(self, rows: Rows) -> None:
         if self.bad and (bad := rows[self._is_bad(rows)]).size:
             status, reason = self.bad[int(bad[0])]

@@ -23,7 +23,8 @@ from typing import Self
 import numpy as np
 
 from featurecache.atomic import fsync_directory, partial_name
-from featurecache.errors import CorruptError
+from featurecache.errors import CorruptError, StoreError
+from featurecache.machine import allow_more_files
 from featurecache.store.commits import BLOCK_BYTES, ArrayRecord, ShardRecord
 from featurecache.store.dtypes import STORED, Array
 
@@ -201,6 +202,21 @@ def _lay_out(path: Path, arrays: Layout, attributes: Mapping[str, str]) -> dict[
 
 
 def _map_file(path: Path, size: int) -> Array:
+    """Map a file, each of which stays open for as long as its map lives."""
+    try:
+        return _map_one_more(path, size)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    if allow_more_files():
+        return _map_file(path, size)
+    raise StoreError(
+        f"{path} cannot be opened beside all others: this process may hold no more files open; allow it more (`ulimit "
+        "-n`), or extract into larger shards (--shard-rows)"
+    )
+
+
+def _map_one_more(path: Path, size: int) -> Array:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:

@@ -10,6 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import HeadError, TaskError, UnknownNameError
 from featurecache.evaluation import protocol
+from featurecache.evaluation.measures import OfClasses
+from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import evaluate, evaluate_head, evaluate_heads, evaluate_taps, fit_head
 from featurecache.evaluation.selection import folds
 from featurecache.heads import fitting, registry
@@ -204,6 +206,21 @@ def test_what_a_head_refuses_of_one_tap_is_said_as_of_that_tap_alone():
         with pytest.raises(HeadError) as together:
             evaluate_taps([head], [fine, refused], 3)
         assert str(together.value) == str(alone.value)
+
+
+def test_other_processes_are_started_for_slow_heads_or_a_large_tap():
+    small, large = (
+        {"train": Part(y=y, fitted=X[:, None], judged=X[:, None])}
+        for X, y in (_part(num_rows, 0, d=1000) for num_rows in (100, 500))
+    )
+    for heads, taps, leaves in (
+        (["logistic", "knn"], [small] * 6, False),
+        (["logistic", "mlp"], [small] * 6, True),
+        (["logistic", "mlp"], [small] * 4, False),
+        (["logistic", "knn"], [large], True),
+        (["strangers"], [large], False),
+    ):
+        assert protocol._may_leave_process(heads, taps, OfClasses(3)) == leaves, (heads, len(taps))
 
 
 def test_an_error_in_a_process_reaches_the_caller(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -122,6 +124,45 @@ def test_overlapping_shards_of_two_writers_read_once(tmp_path: Path) -> None:
     features = Features("t:avg", "float16", folder)
     assert features.rows.tolist() == list(range(7))
     assert np.array_equal(features[:], np.array([value_of(r) for r in range(7)], np.float16))
+
+
+def num_open() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list open files there")
+def test_files_are_open_while_they_are_mapped_and_no_longer(tmp_path: Path) -> None:
+    folder = ShardFolder(tmp_path)
+    for row in range(40):
+        commit_rows(folder, [row])
+    features, before = Features("t:avg", "float16", folder), num_open()
+    for _ in range(2):
+        values = features.read(np.arange(40))
+        assert num_open() == before + 40
+        features.let_go()
+        assert num_open() == before
+        assert values.tolist() == [value_of(row) for row in range(40)]
+
+
+@pytest.mark.parametrize("hard", [400, 60])
+def test_more_shards_than_a_process_may_hold_open(tmp_path: Path, hard: int) -> None:
+    folder = ShardFolder(tmp_path)
+    for row in range(100):
+        commit_rows(folder, [row])
+    code = (
+        "import resource, sys, numpy as np; from pathlib import Path; "
+        "from featurecache.store.features import Features; from featurecache.store.folders import ShardFolder; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (50, {hard})); "
+        "values = Features('t:avg', 'float16', ShardFolder(Path(sys.argv[1]))).read(np.arange(100)); "
+        "print(values[:, 0].astype(int).tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    if hard == 400:  # what the system grants is taken
+        assert done.stdout == f"{list(range(100))}\n", done.stderr
+    else:
+        *_, said = done.stderr.splitlines()
+        assert "StoreError" in said
+        assert "this process may hold no more files open; allow it more (`ulimit -n`)" in said
 
 
 def test_missing_and_bad_rows_are_named(tmp_path: Path) -> None:
