@@ -191,18 +191,23 @@ def add_mlp_options(parser: argparse.ArgumentParser) -> None:
 
 
 def bench_mlp(args: argparse.Namespace) -> dict[str, Any]:
-    """Heads at as many learning rates side by side, as DINOv2 trains 52, against one of them."""
+    """Heads at as many learning rates side by side, as DINOv2 trains 52, against one of them; and their products alone.
+
+    What all of them take less than one after the other is what they share: reading, and the time of a step that is not
+    arithmetic. The matrix products of the linear ones are a bound that nothing can share away.
+    """
     from featurecache.heads.gradient.mlp import MlpProbe
 
     X, y, X_test, y_test = read_task(args.cache, args.task, args.rows)
     never = np.full(len(y), -1)
     rates = np.geomspace(1e-5, 1e-1, args.heads).tolist()
     result: dict[str, Any] = {"rows x features, classes": f"{X.shape[0]} x {X.shape[1]}, {len(np.unique(y))}"}
+    single = [{"learning_rate": rates[len(rates) // 2]}]
+    list(MlpProbe(0, epochs=1).fit_folds(X, y, never, single))  # loading libraries is no part of a fit
     for hidden_layers in (0, 1):
         head = MlpProbe(hidden_layers, epochs=args.epochs, patience=args.epochs + 1)
         one, all_of_them, fitted = [], [], []
         for _ in range(args.repeats):
-            single = [{"learning_rate": rates[len(rates) // 2]}]
             one.append(timed(lambda head=head, single=single: list(head.fit_folds(X, y, never, single))))
             settings = [{"learning_rate": rate} for rate in rates]
             keep = partial(fitted.extend)
@@ -214,7 +219,26 @@ def bench_mlp(args: argparse.Namespace) -> dict[str, Any]:
             f"{args.heads} / one": spread([many / alone for many, alone in zip(all_of_them, one, strict=True)]),
             "greatest test accuracy": best,
         }
+        if not hidden_layers:
+            products = [
+                timed(lambda head=head: _products(X, head.batch_size, args.heads * len(np.unique(y)), args.epochs))
+                for _ in range(args.repeats)
+            ]
+            result[f"matrix products of {args.heads} alone / one, without hidden layers"] = spread(
+                [alone / whole for alone, whole in zip(products, one, strict=True)]
+            )
     return result
+
+
+def _products(X: np.ndarray, batch_size: int, num_outputs: int, epochs: int) -> None:
+    """Do the products of a training of linear heads: what each batch gets, and the gradient."""
+    import torch
+
+    batches = torch.from_numpy(X[: len(X) // batch_size * batch_size]).view(-1, batch_size, X.shape[1])
+    weights = torch.zeros(X.shape[1], num_outputs)
+    for _ in range(epochs):
+        for batch in batches:
+            torch.mm(batch.T, torch.mm(batch, weights))
 
 
 def add_tasks_options(parser: argparse.ArgumentParser) -> None:
