@@ -90,9 +90,9 @@ def on_the_same_samples(pairs: dict[Place, Pair], memory: int | None = None) -> 
         batches = alike.setdefault(tuple(key), [[]])
         num_sets = len({of_set for _, of_set in [*batches[-1], place]})
         num_views, judged_views = (each.num_views or 1 for each in (pair.features, pair.judged))
-        size = num_sets * num_samples * num_views
-        read = size + (pair.judged_set.key != pair.feature_set.key) * num_sets * num_samples * judged_views
-        fits = is_small(size, math.prod(shape)) and (memory is None or 4 * read * math.prod(shape) <= memory)
+        num_read = num_views if judged_views == num_views else num_views + judged_views
+        num_rows, width = num_sets * num_samples, math.prod(shape)
+        fits = is_small(num_rows * num_views, width) and (memory is None or 4 * num_rows * num_read * width <= memory)
         if num_sets > 1 and not fits:
             batches.append([])
         batches[-1].append(place)

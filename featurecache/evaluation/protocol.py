@@ -146,42 +146,6 @@ def evaluate_head(
 
 def evaluate_heads(
     names: Sequence[str],
-    parts: Split,
-    n_classes: int,
-    *,
-    n_jobs: int = -1,
-    kind: TaskKind = "classes",
-    balanced: bool = False,
-    random_state: int = 0,
-    progress: Callable[[HeadResult], None] | None = None,
-) -> list[HeadResult]:
-    """Judge several heads, in parallel processes where the data is large enough to be worth it.
-
-    Parameters
-    ----------
-    names, parts, n_classes, kind, balanced, random_state
-        As for `evaluate_head`.
-    n_jobs : int
-        Processes at most; -1 is one per core. Results do not depend on it.
-    progress : callable, optional
-        Called in this process with each `HeadResult` as it is ready.
-
-    Returns
-    -------
-    list of HeadResult
-        The highest selection score first; of equals, the order of ``names``.
-
-    Raises
-    ------
-    TaskError, HeadError
-        As `evaluate_head`; a head that refuses the data is named.
-    """
-    how: dict[str, Any] = {"n_jobs": n_jobs, "kind": kind, "balanced": balanced, "random_state": random_state}
-    return evaluate_taps(names, [parts], n_classes, **how, progress=progress)[0]
-
-
-def evaluate_taps(
-    names: Sequence[str],
     taps: Sequence[Split],
     n_classes: int,
     *,
@@ -191,25 +155,30 @@ def evaluate_taps(
     random_state: int = 0,
     progress: Callable[[HeadResult], None] | None = None,
 ) -> list[list[HeadResult]]:
-    """Judge several heads on several taps of the same samples, which a head fits side by side where it can.
+    """Judge several heads on one or more taps, in parallel processes where the data is large enough to be worth it.
 
     Parameters
     ----------
     taps : sequence of mapping
-        For each tap its parts, as for `evaluate_heads`, with as many features.
-    names, n_classes, n_jobs, kind, balanced, random_state, progress
-        As for `evaluate_heads`.
+        For each tap its parts, as for `evaluate_head`: of the same samples, with as many features. A head fits them
+        side by side where it can.
+    names, n_classes, kind, balanced, random_state
+        As for `evaluate_head`.
+    n_jobs : int
+        Processes at most; -1 is one per core. Results do not depend on it.
+    progress : callable, optional
+        Called in this process with each `HeadResult` as it is ready, of the taps in any order.
 
     Returns
     -------
     list of list of HeadResult
-        For each tap what `evaluate_heads` gives, but for rounding where taps are fitted side by side; ``seconds`` are
-        an equal share then.
+        For each tap the highest selection score first; of equals, the order of ``names``. They are what each tap gives
+        alone, but for rounding where taps are fitted side by side; ``seconds`` are an equal share then.
 
     Raises
     ------
     TaskError, HeadError
-        As `evaluate_heads`.
+        As `evaluate_head`; a head that refuses the data is named.
     """
     names = list(dict.fromkeys(names))
     for name in names:

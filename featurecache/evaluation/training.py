@@ -16,7 +16,7 @@ from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.pairs import MAX_NUMBERS, Place, on_the_same_samples, open_pairs, read_parts, rows_of_part
-from featurecache.evaluation.protocol import HeadResult, evaluate_taps
+from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion
 from featurecache.evaluation.selection import HOLDS_ALL_ROWS
 from featurecache.evaluation.staging import staging
@@ -204,7 +204,7 @@ def train_heads(
             on_disk = any(parts["train"].on_disk for parts in taps)
             able = list_heads(kind=task.kind, weighted=task.weights is not None, streaming=on_disk)
             report.heads_left_out |= {} if heads else _left_out(task, able)
-            results = evaluate_taps(
+            results = evaluate_heads(
                 list(heads) or able,
                 taps,
                 len(task.classes),

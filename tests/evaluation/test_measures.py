@@ -161,7 +161,7 @@ def test_every_head_under_every_protocol(kind, head, names):
 @pytest.mark.parametrize("kind", OTHER)
 def test_heads_are_ordered_by_what_they_were_chosen_by(kind):
     parts = {name: rows(kind, 90, seed, noise=1.0) for seed, name in enumerate(("train", "test"))}
-    results = evaluate_heads(list_heads(kind=kind), parts, 3, kind=kind, n_jobs=1)
+    (results,) = evaluate_heads(list_heads(kind=kind), [parts], 3, kind=kind, n_jobs=1)
     scores = [result.selection_score for result in results]
     assert scores == sorted(scores, reverse=True)
     assert results[-1].head == "mean"

@@ -12,7 +12,7 @@ from featurecache.errors import HeadError, TaskError, UnknownNameError
 from featurecache.evaluation import protocol
 from featurecache.evaluation.measures import OfClasses
 from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import evaluate, evaluate_head, evaluate_heads, evaluate_taps, fit_head
+from featurecache.evaluation.protocol import evaluate, evaluate_head, evaluate_heads, fit_head
 from featurecache.evaluation.selection import folds
 from featurecache.heads import fitting, registry
 from featurecache.heads.probability import predict_proba
@@ -100,7 +100,7 @@ def test_standardisation_comes_from_the_fitted_rows():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "_HEADS", dict(registry._HEADS))
         registry.register_head("spy", Spy, lambda n: [{}])
-        evaluate_heads(["spy"], _parts("train", "test"), 3)
+        evaluate_heads(["spy"], [_parts("train", "test")], 3)
     assert seen == [48] * 5 + [60]
 
 
@@ -132,8 +132,8 @@ def _same(a, b):
 def test_results_do_not_depend_on_processes(monkeypatch, capfd):
     monkeypatch.setattr(protocol, "_WORTH_A_PROCESS", 0)
     parts, seen = _parts(*ALL, d=300), []
-    alone = evaluate_heads(HEADS, parts, 3, n_jobs=1)
-    together = evaluate_heads(HEADS, parts, 3, n_jobs=2, progress=seen.append)
+    (alone,) = evaluate_heads(HEADS, [parts], 3, n_jobs=1)
+    (together,) = evaluate_heads(HEADS, [parts], 3, n_jobs=2, progress=seen.append)
     assert {id(r) for r in seen} == {id(r) for r in together}
     assert len(together) == len(HEADS)
     for a, b in zip(alone, together, strict=True):
@@ -158,14 +158,14 @@ def test_taps_side_by_side_are_each_as_if_alone(names, n_jobs, monkeypatch):
     together = protocol.evaluate_tasks
     if n_jobs == 1:
         monkeypatch.setattr(protocol, "evaluate_tasks", evaluate_tasks)
-    found = evaluate_taps(heads, taps, 3, n_jobs=n_jobs, progress=seen.append)
+    found = evaluate_heads(heads, taps, 3, n_jobs=n_jobs, progress=seen.append)
     assert {id(result) for result in seen} == {id(result) for results in found for result in results}
     if n_jobs == 1:
         assert sorted(asked) == sorted(
             [("logistic", 3), ("linear_svm", 3), ("ridge", 3), *[("knn", 1)] * 3, *[("gda", 1)] * 3]
         )
     for parts, results in zip(taps, found, strict=True):
-        alone = evaluate_heads(heads, parts, 3, n_jobs=1)
+        (alone,) = evaluate_heads(heads, [parts], 3, n_jobs=1)
         assert [result.head for result in results] == [result.head for result in alone]
         for a, b in zip(results, alone, strict=True):
             _same(a, b)
@@ -179,11 +179,16 @@ def test_classes_of_a_single_sample_are_fitted_side_by_side_to_the_same_end(name
     X, _ = _part(len(y), 0, d=12, n_classes=len(counts))
     X[np.arange(len(y)), y] += 2
     parts = {"train": (X, y), "test": _part(36, 2, d=12, n_classes=len(counts))}
-    one_by_one, together = [], fitting._goes_side_by_side
-    monkeypatch.setattr(fitting, "_goes_side_by_side", lambda *asked: not one_by_one and together(*asked))
+    goes, answers = fitting._goes_side_by_side, []
+
+    def asked(*arguments):
+        answers.append(goes(*arguments))
+        return answers[-1]
+
+    monkeypatch.setattr(fitting, "_goes_side_by_side", asked)
     found = evaluate_head(name, parts, len(counts))
-    assert together(registry.make_head(name), registry.head_grid(name, len(y)), y, np.arange(len(y)) % 5)
-    one_by_one.append(True)
+    assert set(answers) == {True}
+    monkeypatch.setattr(fitting, "_goes_side_by_side", lambda *arguments: False)
     alone = evaluate_head(name, parts, len(counts))
     assert (found.params, found.selection_score) == (alone.params, alone.selection_score)
     # A path ends each fit within the tolerance, and the temperature is of its decisions.
@@ -202,9 +207,9 @@ def test_what_a_head_refuses_of_one_tap_is_said_as_of_that_tap_alone():
         ("linear_svm", dict.fromkeys(ALL, (X.astype(np.float64), y)), huge),
     ):
         with pytest.raises(HeadError) as alone:
-            evaluate_heads([head], refused, 3)
+            evaluate_heads([head], [refused], 3)
         with pytest.raises(HeadError) as together:
-            evaluate_taps([head], [fine, refused], 3)
+            evaluate_heads([head], [fine, refused], 3)
         assert str(together.value) == str(alone.value)
 
 
@@ -228,7 +233,7 @@ def test_an_error_in_a_process_reaches_the_caller(monkeypatch):
     X, y = _part(40, 0)
     huge = (X.astype(np.float64) * 1e307, y)
     with pytest.raises(HeadError, match=r"head '\w+' cannot be fitted on 40 rows of 8 features in 3 classes"):
-        evaluate_heads(["ridge", "linear_svm"], {"train": huge, "validation": huge, "test": huge}, 3, n_jobs=2)
+        evaluate_heads(["ridge", "linear_svm"], [dict.fromkeys(ALL, huge)], 3, n_jobs=2)
 
 
 @pytest.mark.parametrize("y", [[0, 1], [0, 0, 1], [0, 1, 2], [0, 0, 0, 1, 1, 2]], ids=str)
@@ -286,13 +291,13 @@ def _nan(parts):
 )
 def test_messages(parts, error, message):
     with pytest.raises(error, match=message) as caught:
-        evaluate_heads(["ridge"], parts, 3)
+        evaluate_heads(["ridge"], [parts], 3)
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_head_before_any_work():
     with pytest.raises(UnknownNameError, match="unknown head 'rigde'"):
-        evaluate_heads(["majority", "rigde"], {}, 3)
+        evaluate_heads(["majority", "rigde"], [{}], 3)
 
 
 def test_an_absent_part_may_be_none():

@@ -53,7 +53,7 @@ def test_on_disk_is_as_in_memory(tmp_path, monkeypatch, names):
         # Many blocks of few rows.
         monkeypatch.setattr(parts_module, "_BLOCK_BYTES", 1 << 30 if max_bytes else 30 * 4 * 64)
         with staging(tmp_path, max_bytes) as room:
-            found.append(evaluate_heads(heads, laid_out(room, names), 3))
+            found.append(*evaluate_heads(heads, [laid_out(room, names)], 3))
             assert len(list(tmp_path.iterdir())) == (0 if max_bytes else 1)
         assert not list(tmp_path.iterdir())
     for here, there in zip(*found, strict=True):
@@ -126,7 +126,7 @@ def test_a_division_on_disk_is_that_in_memory(tmp_path, monkeypatch, names, divi
 
 def test_heads_that_need_all_rows_say_which_do_not(tmp_path):
     with staging(tmp_path, 0) as room, pytest.raises(HeadError, match="'knn' holds all rows in .*--memory.* logistic"):
-        evaluate_heads(["knn"], laid_out(room, tuple(SIZES)), 3)
+        evaluate_heads(["knn"], [laid_out(room, tuple(SIZES))], 3)
 
 
 def test_a_full_disk_says_so_and_leaves_nothing(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -52,12 +53,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_ = weights_KD.copy(), intercept_K.copy()
         return self
 
-    def forget_classes(self, absent: NDArray[np.bool_]) -> None:
-        """Be as if these of three classes or more, of which there was no row, had not been asked for."""
-        self.classes_, self.coef_, self.intercept_ = (
-            each[~absent] for each in (self.classes_, self.coef_, self.intercept_)
-        )
-
 
 class ProbabilisticClassifier(LinearClassifier):
     """A linear classifier whose margins are logarithms of probabilities, but for a constant."""
@@ -81,3 +76,37 @@ class ProbabilisticClassifier(LinearClassifier):
 def named(margins_nK: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
     """Return the index of the class of the greatest margin; of a single margin, 1 where it is positive."""
     return (margins_nK[:, 0] > 0).astype(np.int64) if margins_nK.shape[1] == 1 else margins_nK.argmax(axis=1)
+
+
+def absent_classes(
+    ys: Sequence[NDArray[Any]], folds: Sequence[NDArray[np.int64]]
+) -> list[dict[int, NDArray[np.bool_]]]:
+    """Return for each task which classes have all their rows in a fold, by the place of the fold.
+
+    Several labels or numbers of a row, (n_samples, n_outputs), are in all folds.
+    """
+    found: list[dict[int, NDArray[np.bool_]]] = []
+    for y, fold in zip(ys, folds, strict=True):
+        found.append({})
+        if y.ndim == 2:
+            continue
+        classes, y_index = np.unique(y, return_inverse=True)
+        counts = np.bincount(y_index)
+        for place, each in enumerate(np.unique(fold[fold >= 0])):
+            absent = np.bincount(y_index[fold == each], minlength=len(classes)) == counts
+            if absent.any():
+                found[-1][place] = absent
+    return found
+
+
+def forget_classes(fitted: Sequence[Sequence[Any]], absent: Sequence[Mapping[int, NDArray[np.bool_]]]) -> None:
+    """Let classifiers of each task and fold be as if those of three classes or more that had no row were not asked for.
+
+    What is no classifier is left as it is.
+    """
+    for estimators, of_folds in zip(fitted, absent, strict=True):
+        for place, classes in of_folds.items():
+            if isinstance(head := estimators[place], LinearClassifier):
+                head.classes_, head.coef_, head.intercept_ = (
+                    each[~classes] for each in (head.classes_, head.coef_, head.intercept_)
+                )

@@ -26,7 +26,12 @@ from featurecache.heads.checks import (
     with_weight,
 )
 from featurecache.heads.labelled import LabelledMixin
-from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
+from featurecache.heads.linear.classifier import (
+    LinearClassifier,
+    ProbabilisticClassifier,
+    absent_classes,
+    forget_classes,
+)
 from featurecache.heads.linear.tasks import FitsTasks
 
 if TYPE_CHECKING:
@@ -131,17 +136,17 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
         return self._solved(step, 0)
 
     @classmethod
-    def _fit_folds_of_tasks(
+    def fit_folds_of_tasks(
         cls,
         heads: Sequence[Self],
         Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None,
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
         """See `FitsTasks`; ``settings`` are ``{"C": strength}``, in increasing order."""
-        asked = _Together(heads, Xs, ys, folds, sample_weight)
+        asked, absent = _Together(heads, Xs, ys, folds, sample_weight), absent_classes(ys, folds)
         Cs = [setting["C"] for setting in settings]
         for C, steps in zip(Cs, asked.solve(Cs), strict=True):
             fitted: list[list[Self]] = []
@@ -151,6 +156,7 @@ class LinearProbe(FitsTasks, LabelledMixin, LinearClassifier):
                     each.C = C
                     each._solved(steps[place], group)
                 fitted.append(new)
+            forget_classes(fitted, absent)
             yield {"C": C}, fitted
 
     @classmethod

@@ -23,7 +23,7 @@ from featurecache.heads.checks import (
     sets_of,
     with_weight,
 )
-from featurecache.heads.linear.classifier import LinearClassifier, named
+from featurecache.heads.linear.classifier import LinearClassifier, absent_classes, forget_classes, named
 from featurecache.heads.linear.normal_equations import Real, System
 from featurecache.heads.linear.tasks import FitsTasks
 
@@ -51,18 +51,19 @@ class _Ridge(FitsTasks, BaseEstimator):
         self.random_state = random_state
 
     @classmethod
-    def _fit_folds_of_tasks(
+    def fit_folds_of_tasks(
         cls,
         heads: Sequence[Self],
         Xs: Sequence[NDArray[Any]],
         ys: Sequence[NDArray[Any]],
         folds: Sequence[NDArray[np.int64]],
         settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None,
+        sample_weight: NDArray[np.float64] | None = None,
     ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
         """See `FitsTasks`: all come from one decomposition of each fold."""
         targets = [head._targets_of(*each) for head, *each in zip(heads, Xs, ys, strict=True)]
         systems = heads[0]._systems(Xs[0], np.hstack(targets), folds[0], sample_weight)
+        absent = absent_classes(ys, folds)
         for alpha in (setting["alpha"] for setting in settings):
             fitted: list[list[Self]] = [[] for _ in heads]
             for system in systems:
@@ -72,6 +73,7 @@ class _Ridge(FitsTasks, BaseEstimator):
                 _solve(system, new, [each.shape[1] for each in targets])
                 for estimators, head in zip(fitted, new, strict=True):
                     estimators.append(head)
+            forget_classes(fitted, absent)
             yield {"alpha": alpha}, fitted
 
     @staticmethod

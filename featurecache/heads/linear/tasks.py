@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, clone, is_classifier
+from sklearn.base import clone
 
 
 class FitsTasks:
@@ -16,8 +16,6 @@ class FitsTasks:
     streams: ClassVar[bool] = True
     side_by_side: ClassVar[frozenset[str]]
     """Parameters in which settings may differ that are fitted side by side."""
-    forget_classes: Callable[[NDArray[np.bool_]], None]
-    """Be as if these classes, of which it was given no row, had not been asked for; for heads with classes."""
 
     def fit_folds(
         self,
@@ -78,24 +76,6 @@ class FitsTasks:
         (setting, estimators)
             For each task what `fit_folds` gives, but for rounding and within the tolerance.
         """
-        absent = [_absent_classes(head, y, fold) for head, y, fold in zip(heads, ys, folds, strict=True)]
-        for setting, found in cls._fit_folds_of_tasks(heads, Xs, ys, folds, settings, sample_weight):
-            for estimators, of_folds in zip(found, absent, strict=True):
-                for place, classes in of_folds.items():
-                    estimators[place].forget_classes(classes)
-            yield setting, found
-
-    @classmethod
-    def _fit_folds_of_tasks(
-        cls,
-        heads: Sequence[Self],
-        Xs: Sequence[NDArray[Any]],
-        ys: Sequence[NDArray[Any]],
-        folds: Sequence[NDArray[np.int64]],
-        settings: Sequence[Mapping[str, Any]],
-        sample_weight: NDArray[np.float64] | None,
-    ) -> Iterator[tuple[dict[str, Any], list[list[Self]]]]:
-        """Do what `fit_folds_of_tasks` does, for classes that are there in all folds or not."""
         raise NotImplementedError
 
     @classmethod
@@ -128,17 +108,3 @@ class FitsTasks:
     ) -> list[list[int]]:
         """Return the places of tasks that are fitted together, of those whose rows weigh alike."""
         raise NotImplementedError
-
-
-def _absent_classes(head: BaseEstimator, y: NDArray[Any], fold: NDArray[np.int64]) -> dict[int, NDArray[np.bool_]]:
-    """Return which classes have all their rows in a fold, by the place of the fold; numbers and labels have none."""
-    if not is_classifier(head) or y.ndim == 2:
-        return {}
-    classes, y_index = np.unique(y, return_inverse=True)
-    counts = np.bincount(y_index)
-    found = {}
-    for place, held_out in enumerate(np.unique(fold[fold >= 0])):
-        absent = np.bincount(y_index[fold == held_out], minlength=len(classes)) == counts
-        if absent.any():
-            found[place] = absent
-    return found
