@@ -1,9 +1,11 @@
-"""Every error a user can meet. A message says what is wrong, where, and what to do about it, in one line."""
+"""Every error a user can meet, and every warning. A message says what is wrong, where, and what to do, in one line."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 
 class FeatureCacheError(Exception):
@@ -87,6 +89,47 @@ class HeadError(FeatureCacheError, ValueError):
 
 class BackboneMismatchError(FeatureCacheError, ValueError):
     """A backbone that cannot be reproduced exactly as it was when features were made with it."""
+
+
+MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportWarning:
+    """Something doubtful that a report says where people look: after the summary, in the HTML report and in JSON.
+
+    Parameters
+    ----------
+    kind : str
+        A fixed word for programs, such as ``default_tap`` or ``flat_images``.
+    count : int
+        Number of samples, files or tensors that it is about.
+    text : str
+        One sentence that says what, how many and what to do.
+    examples : tuple of str
+        Names of the first of them, at most `MAX_EXAMPLES`; more are dropped.
+    """
+
+    kind: str
+    count: int
+    text: str
+    examples: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", tuple(shortened(name) for name in self.examples[:MAX_EXAMPLES]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {**asdict(self), "examples": list(self.examples)}
+
+    def about(self, subject: str) -> ReportWarning:
+        """Return the warning with the name of what it is about in front of its text."""
+        return replace(self, text=f"{subject}: {self.text}")
+
+
+def unique_warnings(warnings: Iterable[ReportWarning]) -> list[ReportWarning]:
+    """Drop repetitions, keeping the order."""
+    return list(dict.fromkeys(warnings))
 
 
 def shortened(value: object, limit: int = 200) -> str:

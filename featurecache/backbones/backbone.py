@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from featurecache.errors import ReportWarning
 from featurecache.specs import AnyPreprocess, FeatureIdentity
 
 
@@ -28,6 +29,9 @@ class Backbone:
     identity: FeatureIdentity
     weights_source: str
     notes: tuple[str, ...]
+    """What `info` and `inspect` mention; nobody need act on it."""
+    warnings: tuple[ReportWarning, ...] = ()
+    """What is doubtful about the weights or the preprocess; printed after every extraction."""
     num_parameters: int
     num_trainable: int
     license: str | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from featurecache.errors import ReportWarning
 from featurecache.specs import AnyPreprocess
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Provided:
     file_loaded: bool = False
     """The provider has loaded the weights file itself, because its names are not the network's."""
     notes: tuple[str, ...] = ()
+    warnings: tuple[ReportWarning, ...] = ()
+    """What is doubtful about the weights or the preprocess."""
     identity_name: str | None = None
     """The name that counts for the fingerprint, where the one asked for holds a path of this machine."""
 

@@ -15,7 +15,7 @@ from featurecache.cli.options import (
     verb_parser,
     views_of,
 )
-from featurecache.cli.output import print_json, print_line, progress_on_stderr, warn
+from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, warn
 
 if TYPE_CHECKING:
     from featurecache.extraction.run import ExtractionReport
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(report.to_json())
     else:
         print_summary(report)
+        print_warnings(report.to_json()["warnings"])
     return exit_status(report, args.max_bad)
 
 

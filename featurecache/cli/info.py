@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.ls import print_features
 from featurecache.cli.options import add_table_options, verb_parser
-from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
+from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
 
 if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
@@ -135,6 +135,7 @@ def _print_making(item: dict[str, Any]) -> None:
         )
     for note in item["notes"] or []:
         print_line(f"  note: {note}")
+    print_warnings(item["warnings"])
 
 
 def _preprocess_in_words(preprocess: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_preprocess_options, add_weights_options, request_of, verb_parser
-from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -79,6 +79,7 @@ def _document(
         "weights_source": backbone.weights_source,
         "license": backbone.license,
         "notes": list(backbone.notes),
+        "warnings": [warning.to_json() for warning in backbone.warnings],
         "preprocess": asdict(backbone.preprocess),
         "nodes": [asdict(node) for node in nodes],
         **({} if cuts is None else {"tails": [asdict(cut) for cut in cuts]}),
@@ -125,6 +126,7 @@ def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, .
     print_line(f"weights: {backbone.weights_source}; fingerprint {backbone.identity.fingerprint[:12]}")
     for note in backbone.notes:
         print_line(f"note: {note}")
+    print_warnings([warning.to_json() for warning in backbone.warnings])
 
 
 def _print_tails(backbone: Backbone, cuts: list[CutInfo]) -> None:

@@ -45,6 +45,14 @@ def warn(text: str) -> None:
     print(f"featurecache: {plain_text(text)}", file=sys.stderr)
 
 
+def print_warnings(warnings: Sequence[dict[str, Any]]) -> None:
+    """Print what `ReportWarning.to_json` gave, one line each, where a summary ends."""
+    for warning in warnings:
+        shown = ", ".join(warning["examples"])
+        more = ", ..." if warning["count"] > len(warning["examples"]) else ""
+        print_line(f"warning: {warning['text']}" + (f" ({shown}{more})" if shown else ""))
+
+
 @contextmanager
 def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
     """Draw progress on stderr while the block runs; silent when stderr is no terminal."""

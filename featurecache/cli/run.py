@@ -16,10 +16,10 @@ from featurecache.cli.options import (
     verb_parser,
     views_of,
 )
-from featurecache.cli.output import print_json, print_line
+from featurecache.cli.output import print_json, print_line, print_warnings
 from featurecache.cli.task import add_label_options, add_missing_option, add_weight_option, label_columns, print_task
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
-from featurecache.errors import RequestError
+from featurecache.errors import RequestError, unique_warnings
 from featurecache.specs import TASK_NOUN, check_takes_views
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     # Heads on plain features and on views stand in one table: whether views help is for validation data to say.
     sets = [s for s in extraction.sets if s.num_views is not None or not args.tta]
     training = train(store, task, sets, args)
+    # What concerns features stands in both reports, and is printed once.
+    training.warnings = unique_warnings([*extraction.warnings, *training.warnings])
     saved = save_best(store, args.task, training)
     document = training.to_json()
     report = _write_report(args, source, extraction, training, document, saved)
@@ -107,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
         print_json({"extraction": extraction.to_json(), **document, **paths})
     else:
         print_results(document)
+        print_warnings(document["warnings"])
         print_line(f"report: {report}")
         print_line(f"label new {source.modality}s with: {predict_command(saved, training.best, args.weights)}")
     return exit_status(extraction, args.max_bad)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
 from featurecache.cli.options import add_memory_option, features_of, memory_of, verb_parser
-from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
+from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.errors import RequestError
 from featurecache.specs import TASK_NOUN
 
@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         print_ladder(document["ladder"])
     if document["frozen_statistics"]:
         print_line("norms keep the statistics of the pretrained weights; --batch-norm train lets them learn")
+    print_warnings(document["warnings"])
     if saved:
         print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featurecache.errors import ReportWarning, unique_warnings
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measures import measure_of
@@ -68,6 +69,8 @@ class TrainingReport:
     """Labelled samples without features: where first seen -> (status, reason)."""
     heads_left_out: dict[str, str] = field(default_factory=dict)
     """Heads that were not trained although all were asked for: name -> reason."""
+    warnings: list[ReportWarning] = field(default_factory=list)
+    """What is doubtful, of the task, the features and the fits."""
 
     @property
     def best(self) -> TrainedHead:
@@ -79,6 +82,7 @@ class TrainingReport:
         self.heads = sorted(self.heads + other.heads, key=lambda head: -head.result.selection_score)
         self.left_out |= other.left_out
         self.heads_left_out |= other.heads_left_out
+        self.warnings = unique_warnings([*self.warnings, *other.warnings])
 
     def against_chosen(self, head: TrainedHead) -> Comparison | None:
         """Compare a head with the chosen one; None for the chosen one itself."""
@@ -112,6 +116,7 @@ class TrainingReport:
                 {"path": path, "status": status, "reason": reason} for path, (status, reason) in self.left_out.items()
             ],
             "heads_left_out": self.heads_left_out,
+            "warnings": [warning.to_json() for warning in self.warnings],
             "last_look": self.last_look(),
             "results": [
                 {**head.to_json(), "against_chosen": None if comparison is None else comparison.to_json()}
@@ -191,7 +196,7 @@ def train_heads(
     """
     for name in heads:
         make_head(name, kind=task.kind)  # an unknown name must not cost the fits before it
-    report = TrainingReport(task, [])
+    report = TrainingReport(task, [], warnings=feature_warnings(sets))
     pairs = open_pairs(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers)
     for pair in pairs.values():
         report.left_out |= {**task.left_out(pair.features), **task.left_out(pair.judged)}
@@ -219,6 +224,14 @@ def train_heads(
         report.heads += [TrainedHead(task, pair.feature_set, result, pair.judged_set) for result in found[place]]
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
+
+
+def feature_warnings(sets: Sequence[FeatureSet]) -> list[ReportWarning]:
+    """Return what is doubtful about feature sets, each warning with the name of its set where there are several."""
+    found = [(feature_set, warning) for feature_set in sets for warning in feature_set.warnings()]
+    if len(sets) == 1:
+        return [warning for _, warning in found]
+    return unique_warnings(warning.about(str(feature_set)) for feature_set, warning in found)
 
 
 def _left_out(task: Task, able: Sequence[str]) -> dict[str, str]:

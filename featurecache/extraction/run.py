@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.backbones.registry import load_backbone, request_digest
+from featurecache.errors import ReportWarning, unique_warnings
 from featurecache.extraction.engines import Engine
 from featurecache.extraction.inventory import check_modality, look
 from featurecache.extraction.meter import Usage
@@ -60,6 +61,8 @@ class ExtractionReport:
     """Inputs per second of each runtime that was tried before one was chosen."""
     startup_seconds: float = 0.0
     """Of those, until the network was loaded and its runtime ready."""
+    warnings: list[ReportWarning] = field(default_factory=list)
+    """What is doubtful, of the source, the backbone and the stored features."""
     usage: list[Usage] = field(default_factory=list)
     """Where the time went, for each pass over inputs: of the plain ones, and of views."""
 
@@ -80,6 +83,7 @@ class ExtractionReport:
             "seconds": round(self.seconds, 3),
             "startup_seconds": round(self.startup_seconds, 3),
             "usage": [usage.to_json() for usage in self.usage],
+            "warnings": [warning.to_json() for warning in self.warnings],
         }
 
 
@@ -120,6 +124,7 @@ class ExtractionRun:
         report.startup_seconds += self._loading_seconds
         report.num_cut = _count_cut(view, report.sets)
         report.bad = _bad_inputs(view, report.sets)
+        report.warnings = unique_warnings([*report.warnings, *(w for s in report.sets for w in s.warnings())])
         return report
 
     def _extract(
@@ -133,6 +138,9 @@ class ExtractionRun:
             sets = [
                 report.store.add_feature_set(identity, about(backbone), tap.name, self.settings.dtype) for tap in taps
             ]
+            for feature_set in sets:
+                for warning in backbone.warnings:
+                    feature_set.keep_warning(warning)
             self._compute(report, sets, view, backbone, taps)
             if digest := self._digest(views):
                 report.store.remember_request(digest, identity.fingerprint, [tap.name for tap in taps])

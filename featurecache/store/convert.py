@@ -57,6 +57,8 @@ def convert_features(
             on_shard(number, len(features.commits))
     if (probe := source.probe()) is not None:
         target.keep_probe(probe)
+    for warning in source.warnings():
+        target.keep_warning(warning)
     return target
 
 

@@ -11,15 +11,15 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from featurecache.atomic import make_folder, publish_once
-from featurecache.errors import CorruptError, UnknownNameError
+from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
+from featurecache.errors import CorruptError, ReportWarning, UnknownNameError
 from featurecache.records import encode_record, read_record
 from featurecache.specs import FeatureIdentity, check_takes_views
 from featurecache.store.dtypes import STORED
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable
-from featurecache.store.schemas import ProbeBody, SpecBody, check_body, features_schema
+from featurecache.store.schemas import ProbeBody, SpecBody, WarningBody, check_body, features_schema
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,23 @@ class FeatureSet:
         make_folder(self.folder.path)
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
 
+    def keep_warning(self, warning: ReportWarning) -> None:
+        """Keep a warning with the features, so that `info` and `train` repeat it; one of the same kind is replaced."""
+        folder = self.folder.path / "warnings"
+        make_folder(folder)
+        publish_bytes(folder / f"{warning.kind}.json", encode_record("warning", warning.to_json()))
+
+    def drop_warning(self, kind: str) -> None:
+        """Remove a kept warning that no longer holds."""
+        (self.folder.path / "warnings" / f"{kind}.json").unlink(missing_ok=True)
+
+    def warnings(self) -> list[ReportWarning]:
+        """Return the kept warnings, by kind."""
+        folder = self.folder.path / "warnings"
+        if not folder.is_dir():
+            return []
+        return [_read_warning(path) for path in sorted(folder.glob("*.json")) if not is_partial(path)]
+
     def to_json(self) -> dict[str, Any]:
         """Name it in plain JSON values."""
         names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint, "views": self.num_views}
@@ -94,6 +111,16 @@ def feature_set_in(folder: Path, identity: FeatureIdentity, about: dict[str, Any
     tap, dtype = tap_of_folder(folder.parent.name), folder.name
     place = ShardFolder(folder, features_schema(dtype))
     return FeatureSet(identity.fingerprint, identity, about, tap, dtype, place, samples)
+
+
+def _read_warning(path: Path) -> ReportWarning:
+    record = read_record(path, "warning")
+    check_body(record, WarningBody, str(path))
+    if record["kind"] != path.stem:
+        raise CorruptError(f"{path} holds a warning of kind {record['kind']!r}; remove it")
+    return ReportWarning(
+        kind=record["kind"], count=record["count"], text=record["text"], examples=tuple(record["examples"])
+    )
 
 
 def choose(sets: list[FeatureSet], wanted: Mapping[str, str | None], views: int | None) -> list[FeatureSet]:

@@ -41,6 +41,7 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
         **{name: feature_set.about.get(name) for name in _BUILDING},
         "provenance": last.body["provenance"],
         "precision": last.body.get("precision"),
+        "warnings": [warning.to_json() for warning in feature_set.warnings()],
     }
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from featurecache.errors import CorruptError, shortened
+from featurecache.errors import MAX_EXAMPLES, CorruptError, shortened
 from featurecache.specs import MAX_SHARD_ROWS, TaskKind
 from featurecache.store.commits import Commit
 
@@ -135,6 +135,15 @@ class ProbeBody(Struct):
     stages: list[tuple[Text, Text]]
     features: dict[Text, list[list[float]]]
     provenance: Provenance
+
+
+class WarningBody(Struct):
+    """A warning that is kept with features."""
+
+    kind: Annotated[str, Meta(pattern="^[a-z_]{1,40}$")]
+    count: Count
+    text: Text
+    examples: Annotated[list[Text], Meta(max_length=MAX_EXAMPLES)]
 
 
 @dataclass(frozen=True)

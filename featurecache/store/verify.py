@@ -196,6 +196,7 @@ def _check_features(store: FeatureStore, folder: Path) -> None:
         if commit.body["fingerprint"] != feature_set.fingerprint:
             raise ValueError(f"commit {commit.key} belongs to fingerprint {shortened(commit.body['fingerprint'], 16)}")
     feature_set.probe()
+    feature_set.warnings()
     if features.commits:  # else it was killed before its first commit, or repair has set all of it aside
         _ = features.sample_shape, features.rows, features.bad
 
