@@ -68,6 +68,6 @@ def test_info_and_train_repeat_what_is_kept(store: FeatureStore, capsys: pytest.
     assert main(["info", str(store.path), "--json"]) == 0
     kept = {(f["tap"], f["dtype"]): f["warnings"] for f in json.loads(capsys.readouterr().out)["features"]}
     assert kept[feature_set.tap, "float16"] == [WARNING.to_json()]
-    train = ["train", str(store.path), "--task", "brightness", "--head", "ridge", "--tap", feature_set.tap, "-q"]
+    train = ["train", str(store.path), "--task", "brightness", "--head", "ridge", "--tap", feature_set.tap, "--quiet"]
     assert main([*train, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["warnings"] == [WARNING.to_json()]
