@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from featurecache.backbones.provider import EarlierDefault
 from featurecache.errors import ReportWarning
 from featurecache.specs import AnyPreprocess, FeatureIdentity
 
@@ -32,6 +33,8 @@ class Backbone:
     """What `info` and `inspect` mention; nobody need act on it."""
     warnings: tuple[ReportWarning, ...] = ()
     """What is doubtful about the weights or the preprocess; printed after every extraction."""
+    earlier: tuple[EarlierDefault, ...] = ()
+    """What earlier releases made of the same request, the latest first, for caches that they began."""
     num_parameters: int
     num_trainable: int
     license: str | None

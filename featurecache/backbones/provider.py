@@ -19,6 +19,33 @@ def same_key(key: str) -> str:
     return key
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlierDefault:
+    """What an earlier release made of the same request, where a default has changed since.
+
+    A cache that holds features made so is continued with them, and a warning names the default of today.
+
+    Attributes
+    ----------
+    kind : str
+        Of the warning: ``default_tap`` or ``preprocess``.
+    now : str
+        The default of today, for the warning: ``the default tap is the input of 'head' now, not its output``.
+    preprocess : PreprocessSpec or TextPreprocessSpec, optional
+        The preprocess of then; None where it is that of today.
+    classifiers : tuple of str, optional
+        The output layers that were removed then, an empty tuple for none; None where they are those of today.
+    default_tap : str, optional
+        The tap that ``default`` stood for then, ``node:pooling``; None where the name means the same today.
+    """
+
+    kind: str
+    now: str
+    preprocess: AnyPreprocess | None = None
+    classifiers: tuple[str, ...] | None = None
+    default_tap: str | None = None
+
+
 @dataclass(kw_only=True)
 class Provided:
     """A network as its provider knows it, output layer still in place."""
@@ -46,6 +73,8 @@ class Provided:
     notes: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
     """What is doubtful about the weights or the preprocess."""
+    earlier: tuple[EarlierDefault, ...] = ()
+    """What earlier releases made of the same name, the latest first, for caches that they began."""
     identity_name: str | None = None
     """The name that counts for the fingerprint, where the one asked for holds a path of this machine."""
 

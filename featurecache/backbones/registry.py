@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.backbones.plugins import load_plugin, plugin_prefixes
-from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.provider import EarlierDefault, Provided, Provider
 from featurecache.backbones.providers.efficientnet_lite import EfficientNetLiteProvider
 from featurecache.backbones.providers.exported_program import ExportedProgramProvider
 from featurecache.backbones.providers.hub_checkout import HubCheckoutProvider
@@ -62,7 +62,9 @@ def list_backbones(pattern: str | None = None) -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
 
 
-def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) -> Backbone:
+def load_backbone(
+    request: BackboneRequest, *, keep_classifier: bool = False, earlier: EarlierDefault | None = None
+) -> Backbone:
     """Build a backbone, load its weights, remove its output layer and freeze it.
 
     Parameters
@@ -71,6 +73,8 @@ def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) ->
         Name, weights file and preprocess overrides. With a weights file nothing is fetched from a network.
     keep_classifier
         Keep the output layer; then its weights must be there too.
+    earlier
+        One of `Backbone.earlier`: build the backbone that this request meant before a default changed.
     """
     from featurecache.backbones import backbone as parts
     from featurecache.backbones.weights import check_exists
@@ -79,6 +83,8 @@ def load_backbone(request: BackboneRequest, *, keep_classifier: bool = False) ->
     if request.weights is not None:
         check_exists(request.weights)
     provided = _build(provider, local_name, request, keep_classifier=keep_classifier)
+    if earlier is not None:
+        _as_before(provided, earlier)
     notes = [*provided.notes]
     if request.weights is not None:
         notes += _load_file(provided, request.name, request.weights, keep_classifier=keep_classifier)
@@ -151,6 +157,13 @@ def _build(provider: Provider, name: str, request: BackboneRequest, *, keep_clas
     return provided
 
 
+def _as_before(provided: Provided, earlier: EarlierDefault) -> None:
+    if earlier.preprocess is not None:
+        provided.preprocess = earlier.preprocess
+    if earlier.classifiers is not None:
+        provided.classifiers, provided.join = earlier.classifiers, None
+
+
 def _remove_output_layers(provided: Provided) -> None:
     from featurecache.backbones.backbone import remove_layer
 
@@ -203,6 +216,7 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *,
         weights_source=provided.weights_source,
         notes=tuple(notes),
         warnings=provided.warnings,
+        earlier=provided.earlier,
         num_parameters=sum(p.numel() for p in module.parameters()),
         num_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
         license=provided.license,

@@ -75,12 +75,24 @@ def reproduce_backbone(
         seed=seed or 0,
         precision=cast(PrecisionName, identity.precision),
     )
-    network = load_backbone(request)
+    network = _as_recorded(request, identity)
     if differences := identity.plain.differences(network.identity):
         raise BackboneMismatchError(
             f"the backbone of {needed_by} cannot be reproduced here: {'; '.join(differences)}. It was made with "
             f"{made_with}; pass that file with --weights"
         )
+    return network
+
+
+def _as_recorded(request: BackboneRequest, identity: FeatureIdentity) -> Backbone:
+    """Load a backbone, by the defaults of today or else by those that the features were made with."""
+    network = load_backbone(request)
+    for earlier in network.earlier:
+        if not identity.plain.differences(network.identity):
+            break
+        before = load_backbone(request, earlier=earlier)
+        if not identity.plain.differences(before.identity):
+            return before
     return network
 
 

@@ -153,7 +153,8 @@ class ExtractionRun:
         request: dict[str, Any] = {"backbone": self._backbone_digest, "taps": list(self.taps)}
         if views is not None:
             request["views"] = asdict(views)
-        return digest_json("request", 1, request)
+        # Notes of edition 1 were made when other defaults held.
+        return digest_json("request", 2, request)
 
     @cached_property
     def _backbone_digest(self) -> str | None:
@@ -178,6 +179,7 @@ class ExtractionRun:
         """Load the backbone when it is first needed."""
         started = perf_counter()
         from featurecache.backbones.taps import resolve_taps
+        from featurecache.extraction.continuity import continue_earlier
         from featurecache.extraction.modality import modality_of
 
         if self._loaded is None:
@@ -185,7 +187,10 @@ class ExtractionRun:
             backbone = load_backbone(self.request)
             check_modality(self.source, backbone.preprocess, backbone.name)
             modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
-            self._loaded = backbone, resolve_taps(backbone, self.taps)
+            if (self.cache / "FORMAT.json").exists():
+                self._loaded = continue_earlier(FeatureStore.open(self.cache), self.request, backbone, self.taps)
+            else:
+                self._loaded = backbone, resolve_taps(backbone, self.taps)
             self._loading_seconds += perf_counter() - started
         return self._loaded
 

@@ -1,0 +1,81 @@
+"""A cache that was begun before a default changed is continued as it was, with a warning that names the new default.
+
+Every change of a default that would give features of another fingerprint, tap or type goes through here:
+
+* a provider says in `Provided.earlier` what it made of the same name before (preprocess, removed output layers, default
+  tap), and `continue_earlier` loads that where the cache holds such features and none of today's;
+* the stored type that ``--dtype auto`` stands for is that of the features which are there: see `stored_types`.
+
+A second tap, type or fingerprint never begins beside an old one in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.provider import EarlierDefault
+from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.taps import DEFAULT, Tap, resolve_taps
+from featurecache.errors import ReportWarning
+from featurecache.specs import BackboneRequest
+from featurecache.store.store import FeatureStore
+
+
+def continue_earlier(
+    store: FeatureStore, request: BackboneRequest, backbone: Backbone, names: Sequence[str]
+) -> tuple[Backbone, tuple[Tap, ...]]:
+    """Return the backbone and taps that a cache is extended with.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The cache.
+    request : BackboneRequest
+        What was asked for.
+    backbone : Backbone
+        What it means by the defaults of today.
+    names : sequence of str
+        Taps, ``default`` among them.
+
+    Returns
+    -------
+    backbone, taps
+        Those of today, unless the cache holds features that an earlier release made of this request and none of
+        today's: then those, with a warning that names the new default.
+    """
+    taps = resolve_taps(backbone, names)
+    others = {
+        s.identity.plain.fingerprint for s in store.feature_sets() if s.identity.backbone == backbone.identity.backbone
+    }
+    if not others or _holds(store, backbone, taps, names):
+        return backbone, taps
+    for earlier in backbone.earlier:
+        before = backbone if _only_tap_changed(earlier) else load_backbone(request, earlier=earlier)
+        if before.identity.fingerprint not in others:
+            continue
+        taps_before = resolve_taps(before, [earlier.default_tap or name if name == DEFAULT else name for name in names])
+        if _holds(store, before, taps_before, names):
+            return _warned(before, earlier), taps_before
+    return backbone, taps
+
+
+def _only_tap_changed(earlier: EarlierDefault) -> bool:
+    return earlier.preprocess is None and earlier.classifiers is None
+
+
+def _holds(store: FeatureStore, backbone: Backbone, taps: Sequence[Tap], names: Sequence[str]) -> bool:
+    """Tell whether a cache was begun with a backbone; where the default tap was asked for, with one of these taps."""
+    held = {s.tap for s in store.feature_sets() if s.identity.plain.fingerprint == backbone.identity.fingerprint}
+    return bool(held & {tap.name for tap in taps}) if DEFAULT in names else bool(held)
+
+
+def _warned(backbone: Backbone, earlier: EarlierDefault) -> Backbone:
+    warning = ReportWarning(
+        kind=earlier.kind,
+        count=1,
+        text=f"this cache is continued as it was begun, and {earlier.now}; extract into another cache to have that",
+    )
+    others = tuple(each for each in backbone.warnings if each.kind != earlier.kind)
+    return replace(backbone, warnings=(*others, warning))
