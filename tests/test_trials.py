@@ -17,6 +17,7 @@ LEAST_TRIALS = {
     "flips": (100, 80, 10, 80, 80, 150),
     "hostile": (1, 5, 5, 5, 5, 2, 5, 5),
     "races": (4, 4, 4, 4),
+    "gc": (5,),
     "images": (700,),
     "changes": (30, 10),
     "durability": (1,),

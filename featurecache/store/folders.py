@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featurecache.atomic import is_partial, make_folder, publish_once
+from featurecache.atomic import fsync_directory, is_partial, make_folder, publish_once
 from featurecache.errors import CorruptError
 from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
 from featurecache.store.dtypes import Array
@@ -61,7 +62,13 @@ class ShardFolder:
 
     def commits(self) -> list[Commit]:
         """All published shards, in the order of their keys."""
-        return [self.read(path) for path in self.records()]
+        for _ in range(_ATTEMPTS):
+            records = self.records()
+            with contextlib.suppress(FileNotFoundError):
+                commits = [self.read(path) for path in records]
+                if set(records) <= set(self.records()):  # else a shard may have been replaced while they were read
+                    return commits
+        raise CorruptError(f"{self.path} is rewritten faster than it can be read; try again")
 
     def read(self, record: Path) -> Commit:
         """Read one commit record and compare it with the schema."""
@@ -74,7 +81,11 @@ class ShardFolder:
 
     def has(self, key: str) -> bool:
         """Tell whether something was published under this key."""
-        return (self.path / "commits" / f"{key}.json").exists()
+        return self.record(key).exists()
+
+    def record(self, key: str) -> Path:
+        """Where the commit record of a key lies, or would lie."""
+        return self.path / "commits" / f"{key}.json"
 
     def last(self) -> Commit | None:
         """The published shard with the greatest key."""
@@ -89,7 +100,7 @@ class ShardFolder:
 
     def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any]) -> bool:
         """Publish a finished shard under ``key``; False when another writer was first."""
-        return publish_once(self.path / "commits" / f"{key}.json", encode_commit(shard, body))
+        return publish_once(self.record(key), encode_commit(shard, body))
 
     def publish(self, key: str, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
         """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first."""
@@ -108,7 +119,7 @@ class ShardFolder:
         old = self.keys()
         won = self.publish(f"{int(old[-1]) + 1 if old else 0:012d}", arrays, body, kind=kind)
         if won:
-            self.discard(old[:-1])
+            self.discard(self._still_there(old[:-1]))
         return won
 
     def open(self, commit: Commit) -> MappedShard:
@@ -140,19 +151,26 @@ class ShardFolder:
         """Keys of all published shards, in order."""
         return [record.stem for record in self.records()]
 
-    def discard(self, keys: Sequence[str]) -> None:
+    def discard(self, commits: Sequence[Commit]) -> None:
         """Withdraw superseded commits and their shards: the record first, so that no record ever points at nothing.
 
         Other shards of a key stay: they may belong to a writer that is about to commit.
         """
-        for key in keys:
-            record = self.path / "commits" / f"{key}.json"
-            try:
-                commit = self.read(record)
-            except FileNotFoundError:  # withdrawn by somebody else
-                continue
-            record.unlink(missing_ok=True)
+        mine = [commit for commit in commits if commit in self._still_there([commit.key])]
+        for commit in mine:
+            self.record(commit.key).unlink(missing_ok=True)
+        if mine:  # a power cut could bring the records back, and not the shards
+            fsync_directory(self.path / "commits")
+        for commit in mine:
             (self.path / "shards" / commit.file_name).unlink(missing_ok=True)
+
+    def _still_there(self, keys: Sequence[str]) -> list[Commit]:
+        """Read the commits of some keys, but for those that somebody else has withdrawn."""
+        found = []
+        for key in keys:
+            with contextlib.suppress(FileNotFoundError):
+                found.append(self.read(self.record(key)))
+        return found
 
     def records(self) -> list[Path]:
         """Every commit record, in the order of the keys."""

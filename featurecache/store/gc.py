@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.atomic import fsync_directory, is_partial, publish_bytes
-from featurecache.store.commits import Commit, encode_commit
+from featurecache.atomic import is_partial
+from featurecache.errors import CorruptError
+from featurecache.hashing import digest_json
+from featurecache.store.commits import Commit
+from featurecache.store.dtypes import Array
 from featurecache.store.features import Features, rows_of_commit, runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
@@ -73,8 +76,9 @@ def collect_garbage(
         if remove:
             path.unlink(missing_ok=True)
     if unused:
-        held = merged_rows(store.views.all())
         for feature_set in store.feature_sets():
+            # Read anew for each: a source may have been extracted again meanwhile, and what it holds stays.
+            held = merged_rows(store.views.all())
             garbage.unused_rows += _drop_unused(feature_set.open(), feature_set.folder, held, remove=remove)
     return garbage
 
@@ -84,10 +88,9 @@ def _leftovers(root: Path) -> Iterator[Path]:
         yield from (path for name in sorted(files) if is_partial(path := Path(folder) / name))
     yield from sorted((root / TRAINING).glob("*/*.safetensors"))
     for place in shard_folders(root):
+        shards = sorted((place / "shards").glob("[0-9]*.h5"))
         named = {commit.file_name for commit in ShardFolder(place).commits()}
-        shards = place / "shards"
-        if shards.is_dir():
-            yield from (path for path in sorted(shards.glob("[0-9]*.h5")) if path.name not in named)
+        yield from (path for path in shards if path.name not in named)
 
 
 def _drop_unused(features: Features, folder: ShardFolder, held: Rows, *, remove: bool) -> int:
@@ -97,29 +100,56 @@ def _drop_unused(features: Features, folder: ShardFolder, held: Rows, *, remove:
         keep = np.isin(rows, held)
         dropped += int((~keep).sum())
         if remove and not keep.all():
-            _shrink(features, folder, commit, rows, keep)
+            try:
+                _shrink(features, folder, commit, rows, keep)
+            except (FileNotFoundError, CorruptError):
+                if folder.has(commit.key):  # else another collection has done it
+                    raise
     return dropped
 
 
 def _shrink(features: Features, folder: ShardFolder, commit: Commit, rows: Rows, keep: np.ndarray) -> None:
-    """Replace a shard by one without some rows: the new one is complete before the old one goes."""
+    """Replace a shard by one without some rows: the new one stands before the old one goes.
+
+    Rows that another shard holds too are kept: two that drop each other's copies at once would lose both.
+    """
     if keep.any():
-        old = folder.open(commit)
-        known = [name for name in features_schema(features.dtype).arrays if name in commit.shard.arrays]
-        arrays = {name: (commit.shard.arrays[name].dtype, old.read(name)) for name in known}
-        arrays |= {name: (arrays[name][0], arrays[name][1][keep]) for name in ("features", "id")}
-        layout = {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}
         kept = rows[keep]
-        key = f"{kept[0]:012d}"
-        with folder.writer(layout, {"format": "featurecache", "kind": "features"}) as writer:
-            for name, (_, values) in arrays.items():
-                writer.append(name, values)
-            shard = writer.finish(key)
-        bad = [item for item in commit.body["bad"] if item[0] in set(kept.tolist())]
-        body = {**commit.body, "rows": runs_of_rows(kept), "bad": bad}
-        publish_bytes(folder.path / "commits" / f"{key}.json", encode_commit(shard, body))
-        if key == commit.key:  # the record now names the new shard
-            (folder.path / "shards" / commit.file_name).unlink(missing_ok=True)
-            fsync_directory(folder.path / "shards")
-            return
-    folder.discard([commit.key])
+        key = _key_of_part(commit, kept)
+        folder.publish(key, _part(features, folder, commit, keep), _body_of_part(commit, kept), kind="features")
+        # It may be there already, of a collection that was killed before it removed the old one.
+        if not np.array_equal(rows_of_commit(folder.read(folder.record(key))), kept):
+            raise CorruptError(
+                f"{folder.path}: commit {key} holds other rows than it should; run `featurecache verify`"
+            )
+    folder.discard([commit])
+
+
+def _key_of_part(commit: Commit, kept: Rows) -> str:
+    """Return a key that nothing but these rows of this shard has.
+
+    The first row alone would be the key of whoever computes from that row on: a shard of that name may be there.
+    """
+    digest = digest_json("part of a shard", 1, {"shard": commit.shard.sha256, "rows": runs_of_rows(kept)})
+    return f"{kept[0]:012d}{int(digest[:16], 16):020d}"
+
+
+def _part(features: Features, folder: ShardFolder, commit: Commit, keep: np.ndarray) -> dict[str, tuple[str, Array]]:
+    """Return the arrays of a shard without the rows that go; what belongs to all rows stays as it is."""
+    old = folder.open(commit)
+    known = [name for name in features_schema(features.dtype).arrays if name in commit.shard.arrays]
+    arrays = {name: (commit.shard.arrays[name].dtype, old.read(name)) for name in known}
+    return arrays | {name: (arrays[name][0], arrays[name][1][keep]) for name in ("features", "id")}
+
+
+def _body_of_part(commit: Commit, kept: Rows) -> dict[str, Any]:
+    """Return what a commit says of the rows that stay."""
+    numbers = set(kept.tolist())
+    body = {**commit.body, "rows": runs_of_rows(kept)}
+    for name in ("bad", "probe"):
+        if name in body:
+            body[name] = [item for item in body[name] if item[0] in numbers]
+    if "cut" in body:
+        cut = [np.arange(start, stop) for start, stop in body["cut"]]
+        body["cut"] = runs_of_rows(np.intersect1d(np.concatenate([kept[:0], *cut]), kept))
+    return body

@@ -7,15 +7,19 @@ the digest of the old record says whether it is the same.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
 
 from featurecache.atomic import fsync_directory, make_folder
 from featurecache.errors import FeatureCacheError
 from featurecache.store.commits import Commit, read_commit
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
+from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import NOTES, QUARANTINE, Problem, verify
@@ -50,13 +54,19 @@ class Recomputed:
 
 def repair(store: FeatureStore) -> list[Repair]:
     """Set damaged shards aside."""
+    problems = verify(store).problems
+    if not problems:
+        return []
     quarantine = _next_quarantine(store.path)
-    return [_repair(store.path, quarantine, problem) for problem in verify(store).problems]
+    done = [_repair(store.path, quarantine, problem) for problem in problems]
+    with contextlib.suppress(OSError):  # unless it holds something
+        quarantine.rmdir()
+    return done
 
 
 def compare_set_aside(store: FeatureStore) -> list[Recomputed]:
     """Compare the shards that were set aside with those that have been computed in their places since."""
-    return [_compare(store.path, where, record) for where, record in _quarantined(store.path).items()]
+    return [_compare(store, where, record) for where, record in _quarantined(store.path).items()]
 
 
 def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
@@ -65,10 +75,9 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         return Repair(problem.where, problem.what, "restore it from a copy of the cache, or extract into a new one")
     if place.parent.name in ("commits", "shards"):
         key = place.stem.partition("-")[0]
-        folder = root / place.parent.parent
         moved = [root / place]
         if key.isdecimal():  # another name could be a pattern
-            moved = [folder / "commits" / f"{key}.json", *sorted((folder / "shards").glob(f"{key}-*.h5"))]
+            moved = _files_of(root / place.parent.parent, _keys_to_move(root / place.parent.parent, key))
     elif place.parts[0] in NOTES:
         moved = [root / place]
     else:
@@ -84,11 +93,31 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
     return Repair(problem.where, problem.what, f"set aside; {advice}")
 
 
+def _keys_to_move(folder: Path, key: str) -> list[str]:
+    """Return the key of what is damaged; of a task also those before it: an older one must not pass for the newest."""
+    if folder.parent.name != "tasks":
+        return [key]
+    keys = ShardFolder(folder).keys()
+    return sorted({key, *(older for older in keys if older < key)})
+
+
+def _files_of(folder: Path, keys: list[str]) -> list[Path]:
+    """Return records and shards of some keys, the record of each first: no record ever points at nothing."""
+    shards = {key: sorted((folder / "shards").glob(f"{key}-*.h5")) for key in keys}
+    return [path for key in keys for path in (folder / "commits" / f"{key}.json", *shards[key])]
+
+
 def _next_quarantine(root: Path) -> Path:
-    """Name a folder for what is set aside now; earlier ones keep theirs."""
+    """Make a folder for what is set aside now; earlier ones keep theirs, and another repair has its own."""
     quarantine = root / QUARANTINE
-    numbers = [int(path.name) for path in quarantine.glob("[0-9]*") if path.name.isdecimal()]
-    return quarantine / f"{max(numbers, default=0) + 1:04d}"
+    make_folder(quarantine)
+    number = max((int(path.name) for path in quarantine.glob("[0-9]*") if path.name.isdecimal()), default=0)
+    while True:
+        number += 1
+        with contextlib.suppress(FileExistsError):
+            (quarantine / f"{number:04d}").mkdir()
+            fsync_directory(quarantine)
+            return quarantine / f"{number:04d}"
 
 
 def _set_aside(root: Path, quarantine: Path, path: Path) -> None:
@@ -96,7 +125,10 @@ def _set_aside(root: Path, quarantine: Path, path: Path) -> None:
         return
     target = quarantine / path.relative_to(root)
     make_folder(target.parent)
-    path.rename(target)
+    try:
+        path.rename(target)
+    except FileNotFoundError:  # another repair was faster
+        return
     fsync_directory(target.parent)
     fsync_directory(path.parent)
 
@@ -110,18 +142,29 @@ def _quarantined(root: Path) -> dict[PurePosixPath, Path]:
     return found
 
 
-def _compare(root: Path, where: PurePosixPath, record: Path) -> Recomputed:
+def _compare(store: FeatureStore, where: PurePosixPath, record: Path) -> Recomputed:
     try:
         old: Commit = read_commit(record)
     except (FeatureCacheError, OSError):
         return Recomputed(str(where), "unknown")
     try:
-        new = read_commit(root / where)
+        new = read_commit(store.path / where)
+    except FileNotFoundError:
+        return Recomputed(str(where), "other rows" if _held_by_others(store, where, old) else "missing")
     except (FeatureCacheError, OSError):
         return Recomputed(str(where), "missing")
     if old.body.get("rows") != new.body.get("rows"):  # files are gone since, or were shared out to other shards
         return Recomputed(str(where), "other rows")
     return Recomputed(str(where), "identical" if new.shard.sha256 == old.shard.sha256 else "different")
+
+
+def _held_by_others(store: FeatureStore, where: PurePosixPath, old: Commit) -> bool:
+    """Tell whether shards of other keys hold all rows of one that was set aside."""
+    try:
+        feature_set = store.feature_set_at(where.parent.parent)
+        return feature_set is not None and bool(np.isin(rows_of_commit(old), feature_set.open().rows).all())
+    except (FeatureCacheError, OSError, KeyError, TypeError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, slots=True)

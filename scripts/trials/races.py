@@ -71,9 +71,9 @@ def try_races(options: Options) -> list[Tally]:
 def _make_ground(scratch: Path) -> Ground:
     whole, cache, half = scratch / "photos", scratch / "whole", scratch / "half"
     write_images(whole, count=10)
-    _must(lambda: _write(whole, half, 3))
+    _must(lambda: write(whole, half, 3))
     write_images(whole, count=10, first=10)
-    _must(lambda: _write(whole, cache, 3))
+    _must(lambda: write(whole, cache, 3))
     files = sorted(path for path in whole.rglob("*") if path.is_file())
     sources = [whole]
     for part in range(3):
@@ -88,7 +88,7 @@ def _make_ground(scratch: Path) -> Ground:
     return Ground(tuple(sources), half, {truth.ids[row].tobytes(): data for row, data in rows.items()}, scratch)
 
 
-def _write(source: Path, cache: Path, shard_rows: int) -> int:
+def write(source: Path, cache: Path, shard_rows: int) -> int:
     from featurecache.cli import main
 
     numbers = ["--batch-size", "4", "--shard-rows", str(shard_rows), "--workers", "1", "--max-bad", "1"]
@@ -117,7 +117,7 @@ def _race(race: tuple[Ground, str, int, bool]) -> dict[str, Any]:
         shard_rows = rng.choice((2, 3, 5, 8)) if kind == "other shard sizes" else 3
         delay = rng.random() * 0.2 if number % 2 else 0.0
         runs.append((source, shard_rows, delay))
-    problems = _run_together([lambda run=run: _late(cache, *run) for run in runs])
+    problems = run_together([lambda run=run: _late(cache, *run) for run in runs])
     found, missing, counts = _inspect(cache, ground)
     shutil.rmtree(cache, ignore_errors=True)
     return {"problems": problems + found, "missing": missing, "counts": counts}
@@ -130,10 +130,10 @@ def _no_lease(_: Any, key: str) -> Iterator[bool]:
 
 def _late(cache: Path, source: Path, shard_rows: int, delay: float) -> int:
     time.sleep(delay)
-    return _write(source, cache, shard_rows)
+    return write(source, cache, shard_rows)
 
 
-def _run_together(runs: list[Callable[[], int]]) -> list[str]:
+def run_together(runs: list[Callable[[], int]]) -> list[str]:
     """Start all at one moment; return what went wrong in any."""
     gate, opening = os.pipe()
     pids = {}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, features_body, write_image
+from conftest import TINY, features_body, make_store, write_image
 
 from featurecache.cli import main
 from featurecache.errors import CorruptError, RequestError
@@ -17,11 +18,22 @@ from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
 from featurecache.store.convert import convert_features
 from featurecache.store.dtypes import quantise
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.features import runs_of_rows
+from featurecache.store.folders import ShardFolder
 from featurecache.store.gc import collect_garbage
 from featurecache.store.repair import compare_set_aside, repair
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import LEVELS, verify
 
+ABOUT = {
+    "num_parameters": 0,
+    "num_trainable": 0,
+    "weights_source": "none",
+    "license": None,
+    "classifier": None,
+    "notes": [],
+}
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=6, dtype="float32")
 
 
@@ -190,6 +202,109 @@ def test_gc_unused_keeps_rows_where_they_are(made: tuple) -> None:
     assert np.array_equal(after.features().read(rows), before)
     assert verify(after).problems == ()
     assert extract(source, store.path).features().shape == (8, 16)
+
+
+def publish_rows(store: FeatureStore, feature_set: FeatureSet, rows: np.ndarray) -> None:
+    """Publish features as a writer does that computes these rows; each holds its row number."""
+    values = np.repeat(rows[:, None], 3, axis=1).astype(np.float32)
+    arrays = {"features": ("float32", values), "id": ("uint8", store.samples.ids[rows])}
+    body = {**features_body("a:avg", feature_set.fingerprint, 1), "rows": runs_of_rows(rows)}
+    assert feature_set.folder.publish(f"{rows[0]:012d}", arrays, body, kind="features")
+
+
+def overlapping(path: Path, *shards: range) -> tuple[FeatureStore, FeatureSet]:
+    store = make_store(path, {str(number): str(number) for number in range(12)})
+    identity = FeatureIdentity(backbone="my:net", architecture="a", weights="w", preprocess=PreprocessSpec())
+    feature_set = store.add_feature_set(identity, {**ABOUT}, "a:avg", "float32")
+    for rows in shards:
+        publish_rows(store, feature_set, np.array(rows))
+    return store, feature_set
+
+
+@pytest.mark.parametrize(
+    ("shards", "gone"),
+    [
+        ((range(6), range(3, 12)), range(3)),  # what is left of the first begins where the second does
+        ((range(8), range(2, 5), range(4, 12)), range(4)),
+        ((range(6), range(2, 12), range(6, 9)), (0, 1, 6)),
+        ((range(6), range(3, 12)), (1, 4)),
+    ],
+)
+def test_gc_never_takes_the_name_of_another_writers_shard(
+    shards: tuple[range, ...], gone: tuple[int, ...], tmp_path: Path
+) -> None:
+    store, feature_set = overlapping(tmp_path, *shards)
+    held = np.setdiff1d(np.arange(12), list(gone))
+    (view,) = store.views.all()
+    store.views.save(replace(view, rows=np.where(np.isin(view.rows, held), view.rows, -1)))
+    for _ in range(2):  # the second time there is nothing to do
+        collect_garbage(FeatureStore.open(store.path), unused=True, remove=True)
+        features = feature_set.open()
+        assert features.rows.tolist() == held.tolist()
+        assert features.read(held)[:, 0].tolist() == held.tolist()
+        assert verify(FeatureStore.open(store.path)).problems == ()
+    publish_rows(store, feature_set, np.array(sorted(gone)))  # the files are there again
+    assert len(feature_set.open().rows) == 12
+
+
+def test_gc_that_was_killed_between_the_new_shard_and_the_old_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, feature_set = overlapping(tmp_path, range(12))
+    (view,) = store.views.all()
+    store.views.save(replace(view, rows=np.where(view.rows > 3, view.rows, -1)))
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFolder, "discard", lambda *_: None)
+        collect_garbage(store, unused=True, remove=True)
+    assert len(feature_set.folder.keys()) == 2
+    assert feature_set.open().rows.tolist() == list(range(12))
+    collect_garbage(store, unused=True, remove=True)
+    assert len(feature_set.folder.keys()) == 1
+    assert feature_set.open().rows.tolist() == list(range(4, 12))
+
+
+def test_what_gc_leaves_of_a_commit_names_no_row_that_it_dropped(tmp_path: Path) -> None:
+    store, feature_set = overlapping(tmp_path)
+    values = np.ones((6, 3), np.float32)
+    values[[1, 4]] = np.nan
+    arrays = {"features": ("float32", values), "id": ("uint8", store.samples.ids[np.arange(6)])}
+    body = features_body("a:avg", feature_set.fingerprint, 6) | {
+        "bad": [[1, "empty", "-"], [4, "empty", "-"]],
+        "probe": [[0, "a", "b"], [5, "a", "b"]],
+        "cut": [[0, 2], [3, 6]],
+    }
+    assert feature_set.folder.publish("000000000000", arrays, body, kind="features")
+    (view,) = store.views.all()
+    store.views.save(replace(view, rows=np.where(view.rows > 2, view.rows, -1)))
+    collect_garbage(store, unused=True, remove=True)
+    (commit,) = feature_set.folder.commits()
+    assert [commit.body[name] for name in ("rows", "bad", "probe", "cut")] == [
+        [[3, 6]],
+        [[4, "empty", "-"]],
+        [[5, "a", "b"]],
+        [[3, 6]],
+    ]
+
+
+def test_repair_of_a_damaged_task_does_not_bring_an_older_one_back(made: tuple) -> None:
+    _, store = made
+    assert main(["task", "add", str(store.path), "colour", "--from-folders", "--replace"]) == 0
+    records = sorted((store.path / "tasks" / "colour" / "commits").glob("*.json"))
+    assert len(records) == 2
+    records[-1].write_bytes(records[-1].read_bytes()[:-9])
+    repair(FeatureStore.open(store.path))
+    assert FeatureStore.open(store.path).task_names() == []
+
+
+def test_rows_that_came_back_in_other_shards_are_not_missing(made: tuple) -> None:
+    source, store = made
+    shard = sorted(store.path.glob("features/*/*/*/shards/*.h5"))[0]
+    shard.write_bytes(shard.read_bytes()[:-5])
+    repair(FeatureStore.open(store.path))
+    (record,) = (store.path / "quarantine").rglob("commits/*.json")
+    record.rename(record.with_name("0" * 32 + ".json"))  # as one that gc has made smaller
+    extract(source, store.path)
+    assert [r.state for r in compare_set_aside(store)] == ["other rows"]
 
 
 def test_gc_unused_knows_what_belongs_to_all_rows_of_a_shard(made: tuple) -> None:
