@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.files import blocks_of, open_regular
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -29,11 +31,11 @@ def digest_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes, read in blocks."""
+def digest_file(path: Path, *, max_bytes: int | None = None) -> str:
+    """SHA-256 (hex) of a file's bytes, read in blocks; a larger file is refused, as by `files.open_regular`."""
     hasher = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
+    with open_regular(path, max_bytes=max_bytes) as (file, status):
+        for block in blocks_of(file, status, block_bytes=_BLOCK):
             hasher.update(block)
     return hasher.hexdigest()
 

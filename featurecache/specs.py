@@ -34,6 +34,7 @@ TASK_NOUN: dict[TaskKind, str] = {"classes": "class", "labels": "label", "number
 """One of what a task has."""
 
 MAX_VIEWS = 256
+MAX_FILE_BYTES = 500_000_000
 MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,7 +67,7 @@ class PreprocessSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     max_pixels: int = 100_000_000
     """Larger images are bad inputs, refused before they are decoded."""
-    max_bytes: int = 500_000_000
+    max_bytes: int = MAX_FILE_BYTES
     """Larger files are bad inputs, refused before they are decoded."""
     decoding_rules: int = 1
     """Edition of the decoding rules."""

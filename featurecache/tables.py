@@ -13,6 +13,7 @@ from typing import Any
 
 from featurecache.atomic import publish_bytes
 from featurecache.errors import MissingExtraError
+from featurecache.files import open_regular, reason_of
 
 _TAB_SUFFIXES = (".tsv", ".tab")
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
@@ -69,17 +70,28 @@ def open_table(path: Path, *, raw: bool = False) -> Iterator[Table]:
     dialect = csv.excel_tab if path.suffix.lower() in _TAB_SUFFIXES else csv.excel
     before = csv.field_size_limit(_MAX_FIELD)
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape" if raw else "strict") as file:
+        with open_regular(path) as (file, _):
+            text = io.TextIOWrapper(
+                io.BufferedReader(file), newline="", encoding="utf-8-sig", errors="surrogateescape" if raw else "strict"
+            )
             # Of texts, a stray quote would quietly swallow the rows that follow.
-            yield Table(path, csv.DictReader(file, dialect=dialect, strict=raw))
+            yield Table(path, csv.DictReader(_lines(text), dialect=dialect, strict=raw))
     except UnicodeDecodeError:
         raise TableError("it is not UTF-8 text; save it as CSV UTF-8") from None
     except csv.Error as error:
         raise TableError(f"{error}; is a quote left open?") from None
     except OSError as error:
-        raise TableError(error.strerror or type(error).__name__) from None
+        raise TableError(reason_of(error)) from None
     finally:
         csv.field_size_limit(before)
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """Yield the lines of a table; a file without line ends, such as a disk image, must not fill the memory."""
+    while line := text.readline(_MAX_FIELD + 1):
+        if len(line) > _MAX_FIELD:
+            raise TableError(f"a line has more than {_MAX_FIELD:,} characters; is it a table?")
+        yield line
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.key_prefixes import fit_prefix
 from featurecache.errors import WeightsError
+from featurecache.files import why_not_regular
 from featurecache.hashing import digest_file
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def check_exists(path: Path) -> None:
     """Refuse a file that is not there."""
-    if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist; check the path")
+    if reason := why_not_regular(path):
+        raise WeightsError(f"weights file {path} cannot be read: {reason}; check the path")
 
 
 def check_name_hash(path: Path) -> None:

@@ -11,7 +11,7 @@ from featurecache.extraction.engines import make_engine
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.run import ExtractionReport, ExtractionRun
 from featurecache.sources.source import open_source
-from featurecache.specs import BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
+from featurecache.specs import MAX_FILE_BYTES, BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
 from featurecache.store.store import FeatureStore
 
 
@@ -125,7 +125,13 @@ def run_extraction(
     """Do what `extract` does, and report what was done."""
     started = perf_counter()
     run = ExtractionRun(
-        source=open_source(source, text_column=text_column, id_column=id_column),
+        source=open_source(
+            source,
+            text_column=text_column,
+            id_column=id_column,
+            # A lower limit makes bad inputs of files that are identified all the same.
+            max_bytes=max(dict(request.preprocess).get("max_bytes", 0), MAX_FILE_BYTES),
+        ),
         cache=Path(cache),
         request=request,
         taps=tuple(taps),

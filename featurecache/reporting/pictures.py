@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.errors import InputError
+from featurecache.files import read_regular
 from featurecache.sources.images import decode
-from featurecache.specs import PreprocessSpec
+from featurecache.specs import MAX_FILE_BYTES, PreprocessSpec
 
 _THUMBNAIL = (160, 160)
 _INK, _MUTED, _ACCENT, _GRID = "#1d2733", "#8a96a3", "#1b6ca8", "#e3e8ed"
@@ -97,7 +98,7 @@ def _svg(figure: Any) -> str:
 def thumbnail(path: Path) -> str | None:
     """Return a small copy of an image as a data URI, or nothing when it cannot be read any more."""
     try:
-        image = decode(path.read_bytes(), PreprocessSpec())
+        image = decode(read_regular(path, max_bytes=MAX_FILE_BYTES), PreprocessSpec())
     except (OSError, InputError):
         return None
     image.thumbnail(_THUMBNAIL)

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
+from featurecache.files import reason_of, why_not_regular
 from featurecache.hashing import digest_file
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import FileInput
+from featurecache.specs import MAX_FILE_BYTES
 from featurecache.text import TextColumn
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"])
@@ -75,6 +77,8 @@ class FolderSource:
     """
 
     root: Path
+    max_bytes: int = MAX_FILE_BYTES
+    """Larger files are not read, not even to identify them."""
 
     modality = "image"
     noun = "files"
@@ -140,7 +144,7 @@ class FolderSource:
         ]
 
     def _digest_all(self, paths: Sequence[str]) -> list[bytes | str]:
-        return [_digest(self.root / path) for path in paths]
+        return [_digest(self.root / path, self.max_bytes) for path in paths]
 
     def _images(self, stamps: array[int], problems: dict[str, str], counts: Counter[bool]) -> Iterator[bytes]:
         """Yield the paths of the images, and fill in what else a listing needs."""
@@ -153,7 +157,7 @@ class FolderSource:
                 stamps.extend(_stamp(entry.stat(), now))
             except OSError as error:
                 stamps.extend(_UNREADABLE)
-                problems[os.fsdecode(path)] = error.strerror or type(error).__name__
+                problems[os.fsdecode(path)] = why_not_regular(os.fsdecode(entry.path)) or reason_of(error)
             yield path
 
     def check(self) -> None:
@@ -167,6 +171,8 @@ class FolderSource:
             raise SourceError(
                 f"no source at {self.root}: there is no such folder; name the folder that holds the images"
             )
+        if self.root.exists() and not self.root.is_file() and not self.root.is_dir():
+            raise SourceError(f"{self.root} cannot be a source: {why_not_regular(self.root)}; name a folder")
         if not self.root.is_dir():
             raise SourceError(
                 f"{self.root} is a file; name the folder that holds the images, or add --text-column NAME if it is a "
@@ -185,7 +191,7 @@ def find_images(inputs: list[Path]) -> list[Path]:
     for path in inputs:
         if path.is_dir():
             images += [path / relative for relative in FolderSource(path).find().paths]
-        elif path.exists():
+        elif os.path.lexists(path):  # why a link cannot be read is said where it is read
             images.append(path)
         else:
             raise SourceError(f"no input at {path}: there is no such file or folder")
@@ -244,10 +250,8 @@ def _is_image(entry: os.DirEntry[bytes]) -> bool:
     return os.path.splitext(entry.name)[1].lower() in _SUFFIXES  # noqa: PTH122 - once for every file
 
 
-def _digest(path: Path) -> bytes | str:
+def _digest(path: Path, max_bytes: int) -> bytes | str:
     try:
-        if not path.is_file():
-            return "not a file, or a link that leads nowhere"
-        return bytes.fromhex(digest_file(path))
+        return bytes.fromhex(digest_file(path, max_bytes=max_bytes))
     except OSError as error:
-        return error.strerror or type(error).__name__
+        return reason_of(error)

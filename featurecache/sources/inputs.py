@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from featurecache.errors import InputError
+from featurecache.files import GrowingError, TooLargeError, open_regular, read_open, reason_of
 from featurecache.hashing import digest_bytes
 
 
@@ -50,16 +51,17 @@ class FileInput:
     def read(self, max_bytes: int | None = None) -> bytes:
         """Return the file's bytes; a file beyond the limit is not read at all."""
         try:
-            with self.path.open("rb", buffering=0) as file:
-                before = os.fstat(file.fileno())
-                if max_bytes is not None and before.st_size > max_bytes:
-                    raise InputError("too_large", f"the file has {before.st_size} bytes, the limit is {max_bytes}")
-                data = file.read()
+            with open_regular(self.path, max_bytes=max_bytes) as (file, before):
+                data = read_open(file, before)
                 untouched = self.stamp is not None and self._has_stamp(before, os.fstat(file.fileno()))
         except FileNotFoundError:
             raise InputError("missing", "the file was removed while the run went on") from None
+        except TooLargeError as error:
+            raise InputError("too_large", reason_of(error)) from None
+        except GrowingError as error:
+            raise InputError("changed", reason_of(error)) from None
         except OSError as error:
-            raise InputError("unreadable", error.strerror or type(error).__name__) from None
+            raise InputError("unreadable", reason_of(error)) from None
         if self.id is not None and not untouched and digest_bytes(data) != self.id:
             raise InputError("changed", "the file was edited while the run went on")
         return data

@@ -13,6 +13,7 @@ from featurecache.errors import RequestError
 from featurecache.sources.folder import FolderSource, Listing
 from featurecache.sources.inputs import Input
 from featurecache.sources.table import TableSource
+from featurecache.specs import MAX_FILE_BYTES
 
 
 class Source(Protocol):
@@ -57,7 +58,9 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: str | Path, *, text_column: str | None = None, id_column: str | None = None) -> Source:
+def open_source(
+    path: str | Path, *, text_column: str | None = None, id_column: str | None = None, max_bytes: int = MAX_FILE_BYTES
+) -> Source:
     """Return the source at a place.
 
     Parameters
@@ -68,9 +71,11 @@ def open_source(path: str | Path, *, text_column: str | None = None, id_column: 
         The column that holds the texts.
     id_column
         The column that names its rows; their numbers where left out.
+    max_bytes
+        Of a folder, larger files are not read, not even to identify them.
     """
     if text_column is not None:
         return TableSource(Path(path), text_column, id_column)
     if id_column is not None:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
-    return FolderSource(Path(path))
+    return FolderSource(Path(path), max_bytes)

@@ -738,7 +738,7 @@ OTHER = ("as_graph", "as_custom_obj", "as_operator", "as_complex", "as_strings",
 
 DAMAGE = {
     "missing": (removed, "does not exist; check the path"),
-    "folder": (a_folder, "does not exist; check the path"),
+    "folder": (a_folder, "it is a folder, not a file; check the path"),
     "empty": (as_bytes(lambda data: b""), "cut off, or no program that torch.export.save wrote"),
     "text": (as_bytes(lambda data: b"PK hello"), "cut off, or no program that torch.export.save wrote"),
     "truncated": (as_bytes(lambda data: data[: len(data) // 2]), "cut off, or no program"),

@@ -160,5 +160,7 @@ def test_squeezenet_reproduces_its_recorded_outputs(material):
 
 def test_an_absent_file_is_named_whatever_the_provider(tmp_path):
     for name in ("torchvision:squeezenet1_1", "python:tiny_backbones:tiny"):
-        with pytest.raises(WeightsError, match=r"weights file .*absent.pth does not exist; check the path"):
+        with pytest.raises(
+            WeightsError, match=r"weights file .*absent.pth cannot be read: it does not exist; check the path"
+        ):
             load_backbone(BackboneRequest(name=name, weights=tmp_path / "absent.pth"))

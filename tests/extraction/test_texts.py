@@ -305,7 +305,7 @@ def test_the_transformer_takes_texts(encoder: Path) -> None:
 
 
 BAD_REQUESTS = [
-    ({"table": "none.csv"}, SourceError, "cannot read texts from .*none.csv: No such file"),
+    ({"table": "none.csv"}, SourceError, "cannot read texts from .*none.csv: it does not exist"),
     ({"text_column": "txt"}, SourceError, "unknown column 'txt'; did you mean 'text'.*--text-column"),
     ({"id_column": "ids"}, SourceError, "unknown column 'ids'.*--id-column"),
     ({"id_column": "label"}, SourceError, "label 'a' names rows 1 and 2; give each row its own"),

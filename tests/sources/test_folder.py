@@ -146,10 +146,10 @@ def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: p
     touch(tmp_path / "b.jpg", "b")
     real = folder.digest_file
 
-    def refuse(path: Path) -> str:
+    def refuse(path: Path, **limit: int) -> str:
         if path.name == "a.jpg":
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        return real(path, **limit)
 
     monkeypatch.setattr(folder, "digest_file", refuse)
     found = scan(tmp_path)

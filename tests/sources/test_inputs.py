@@ -66,5 +66,5 @@ def test_limits_and_missing_files(file: Path) -> None:
         FileInput(file).read(12)
     with pytest.raises(InputError, match="removed while the run went on"):
         FileInput(file.parent / "b.png").read()
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match="it is a folder, not a file"):
         FileInput(file.parent).read()

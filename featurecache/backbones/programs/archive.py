@@ -33,6 +33,7 @@ from featurecache.backbones.programs.schemas import (
     Version,
 )
 from featurecache.errors import shortened
+from featurecache.files import why_not_regular
 
 _SCHEMA = 8
 _OPSET = 10
@@ -68,8 +69,8 @@ def read_archive(path: Path) -> Archive:
     ProgramError
         Anything that it would not have written, or that is not known here.
     """
-    if not path.is_file():
-        raise ProgramError("it does not exist; check the path")
+    if reason := why_not_regular(path):
+        raise ProgramError(f"{reason}; check the path")
     if not zipfile.is_zipfile(path):
         raise ProgramError("it is cut off, or no program that torch.export.save wrote")
     try:
