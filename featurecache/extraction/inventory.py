@@ -6,6 +6,7 @@ mentions is shown to people and never opened.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from featurecache.store.features import Features
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.views import SourceView, merged_rows
+from featurecache.text import TextColumn
 
 GiveRows = Callable[[Ids, NDArray[np.int64], Listing], Rows]
 """Returns the row of each id; also told the files' places in the listing."""
@@ -47,37 +49,30 @@ class Inventory:
 
     @cached_property
     def added(self) -> list[str]:
-        """Files at new places, with bytes that the cache has never seen."""
-        return [path for path in self._new_places if self._row_now(path) < 0]
+        """Files with bytes that the cache has never seen, which took the place of none."""
+        return self._names(self._changes.added)
 
     @cached_property
     def edited(self) -> list[str]:
-        """Files that were there before with other bytes."""
-        both = self._place_before >= 0
-        rows = self.before.rows[self._place_before[both]] if self.before else self.now.rows[both]
-        places = np.flatnonzero(both)[rows != self.now.rows[both]]
-        edited = [self.now.paths[place] for place in places.tolist()]
-        return [path for path in edited if path not in self.now.problems]
+        """Files whose bytes of before are gone, under the same name."""
+        return self._names(self._changes.edited)
 
     @cached_property
     def renamed(self) -> list[str]:
-        """Files at new places whose bytes lay somewhere else, where they are no more."""
-        gone = set() if self.before is None else {self.before.row_of.get(path, -1) for path in self.removed}
-        return [path for path in self._new_places if self._row_now(path) >= 0 and self._row_now(path) in gone]
+        """Files whose bytes had another name, under which they are no more; it may have been given to others since."""
+        return self._names(self._changes.renamed)
 
     @cached_property
     def copied(self) -> list[str]:
-        """Files at new places whose bytes the cache knows and that are where they were, too."""
-        renamed = set(self.renamed)
-        return [path for path in self._new_places if self._row_now(path) >= 0 and path not in renamed]
+        """Files under new names with bytes that the cache knows and that no rename explains."""
+        return self._names(self._changes.copied)
 
     @cached_property
     def removed(self) -> list[str]:
-        """Places where there is no file any more."""
+        """Files of before that are gone, or that another one was renamed over."""
         if self.before is None:
             return []
-        kept = np.isin(np.arange(len(self.before.paths)), self._place_before)
-        return [self.before.paths[place] for place in np.flatnonzero(~kept).tolist()]
+        return [self.before.paths[place] for place in self._changes.removed.tolist()]
 
     def to_json(self) -> dict[str, Any]:
         """Return how many files are in which state, as plain JSON values."""
@@ -99,20 +94,57 @@ class Inventory:
         others = [view for view in store.views.all() if view.root != self.now.root]
         return len(store.samples) - len(merged_rows([self.now, *others]))
 
-    @cached_property
-    def _place_before(self) -> NDArray[np.int64]:
-        """Where each file of now was in the listing before, -1 for new places."""
-        if self.before is None:
-            return np.full(len(self.now.paths), -1, np.int64)
-        return self.before.paths.find_all(self.now.paths)
+    def _names(self, places: NDArray[np.int64]) -> list[str]:
+        return [self.now.paths[place] for place in places.tolist()]
 
     @cached_property
-    def _new_places(self) -> list[str]:
-        paths = [self.now.paths[place] for place in np.flatnonzero(self._place_before < 0).tolist()]
-        return [path for path in paths if path not in self.now.problems]
+    def _changes(self) -> _Changes:
+        """Compare by name and by bytes: each file that came and each that went counts once.
 
-    def _row_now(self, path: str) -> int:
-        return self.now.row_of.get(path, -1)
+        Bytes that came under one name and went under another are one rename, however often that happened to them. So
+        swapped names are two renames, and a folder whose files were numbered anew holds no edited file.
+        """
+        rows = self.now.rows
+        problems = TextColumn.pack(sorted(self.now.problems, key=os.fsencode))
+        readable = np.ones(len(rows), bool)
+        readable[self.now.paths.find_all(problems)] = False
+        before = self.before
+        rows_before = np.zeros(0, np.int64) if before is None else before.rows
+        was = np.full(len(rows), -1, np.int64) if before is None else before.paths.find_all(self.now.paths)
+        row_before = np.where(was >= 0, np.append(rows_before, -1)[was], -1)
+        same = (rows >= 0) & (row_before == rows)
+        gone = rows_before >= 0
+        gone[was[same]] = False
+        came, went = np.flatnonzero(readable & ~same), np.flatnonzero(gone)
+        moved_here, moved_away = _paired(rows[came], rows_before[went]), _paired(rows_before[went], rows[came])
+        renamed, rest, lost = came[moved_here], came[~moved_here], went[~moved_away]
+        edited = np.isin(was[rest], lost)  # bytes that were renamed left their name to another file
+        new = rest[~edited]
+        # The name of what is lost is still there where its file was edited, or cannot be read now.
+        kept = was[np.setdiff1d(np.flatnonzero(was >= 0), renamed)]
+        return _Changes(new[rows[new] < 0], rest[edited], renamed, new[rows[new] >= 0], lost[~np.isin(lost, kept)])
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """Places of files in the listing of now, and of those that were removed in that of before."""
+
+    added: NDArray[np.int64]
+    edited: NDArray[np.int64]
+    renamed: NDArray[np.int64]
+    copied: NDArray[np.int64]
+    removed: NDArray[np.int64]
+
+
+def _paired(rows: Rows, others: Rows) -> NDArray[np.bool_]:
+    """Tell which of ``rows`` have a partner of the same number in ``others``, each partner serving one."""
+    order = np.argsort(rows, kind="stable")
+    ordered, others = rows[order], np.sort(others)
+    rank = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    count = np.searchsorted(others, ordered, side="right") - np.searchsorted(others, ordered)
+    paired = np.zeros(len(rows), bool)
+    paired[order] = rank < count
+    return paired
 
 
 def take_inventory(store: FeatureStore, source: Source, progress: Progress | None = None) -> Inventory:

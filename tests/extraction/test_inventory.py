@@ -7,16 +7,21 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY, write_image
+from hypothesis import given
+from hypothesis import strategies as st
 
 from featurecache.cli import main
 from featurecache.errors import SourceError
 from featurecache.extraction.extract import make_request, run_extraction
-from featurecache.extraction.inventory import take_inventory
+from featurecache.extraction.inventory import Inventory, take_inventory
 from featurecache.sources.folder import FolderSource
 from featurecache.specs import ExtractionSettings
 from featurecache.store.store import FeatureStore
+from featurecache.store.views import SourceView
+from featurecache.text import TextColumn
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
 
@@ -51,7 +56,7 @@ def test_every_kind_of_change_is_named(made: tuple) -> None:
     assert inventory.edited == ["red/000.png"]
     assert inventory.renamed == ["red/renamed.png"]
     assert inventory.copied == ["blue/copied.png"]
-    assert inventory.removed == ["green/003.png", "red/001.png"]
+    assert inventory.removed == ["green/003.png"]
     assert list(inventory.now.problems) == ["green/lost.png"]
     assert inventory.num_new == 2
     assert inventory.to_json()["samples"] == 12 - 2 + 2
@@ -81,12 +86,113 @@ def test_info_says_what_the_source_holds_now(made: tuple, capsys: pytest.Capture
     assert " now: " not in capsys.readouterr().out
     assert main(["info", str(store.path), "--source", str(source)]) == 0
     said = capsys.readouterr().out
-    assert "since it was extracted: 2 added, 1 edited, 1 renamed, 1 copied, 2 removed" in said
+    assert "since it was extracted: 2 added, 1 edited, 1 renamed, 1 copied, 1 removed" in said
     assert f"{TINY} pre_logits:none float16: 10 of 12 samples cached" in said
     assert "2 samples of the cache are in no source any more" in said
     assert main(["info", str(store.path), "--source", str(source), "--json"]) == 0
     now = json.loads(capsys.readouterr().out)["now"]
-    assert (now["added"], now["removed"], now["cached"][0]["samples"], now["orphaned_samples"]) == (2, 2, 10, 2)
+    assert (now["added"], now["removed"], now["cached"][0]["samples"], now["orphaned_samples"]) == (2, 1, 10, 2)
     run_extraction(source, store.path, make_request(TINY), settings=SETTINGS)
     assert main(["info", str(store.path), "--source", str(source)]) == 0
     assert "since it was extracted: unchanged" in capsys.readouterr().out
+
+
+STATES = ("added", "edited", "renamed", "copied", "removed")
+UNREADABLE = -2
+NAMES = st.sampled_from([f"{folder}/{number}.png" for folder in "ab" for number in range(4)])
+OPERATIONS = st.one_of(
+    st.tuples(st.just("write"), NAMES, st.integers(-1, 6)),
+    st.tuples(st.just("move"), NAMES, NAMES),
+    st.tuples(st.just("copy"), NAMES, NAMES),
+    st.tuples(st.just("swap"), NAMES, NAMES),
+    st.tuples(st.just("remove"), NAMES, NAMES),
+    st.tuples(st.just("break"), NAMES, NAMES),
+)
+
+
+def done(files: dict[str, int], operations: list[tuple[str, str, object]]) -> dict[str, int]:
+    """Do to names and rows what people do to files; -1 is a file that the cache has never seen."""
+    files = dict(files)
+    for what, name, other in operations:
+        if what == "write":
+            files[name] = int(str(other))
+        elif name in files and what == "remove":
+            del files[name]
+        elif name in files and what == "break":
+            files[name] = UNREADABLE
+        elif name in files and name != other:
+            if what == "swap" and other in files:
+                files[name], files[str(other)] = files[str(other)], files[name]
+            elif what in ("move", "copy"):
+                files[str(other)] = files[name]
+                if what == "move":
+                    del files[name]
+    return files
+
+
+def view_of(files: dict[str, int]) -> SourceView:
+    names = sorted(files)
+    rows = np.array([max(files[name], -1) for name in names], np.int64)
+    problems = {name: "Permission denied" for name in names if files[name] == UNREADABLE}
+    return SourceView("/photos", TextColumn.pack(names), np.zeros((len(names), 4), np.int64), rows, problems)
+
+
+def slow_changes(before: dict[str, int], now: dict[str, int]) -> dict[str, list[str]]:
+    """The same comparison, one file after the other."""
+    found: dict[str, list[str]] = {state: [] for state in STATES}
+    gone = {name: row for name, row in before.items() if row >= 0 and now.get(name) != row}
+    came = [
+        name for name in sorted(now) if now[name] != UNREADABLE and (now[name] == -1 or before.get(name) != now[name])
+    ]
+    for name in list(came):
+        partner = next((old for old in sorted(gone) if gone[old] == now[name]), None)
+        if partner is not None:
+            del gone[partner]
+            came.remove(name)
+            found["renamed"].append(name)
+    for name in came:
+        state = "edited" if name in gone else "added" if now[name] < 0 else "copied"
+        found[state].append(name)
+    found["removed"] = [name for name in sorted(gone) if name not in now or name in found["renamed"]]
+    return found
+
+
+@given(start=st.lists(OPERATIONS, max_size=8), operations=st.lists(OPERATIONS, max_size=8))
+def test_each_change_counts_once_whatever_was_done(
+    start: list[tuple[str, str, object]], operations: list[tuple[str, str, object]]
+) -> None:
+    before = {name: UNREADABLE if row < 0 else row for name, row in done({}, start).items()}
+    now = done(before, operations)
+    inventory = Inventory(view_of(now), view_of(before), 0)
+    found = {state: getattr(inventory, state) for state in STATES}
+    assert found == slow_changes(before, now)
+    named = [name for state in STATES[:-1] for name in found[state]]
+    assert len(named) == len(set(named))
+    counted = inventory.to_json()
+    assert {state: counted[state] for state in STATES} == {state: len(found[state]) for state in STATES}
+    if UNREADABLE not in {*before.values(), *now.values()}:
+        assert len(now) == len(before) + counted["added"] + counted["copied"] - counted["removed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "wanted"),
+    [
+        ("a/1=0 a/2=1 a/3=2 a/4=3", "b/1=0 b/2=1 b/3=2 b/4=3", "renamed 4"),
+        ("a/1=0 a/2=1", "a/1=1 a/2=0", "renamed 2"),
+        ("1=0 2=1 3=2", "1=-1 2=0 3=1 4=2", "added 1, renamed 3"),
+        ("1=0", "2=0 3=0", "renamed 1, copied 1"),
+        ("1=0 2=0", "3=0", "renamed 1, removed 1"),
+        ("1=0 2=1", "2=0", "renamed 1, removed 1"),
+        ("1=0 2=1", "2=-1", "edited 1, removed 1"),
+        ("1=0 2=1", "2=0 1=-1", "added 1, renamed 1, removed 1"),
+        ("1=0", "1=0 2=0", "copied 1"),
+        ("1=0", "1=-1 2=-1", "added 1, edited 1"),
+        ("1=0 2=1", "1=0", "removed 1"),
+        ("1=-2", "1=-1", "added 1"),
+        ("1=0", "1=-2", ""),
+    ],
+)
+def test_what_people_do_to_a_folder_has_its_name(before: str, now: str, wanted: str) -> None:
+    files = [{name: int(row) for name, row in (each.split("=") for each in text.split())} for text in (before, now)]
+    counted = Inventory(view_of(files[1]), view_of(files[0]), 0).to_json()
+    assert ", ".join(f"{state} {counted[state]}" for state in STATES if counted[state]) == wanted
