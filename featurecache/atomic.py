@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+_CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV}
 _HERE, _NO_REPLACE = -100, 1  # AT_FDCWD and RENAME_NOREPLACE of Linux
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 def partial_name(path: Path) -> Path:
@@ -31,42 +34,99 @@ def is_partial(path: Path) -> bool:
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; fsync it and move it into place on success, remove it on failure."""
+def published(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path``; fsync it and move it into place on success, remove it on failure.
+
+    Raises
+    ------
+    FileExistsError
+        Without ``replace``, where something has come to be there meanwhile; it stays as it is.
+    """
     partial = partial_name(path)
     try:
         yield partial
         fsync_file(partial)
-        partial.replace(path)
+        if replace:
+            partial.replace(path)
+        elif not _link_if_absent(partial, path):
+            raise _is_there(path)
         fsync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def published_folder(path: Path) -> Iterator[Path]:
-    """Do what `published` does for a folder of files; a folder that is there makes way."""
-    partial, before = partial_name(path), partial_name(path)
+def published_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Do what `published` does for a folder of files; of a folder that is replaced, nothing remains."""
+    partial = partial_name(path)
     partial.mkdir()
     try:
         yield partial
         for file in partial.iterdir():
             fsync_file(file)
         fsync_directory(partial)
-        replaces = path.exists()
-        if replaces:  # no rename puts a folder in the place of one with files in it
-            path.rename(before)
-        partial.rename(path)
+        _move_folder(partial, path, replace=replace)
         fsync_directory(path.parent)
-        if replaces:
-            shutil.rmtree(before)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def publish_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path``, replacing what was there, all or nothing."""
-    with published(path) as partial:
+def _move_folder(partial: Path, path: Path, *, replace: bool) -> None:
+    """Give a folder its name; what had the name before has the temporary one then."""
+    try:
+        partial.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        if not replace:
+            raise _is_there(path) from None
+        # No rename puts a folder in the place of one with files in it, so the two change places in one step.
+        if not _exchange(partial, path):
+            _change_places_in_two_steps(partial, path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places at once; False where the system or the file system cannot do that."""
+    if sys.platform == "win32":
+        return False
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(library, "renameat2"):
+        failed = library.renameat2(_HERE, names[0], _HERE, names[1], _EXCHANGE)
+    elif hasattr(library, "renamex_np"):  # macOS
+        failed = library.renamex_np(*names, _EXCHANGE)
+    else:
+        return False
+    if failed and (number := ctypes.get_errno()) not in _CANNOT_EXCHANGE:
+        raise OSError(number, os.strerror(number), str(other))
+    return not failed
+
+
+def _change_places_in_two_steps(partial: Path, path: Path) -> None:
+    """Do what `_exchange` does on volumes without it (NFS): whoever is killed between the steps leaves no folder."""
+    aside = partial_name(path)
+    path.rename(aside)
+    try:
+        partial.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    aside.rename(partial)
+
+
+def _is_there(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+def publish_bytes(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write ``data`` to ``path``, replacing what was there, all or nothing.
+
+    Raises
+    ------
+    FileExistsError
+        Without ``replace``, where something is there.
+    """
+    with published(path, replace=replace) as partial:
         partial.write_bytes(data)
 
 

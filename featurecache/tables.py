@@ -94,16 +94,17 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, replace: bool = True) -> None:
     """Write a table, whole or not at all: ``.parquet``, ``.tsv``, or else CSV.
 
     Parameters
     ----------
     path : Path
-        Replaced if it is there.
     columns : sequence of str
     rows : iterable of mapping
         Plain values by column; None becomes an empty field, or null.
+    replace : bool
+        Replace a file that is there.
 
     Raises
     ------
@@ -123,7 +124,9 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer.writerows(rows)
         data = out.getvalue().encode(errors="surrogateescape")  # names of files may be any bytes
     try:
-        publish_bytes(path, data)
+        publish_bytes(path, data, replace=replace)
+    except FileExistsError:
+        raise TableError("it is there by now; pass --replace, or name another place") from None
     except OSError as error:
         raise TableError(f"it cannot be written ({error.strerror or type(error).__name__})") from None
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from featurecache.atomic import publish_bytes, publish_once, published
+from featurecache.atomic import publish_bytes, publish_once, published, published_folder
 from featurecache.errors import CorruptError, FormatVersionError
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.records import encode_record, read_record, read_small_file
+from featurecache.tables import TableError, write_table
 
 BODY = {"rows": [[0, 3]], "name": "é", "x": 1.5, "nested": {"a": None}}
 
@@ -96,4 +97,42 @@ def test_failed_publication_leaves_what_was_there(tmp_path: Path) -> None:
         partial.write_bytes(b"new, but only ha")
         raise RuntimeError("half way")
     assert (tmp_path / "f").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def write_folder(path: Path, text: str, *, replace: bool = True) -> None:
+    with published_folder(path, replace=replace) as partial:
+        (partial / "a").write_text(text)
+        (partial / "b").write_text(text)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:  # as on volumes that cannot
+        monkeypatch.setattr("featurecache.atomic._exchange", lambda *_: False)
+    for text in ("first", "second"):
+        write_folder(tmp_path / "f", text)
+        assert [(tmp_path / "f" / name).read_text() for name in "ab"] == [text] * 2
+        assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+def test_nothing_is_published_over_what_came_first_unless_it_may_be(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", "first")
+    publish_bytes(tmp_path / "file", b"first")
+    with pytest.raises(FileExistsError):
+        write_folder(tmp_path / "folder", "second", replace=False)
+    with pytest.raises(FileExistsError):
+        publish_bytes(tmp_path / "file", b"second", replace=False)
+    with pytest.raises(TableError, match="it is there by now; pass --replace, or name another place"):
+        write_table(tmp_path / "file", ["a"], [{"a": 1}], replace=False)
+    assert ((tmp_path / "file").read_bytes(), (tmp_path / "folder" / "a").read_text()) == (b"first", "first")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> None:
+    write_folder(tmp_path / "f", "old")
+    with pytest.raises(RuntimeError, match="half way"), published_folder(tmp_path / "f") as partial:
+        (partial / "a").write_text("new")
+        raise RuntimeError("half way")
+    assert [(tmp_path / "f" / name).read_text() for name in "ab"] == ["old"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["f"]

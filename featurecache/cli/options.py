@@ -250,12 +250,14 @@ def check_places(places: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, r
         raise RequestError(f"--replace is for what {' and '.join(places)} name, and nothing is named; leave it out")
 
 
-def write_table_at(option: str, path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_table_at(
+    option: str, path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, replace: bool
+) -> None:
     """Write a table at a place that `check_places` has looked at; raise `RequestError` where that fails after all."""
     from featurecache.tables import TableError, write_table
 
     try:
-        write_table(path, columns, rows)
+        write_table(path, columns, rows, replace=replace)
     except TableError as error:
         raise RequestError(f"{option} {path}: {error}") from None
 

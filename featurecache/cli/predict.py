@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         results = list(predictions)
     bad = [item for item in results if item.status != "ok"]
     if args.out:
-        write_table_at("--out", args.out, *_table(results))
+        write_table_at("--out", args.out, *_table(results), replace=args.replace)
     if args.json:
         print_json({"head": str(args.head), "predictions": [item.to_json() for item in results]})
     elif args.out:

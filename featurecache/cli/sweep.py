@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         )
     lines = summarise(rows)
     if args.out:
-        write_table_at("--out", args.out, COLUMNS, rows)
+        write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace)
     if args.picture:
         publish_bytes(args.picture, draw_sweep(lines).encode())
     failed = [row for row in rows if row["error"] is not None]

@@ -91,14 +91,17 @@ def export_head(
     whole = ExportedNetwork(network, tap, saved)
     program = trace(whole, torch.from_numpy(inputs), network.name)
     exported = Exported(network=whole, program=program, about=_about(saved, network, inputs))
-    with (published_folder if kind.files else published)(out) as partial:
-        found = _written_and_asked(exported, format, partial, [inputs, inputs[:1]])
-        difference = _difference(found, [expected, expected[:1]])
-        if not difference <= TOLERANCE:
-            raise RuntimeMismatchError(
-                f"{out} is not kept: as {format}, the network answers differently than here, by {difference:.1e} "
-                f"(tolerance {TOLERANCE:.0e}); choose another --format"
-            )
+    try:
+        with (published_folder if kind.files else published)(out, replace=replace) as partial:
+            found = _written_and_asked(exported, format, partial, [inputs, inputs[:1]])
+            difference = _difference(found, [expected, expected[:1]])
+            if not difference <= TOLERANCE:
+                raise RuntimeMismatchError(
+                    f"{out} is not kept: as {format}, the network answers differently than here, by {difference:.1e} "
+                    f"(tolerance {TOLERANCE:.0e}); choose another --format"
+                )
+    except FileExistsError:  # somebody else was faster
+        raise _is_there(out) from None
     return {**exported.about, "out": str(out), "export_format": format, "largest_difference": difference}
 
 
@@ -130,13 +133,17 @@ def _check_place(out: Path, format: str, *, replace: bool) -> None:
     if not out.exists():
         return
     if not replace:
-        raise RequestError(f"--out {out} is there already; pass --replace, or name another place")
+        raise _is_there(out)
     if out.is_dir() and not kind.files:
         raise RequestError(f"--out {out} is a folder; name a file")
     if kind.files and not out.is_dir():
         raise RequestError(f"--out {out} is a file; name a folder")
     if kind.files and (others := sorted({path.name for path in out.iterdir()} - set(kind.files))):
         raise RequestError(f"--out {out} holds {others[0]!r}, which is no part of such an export; name another place")
+
+
+def _is_there(out: Path) -> RequestError:
+    return RequestError(f"--out {out} is there already; pass --replace, or name another place")
 
 
 def _check_head(saved: SavedHead, head: str | Path) -> None:

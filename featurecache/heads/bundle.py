@@ -1,13 +1,13 @@
 """A head on disk: ``head.safetensors`` holds the arrays, ``head.json`` what they mean and their digest.
 
-`head.json` is written last and names the digest of the arrays. While a head is being replaced, the arrays of the old
-one stay beside it under a name with their digest, so that at every moment one whole head can be read.
+The folder with both is one publication: it gets its name when both are there, and changes places with the one that had
+the name before. So of two writers one leaves its head, whole, and a reader finds one or the other.
 """
 
 from __future__ import annotations
 
-import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import sklearn
 from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 
-from featurecache.atomic import make_folder, publish_bytes
+from featurecache.atomic import is_partial, make_folder, published_folder
 from featurecache.errors import CorruptError, FormatVersionError, HeadError, shortened
 from featurecache.hashing import digest_bytes
 from featurecache.heads.encoding import Arrays, decode_estimator, encode_estimator
@@ -26,6 +26,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 JSON_NAME = "head.json"
 ARRAYS_NAME = "head.safetensors"
 MAX_ARRAYS_BYTES = 16 << 30
+_ATTEMPTS = 30
 
 
 def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> None:
@@ -58,12 +59,11 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
         raise HeadError(
             f"meta data of head {folder} cannot be kept ({error}); use finite numbers and short text"
         ) from error
-    make_folder(folder)
-    before = _keep_old_arrays(folder)
-    publish_bytes(folder / ARRAYS_NAME, data)
-    publish_bytes(folder / JSON_NAME, text)
-    if before is not None:
-        before.unlink(missing_ok=True)
+    make_folder(folder.parent)
+    with published_folder(folder) as partial:
+        (partial / ARRAYS_NAME).write_bytes(data)
+        (partial / JSON_NAME).write_bytes(text)
+        _copy_other_files(folder, partial)
 
 
 def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
@@ -79,6 +79,17 @@ def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         Nothing there, a file that is damaged or does not belong to the other, a class that heads never have, or
         a bundle of a later release.
     """
+    for _ in range(_ATTEMPTS):
+        before = _state(folder)
+        try:
+            return _load(folder)
+        except HeadError:
+            if _state(folder) == before:  # else it was replaced while it was read
+                raise
+    raise HeadError(f"the head in {folder} is replaced faster than it can be read; try again")
+
+
+def _load(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     path = folder / JSON_NAME
     try:
         document = read_record(path, "head")
@@ -87,7 +98,7 @@ def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     except CorruptError as error:
         raise _unusable(path, str(error)) from None
     except OSError as error:
-        beside = sorted(path.parent.name for path in folder.parent.glob(f"*/{JSON_NAME}"))[:20]
+        beside = names_of_heads(folder.parent)[:20]
         advice = f"there are {', '.join(beside)} beside it" if beside else "save one there"
         raise HeadError(f"no head in {folder}: {JSON_NAME} cannot be read ({error.strerror}); {advice}") from None
     meta = document.get("meta")
@@ -100,21 +111,29 @@ def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
         raise _unusable(path, shortened(error)) from error
 
 
-def _keep_old_arrays(folder: Path) -> Path | None:
-    """Give the arrays of the head that is there a second name."""
+def names_of_heads(folder: Path) -> list[str]:
+    """Names of the heads in a folder of heads."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{JSON_NAME}") if not is_partial(path.parent))
+
+
+def _state(folder: Path) -> tuple[int, int] | None:
+    """Return what another folder of the same name does not have."""
     try:
-        digest = read_record(folder / JSON_NAME, "head")["arrays"]["sha256"]
-        if not _DIGEST.fullmatch(digest):  # part of a name: a stranger's could lead out of the folder
-            return None
-        before = _old_name(folder, digest)
-        before.unlink(missing_ok=True)
-        os.link(folder / ARRAYS_NAME, before)
-    except (OSError, CorruptError, FormatVersionError, KeyError, TypeError):
-        return None  # nothing that could be lost, or no hard links here
-    return before
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _copy_other_files(before: Path, folder: Path) -> None:
+    """Keep what people have put beside a head that is replaced."""
+    for path in before.iterdir() if before.is_dir() else ():
+        if path.name not in (JSON_NAME, ARRAYS_NAME) and not path.name.startswith(".") and path.is_file():
+            shutil.copy2(path, folder / path.name, follow_symlinks=False)
 
 
 def _old_name(folder: Path, digest: str) -> Path:
+    """Where releases before this one kept the arrays of a head while they replaced it."""
     return folder / f".{ARRAYS_NAME}.{digest[:16]}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,14 +68,14 @@ def collect_garbage(
     garbage = Garbage(removed=remove)
     limit = time.time() - 3600 * older_than_hours
     for path in _leftovers(store.path):
-        status = path.stat()
-        if status.st_mtime > limit:
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        if max(file.stat().st_mtime for file in [path, *files]) > limit:
             garbage.young.append(str(path.relative_to(store.path)))
             continue
         garbage.leftovers.append(str(path.relative_to(store.path)))
-        garbage.num_bytes += status.st_size
+        garbage.num_bytes += sum(file.stat().st_size for file in files)
         if remove:
-            path.unlink(missing_ok=True)
+            _remove(path)
     if unused:
         for feature_set in store.feature_sets():
             # Read anew for each: a source may have been extracted again meanwhile, and what it holds stays.
@@ -83,9 +84,17 @@ def collect_garbage(
     return garbage
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _leftovers(root: Path) -> Iterator[Path]:
-    for folder, _, files in os.walk(root):
-        yield from (path for name in sorted(files) if is_partial(path := Path(folder) / name))
+    for folder, folders, files in os.walk(root):
+        yield from (path for name in sorted([*folders, *files]) if is_partial(path := Path(folder) / name))
+        folders[:] = [name for name in folders if not is_partial(Path(name))]
     yield from sorted((root / TRAINING).glob("*/*.safetensors"))
     for place in shard_folders(root):
         shards = sorted((place / "shards").glob("[0-9]*.h5"))

@@ -321,7 +321,8 @@ class FeatureStore:
 
     def head_names(self) -> list[str]:
         """Names of all saved heads."""
-        return sorted(path.parent.name for path in self.heads_path.glob("*/head.json"))
+        records = self.heads_path.glob("*/head.json")
+        return sorted(record.parent.name for record in records if not is_partial(record.parent))
 
     def _views_of(self, root: Path | None) -> list[SourceView]:
         if root is None:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import HeadError
 from featurecache.hashing import canonical_json, digest_bytes
-from featurecache.heads import bundle
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.nearest import CosineKnn
@@ -191,19 +192,58 @@ def test_a_head_that_is_not_there_is_answered_with_those_that_are(tmp_path):
 
 def test_an_interrupted_replacement_leaves_the_old_head(folder, monkeypatch):
     before, _ = load_head(folder)
-    real = bundle.publish_bytes
 
-    def killed(path, data):
-        if path.name == "head.json":
-            raise KeyboardInterrupt
-        real(path, data)
+    def killed(*_, **__):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(bundle, "publish_bytes", killed)
+    monkeypatch.setattr("featurecache.atomic._move_folder", killed)
     estimator, _ = _fitted("ridge", seed=5)
     with pytest.raises(KeyboardInterrupt):
         save_head(folder, estimator, {})
     after, _ = load_head(folder)
     assert type(after[-1]) is type(before[-1])
+
+
+def test_a_head_whose_replacement_an_earlier_release_did_not_finish_is_read(folder):
+    before, _ = load_head(folder)
+    arrays = (folder / "head.safetensors").read_bytes()
+    (folder / f".head.safetensors.{digest_bytes(arrays)[:16]}").write_bytes(arrays)
+    (folder / "head.safetensors").write_bytes(b"of the next head")
+    after, _ = load_head(folder)
+    assert type(after[-1]) is type(before[-1])
+    save_head(folder, _fitted("ridge")[0], META)
+    assert sorted(path.name for path in folder.iterdir()) == ["head.json", "head.safetensors"]
+
+
+def test_what_people_put_beside_a_head_stays(folder):
+    (folder / "notes.txt").write_text("trained on Tuesday")
+    save_head(folder, _fitted("ridge")[0], META)
+    assert (folder / "notes.txt").read_text() == "trained on Tuesday"
+
+
+def test_of_two_writers_at_once_one_leaves_its_head_and_readers_find_a_whole_one(tmp_path):
+    """Each head says in its record how wide it is; halves of two would contradict one another."""
+    code = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from sklearn.linear_model import LogisticRegression\n"
+        "from featurecache.heads.bundle import load_head, save_head\n"
+        "folder, width = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "head = LogisticRegression().fit(np.random.default_rng(0).normal(size=(20, width)), [0, 1] * 10)\n"
+        "for _ in range(40):\n"
+        "    save_head(folder, head, {'width': width})\n"
+        "    loaded, meta = load_head(folder)\n"
+        "    assert loaded.coef_.shape == (1, meta['width'])\n"
+    )
+    save_head(tmp_path / "heads" / "h", _fitted("ridge")[0], META)
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "heads" / "h"), str(width)], stderr=subprocess.PIPE
+        )
+        for width in (3, 4, 5)
+    ]
+    assert [(writer.communicate(timeout=300)[1], writer.returncode) for writer in writers] == [(b"", 0)] * 3
+    assert [path.name for path in (tmp_path / "heads").iterdir()] == ["h"]
 
 
 def test_a_torn_pair_is_noticed(folder):

@@ -204,6 +204,19 @@ def test_gc_unused_keeps_rows_where_they_are(made: tuple) -> None:
     assert extract(source, store.path).features().shape == (8, 16)
 
 
+def test_gc_removes_a_folder_that_was_never_published(made: tuple) -> None:
+    _, store = made
+    folder = store.heads_path / ".best.0123.partial"
+    folder.mkdir(parents=True)
+    (folder / "head.json").write_text("{}")
+    assert store.head_names() == []
+    assert collect_garbage(store, remove=True).young == ["heads/.best.0123.partial"]
+    for path in (folder / "head.json", folder):
+        os.utime(path, (1, 1))
+    assert collect_garbage(store, remove=True).leftovers == ["heads/.best.0123.partial"]
+    assert not folder.exists()
+
+
 def publish_rows(store: FeatureStore, feature_set: FeatureSet, rows: np.ndarray) -> None:
     """Publish features as a writer does that computes these rows; each holds its row number."""
     values = np.repeat(rows[:, None], 3, axis=1).astype(np.float32)
