@@ -19,6 +19,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Orientation = Literal["exif", "stored"]
 JpegDecoding = Literal["scaled", "full"]
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
+DtypeChoice = Literal["auto", "float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 RuntimeName = Literal["auto", "torch", "openvino"]
@@ -253,6 +254,10 @@ class FeatureIdentity:
         """The same features of plain images."""
         return replace(self, views=None)
 
+    def with_views(self, views: ViewSpec | None) -> FeatureIdentity:
+        """The same features of views."""
+        return replace(self, views=views)
+
     def to_json(self) -> dict[str, Any]:
         """Return the identity as plain JSON values."""
         value = asdict(self)
@@ -322,8 +327,9 @@ class ExtractionSettings:
     runtime: RuntimeName = "auto"
     shard_rows: int = 4096
     """Rows per shard: what a killed run loses at most."""
-    dtype: StorageDtype = "float16"
-    """Type of the stored numbers."""
+    dtype: DtypeChoice = "auto"
+    """Type of the stored numbers. ``auto``: that of the features which are there; of new ones float16, or float32 where
+    rounding to float16 would take more than 1 % of their spread."""
 
     def __post_init__(self) -> None:
         if self.shard_rows > MAX_SHARD_ROWS:
@@ -333,7 +339,7 @@ class ExtractionSettings:
                 raise RequestError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
         if self.num_workers is not None and self.num_workers < 1:
             raise RequestError(f"num workers must be at least 1, got {self.num_workers}")
-        _check_choice("dtype", self.dtype, StorageDtype)
+        _check_choice("dtype", self.dtype, DtypeChoice)
         _check_choice("runtime", self.runtime, RuntimeName)
 
 

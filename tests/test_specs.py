@@ -197,7 +197,7 @@ def test_override_keeps_crop_within_resize() -> None:
         ({"batch_size": 0}, "batch size must be at least 1"),
         ({"shard_rows": 0}, "shard rows must be at least 1"),
         ({"num_workers": 0}, "num workers must be at least 1"),
-        ({"dtype": "float8"}, "unknown dtype 'float8'; known: float16"),
+        ({"dtype": "float8"}, "unknown dtype 'float8'; known: auto, float16"),
         ({"runtime": "tvm"}, "unknown runtime 'tvm'"),
     ],
 )

@@ -67,7 +67,7 @@ def test_info_and_train_repeat_what_is_kept(store: FeatureStore, capsys: pytest.
     assert "warning: 7 images are flat; use --range (a.png, b.png, ...)" in capsys.readouterr().out
     assert main(["info", str(store.path), "--json"]) == 0
     kept = {(f["tap"], f["dtype"]): f["warnings"] for f in json.loads(capsys.readouterr().out)["features"]}
-    assert kept[feature_set.tap, "float16"] == [WARNING.to_json()]
+    assert WARNING.to_json() in kept[feature_set.tap, "float16"]
     train = ["train", str(store.path), "--task", "brightness", "--head", "ridge", "--tap", feature_set.tap, "--quiet"]
     assert main([*train, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["warnings"] == [WARNING.to_json()]
+    assert WARNING.to_json() in json.loads(capsys.readouterr().out)["warnings"]

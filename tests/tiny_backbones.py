@@ -72,6 +72,33 @@ def not_a_module() -> object:
     return {"not": "a module"}
 
 
-for factory in (tiny, other_seed, overflowing, looking, two_faced):
+def tiny_features() -> nn.Module:
+    """Features of 1e-9, all different, that float16 makes zeros."""
+    return _scaled(1e-9, 0.0)
+
+
+def far_features() -> nn.Module:
+    """Features of 1000 that differ by 0.01, which float16 makes equal."""
+    return _scaled(1e-2, 1e3)
+
+
+def dead_features() -> nn.Module:
+    """Four of 16 features are the same for every image."""
+    network = TinyNet()
+    with torch.no_grad():
+        network.body[1].weight[:4] = 0
+        network.body[1].bias[:4] = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    return network
+
+
+def _scaled(scale: float, shift: float) -> nn.Module:
+    network = TinyNet()
+    with torch.no_grad():
+        network.body[1].weight.mul_(scale)
+        network.body[1].bias.mul_(scale).add_(shift)
+    return network
+
+
+for factory in (tiny_features, far_features, dead_features, tiny, other_seed, overflowing, looking, two_faced):
     factory.preprocess = PREPROCESS
     factory.classifier = "fc"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurecache.errors import RequestError
 from featurecache.specs import (
     BackboneRequest,
+    DtypeChoice,
     ExtractionSettings,
     InitName,
     Interpolation,
@@ -19,7 +20,6 @@ from featurecache.specs import (
     Orientation,
     PrecisionName,
     RuntimeName,
-    StorageDtype,
     ViewSpec,
 )
 
@@ -124,7 +124,13 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         "--views", type=int, metavar="K", help="keep K augmented views of each image too, to train heads on"
     )
     group.add_argument("--view-seed", type=int, metavar="S", help="of the views (default 0)")
-    group.add_argument("--dtype", choices=get_args(StorageDtype), default=default.dtype, help="stored numbers")
+    group.add_argument(
+        "--dtype",
+        choices=get_args(DtypeChoice),
+        default=default.dtype,
+        help="stored numbers (default auto: as the features that are there; of new ones float16, or float32 where "
+        "float16 would take more than 1 %% of their spread)",
+    )
     group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
     group.add_argument("--engine", default="local", help="where jobs run (default: this process)")
     group.add_argument(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_memory_option, check_places, memory_of, verb_parser, write_table_at
-from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
+from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.evaluation.summary import summarise
     from featurecache.evaluation.sweep import COLUMNS, run_sweep
     from featurecache.reporting.sweep import draw_sweep
+    from featurecache.store.soundness import feature_warnings
     from featurecache.store.store import FeatureStore
     from featurecache.tables import TABLE_SUFFIXES
 
@@ -104,14 +105,16 @@ def run(args: argparse.Namespace) -> int:
     if args.picture:
         publish_bytes(args.picture, draw_sweep(lines).encode())
     failed = [row for row in rows if row["error"] is not None]
+    warnings = [warning.to_json() for warning in feature_warnings(sets)]
     if args.json:
-        document = {"summary": lines, "rows": rows, "heads_left_out": list(left_out.values())}
+        document = {"summary": lines, "rows": rows, "heads_left_out": list(left_out.values()), "warnings": warnings}
         print_json({**document, "kept": num_kept, "computed": len(rows) - num_kept})
         return int(bool(failed))
     for each in left_out.values():
         warn(f"head {each['head']} is left out on {each['tap']}, task {each['task']}: it {each['reason']}")
     _print(lines)
     print_line(f"{len(rows)} results, {num_kept} of them from earlier sweeps")
+    print_warnings(warnings)
     for row in failed[:5]:
         warn(f"{row['head']} on {row['tap']}, task {row['task']}: {row['error']}")
     return int(bool(failed))

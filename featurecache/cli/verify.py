@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_input_options, inputs_of, verb_parser
-from featurecache.cli.output import counting, print_json, print_line, print_table, progress_on_stderr
+from featurecache.cli.output import counting, print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Check; status 1 when something is wrong."""
     from dataclasses import replace
 
+    from featurecache.store.soundness import feature_warnings
     from featurecache.store.store import FeatureStore
     from featurecache.store.verify import verify
 
@@ -61,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
             found = replace(found, problems=tuple(verify_heads(store)))
         deep = _verify_deep(store, args, progress) if args.deep and not found.problems else None
     problems = [*found.problems, *(deep.problems if deep else ())]
+    # A cache can be whole, and its features worth nothing.
+    warnings = [] if found.problems else [warning.to_json() for warning in feature_warnings(store.feature_sets())]
     if args.json:
-        print_json({**found.to_json(), "deep": deep and deep.to_json()})
+        print_json({**found.to_json(), "deep": deep and deep.to_json(), "warnings": warnings})
         return 1 if problems else 0
     if problems:
         print_table(["where", "what", "next"], [[problem.where, problem.what, problem.advice] for problem in problems])
@@ -74,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         )
     elif args.deep:
         print_line("nothing was computed again: mend these problems first")
+    print_warnings(warnings)
     return 1 if problems else 0
 
 

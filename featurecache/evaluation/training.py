@@ -26,6 +26,7 @@ from featurecache.specs import TASK_NOUN
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
+from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 
@@ -224,14 +225,6 @@ def train_heads(
         report.heads += [TrainedHead(task, pair.feature_set, result, pair.judged_set) for result in found[place]]
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
-
-
-def feature_warnings(sets: Sequence[FeatureSet]) -> list[ReportWarning]:
-    """Return what is doubtful about feature sets, each warning with the name of its set where there are several."""
-    found = [(feature_set, warning) for feature_set in sets for warning in feature_set.warnings()]
-    if len(sets) == 1:
-        return [warning for _, warning in found]
-    return unique_warnings(warning.about(str(feature_set)) for feature_set, warning in found)
 
 
 def _left_out(task: Task, able: Sequence[str]) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Inputs:
     weights : Path, optional
         The weights file that the features were made with.
     settings : ExtractionSettings
-        Device and decoding threads count; what may change bits (batch size, number type, runtime) is the cache's own.
+        Device and decoding threads count; what may change bits (batch size, runtime) is the cache's own.
     """
 
     source: Path
@@ -105,7 +105,7 @@ def _recompute(
     (tap,) = resolve_taps(backbone, [feature_set.tap])
     # The same batch size and runtime, so that equal work gives equal bytes.
     batch_size = ran["batch_size"] if ran["device"] == inputs.settings.device else None
-    same = {"dtype": feature_set.dtype, "batch_size": batch_size, "runtime": ran["runtime"]}
+    same = {"batch_size": batch_size, "runtime": ran["runtime"]}
     work = ShardWork(
         store=store,
         sets=[feature_set],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +26,7 @@ from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, ch
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.shards import load_hdf5
+from featurecache.store.soundness import float32_warning, held_type, warnings_of
 from featurecache.store.store import FeatureStore
 from featurecache.store.views import SourceView
 
@@ -104,6 +105,7 @@ class ExtractionRun:
     views: ViewSpec | None = None
     _loaded: tuple[Backbone, tuple[Tap, ...]] | None = field(default=None, init=False)
     _loading_seconds: float = field(default=0.0, init=False)
+    _chosen_types: dict[str, str] | None = field(default=None, init=False)
 
     def go(self) -> ExtractionReport:
         """Do it all."""
@@ -112,6 +114,8 @@ class ExtractionRun:
         self.source.check()
         variants = [None] if self.views is None else [None, self.views]
         known = {views: self._recall(self._digest(views)) for views in variants}
+        if len({tuple(s.dtype for s in sets) for sets in known.values() if sets}) > 1:
+            known = dict.fromkeys(variants)  # heads on views are judged on plain features of the same type
         # Wrong requests must fail before anything is written and before millions of files are read.
         if not all(known.values()):
             self._backbone()
@@ -124,8 +128,15 @@ class ExtractionRun:
         report.startup_seconds += self._loading_seconds
         report.num_cut = _count_cut(view, report.sets)
         report.bad = _bad_inputs(view, report.sets)
-        report.warnings = unique_warnings([*report.warnings, *(w for s in report.sets for w in s.warnings())])
+        report.warnings = self._warnings(report)
         return report
+
+    def _warnings(self, report: ExtractionReport) -> list[ReportWarning]:
+        """Return what is doubtful, of a set and of its views once; and where ``auto`` stands for another type."""
+        found = [*report.warnings, *(w for s in report.sets for w in warnings_of(s))]
+        if self.settings.dtype == "auto":
+            found += [w for s in report.sets if (w := float32_warning(report.store, s)) is not None]
+        return unique_warnings(found)
 
     def _extract(
         self, report: ExtractionReport, view: SourceView, views: ViewSpec | None, sets: list[FeatureSet] | None
@@ -134,10 +145,9 @@ class ExtractionRun:
         before = report.num_extracted
         if sets is None or self._missing(sets, view):
             backbone, taps = self._backbone()
-            identity = replace(backbone.identity, views=views)
-            sets = [
-                report.store.add_feature_set(identity, about(backbone), tap.name, self.settings.dtype) for tap in taps
-            ]
+            identity = backbone.identity.with_views(views)
+            types = self._types(report.store, view, backbone, taps)
+            sets = [report.store.add_feature_set(identity, about(backbone), tap.name, types[tap.name]) for tap in taps]
             for feature_set in sets:
                 for warning in backbone.warnings:
                     feature_set.keep_warning(warning)
@@ -169,11 +179,26 @@ class ExtractionRun:
         if remembered is None:
             return None
         fingerprint, taps = remembered
-        dtype = self.settings.dtype
-        known = {s.tap: s for s in store.feature_sets() if s.fingerprint == fingerprint and s.dtype == dtype}
+        sets = [s for s in store.feature_sets() if s.fingerprint == fingerprint and s.tap in taps]
+        if self.settings.dtype == "auto":
+            types = {tap: held_type(sets, fingerprint, tap) for tap in taps}
+        else:
+            types = dict.fromkeys(taps, self.settings.dtype)
+        known = {s.tap: s for s in sets if s.dtype == types[s.tap]}
         for feature_set in known.values():
             check_modality(self.source, feature_set.identity.preprocess, self.request.name)
         return [known[tap] for tap in taps] if set(taps) <= set(known) else None
+
+    def _types(self, store: FeatureStore, view: SourceView, backbone: Backbone, taps: Sequence[Tap]) -> dict[str, str]:
+        """Choose the stored type of each tap, once for the plain features and those of views."""
+        from featurecache.extraction.stored_type import TypeChooser
+
+        if self._chosen_types is None:
+            started = perf_counter()
+            chooser = TypeChooser(store, self.source, view, backbone, self.settings, self.views)
+            self._chosen_types = chooser.choose(taps)
+            self._loading_seconds += perf_counter() - started
+        return self._chosen_types
 
     def _backbone(self) -> tuple[Backbone, tuple[Tap, ...]]:
         """Load the backbone when it is first needed."""

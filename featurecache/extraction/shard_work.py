@@ -58,7 +58,7 @@ class ShardWork:
     Attributes
     ----------
     sets : sequence of FeatureSet
-        What is extended; all of one fingerprint and one number type.
+        What is extended; all of one fingerprint, each in its own number type.
     source, view : Source, SourceView
         Where the inputs come from, and what it holds.
     taps : mapping of str to Tap

@@ -26,10 +26,12 @@ from featurecache.extraction.plan import ShardJob
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
 from featurecache.specs import ExtractionSettings, shape_of_row
-from featurecache.store.convert import measure_error, stored_arrays
+from featurecache.store.constants import ConstantFinder
+from featurecache.store.dtypes import Array, decode
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import runs_of_rows
 from featurecache.store.leases import Leases
+from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
 from featurecache.store.samples import Column, Ids, Rows
 from featurecache.store.shards import ShardWriter
 
@@ -241,7 +243,7 @@ class ShardExtractor:
         """Write features, and commit the job when they were its last."""
         if not job.drafts:
             for tap in job.taps:
-                draft = Draft(self.sets[tap], self.taps[tap].shape, self.settings.dtype, len(job.inputs))
+                draft = Draft(self.sets[tap], self.taps[tap].shape, len(job.inputs))
                 job.drafts.append(draft)
         for draft in job.drafts:
             draft.add(outcome)
@@ -301,13 +303,13 @@ class _Writer:
 class Draft:
     """Features of one tap on their way to a commit; a context manager that leaves nothing behind by itself."""
 
-    def __init__(self, feature_set: FeatureSet, shape: tuple[int, ...], dtype: str, count: int) -> None:
+    def __init__(self, feature_set: FeatureSet, shape: tuple[int, ...], count: int) -> None:
         self.bad: dict[int, InputError] = {}
         self._cut: list[bool] = []
-        self._set, self._dtype = feature_set, dtype
+        self._set, self._dtype = feature_set, feature_set.dtype
         self._views = feature_set.identity.views
         # The scale of int8 is known only when all rows are: until then they are kept as they come.
-        self._draft_dtype = "float32" if dtype == "int8" else dtype
+        self._draft_dtype = "float32" if self._dtype == "int8" else self._dtype
         self._writer = self._new_writer(
             {
                 "features": (self._draft_dtype, (count, *shape_of_row(shape, self._views))),
@@ -316,6 +318,7 @@ class Draft:
         )
         self._start = 0
         self._precision: dict[str, Any] | None = None
+        self._constant = ConstantFinder(self._views)
 
     def __enter__(self) -> Self:
         return self
@@ -331,8 +334,10 @@ class Draft:
         self._cut += outcome.cut
         self.bad |= {self._start + place: error for place, error in problems.items()}
         self._start += len(values)
+        self._constant.add(decode(np.delete(stored, list(problems), axis=0), self._draft_dtype))
         if self._precision is None and len(good := np.delete(values, list(problems), axis=0)[:_ROWS_MEASURED]):
-            self._precision = measure_error(good, stored_arrays(good, self._dtype, self._views), against="float32")
+            arrays = stored_arrays(good, self._dtype, self._views)
+            self._precision = measure_error(good, arrays, against="float32", views=self._views)
 
     def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:
         """Commit everything but rows whose inputs changed or vanished meanwhile; False if another writer was first."""
@@ -344,12 +349,23 @@ class Draft:
             return self._commit(self._writer, rows, keep, record)
         arrays = {"features": (self._dtype, self._writer.written("features")[keep])}
         if self._dtype == "int8":
-            arrays = stored_arrays(arrays["features"][1], "int8", self._views)
+            arrays = self._as_int8(arrays["features"][1])
         arrays["id"] = ("uint8", ids[keep])
         with self._new_writer({name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
             for name, (_, values) in arrays.items():
                 writer.append(name, values)
             return self._commit(writer, rows, keep, record)
+
+    def _as_int8(self, values: NDArray[np.float32]) -> dict[str, tuple[str, Array]]:
+        """Return int8 features; only now are their steps known, and what is constant in them."""
+        arrays = stored_arrays(values, "int8", self._views)
+        good = finite_rows(values)
+        measured = np.flatnonzero(good)[:_ROWS_MEASURED]
+        some = {**arrays, "features": ("int8", arrays["features"][1][measured])}
+        self._precision = measure_error(values[measured], some, against="float32", views=self._views)
+        self._constant = ConstantFinder(self._views)
+        self._constant.add(read_back(arrays)[good])
+        return arrays
 
     def _new_writer(self, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> ShardWriter:
         attributes = {
@@ -371,6 +387,7 @@ class Draft:
             "tap": self._set.tap,
             "precision": self._precision,
             **({"cut": runs_of_rows(cut)} if len(cut) else {}),
+            **({} if (constant := self._constant.runs()) is None else {"constant": constant}),
             **record,
         }
         return self._set.folder.commit(key, writer.finish(key), body)

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import RequestError
-from featurecache.specs import ViewSpec
 from featurecache.store.commits import Commit
-from featurecache.store.dtypes import LARGEST, Array, decode, encode, quantise
+from featurecache.store.constants import constants_of
+from featurecache.store.dtypes import LARGEST
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features, rows_of_commit
+from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
 from featurecache.store.store import FeatureStore
 
 _DIGITS = {"float32": 24, "float16": 11, "bfloat16": 8, "int8": 8}
@@ -72,51 +73,27 @@ def _convert_shard(features: Features, commit: Commit, target: FeatureSet) -> No
             bad.append([rows[place], "overflow", reason])
         values[place] = np.nan
     arrays = stored_arrays(values, target.dtype, target.identity.views)
+    views = target.identity.views
+    error = measure_error(values, arrays, against=features.dtype, views=views)
+    good = finite_rows(values)
+    constant = constants_of(read_back(arrays)[good], views)
     arrays["id"] = ("uint8", features.ids_of(commit))
     body = {
-        **commit.body,
+        **{name: value for name, value in commit.body.items() if name != "constant"},
+        **({} if constant is None else {"constant": constant}),
         "bad": sorted(bad),
-        "precision": _whole_error(measure_error(values, arrays, against=features.dtype), commit.body.get("precision")),
+        "precision": _whole_error(error, commit.body.get("precision")),
         "converted_from": features.dtype,
     }
     target.folder.publish(commit.key, arrays, body, kind="features")
-
-
-def stored_arrays(
-    values: NDArray[np.float32], dtype: str, views: ViewSpec | None = None
-) -> dict[str, tuple[str, Array]]:
-    """Return the arrays that keep float32 ``values``, ``(n, ...)`` or ``(n, n_views, ...)``, in a stored type."""
-    if dtype != "int8":
-        return {"features": (dtype, encode(values, dtype))}
-    if views is None:
-        stored, scale, offset = quantise(values)
-    else:  # all views share their channels' steps
-        steps, scale, offset = quantise(values.reshape(-1, *values.shape[2:]))
-        stored, scale, offset = steps.reshape(values.shape), scale[None], offset[None]
-    return {"features": ("int8", stored), "scale": ("float32", scale), "offset": ("float32", offset)}
-
-
-def measure_error(values: NDArray[np.float32], arrays: dict[str, tuple[str, Array]], *, against: str) -> dict[str, Any]:
-    """Measure what storing cost: root mean square and largest error, relative to the same of the values."""
-    dtype, stored = arrays["features"]
-    back = stored * arrays["scale"][1] + arrays["offset"][1] if dtype == "int8" else decode(stored, dtype)
-    good = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    exact, error = values[good].astype(np.float64), (back[good] - values[good]).astype(np.float64)
-    if not exact.size:
-        return {"against": against, "rows": 0, "relative_rms": 0.0, "relative_largest": 0.0}
-    return {
-        "against": against,
-        "rows": int(good.sum()),
-        "relative_rms": float(f"{np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(exact**2)), 1e-30):.3g}"),
-        "relative_largest": float(f"{np.abs(error).max() / max(np.abs(exact).max(), 1e-30):.3g}"),
-    }
 
 
 def _whole_error(error: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """Bound the error against float32 of what was rounded before already: by the triangle inequality, the sum."""
     if error["against"] == "float32" or before is None:
         return error
-    sums = {name: float(f"{error[name] + before[name]:.3g}") for name in ("relative_rms", "relative_largest")}
+    measured = ("relative_rms", "relative_largest", "relative_to_spread")
+    sums = {name: float(f"{error[name] + before[name]:.3g}") for name in measured if name in error and name in before}
     return {**error, **sums, "against": before["against"], "bound": True}
 
 

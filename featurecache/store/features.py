@@ -98,6 +98,18 @@ class Features:
         stored = shard.read("features")
         return self._values(shard, stored)
 
+    def read_beginning(self, commit: Commit, count: int) -> Array:
+        """Return the features of the first rows of a shard, at most ``count``; bad rows are NaN."""
+        shard = self._folder.open(commit)
+        stored = shard.slice("features", 0, min(count, commit.shard.arrays["features"].shape[0]))
+        values = self._values(shard, stored)
+        known = {row for row, *_ in commit.body["bad"]}
+        bad = [place for place, row in enumerate(rows_of_commit(commit)[: len(values)].tolist()) if row in known]
+        if bad:  # int8 has no NaN
+            values = values.astype(np.float32)
+            values[bad] = np.nan
+        return values
+
     @property
     def nbytes(self) -> int:
         """Bytes of all shard files."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import class_counts
 from featurecache.store.views import SourceView, merged_rows
@@ -41,7 +42,7 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
         **{name: feature_set.about.get(name) for name in _BUILDING},
         "provenance": last.body["provenance"],
         "precision": last.body.get("precision"),
-        "warnings": [warning.to_json() for warning in feature_set.warnings()],
+        "warnings": [warning.to_json() for warning in warnings_of(feature_set)],
     }
 
 

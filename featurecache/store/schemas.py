@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -63,6 +63,7 @@ class Precision(Struct):
     relative_rms: Number
     relative_largest: Number
     bound: bool = False
+    relative_to_spread: Number | None = None
 
 
 class FeaturesBody(Struct):
@@ -76,6 +77,7 @@ class FeaturesBody(Struct):
     precision: Precision | None = None
     probe: list[Probe] = []
     cut: list[Run] = []
+    constant: list[tuple[Count, Count, float]] | None = None
 
 
 class TaskAbout(Struct):
@@ -121,6 +123,14 @@ class RequestBody(Struct):
 
     fingerprint: Text
     taps: list[Text]
+
+
+class TypeBody(Struct):
+    """Which stored type was chosen for a tap, and the errors of narrower ones, beside the spread of its features."""
+
+    dtype: Literal["float16", "float32"]
+    rows: Count
+    error: Number | None
 
 
 class ResultBody(Struct):

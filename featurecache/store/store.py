@@ -19,7 +19,7 @@ from featurecache.errors import (
     UnknownNameError,
     shortened,
 )
-from featurecache.hashing import canonical_json
+from featurecache.hashing import canonical_json, digest_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
 from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, read_spec
@@ -34,6 +34,7 @@ from featurecache.store.schemas import (
     TASK,
     RequestBody,
     ResultBody,
+    TypeBody,
     check_body,
     features_schema,
 )
@@ -233,6 +234,40 @@ class FeatureStore:
         except (FileNotFoundError, CorruptError):
             return None  # a note that saves time, nothing more
         return record["fingerprint"], record["taps"]
+
+    # Remembered types: what ``--dtype auto`` stands for, so that all writers store one type
+
+    def remember_type(self, fingerprint: str, tap: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep which type was chosen for a tap, and return what is kept: the first choice stays.
+
+        Parameters
+        ----------
+        fingerprint, tap : str
+            Of plain features; those of their views have the same type.
+        record : mapping
+            ``dtype``, ``rows`` (on how many the error was measured) and ``error`` (of float16, beside the spread of the
+            features; None where they do not fit).
+        """
+        path = self._type_path(fingerprint, tap)
+        make_folder(path.parent)
+        data = encode_record("type", dict(record))
+        publish_once(path, data)
+        if (kept := self.recall_type(fingerprint, tap)) is not None:
+            return kept
+        publish_bytes(path, data)  # a damaged record is replaced
+        return dict(record)
+
+    def recall_type(self, fingerprint: str, tap: str) -> dict[str, Any] | None:
+        """Return what `remember_type` kept, if anything that can be read is."""
+        try:
+            record = read_record(self._type_path(fingerprint, tap), "type")
+            check_body(record, TypeBody, "a type")
+        except (FileNotFoundError, CorruptError):
+            return None  # it is measured again
+        return record
+
+    def _type_path(self, fingerprint: str, tap: str) -> Path:
+        return self.path / "types" / f"{digest_json('type', 1, {'fingerprint': fingerprint, 'tap': tap})}.json"
 
     # Remembered results: what a head did on features and labels that are named by content
 

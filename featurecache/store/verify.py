@@ -40,7 +40,7 @@ LEVELS: tuple[str, ...] = get_args(Level)
 _ROWS_AT_ONCE = 1024
 QUARANTINE = "quarantine"
 """Folder of what `repair` set aside."""
-NOTES = {"requests": "request", "results": "result"}
+NOTES = {"requests": "request", "results": "result", "types": "type"}
 """Folders of records that only save time, and their kinds."""
 
 

@@ -175,7 +175,7 @@ def test_bad_inputs_keep_their_row_and_stop_nothing(make_folder: Make, tmp_path:
 
 def test_numbers_too_large_for_float16_are_a_status(make_folder: Make, tmp_path: Path) -> None:
     source = make_folder(per_class=2)
-    report = run(source, tmp_path / "c", "python:tiny_backbones:overflowing")
+    report = run(source, tmp_path / "c", "python:tiny_backbones:overflowing", dtype="float16")
     assert {status for status, _ in report.bad.values()} == {"overflow"}
     assert "use --dtype float32" in next(iter(report.bad.values()))[1]
     assert not run(source, tmp_path / "c", "python:tiny_backbones:overflowing", dtype="float32").bad

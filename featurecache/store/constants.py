@@ -1,0 +1,176 @@
+"""Features that have the same value in every row: a sign of dead layers, lost digits, or a tap that sees no input.
+
+Each shard records which of its channels are constant, and at what value, so that nothing has to be read to tell. Of
+shards that say nothing (earlier releases, or very few rows), the first rows are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import ReportWarning
+from featurecache.specs import ViewSpec
+from featurecache.store.commits import Commit
+from featurecache.store.dtypes import Array
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.features import Features
+from featurecache.store.precision import FEWEST_ROWS, by_channel, finite_rows, in_percent
+
+Runs = list[list[float]]
+"""``[[start, stop, value], ...]``: channels that are constant in a shard."""
+
+_MOST_RUNS = 4096
+"""Of a record; what is beyond is not recorded."""
+_ROWS_READ = 256
+_MOST_SHARDS_READ = 64
+"""Of shards that say nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantFeatures:
+    """How many channels of a feature set have the same value in every row.
+
+    Attributes
+    ----------
+    count, num_features : int
+        Constant channels, and all.
+    num_rows : int
+        Good rows.
+    sampled : bool
+        Some rows were not looked at.
+    """
+
+    count: int
+    num_features: int
+    num_rows: int
+    sampled: bool = False
+
+
+class ConstantFinder:
+    """Watches the rows of a shard for channels that never change."""
+
+    def __init__(self, views: ViewSpec | None = None) -> None:
+        self._views = views
+        self._channels: NDArray[np.int64] | None = None
+        self._values: Array = np.zeros(0, np.float32)
+        self.num_rows = 0
+        self.num_channels = 0
+
+    def add(self, values: Array) -> None:
+        """Take good rows, ``(n, ...)``."""
+        if not len(values):
+            return
+        self.num_rows += len(values)
+        values = by_channel(values, self._views)
+        if self._channels is None:
+            self.num_channels = values.shape[1]
+            self._channels, self._values = np.arange(values.shape[1]), values[0].copy()
+        elif len(self._channels) < self.num_channels:
+            values = values[:, self._channels]
+        same = (values == self._values).all(axis=0)
+        self._channels, self._values = self._channels[same], self._values[same]
+
+    def constants(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the channels that did not change, and their values."""
+        channels = np.zeros(0, np.int64) if self._channels is None else self._channels
+        return channels, self._values.astype(np.float64)
+
+    def runs(self) -> Runs | None:
+        """Return what a record says; None where the rows are too few to say anything."""
+        if self.num_rows < FEWEST_ROWS:
+            return None
+        channels, values = self.constants()
+        if not len(channels):
+            return []
+        breaks = np.flatnonzero((np.diff(channels) != 1) | (np.diff(values) != 0)) + 1
+        starts, stops = [0, *breaks.tolist()], [*breaks.tolist(), len(channels)]
+        runs = [
+            [int(channels[a]), int(channels[b - 1]) + 1, float(values[a])] for a, b in zip(starts, stops, strict=True)
+        ]
+        return runs[:_MOST_RUNS]
+
+
+def constants_of(values: Array, views: ViewSpec | None = None) -> Runs | None:
+    """Return the constant channels of features ``(n, ...)``, rows that are not finite left out."""
+    finder = ConstantFinder(views)
+    finder.add(values[finite_rows(values)])
+    return finder.runs()
+
+
+def constant_features(feature_set: FeatureSet, features: Features) -> ConstantFeatures:
+    """Count the channels of a feature set that have the same value in every good row."""
+    if not features.commits:
+        return ConstantFeatures(0, 0, 0)
+    channels: NDArray[np.int64] | None = None
+    values: NDArray[np.float64] = np.zeros(0)
+    silent, sampled, num_rows = _silent(features.commits), False, len(features) - len(features.bad)
+    chosen = {int(n) for n in np.linspace(0, len(silent) - 1, _MOST_SHARDS_READ)} if silent else set()
+    looked_at = [*(c for c in features.commits if _recorded(c) is not None), *(silent[n] for n in sorted(chosen))]
+    for commit in looked_at:
+        found = _of_shard(feature_set, features, commit)
+        sampled |= _recorded(commit) is None and commit.shard.arrays["features"].shape[0] > _ROWS_READ
+        if found is None:
+            continue
+        if channels is None:
+            channels, values = found
+        else:
+            common, mine, theirs = np.intersect1d(channels, found[0], assume_unique=True, return_indices=True)
+            same = values[mine] == found[1][theirs]
+            channels, values = common[same], values[mine][same]
+        if not len(channels):
+            break
+    sampled |= len(chosen) < len(silent)
+    count = 0 if channels is None else len(channels)
+    return ConstantFeatures(count, _num_channels(feature_set, features), num_rows, sampled and count > 0)
+
+
+def constant_warning(feature_set: FeatureSet, features: Features) -> ReportWarning | None:
+    """Return a warning where features have the same value in every row."""
+    found = constant_features(feature_set, features)
+    # Of one sample every feature has one value.
+    if not found.count or found.num_rows < 2:
+        return None
+    where = " of those that were looked at" if found.sampled else ""
+    advice = "heads learn nothing from them"
+    if found.count == found.num_features:
+        advice = "no head can tell samples apart: look at the tap, the weights and the images"
+        if feature_set.dtype != "float32":
+            advice += f", or whether {feature_set.dtype} lost the difference (the default --dtype auto measures it)"
+    return ReportWarning(
+        kind="constant_features",
+        count=found.count,
+        text=f"{found.count} of {found.num_features} features ({in_percent(found.count / found.num_features)}) of "
+        f"{feature_set.tap} have the same value in every row{where}; {advice}",
+    )
+
+
+def _recorded(commit: Commit) -> Runs | None:
+    found: Runs | None = commit.body.get("constant")
+    return found
+
+
+def _silent(commits: Sequence[Commit]) -> list[Commit]:
+    return [commit for commit in commits if _recorded(commit) is None]
+
+
+def _of_shard(
+    feature_set: FeatureSet, features: Features, commit: Commit
+) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+    """Return the constant channels of a shard and their values; None where it has no good rows."""
+    if (recorded := _recorded(commit)) is not None:
+        channels = [np.arange(int(start), int(stop)) for start, stop, _ in recorded]
+        values = [np.full(int(stop) - int(start), value) for start, stop, value in recorded]
+        return np.concatenate([np.zeros(0, np.int64), *channels]), np.concatenate([np.zeros(0), *values])
+    finder = ConstantFinder(feature_set.identity.views)
+    beginning = features.read_beginning(commit, _ROWS_READ)
+    finder.add(beginning[finite_rows(beginning)])
+    return finder.constants() if finder.num_rows else None
+
+
+def _num_channels(feature_set: FeatureSet, features: Features) -> int:
+    shape = features.sample_shape
+    return by_channel(np.zeros((1, *shape), np.bool_), feature_set.identity.views).shape[1]

@@ -1,0 +1,58 @@
+"""What is doubtful about cached features: what was kept with them, and what the records of their shards show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from featurecache.errors import ReportWarning, unique_warnings
+from featurecache.store.constants import constant_warning
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.features import rows_of_commit
+from featurecache.store.precision import in_percent, storage_warning, widest
+from featurecache.store.store import FeatureStore
+
+
+def warnings_of(feature_set: FeatureSet) -> list[ReportWarning]:
+    """Return the warnings that were kept with a feature set, then those that the records of its shards give."""
+    features = feature_set.open()
+    measured = [storage_warning(feature_set, features), constant_warning(feature_set, features)]
+    features.let_go()
+    return [*feature_set.warnings(), *(warning for warning in measured if warning is not None)]
+
+
+def feature_warnings(sets: Sequence[FeatureSet]) -> list[ReportWarning]:
+    """Return what is doubtful about feature sets, each warning with the name of its set where there are several."""
+    found = [(feature_set, warning) for feature_set in sets for warning in warnings_of(feature_set)]
+    if len(sets) == 1:
+        return [warning for _, warning in found]
+    return unique_warnings(warning.about(str(feature_set)) for feature_set, warning in found)
+
+
+def held_type(sets: Sequence[FeatureSet], fingerprint: str, tap: str) -> str | None:
+    """Return the widest type in which good features of a tap are cached, None where there are none."""
+    mine = [each for each in sets if each.fingerprint == fingerprint and each.tap == tap]
+    # Of bad inputs nothing is stored, so they say nothing of a type.
+    return widest([each.dtype for each in mine if _has_good_rows(each)])
+
+
+def _has_good_rows(feature_set: FeatureSet) -> bool:
+    last = feature_set.folder.last()  # nearly always enough, where reading all records takes a while
+    if last is not None and len(last.body["bad"]) < len(rows_of_commit(last)):
+        return True
+    features = feature_set.open()
+    return len(features) > len(features.bad)
+
+
+def float32_warning(store: FeatureStore, feature_set: FeatureSet) -> ReportWarning | None:
+    """Return a warning where ``--dtype auto`` chose float32."""
+    record = store.recall_type(feature_set.identity.plain.fingerprint, feature_set.tap)
+    if record is None or record["dtype"] != "float32" or feature_set.dtype != "float32":
+        return None
+    error = record["error"]
+    cost = "cannot hold them" if error is None else f"would add an error of {in_percent(error)} of their spread"
+    return ReportWarning(
+        kind="storage_error",
+        count=1,
+        text=f"the features of {feature_set.tap} are stored as float32, in twice the space, because float16 {cost} "
+        f"(measured on {record['rows']} samples; --dtype float16 stores them so all the same)",
+    )
