@@ -295,6 +295,8 @@ class BackboneRequest:
     name: str
     weights: Path | None = None
     """A weights file; ``None`` means the provider's own."""
+    weights_key: str | None = None
+    """Dotted name of the part of the weights file to load, where it holds several that fit."""
     preprocess: tuple[tuple[str, Any], ...] = ()
     """Overrides of preprocess fields, as sorted (name, value) pairs."""
     init: InitName = "pretrained"
@@ -311,6 +313,10 @@ class BackboneRequest:
             raise RequestError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
         if self.init == "random" and self.weights is not None:
             raise RequestError(f"random weights and weights from {self.weights} exclude each other; choose one")
+        if self.weights_key is not None and self.weights is None:
+            raise RequestError(f"weights key {self.weights_key!r} names a part of a weights file; add --weights FILE")
+        if self.weights_key is not None and not self.weights_key.strip():
+            raise RequestError("the weights key is empty; name a part of the weights file, such as state_dict_ema")
         if self.init != "random" and self.seed:
             raise RequestError(f"seed {self.seed} is for random weights only; add --init random")
 

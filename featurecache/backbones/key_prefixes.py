@@ -1,84 +1,251 @@
-"""Fitting the names in a weights file onto a network whose names carry another prefix, or none."""
+"""Which tensors of a file are a network's: names and shapes decide, whatever prefix a trainer put in front of them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featurecache.errors import WeightsError
+from featurecache.backbones.checkpoints import TOP, Checkpoint
+from featurecache.errors import ReportWarning, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DEPTH = 3
 # Batch norms of older files lack it, and torch fills it in.
 _OPTIONAL = "num_batches_tracked"
+# An average of the weights often lacks the statistics of batch norms, a third of a ResNet's tensors.
+_WORTH_A_WARNING = 0.5
+_SHOWN = 6
 
 
-def fit_prefix(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], forgiven: tuple[str, ...]
-) -> tuple[dict[str, Tensor], str]:
-    """Find the prefix to take off or to put in front so that a file's names and shapes fit the network.
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Tensors of a file that have names of the network, once a prefix is changed.
 
     Parameters
     ----------
-    state, own
-        Tensors of the file and of the network, by name.
+    prefix
+        What the names of the file begin with; empty, or with a dot at its end.
+    front
+        What the network's names begin with in its place.
+    names
+        By name in the network, the name in the file of each tensor that fits.
+    """
+
+    prefix: str
+    front: str
+    names: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """Return what ``--weights-key`` calls it."""
+        return self.prefix.removesuffix(".") or TOP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The tensors that a network takes from a file.
+
+    Parameters
+    ----------
+    state
+        Under the network's names.
+    note
+        What was done to the names, or what was tried in vain; empty if they fit as they are.
+    warning
+        Other tensors of the file fit in part.
+    """
+
+    state: dict[str, Tensor]
+    note: str = ""
+    warning: ReportWarning | None = None
+
+
+def fits(tensor: Tensor, own: Tensor) -> bool:
+    """Tell whether a tensor of a file can take the place of a network's: its shape, and numbers of a kind."""
+    # Whole numbers in the place of fractions are quantised weights, which mean nothing without their scales.
+    return own.shape == tensor.shape and own.is_floating_point() == tensor.is_floating_point() and not tensor.is_meta
+
+
+def choose_tensors(checkpoint: Checkpoint, own: Mapping[str, Tensor], forgiven: tuple[str, ...], what: str) -> Choice:
+    """Choose the tensors of a network among all of a file.
+
+    Parameters
+    ----------
+    checkpoint
+        The file.
+    own
+        The network's tensors, by name.
     forgiven
         Beginnings of names that the file may lack: the output layer's.
+    what
+        Name of the network, for messages.
 
     Returns
     -------
-    state
-        Renamed; unchanged if no prefix helps.
-    note
-        What was done, or which prefixes were tried in vain; empty if the names fit as they are.
+    choice
+        The only tensors that fit all that is needed; those that fit most of it if none do.
 
     Raises
     ------
     WeightsError
-        Several prefixes fit: guessing between two encoders of one file would be a coin toss.
+        Several fit, and differ: to guess between an encoder and its average would be a coin toss.
     """
     needed = [name for name in own if not name.startswith(forgiven) and not name.endswith(_OPTIONAL)]
-    if _num_fitting(state, own, needed) == len(needed):
-        return dict(state), ""
-    candidates = {f"{prefix!r} taken off": _without(state, prefix) for prefix in _prefixes(state)}
-    candidates |= {f"{prefix!r} put in front": _with(state, prefix) for prefix in _prefixes(own)}
-    scores = {what: _num_fitting(renamed, own, needed) for what, renamed in candidates.items()}
-    fitting = [what for what, score in scores.items() if score == len(needed)]
-    if len(fitting) > 1:
-        raise WeightsError(
-            f"weights fit the network in more than one way ({'; '.join(fitting)}); save one of them alone"
-        )
-    if not fitting:
-        return dict(state), _tried(scores, len(needed))
-    left_out = len(state) - len(candidates[fitting[0]])
-    return candidates[fitting[0]], f"prefix {fitting[0]}" + (f", {left_out} other tensors left out" if left_out else "")
+    found = find_candidates(checkpoint, own, needed)
+    complete = every = [each for each in found if len(each.names) == len(needed)]
+    if checkpoint.key == TOP:
+        complete = [each for each in every if not each.prefix]
+    if len(complete) > 1 and not _equal(checkpoint, complete):
+        raise WeightsError(_several(checkpoint, complete, len(needed), what))
+    if not complete:
+        best = found[0] if found else Candidate(prefix="", front="", names={})
+        return Choice(state=_state(checkpoint, best, ()), note=_tried(found, len(needed)))
+    chosen = complete[0]
+    state = _state(checkpoint, chosen, every)
+    rest = [each for each in found if len(each.names) >= _WORTH_A_WARNING * len(needed)]
+    rest = [each for each in rest if not set(each.names.values()) & set(chosen.names.values())]
+    rest = [each for each in rest if each not in every]
+    warning = _warn(checkpoint, chosen, rest, len(needed)) if rest and not checkpoint.key else None
+    return Choice(state=state, note=_note(chosen, len(checkpoint.tensors) - len(state)), warning=warning)
 
 
-def _num_fitting(state: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: Iterable[str]) -> int:
-    return sum(name in state and state[name].shape == own[name].shape for name in needed)
+def choose_part(checkpoint: Checkpoint, own: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Choose by most of the names, for a library that changes some of them when it loads: older files have older names.
+
+    Parameters
+    ----------
+    checkpoint, own, what
+        As for `choose_tensors`.
+
+    Raises
+    ------
+    WeightsError
+        Several parts of the file have about as many of the names.
+    """
+    found = find_candidates(checkpoint, own, list(own))
+    if not found:
+        return _state(checkpoint, Candidate(prefix="", front="", names={}), ())
+    alike = [each for each in found if len(each.names) >= _WORTH_A_WARNING * len(found[0].names)]
+    apart = [each for each in alike[1:] if not set(each.names.values()) & set(alike[0].names.values())]
+    if apart and not _equal(checkpoint, [alike[0], *apart]):
+        raise WeightsError(_several(checkpoint, [alike[0], *apart], len(own), what))
+    return _without(checkpoint, alike[0])
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """Return every beginning of a name that ends with a dot, a few levels deep."""
-    found = set()
-    for name in names:
-        parts = name.split(".")
-        found |= {".".join(parts[:depth]) + "." for depth in range(1, min(len(parts), _DEPTH + 1))}
-    return sorted(found)
+def find_candidates(checkpoint: Checkpoint, own: Mapping[str, Tensor], needed: list[str]) -> list[Candidate]:
+    """Return every way to change a prefix that makes a tensor of the file fit, those that fit most first."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for front in _common_prefixes(needed):
+        targets = {name[len(front) :]: name for name in needed}
+        for name, tensor in checkpoint.tensors.items():
+            for prefix in _prefixes(name):
+                target = targets.get(name[len(prefix) :])
+                if target is not None and fits(tensor, own[target]):
+                    found.setdefault((prefix, front), {})[target] = name
+    candidates = [
+        Candidate(prefix=prefix, front=front, names=names)
+        for (prefix, front), names in found.items()
+        # The same change, said with a word more on both sides.
+        if not (front and f".{prefix}".endswith(f".{_last(front)}"))
+    ]
+    return sorted(candidates, key=lambda each: -len(each.names))  # stable: the order of the file
 
 
-def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def _prefixes(name: str) -> list[str]:
+    """Return the empty text and every beginning of a name that ends with a dot."""
+    return ["", *(name[: place + 1] for place, sign in enumerate(name) if sign == ".")]
 
 
-def _with(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + name: tensor for name, tensor in state.items()}
+def _common_prefixes(names: list[str]) -> list[str]:
+    return (
+        [prefix for prefix in _prefixes(names[0]) if all(name.startswith(prefix) for name in names)] if names else [""]
+    )
 
 
-def _tried(scores: Mapping[str, int], num_needed: int) -> str:
-    best = sorted((what for what in scores if scores[what]), key=lambda what: -scores[what])[:3]
-    if not best:
-        return f"{len(scores)} prefixes tried, under none does a name fit"
-    return "prefixes tried: " + ", ".join(f"{what} ({scores[what]} of {num_needed} fit)" for what in best)
+def _last(prefix: str) -> str:
+    return prefix.removesuffix(".").rpartition(".")[2] + "."
+
+
+def _state(checkpoint: Checkpoint, chosen: Candidate, complete: Iterable[Candidate]) -> dict[str, Tensor]:
+    """Return what lies beside the tensors that fit too: what the network does not know is an error, not left out."""
+    parts = {checkpoint.parts[name] for name in chosen.names.values()} or {""}
+    others = tuple(
+        each.prefix for each in complete if each.prefix != chosen.prefix and each.prefix.startswith(chosen.prefix)
+    )
+    return {
+        chosen.front + name[len(chosen.prefix) :]: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(chosen.prefix) and checkpoint.parts[name] in parts and not name.startswith(others)
+    }
+
+
+def _without(checkpoint: Checkpoint, chosen: Candidate) -> dict[str, Tensor]:
+    return {
+        name[len(chosen.prefix) :]: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith(chosen.prefix)
+    }
+
+
+def _equal(checkpoint: Checkpoint, candidates: list[Candidate]) -> bool:
+    """Tell whether all hold the same numbers: an average may be saved before it differs."""
+    import torch
+
+    first, *others = (each.names for each in candidates)
+    return all(
+        name in other and torch.equal(checkpoint.tensors[file_name], checkpoint.tensors[other[name]])
+        for other in others
+        for name, file_name in first.items()
+    )
+
+
+def _several(checkpoint: Checkpoint, candidates: list[Candidate], num_needed: int, what: str) -> str:
+    shown = ", ".join(
+        f"{_full_key(checkpoint, each)} ({len(each.names)} of {num_needed} tensors)" for each in candidates[:_SHOWN]
+    )
+    before = next((each for each in candidates if _was_taken(checkpoint, each)), None)
+    earlier = "" if before is None else f"; releases without that option took {_full_key(checkpoint, before)}"
+    return (
+        f"weights file {checkpoint.path} fits {what} in {len(candidates)} ways: {shown}"
+        f"{', ...' if len(candidates) > _SHOWN else ''}; choose one with --weights-key KEY (weights_key in "
+        f"Python){earlier}"
+    )
+
+
+def _was_taken(checkpoint: Checkpoint, candidate: Candidate) -> bool:
+    before = checkpoint.taken_before
+    if checkpoint.key or not before:
+        return False
+    return candidate.prefix.startswith(f"{before}.")
+
+
+def _full_key(checkpoint: Checkpoint, candidate: Candidate) -> str:
+    return ".".join(filter(None, [checkpoint.key.strip("."), candidate.key.strip(".")])) or f"{TOP} (the top level)"
+
+
+def _warn(checkpoint: Checkpoint, chosen: Candidate, rest: list[Candidate], num_needed: int) -> ReportWarning:
+    shown = ", ".join(f"{each.key} ({len(each.names)} of {num_needed})" for each in rest[:_SHOWN])
+    return ReportWarning(
+        kind="weights_choice",
+        count=len(rest),
+        text=f"{checkpoint.path.name}: {chosen.key} was loaded, and has all tensors of the network; others of the file "
+        f"have a part of them, and --weights-key names what to load: {shown}",
+        examples=tuple(each.key for each in rest),
+    )
+
+
+def _note(chosen: Candidate, num_left_out: int) -> str:
+    done = [f"prefix {chosen.prefix!r} taken off"] if chosen.prefix else []
+    done += [f"prefix {chosen.front!r} put in front"] if chosen.front else []
+    done += [f"{num_left_out} other tensors left out"] if num_left_out else []
+    return ", ".join(done)
+
+
+def _tried(found: list[Candidate], num_needed: int) -> str:
+    if not found:
+        return "no name fits under any prefix"
+    shown = Counter({f"{_note(each, 0) or 'names as they are'}": len(each.names) for each in found}).most_common(3)
+    return "prefixes tried: " + ", ".join(f"{what} ({count} of {num_needed} fit)" for what, count in shown)

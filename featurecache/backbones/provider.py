@@ -13,6 +13,8 @@ from featurecache.specs import AnyPreprocess
 if TYPE_CHECKING:
     from torch import nn
 
+    from featurecache.backbones.checkpoints import Checkpoint
+
 
 def same_key(key: str) -> str:
     """Leave a parameter name as it is."""
@@ -68,8 +70,10 @@ class Provided:
     """Where the provider's own weights came from."""
     rename_key: Callable[[str], str] = same_key
     """How parameter names of older weights files read today."""
+    load_file: Callable[[Checkpoint], nn.Module] | None = None
+    """Loads a weights file by the library's own rules, because its names are not the network's; returns the network."""
     file_loaded: bool = False
-    """The provider has loaded the weights file itself, because its names are not the network's."""
+    """The provider has loaded the weights file itself while it built the network."""
     notes: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
     """What is doubtful about the weights or the preprocess."""

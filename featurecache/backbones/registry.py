@@ -20,7 +20,7 @@ from featurecache.backbones.providers.python_factory import PythonFactoryProvide
 from featurecache.backbones.providers.timm_models import TimmProvider
 from featurecache.backbones.providers.torchvision_models import TorchvisionProvider
 from featurecache.backbones.random_weights import random_source, seeded
-from featurecache.errors import RequestError, UnknownNameError, WeightsError
+from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import BackboneRequest
 
@@ -77,7 +77,8 @@ def load_backbone(
         One of `Backbone.earlier`: build the backbone that this request meant before a default changed.
     """
     from featurecache.backbones import backbone as parts
-    from featurecache.backbones.weights import check_exists
+    from featurecache.backbones.checkpoints import check_exists
+    from featurecache.backbones.weights import check_finite
 
     provider, local_name = _find_provider(request.name)
     if request.weights is not None:
@@ -87,9 +88,11 @@ def load_backbone(
         _as_before(provided, earlier)
     notes = [*provided.notes]
     if request.weights is not None:
-        notes += _load_file(provided, request.name, request.weights, keep_classifier=keep_classifier)
+        notes += _load_file(provided, request, keep_classifier=keep_classifier)
     if not keep_classifier:
         _remove_output_layers(provided)
+    if request.init != "random":
+        check_finite(provided.module, request.name if request.weights is None else str(request.weights))
     parts.freeze(provided.module)
     return _assemble(request, provided, notes, joined=provided.join is not None and not keep_classifier)
 
@@ -119,6 +122,8 @@ def request_digest(request: BackboneRequest) -> str | None:
         "weights": weights,
         # The published name of a file may say which preprocess belongs to it.
         "weights_name": request.weights.name if request.weights else None,
+        # Left out where it is not given, as before there was a choice.
+        **({} if request.weights_key is None else {"weights_key": request.weights_key}),
         "place": provider.own_weights_digest(local_name) if is_place else None,
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
         "precision": request.precision,
@@ -174,17 +179,32 @@ def _remove_output_layers(provided: Provided) -> None:
         remove_layer(provided.module, path)
 
 
-def _load_file(provided: Provided, name: str, path: Path, *, keep_classifier: bool) -> list[str]:
-    from featurecache.backbones.weights import load_weights, read_checkpoint
+def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier: bool) -> tuple[str, ...]:
+    from featurecache.backbones.checkpoints import read_checkpoint
+    from featurecache.backbones.weights import file_source, load_weights, name_warnings
 
-    provided.weights_source = f"file {path.name} (sha256 {digest_file(path)[:12]})"
+    path, key = request.weights, request.weights_key
+    assert path is not None
+    provided.weights_source = file_source(path, key)
+    provided.warnings += name_warnings(path)
     if provided.file_loaded:
-        return []
-    state = {provided.rename_key(key): tensor for key, tensor in read_checkpoint(path).items()}
-    try:
-        return load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
-    except WeightsError as error:
-        raise WeightsError(f"{path} for {name}: {error}") from None
+        if key is not None:
+            raise RequestError(f"{request.name} reads weights files by itself; leave --weights-key {key} out")
+        return ()
+    checkpoint = read_checkpoint(path, key)
+    if provided.load_file is not None:
+        provided.module = provided.load_file(checkpoint)
+        return ()
+    loaded = load_weights(
+        provided.module,
+        checkpoint,
+        provided.classifiers,
+        keep_classifier=keep_classifier,
+        rename_key=provided.rename_key,
+        what=request.name,
+    )
+    provided.warnings += loaded.warnings
+    return loaded.notes
 
 
 def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *, joined: bool) -> Backbone:

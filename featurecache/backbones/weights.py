@@ -1,109 +1,174 @@
-"""Reading weights files and fitting them onto a network. Nothing here unpickles code.
-
-A name with a hash in it (``resnet20-12fca82f.th``) follows torchvision's convention: the hash is the beginning of
-the file's SHA-256. A file that breaks that promise is refused even if it could be read.
-"""
+"""Fitting weights onto a network, and what is doubtful about the file that they came from."""
 
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featurecache.backbones.key_prefixes import fit_prefix
-from featurecache.errors import WeightsError
-from featurecache.files import why_not_regular
+from featurecache.backbones.checkpoints import Checkpoint
+from featurecache.backbones.file_kinds import differing_digest
+from featurecache.backbones.key_prefixes import choose_tensors, fits
+from featurecache.errors import ReportWarning, WeightsError
 from featurecache.hashing import digest_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.")
-# Digits alone are a date or a step (vit-20240131.pth), not a digest.
-_HASH_IN_NAME = re.compile(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})\.[a-z]+$")
+# What parallel training and compilation put in front of every name.
+_WRAPPERS = ("module.", "_orig_mod.")
+_STATISTICS = ("running_mean", "running_var")
+_FILE_SOURCE = re.compile(r"file .*\(sha256 [0-9a-f]{12}\), key (.+)$")
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a safetensors or torch file.
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What came of loading weights.
 
     Parameters
     ----------
-    path
-        ``.safetensors``, or anything that ``torch.load`` reads with ``weights_only=True``.
-
-    Returns
-    -------
-    state
-        Tensors by parameter name, unwrapped and without ``module.`` prefixes.
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing, damaged, not what its name promises, or holds no tensors.
+    notes
+        What a reader should know: names that were changed, and the output layer's weights.
+    warnings
+        What is doubtful.
     """
-    check_exists(path)
-    check_name_hash(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    return _strip_prefixes(_unwrap(content, path))
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[ReportWarning, ...] = ()
 
 
-def check_exists(path: Path) -> None:
-    """Refuse a file that is not there."""
-    if reason := why_not_regular(path):
-        raise WeightsError(f"weights file {path} cannot be read: {reason}; check the path")
+def file_source(path: Path, key: str | None) -> str:
+    """Say which file weights came from, and which part of it; `key_of` reads the part back."""
+    return f"file {path.name} (sha256 {digest_file(path)[:12]})" + ("" if key is None else f", key {key}")
 
 
-def check_name_hash(path: Path) -> None:
-    """Refuse a file whose name carries a SHA-256 prefix that its bytes do not have."""
-    if promised := _HASH_IN_NAME.search(path.name):
-        actual = digest_file(path)
-        if not actual.startswith(promised[1]):
-            raise WeightsError(
-                f"weights file {path} is damaged or not what its name says: the name promises sha256 {promised[1]}..., "
-                f"the file ({path.stat().st_size:,} bytes) has {actual[: len(promised[1])]}...; download it again"
-            )
+def key_of(weights_source: str) -> str | None:
+    """Return the part of a weights file that was loaded, where one was named."""
+    found = _FILE_SOURCE.match(weights_source)
+    return found[1] if found else None
+
+
+def name_warnings(path: Path) -> tuple[ReportWarning, ...]:
+    """Warn of a name that carries hexadecimal digits, as the beginning of a file's SHA-256, which are not.
+
+    Publishers write that beginning into names (``resnet18-f37072fd.pth``); a commit looks the same.
+    """
+    if (differing := differing_digest(path)) is None:
+        return ()
+    promised, actual = differing
+    return (
+        ReportWarning(
+            kind="weights_name",
+            count=1,
+            text=f"the name of the weights file carries {promised}, and the file's SHA-256 begins with "
+            f"{actual}: if that is meant as its digest, this is another file; it was loaded",
+            examples=(path.name,),
+        ),
+    )
 
 
 def load_weights(
-    module: nn.Module, state: Mapping[str, Tensor], classifiers: Iterable[str] = (), *, keep_classifier: bool = False
-) -> list[str]:
-    """Load a state dict, strictly except for an output layer that will be removed anyway.
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    classifiers: Iterable[str] = (),
+    *,
+    keep_classifier: bool = False,
+    rename_key: Callable[[str], str] | None = None,
+    what: str = "the network",
+) -> LoadedWeights:
+    """Load the tensors of a file, strictly except for an output layer that will be removed anyway.
 
-    A prefix that all of the network's names lack, or have in addition, is found by itself.
+    Which of the file's tensors are meant, and which prefix their names have or lack, is found by the names and shapes.
 
     Parameters
     ----------
     module
         Network to load into, in place.
-    state
-        Tensors by parameter name.
+    checkpoint
+        The file.
     classifiers
         Paths of the output layers.
     keep_classifier
         The output layers stay, so their weights are needed too.
-
-    Returns
-    -------
-    notes
-        What a reader should know: names that were changed, and the output layer's weights.
+    rename_key
+        How names of older files read today.
+    what
+        Name of the network, for messages.
     """
     own = module.state_dict()
     forgiven = () if keep_classifier else tuple(f"{path}." for path in classifiers)
-    state, note = fit_prefix(state, own, forgiven)
-    misfits = [name for name in state if name in own and own[name].shape != state[name].shape]
-    fitting = {name: tensor for name, tensor in state.items() if name not in misfits}
+    if rename_key is not None:
+        checkpoint = _renamed(checkpoint, rename_key)
+    choice = choose_tensors(checkpoint, own, forgiven, what)
+    misfits = [name for name, tensor in choice.state.items() if name in own and not fits(tensor, own[name])]
+    fitting = {name: tensor for name, tensor in choice.state.items() if name not in misfits}
     result = module.load_state_dict(fitting, strict=False)
     missing = [name for name in result.missing_keys if name not in misfits]
-    problems = {"missing": missing, "unexpected": list(result.unexpected_keys), "of another shape": misfits}
+    problems = {"missing": missing, "unexpected": list(result.unexpected_keys), "of another shape or type": misfits}
     serious = {kind: [n for n in names if not n.startswith(forgiven)] for kind, names in problems.items()}
     if any(serious.values()):
-        raise WeightsError("weights do not fit the network: " + "; ".join(filter(None, [_describe(serious), note])))
-    notes = [f"names in the weights file: {note}"] if note else []
-    return notes + ([f"weights of the removed output layer: {_describe(problems)}"] if any(problems.values()) else [])
+        reasons = "; ".join(filter(None, [_describe(serious), choice.note]))
+        raise WeightsError(f"weights file {checkpoint.path} does not fit {what}: {reasons}")
+    notes = [f"names in the weights file: {choice.note}"] if choice.note else []
+    notes += [f"weights of the removed output layer: {_describe(problems)}"] if any(problems.values()) else []
+    return LoadedWeights(tuple(notes), () if choice.warning is None else (choice.warning,))
+
+
+def check_finite(module: nn.Module, what: str) -> None:
+    """Refuse weights of a training that diverged: one number that is none makes every feature one.
+
+    Parameters
+    ----------
+    module
+        The network.
+    what
+        Its name, for the message.
+
+    Raises
+    ------
+    WeightsError
+        A parameter, or a statistic of a norm, holds NaN or infinity. In other buffers an infinity is in its place: it
+        masks tokens.
+    """
+    tensors: dict[str, Tensor] = dict(module.named_parameters())
+    tensors |= {name: tensor for name, tensor in module.named_buffers() if name.endswith(_STATISTICS)}
+    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if bad:
+        raise WeightsError(
+            f"weights of {what} hold NaN or infinity in {len(bad)} of {len(tensors)} tensors ({_first(bad)}): the "
+            "training that made them diverged; take a checkpoint from before that"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    import torch
+
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
+
+
+def _renamed(checkpoint: Checkpoint, rename_key: Callable[[str], str]) -> Checkpoint:
+    """Rename each tensor within its part, behind what wraps all names of the part."""
+    fronts = {part: _wrapper(checkpoint, part) for part in set(checkpoint.parts.values())}
+    tensors, parts = {}, {}
+    for name, tensor in checkpoint.tensors.items():
+        part = checkpoint.parts[name]
+        front = fronts[part]
+        new = front + rename_key(name[len(front) :])
+        tensors[new], parts[new] = tensor, part
+    return replace(checkpoint, tensors=tensors, parts=parts)
+
+
+def _wrapper(checkpoint: Checkpoint, part: str) -> str:
+    """Return what all names of a part begin with: the part itself, then what training put in front."""
+    front = f"{part}." if part else ""
+    names = [name for name, each in checkpoint.parts.items() if each == part]
+    while added := next((w for w in _WRAPPERS if all(name.startswith(front + w) for name in names)), None):
+        front += added
+    return front
 
 
 def _describe(problems: Mapping[str, list[str]]) -> str:
@@ -112,59 +177,3 @@ def _describe(problems: Mapping[str, list[str]]) -> str:
 
 def _first(names: list[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_torch(path: Path) -> Any:
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load reports damage with whatever its layers happen to raise: KeyError, EOFError, UnpicklingError, ...
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> WeightsError:
-    with path.open("rb") as file:
-        head = file.read(256)
-    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
-        return WeightsError(f"weights file {path} is a text file, not a checkpoint")
-    size = path.stat().st_size
-    if path.suffix not in (*_SUFFIXES, ".safetensors"):
-        return WeightsError(f"weights file {path} is not a checkpoint; expected .safetensors or {', '.join(_SUFFIXES)}")
-    if "Unsupported" in str(error) and "GLOBAL" in str(error):
-        reason = "it holds Python objects that are not tensors, and those are not unpickled; save its state_dict alone"
-    else:
-        reason = f"it is cut off or damaged ({size:,} bytes); download it again"
-    return WeightsError(f"weights file {path} cannot be read: {reason}")
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    import torch
-
-    while isinstance(content, Mapping):
-        if inner := next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None):
-            content = inner
-            continue
-        if state := {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}:
-            return state
-        break
-    raise WeightsError(f"weights file {path} holds no tensors by name (found {type(content).__name__})")
-
-
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state

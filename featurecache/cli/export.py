@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         format=args.format,
         backbone=args.backbone,
         weights=args.weights,
+        weights_key=args.weights_key,
         layers=args.layers,
         replace=args.replace,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from featurecache.cli.options import features_of, memory_of
+from featurecache.cli.options import add_recorded_weights_options, features_of, memory_of
 from featurecache.cli.output import print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
@@ -24,7 +24,10 @@ _GIVEN = (
     *("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "clip", "patience", "batch_norm", "precision"),
     *("device", "resume", "checkpoint_seconds"),
 )
-_OF_LAYERS = ("from_tap", "from_images", *_GIVEN, "learning_rate", "pretrained_factor", "start", "augment", "weights")
+_OF_LAYERS = (
+    *("from_tap", "from_images", *_GIVEN, "learning_rate", "pretrained_factor", "start", "augment"),
+    *("weights", "weights_key"),
+)
 """Options that say nothing where no layers are trained."""
 
 
@@ -46,7 +49,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="train on the images themselves, decoded each time; repeat where the cache is of several folders",
     )
-    group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    add_recorded_weights_options(group)
     group.add_argument("--epochs", type=int, metavar="N", help="default: 10, and at least 100 steps")
     group.add_argument("--batch-size", type=int, metavar="N", help="rows in a step (32)")
     group.add_argument(
@@ -124,6 +127,7 @@ def train_layers_too(
             random_state=args.random_state,
             backbone=args.backbone,
             weights=args.weights,
+            weights_key=args.weights_key,
             on_result=lambda result: progress.advance(1),
         )
     if report is not None:
@@ -160,6 +164,7 @@ def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[T
             memory=memory_of(args),
             backbone=args.backbone,
             weights=args.weights,
+            weights_key=args.weights_key,
         )
     return ladder.report, ladder
 

@@ -48,7 +48,7 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
 def add_head_options(parser: argparse.ArgumentParser) -> None:
     """Add a saved head, and what its backbone needs to be made again."""
     parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    add_recorded_weights_options(parser)
     parser.add_argument(
         "--backbone",
         metavar="B",
@@ -73,9 +73,24 @@ def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = Fa
     add_preprocess_options(parser)
 
 
+def add_recorded_weights_options(parser: Any) -> None:
+    """Add the weights file that cached features were made with."""
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    _add_weights_key(parser)
+
+
+def _add_weights_key(parser: Any) -> None:
+    parser.add_argument(
+        "--weights-key",
+        metavar="KEY",
+        help="part of the file to load where several fit, by its dotted name: state_dict_ema, teacher.backbone",
+    )
+
+
 def add_weights_options(parser: Any) -> None:
     """Add where the weights come from."""
     parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
+    _add_weights_key(parser)
     parser.add_argument(
         "--init", choices=get_args(InitName), default="pretrained", help="random: the same network before any training"
     )
@@ -154,7 +169,7 @@ def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
     group = parser.add_argument_group("inputs", purpose)
     group.add_argument("--source", type=Path, metavar="SOURCE", help="folder or table that the cache was made from")
     add_table_options(group)
-    group.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
+    add_recorded_weights_options(group)
     group.add_argument(
         "--backbone", metavar="B", help="only this backbone's features; agrees to run the code of a python: backbone"
     )
@@ -187,6 +202,7 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     return BackboneRequest(
         name=args.backbone,
         weights=args.weights,
+        weights_key=args.weights_key,
         preprocess=tuple(sorted(changes.items())),
         init=args.init,
         seed=args.seed,
@@ -212,6 +228,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
         source=args.source,
         backbone=args.backbone,
         weights=args.weights,
+        weights_key=args.weights_key,
         text_column=args.text_column,
         id_column=args.id_column,
         settings=settings,

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
             args.inputs,
             backbone=args.backbone,
             weights=args.weights,
+            weights_key=args.weights_key,
             layers=args.layers,
             text_column=args.text_column,
             id_column=args.id_column,

@@ -40,6 +40,7 @@ def export_head(
     format: str = "onnx",
     backbone: str | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     layers: str | None = None,
     replace: bool = False,
 ) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def export_head(
         File (``onnx``, ``torch``) or folder (``openvino``, ``safetensors``) to make.
     format : str
         ``onnx``; ``torch``, a program of `torch.export`; ``openvino``; ``safetensors``, weights with a description.
-    backbone, weights, layers : str, path, str, optional
+    backbone, weights, weights_key, layers : str, path, str, str, optional
         As for `predict`.
     replace : bool
         Replace what is there.
@@ -84,7 +85,14 @@ def export_head(
     saved = open_head(head)
     _check_head(saved, head)
     made_with = str(saved.meta.get("weights_source", "other weights"))
-    network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
+    network = reproduce_backbone(
+        saved.identity,
+        made_with,
+        needed_by="this head",
+        backbone=backbone,
+        weights=weights,
+        weights_key=weights_key,
+    )
     with_layers(saved, network, layers)
     (tap,) = resolve_taps(network, [saved.tap])
     inputs, expected = _expected(saved, network, tap)

@@ -66,6 +66,7 @@ def predict(
     *,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     layers: str | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
@@ -85,6 +86,8 @@ def predict(
         Needed only for a head on a ``python:`` backbone: naming it here agrees to run that code.
     weights : path, optional
         The weights file that the features were made with, if it is not the provider's own.
+    weights_key : str, optional
+        Dotted name of the part of that file, where the head does not say which and several fit.
     layers : str, optional
         Needed only for a head with layers of somebody's own, ``python:MODULE:FACTORY``: agrees to run that code.
     text_column, id_column : str, optional
@@ -114,7 +117,14 @@ def predict(
         views = replace(saved.identity.views or ViewSpec(), count=tta)
     found = _find([Path(item) for item in inputs], saved.identity.preprocess.modality, text_column, id_column)
     made_with = str(saved.meta.get("weights_source", "other weights"))
-    network = reproduce_backbone(saved.identity, made_with, needed_by="this head", backbone=backbone, weights=weights)
+    network = reproduce_backbone(
+        saved.identity,
+        made_with,
+        needed_by="this head",
+        backbone=backbone,
+        weights=weights,
+        weights_key=weights_key,
+    )
     settings = settings or ExtractionSettings()
     with_layers(saved, network, layers)
     if isinstance(saved.estimator, FineTuned):

@@ -32,6 +32,8 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         Name of the network.
     weights : path, optional
         A weights file; the provider's own when left out.
+    weights_key : str, optional
+        Dotted name of the part of the file to load, where several fit the network.
     tap : str
         Layer to read, ``node:pooling``.
     init, seed : str, int
@@ -51,6 +53,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         backbone: str = "efficientnet_lite0",
         *,
         weights: str | Path | None = None,
+        weights_key: str | None = None,
         tap: str = "default",
         init: InitName = "pretrained",
         seed: int = 0,
@@ -62,6 +65,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
     ) -> None:
         self.backbone = backbone
         self.weights = weights
+        self.weights_key = weights_key
         self.tap = tap
         self.init = init
         self.seed = seed
@@ -82,6 +86,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         request = make_request(
             self.backbone,
             weights=self.weights,
+            weights_key=self.weights_key,
             init=self.init,
             seed=self.seed,
             precision=self.precision,

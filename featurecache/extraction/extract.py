@@ -21,6 +21,7 @@ def extract(
     *,
     backbone: str,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     init: InitName = "pretrained",
     seed: int = 0,
     precision: PrecisionName = "float32",
@@ -47,6 +48,8 @@ def extract(
         Name of the network, e.g. ``timm:vit_tiny_patch16_224``.
     weights : path, optional
         A weights file; the provider's own when left out.
+    weights_key : str, optional
+        Dotted name of the part of the file to load, where several fit the network: ``state_dict_ema``.
     init, seed : str, int
         ``"random"``: the same architecture before any training, drawn from a seed.
     precision : str
@@ -72,7 +75,15 @@ def extract(
     FeatureStore
         The cache, open.
     """
-    request = make_request(backbone, weights=weights, preprocess=preprocess, init=init, seed=seed, precision=precision)
+    request = make_request(
+        backbone,
+        weights=weights,
+        weights_key=weights_key,
+        preprocess=preprocess,
+        init=init,
+        seed=seed,
+        precision=precision,
+    )
     report = run_extraction(
         source,
         cache,
@@ -92,6 +103,7 @@ def make_request(
     backbone: str,
     *,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
     init: InitName = "pretrained",
     seed: int = 0,
@@ -102,6 +114,7 @@ def make_request(
     return BackboneRequest(
         name=backbone,
         weights=None if weights is None else Path(weights),
+        weights_key=weights_key,
         preprocess=tuple(sorted(changes.items())),
         init=init,
         seed=seed,

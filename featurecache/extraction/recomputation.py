@@ -42,6 +42,8 @@ class Inputs:
         Only this backbone's features are looked at; needed to agree to the code of a ``python:`` backbone.
     weights : Path, optional
         The weights file that the features were made with.
+    weights_key : str, optional
+        Dotted name of the part of that file, where the cache does not say which and several fit.
     settings : ExtractionSettings
         Device and decoding threads count; what may change bits (batch size, runtime) is the cache's own.
     """
@@ -49,6 +51,7 @@ class Inputs:
     source: Path
     backbone: str | None = None
     weights: Path | None = None
+    weights_key: str | None = None
     text_column: str | None = None
     id_column: str | None = None
     settings: ExtractionSettings = field(default_factory=ExtractionSettings)
@@ -69,6 +72,7 @@ class Inputs:
             needed_by=f"{feature_set.identity.backbone} ({feature_set.fingerprint[:12]})",
             backbone=self.backbone,
             weights=self.weights,
+            weights_key=self.weights_key,
         )
 
 

@@ -8,6 +8,7 @@ from typing import cast
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.random_weights import seed_of
 from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.weights import key_of
 from featurecache.errors import BackboneMismatchError
 from featurecache.specs import BackboneRequest, FeatureIdentity, InitName, PrecisionName
 
@@ -19,6 +20,7 @@ def reproduce_backbone(
     needed_by: str,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
 ) -> Backbone:
     """Load the backbone of an identity.
 
@@ -34,6 +36,8 @@ def reproduce_backbone(
         Needed only for a ``python:`` backbone: naming it here agrees to run that code, which a record never does.
     weights : path, optional
         The weights file, if it is not the provider's own.
+    weights_key : str, optional
+        The part of that file; the recorded one when left out.
 
     Raises
     ------
@@ -70,6 +74,7 @@ def reproduce_backbone(
     request = BackboneRequest(
         name=backbone or name,
         weights=path,
+        weights_key=weights_key or (None if path is None else key_of(made_with)),
         preprocess=preprocess,
         init=init,
         seed=seed or 0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,13 @@ def climb(
     memory: int | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
 ) -> Ladder:
     """Train deeper and deeper while there is time.
 
     Parameters
     ----------
-    store, task, balanced, random_state, memory, backbone, weights
+    store, task, balanced, random_state, memory, backbone, weights, weights_key
         As for `featurecache.finetuning.training.train_layers`.
     sets
         What is cached of one backbone: pooled features to begin with, and whole activations of several layers; or
@@ -115,14 +116,15 @@ def climb(
         There are no pooled features, or neither whole activations nor images.
     """
     started = time.monotonic()
-    first, whole = _parts_of(sets, backbone, weights)
+    reopening: dict[str, Any] = {"backbone": backbone, "weights": weights, "weights_key": weights_key}
+    first, whole = _parts_of(sets, reopening)
     tuning = replace(tuning or FineTuning(), start=("probe",))
     check_views(sets, tuning)
     judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
     report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
 
     def train(feature_set: FeatureSet) -> TrainingReport:
-        settings: dict[str, Any] = {**judging, "memory": memory, "backbone": backbone, "weights": weights}
+        settings: dict[str, Any] = {**judging, "memory": memory, **reopening}
         return train_on(store, task, feature_set, TAIL, tuning, **settings)
 
     linear = last_step(report.best.result.estimator)
@@ -161,9 +163,7 @@ def _trained(feature_set: FeatureSet, train: Callable[[FeatureSet], TrainingRepo
     return replace(rung, head=head, num_trainable=sum(array.size for array in head.result.estimator.arrays_))
 
 
-def _parts_of(
-    sets: Sequence[FeatureSet], backbone: str | None, weights: str | Path | None
-) -> tuple[FeatureSet, list[FeatureSet]]:
+def _parts_of(sets: Sequence[FeatureSet], reopening: Mapping[str, Any]) -> tuple[FeatureSet, list[FeatureSet]]:
     """Return the pooled features to begin with, and the whole activations, the last layer first."""
     whole = [each for each in sets if not each.is_pooled]
     networks = {each.fingerprint for each in whole}
@@ -175,7 +175,7 @@ def _parts_of(
             f"a ladder needs {missing}; add them with `featurecache extract`{otherwise}, and see `featurecache inspect "
             "BACKBONE --tails`"
         )
-    return _last_layer(pooled), _from_the_last(whole, backbone, weights)
+    return _last_layer(pooled), _from_the_last(whole, reopening)
 
 
 def _last_layer(pooled: Sequence[FeatureSet]) -> FeatureSet:
@@ -183,14 +183,14 @@ def _last_layer(pooled: Sequence[FeatureSet]) -> FeatureSet:
     return next((each for each in pooled if each.tap.startswith("pre_logits:")), pooled[-1])
 
 
-def _from_the_last(whole: Sequence[FeatureSet], backbone: str | None, weights: str | Path | None) -> list[FeatureSet]:
+def _from_the_last(whole: Sequence[FeatureSet], reopening: Mapping[str, Any]) -> list[FeatureSet]:
     """Sort by where in the network the taps are, the last layer first."""
     if others := [each for each in whole if each.fingerprint != whole[0].fingerprint]:
         raise RequestError(f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with "
                            "--fingerprint")  # fmt: skip
     made_with = whole[0].about["weights_source"]
     identity = whole[0].identity.plain
-    network = reproduce_backbone(identity, made_with, needed_by="a ladder", backbone=backbone, weights=weights)
+    network = reproduce_backbone(identity, made_with, needed_by="a ladder", **reopening)
     order = probe(network).order
     return sorted(whole, key=lambda each: -order[each.tap.rpartition(":")[0]])
 

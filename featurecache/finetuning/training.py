@@ -97,6 +97,7 @@ def train_layers(
     memory: int | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     on_result: Callable[[HeadResult], None] | None = None,
     **judging: Any,
 ) -> TrainingReport:
@@ -113,7 +114,7 @@ def train_layers(
         What to train; see `featurecache.finetuning.making`.
     tuning
         How. Each augmentation makes a head of its own, so that they can be compared.
-    backbone, weights
+    backbone, weights, weights_key
         As for `featurecache.extraction.reproduction.reproduce_backbone`: the network whose rest is trained.
     **judging
         ``tta``, ``balanced`` and ``random_state``, as for `train_heads`.
@@ -131,7 +132,8 @@ def train_layers(
     check_views(sets, tuning)
     report = TrainingReport(task, [])
     for feature_set, head in product(sets, heads):
-        rest: dict[str, Any] = {"memory": memory, "backbone": backbone, "weights": weights, "on_result": on_result}
+        rest: dict[str, Any] = {"memory": memory, "on_result": on_result}
+        rest |= {"backbone": backbone, "weights": weights, "weights_key": weights_key}
         report.join(train_on(store, task, feature_set, head, tuning, **rest, **judging))
     forget(store, task, sets, heads, tuning, **judging)
     return report
@@ -147,12 +149,13 @@ def train_on(
     memory: int | None = None,
     backbone: str | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     on_result: Callable[[HeadResult], None] | None = None,
     **judging: Any,
 ) -> TrainingReport:
     """Do a part of what `train_layers` does, and leave what a killed training would go on from; see `forget`."""
     report = TrainingReport(task, [])
-    make = _maker(head, feature_set, backbone, weights, store)
+    make = _maker(head, feature_set, backbone, weights, weights_key, store)
     reading = feature_set.reader.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext()
     how: dict[str, Any] = {**judging, "n_jobs": 1, "memory": memory, "max_numbers": _NO_LIMIT}
     with reading:
@@ -209,7 +212,12 @@ def keeps_statistics(head: TrainedHead) -> bool:
 
 
 def _maker(
-    head: str, feature_set: FeatureSet, backbone: str | None, weights: str | Path | None, store: FeatureStore
+    head: str,
+    feature_set: FeatureSet,
+    backbone: str | None,
+    weights: str | Path | None,
+    weights_key: str | None,
+    store: FeatureStore,
 ) -> MakeLayers:
     network = None
     if needs_backbone(head):
@@ -220,6 +228,7 @@ def _maker(
             needed_by=f"a tail after {feature_set.tap}",
             backbone=backbone,
             weights=weights,
+            weights_key=weights_key,
         )
     return maker(head, feature_set.tap, feature_set.activation_shape, network)
 

@@ -12,10 +12,13 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from featurecache.backbones.checkpoints import Checkpoint
+from featurecache.backbones.key_prefixes import choose_part
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.hub_access import quick_hub
 from featurecache.backbones.providers.text_encoders import (
@@ -25,7 +28,6 @@ from featurecache.backbones.providers.text_encoders import (
     read_text_settings,
 )
 from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.backbones.weights import read_checkpoint
 from featurecache.errors import BackboneError, MissingExtraError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
@@ -61,8 +63,6 @@ class HuggingFaceProvider:
             settings = getattr(config, "vision_config", config) if "Vision" in kind.__name__ else config
             if pretrained:
                 module = _pretrained(kind, name, settings, keep_classifier=keep_classifier)
-            elif weights is not None:
-                module = _from_file(kind, weights, settings, keep_classifier=keep_classifier)
             else:
                 module = kind(settings)
         classifiers = _classifiers(module)
@@ -73,7 +73,9 @@ class HuggingFaceProvider:
             classifiers=classifiers,
             license=None,
             weights_source=f"transformers {name}" if not folder.is_dir() else f"transformers folder {folder.name}",
-            file_loaded=weights is not None,
+            load_file=None
+            if weights is None
+            else partial(_load_file, kind, settings, module.state_dict(), keep_classifier=keep_classifier),
             identity_name=f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else None,
             **(_text_parts(name, config) if is_text_encoder(config) else _image_parts(name, settings, module)),
         )
@@ -133,11 +135,12 @@ def _pretrained(kind: Any, name: str, config: Any, *, keep_classifier: bool) -> 
     return module
 
 
-def _from_file(kind: Any, file: Path, config: Any, *, keep_classifier: bool) -> Any:
+def _load_file(kind: Any, config: Any, own: dict[str, Any], checkpoint: Checkpoint, *, keep_classifier: bool) -> Any:
     """Load a file by transformers' rules: the names in published files are older than those of its networks."""
-    state = read_checkpoint(file)
-    module, report = kind.from_pretrained(None, config=config, state_dict=state, **_STRICT)
-    _check_complete(module, report, str(file), keep_classifier=keep_classifier)
+    state = choose_part(checkpoint, own, kind.__name__)
+    with _quiet(_import_transformers()):
+        module, report = kind.from_pretrained(None, config=config, state_dict=state, **_STRICT)
+    _check_complete(module, report, str(checkpoint.path), keep_classifier=keep_classifier)
     return module
 
 

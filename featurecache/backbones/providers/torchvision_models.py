@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from featurecache.backbones.checkpoints import read_checkpoint
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.backbones.weights import load_weights, read_checkpoint
+from featurecache.backbones.weights import load_weights, name_warnings
 from featurecache.errors import BackboneError, UnknownNameError, WeightsError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import PreprocessSpec
@@ -82,8 +83,15 @@ def _options(name: str, edition: Any) -> dict[str, Any]:
 
 def _load_own(provided: Provided, name: str, edition: Any, *, keep_classifier: bool) -> None:
     file = _fetch(PREFIX + name, edition.url)
-    state = {_rename_key(key): tensor for key, tensor in read_checkpoint(file).items()}
-    load_weights(provided.module, state, provided.classifiers, keep_classifier=keep_classifier)
+    load_weights(
+        provided.module,
+        read_checkpoint(file),
+        provided.classifiers,
+        keep_classifier=keep_classifier,
+        rename_key=_rename_key,
+        what=PREFIX + name,
+    )
+    provided.warnings += name_warnings(file)
     provided.weights_source = f"torchvision {edition} ({file.name})"
 
 

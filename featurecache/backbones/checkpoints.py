@@ -1,0 +1,242 @@
+"""Reading files of weights: every tensor by its dotted name, however deep a trainer put it. Nothing unpickles code.
+
+Trainers keep more than weights in a checkpoint: settings, counters, the state of an optimizer. What can only be data is
+passed over: the class that a pickle names is never looked up, an inert object stands in for it.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.backbones.file_kinds import SAFETENSORS, NotWeightsError, damaged, differing_digest, format_of
+from featurecache.errors import WeightsError, nearest, shortened
+from featurecache.files import why_not_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOP = "."
+"""The key of tensors that lie in no named part of a file."""
+_MAX_DEPTH = 16
+_SHOWN = 6
+# Releases before --weights-key existed took the first of these, again and again.
+_FIRST_BEFORE = ("state_dict", "model_state_dict", "model", "net")
+_BLOCKED = re.compile(r"GLOBAL (\S+) (?:was not an allowed|whose module)")
+
+
+class _Inert:
+    """Stands in for an object that is no tensor: takes any arguments and any state, and keeps none."""
+
+    def __new__(cls, *_arguments: object) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _empty_dict(*_arguments: object) -> dict[Any, Any]:
+    return {}
+
+
+# Settings, counters, times and places that trainers keep beside the weights. torch fills plain dicts only.
+_INERT_NAMES = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.{kind}" for kind in ("float16", "float32", "float64", "int32", "int64", "bool", "bool_", "str_")),
+    *("argparse.Namespace", "types.SimpleNamespace", "uuid.UUID", "decimal.Decimal", "fractions.Fraction"),
+    *(f"pathlib{m}.{kind}Path" for m in ("", "._local") for kind in ("", "Posix", "Windows")),
+    *(f"pathlib{m}.Pure{kind}Path" for m in ("", "._local") for kind in ("", "Posix", "Windows")),
+    *(f"datetime.{kind}" for kind in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"builtins.{kind}" for kind in ("int", "float", "bool", "str", "bytes", "list", "dict", "tuple", "frozenset")),
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata")),
+    *("omegaconf.base.Metadata", "omegaconf.base.ContainerMetadata", "typing.Any", "typing.Union"),
+    *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Path", "Enum")),
+)
+_DICT_NAMES = (
+    *("easydict.EasyDict", "addict.addict.Dict", "yacs.config.CfgNode", "fvcore.common.config.CfgNode"),
+    *("mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict", "detectron2.config.config.CfgNode"),
+    *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict"),
+    *("lightning.fabric.utilities.data.AttributeDict", "timm.models._helpers.AttrDict"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The tensors of a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key
+        The part of it that was asked for; empty for all of it, `TOP` for what lies in no named part.
+    tensors
+        By dotted name within that part: keys of mappings and numbers of lists, joined by dots.
+    parts
+        By dotted name of a tensor, that of the mapping which holds it.
+    taken_before
+        The part that releases before ``--weights-key`` took.
+    """
+
+    path: Path
+    key: str
+    tensors: dict[str, Tensor]
+    parts: dict[str, str]
+    taken_before: str
+
+
+def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
+    """Read the tensors of a safetensors or torch file.
+
+    Parameters
+    ----------
+    path
+        What it is is told from its first bytes, whatever its suffix.
+    key
+        Dotted name of the part to read, as ``--weights-key`` has it.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, something else, or holds no tensors there.
+    """
+    check_exists(path)
+    content = _content(path)
+    tensors, parts = {}, {}
+    for part, name, tensor in _walk(content, "", depth=0, seen=set()):
+        full = f"{part}.{name}" if part else name
+        tensors[full], parts[full] = tensor, part
+    if not tensors:
+        raise WeightsError(f"weights file {path} holds no tensors by name ({_instead(content)})")
+    key = (key or "").strip()
+    key = key if key == TOP else key.strip(".")
+    if key and key != TOP:
+        tensors, parts = _under(key, tensors, parts, path)
+    return Checkpoint(path=path, key=key, tensors=tensors, parts=parts, taken_before=_taken_before(content))
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a file that is not there."""
+    if path.is_dir():
+        raise WeightsError(f"weights file {path} is a folder; name the file in it")
+    if reason := why_not_regular(path):
+        raise WeightsError(f"weights file {path} cannot be read: {reason}; check the path")
+
+
+def tensor_counts(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the parts of a file that hold tensors, and how many."""
+    counts: dict[str, int] = {}
+    for part in checkpoint.parts.values():
+        counts[part] = counts.get(part, 0) + 1
+    return counts
+
+
+def _content(path: Path) -> Any:
+    try:
+        return _read_safetensors(path) if format_of(path) == SAFETENSORS else _read_torch(path)
+    except NotWeightsError as error:
+        differing = differing_digest(path)
+        added = "" if differing is None else f"; its name promises sha256 {differing[0]}..., it has {differing[1]}..."
+        raise WeightsError(f"weights file {path} {error}{added}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise NotWeightsError(damaged(path.stat().st_size)) from error
+
+
+def _read_torch(path: Path) -> Any:
+    import torch
+
+    stand_ins: list[tuple[Callable[..., object], str]] = [(_Inert, name) for name in _INERT_NAMES]
+    stand_ins += [(OrderedDict, name) for name in _DICT_NAMES]
+    stand_ins += [(_empty_dict, "collections.defaultdict")]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+            warnings.simplefilter("ignore")
+            # As an open file: torch has an opinion of its own on names that end in .safetensors.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    # torch.load reports damage with whatever its layers happen to raise: KeyError, EOFError, UnpicklingError, ...
+    except Exception as error:
+        raise NotWeightsError(_why_unreadable(path, str(error))) from error
+
+
+def _why_unreadable(path: Path, error: str) -> str:
+    advice = "save the network's state_dict alone, where the code that wrote this is at hand"
+    if found := _BLOCKED.search(error):
+        return f"holds Python objects that are not tensors ({found[1]}), and those are not unpickled; {advice}"
+    if "Unsupported operand" in error:
+        return f"is pickled by a protocol that torch reads only by running code, and it is not unpickled; {advice}"
+    return damaged(path.stat().st_size)
+
+
+def _walk(content: Any, part: str, *, depth: int, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield all tensors with the part that holds them; a part that occurs twice counts once, a very deep one never."""
+    import torch
+
+    if depth > _MAX_DEPTH or id(content) in seen:
+        return
+    seen.add(id(content))
+    for key, value in _items(content):
+        if isinstance(value, torch.Tensor):
+            yield part, key, value
+        else:
+            yield from _walk(value, f"{part}.{key}" if part else key, depth=depth + 1, seen=seen)
+
+
+def _items(content: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        yield from ((str(key), value) for key, value in content.items())
+    elif isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        yield from ((str(number), value) for number, value in enumerate(content))
+
+
+def _instead(content: Any) -> str:
+    """Say what a file without tensors holds."""
+    if isinstance(content, _Inert):
+        return "found a Python object, which is not unpickled; save its state_dict"
+    if isinstance(content, Mapping):
+        return f"found {', '.join(shortened(key, 40) for key in list(content)[:_SHOWN]) or 'an empty dict'}"
+    return f"found {type(content).__name__}"
+
+
+def _under(
+    key: str, tensors: Mapping[str, Tensor], parts: Mapping[str, str], path: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what lies under a key, by the rest of its name."""
+    inside = [name for name in tensors if name.startswith(f"{key}.")]
+    if not inside:
+        known = list(dict.fromkeys(part for part in parts.values() if part))
+        near = nearest(key, known) or known[:_SHOWN]
+        there = f"there is {', '.join(near)}" if near else "its tensors lie in no named part"
+        raise WeightsError(f"weights file {path} has no tensors under the key {key!r}; {there}")
+    start = len(key) + 1
+    return {name[start:]: tensors[name] for name in inside}, {name[start:]: parts[name][start:] for name in inside}
+
+
+def _taken_before(content: Any) -> str:
+    path: list[str] = []
+    while isinstance(content, Mapping) and len(path) < _MAX_DEPTH:
+        key = next((key for key in _FIRST_BEFORE if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            break
+        path.append(key)
+        content = content[key]
+    return ".".join(path)
