@@ -18,6 +18,7 @@ LEAST_TRIALS = {
     "hostile": (1, 5, 5, 5, 5, 2, 5, 5),
     "races": (4, 4, 4, 4),
     "gc": (5,),
+    "publish": (6, 12),
     "images": (700,),
     "changes": (30, 10),
     "durability": (1,),

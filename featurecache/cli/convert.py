@@ -22,7 +22,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
     parser.add_argument("--to", required=True, choices=("float16", "bfloat16", "int8"), metavar="DTYPE")
-    parser.add_argument("--from", dest="dtype", metavar="DTYPE", help="which stored type, where there are several")
+    parser.add_argument("--from", dest="dtype", metavar="DTYPE", help="which stored type (default: the widest)")
     parser.add_argument("--tap", metavar="T")
     parser.add_argument("--backbone", metavar="B")
     parser.add_argument("--views", type=int, metavar="K", help="the features of K views; else the plain ones")
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(args.cache)
-    source = store.find(tap=args.tap, backbone=args.backbone, dtype=args.dtype, views=args.views)
+    source = store.find(tap=args.tap, backbone=args.backbone, dtype=args.dtype, views=args.views, but_not=args.to)
     with progress_on_stderr(quiet=args.quiet) as progress:
         made = convert_features(store, source, args.to, on_shard=counting(progress, "converting shards"))
     described = describe_features(made)

@@ -75,6 +75,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
     from featurecache.finetuning.training import keeps_statistics
+    from featurecache.store.feature_sets import type_warnings
     from featurecache.store.store import FeatureStore, check_name
 
     if args.save:
@@ -82,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
     store = FeatureStore.open(args.cache)
     task = store.task(args.task)
     report, ladder = train_layers_too(store, task, args, lambda: train(store, task, _choose_sets(store, args), args))
+    if args.dtype is None:
+        used = {head.feature_set.key: head.feature_set for head in report.heads}
+        report.warnings += type_warnings(used.values(), store.feature_sets())
     saved = save_best(store, args.save, report) if args.save else None
     document = report.to_json() | ({} if ladder is None else {"ladder": ladder.to_json()})
     document["frozen_statistics"] = any(map(keeps_statistics, report.heads))
@@ -208,7 +212,7 @@ def _row(result: dict[str, Any], primary: str, others: list[str]) -> list[Any]:
 
 def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
     from featurecache.heads.registry import needs_tokens
-    from featurecache.store.feature_sets import pooled_if_any
+    from featurecache.store.feature_sets import pooled_if_any, prefer_wider
 
     where = features_of(args)
     if args.tta and args.views is None:
@@ -216,10 +220,10 @@ def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureS
     if args.tap is None or "all" in args.tap:
         found = store.select_sets(**where)
         found = found if any(map(needs_tokens, args.head or ())) else pooled_if_any(found)
-        return found if args.tap or len(found) == 1 else [store.find(**where)]
+        return prefer_wider(found) if args.tap or len(found) == 1 else [store.find(**where)]
     sets = [feature_set for tap in dict.fromkeys(args.tap) for feature_set in store.select_sets(tap=tap, **where)]
     plain = [feature_set for feature_set in sets if feature_set.num_views is None]
-    return plain if plain and where["views"] is None else sets
+    return prefer_wider(plain if plain and where["views"] is None else sets)
 
 
 def _only_number_of_views(store: FeatureStore, where: dict[str, Any]) -> int:

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import RequestError
+from featurecache.errors import CorruptError, RequestError
 from featurecache.store.commits import Commit
 from featurecache.store.constants import constants_of
-from featurecache.store.dtypes import LARGEST
+from featurecache.store.dtypes import DIGITS, LARGEST
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import Features, rows_of_commit
+from featurecache.store.features import Features, body_of_rows, rows_of_commit
 from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
+from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
-
-_DIGITS = {"float32": 24, "float16": 11, "bfloat16": 8, "int8": 8}
 
 
 def convert_features(
@@ -41,51 +40,75 @@ def convert_features(
     RequestError
         The wanted type would promise digits that the stored one does not have.
     """
-    if dtype not in _DIGITS:
-        raise RequestError(f"unknown dtype {dtype!r}; known: {', '.join(_DIGITS)}")
-    if dtype == source.dtype or _DIGITS[dtype] > _DIGITS[source.dtype] or source.dtype == "int8":
+    if dtype not in DIGITS:
+        raise RequestError(f"unknown dtype {dtype!r}; known: {', '.join(DIGITS)}")
+    if dtype == source.dtype or DIGITS[dtype] > DIGITS[source.dtype] or source.dtype == "int8":
         raise RequestError(
             f"{source.dtype} features cannot become {dtype}: the missing digits are gone; "
             f"run `featurecache extract --dtype {dtype}`"
         )
     target = store.add_feature_set(source.identity, source.about, source.tap, dtype)
-    features = source.open()
-    done = {commit.key for commit in target.folder.commits()}
-    for number, commit in enumerate(features.commits, 1):
-        if commit.key not in done:
-            _convert_shard(features, commit, target)
-        if on_shard:
-            on_shard(number, len(features.commits))
+    # First, so that what a killed conversion leaves says what there is to say of it.
     if (probe := source.probe()) is not None:
         target.keep_probe(probe)
     for warning in source.warnings():
         target.keep_warning(warning)
+    features, there = source.open(), target.open().rows
+    for number, commit in enumerate(features.commits, 1):
+        # By rows, not by keys: the shards of an extraction in the wanted type may be of another size.
+        rows = rows_of_commit(commit)
+        while len(missing := rows[~_contains(there, rows)]):
+            if _convert_rows(features, commit, missing, target):
+                break
+            there = _rows_by_now(target, missing)  # another writer was faster
+        if on_shard:
+            on_shard(number, len(features.commits))
     return target
 
 
-def _convert_shard(features: Features, commit: Commit, target: FeatureSet) -> None:
-    values = features.read_shard(commit).astype(np.float32)
-    bad, rows = list(commit.body["bad"]), rows_of_commit(commit).tolist()
+def _contains(held: Rows, rows: Rows) -> NDArray[np.bool_]:
+    """Tell which rows are among those held, sorted and many: `numpy.isin` would sort them for every shard."""
+    place = np.minimum(np.searchsorted(held, rows), max(len(held) - 1, 0))
+    return held[place] == rows if len(held) else np.zeros(len(rows), bool)
+
+
+def _rows_by_now(target: FeatureSet, missing: Rows) -> Rows:
+    """See what other writers have added, which must be the row by which they had the name."""
+    rows = target.open().rows
+    if missing[0] not in rows:
+        raise CorruptError(
+            f"{target.folder.path}: commit {missing[0]:012d} does not hold the row that it is named after; run "
+            "`featurecache verify`"
+        )
+    return rows
+
+
+def _convert_rows(features: Features, commit: Commit, rows: Rows, target: FeatureSet) -> bool:
+    """Convert some rows of a shard; False when another writer was first."""
+    place = np.searchsorted(rows_of_commit(commit), rows)
+    values = features.read_shard(commit)[place].astype(np.float32)
+    body = body_of_rows(commit, rows)
+    bad = list(body["bad"])
     known = {row for row, *_ in bad}
-    for place in np.flatnonzero(_too_large(values, target.dtype)).tolist():
-        if rows[place] not in known:
+    for index in np.flatnonzero(_too_large(values, target.dtype)).tolist():
+        if rows[index] not in known:
             reason = f"a feature exceeds the range of {target.dtype}; use --dtype float32"
-            bad.append([rows[place], "overflow", reason])
-        values[place] = np.nan
+            bad.append([int(rows[index]), "overflow", reason])
+        values[index] = np.nan
     arrays = stored_arrays(values, target.dtype, target.identity.views)
     views = target.identity.views
     error = measure_error(values, arrays, against=features.dtype, views=views)
     good = finite_rows(values)
     constant = constants_of(read_back(arrays)[good], views)
-    arrays["id"] = ("uint8", features.ids_of(commit))
+    arrays["id"] = ("uint8", features.ids_of(commit)[place])
     body = {
-        **{name: value for name, value in commit.body.items() if name != "constant"},
+        **{name: value for name, value in body.items() if name != "constant"},
         **({} if constant is None else {"constant": constant}),
         "bad": sorted(bad),
         "precision": _whole_error(error, commit.body.get("precision")),
         "converted_from": features.dtype,
     }
-    target.folder.publish(commit.key, arrays, body, kind="features")
+    return target.folder.publish(f"{rows[0]:012d}", arrays, body, kind="features")
 
 
 def _whole_error(error: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:

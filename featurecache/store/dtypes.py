@@ -22,6 +22,9 @@ STORED: dict[str, str] = {
 }
 """Names allowed in commit records, and the numpy type of the bytes."""
 
+DIGITS = {"float32": 24, "float16": 11, "bfloat16": 8, "int8": 8}
+"""Binary digits of the types that features are kept in, the widest type first."""
+
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
 """The largest number that a type can hold, where float32 holds larger ones."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,7 +15,7 @@ from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_
 from featurecache.errors import CorruptError, ReportWarning, UnknownNameError
 from featurecache.records import encode_record, read_record
 from featurecache.specs import FeatureIdentity, check_takes_views
-from featurecache.store.dtypes import STORED
+from featurecache.store.dtypes import DIGITS, STORED
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable
@@ -144,6 +144,40 @@ def choose(sets: list[FeatureSet], wanted: Mapping[str, str | None], views: int 
             advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
             raise UnknownNameError(f"cached {kind}", name, known, advice=advice)
     return sets if views is None else _with_views(sets, views)
+
+
+def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
+    """Of features that are kept in several number types take one: with most rows, and of those in the widest type.
+
+    A conversion or an extraction that was killed leaves a type with fewer rows, whichever it is.
+    """
+    alike: dict[tuple[str, str], list[FeatureSet]] = {}
+    for each in sets:
+        alike.setdefault((each.fingerprint, each.tap), []).append(each)
+    return [_preferred(each) for each in alike.values()]
+
+
+def _preferred(alike: Sequence[FeatureSet]) -> FeatureSet:
+    if len(alike) == 1:
+        return alike[0]
+    types = list(DIGITS)
+    return max(alike, key=lambda each: (len(each.open().rows), -types.index(each.dtype)))
+
+
+def type_warnings(chosen: Iterable[FeatureSet], sets: Sequence[FeatureSet]) -> list[ReportWarning]:
+    """Say of features that were chosen for their number type which other types there are."""
+    return [warning for each in chosen if (warning := _type_warning(each, sets)) is not None]
+
+
+def _type_warning(chosen: FeatureSet, sets: Sequence[FeatureSet]) -> ReportWarning | None:
+    alike = {each.dtype: each for each in sets if (each.fingerprint, each.tap) == (chosen.fingerprint, chosen.tap)}
+    others = [each for dtype, each in alike.items() if dtype != chosen.dtype]
+    if not others or chosen.dtype not in alike:
+        return None
+    most = len(chosen.open().rows)
+    beside = ", ".join(f"{each.dtype} (--dtype {each.dtype}, {len(each.open().rows)} rows)" for each in others)
+    text = f"the {chosen.dtype} features of {chosen.tap} are used ({most} rows); they are cached as {beside} too"
+    return ReportWarning(kind="stored_type", count=len(others), text=text)
 
 
 def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:

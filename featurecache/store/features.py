@@ -292,6 +292,19 @@ def runs_of_rows(rows: Rows) -> list[list[int]]:
     return [[int(piece[0]), int(piece[-1]) + 1] for piece in np.split(rows, breaks) if len(piece)]
 
 
+def body_of_rows(commit: Commit, rows: Rows) -> dict[str, Any]:
+    """Return what a commit says of some of its rows."""
+    numbers = set(rows.tolist())
+    body = {**commit.body, "rows": runs_of_rows(rows)}
+    for name in ("bad", "probe"):
+        if name in body:
+            body[name] = [item for item in body[name] if item[0] in numbers]
+    if "cut" in body:
+        cut = [np.arange(start, stop) for start, stop in body["cut"]]
+        body["cut"] = runs_of_rows(np.intersect1d(np.concatenate([rows[:0], *cut]), rows))
+    return body
+
+
 def rows_of_commit(commit: Commit) -> Rows:
     """Return the rows that a shard of features holds, in its order."""
     return np.concatenate([np.arange(start, stop) for start, stop, _, _ in _runs_of(commit, 0)])

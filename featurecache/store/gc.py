@@ -17,7 +17,7 @@ from featurecache.errors import CorruptError
 from featurecache.hashing import digest_json
 from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
-from featurecache.store.features import Features, rows_of_commit, runs_of_rows
+from featurecache.store.features import Features, body_of_rows, rows_of_commit, runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import features_schema
@@ -125,7 +125,7 @@ def _shrink(features: Features, folder: ShardFolder, commit: Commit, rows: Rows,
     if keep.any():
         kept = rows[keep]
         key = _key_of_part(commit, kept)
-        folder.publish(key, _part(features, folder, commit, keep), _body_of_part(commit, kept), kind="features")
+        folder.publish(key, _part(features, folder, commit, keep), body_of_rows(commit, kept), kind="features")
         # It may be there already, of a collection that was killed before it removed the old one.
         if not np.array_equal(rows_of_commit(folder.read(folder.record(key))), kept):
             raise CorruptError(
@@ -149,16 +149,3 @@ def _part(features: Features, folder: ShardFolder, commit: Commit, keep: np.ndar
     known = [name for name in features_schema(features.dtype).arrays if name in commit.shard.arrays]
     arrays = {name: (commit.shard.arrays[name].dtype, old.read(name)) for name in known}
     return arrays | {name: (arrays[name][0], arrays[name][1][keep]) for name in ("features", "id")}
-
-
-def _body_of_part(commit: Commit, kept: Rows) -> dict[str, Any]:
-    """Return what a commit says of the rows that stay."""
-    numbers = set(kept.tolist())
-    body = {**commit.body, "rows": runs_of_rows(kept)}
-    for name in ("bad", "probe"):
-        if name in body:
-            body[name] = [item for item in body[name] if item[0] in numbers]
-    if "cut" in body:
-        cut = [np.arange(start, stop) for start, stop in body["cut"]]
-        body["cut"] = runs_of_rows(np.intersect1d(np.concatenate([kept[:0], *cut]), kept))
-    return body

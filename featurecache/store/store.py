@@ -22,7 +22,7 @@ from featurecache.errors import (
 from featurecache.hashing import canonical_json, digest_json
 from featurecache.records import encode_record, parse_json, read_record, read_small_file
 from featurecache.specs import FeatureIdentity
-from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, read_spec
+from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, prefer_wider, read_spec
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.joining import build_task
@@ -140,10 +140,13 @@ class FeatureStore:
         fingerprint: str | None = None,
         dtype: str | None = None,
         views: int | None = None,
+        but_not: str | None = None,
     ) -> FeatureSet:
         """Return the one feature set that fits; say what to add when none or several do.
 
         Of features that are there plain and as views, those are meant that were asked for by ``views``, else the plain.
+        Of those in several number types, the ones with most rows, and of these the widest type; ``but_not`` names one
+        that is not meant unless there is no other.
         """
         sets = self.feature_sets()
         if not sets:
@@ -151,12 +154,13 @@ class FeatureStore:
         fitting = self.select_sets(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views)
         if len(fitting) > 1 and views is None:
             fitting = [s for s in fitting if s.num_views is None] or fitting
-        if len(fitting) > 1:
+        wider = prefer_wider([s for s in fitting if s.dtype != but_not] or fitting)
+        if len(wider) > 1:
             choices = "; ".join(str(s) for s in fitting)
             raise RequestError(
                 f"{len(fitting)} feature sets fit, choose by tap, backbone, fingerprint or dtype: {choices}"
             )
-        return fitting[0]
+        return wider[0]
 
     def select_sets(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -345,6 +346,72 @@ def test_converted_features_are_close_and_the_first_untouched(made: tuple, dtype
     assert precision["against"] == "float32"
     assert precision["relative_largest"] <= limit
     assert convert_features(store, store.find(dtype="float32"), dtype).open().shape == (15, 16)
+
+
+def test_a_killed_conversion_is_finished_by_the_same_command(made: tuple, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed after each of its shards, and before the first."""
+    _, store = made
+    exact = store.features()[:]
+    cache = str(store.path)
+
+    def killed(done: int, _: int) -> None:
+        if done == last:
+            raise KeyboardInterrupt
+
+    assert main(["train", cache, "--task", "colour", "--head", "ridge", "--jobs", "1"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    for last in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            convert_features(store, store.find(dtype="float32"), "int8", on_shard=killed)
+        assert main(["train", cache, "--task", "colour", "--head", "ridge", "--jobs", "1"]) == 0
+        rows = min(6 * last, 15)
+        expected = (
+            f"the float32 features of pre_logits:none are used (15 rows); they are cached as int8 (--dtype int8, {rows}"
+        )
+        assert expected in capsys.readouterr().out
+    (folder,) = store.path.glob("features/*/*/int8")
+    for record in (folder / "commits").glob("*.json"):
+        record.unlink()
+    assert main(["convert", cache, "--to", "int8", "--json"]) == 0
+    close = FeatureStore.open(store.path).features(dtype="int8")[:]
+    assert np.abs(close - exact).max() / np.abs(exact).max() < 2e-2
+    assert FeatureStore.open(store.path).find().dtype == "float32"
+    assert main(["convert", cache, "--to", "int8"]) == 0  # nothing is left to do
+
+
+def test_a_conversion_adds_the_rows_that_an_extraction_in_that_type_left(made: tuple) -> None:
+    """By rows: the shards of the two are of other sizes, so that equal names say nothing."""
+    source, store = made
+    small = replace(SETTINGS, dtype="int8", shard_rows=4)
+    run_extraction(source, store.path, make_request(TINY), settings=small)
+    folder = store.find(dtype="int8").folder
+    for key in folder.keys()[1:]:
+        folder.record(key).unlink()
+    assert FeatureStore.open(store.path).find().dtype == "float32"
+    made_set = convert_features(store, store.find(dtype="float32"), "int8")
+    assert made_set.open().rows.tolist() == list(range(15))
+    assert [commit.body["rows"] for commit in made_set.folder.commits()] == [[[0, 4]], [[4, 6]], [[6, 12]], [[12, 15]]]
+    assert verify(FeatureStore.open(store.path)).problems == ()
+
+
+def test_of_two_types_the_one_with_more_rows_is_taken(made: tuple, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where the extraction in the wider type was killed."""
+    _, store = made
+    convert_features(store, store.find(), "float16")
+    folder = store.find(dtype="float32").folder
+    folder.record(folder.keys()[-1]).unlink()
+    assert main(["train", str(store.path), "--task", "colour", "--head", "ridge", "--jobs", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["results"][0]["dtype"] == "float16"
+    (warning,) = document["warnings"]
+    assert warning["kind"] == "stored_type"
+    assert "the float16 features of pre_logits:none are used (15 rows)" in warning["text"]
+    assert "float32 (--dtype float32, 12 rows)" in warning["text"]
+    assert (
+        main(["train", str(store.path), "--task", "colour", "--head", "ridge", "--jobs", "1", "--dtype", "float16"])
+        == 0
+    )
+    assert "stored_type" not in capsys.readouterr().out
 
 
 def test_the_error_of_two_roundings_is_bounded_against_float32(made: tuple, tmp_path: Path) -> None:
