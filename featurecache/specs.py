@@ -18,6 +18,7 @@ from featurecache.hashing import digest_json
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Orientation = Literal["exif", "stored"]
 JpegDecoding = Literal["scaled", "full"]
+PixelRange = Literal["full", "image"] | tuple[float, float]
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 DtypeChoice = Literal["auto", "float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
@@ -62,6 +63,9 @@ class PreprocessSpec:
     """Turn the image as its EXIF tag says, or leave it as stored."""
     jpeg_decoding: JpegDecoding = "scaled"
     """``scaled``: JPEG files are decoded at 1/2, 1/4 or 1/8 where the shorter side stays at least twice ``resize``."""
+    range: PixelRange = "full"
+    """Of images of more than 8 bits, the values that become black and white: ``full``, those of their file type;
+    ``image``, of each image its own least and greatest; or two numbers. Other images are left as they are."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour behind transparent pixels."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -84,6 +88,7 @@ class PreprocessSpec:
         _check_choice("jpeg decoding", self.jpeg_decoding, JpegDecoding)
         if self.interpolation == "lanczos" and not self.antialias:
             raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
+        object.__setattr__(self, "range", _pixel_range(self.range))
         if self.decoding_rules != 1:
             raise RequestError(
                 f"decoding rules {self.decoding_rules} are not known to this release; upgrade featurecache"
@@ -266,6 +271,8 @@ class FeatureIdentity:
             del value["views"]
         if value["preprocess"].get("jpeg_decoding") == "full":
             del value["preprocess"]["jpeg_decoding"]
+        if value["preprocess"].get("range") == "full":
+            del value["preprocess"]["range"]
         return value
 
     @classmethod
@@ -362,6 +369,15 @@ def _known_changes(spec: Any, changes: dict[str, Any], *, fixed: tuple[str, ...]
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
+
+
+def _pixel_range(value: Any) -> PixelRange:
+    if value in ("full", "image"):
+        return value  # type: ignore[no-any-return]
+    low, high = _pair("preprocess range", value)
+    if low >= high:
+        raise RequestError(f"preprocess range needs two numbers, the lesser first, got {low:g},{high:g}")
+    return low, high
 
 
 def _finite(name: str, value: Any) -> float:

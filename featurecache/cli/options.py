@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -113,6 +114,15 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--jpeg-decoding", choices=get_args(JpegDecoding), help="scaled: large JPEGs no finer than needed (default)"
     )
+    group.add_argument(
+        "--range",
+        type=_pixel_range,
+        metavar="full|image|LOW,HIGH",
+        help="of 16-bit, 32-bit and floating-point images, the values that become black and white: those of the file "
+        "type (default), of each image its least and greatest, or two numbers, e.g. 0,4095",
+    )
+    # A range such as -1000,400 begins like an option.
+    parser._negative_number_matcher = re.compile(r"^-\d[\d.,eE+-]*$|^-\.\d+.*$")
     group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a text that count; the rest is cut off")
     group.add_argument("--mean", type=_three_numbers, metavar="R,G,B")
     group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
@@ -192,7 +202,7 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     """Return the backbone that the options name."""
     from featurecache.specs import PreprocessSpec, TextPreprocessSpec
 
-    names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "mean", "std", "max_tokens")
+    names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "range", "mean", "std", "max_tokens")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     # Impossible numbers must fail before a network is loaded.
     if "max_tokens" in changes:
@@ -291,6 +301,18 @@ def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     return ExtractionSettings(
         runtime=args.runtime, device=args.device, batch_size=args.batch_size, num_workers=args.workers, **given
     )
+
+
+def _pixel_range(text: str) -> str | tuple[float, ...]:
+    if text in ("full", "image"):
+        return text
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 2:
+        raise argparse.ArgumentTypeError(f"needs full, image, or two numbers like 0,4095, got {text!r}")
+    return values
 
 
 def _three_numbers(text: str) -> tuple[float, ...]:

@@ -41,6 +41,8 @@ class Loaded(NamedTuple):
     """Only its beginning is in there."""
     stages: Stages | None = None
     """If they were asked for."""
+    flat: str = ""
+    """An image that is nearly of one colour to the network, though not in its file: ``deep`` or ``transparent``."""
 
 
 class Modality(Protocol):
@@ -96,14 +98,14 @@ class ImageModality:
 
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode, once, and orient; then resize and crop, or make the views."""
-        image = decode(data, self._decoding)
+        image, flat = decode(data, self._decoding)
         arrays = make_views(image, data, self._spec, self.views)
-        return Loaded(arrays, stages=_stages(image.tobytes(), arrays) if digested else None)
+        return Loaded(arrays, stages=_stages(image.tobytes(), arrays) if digested else None, flat=flat)
 
     def load_view(self, data: bytes, number: int) -> NDArray[np.uint8]:
         """Make one view (H, W, C) by its number, which may be beyond those that `load` makes."""
         assert self.views is not None
-        return make_view(decode(data, self._decoding), digest_bytes(data), number, self._spec, self.views)
+        return make_view(decode(data, self._decoding).image, digest_bytes(data), number, self._spec, self.views)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Set Pillow's flags."""

@@ -64,6 +64,8 @@ class Outcome:
     """Inputs of which only the beginning was seen."""
     stages: list[Stages | None] = field(default_factory=list)
     """Of inputs that were digested on their way."""
+    flat: list[str] = field(default_factory=list)
+    """As `Loaded.flat`."""
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
@@ -75,6 +77,7 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         [problem for o in outcomes for problem in o.problems],
         [cut for o in outcomes for cut in o.cut],
         [stages for o in outcomes for stages in o.stages],
+        [flat for o in outcomes for flat in o.flat],
     )
 
 
@@ -144,6 +147,7 @@ def run_parts(
                         [item.problem for item in items],
                         [item.cut for item in items],
                         [item.stages for item in items],
+                        [item.flat for item in items],
                     ),
                 )
 
@@ -217,6 +221,7 @@ class _Item:
     problem: InputError | None = None
     cut: bool = False
     stages: Stages | None = None
+    flat: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -311,7 +316,7 @@ def _load_into(item: _Item, source: Input, modality: Modality) -> float:
     try:
         data = source.read(modality.max_bytes)
         was_read = perf_counter()
-        arrays, item.cut, item.stages = modality.load(data, digested=item.digested)
+        arrays, item.cut, item.stages, item.flat = modality.load(data, digested=item.digested)
         for place, array in zip(item.places, arrays, strict=True):
             place[...] = array
     except InputError as error:

@@ -24,6 +24,7 @@ from featurecache.sources.folder import Listing
 from featurecache.sources.source import Source
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, check_takes_views
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.flatness import rows_recorded
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.shards import load_hdf5
 from featurecache.store.soundness import float32_warning, held_type, warnings_of
@@ -128,12 +129,12 @@ class ExtractionRun:
         report.startup_seconds += self._loading_seconds
         report.num_cut = _count_cut(view, report.sets)
         report.bad = _bad_inputs(view, report.sets)
-        report.warnings = self._warnings(report)
+        report.warnings = self._warnings(report, view)
         return report
 
-    def _warnings(self, report: ExtractionReport) -> list[ReportWarning]:
+    def _warnings(self, report: ExtractionReport, view: SourceView) -> list[ReportWarning]:
         """Return what is doubtful, of a set and of its views once; and where ``auto`` stands for another type."""
-        found = [*report.warnings, *(w for s in report.sets for w in warnings_of(s))]
+        found = [*report.warnings, *(w for s in report.sets for w in warnings_of(s, view.unique_rows))]
         if self.settings.dtype == "auto":
             found += [w for s in report.sets if (w := float32_warning(report.store, s)) is not None]
         return unique_warnings(found)
@@ -288,9 +289,8 @@ def about(backbone: Backbone) -> dict[str, Any]:
 
 
 def _count_cut(view: SourceView, sets: Sequence[FeatureSet]) -> int:
-    runs = [run for s in sets for commit in s.open().commits for run in commit.body.get("cut", [])]
-    cut = np.concatenate([np.zeros(0, np.int64), *(np.arange(start, stop) for start, stop in runs)])
-    return len(np.intersect1d(cut, view.unique_rows))
+    commits = [commit for feature_set in sets for commit in feature_set.open().commits]
+    return len(rows_recorded(commits, "cut", view.unique_rows))
 
 
 def _bad_inputs(view: SourceView, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:

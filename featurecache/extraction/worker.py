@@ -307,6 +307,7 @@ class Draft:
         self.bad: dict[int, InputError] = {}
         self._cut: list[bool] = []
         self._set, self._dtype = feature_set, feature_set.dtype
+        self._flat: list[str] = []
         self._views = feature_set.identity.views
         # The scale of int8 is known only when all rows are: until then they are kept as they come.
         self._draft_dtype = "float32" if self._dtype == "int8" else self._dtype
@@ -332,6 +333,7 @@ class Draft:
         stored, problems = to_stored(values, outcome.problems, self._draft_dtype)
         self._writer.append("features", stored)
         self._cut += outcome.cut
+        self._flat += outcome.flat
         self.bad |= {self._start + place: error for place, error in problems.items()}
         self._start += len(values)
         self._constant.add(decode(np.delete(stored, list(problems), axis=0), self._draft_dtype))
@@ -379,6 +381,7 @@ class Draft:
 
     def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> bool:
         kept, cut = rows[keep], rows[keep & np.array(self._cut, bool)]
+        flat = np.array(self._flat)[keep]
         key = f"{kept[0]:012d}"
         body = {
             "rows": runs_of_rows(kept),
@@ -388,6 +391,7 @@ class Draft:
             "precision": self._precision,
             **({"cut": runs_of_rows(cut)} if len(cut) else {}),
             **({} if (constant := self._constant.runs()) is None else {"constant": constant}),
+            **{f"flat_{kind}": runs_of_rows(kept[flat == kind]) for kind in np.unique(flat).tolist() if kind},
             **record,
         }
         return self._set.folder.commit(key, writer.finish(key), body)

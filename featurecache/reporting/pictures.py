@@ -98,7 +98,7 @@ def _svg(figure: Any) -> str:
 def thumbnail(path: Path) -> str | None:
     """Return a small copy of an image as a data URI, or nothing when it cannot be read any more."""
     try:
-        image = decode(read_regular(path, max_bytes=MAX_FILE_BYTES), PreprocessSpec())
+        image = decode(read_regular(path, max_bytes=MAX_FILE_BYTES), PreprocessSpec(range="image")).image
     except (OSError, InputError):
         return None
     image.thumbnail(_THUMBNAIL)

@@ -18,30 +18,60 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (  # the plugins register themselves on import; Pillow loads some of them late
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageFile,
     ImageOps,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
+    features,
 )
 
 from featurecache.errors import InputError
+from featurecache.sources.deep import (
+    GREY_MODES,
+    deep_colours,
+    has_deep_colours,
+    is_flattened,
+    read_lower_bytes,
+    seems_flat,
+    to_eight_bits,
+)
 from featurecache.specs import PreprocessSpec
 
 # H height, W width, C channels (RGB)
 
 _PLUGINS = (JpegImagePlugin, PngImagePlugin, WebPImagePlugin, BmpImagePlugin, GifImagePlugin, TiffImagePlugin)
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Older builds of Pillow have no AVIF, and some none of JPEG 2000.
+_LATER = {"jpg_2000": ("JPEG2000", Jpeg2KImagePlugin), "avif": ("AVIF", AvifImagePlugin)}
 
+
+def _formats() -> tuple[str, ...]:
+    """Return the formats that can be read here; HEIC where pillow-heif is installed."""
+    more = [name for feature, (name, _) in _LATER.items() if features.check(feature)]
+    if find_spec("pillow_heif") is not None:
+        import_module("pillow_heif").register_heif_opener()
+        more.append("HEIF")
+    return ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *more)
+
+
+FORMATS = _formats()
+
+_ONE_COLOUR = 3
+"""Levels within which an image is of one colour to the eye."""
 SCALED_MARGIN = 2
 """How many times ``resize`` the shorter side of a scaled JPEG must still have, so that resizing filters as before."""
 
@@ -124,10 +154,17 @@ def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
     InputError
         With the status ``empty``, ``too_large``, ``not_an_image`` or ``undecodable``.
     """
-    return np.asarray(resize_and_crop(decode(data, spec), spec), np.uint8)
+    return np.asarray(resize_and_crop(decode(data, spec).image, spec), np.uint8)
 
 
-def decode(data: bytes, spec: PreprocessSpec) -> Image.Image:
+class Decoded(NamedTuple):
+    """Upright RGB, and whether an image that is not flat in its file became (nearly) flat, and of what kind it is."""
+
+    image: Image.Image
+    flat: Literal["", "deep", "transparent"] = ""
+
+
+def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
     """Decode an image to upright RGB, a large JPEG perhaps at a part of its size; raises as `load_image` does."""
     if not data:
         raise InputError("empty", "the file has no bytes")
@@ -147,7 +184,9 @@ def decode(data: bytes, spec: PreprocessSpec) -> Image.Image:
             if (side := draft_side(spec)) is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
                 # The least of 1/1, 1/2, 1/4 and 1/8 that leaves both sides at least as long.
                 image.draft(None, (side, side))
-            return to_rgb(_upright(image, spec), spec)
+            deep = has_deep_colours(image)
+            upright = _upright(image, spec)
+            return _deep_to_rgb(upright, data, spec) if deep else to_rgb(upright, spec)
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
 
@@ -161,18 +200,45 @@ def draft_side(spec: PreprocessSpec) -> int | None:
     return SCALED_MARGIN * spec.resize if scaled else None
 
 
-def to_rgb(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    """Convert any mode to RGB: the first frame, the upper 8 of 16 bits, transparency over the background."""
-    if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I"):
-        # Pillow would clip 16-bit values to 255, which leaves a white image.
-        return Image.fromarray(_upper_byte(np.asarray(image))).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8)).convert("RGB")
+def to_rgb(image: Image.Image, spec: PreprocessSpec) -> Decoded:
+    """Convert any mode to RGB: more than 8 bits by the range of the preprocess, transparency over the background."""
+    if image.mode in GREY_MODES:
+        values = np.asarray(image)
+        shown = to_eight_bits(values, spec.range)
+        flat: Literal["", "deep"] = "deep" if is_flattened(values, shown, spec.range) else ""
+        return Decoded(Image.fromarray(shown).convert("RGB"), flat)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, (*spec.background, 255))
-        return Image.alpha_composite(canvas, layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return _composited(image.convert("RGBA"), spec)
+    return Decoded(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _composited(layer: Image.Image, spec: PreprocessSpec) -> Decoded:
+    canvas = Image.new("RGBA", layer.size, (*spec.background, 255))
+    rgb = Image.alpha_composite(canvas, layer).convert("RGB")
+    _, most_opaque = layer.getchannel("A").getextrema()
+    hidden = most_opaque == 0 or _span(rgb) <= _ONE_COLOUR < _span(layer)
+    return Decoded(rgb, "transparent" if hidden else "")
+
+
+def _span(image: Image.Image) -> int:
+    """Return the greatest difference between two pixels in one band."""
+    extrema: Any = image.getextrema()
+    return int(max(high - low for low, high in extrema))
+
+
+def _deep_to_rgb(image: Image.Image, data: bytes, spec: PreprocessSpec) -> Decoded:
+    """Convert colours of 16 bits, of which ``image`` has the upper bytes, to RGB."""
+    plain = to_rgb(image, spec)
+    if plain.flat or (spec.range == "full" and not seems_flat(image.convert("RGB"))):
+        return plain
+    lower, grey = read_lower_bytes(data, FORMATS)
+    with lower:
+        values = deep_colours(image, _upright(lower, spec), grey=grey)
+    shown = np.broadcast_to(to_eight_bits(values, spec.range), (*values.shape[:2], 3))
+    rgb = Image.fromarray(np.ascontiguousarray(shown))
+    if image.mode != "RGB":
+        rgb.putalpha(image.getchannel("A"))
+    return Decoded(to_rgb(rgb, spec).image, "deep" if is_flattened(values, shown, spec.range) else "")
 
 
 def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
@@ -210,10 +276,6 @@ def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except _DECODING_ERRORS:
         return image  # an unreadable EXIF block says nothing about orientation
-
-
-def _upper_byte(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    return (np.clip(values.astype(np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
 
 
 def _reason(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import ProbeBody, SpecBody, WarningBody, check_body, features_schema
+from featurecache.store.views import SourceViews
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class FeatureSet:
     dtype: str
     folder: ShardFolder
     samples: SampleTable
+    sources: SourceViews
 
     def open(self) -> Features:
         """Return the cached features."""
@@ -106,11 +108,13 @@ class FeatureSet:
         return f"{self.identity.backbone} {self.tap} {self.dtype}{views} ({self.fingerprint[:12]})"
 
 
-def feature_set_in(folder: Path, identity: FeatureIdentity, about: dict[str, Any], samples: SampleTable) -> FeatureSet:
+def feature_set_in(
+    folder: Path, identity: FeatureIdentity, about: dict[str, Any], samples: SampleTable, sources: SourceViews
+) -> FeatureSet:
     """Return the feature set whose shards lie, or will lie, in a folder of a cache: its name says tap and type."""
     tap, dtype = tap_of_folder(folder.parent.name), folder.name
     place = ShardFolder(folder, features_schema(dtype))
-    return FeatureSet(identity.fingerprint, identity, about, tap, dtype, place, samples)
+    return FeatureSet(identity.fingerprint, identity, about, tap, dtype, place, samples, sources)
 
 
 def _read_warning(path: Path) -> ReportWarning:

@@ -78,6 +78,8 @@ class FeaturesBody(Struct):
     probe: list[Probe] = []
     cut: list[Run] = []
     constant: list[tuple[Count, Count, float]] | None = None
+    flat_deep: list[Run] = []
+    flat_transparent: list[Run] = []
 
 
 class TaskAbout(Struct):

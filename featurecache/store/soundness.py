@@ -8,14 +8,27 @@ from featurecache.errors import ReportWarning, unique_warnings
 from featurecache.store.constants import constant_warning
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
+from featurecache.store.flatness import flat_images_warning
 from featurecache.store.precision import in_percent, storage_warning, widest
+from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 
 
-def warnings_of(feature_set: FeatureSet) -> list[ReportWarning]:
-    """Return the warnings that were kept with a feature set, then those that the records of its shards give."""
+def warnings_of(feature_set: FeatureSet, rows: Rows | None = None) -> list[ReportWarning]:
+    """Return the warnings that were kept with a feature set, then those that the records of its shards give.
+
+    Parameters
+    ----------
+    feature_set : FeatureSet
+    rows : ndarray of int64, optional
+        Sorted rows of the samples that matter where samples are counted; by default all that any source holds.
+    """
     features = feature_set.open()
-    measured = [storage_warning(feature_set, features), constant_warning(feature_set, features)]
+    measured = [
+        storage_warning(feature_set, features),
+        constant_warning(feature_set, features),
+        flat_images_warning(feature_set, features, rows),
+    ]
     features.let_go()
     return [*feature_set.warnings(), *(warning for warning in measured if warning is not None)]
 

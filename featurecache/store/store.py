@@ -198,21 +198,21 @@ class FeatureStore:
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
         publish_once(folder / "spec.json", encode_record("spec", {"identity": identity.to_json(), "about": about}))
-        return feature_set_in(folder / folder_of_tap(tap) / dtype, identity, about, self.samples)
+        return feature_set_in(folder / folder_of_tap(tap) / dtype, identity, about, self.samples, self.views)
 
     def _feature_sets(self) -> Iterator[FeatureSet]:
         for spec in sorted((self.path / "features").glob("*/spec.json")):
             identity, about = read_spec(spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
                 if ShardFolder(commits.parent).records():
-                    yield feature_set_in(commits.parent, identity, about, self.samples)
+                    yield feature_set_in(commits.parent, identity, about, self.samples, self.views)
 
     def feature_set_at(self, place: PurePosixPath) -> FeatureSet | None:
         """Return the feature set whose shards lie, or would lie, at a place in this cache."""
         spec = self.path / place.parents[1] / "spec.json"
         if place.parts[0] != "features" or len(place.parts) != 4 or not spec.is_file():
             return None
-        return feature_set_in(self.path / place, *read_spec(spec), self.samples)
+        return feature_set_in(self.path / place, *read_spec(spec), self.samples, self.views)
 
     def shard_folder_at(self, place: PurePosixPath) -> ShardFolder | None:
         """Return the folder of shards at a place in this cache, with the schema that belongs there."""

@@ -156,7 +156,7 @@ def bomb(width: int, height: int) -> bytes:
     ("data", "status", "reason"),
     [
         (b"", "empty", "no bytes"),
-        (b"not an image at all", "not_an_image", "no JPEG, PNG, WEBP, BMP, GIF, TIFF image in 19 bytes"),
+        (b"not an image at all", "not_an_image", "no JPEG, PNG, WEBP, BMP, GIF, TIFF.* image in 19 bytes"),
         (encoded(noise(64, 64), "JPEG")[:1500], "undecodable", "truncated"),
         (encoded(noise(64, 64))[:1500], "undecodable", "truncated|broken"),
         (encoded(noise(64, 64), "WEBP")[:500], "undecodable", "decod|WebP|truncated"),
@@ -223,7 +223,7 @@ def test_mutated_files_never_crash(format: str) -> None:
 
 def test_the_real_trap_decodes(real_material: Path) -> None:
     data = (real_material / "images/hymenoptera/train/ants/imageNotFound.gif").read_bytes()
-    assert decode(data, SPEC).mode == "RGB"
+    assert decode(data, SPEC).image.mode == "RGB"
 
 
 @pytest.mark.parametrize("size", [(2100, 1700), (1700, 2100), (1023, 4097), (512, 600), (64, 64)])
@@ -233,8 +233,8 @@ def test_a_large_jpeg_is_decoded_no_finer_than_needed(size: tuple[int, int]) -> 
     data = encoded(smooth, "JPEG", quality=90)
     scaled, full = PreprocessSpec(resize=128, crop=112), PreprocessSpec(resize=128, crop=112, jpeg_decoding="full")
     allowed = [s for s in (8, 4, 2, 1) if min(size) // s >= 2 * 128 or s == 1]
-    assert decode(data, scaled).size == tuple(-(-side // allowed[0]) for side in size)
-    assert decode(data, full).size == size
+    assert decode(data, scaled).image.size == tuple(-(-side // allowed[0]) for side in size)
+    assert decode(data, full).image.size == size
     difference = np.abs(load_image(data, scaled).astype(int) - load_image(data, full).astype(int))
     assert difference.mean() < 1
     assert difference.max() <= 12
@@ -244,7 +244,7 @@ def test_a_large_jpeg_is_decoded_no_finer_than_needed(size: tuple[int, int]) -> 
 @pytest.mark.parametrize("change", [{"antialias": False}, {"interpolation": "nearest"}])
 def test_where_resizing_does_not_filter_nothing_is_scaled(change: Any) -> None:
     data = encoded(noise(900, 900), "JPEG")
-    assert decode(data, PreprocessSpec(resize=64, crop=48, **change)).size == (900, 900)
+    assert decode(data, PreprocessSpec(resize=64, crop=48, **change)).image.size == (900, 900)
 
 
 def test_orientation_and_colours_of_a_scaled_jpeg_are_those_of_the_full_one() -> None:
