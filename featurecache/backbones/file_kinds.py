@@ -14,6 +14,8 @@ from featurecache.hashing import digest_file
 SAFETENSORS, CHECKPOINT = "safetensors", "a checkpoint of torch.save"
 _HEAD_BYTES = 4096
 _BLOCK = 1 << 20
+_MOST_INFLATED, _INFLATED_ANYWAY = 4, 1 << 20
+"""Records of a file may become so many times as large as the file, and so many bytes whatever its size."""
 _FORMATS_OF_WEIGHTS = "safetensors, or what torch.save makes of a state_dict"
 # How torch.save began before 1.6, and still does on request: a pickled number that only it writes.
 _LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
@@ -111,13 +113,32 @@ def _check_zip(path: Path) -> None:
     """Refuse bytes that changed since they were written: torch reads them without a word. 1 GB takes about a second."""
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_sizes(archive, path.stat().st_size)
             for entry in archive.infolist():
                 if entry.CRC:  # torch can be told to leave these out
                     with archive.open(entry) as file:
                         while file.read(_BLOCK):
                             pass
+    except NotWeightsError:
+        raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, zlib.error):
         raise NotWeightsError(damaged(path.stat().st_size)) from None
+
+
+def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse records that would become far larger than the file, before a byte of them is inflated.
+
+    torch.save compresses nothing; somebody else may have packed the file again, which makes weights 0.9 times as large.
+    """
+    entries = archive.infolist()
+    if sum(entry.compress_size for entry in entries) > size:  # some overlap, or promise bytes that are not there
+        raise NotWeightsError(damaged(size))
+    inflated = sum(entry.file_size for entry in entries)
+    if inflated > _MOST_INFLATED * size + _INFLATED_ANYWAY:
+        raise NotWeightsError(
+            f"is compressed, and its {size:,} bytes would become {inflated:,}, as no weights do; save it again with "
+            "torch.save"
+        )
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:

@@ -10,6 +10,8 @@ import io
 import json
 import pathlib
 import pickle
+import subprocess
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -239,3 +241,63 @@ def test_broken_material_is_refused(material: Path) -> None:
     for file in files:
         with pytest.raises(WeightsError, match=r"(before 2017|damaged|a text file).*; its name promises sha256"):
             read_checkpoint(file)
+
+
+def deflated(path: Path, out: Path, **others: int) -> Path:
+    """Pack a checkpoint again, compressed, with records of so many zeros beside or in the place of its own."""
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as after:
+        folder = before.namelist()[0].partition("/")[0]
+        for name in before.namelist():
+            if name.removeprefix(f"{folder}/data/") not in others:
+                after.writestr(name, before.read(name))
+        for name, count in others.items():
+            with after.open(f"{folder}/data/{name}", "w", force_zip64=True) as file:
+                for start in range(0, count, 1 << 24):
+                    file.write(bytes(min(1 << 24, count - start)))
+    return out
+
+
+@pytest.mark.parametrize("name", ["0", "unused"])
+def test_records_are_bounded_before_they_are_inflated(tmp_path: Path, name: str) -> None:
+    """A compressed record of 400 MB in a file of 2 MB costs no memory: it is never inflated."""
+    torch.save(TENSORS, tmp_path / "plain.pth")
+    bomb = deflated(tmp_path / "plain.pth", tmp_path / "bomb.pth", **{name: 400 << 20})
+    assert bomb.stat().st_size < 4 << 20
+    code = (
+        "import resource, sys, torch\n"
+        "from pathlib import Path\n"
+        "from featurecache.backbones.checkpoints import read_checkpoint\n"
+        "from featurecache.errors import WeightsError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n"
+        "    read_checkpoint(Path(sys.argv[1]))\n"
+        "except WeightsError as error:\n"
+        "    print(error)\n"
+        "sys.exit(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > 100 << 10)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(bomb)], capture_output=True, text=True, check=False)
+    assert "is compressed, and its" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_that_was_packed_again_is_read(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "plain.pth")
+    packed = deflated(tmp_path / "plain.pth", tmp_path / "packed.pth")
+    found = read_checkpoint(packed).tensors
+    assert found.keys() == read_checkpoint(tmp_path / "plain.pth").tensors.keys()
+
+
+def test_records_that_share_their_bytes_are_damage(tmp_path: Path) -> None:
+    """A list of contents may name the same bytes many times over."""
+    path = tmp_path / "shared.pth"
+    torch.save({"a": torch.zeros(100_000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(40):
+            copy = zipfile.ZipInfo(f"shared/data/x{number}")
+            original = archive.getinfo(next(name for name in archive.namelist() if name.endswith("data/0")))
+            for field in ("header_offset", "compress_size", "file_size", "CRC"):
+                setattr(copy, field, getattr(original, field))
+            archive.filelist.append(copy)
+            archive._didModify = True
+    with pytest.raises(WeightsError, match="is cut off or damaged"):
+        read_checkpoint(path)
