@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import mmap
 import re
 import zipfile
 import zlib
@@ -63,6 +64,8 @@ def format_of(path: Path) -> str:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _format_of_zip(path)
     if head[0] == 0x80 and head[2:14] == _LEGACY:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check_pickle(data)
         return CHECKPOINT
     if _is_safetensors(head, size):
         return SAFETENSORS
@@ -114,6 +117,9 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_sizes(archive, path.stat().st_size)
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    _check_pickle(archive.read(name))
             for entry in archive.infolist():
                 if entry.CRC:  # torch can be told to leave these out
                     with archive.open(entry) as file:
@@ -123,6 +129,15 @@ def _check_zip(path: Path) -> None:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, zlib.error):
         raise NotWeightsError(damaged(path.stat().st_size)) from None
+
+
+def _check_pickle(data: bytes | mmap.mmap) -> None:
+    """Refuse the one thing that torch calls where it unpickles and that takes as much memory as a number says."""
+    if data.find(b"bytearray") >= 0:
+        raise NotWeightsError(
+            "holds Python objects that are not tensors (bytearray), and those are not unpickled; save the network's "
+            "state_dict alone, where the code that wrote this is at hand"
+        )
 
 
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:

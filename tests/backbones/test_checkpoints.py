@@ -301,3 +301,18 @@ def test_records_that_share_their_bytes_are_damage(tmp_path: Path) -> None:
             archive._didModify = True
     with pytest.raises(WeightsError, match="is cut off or damaged"):
         read_checkpoint(path)
+
+
+class Inflated:
+    """Unpickled, zeros by the gigabyte: torch calls this without asking."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (1 << 33,)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_cannot_ask_for_memory_by_a_number(tmp_path: Path, old: bool) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({"state_dict": TENSORS, "beside": Inflated()}, path, _use_new_zipfile_serialization=not old)
+    with pytest.raises(WeightsError, match="holds Python objects that are not tensors .bytearray."):
+        read_checkpoint(path)
