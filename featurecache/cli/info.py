@@ -82,6 +82,7 @@ def _print_now(now: dict[str, Any]) -> None:
             f"  {item['backbone']} {item['tap']} {item['dtype']}{views}: {item['samples']} of {now['samples']} samples "
             "cached"
         )
+    print_warnings(now["warnings"])
     if now["added"] or now["edited"]:
         print_line("  run the same `featurecache extract` again to add what is new")
     if now["orphaned_samples"]:
@@ -99,6 +100,7 @@ def _print(info: dict[str, Any]) -> None:
             f"source {source['root']}: {source['files']} files, {source['samples']} samples, "
             f"{source['copies']} copies, {source['unreadable']} unreadable"
         )
+        print_warnings(source["warnings"])
     if info["now"]:
         _print_now(info["now"])
     print_features(info["features"])

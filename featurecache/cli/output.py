@@ -45,12 +45,13 @@ def warn(text: str) -> None:
     print(f"featurecache: {plain_text(text)}", file=sys.stderr)
 
 
-def print_warnings(warnings: Sequence[dict[str, Any]]) -> None:
+def print_warnings(warnings: Sequence[dict[str, Any]], *, to_stderr: bool = False) -> None:
     """Print what `ReportWarning.to_json` gave, one line each, where a summary ends."""
     for warning in warnings:
         shown = ", ".join(warning["examples"])
         more = ", ..." if warning["count"] > len(warning["examples"]) else ""
-        print_line(f"warning: {warning['text']}" + (f" ({shown}{more})" if shown else ""))
+        line = f"warning: {warning['text']}" + (f" ({shown}{more})" if shown else "")
+        (warn if to_stderr else print_line)(line)
 
 
 @contextmanager

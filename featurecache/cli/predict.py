@@ -17,11 +17,12 @@ from featurecache.cli.options import (
     verb_parser,
     write_table_at,
 )
-from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr, warn
+from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
     from featurecache.deployment.predict import Prediction
+    from featurecache.errors import ReportWarning
 
 
 def add_parser(verbs: Any) -> None:
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.csv and args.out:
         raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
     check_places({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
+    warnings: list[ReportWarning] = []
     with progress_on_stderr(quiet=args.quiet) as progress:
         predictions = predict(
             args.head,
@@ -71,13 +73,15 @@ def run(args: argparse.Namespace) -> int:
             tta=args.tta,
             settings=settings_of(args),
             progress=progress,
+            warnings=warnings,
         )
         results = list(predictions)
     bad = [item for item in results if item.status != "ok"]
     if args.out:
         write_table_at("--out", args.out, *_table(results), replace=args.replace)
     if args.json:
-        print_json({"head": str(args.head), "predictions": [item.to_json() for item in results]})
+        answers = [item.to_json() for item in results]
+        print_json({"head": str(args.head), "predictions": answers, "warnings": [w.to_json() for w in warnings]})
     elif args.out:
         print_line(f"{len(results) - len(bad)} of {len(results)} labelled, in {args.out}")
     elif args.csv:
@@ -87,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         writer.writerows(rows)
     else:
         _print_table(results, "row" if args.text_column else "file")
+    if not args.json:
+        print_warnings([w.to_json() for w in warnings], to_stderr=args.csv)  # a table on stdout is for programs
     if bad:
         noun = "rows" if args.text_column else "files"
         warn(f"{len(bad)} of {len(results)} {noun} could not be labelled, first {bad[0].path}: {bad[0].reason}")

@@ -17,7 +17,7 @@ from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.answering import as_one_network, can_be_one_network
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
-from featurecache.errors import RequestError
+from featurecache.errors import ReportWarning, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
@@ -29,6 +29,7 @@ from featurecache.sources.inputs import FileInput, Input, TextInput
 from featurecache.sources.table import TableSource
 from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
 from featurecache.store.dtypes import decode
+from featurecache.store.flatness import FlatCounter
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def predict(
     tta: int | None = None,
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
+    warnings: list[ReportWarning] | None = None,
 ) -> Iterator[Prediction]:
     """Label image files and all images in folders, or the texts of tables.
 
@@ -99,6 +101,9 @@ def predict(
         How to run.
     progress : Progress, optional
         Told how far the run is.
+    warnings : list of ReportWarning, optional
+        Takes what is doubtful: files that folders hold beside images at once, and once the last input is labelled,
+        images that the network sees as one colour.
 
     Yields
     ------
@@ -115,7 +120,9 @@ def predict(
     if tta is not None:
         check_takes_views(saved.identity.preprocess.modality, f"the head {head}", option="--tta")
         views = replace(saved.identity.views or ViewSpec(), count=tta)
-    found = _find([Path(item) for item in inputs], saved.identity.preprocess.modality, text_column, id_column)
+    warnings = [] if warnings is None else warnings
+    modality = saved.identity.preprocess.modality
+    found = _find([Path(item) for item in inputs], modality, text_column, id_column, warnings)
     made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(
         saved.identity,
@@ -129,10 +136,16 @@ def predict(
     with_layers(saved, network, layers)
     if isinstance(saved.estimator, FineTuned):
         saved.estimator.set_params(device=settings.device)
-    return _predict(saved, network, found, views, settings, progress or Silent())
+    return _predict(saved, network, found, views, settings, progress or Silent(), warnings)
 
 
-def _find(paths: list[Path], modality: str, text_column: str | None, id_column: str | None) -> Sequence[Input]:
+def _find(
+    paths: list[Path],
+    modality: str,
+    text_column: str | None,
+    id_column: str | None,
+    warnings: list[ReportWarning],
+) -> Sequence[Input]:
     if (modality == "text") != (text_column is not None):
         raise RequestError(
             "this head labels texts: name tables, and the column that holds the texts with --text-column"
@@ -140,7 +153,7 @@ def _find(paths: list[Path], modality: str, text_column: str | None, id_column: 
             else f"this head labels images; leave --text-column {text_column} out"
         )
     if text_column is None:
-        return [FileInput(path) for path in find_images(paths)]
+        return [FileInput(path) for path in find_images(paths, warnings=warnings)]
     tables = {path: TableSource(path, text_column, id_column).all_inputs() for path in paths}
     if len(tables) == 1:
         return tables[paths[0]]
@@ -154,7 +167,9 @@ def _predict(
     views: ViewSpec | None,
     settings: ExtractionSettings,
     progress: Progress,
+    warnings: list[ReportWarning],
 ) -> Iterator[Prediction]:
+    flat = FlatCounter()
     (tap,) = resolve_taps(network, [saved.tap])
     modality = modality_of(network.preprocess, network.tokenizer, views)
     opened = partial(open_runtime, device=settings.device, num_inputs=len(inputs) * num_views(views))
@@ -175,10 +190,18 @@ def _predict(
     try:
         with modality.undisturbed():
             for outcome in outcomes:
-                problems = yield from _label_batch(saved, tap.name, views, outcome, remaining)
+                problems = yield from _label_batch(saved, tap.name, views, outcome, _noting(remaining, outcome, flat))
                 progress.advance(len(outcome.problems), bad=problems)
+        warnings += flat.warnings(network.preprocess)
     finally:
         runtime.close()
+
+
+def _noting(remaining: Iterator[Input], outcome: Outcome, flat: FlatCounter) -> Iterator[Input]:
+    """Yield the inputs of an outcome, and note the kind of those that became flat."""
+    for item, kind in zip(islice(remaining, len(outcome.flat)), outcome.flat, strict=True):
+        flat.add(item.name, kind)
+        yield item
 
 
 def _checked(runtime: Runtime, saved: SavedHead, tap: Tap, network: Backbone, modality: Modality) -> Runtime:

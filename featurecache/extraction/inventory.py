@@ -83,6 +83,8 @@ class Inventory:
             "samples": len(self.now.unique_rows) + self.num_new,
             **{state: len(getattr(self, state)) for state in states},
             "unreadable": len(self.now.problems),
+            "ignored_files": self.now.ignored.count,
+            "warnings": [warning.to_json() for warning in self.now.ignored.warnings()],
         }
 
     def count_cached(self, features: Features) -> int:
@@ -195,7 +197,7 @@ def look(
     for places, ids in source.identify(listing, unknown, on_read=progress.advance):
         rows[places] = give_rows(ids, places, listing)
     root = str(source.root.resolve())
-    return listing, SourceView(root, listing.paths, listing.stamps, rows, listing.problems)
+    return listing, SourceView(root, listing.paths, listing.stamps, rows, listing.problems, ignored=listing.ignored)
 
 
 def known_rows(listing: Listing, view: SourceView | None, num_samples: int) -> NDArray[np.int64]:

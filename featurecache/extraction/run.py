@@ -20,6 +20,7 @@ from featurecache.extraction.meter import Usage
 from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
+from featurecache.ignored import IgnoredFiles
 from featurecache.sources.folder import Listing
 from featurecache.sources.source import Source
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, check_takes_views
@@ -48,7 +49,8 @@ class ExtractionReport:
     """Samples that were computed now; with views, plain features and those of views count separately."""
     num_cached: int = 0
     """Samples that needed nothing, counted likewise."""
-    num_ignored: int = 0
+    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
+    """Files that are no inputs by their name."""
     num_cut: int = 0
     """Samples of which only the beginning fits into the network."""
     noun: str = "files"
@@ -76,7 +78,7 @@ class ExtractionReport:
             "files": self.num_files,
             "samples": self.num_samples,
             "extracted": self.num_extracted,
-            "ignored_files": self.num_ignored,
+            "ignored_files": self.ignored.count,
             "cut": self.num_cut,
             "bad": [{"path": path, "status": status, "reason": why} for path, (status, why) in self.bad.items()],
             "postponed": self.postponed,
@@ -121,9 +123,10 @@ class ExtractionRun:
         if not all(known.values()):
             self._backbone()
         store = FeatureStore.create(self.cache)
-        listing, view = self._scan(store)
+        view = self._scan(store)
         report = ExtractionReport(store, [], len(view.paths), len(view.unique_rows), noun=self.source.noun)
-        report.num_ignored = listing.num_ignored
+        report.ignored = view.ignored
+        report.warnings += view.ignored.warnings()
         for views in variants:
             self._extract(report, view, views, known[views])
         report.startup_seconds += self._loading_seconds
@@ -220,17 +223,17 @@ class ExtractionRun:
             self._loading_seconds += perf_counter() - started
         return self._loaded
 
-    def _scan(self, store: FeatureStore) -> tuple[Listing, SourceView]:
+    def _scan(self, store: FeatureStore) -> SourceView:
         """Give every file of the source its row, and keep what the source holds now."""
         before = store.views.load(self.source.root)
 
         def add(ids: Ids, places: NDArray[np.int64], listing: Listing) -> Rows:
             return store.samples.append(ids, listing.paths.take(places), listing.stamps[places, 0])
 
-        listing, view = look(store, self.source, before, add, self.progress)
+        _, view = look(store, self.source, before, add, self.progress)
         if not view.same_as(before):
             view = store.views.save(view)
-        return listing, view
+        return view
 
     def _missing(self, sets: Sequence[FeatureSet], view: SourceView, postponed: Collection[int] = ()) -> list[ShardJob]:
         cached = {}

@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import SourceError
+from featurecache.errors import ReportWarning, SourceError
 from featurecache.files import reason_of, why_not_regular
 from featurecache.hashing import digest_file
+from featurecache.ignored import IgnoredCounter, IgnoredFiles
 from featurecache.machine import num_cores
+from featurecache.sources.images import FORMATS, SUFFIXES
 from featurecache.sources.inputs import FileInput
 from featurecache.specs import MAX_FILE_BYTES
 from featurecache.text import TextColumn
 
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"])
+IMAGE_SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES[name])
 
 Stamp = tuple[int, int, int, int]
 """What tells that a file is unchanged: size, mtime and ctime in ns, inode."""
@@ -50,14 +51,14 @@ class Listing:
         again within one tick of the clock, so the next scan reads it again.
     problems : dict of str to str
         Path -> why it could not be looked at.
-    num_ignored : int
+    ignored : IgnoredFiles
         Files that are no inputs by their name.
     """
 
     paths: TextColumn
     stamps: NDArray[np.int64]
     problems: dict[str, str]
-    num_ignored: int
+    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
 
     def unchanged_since(self, paths: TextColumn, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the place of each file in an earlier listing; -1 where it was not there, or may have changed."""
@@ -92,11 +93,11 @@ class FolderSource:
             The folder is missing, or holds no images.
         """
         self._check_folder()
-        stamps, problems, counts = array("q"), dict[str, str](), Counter[bool]()
-        paths = TextColumn.pack(self._images(stamps, problems, counts))
+        stamps, problems, walk = array("q"), dict[str, str](), _Walk(self.root)
+        paths = TextColumn.pack(self._images(stamps, problems, walk))
         if not len(paths):
-            raise self._empty()
-        return Listing(paths, np.frombuffer(stamps, np.int64).reshape(-1, 4), problems, counts[False])
+            raise self._empty(walk)
+        return Listing(paths, np.frombuffer(stamps, np.int64).reshape(-1, 4), problems, walk.ignored.result())
 
     def identify(
         self, listing: Listing, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
@@ -146,13 +147,10 @@ class FolderSource:
     def _digest_all(self, paths: Sequence[str]) -> list[bytes | str]:
         return [_digest(self.root / path, self.max_bytes) for path in paths]
 
-    def _images(self, stamps: array[int], problems: dict[str, str], counts: Counter[bool]) -> Iterator[bytes]:
+    def _images(self, stamps: array[int], problems: dict[str, str], walk: _Walk) -> Iterator[bytes]:
         """Yield the paths of the images, and fill in what else a listing needs."""
         now = time.time_ns()
-        for entry, path in _walk(self.root):
-            counts[image := _is_image(entry)] += 1
-            if not image:
-                continue
+        for entry, path in walk.images():
             try:
                 stamps.extend(_stamp(entry.stat(), now))
             except OSError as error:
@@ -163,8 +161,9 @@ class FolderSource:
     def check(self) -> None:
         """Raise `SourceError` when there is no such folder, or no image in it."""
         self._check_folder()
-        if not any(_is_image(entry) for entry, _ in _walk(self.root)):
-            raise self._empty()
+        walk = _Walk(self.root)
+        if next(walk.images(), None) is None:
+            raise self._empty(walk)
 
     def _check_folder(self) -> None:
         if not self.root.exists():
@@ -179,18 +178,31 @@ class FolderSource:
                 "table of texts"
             )
 
-    def _empty(self) -> SourceError:
+    def _empty(self, walk: _Walk) -> SourceError:
+        ignored = replace(walk.ignored.result(), folders=(), num_folders=0)
+        left_out = "".join(f"; {warning.text}" for warning in ignored.warnings())
         return SourceError(
-            f"{self.root} holds no images; looked for names ending in {', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"{self.root} holds no images; looked for names ending in {', '.join(sorted(IMAGE_SUFFIXES))}{left_out}"
         )
 
 
-def find_images(inputs: list[Path]) -> list[Path]:
-    """List the images that files and folders name, folders recursively; a named file counts whatever its suffix."""
+def find_images(inputs: list[Path], *, warnings: list[ReportWarning] | None = None) -> list[Path]:
+    """List the images that files and folders name, folders recursively; a named file counts whatever its suffix.
+
+    Parameters
+    ----------
+    inputs : list of Path
+    warnings : list of ReportWarning, optional
+        Takes what is to be said of files that folders hold beside images.
+    """
     images: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            images += [path / relative for relative in FolderSource(path).find().paths]
+            listing = FolderSource(path).find()
+            images += [path / relative for relative in listing.paths]
+            if warnings is not None:
+                found = replace(listing.ignored, folders=(), num_folders=0).warnings()  # classes matter to nobody here
+                warnings += found if len(inputs) == 1 else [warning.about(str(path)) for warning in found]
         elif os.path.lexists(path):  # why a link cannot be read is said where it is read
             images.append(path)
         else:
@@ -202,36 +214,68 @@ _Found = tuple[bytes, bytes, os.DirEntry[bytes] | None]
 """Place, relative path (a folder's ends in a slash), and the entry of a file."""
 
 
-def _walk(root: Path) -> Iterator[tuple[os.DirEntry[bytes], bytes]]:
-    """Yield every visible file below ``root``, links that lead nowhere included, sorted by its relative path."""
-    seen: set[tuple[int, int]] = set()
-    pending: list[Iterator[_Found]] = [iter([(os.fsencode(root), b"", None)])]
-    while pending:
-        folder, path, entry = next(pending[-1], (b"", b"", None))
-        if not folder:
-            pending.pop()
-        elif entry is not None:
-            yield entry, path
-        else:
-            pending.append(_listed(folder, path, seen))
+class _Walk:
+    """Goes through a folder and those below it, each once, and counts what is no image."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._seen = root, set[tuple[int, int]]()
+        self.ignored = IgnoredCounter()
+
+    def images(self) -> Iterator[tuple[os.DirEntry[bytes], bytes]]:
+        """Yield every visible image, links that lead nowhere included, sorted by its relative path."""
+        pending: list[_Entered] = [_Entered(b"", iter([(os.fsencode(self._root), b"", None)]))]
+        while pending:
+            folder, path, entry = next(pending[-1].entries, (b"", b"", None))
+            if not folder:
+                self._leave(pending)
+            elif entry is None:
+                if (entries := self._listed(folder, path)) is not None:
+                    pending.append(_Entered(path, entries))
+            elif _is_image(entry):
+                pending[-1].has_images = True
+                yield entry, path
+            else:
+                self.ignored.add(*(os.fsdecode(each) for each in (entry.name, path, entry.path)))
+
+    def _leave(self, pending: list[_Entered]) -> None:
+        """Go back to the folder above, which tells of its folders without images only if it has some itself."""
+        left = pending.pop()
+        if not left.has_images and pending:
+            pending[-1].empty.append(left.path)
+            return
+        if pending:
+            pending[-1].has_images = True
+            for path in left.empty:
+                self.ignored.add_folder(os.fsdecode(path.rstrip(b"/")))
+
+    def _listed(self, folder: bytes, prefix: bytes) -> Iterator[_Found] | None:
+        """Return what one folder holds, sorted by relative path; nothing of one that was there before."""
+        try:
+            status = os.stat(folder)  # noqa: PTH116 - a Path for each folder would cost more than the walk
+            if (status.st_dev, status.st_ino) in self._seen:
+                return None
+            self._seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                every = list(entries)
+        except OSError as error:
+            raise SourceError(
+                f"cannot list {os.fsdecode(folder)}: {error.strerror}; make it readable, or move it away"
+            ) from None
+        visible = [entry for entry in every if not entry.name.startswith(b".")]
+        self.ignored.add_hidden(len(every) - len(visible))
+        # A folder sorts with its slash, as the paths below it do.
+        named = sorted(((entry.name + b"/", entry) if _is_folder(entry) else (entry.name, entry)) for entry in visible)
+        return ((entry.path, prefix + name, None if name.endswith(b"/") else entry) for name, entry in named)
 
 
-def _listed(folder: bytes, prefix: bytes, seen: set[tuple[int, int]]) -> Iterator[_Found]:
-    """Return what one folder holds, sorted by relative path."""
-    try:
-        status = os.stat(folder)  # noqa: PTH116 - a Path for each folder would cost more than the walk
-        if (status.st_dev, status.st_ino) in seen:
-            return iter([])
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(b".")]
-    except OSError as error:
-        raise SourceError(
-            f"cannot list {os.fsdecode(folder)}: {error.strerror}; make it readable, or move it away"
-        ) from None
-    # A folder sorts with its slash, as the paths below it do.
-    named = sorted(((entry.name + b"/", entry) if _is_folder(entry) else (entry.name, entry)) for entry in visible)
-    return ((entry.path, prefix + name, None if name.endswith(b"/") else entry) for name, entry in named)
+@dataclass
+class _Entered:
+    """A folder that a walk is in: what is left of it, whether an image was in it, and folders below without any."""
+
+    path: bytes
+    entries: Iterator[_Found]
+    has_images: bool = False
+    empty: list[bytes] = field(default_factory=list)
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:

@@ -41,6 +41,7 @@ from PIL import (  # the plugins register themselves on import; Pillow loads som
 )
 
 from featurecache.errors import InputError
+from featurecache.ignored import HEIC_SUFFIXES
 from featurecache.sources.deep import (
     GREY_MODES,
     deep_colours,
@@ -69,6 +70,18 @@ def _formats() -> tuple[str, ...]:
 
 
 FORMATS = _formats()
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "AVIF": (".avif",),
+    "HEIF": tuple(HEIC_SUFFIXES),
+}
+"""Of the names of files in a folder; what a file holds is told from its first bytes."""
 
 _ONE_COLOUR = 3
 """Levels within which an image is of one colour to the eye."""

@@ -65,7 +65,7 @@ class TableSource:
         stamps = np.zeros((len(keys), 4), np.int64)
         # The ctime of -1 says: look at it again. The table is read in any case, and one file's stamp speaks of no row.
         stamps[:, 0], stamps[:, 2] = lengths, -1
-        return Listing(keys.take(order), stamps, {}, 0)
+        return Listing(keys.take(order), stamps, {})
 
     def identify(
         self, listing: Listing, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None

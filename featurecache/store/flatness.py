@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,6 +39,25 @@ def rows_recorded(commits: Sequence[Commit], name: str, held: Rows) -> Rows:
         for start, stop in commit.body.get(name, [])
     ]
     return np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+
+
+@dataclass
+class FlatCounter:
+    """Counts images that became flat as they come, and keeps the names of the first."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str, kind: str) -> None:
+        """Take an image: ``deep``, ``transparent``, or empty where nothing is to be said of it."""
+        if kind:
+            self.kinds[kind] += 1
+            self.names += [name][: MAX_EXAMPLES - len(self.names)]
+
+    def warnings(self, preprocess: AnyPreprocess) -> list[ReportWarning]:
+        """Return the warning, if there is anything to warn of."""
+        warning = flat_images(self.kinds["deep"], self.kinds["transparent"], self.names, preprocess)
+        return [] if warning is None else [warning]
 
 
 def flat_images(deep: int, transparent: int, names: Sequence[str], preprocess: AnyPreprocess) -> ReportWarning | None:

@@ -70,6 +70,8 @@ def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
             "samples": len(view.unique_rows),
             "copies": int((view.rows >= 0).sum()) - len(view.unique_rows),
             "unreadable": len(view.problems),
+            "ignored_files": view.ignored.count,
+            "warnings": [warning.to_json() for warning in view.ignored.warnings()],
         }
         for view in store.views.all()
     ]

@@ -37,12 +37,23 @@ class SamplesBody(Struct):
     start: Count
 
 
+class IgnoredBody(Struct):
+    """What a source held beside its inputs."""
+
+    images: dict[Text, Count]
+    others: dict[Text, Count]
+    examples: Annotated[list[Text], Meta(max_length=MAX_EXAMPLES)]
+    folders: Annotated[list[Text], Meta(max_length=100)]
+    num_folders: Count
+
+
 class SourceBody(Struct):
     """What a source held."""
 
     root: Text
     problems: dict[Text, Text]
     order: Count
+    ignored: IgnoredBody | None = None
 
 
 class Provenance(Struct):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError, RequestError
 from featurecache.hashing import digest_bytes
+from featurecache.ignored import IgnoredFiles
 from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
@@ -35,6 +36,8 @@ class SourceView:
     problems: dict[str, str]
     order: int = 0
     """Of two sources that say different things of one sample, the one with the greater number was extracted later."""
+    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
+    """Files that it held beside its inputs; none in the records of earlier releases."""
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -75,6 +78,7 @@ class SourceView:
             other is not None
             and self.paths == other.paths
             and self.problems == other.problems
+            and self.ignored == other.ignored
             and np.array_equal(self.stamps, other.stamps)
             and np.array_equal(self.rows, other.rows)
         )
@@ -108,7 +112,7 @@ class SourceViews:
             **view.paths.arrays(),
         }
         order = 1 + max((other.order for other in self.all()), default=0)
-        body = {"root": view.root, "problems": view.problems, "order": order}
+        body = {"root": view.root, "problems": view.problems, "order": order, "ignored": view.ignored.to_json()}
         folder.publish_next(arrays, body, kind="source view")
         # If another writer was first, or is already further, its view is as good: both have just looked.
         return _load(folder) or view
@@ -143,4 +147,5 @@ def view_of(commit: Commit, shard: MappedShard) -> SourceView:
     except ValueError as error:
         raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
     body = commit.body
-    return SourceView(body["root"], paths, stamps, rows, body["problems"], body["order"])
+    ignored = IgnoredFiles.from_json(body["ignored"]) if body.get("ignored") else IgnoredFiles()
+    return SourceView(body["root"], paths, stamps, rows, body["problems"], body["order"], ignored)

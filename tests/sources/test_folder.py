@@ -59,7 +59,7 @@ def test_finds_images_recursively_sorted_without_hidden_ones(tmp_path: Path) -> 
         touch(tmp_path / name)
     found = scan(tmp_path)
     assert list(found.listing.paths) == ["a/1.webp", "a/deep/er/x.tiff", "b/10.png", "b/2.JPG", "z.gif"]
-    assert found.listing.num_ignored == 2
+    assert found.listing.ignored.others == {".txt": 1, ".db": 1, "hidden": 3}
 
 
 def test_order_is_that_of_the_whole_paths(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: p
 def test_empty_missing_and_wrong_sources_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "docs/readme.txt")
     for call in (FolderSource(tmp_path / "docs").find, FolderSource(tmp_path / "docs").check):
-        with pytest.raises(SourceError, match="holds no images; looked for names ending in .bmp"):
+        with pytest.raises(SourceError, match="holds no images; looked for names ending in .apng"):
             call()
     with pytest.raises(SourceError, match="there is no such folder; name the folder that holds the images"):
         FolderSource(tmp_path / "none").check()

@@ -1,0 +1,204 @@
+"""Files that a folder holds and that are no inputs by their name: which of them somebody will miss.
+
+Pictures of formats that are not read here, and pictures without a suffix or with another one, are missed: of them a
+warning is given. Notes, tables and what operating systems leave behind are counted only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from featurecache.errors import MAX_EXAMPLES, ReportWarning, shortened
+from featurecache.files import open_regular
+
+
+def _suffixes(words: str) -> frozenset[str]:
+    return frozenset(f".{word}" for word in words.split())
+
+
+HEIC_SUFFIXES = _suffixes("heic heics heif heifs hif")
+_RAW = _suffixes(
+    "3fr ari arw bay cr2 cr3 crw dcr dng erf fff iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+)
+_OTHER_IMAGES = _suffixes(
+    "ai avif cur dcm dds dicom emf eps exr fits fit fts hdr icns ico j2c j2k jls jp2 jpc jpf jpx jxl jxr kra mrxs ndpi "
+    "nii pbm pcx pgm pic pnm ppm psb psd qoi ras sgi svg svs tga wdp wmf xbm xcf xpm"
+)
+_NO_IMAGES = _suffixes(
+    "7z aac aae avi bat bz2 c cfg conf cpp csv db doc docx flac gz h h5 hdf5 htm html ini ipynb js json jsonl lnk log "
+    "m m4a m4v mat md mkv mov mp3 mp4 mpg npy npz odt parquet pdf pkl ppt pptx pt pth py rar rst rtf safetensors sh "
+    "sqlite srt tab tar tex thm toml tsv txt url wav wmv xls xlsx xml xmp yaml yml zip zst"
+)
+_BEGINNINGS = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"8BPS"),
+    *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a"),
+)
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_MOST_OPENED = 200
+"""Files of an unknown suffix whose first bytes are looked at: a scan of millions must stay one of names."""
+_MOST_SUFFIXES, _MOST_FOLDERS = 50, 20
+HIDDEN = "hidden"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IgnoredFiles:
+    """What a folder holds beside its inputs.
+
+    Attributes
+    ----------
+    images, others : mapping of str to int
+        Number of files by their suffix, in lower case, empty where they have none: those that hold pictures, by their
+        suffix or their first bytes, and all others.
+    examples : tuple of str
+        The first of the pictures.
+    folders : tuple of str
+        The first folders that hold no input, nor does one below them.
+    num_folders : int
+        All such folders.
+    """
+
+    images: Mapping[str, int] = field(default_factory=dict)
+    others: Mapping[str, int] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    num_folders: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of all files."""
+        return sum(self.images.values()) + sum(self.others.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "images": dict(self.images),
+            "others": dict(self.others),
+            "examples": list(self.examples),
+            "folders": list(self.folders),
+            "num_folders": self.num_folders,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> IgnoredFiles:
+        """Rebuild it from `to_json`."""
+        return cls(**{**value, "examples": tuple(value["examples"]), "folders": tuple(value["folders"])})
+
+    def warnings(self) -> list[ReportWarning]:
+        """Return the warning of what somebody will miss, if there is anything."""
+        if not self.images and not self.folders:
+            return []
+        count, parts = sum(self.images.values()), list[str]()
+        if count:
+            files = "1 file left out by its name" if count == 1 else f"{count} files left out by their name"
+            parts.append(f"{files}: {by_suffix(self.images)}{_advice(self.images)}")
+        if self.folders:
+            named = ", ".join(repr(shortened(folder)) for folder in self.folders[:MAX_EXAMPLES])
+            more = ", ..." if self.num_folders > MAX_EXAMPLES else ""
+            parts.append(
+                f"class folder {named} has no image"
+                if self.num_folders == 1
+                else f"{self.num_folders} class folders have no image: {named}{more}"
+            )
+        text = "; ".join(parts)
+        return [ReportWarning(kind="ignored_files", count=count or self.num_folders, text=text, examples=self.examples)]
+
+
+class IgnoredCounter:
+    """Counts files while a folder is listed."""
+
+    def __init__(self) -> None:
+        self._images, self._others = Counter[str](), Counter[str]()
+        self._examples, self._folders = list[str](), list[str]()
+        self._num_opened = 0
+
+    def add(self, name: str, path: str, place: str) -> None:
+        """Take a file.
+
+        Parameters
+        ----------
+        name, path : str
+            Of the file, and where it lies relative to the source.
+        place : str
+            Where it can be opened.
+        """
+        suffix = Path(name).suffix.lower()
+        if not self._is_image(suffix, place):
+            self._others[suffix] += 1
+            return
+        self._images[suffix] += 1
+        if len(self._examples) < MAX_EXAMPLES:
+            self._examples.append(path)
+
+    def add_hidden(self, count: int) -> None:
+        """Take files and folders whose names begin with a dot."""
+        if count:
+            self._others[HIDDEN] += count
+
+    def add_folder(self, path: str) -> None:
+        """Take a folder without an input."""
+        self._folders.append(path)
+
+    def result(self) -> IgnoredFiles:
+        """Return what was counted."""
+        return IgnoredFiles(
+            images=_bounded(self._images),
+            others=_bounded(self._others),
+            examples=tuple(self._examples),
+            folders=tuple(sorted(self._folders)[:_MOST_FOLDERS]),
+            num_folders=len(self._folders),
+        )
+
+    def _is_image(self, suffix: str, place: str) -> bool:
+        if suffix in HEIC_SUFFIXES or suffix in _RAW or suffix in _OTHER_IMAGES:
+            return True
+        if suffix in _NO_IMAGES or self._num_opened >= _MOST_OPENED:
+            return False
+        self._num_opened += 1
+        return begins_like_an_image(place)
+
+
+def begins_like_an_image(place: str) -> bool:
+    """Tell by its first bytes whether a file holds a picture."""
+    try:
+        with open_regular(place) as (file, _):
+            head = file.read(132)
+    except OSError:
+        return False
+    return (
+        head.startswith(_BEGINNINGS)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
+        or (head[:2] == b"BM" and head[6:10] == bytes(4))
+        or head[128:] == b"DICM"
+    )
+
+
+def by_suffix(counts: Mapping[str, int]) -> str:
+    """Write counts in words, the most frequent first."""
+    words = {"": "without suffix", HIDDEN: "hidden"}
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {words.get(suffix, shortened(suffix, 20))}" for suffix, count in ordered)
+
+
+def _advice(images: Mapping[str, int]) -> str:
+    """Say how pictures of some suffixes can be read."""
+    advice = []
+    if HEIC_SUFFIXES & images.keys() and find_spec("pillow_heif") is None:
+        advice.append("HEIC is read with: pip install 'featurecache[heif]'")
+    if images.keys() - HEIC_SUFFIXES - _RAW - _OTHER_IMAGES:
+        advice.append("files with another suffix or none hold pictures; give them that of their format, e.g. .jpg")
+    if images.keys() & (_RAW | _OTHER_IMAGES):
+        advice.append("other formats must be converted, e.g. to PNG")
+    return f" ({'; '.join(advice)})" if advice else ""
+
+
+def _bounded(counts: Counter[str]) -> dict[str, int]:
+    """Keep the most frequent suffixes: every file may have its own."""
+    kept = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_SUFFIXES])
+    rest = sum(counts.values()) - sum(kept.values())
+    return {**kept, **({"of other suffixes": rest} if rest else {})}
