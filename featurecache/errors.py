@@ -91,6 +91,24 @@ class BackboneMismatchError(FeatureCacheError, ValueError):
     """A backbone that cannot be reproduced exactly as it was when features were made with it."""
 
 
+class NotAgreedError(BackboneMismatchError, RequestError):
+    """A record names what only the caller may decide to open: code, a file, a folder, or a download.
+
+    Attributes
+    ----------
+    options : tuple of str
+        What agrees to it, as words of a command line.
+    """
+
+    def __init__(self, message: str, options: Iterable[str]) -> None:
+        self.options = tuple(options)
+        super().__init__(message)
+
+
+class DownloadNeededError(WeightsError):
+    """Weights are not on this machine, and nobody has agreed to ask a network for them."""
+
+
 MAX_EXAMPLES = 5
 
 

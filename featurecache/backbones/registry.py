@@ -62,6 +62,12 @@ def list_backbones(pattern: str | None = None) -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
 
 
+def is_listed(name: str) -> bool:
+    """Tell whether a provider that is installed lists a backbone of this name, so that it is no path of anything."""
+    provider, _ = _find_provider(name)
+    return name in provider.list_names()
+
+
 def load_backbone(
     request: BackboneRequest, *, keep_classifier: bool = False, earlier: EarlierDefault | None = None
 ) -> Backbone:

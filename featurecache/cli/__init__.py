@@ -6,12 +6,13 @@ import argparse
 import importlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from featurecache.cli.output import plain_text
-from featurecache.errors import CorruptError, DriftError, FeatureCacheError, shortened
+from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, shortened
 
 VERBS = (
     *("run", "extract", "ls", "info", "task", "train", "sweep", "predict", "export"),
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FeatureCacheError, OSError) as error:
         if args.debug:
             raise
-        print(f"featurecache: error: {_one_line(error)}", file=sys.stderr)
+        print(f"featurecache: error: {_one_line(error)}{_again(error, argv)}", file=sys.stderr)
         return 2 if isinstance(error, FeatureCacheError) and not isinstance(error, CorruptError | DriftError) else 1
     except Exception as error:
         if args.debug:
@@ -81,6 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{type(error).__name__}: {_one_line(error)}"
         print(f"featurecache: error: unexpected {what}; run again with --debug and report it", file=sys.stderr)
         return 1
+
+
+def _again(error: BaseException, argv: Sequence[str] | None) -> str:
+    """Return the command that agrees to what a record names, ready to paste."""
+    if not isinstance(error, NotAgreedError):
+        return ""
+    given = sys.argv[1:] if argv is None else argv
+    return f"; then the command is: {plain_text(shlex.join(['featurecache', *given, *error.options]))}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -111,8 +111,12 @@ def run(args: argparse.Namespace) -> int:
         print_results(document)
         print_warnings(document["warnings"])
         print_line(f"report: {report}")
-        print_line(f"label new {source.modality}s with: {predict_command(saved, training.best, args.weights)}")
+        print_line(f"label new {source.modality}s with: {_predict_command(saved, training, args)}")
     return exit_status(extraction, args.max_bad)
+
+
+def _predict_command(saved: str, training: TrainingReport, args: argparse.Namespace) -> str:
+    return predict_command(saved, training.best, args.weights, weights_key=args.weights_key, backbone=args.backbone)
 
 
 def check_report_place(path: Path | None) -> None:
@@ -205,7 +209,7 @@ def _write_report(
             calibration=look.get("calibration"),
         ),
         bad_inputs=extraction.to_json()["bad"],
-        predict_command=predict_command(saved, training.best, args.weights),
+        predict_command=_predict_command(saved, training, args),
     )
     path: Path = args.report or args.cache / "report.html"
     here = set(view.paths)

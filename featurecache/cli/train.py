@@ -133,7 +133,9 @@ def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
     return str(keep_head(store, name, report.best))
 
 
-def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
+def predict_command(
+    saved: str, head: TrainedHead, weights: Path | None, *, weights_key: str | None = None, backbone: str | None = None
+) -> str:
     """Return the command that labels new inputs with a kept head, in the way in which it was judged."""
     import shlex
 
@@ -142,8 +144,10 @@ def predict_command(saved: str, head: TrainedHead, weights: Path | None) -> str:
     command = ["featurecache", "predict", saved, *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
     if weights is not None or feature_set.about["weights_source"].startswith("file "):
         command += ["--weights", str(weights or "FILE")]
-    if feature_set.identity.backbone.startswith(("python:", "hub:", "file:")):
-        command += ["--backbone", feature_set.identity.backbone]
+    if weights_key is not None:
+        command += ["--weights-key", weights_key]
+    if feature_set.identity.backbone.startswith(("python:", "hub:", "file:", "hf:")):
+        command += ["--backbone", backbone or feature_set.identity.backbone]
     if head.result.head.startswith("python:"):
         command += ["--layers", head.result.head]
     if head.judged_on == "views":

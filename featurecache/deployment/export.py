@@ -23,6 +23,7 @@ from featurecache.errors import RequestError, RuntimeMismatchError, UnknownNameE
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import to_stored
 from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.finetuning.making import options_to_agree
 from featurecache.sources.images import draft_side
 from featurecache.specs import AnyPreprocess, PreprocessSpec
 from featurecache.store.dtypes import decode
@@ -92,6 +93,7 @@ def export_head(
         backbone=backbone,
         weights=weights,
         weights_key=weights_key,
+        also=options_to_agree(str(saved.meta.get("head")), layers),
     )
     with_layers(saved, network, layers)
     (tap,) = resolve_taps(network, [saved.tap])

@@ -23,6 +23,7 @@ from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.finetuning.making import options_to_agree
 from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.sources.folder import find_images
 from featurecache.sources.inputs import FileInput, Input, TextInput
@@ -85,7 +86,8 @@ def predict(
     inputs : sequence of path
         Image files and folders; for a head on texts, CSV or TSV files.
     backbone : str, optional
-        Needed only for a head on a ``python:`` backbone: naming it here agrees to run that code.
+        The recorded name, or the place where that network lies now. Agrees to run the code of a ``python:`` or ``hub:``
+        backbone, to open an ``hf:`` or ``file:`` one, and to download weights that are not on this machine.
     weights : path, optional
         The weights file that the features were made with, if it is not the provider's own.
     weights_key : str, optional
@@ -131,6 +133,7 @@ def predict(
         backbone=backbone,
         weights=weights,
         weights_key=weights_key,
+        also=options_to_agree(str(saved.meta.get("head")), layers),
     )
     settings = settings or ExtractionSettings()
     with_layers(saved, network, layers)

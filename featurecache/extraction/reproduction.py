@@ -1,16 +1,32 @@
-"""The very backbone that stored features were made with, or a refusal that says what differs."""
+"""The very backbone that stored features were made with, or a refusal that says what differs.
+
+A record never decides what is opened, imported or asked of a network. What it names is used as it stands only where it
+is a name of an installed registry whose weights are on this machine; for all else the caller says the name again.
+"""
 
 from __future__ import annotations
 
+import shlex
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.providers.hub_access import no_network
 from featurecache.backbones.random_weights import seed_of
-from featurecache.backbones.registry import load_backbone
+from featurecache.backbones.registry import is_listed, load_backbone
 from featurecache.backbones.weights import key_of
-from featurecache.errors import BackboneMismatchError
+from featurecache.errors import BackboneMismatchError, DownloadNeededError, NotAgreedError
 from featurecache.specs import BackboneRequest, FeatureIdentity, InitName, PrecisionName
+
+_REGISTRIES = ("torchvision", "timm", "open_clip")
+"""Whose providers take the names of their libraries' registries and nothing else."""
+_WHAT_NAMES_ARE = {
+    "python:": "which is code on this machine",
+    "hub:": "a checkout with code, wherever it lies now (hub:FOLDER:entrypoint)",
+    "file:": "an exported program, wherever it lies now (file:PROGRAM.pt2)",
+    "hf:": "a folder or a page of the hub, wherever it lies now (hf:FOLDER or hf:NAME)",
+}
 
 
 def reproduce_backbone(
@@ -21,6 +37,7 @@ def reproduce_backbone(
     backbone: str | None = None,
     weights: str | Path | None = None,
     weights_key: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> Backbone:
     """Load the backbone of an identity.
 
@@ -33,40 +50,30 @@ def reproduce_backbone(
     needed_by : str
         Who asks, for the messages: ``this head``.
     backbone : str, optional
-        Needed only for a ``python:`` backbone: naming it here agrees to run that code, which a record never does.
+        Agrees to run the code, to open the place or to download the weights that this name stands for.
     weights : path, optional
         The weights file, if it is not the provider's own.
     weights_key : str, optional
         The part of that file; the recorded one when left out.
+    also : tuple of str
+        Options that the caller needs besides, for the message.
 
     Raises
     ------
+    NotAgreedError
+        The record names what only the caller may decide to open; it has the options that agree.
     BackboneMismatchError
         The backbone here would make other features.
     """
     name = identity.backbone
-    if name.startswith("python:") and backbone != name:
-        raise BackboneMismatchError(
-            f"{needed_by} needs the backbone {name!r}, which is code on this machine; "
-            f"if you trust it, pass --backbone {name}"
-        )
-    if name.startswith("hub:") and backbone is None:
-        raise BackboneMismatchError(
-            f"{needed_by} needs the backbone {name!r}, a checkout with code; if you trust it, pass --backbone "
-            "hub:FOLDER:entrypoint"
-        )
-    if name.startswith("file:") and backbone is None and not Path(name.removeprefix("file:")).is_file():
-        raise BackboneMismatchError(
-            f"{needed_by} needs the backbone {name!r}, an exported program; pass --backbone file:PROGRAM.pt2"
-        )
     if backbone is not None and not may_be(name, backbone):
         raise BackboneMismatchError(
             f"{needed_by} was made with backbone {name!r}, not {backbone!r}; leave --backbone out"
         )
-    if weights is None and made_with.startswith("file "):
-        raise BackboneMismatchError(
-            f"{needed_by} was made with weights from the {made_with}; pass that file with --weights"
-        )
+    named = backbone if backbone is not None else _opened_by_name(name)
+    file_needed = weights is None and made_with.startswith("file ")
+    if named is None or file_needed or also:
+        _raise_not_agreed(name if named is None else None, made_with if file_needed else None, needed_by, also)
     preprocess = tuple(sorted(identity.preprocess.choices().items()))
     path = None if weights is None else Path(weights)
     seed = seed_of(made_with) if path is None else None
@@ -80,13 +87,51 @@ def reproduce_backbone(
         seed=seed or 0,
         precision=cast(PrecisionName, identity.precision),
     )
-    network = _as_recorded(request, identity)
+    try:
+        with _network(agreed=backbone is not None):
+            network = _as_recorded(request, identity)
+    except DownloadNeededError as error:
+        raise NotAgreedError(
+            f"{needed_by} needs the backbone {name!r}, and {error}; to download them, pass --backbone "
+            f"{shlex.quote(name)}, or the file with --weights",
+            ("--backbone", name),
+        ) from None
     if differences := identity.plain.differences(network.identity):
         raise BackboneMismatchError(
             f"the backbone of {needed_by} cannot be reproduced here: {'; '.join(differences)}. It was made with "
             f"{made_with}; pass that file with --weights"
         )
     return network
+
+
+def _opened_by_name(name: str) -> str | None:
+    """Return a name that a record may decide, None where the caller has to say it."""
+    prefix, colon, _ = name.partition(":")
+    if prefix + colon in _WHAT_NAMES_ARE:
+        return None
+    # Of other distributions' names nobody knows whether they are paths, unless they list them.
+    return name if not colon or prefix in _REGISTRIES or is_listed(name) else None
+
+
+def _raise_not_agreed(name: str | None, file: str | None, needed_by: str, also: tuple[str, ...]) -> None:
+    """Say everything at once that a caller has to add."""
+    reasons, options = [], list(also)
+    if name is not None:
+        what = _WHAT_NAMES_ARE.get(name.partition(":")[0] + ":", "which its provider does not list")
+        reasons.append(f"{needed_by} needs the backbone {name!r}, {what}; if you trust it, pass --backbone "
+                       f"{shlex.quote(name)}")  # fmt: skip
+        options += ["--backbone", name]
+    if file is not None:
+        reasons.append(f"{needed_by} was made with weights from the {file}; pass that file with --weights")
+        options += ["--weights", file.removeprefix("file ").rpartition(" (sha256 ")[0] or "FILE"]
+    if also:
+        reasons.append(f"it has layers of somebody's own, which are code on this machine; if you trust it, pass "
+                       f"{shlex.join(also)}")  # fmt: skip
+    raise NotAgreedError("; ".join(reasons), options)
+
+
+def _network(*, agreed: bool) -> AbstractContextManager[None]:
+    return nullcontext() if agreed else no_network()
 
 
 def _as_recorded(request: BackboneRequest, identity: FeatureIdentity) -> Backbone:

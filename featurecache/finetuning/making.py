@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from featurecache.backbones.cutting import cut
 from featurecache.backbones.narrowing import narrowed
 from featurecache.backbones.providers.python_factory import import_factory
 from featurecache.backbones.taps import DEFAULT, resolve_taps
-from featurecache.errors import HeadError, RequestError, first_line
+from featurecache.errors import HeadError, NotAgreedError, first_line
 from featurecache.finetuning import library
 from featurecache.heads.gradient.trainable import TrainableLayers
 from featurecache.heads.gradient.tuner import MakeLayers
@@ -112,7 +113,14 @@ def _of_factory(head: str, shape: tuple[int, ...]) -> MakeLayers:
 
 def check_agreed(head: str, agreed: str | None) -> None:
     """Refuse to run code that a record names and the caller does not."""
-    if head.startswith(PYTHON) and agreed != head:
-        raise RequestError(
-            f"this head has the layers {head!r}, which are code on this machine; if you trust it, pass --layers {head}"
+    if options := options_to_agree(head, agreed):
+        raise NotAgreedError(
+            f"this head has the layers {head!r}, which are code on this machine; if you trust it, pass "
+            f"{shlex.join(options)}",
+            options,
         )
+
+
+def options_to_agree(head: str, agreed: str | None) -> tuple[str, ...]:
+    """Return the options that agree to run code which a record names; none where there is no code, or it is agreed."""
+    return ("--layers", head) if head.startswith(PYTHON) and agreed != head else ()

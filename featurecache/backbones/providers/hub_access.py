@@ -7,10 +7,30 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
+from featurecache.errors import DownloadNeededError
+
 _TIMEOUT_S = 5.0
+_allowed: ContextVar[bool] = ContextVar("network_allowed", default=True)
+
+
+@contextmanager
+def no_network() -> Iterator[None]:
+    """Take weights from this machine alone: what a record names is no reason to ask a network."""
+    token = _allowed.set(False)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def check_network_allowed(backbone: str) -> None:
+    """Raise `DownloadNeededError` within `no_network`."""
+    if not _allowed.get():
+        raise DownloadNeededError(f"the weights of {backbone} are not on this machine")
 
 
 @contextmanager
@@ -18,7 +38,7 @@ def quick_hub() -> Iterator[None]:
     """Work from the hub's local cache where the hub cannot be reached."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
     before = constants.HF_HUB_OFFLINE
-    if not before and not _reachable(constants.ENDPOINT):
+    if not before and not (_allowed.get() and _reachable(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_S)

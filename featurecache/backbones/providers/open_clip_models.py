@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.backbones.provider import Provided
-from featurecache.backbones.providers.hub_access import quick_hub
+from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
 from featurecache.specs import PreprocessSpec
@@ -89,6 +89,10 @@ def _check_tag(open_clip: Any, architecture: str, tag: str) -> None:
 
 
 def _create(open_clip: Any, architecture: str, tag: str | None) -> Any:
+    if tag is not None and not open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub"):
+        check_network_allowed(
+            f"{PREFIX}{architecture}/{tag}"
+        )  # its own server is asked whether or not the file is here
     try:
         with quick_hub():
             return open_clip.create_model(architecture, pretrained=tag, require_pretrained=tag is not None)
@@ -96,6 +100,7 @@ def _create(open_clip: Any, architecture: str, tag: str | None) -> Any:
     except Exception as error:
         if tag is None:
             raise BackboneError(f"open_clip cannot build {architecture} ({type(error).__name__}: {error})") from error
+        check_network_allowed(f"{PREFIX}{architecture}/{tag}")
         source = open_clip.get_pretrained_cfg(architecture, tag)
         where = source.get("hf_hub") or source.get("url")
         raise WeightsError(

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.provider import Provided
-from featurecache.backbones.providers.hub_access import quick_hub
+from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
 from featurecache.specs import PreprocessSpec
@@ -87,11 +87,14 @@ def _create_pretrained(timm: ModuleType, name: str) -> nn.Module:
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url or config.file):
         raise WeightsError(f"timm has no weights for {PREFIX}{name}: pass --weights FILE")
+    if not config.hf_hub_id and not config.file and not timm.models._hub.check_cached_file(config.url):
+        check_network_allowed(PREFIX + name)
     try:
         with quick_hub():
             return timm.create_model(name, pretrained=True)
     # The hub client, its HTTP library, urllib and safetensors each raise their own here.
     except Exception as error:
+        check_network_allowed(PREFIX + name)
         source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
         raise WeightsError(
             f"weights of {PREFIX}{name} cannot be downloaded ({type(error).__name__}): bring model.safetensors from "

@@ -12,6 +12,7 @@ from typing import Any
 
 from featurecache.backbones.checkpoints import read_checkpoint
 from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.hub_access import check_network_allowed
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.backbones.weights import load_weights, name_warnings
 from featurecache.errors import BackboneError, UnknownNameError, WeightsError
@@ -102,6 +103,7 @@ def _fetch(backbone: str, url: str) -> Path:
     file = _hub_folder() / url.rsplit("/", 1)[-1]
     if file.is_file():
         return file
+    check_network_allowed(backbone)
     file.parent.mkdir(parents=True, exist_ok=True)
     promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
     try:
