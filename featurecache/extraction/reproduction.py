@@ -67,9 +67,8 @@ def reproduce_backbone(
     """
     name = identity.backbone
     if backbone is not None and not may_be(name, backbone):
-        raise BackboneMismatchError(
-            f"{needed_by} was made with backbone {name!r}, not {backbone!r}; leave --backbone out"
-        )
+        advice = "leave --backbone out" if _opened_by_name(name) else f"pass --backbone {shlex.quote(name)}"
+        raise BackboneMismatchError(f"{needed_by} was made with backbone {name!r}, not {backbone!r}; {advice}")
     named = backbone if backbone is not None else _opened_by_name(name)
     file_needed = weights is None and made_with.startswith("file ")
     if named is None or file_needed or also:
