@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from featurecache.backbones.provider import EarlierDefault
+from featurecache.backbones.provider import CERTAIN, DefaultTap, EarlierDefault
 from featurecache.errors import ReportWarning
 from featurecache.specs import AnyPreprocess, FeatureIdentity
 
@@ -25,6 +25,8 @@ class Backbone:
     """Path of the output layer: its input is the node ``pre_logits``. ``None``: the network's output is."""
     output_layers: tuple[str, ...] = ()
     """Paths of all layers that were removed, or would be; several where a network was distilled or joins branches."""
+    default: DefaultTap = CERTAIN
+    """What ``default`` stands for."""
     num_prefix_tokens: int
     """Class, distillation and register tokens in front of the patch tokens of a transformer."""
     identity: FeatureIdentity

@@ -21,7 +21,17 @@ from featurecache.backbones.backbone import Backbone, freeze
 from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, flops_of, probe_with_costs
 from featurecache.backbones.narrowing import made_up_activations, narrowed
-from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, first_tensor, made_up_inputs, probe, watch
+from featurecache.backbones.probing import (
+    INPUT,
+    PRE_LOGITS,
+    Probe,
+    first_tensor,
+    layer_of,
+    made_up_inputs,
+    node_modules,
+    probe,
+    watch,
+)
 from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import resolve_taps
@@ -115,7 +125,7 @@ def each_cut(backbone: Backbone, seen: Probe | None = None) -> Iterator[Cut]:
     if is_text(backbone.preprocess):
         return
     seen = seen or probe(backbone)
-    suggested = {node for nodes in suggested_nodes(backbone, seen).values() for node in nodes} - {PRE_LOGITS}
+    suggested = {node for nodes in suggested_nodes(backbone, seen).values() for node in nodes} - {_end_of(backbone)}
     network, outputs = _copy_of(backbone), _watch_layers(backbone, seen, suggested)
     for node in sorted(suggested, key=seen.order.__getitem__):
         shape = seen.per_sample(node)
@@ -143,12 +153,19 @@ def valid_cuts(backbone: Backbone, costed: CostedProbe | None = None) -> list[Cu
     tried, which takes about half a forward pass of two images each.
     """
     costed = costed or probe_with_costs(backbone)
-    return [_describe(found, costed.flops) for found in each_cut(backbone, costed.seen)]
+    end = _end_of(backbone)
+    flops_until_end = costed.flops[layer_of(end, costed.seen.modules) or end]
+    return [_describe(found, costed.flops, flops_until_end) for found in each_cut(backbone, costed.seen)]
 
 
-def _describe(found: Cut, flops: Mapping[str, int]) -> CutInfo:
+def _end_of(backbone: Backbone) -> str:
+    """Return the node of the features that heads on the last layer have: where the rest of a network ends."""
+    return (backbone.default.tap or PRE_LOGITS).partition(":")[0]
+
+
+def _describe(found: Cut, flops: Mapping[str, int], flops_until_end: int) -> CutInfo:
     before = flops[found.tap.node]
-    after = flops[PRE_LOGITS] - before
+    after = flops_until_end - before
     if (narrow := narrowed(found.tail, found.tap.shape)) is not found.tail:
         after = flops_of(narrow, made_up_activations(found.tap.shape))
     return CutInfo(
@@ -183,9 +200,10 @@ def _watch_layers(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> dict
         assert tensor is not None
         outputs[node] = tensor.clone()
 
+    modules = seen.modules
     handles = [
-        watch(seen.modules[node], node, backbone, lambda output, node=node: keep(node, output))
-        for node in {*nodes, PRE_LOGITS}
+        watch(modules[layer_of(node, modules) or node], node, backbone, lambda output, node=node: keep(node, output))
+        for node in {*nodes, _end_of(backbone)}
     ]
     try:
         with torch.inference_mode():
@@ -218,7 +236,7 @@ def _cut(backbone: Backbone, network: nn.Module, tap: Tap, outputs: Mapping[str,
         raise UncuttableError("no parameters come after it; cache it pooled and train a head")
     tail = copy.deepcopy(rest)
     freeze(tail)
-    _try(tail, outputs[tap.node], outputs[PRE_LOGITS])
+    _try(tail, outputs[tap.node], outputs[_end_of(backbone)])
     for name in trainable:
         tail.get_parameter(name).requires_grad_(True)
     return Cut(tap=tap, tail=tail, trainable=trainable, shared=tuple(name for name in own if name not in trainable))
@@ -237,11 +255,12 @@ def _places_of_calls(rest: fx.GraphModule) -> Callable[[str], int]:
 def _follow(
     backbone: Backbone, network: nn.Module, node: str, *, training: bool
 ) -> tuple[Trace, fx.Node, fx.GraphModule]:
-    classifier = backbone.classifier
-    if node == PRE_LOGITS or (classifier is not None and f"{classifier}.".startswith(f"{node}.")):
+    last = _end_of(backbone)
+    into = backbone.classifier if last == PRE_LOGITS else layer_of(last, node_modules(backbone))
+    if node == last or (into is not None and f"{into}.".startswith(f"{node}.")):
         raise UncuttableError("it is or holds the output layer")
     call = entrance_of(backbone.preprocess).call
-    through = [path for path in (node, classifier) if path not in (None, INPUT)]
+    through = [path for path in (node, into or last) if path not in (INPUT, PRE_LOGITS)]
     try:
         trace = Trace(
             network,
@@ -250,7 +269,10 @@ def _follow(
             batch=lambda count: made_up_inputs(backbone, count),
             training=training,
         )
-        end = trace.output() if classifier is None else trace.call_of(classifier).args[0]
+        if into is not None:
+            end = trace.call_of(into).args[0]
+        else:
+            end = trace.output() if last == PRE_LOGITS else trace.call_of(last)
         assert isinstance(end, fx.Node)
         start = trace.input() if node == INPUT else trace.call_of(node)
         return trace, start, trace.between(start, end)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from torch.nn.functional import interpolate
 
 from featurecache.errors import RequestError
 from featurecache.specs import AnyPreprocess, PreprocessSpec, TextPreprocessSpec
-
-if TYPE_CHECKING:
-    from featurecache.backbones.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,8 @@ class Entrance:
     call: Callable[[nn.Module, Tensor], Any]
     mask: Callable[[Tensor], Tensor | None]
     """Which tokens are there (B, T); ``None`` where every input fills its array."""
-    made_up: Callable[[Backbone, int], Tensor]
-    """Inputs as `call` takes them, the same ones each time, to try a network with."""
+    made_up: Callable[[Any, str | None, int], Tensor]
+    """By preprocess, tokenizer and number: inputs as `call` takes them, the same each time, to try a network with."""
     sized: Callable[[Any], str]
     """Names the inputs with their size, by preprocess."""
     advice: str
@@ -97,24 +94,27 @@ def _call_with_tokens(network: nn.Module, tokens_BT: Tensor) -> Any:
     return network(input_ids=tokens_BT.clamp(min=0).long(), attention_mask=_token_mask(tokens_BT).long())
 
 
-def _made_up_images(backbone: Backbone, count: int) -> Tensor:
+def _call_with_images(network: nn.Module, images_BCHW: Tensor) -> Any:
+    # Networks that normalise in place would write into what others still look at.
+    return network(images_BCHW.clone())
+
+
+def _made_up_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Tensor:
     """Images with large and small structures like photographs, of about unit variance, as after normalisation.
 
     Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
     """
-    assert isinstance(backbone.preprocess, PreprocessSpec)
-    crop, generator = backbone.preprocess.crop, torch.Generator().manual_seed(0)
+    crop, generator = preprocess.crop, torch.Generator().manual_seed(0)
     coarse_BCHW = torch.randn(count, 3, 8, 8, generator=generator)
     fine_BCHW = torch.randn(count, 3, crop, crop, generator=generator)
     return interpolate(coarse_BCHW, size=(crop, crop), mode="bilinear") + 0.2 * fine_BCHW
 
 
-def _made_up_texts(backbone: Backbone, count: int) -> Tensor:
+def _made_up_texts(preprocess: TextPreprocessSpec, definition: str | None, count: int) -> Tensor:
     """Texts of any tokens, the first as long as can be, each other one shorter than that."""
-    assert isinstance(backbone.preprocess, TextPreprocessSpec)
-    length, generator = backbone.preprocess.max_tokens, torch.Generator().manual_seed(0)
-    assert backbone.tokenizer is not None
-    tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_str(backbone.tokenizer)
+    length, generator = preprocess.max_tokens, torch.Generator().manual_seed(0)
+    assert definition is not None
+    tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_str(definition)
     tokens_BT = torch.randint(tokenizer.get_vocab_size(), (count, length), generator=generator, dtype=torch.int32)
     for place in range(1, count):
         tokens_BT[place, max(1, length * 2 // (place + 2)) :] = -1
@@ -129,7 +129,7 @@ _ENTRANCES: dict[type[Any], Entrance] = {
         dtype=np.uint8,
         axes="BHW3",
         prepare=Normalise,
-        call=lambda network, images_BCHW: network(images_BCHW),
+        call=_call_with_images,
         mask=_all_there,
         made_up=_made_up_images,
         sized=lambda preprocess: f"images of {preprocess.crop}x{preprocess.crop} pixels",

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of
-from featurecache.backbones.probing import made_up_inputs
+from featurecache.backbones.probing import INPUT_OF, made_up_inputs
 
 # Subclasses that only pad differently. Others may do something to their weights on the way.
 _CONVOLUTIONS = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding", "Conv2dDynamicSamePadding"}
@@ -64,7 +64,11 @@ def fold_batch_norms(backbone: Backbone, tapped: Collection[str] = ()) -> tuple[
     except Exception:
         return backbone, 0
     names = {module: name for name, module in folded.module.named_modules()}
-    pairs = [(conv, norm) for conv, norm in _pairs(folded) if names[conv] not in tapped]
+    pairs = [
+        (conv, norm)
+        for conv, norm in _pairs(folded)
+        if names[conv] not in tapped and names[norm] + INPUT_OF not in tapped
+    ]
     for conv, norm in pairs:
         fused = fuse_conv_bn_eval(conv, norm)
         conv.weight, conv.bias = fused.weight, fused.bias

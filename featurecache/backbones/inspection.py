@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, probe
+from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, layer_of, probe
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import DEFAULT, usual_tap
@@ -58,8 +58,10 @@ def list_nodes(backbone: Backbone, costed: CostedProbe | None = None) -> list[No
     """Return every module as a possible tap, in the order of the network's definition, ``pre_logits`` last."""
     costed = costed or probe_with_costs(backbone)
     seen, flops = costed.seen, costed.flops
-    groups = {DEFAULT: [PRE_LOGITS], **suggested_nodes(backbone, seen)}
-    return [_describe(backbone, seen, node, flops.get(node), groups) for node in seen.modules]
+    default = (backbone.default.tap or "").partition(":")[0]
+    groups = {DEFAULT: [default], **suggested_nodes(backbone, seen)}
+    nodes = [*seen.modules] if default in seen.modules or not default else [*seen.modules, default]
+    return [_describe(backbone, seen, node, flops.get(node), groups) for node in nodes]
 
 
 def probe_with_costs(backbone: Backbone) -> CostedProbe:
@@ -95,12 +97,13 @@ def suggested_taps(nodes: list[NodeInfo]) -> dict[str, list[str]]:
 
 
 def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, groups: dict[str, list[str]]) -> NodeInfo:
-    module, tap = seen.modules[node], usual_tap(backbone, seen, node)
+    layer, tap = layer_of(node, seen.modules), usual_tap(backbone, seen, node)
+    what = _NO_LAYERS.get(node) or (f"input of {layer}" if layer else None)
     return NodeInfo(
         name=node,
-        class_name=_NO_LAYERS.get(node) or module._get_name(),
+        class_name=what or seen.modules[node]._get_name(),
         output_shape=seen.per_sample(node),
-        num_parameters=0 if node in _NO_LAYERS else sum(p.numel() for p in module.parameters()),
+        num_parameters=0 if what else sum(p.numel() for p in seen.modules[node].parameters()),
         num_calls=seen.num_calls[node],
         flops=flops,
         tap=tap.name if tap else None,

@@ -30,11 +30,11 @@ def layout_of(backbone: Backbone, seen: Probe, node: str) -> Layout | None:
     if len(shape) == 2:
         return "BTD"
     modules = seen.modules
-    last = _channels_last(shape, modules[node] if node != PRE_LOGITS else None)
+    last = _channels_last(shape, modules.get(node) if node != PRE_LOGITS else None)
     if last is None and len(set(shape)) == 1:
         # As many channels as rows: the network's other maps tell.
         maps = {other: whole[1:] for other, whole in seen.shapes.items() if len(whole) == 4}
-        readings = {_channels_last(maps[other], modules[other]) for other in maps if other != PRE_LOGITS} - {None}
+        readings = {_channels_last(maps[other], modules.get(other)) for other in maps if other != PRE_LOGITS} - {None}
         last = readings.pop() if len(readings) == 1 else None
     return None if last is None else "BHWC" if last else "BCHW"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,11 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of, is_text
+from featurecache.backbones.provider import PRE_LOGITS as PRE_LOGITS
 from featurecache.errors import BackboneError, first_line
+from featurecache.specs import AnyPreprocess
 
-PRE_LOGITS = "pre_logits"
 INPUT = "input"
 """The images as the network sees them, normalised: what comes after is all of it."""
+INPUT_OF = ".input"
+"""After a layer's path: what goes into that layer."""
 # Two inputs, so that an output whose first axis does not count inputs gives itself away.
 _NUM_PROBES = 2
 
@@ -31,6 +36,7 @@ class Probe:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shape of a node's last output, batch axis included; absent if it is no tensor."""
     num_calls: Counter[str] = field(default_factory=Counter)
+    num_seen: int = 0
     order: dict[str, int] = field(default_factory=dict)
     """When a node's last call ended, counted over all calls of all nodes."""
 
@@ -49,9 +55,20 @@ def first_tensor(output: Any) -> Tensor | None:
 
 def node_modules(backbone: Backbone) -> dict[str, nn.Module]:
     """Return every module that can be tapped, ``pre_logits`` last; of images also ``input``."""
-    modules = {path: module for path, module in backbone.module.named_modules() if path}
+    # TorchScript takes no hooks.
+    modules = {
+        path: module
+        for path, module in backbone.module.named_modules()
+        if path and not isinstance(module, torch.jit.ScriptModule)
+    }
     first = {} if is_text(backbone.preprocess) else {INPUT: backbone.module}
     return first | modules | {PRE_LOGITS: pre_logits_module(backbone)}
+
+
+def layer_of(node: str, modules: Collection[str]) -> str | None:
+    """Return the layer whose input a node is, as ``fc.input`` is that of ``fc``; ``None`` for every other node."""
+    path = node.removesuffix(INPUT_OF)
+    return path if path != node and node not in modules and path in modules and path != PRE_LOGITS else None
 
 
 def pre_logits_module(backbone: Backbone) -> nn.Module:
@@ -79,6 +96,9 @@ def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None
     try:
         for node, module in seen.modules.items():
             handles.append(watch(module, node, backbone, lambda output, node=node: note(node, output)))
+            if layer_of(node + INPUT_OF, seen.modules) and node != INPUT:
+                note_input = partial(_note, seen, node + INPUT_OF)
+                handles.append(watch_input(module, note_input))
         _run(backbone)
     finally:
         for handle in handles:
@@ -89,23 +109,35 @@ def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None
 def made_up_inputs(backbone: Backbone, count: int = _NUM_PROBES) -> Tensor:
     """Make inputs up, the same ones each time, as a `TappedBackbone` takes them."""
     device = next((p.device for p in backbone.module.parameters()), torch.device("cpu"))
-    return entrance_of(backbone.preprocess).made_up(backbone, count).to(device)
+    return entrance_of(backbone.preprocess).made_up(backbone.preprocess, backbone.tokenizer, count).to(device)
 
 
 def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> RemovableHandle:
     """Call ``see`` with a node's output at every call of its module.
 
-    For ``pre_logits`` that is the classifier's input, and for ``input`` the network's.
+    For ``pre_logits`` that is the classifier's input, for ``input`` the network's, for ``fc.input`` that of ``fc``.
     """
+    if layer_of(node, node_modules(backbone)) is not None:
+        return watch_input(module, see)
     before = (node == PRE_LOGITS and backbone.classifier is not None) or (node == INPUT and module is backbone.module)
     if before:
         return module.register_forward_pre_hook(lambda _module, inputs: see(inputs))
     return module.register_forward_hook(lambda _module, _inputs, output: see(output))
 
 
+def watch_input(module: nn.Module, see: Callable[[Any], None]) -> RemovableHandle:
+    """Call ``see`` with the first tensor that a layer is given, at every call."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(next((found for each in (*args, *kwargs.values()) if (found := first_tensor(each)) is not None), None))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 def _note(seen: Probe, node: str, output: Any) -> None:
     seen.num_calls[node] += 1
-    seen.order[node] = seen.num_calls.total()
+    seen.num_seen += 1
+    seen.order[node] = seen.num_seen
     tensor = first_tensor(output)
     if tensor is None:
         seen.shapes.pop(node, None)
@@ -114,13 +146,18 @@ def _note(seen: Probe, node: str, output: Any) -> None:
 
 
 def _run(backbone: Backbone) -> None:
-    entrance = entrance_of(backbone.preprocess)
     backbone.module.eval()
+    with torch.inference_mode(), objections(backbone.name, backbone.preprocess):
+        entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone))
+
+
+@contextmanager
+def objections(name: str, preprocess: AnyPreprocess) -> Iterator[None]:
+    """Turn what a network says against its input into one line; it may object with any exception at all."""
     try:
-        with torch.inference_mode():
-            entrance.call(backbone.module, made_up_inputs(backbone))
-    # A network may object to its input with any exception at all.
+        yield
     except Exception as error:
+        entrance = entrance_of(preprocess)
         raise BackboneError(
-            f"{backbone.name} rejects {entrance.sized(backbone.preprocess)}: {first_line(error)}; {entrance.advice}"
+            f"{name} rejects {entrance.sized(preprocess)}: {first_line(error)}; {entrance.advice}"
         ) from error

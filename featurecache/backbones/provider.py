@@ -48,14 +48,43 @@ class EarlierDefault:
     default_tap: str | None = None
 
 
+PRE_LOGITS = "pre_logits"
+"""The input of the removed output layer, or the network's output where none is removed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DefaultTap:
+    """What ``default`` stands for, and how certain that is.
+
+    Attributes
+    ----------
+    tap : str, optional
+        ``node`` or ``node:pooling``; None where two choices are as good: then a tap has to be named.
+    doubt : str
+        Why it is not certain, as the rest of a sentence about the network; empty where it is.
+    candidates : tuple of (str, int)
+        Taps among which to choose, with the number of features of each.
+    """
+
+    tap: str | None = PRE_LOGITS
+    doubt: str = ""
+    candidates: tuple[tuple[str, int], ...] = ()
+
+
+CERTAIN = DefaultTap()
+"""What goes into the output layer."""
+
+
 @dataclass(kw_only=True)
 class Provided:
     """A network as its provider knows it, output layer still in place."""
 
     module: nn.Module
     preprocess: AnyPreprocess
-    classifiers: tuple[str, ...] = ()
-    """Paths of the output layers; the input of the first is the backbone's features, unless `join` is given."""
+    classifiers: tuple[str, ...] | None = ()
+    """Paths of the output layers; the input of the first is the backbone's features, unless `join` is given. ``None``:
+    not known, to be found in the forward pass."""
+    default: DefaultTap = CERTAIN
     join: Callable[[], object] | None = None
     """Where each output layer sees a part of the features: removes them all, so that the network puts out the whole."""
     num_prefix_tokens: int = 0

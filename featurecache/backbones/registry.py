@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.backbones.plugins import load_plugin, plugin_prefixes
-from featurecache.backbones.provider import EarlierDefault, Provided, Provider
+from featurecache.backbones.provider import CERTAIN, EarlierDefault, Provided, Provider
 from featurecache.backbones.providers.efficientnet_lite import EfficientNetLiteProvider
 from featurecache.backbones.providers.exported_program import ExportedProgramProvider
 from featurecache.backbones.providers.hub_checkout import HubCheckoutProvider
@@ -161,18 +161,33 @@ def _unknown_backbone(name: str) -> UnknownNameError:
 def _build(provider: Provider, name: str, request: BackboneRequest, *, keep_classifier: bool) -> Provided:
     if request.init == "pretrained":
         pretrained = request.weights is None
-        return provider.build(name, pretrained=pretrained, weights=request.weights, keep_classifier=keep_classifier)
+        provided = provider.build(name, pretrained=pretrained, weights=request.weights, keep_classifier=keep_classifier)
+        _find_output_layers(provided, request)
+        return provided
     with seeded(request.seed):
         provided = provider.build(name, pretrained=False, weights=None, keep_classifier=keep_classifier)
+        _find_output_layers(provided, request)  # the first forward pass draws what lazy layers start with
     provided.weights_source = random_source(request.seed)
     return provided
+
+
+def _find_output_layers(provided: Provided, request: BackboneRequest) -> None:
+    """Find the output layers in the forward pass where the provider does not know them, on inputs as they will be."""
+    if provided.classifiers is not None:
+        return
+    from featurecache.backbones.output_layers import find_output_layers_of
+
+    found = find_output_layers_of(provided, request)
+    provided.classifiers, provided.default = found.classifiers, found.default
+    provided.notes += found.notes
+    provided.earlier += found.earlier_defaults()
 
 
 def _as_before(provided: Provided, earlier: EarlierDefault) -> None:
     if earlier.preprocess is not None:
         provided.preprocess = earlier.preprocess
     if earlier.classifiers is not None:
-        provided.classifiers, provided.join = earlier.classifiers, None
+        provided.classifiers, provided.join, provided.default = earlier.classifiers, None, CERTAIN
 
 
 def _remove_output_layers(provided: Provided) -> None:
@@ -181,7 +196,7 @@ def _remove_output_layers(provided: Provided) -> None:
     if provided.join is not None:
         provided.join()
         return
-    for path in provided.classifiers:
+    for path in provided.classifiers or ():
         remove_layer(provided.module, path)
 
 
@@ -204,7 +219,7 @@ def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier:
     loaded = load_weights(
         provided.module,
         checkpoint,
-        provided.classifiers,
+        provided.classifiers or (),
         keep_classifier=keep_classifier,
         rename_key=provided.rename_key,
         what=request.name,
@@ -233,7 +248,8 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *,
         module=module,
         preprocess=preprocess,
         classifier=provided.classifiers[0] if provided.classifiers and not joined else None,
-        output_layers=provided.classifiers,
+        output_layers=provided.classifiers or (),
+        default=provided.default,
         num_prefix_tokens=provided.num_prefix_tokens,
         has_class_token=provided.has_class_token,
         tokenizer=provided.tokenizer,

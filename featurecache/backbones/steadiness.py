@@ -11,13 +11,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
-from featurecache.backbones.probing import made_up_inputs
+from featurecache.backbones.entrances import entrance_of, is_text
+from featurecache.backbones.probing import INPUT, PRE_LOGITS, first_tensor, made_up_inputs, node_modules, watch
 from featurecache.backbones.tapped import Tap, TappedBackbone
 from featurecache.errors import BackboneError, first_line
 
@@ -32,6 +34,7 @@ def check_steadiness(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
     one, many = _nouns(backbone)
     with torch.inference_mode():
         together = tapped(inputs)
+        _check_finite(backbone, tapped, together)
         # The second of the batch: whatever runs along the batch has passed the first by then.
         alone = _run_alone(backbone, tapped, inputs[1:])
         again = tapped(inputs[1:])
@@ -51,6 +54,48 @@ def check_steadiness(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
                 else f"it mixes the {many} of a batch even in eval mode, so its features cannot be cached"
             )
         )
+
+
+def _check_finite(backbone: Backbone, tapped: TappedBackbone, features: Mapping[str, Tensor]) -> None:
+    """Refuse a network that gives NaN or infinity for whatever it is shown; weights that hold it do not load."""
+    broken = [tap for tap, values in features.items() if not values.isfinite().flatten(1).all(1).any()]
+    if not broken:
+        return
+    # Made-up inputs are of unit variance; a network that takes roots of pixels is right to object to those.
+    pixels = tapped(_made_up_pixels(backbone)) if not is_text(backbone.preprocess) else features
+    broken = [tap for tap in broken if not pixels[tap].isfinite().flatten(1).all(1).any()]
+    if broken:
+        one, _ = _nouns(backbone)
+        every = one.partition(" ")[2]
+        layer = _first_layer_not_finite(backbone)
+        where = f"the first layer to put it out is {layer}" if layer else "it comes from its own code"
+        raise BackboneError(f"{backbone.name} gives NaN or infinity on every {every} (tap {broken[0]!r}): {where}")
+
+
+def _made_up_pixels(backbone: Backbone) -> Tensor:
+    entrance = entrance_of(backbone.preprocess)
+    shape = (2, *entrance.shape(backbone.preprocess))
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    prepared: Tensor = entrance.prepare(backbone.preprocess)(pixels)
+    return prepared.to(made_up_inputs(backbone, 1).device)
+
+
+def _first_layer_not_finite(backbone: Backbone) -> str | None:
+    found: list[str] = []
+
+    def look(node: str, output: Any) -> None:
+        tensor = first_tensor(output)
+        if not found and tensor is not None and tensor.is_floating_point() and not tensor.isfinite().all():
+            found.append(node)
+
+    modules = {node: module for node, module in node_modules(backbone).items() if node not in (INPUT, PRE_LOGITS)}
+    handles = [watch(module, node, backbone, partial(look, node)) for node, module in modules.items()]
+    try:
+        entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
 
 
 def _agree_in_double(backbone: Backbone, taps: tuple[Tap, ...], inputs: Tensor) -> bool:

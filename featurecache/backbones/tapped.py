@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.pooling import Layout, pool
-from featurecache.backbones.probing import first_tensor, node_modules, watch
+from featurecache.backbones.probing import first_tensor, layer_of, node_modules, watch
 from featurecache.errors import BackboneError
 
 
@@ -72,7 +72,7 @@ class TappedBackbone(nn.Module):
         self.taps = tuple(taps)
         self._backbone = backbone
         modules = node_modules(backbone)
-        self._watched = {tap.node: modules[tap.node] for tap in taps}
+        self._watched = {tap.node: modules[layer_of(tap.node, modules) or tap.node] for tap in taps}
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:

@@ -1,6 +1,7 @@
 """Taps: named points of a backbone and how their output becomes features.
 
-A tap is written ``node:pooling``. The node is a module's path, or ``pre_logits``, the input of the output layer.
+A tap is written ``node:pooling``. The node is a module's path, ``fc.input`` for what goes into the layer ``fc``, or
+``pre_logits``, the input of the removed output layer.
 Where a module runs several times in one forward pass (shared activations, mostly), its last call counts. Features
 before and after a final norm are different nodes: ``blocks.11:cls`` and ``norm:cls``.
 
@@ -10,17 +11,18 @@ before and after a final norm are different nodes: ``blocks.11:cls`` and ``norm:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.layout import is_square, layout_of, prefix_tokens_at
 from featurecache.backbones.pooling import POOLINGS, Layout, grid_side, is_pooling, pooled_shape, takes
-from featurecache.backbones.probing import PRE_LOGITS, Probe, probe
+from featurecache.backbones.probing import PRE_LOGITS, Probe, layer_of, probe
 from featurecache.backbones.steadiness import check_steadiness
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap as Tap
 from featurecache.backbones.tapped import TappedBackbone as TappedBackbone
-from featurecache.errors import BackboneError, UnknownNameError
+from featurecache.errors import BackboneError, ReportWarning, UnknownNameError
 
 DEFAULT = "default"
 
@@ -57,6 +59,40 @@ def resolve_taps(backbone: Backbone, names: Sequence[str], *, seen: Probe | None
     return unique
 
 
+def default_of(backbone: Backbone) -> str:
+    """Return the tap that ``default`` stands for.
+
+    Raises
+    ------
+    BackboneError
+        Two are as good; the message lists them.
+    """
+    default = backbone.default
+    if default.tap is None:
+        others = ", ".join(choices(backbone))
+        raise BackboneError(f"{backbone.name} has no default tap: {default.doubt}; name one with --tap: {others}")
+    return default.tap
+
+
+def with_default_warning(backbone: Backbone, names: Sequence[str]) -> Backbone:
+    """Return a backbone that says it if the default tap is asked for, and is not certain."""
+    default, kinds = backbone.default, {warning.kind for warning in backbone.warnings}
+    if DEFAULT not in names or not default.doubt or default.tap is None or "default_tap" in kinds:
+        return backbone
+    others = choices(backbone)
+    text = f"the default tap of {backbone.name} is {default.tap}, which may not be what is wanted: {default.doubt}" + (
+        f"; --tap takes another: {', '.join(others)}" if others else ""
+    )
+    warning = ReportWarning(kind="default_tap", count=len(others), text=text)
+    return replace(backbone, warnings=(*backbone.warnings, warning))
+
+
+def choices(backbone: Backbone) -> list[str]:
+    """Return the taps to choose from where the default is not certain, with what each gives."""
+    output = "the network's output, "
+    return [f"{tap} ({output if tap == PRE_LOGITS else ''}{size} numbers)" for tap, size in backbone.default.candidates]
+
+
 def usual_tap(backbone: Backbone, seen: Probe, node: str) -> Tap | None:
     """Return the tap of a node with the pooling that its shape suggests; ``None`` if it cannot be tapped."""
     try:
@@ -67,7 +103,7 @@ def usual_tap(backbone: Backbone, seen: Probe, node: str) -> Tap | None:
 
 def _expand(backbone: Backbone, seen: Probe, name: str) -> list[Tap]:
     if name == DEFAULT:
-        return [_resolve(backbone, seen, PRE_LOGITS)]
+        return [_resolve(backbone, seen, default_of(backbone))]
     if name not in GROUPS:
         return [_resolve(backbone, seen, name)]
     taps = [_resolve(backbone, seen, node) for node in suggested_nodes(backbone, seen)[name]]
@@ -79,7 +115,7 @@ def _expand(backbone: Backbone, seen: Probe, name: str) -> list[Tap]:
 def _resolve(backbone: Backbone, seen: Probe, name: str) -> Tap:
     node, colon, pooling = name.partition(":")
     known = seen.modules
-    if node not in known:
+    if node not in known and layer_of(node, known) is None:
         known_names = [*known, DEFAULT, *GROUPS]
         raise UnknownNameError("tap", node, known_names, advice=f"see `featurecache inspect {backbone.name}`")
     if colon and not is_pooling(pooling):

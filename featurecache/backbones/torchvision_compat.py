@@ -46,6 +46,12 @@ def import_torchvision() -> ModuleType:
     return sys.modules["torchvision"]
 
 
+def prepare_torchvision() -> None:
+    """Import torchvision, if it is there, before somebody's code does, which may not know how to on this machine."""
+    if find_spec("torchvision") is not None:
+        import_torchvision()
+
+
 def torchvision_state() -> Literal["ok", "without compiled operators", "missing"]:
     """Say how much of torchvision works here."""
     if find_spec("torchvision") is None:

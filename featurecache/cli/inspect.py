@@ -41,12 +41,15 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.backbones.cutting import valid_cuts
     from featurecache.backbones.inspection import list_nodes, probe_with_costs
     from featurecache.backbones.registry import load_backbone
-    from featurecache.backbones.taps import resolve_taps
+    from featurecache.backbones.taps import resolve_taps, with_default_warning
 
     backbone = load_backbone(request_of(args))
     costed = probe_with_costs(backbone)
     nodes = list_nodes(backbone, costed)
-    taps = resolve_taps(backbone, ["default", *(args.tap or [])], seen=costed.seen)
+    # A network without a default tap is shown all the same: that is how one is chosen.
+    default = [] if backbone.default.tap is None else ["default"]
+    backbone = with_default_warning(backbone, ["default"])
+    taps = resolve_taps(backbone, [*default, *(args.tap or [])], seen=costed.seen)
     cuts = valid_cuts(backbone, costed) if args.tails else None
     if args.json:
         print_json(_document(backbone, nodes, taps, cuts))
@@ -71,8 +74,9 @@ def _document(
         "num_trainable": backbone.num_trainable,
         "output_layer_removed": backbone.classifier,
         "output_layers": list(backbone.output_layers),
-        "default_tap": taps[0].name,
-        "default_shape": list(taps[0].shape),
+        "default_tap": taps[0].name if backbone.default.tap else None,
+        "default_shape": list(taps[0].shape) if backbone.default.tap else None,
+        "default_candidates": [tap for tap, _ in backbone.default.candidates],
         "taps": [{"name": t.name, "shape": list(t.shape), "bytes_per_sample": bytes_per_sample(t)} for t in taps],
         "suggested_taps": suggested_taps(nodes),
         "fingerprint": backbone.identity.fingerprint,
@@ -111,14 +115,18 @@ def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
 def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> None:
     from featurecache.backbones.entrances import entrance_of
     from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
+    from featurecache.backbones.taps import choices
 
     inputs = entrance_of(backbone.preprocess).sized(backbone.preprocess)
     print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, {inputs}")
     print_line("trainable parameters: " + str(backbone.num_trainable))
     print_line(f"output layer removed: {', '.join(backbone.output_layers) or 'none was found'}")
-    for place, tap in enumerate(taps):
+    if backbone.default.tap is None:
+        print_line(f"default tap: none, {backbone.default.doubt}; choose with --tap: {', '.join(choices(backbone))}")
+    for index, tap in enumerate(taps):
         what = f"{tap.name}, {'x'.join(map(str, tap.shape))} numbers per sample"
-        print_line(f"{'tap' if place else 'default tap'}: {what}, {bytes_per_sample(tap) / 1000:.2f} kB on disk")
+        title = "default tap" if index == 0 and backbone.default.tap else "tap"
+        print_line(f"{title}: {what}, {bytes_per_sample(tap) / 1000:.2f} kB on disk")
     for group, names in suggested_taps(nodes).items():
         if group != "default" and names:
             print_line(f"--tap {group}: {len(names)} taps, {names[0]} to {names[-1]}")

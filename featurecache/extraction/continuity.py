@@ -45,12 +45,15 @@ def continue_earlier(
         Those of today, unless the cache holds features that an earlier release made of this request and none of
         today's: then those, with a warning that names the new default.
     """
-    taps = resolve_taps(backbone, names)
+    if DEFAULT in names and backbone.default.tap is None:
+        taps: tuple[Tap, ...] = ()
+    else:
+        taps = resolve_taps(backbone, names)
     others = {
         s.identity.plain.fingerprint for s in store.feature_sets() if s.identity.backbone == backbone.identity.backbone
     }
     if not others or _holds(store, backbone, taps, names):
-        return backbone, taps
+        return backbone, taps or resolve_taps(backbone, names)
     for earlier in backbone.earlier:
         before = backbone if _only_tap_changed(earlier) else load_backbone(request, earlier=earlier)
         if before.identity.fingerprint not in others:
@@ -58,7 +61,7 @@ def continue_earlier(
         taps_before = resolve_taps(before, [earlier.default_tap or name if name == DEFAULT else name for name in names])
         if _holds(store, before, taps_before, names):
             return _warned(before, earlier), taps_before
-    return backbone, taps
+    return backbone, taps or resolve_taps(backbone, names)
 
 
 def _only_tap_changed(earlier: EarlierDefault) -> bool:

@@ -207,7 +207,7 @@ class ExtractionRun:
     def _backbone(self) -> tuple[Backbone, tuple[Tap, ...]]:
         """Load the backbone when it is first needed."""
         started = perf_counter()
-        from featurecache.backbones.taps import resolve_taps
+        from featurecache.backbones.taps import resolve_taps, with_default_warning
         from featurecache.extraction.continuity import continue_earlier
         from featurecache.extraction.modality import modality_of
 
@@ -217,9 +217,10 @@ class ExtractionRun:
             check_modality(self.source, backbone.preprocess, backbone.name)
             modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
             if (self.cache / "FORMAT.json").exists():
-                self._loaded = continue_earlier(FeatureStore.open(self.cache), self.request, backbone, self.taps)
+                backbone, taps = continue_earlier(FeatureStore.open(self.cache), self.request, backbone, self.taps)
             else:
-                self._loaded = backbone, resolve_taps(backbone, self.taps)
+                taps = resolve_taps(backbone, self.taps)
+            self._loaded = with_default_warning(backbone, self.taps), taps
             self._loading_seconds += perf_counter() - started
         return self._loaded
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.python_factory import parameters_of, provide
-from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.backbones.torchvision_compat import prepare_torchvision
 from featurecache.errors import BackboneError, UnknownNameError, first_line
 
 PREFIX = "hub:"
@@ -34,7 +34,7 @@ class HubCheckoutProvider:
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Call the entry point; its argument ``pretrained`` is set if it has one."""
         folder, entry = _parse(name)
-        import_torchvision()  # most checkouts import it, and may not know how to on this machine
+        prepare_torchvision()
         with _on_path(folder):
             function = _entry_point(folder, entry)
             options = {"pretrained": pretrained} if "pretrained" in parameters_of(function) else {}

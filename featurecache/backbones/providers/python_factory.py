@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.provider import Provided
+from featurecache.backbones.torchvision_compat import prepare_torchvision
 from featurecache.errors import BackboneError, first_line
 from featurecache.specs import PreprocessSpec
 
@@ -37,6 +38,7 @@ class PythonFactoryProvider:
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Import the factory and call it."""
         full = PREFIX + name
+        prepare_torchvision()
         factory = import_factory(full, name)
         untrained = not pretrained and weights is None
         provided = provide(full, factory, untrained=untrained, options={})
@@ -78,20 +80,18 @@ def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options:
     if untrained and not takes_pretrained:
         torch.set_rng_state(state)  # the factory may have set a seed of its own
         reinitialise(full, module)
-    preprocess = _preprocess(full, getattr(factory, "preprocess", None))
-    classifiers, notes = _classifiers(full, factory, module, crop=preprocess.crop)
     return Provided(
         module=module,
-        preprocess=preprocess,
-        classifiers=classifiers,
+        preprocess=_preprocess(full, getattr(factory, "preprocess", None)),
+        classifiers=_declared_classifiers(full, factory, module),
         num_prefix_tokens=int(getattr(factory, "num_prefix_tokens", 0)),
         has_class_token=bool(getattr(factory, "has_class_token", True)),
         license=getattr(factory, "license", None),
-        notes=notes,
     )
 
 
 def _call(full: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
+    import torch
     from torch import nn
 
     try:
@@ -100,7 +100,13 @@ def _call(full: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn
         raise BackboneError(f"{full} failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise BackboneError(f"{full} returned {type(module).__name__}, not a torch.nn.Module")
-    return module.eval()
+    if isinstance(module, torch.jit.ScriptModule):
+        raise BackboneError(
+            f"{full} returned TorchScript, whose layers cannot be tapped: return the network that it was made of, or "
+            "save that with torch.export.save and use file:PROGRAM.pt2"
+        )
+    # What torch.compile wraps is the network, with the same weights.
+    return getattr(module, "_orig_mod", module).eval()  # type: ignore[no-any-return]
 
 
 def parameters_of(factory: Callable[..., Any]) -> tuple[str, ...]:
@@ -144,34 +150,12 @@ def _preprocess(full: str, declared: Any) -> PreprocessSpec:
     raise BackboneError(f"{full} has a preprocess that is neither a PreprocessSpec nor a dict")
 
 
-def _classifiers(full: str, factory: Any, module: Any, *, crop: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if hasattr(factory, "classifier"):
-        if factory.classifier is None:
-            return (), ()
-        if factory.classifier not in dict(module.named_modules()):
-            raise BackboneError(f"{full} names {factory.classifier!r} as its classifier, which the network has not")
-        return (factory.classifier,), ()
-    if (path := _last_linear_if_output(full, module, crop=crop)) is not None:
-        return (path,), (f"{path} taken for the output layer",)
-    return (), ("no output layer found: pre_logits is the network's output (set the factory's `classifier`)",)
-
-
-def _last_linear_if_output(full: str, module: Any, *, crop: int) -> str | None:
-    """Return the last linear layer if the network's output is its output: removing another would break the network."""
-    import torch
-    from torch import nn
-
-    linears = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear) and path]
-    if not linears:
+def _declared_classifiers(full: str, factory: Any, module: Any) -> tuple[str, ...] | None:
+    """Return the output layer that the factory names; ``None`` where it says nothing, and it is to be found."""
+    if not hasattr(factory, "classifier"):
         return None
-    seen: list[Any] = []
-    handle = module.get_submodule(linears[-1]).register_forward_hook(lambda _module, _inputs, out: seen.append(out))
-    try:
-        with torch.inference_mode():
-            output = module(torch.zeros(1, 3, crop, crop))
-    except Exception as error:
-        raise BackboneError(f"{full} rejects a {crop}x{crop} image: {type(error).__name__}: {error}") from error
-    finally:
-        handle.remove()
-    is_output = bool(seen) and isinstance(output, torch.Tensor) and torch.equal(seen[-1], output)
-    return linears[-1] if is_output else None
+    if factory.classifier is None:
+        return ()
+    if factory.classifier not in dict(module.named_modules()):
+        raise BackboneError(f"{full} names {factory.classifier!r} as its classifier, which the network has not")
+    return (factory.classifier,)

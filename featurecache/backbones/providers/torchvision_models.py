@@ -87,7 +87,7 @@ def _load_own(provided: Provided, name: str, edition: Any, *, keep_classifier: b
     load_weights(
         provided.module,
         read_checkpoint(file),
-        provided.classifiers,
+        provided.classifiers or (),
         keep_classifier=keep_classifier,
         rename_key=_rename_key,
         what=PREFIX + name,

@@ -1,0 +1,137 @@
+"""Where a network's output layers are, and so which values are its features: found by walking back from its outputs.
+
+From each output the walk goes back through everything that only reshapes, pools, scales, squashes or normalises, to the
+products with weights that made it: those are the output layers, and what goes into them are the features. A sum with
+something else (a residual connection), or an activation as between hidden layers, ends the walk: then the output is
+itself taken for features. What the walk cannot decide is said, or refused with the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featurecache.backbones.dataflow import Dataflow, record
+from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.output_search import OutputSearch
+from featurecache.backbones.probing import objections
+from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap, EarlierDefault, Provided
+from featurecache.backbones.walking import base_of
+from featurecache.specs import BackboneRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputLayers:
+    """What was found."""
+
+    classifiers: tuple[str, ...] = ()
+    """Layers to remove: the input of the first are the features."""
+    default: DefaultTap = CERTAIN
+    notes: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()
+    """What releases before 1.1 would have removed: the last registered linear layer, if its output is the network's."""
+
+    def earlier_defaults(self) -> tuple[EarlierDefault, ...]:
+        """Return what earlier releases made of the same network, if that was something else."""
+        same = self.earlier == self.classifiers
+        if same and self.default.tap == PRE_LOGITS:
+            return ()
+        if self.classifiers:
+            now = f"the default tap is what goes into {', '.join(self.classifiers)} now"
+        elif self.default.tap is None:
+            now = f"a tap has to be named now ({self.default.doubt})"
+        else:
+            now = f"the default tap is {self.default.tap} now"
+        if same:
+            return (EarlierDefault(kind="default_tap", now=now, default_tap=PRE_LOGITS),)
+        return (EarlierDefault(kind="default_tap", now=now, classifiers=self.earlier),)
+
+
+def find_output_layers_of(provided: Provided, request: BackboneRequest) -> OutputLayers:
+    """Find the output layers of a network as it comes, on inputs of the size that was asked for."""
+    preprocess = provided.preprocess.override(**dict(request.preprocess))
+    entrance = entrance_of(preprocess)
+    inputs = entrance.made_up(preprocess, provided.tokenizer, 2)
+    with objections(request.name, preprocess):
+        return find_output_layers(provided.module.eval(), entrance.call, inputs)
+
+
+def find_output_layers(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs: Tensor) -> OutputLayers:
+    """Run a network a few times and find its output layers.
+
+    Parameters
+    ----------
+    network
+        In eval mode. It stays as it is.
+    call
+        Calls it with a batch.
+    inputs
+        The batch (B, ...), of two samples or more.
+    """
+    flow = record(network, call, inputs.clone())
+    found = OutputSearch(flow, len(inputs)).run()
+    earlier = _last_linear_if_output(network, flow)
+    # What is doubtful is not removed, so that each of the candidates can be tapped; unless it always was.
+    doubtful = bool(found.default.doubt) and found.paths != earlier
+    if found.paths and (doubtful or not _still_runs(network, call, inputs, found.paths)):
+        found = found.kept()
+    return OutputLayers(
+        classifiers=found.paths,
+        default=found.removed() if found.paths else found.default,
+        notes=tuple(found.notes()),
+        earlier=earlier,
+    )
+
+
+def _last_linear_if_output(network: nn.Module, flow: Dataflow) -> tuple[str, ...]:
+    linears = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear) and path]
+    output = flow.outputs.get("")
+    if not linears or output is None:
+        return ()
+    calls = flow.calls_of(linears[-1])
+    last = calls[-1].output if calls else None
+    same = last is not None and base_of(last) is base_of(output) and last.shape == output.shape
+    return (linears[-1],) if same else ()
+
+
+def _still_runs(
+    network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs: Tensor, paths: Sequence[str]
+) -> bool:
+    """Tell whether the network runs without its output layers, and hands the first what it did before."""
+    with torch.inference_mode():
+        before = _input_of(network, call, inputs, paths[0])
+        layers = {path: network.get_submodule(path) for path in paths}
+        try:
+            for path in paths:
+                _put(network, path, nn.Identity())
+            after = _input_of(network, call, inputs, paths[0])
+        # Code that looks into the layer, or wants its shape, objects with any exception at all.
+        except Exception:
+            return False
+        finally:
+            for path, layer in layers.items():
+                _put(network, path, layer)
+    return before is not None and after is not None and torch.equal(before.nan_to_num(), after.nan_to_num())
+
+
+def _input_of(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs: Tensor, path: str) -> Tensor | None:
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.extend(each.clone() for each in args[:1] if isinstance(each, Tensor))
+
+    handle = network.get_submodule(path).register_forward_pre_hook(keep)
+    try:
+        call(network, inputs.clone())
+    finally:
+        handle.remove()
+    return seen[0] if len(seen) == 1 else None
+
+
+def _put(network: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, layer)

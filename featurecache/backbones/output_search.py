@@ -1,0 +1,349 @@
+"""The output layers of a network and its features, decided on a recorded forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from featurecache.backbones.dataflow import Call, Dataflow, Value
+from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap
+from featurecache.backbones.walking import (
+    Ends,
+    base_of,
+    common_ancestor,
+    ends_of,
+    is_activation,
+    is_ancestor,
+    is_convolution,
+    is_made_nearby,
+    is_open,
+    is_part_of,
+    kernel_of,
+    layers_between,
+    step_back,
+    width_of,
+)
+
+_PROJECTION_NAMES = ("proj", "embed")
+_GIVEN = "it puts out features as well as what its last layers make of them, and the features are taken"
+_MOST_LAYERS_OF_A_PROJECTION = 2
+_BETWEEN_LAYERS = {"relu", "gelu", "silu", "leaky_relu", "tanh", "native_batch_norm"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    paths: tuple[str, ...] = ()
+    """To remove."""
+    fallback: str | None = PRE_LOGITS
+    """The tap of the same features where nothing may be removed."""
+    default: DefaultTap = CERTAIN
+    lost: tuple[str, ...] = ()
+    """Candidates that go with the layers."""
+
+    def removed(self) -> DefaultTap:
+        """Return the default tap where the output layers are removed."""
+        candidates = tuple(each for each in self.default.candidates if each[0] not in self.lost)
+        return replace(self.default, candidates=candidates)
+
+    def kept(self) -> Found:
+        """Leave the output layers where they are."""
+        default = DefaultTap(tap=self.fallback, doubt=self.default.doubt, candidates=self.default.candidates)
+        return Found(fallback=self.fallback, default=default)
+
+    def notes(self) -> list[str]:
+        if self.paths:
+            return [f"{', '.join(self.paths)} taken for the output layer{'s' if len(self.paths) > 1 else ''}"]
+        if self.default.tap == PRE_LOGITS:
+            return ["no output layer found: pre_logits is the network's output"]
+        return []
+
+
+class OutputSearch:
+    def __init__(self, flow: Dataflow, batch_size: int) -> None:
+        self._flow = flow
+        outputs = {name: value for name, value in flow.outputs.items() if value.shape[:1] == (batch_size,)}
+        floating = {name: value for name, value in outputs.items() if value.floating}
+        self._outputs = floating or outputs
+        self._ends = {name: ends_of(value) for name, value in self._outputs.items()}
+        self._last_calls = {call.path: call for call in flow.calls}
+
+    def run(self) -> Found:
+        headed = [name for name, ends in self._ends.items() if ends.products]
+        flat = [name for name in headed if not self._is_dense(name)]
+        if headed and not flat:
+            return self._refuse_maps(headed)
+        if not flat:
+            return self._without_output_layer()
+        embeddings = [name for name in flat if self._is_unit(name)]
+        if len(embeddings) == len(flat):
+            return self._of_embeddings(embeddings)
+        names = [name for name in flat if name not in embeddings]
+        heads = list(dict.fromkeys(p for name in names for p in sorted(self._ends[name].products, key=_index)))
+        marks = {mark for name in names for mark in self._ends[name].marks}
+        return self._decide(self._without_features(heads), marks)
+
+    # ---------------------------------------------------------------------- one or several output layers
+
+    def _decide(self, heads: list[Value], marks: set[str]) -> Found:
+        if "relu" in marks and not all(is_convolution(head) or width_of(head) == 1 for head in heads):
+            return self._refuse_hidden(heads[0])
+        entrances = [self._entrance(head, heads) for head in heads]
+        inputs = {base_of(each.input) for each in entrances if each is not None and each.input is not None}
+        if None not in entrances and len(inputs) == 1:
+            (features,) = inputs
+            if features is self._flow.input and any(is_convolution(head) for head in heads):
+                return self._without_output_layer()
+            if (given := self._given_features(features)) is not None:
+                return self._take(given, heads, _GIVEN, also=[features])
+            return self._take(features, heads, self._doubt_of(heads, marks))
+        return self._decide_among(heads, [each for each in entrances if each is not None], marks)
+
+    def _decide_among(self, heads: list[Value], entrances: Sequence[Call], marks: set[str]) -> Found:
+        """Output layers that see different values: their common input, or the deepest of them."""
+        sources = [base_of(source) for head in heads for source in head.sources]
+        common, between = common_ancestor(sources, set(heads))
+        inputs = list(dict.fromkeys(base_of(call.input) for call in entrances if call.input is not None))
+        if not between and len(entrances) == len(heads) and all(is_part_of(value, common) for value in inputs):
+            doubt = "its output layers see different parts of the features, of which the first is taken"
+            return self._take(inputs[0], heads, doubt, paths=tuple(dict.fromkeys(call.path for call in entrances)))
+        near = len(between) <= len(heads) and all(len(each.shape) == 2 and not is_convolution(each) for each in between)
+        if near and common is not self._flow.input:
+            doubt = "its output layers have hidden layers before them, and one common input, which is taken"
+            certain = not between or self._layers_after(common, heads)
+            return self._take(common, heads, self._doubt_of(heads, marks) or ("" if certain else doubt))
+        last = max(heads, key=lambda head: max(_origin(source).index for source in head.sources))
+        deepest = max(last.sources, key=_index)
+        if all(is_ancestor(_origin(source), deepest) for source in sources):
+            doubt = "it has output layers at several depths, of which the deepest is taken"
+            return self._take(base_of(deepest), [last], doubt, also=inputs)
+        doubt = "its outputs are made of different values"
+        return self._refuse(doubt, [*inputs, common])
+
+    def _take(
+        self,
+        features: Value,
+        heads: Sequence[Value],
+        doubt: str,
+        *,
+        paths: tuple[str, ...] | None = None,
+        also: Iterable[Value] = (),
+    ) -> Found:
+        """Take a value for the features; remove the layers that it goes into on the way to the outputs."""
+        features = base_of(features)
+        fallback = self._name(features)
+        paths = self._layers_after(features, heads) if paths is None else paths
+        if fallback is None and not paths:
+            fallback, activated = self._name_before(features)
+            if activated and fallback is not None:
+                doubt = (
+                    doubt or f"what goes into its output layer has no name; {fallback}, before an activation, is taken"
+                )
+        candidates: list[tuple[str, int]] = []
+        lost: list[tuple[str, int]] = []
+        if doubt:
+            lost = self._candidates(self._outputs[name] for name in self._made_by(heads))
+            values = [features, *also, *(source for head in heads for source in head.sources)]
+            candidates = [*self._candidates(values), *lost]
+        taken = PRE_LOGITS if paths else fallback
+        if taken is None:
+            return self._refuse("what goes into its output layer has no name of its own", [features])
+        default = DefaultTap(tap=taken, doubt=doubt, candidates=tuple(dict.fromkeys(candidates)))
+        return Found(paths=paths, fallback=fallback, default=default, lost=tuple(name for name, _ in lost))
+
+    def _layers_after(self, features: Value, heads: Sequence[Value]) -> tuple[str, ...]:
+        """Return the layers that take the features and make the outputs, if each runs once; otherwise none."""
+        found = []
+        for head in heads:
+            inside = [call for call in reversed(head.calls) if self._begins_with(call, features, head, heads)]
+            if not inside or len(self._flow.calls_of(inside[0].path)) > 1:
+                return ()
+            found.append(inside[0].path)
+        return tuple(path for path in dict.fromkeys(found) if not any(path.startswith(f"{p}.") for p in found))
+
+    def _begins_with(self, call: Call, features: Value, head: Value, heads: Sequence[Value]) -> bool:
+        return call.input is not None and base_of(call.input) is features
+
+    def _entrance(self, head: Value, heads: Sequence[Value]) -> Call | None:
+        """Return the innermost layer that an output is made in and whose input it is made of, layer by layer."""
+        for call in reversed(head.calls):
+            if call.input is not None and is_made_nearby(head, call.input, set(heads)):
+                return call
+        return None
+
+    def _without_features(self, heads: list[Value]) -> list[Value]:
+        """Drop layers whose output is the wider input of another output layer: those are features, put out as well."""
+        feeding = {base_of(source): head for head in heads for source in head.sources if base_of(source) in set(heads)}
+        kept = [head for head in heads if head not in feeding or width_of(head) < width_of(feeding[head])]
+        return kept or heads
+
+    def _given_features(self, features: Value) -> Value | None:
+        """Return another output that the features are made of: then the network says itself what its features are."""
+        for name, value in self._outputs.items():
+            if self._ends[name].products or len(value.shape) != 2:
+                continue
+            # Features may be put out with rows of length 1, and go on as they were.
+            for given in (base_of(value), *filter(None, [step_back(base_of(value))])):
+                if given is not features and len(layers_between(base_of(given), features) or ()) == 1:
+                    return base_of(given)
+        return None
+
+    def _made_by(self, heads: Sequence[Value]) -> list[str]:
+        return [name for name, ends in self._ends.items() if ends.products & set(heads)]
+
+    def _made_by_others(self, heads: Sequence[Value]) -> list[str]:
+        return [name for name, ends in self._ends.items() if ends.products and not ends.products & set(heads)]
+
+    def _doubt_of(self, heads: Sequence[Value], marks: set[str]) -> str:
+        if "relu" in marks and any(width_of(head) > 1 for head in heads):
+            return "its output layer is followed by a ReLU, as hidden layers are"
+        if "norm" in marks:
+            return "its output layer is followed by a normalisation, as layers that make embeddings are"
+        if any(is_convolution(head) and kernel_of(head) > 1 for head in heads):
+            return "its last convolution, taken for the output layer, is larger than 1x1"
+        if any(len(self._outputs[n].shape) == 3 and self._outputs[n].shape[1] > 1 for n in self._made_by(heads)):
+            return "its output layer gives an output for each token or place"
+        others = [name for name in self._made_by_others(heads) if self._is_dense(name)]
+        if others:
+            return "it puts out maps or images as well"
+        words = {word for head in heads for call in head.calls for word in call.path.lower().split(".")}
+        if any(name in word for word in words for name in _PROJECTION_NAMES):
+            return "its last layer may be a projection to an embedding rather than to classes"
+        return ""
+
+    # ---------------------------------------------------------------------- no output layer
+
+    def _without_output_layer(self) -> Found:
+        if not self._outputs:
+            return Found()
+        outputs = list(self._outputs.values())
+        if len(outputs) > 1:
+            return self._deepest_output(outputs)
+        (ends,) = self._ends.values()
+        doubt = ""
+        if "unknown" in ends.marks:
+            doubt = "no output layer was found, and not all that makes its output is understood"
+        elif any(stop.op == "add" and len(stop.shape) == 2 for stop in ends.stops) and not ends.products:
+            doubt = "its output is a sum, which may be one of output layers"
+        sums = [source for stop in ends.stops for source in stop.sources if doubt]
+        products = [product for source in sums for product in sorted(ends_of(source).products, key=_index)]
+        candidates = self._candidates([source for product in products for source in product.sources] or sums)
+        output = self._output_candidate() if doubt else ()
+        return Found(default=DefaultTap(doubt=doubt, candidates=(*candidates, *output)))
+
+    def _deepest_output(self, outputs: list[Value]) -> Found:
+        deepest = max(outputs, key=lambda value: base_of(value).index)
+        downstream = all(is_ancestor(base_of(value), deepest) for value in outputs)
+        taken = deepest if downstream else outputs[0]
+        tap = PRE_LOGITS if taken is outputs[0] else self._name(taken)
+        which = next(name for name, value in self._outputs.items() if value is taken)
+        doubt = f"it puts out {len(outputs)} tensors, of which number {outputs.index(taken) + 1} ({which}) is taken"
+        if tap is None:
+            return self._refuse(f"it puts out {len(outputs)} tensors", outputs)
+        return Found(
+            fallback=tap, default=DefaultTap(tap=tap, doubt=doubt, candidates=tuple(self._candidates(outputs)))
+        )
+
+    # ---------------------------------------------------------------------- refusals
+
+    def _refuse_maps(self, names: list[str]) -> Found:
+        heads = [head for name in names for head in self._ends[name].products]
+        if self._flow.input in {base_of(source) for head in heads for source in head.sources}:
+            return Found()
+        values = [source for head in sorted(heads, key=_index) for source in head.sources]
+        doubt = "it puts out maps or images, not one row of outputs"
+        return self._refuse(doubt, [*self._bottlenecks(heads), *values])
+
+    def _of_embeddings(self, names: list[str]) -> Found:
+        heads = sorted(self._ends[names[0]].products, key=_index)
+        common, _ = common_ancestor([base_of(s) for head in heads for s in head.sources], set(heads))
+        if (given := self._given_features(common)) is not None:
+            return self._take(given, heads, _GIVEN, also=[common])
+        values = [common]
+        for _ in range(_MOST_LAYERS_OF_A_PROJECTION):
+            ends = ends_of(values[-1].sources[0]) if values[-1].op in _BETWEEN_LAYERS else Ends()
+            values += [base_of(source) for product in sorted(ends.products, key=_index) for source in product.sources]
+        return self._refuse("it puts out vectors of one length, as networks that make embeddings do", values)
+
+    def _refuse_hidden(self, head: Value) -> Found:
+        return self._refuse("it ends with a linear layer and a ReLU, as a network without its output layer does",
+                            head.sources)  # fmt: skip
+
+    def _refuse(self, doubt: str, values: Iterable[Value]) -> Found:
+        candidates = dict.fromkeys([*self._candidates(values), *self._output_candidate()])
+        return Found(default=DefaultTap(tap=None, doubt=doubt, candidates=tuple(candidates)))
+
+    # ---------------------------------------------------------------------- names
+
+    def _candidates(self, values: Iterable[Value]) -> list[tuple[str, int]]:
+        others = [value for value in dict.fromkeys(map(base_of, values)) if value is not self._flow.input]
+        named = {self._name(value): _num_features(value) for value in others}
+        return [(name, size) for name, size in named.items() if name is not None]
+
+    def _output_candidate(self) -> tuple[tuple[str, int], ...]:
+        first = next(iter(self._flow.outputs.values()), None)
+        return () if first is None else ((PRE_LOGITS, _num_features(first)),)
+
+    def _name(self, value: Value) -> str | None:
+        """Return the tap of a value: the layer that puts it out, or the one that takes it."""
+        base = base_of(value)
+        calls = self._last_calls.values()
+        outputs = [call for call in calls if call.output is not None and base_of(call.output) is base]
+        if outputs:
+            call = min(outputs, key=lambda call: (call.path.count("."), len(call.path)))
+            assert call.output is not None
+            return call.path + (":flatten" if _is_flattened(value, call.output) else "")
+        inputs = [call for call in calls if call.input is not None and base_of(call.input) is base]
+        if inputs:
+            call = max(inputs, key=lambda call: (call.path.count("."), call.path))
+            return f"{call.path}.input"
+        return None
+
+    def _name_before(self, value: Value) -> tuple[str | None, bool]:
+        """Return the tap of the nearest value with a name that a value was pooled or scaled from."""
+        activated, before = False, value
+        while (name := self._name(before)) is None and (earlier := step_back(before)) is not None:
+            activated |= is_activation(before)
+            before = base_of(earlier)
+        return name, activated
+
+    def _bottlenecks(self, heads: Sequence[Value]) -> list[Value]:
+        """Return where the network is narrowest before its output layers: the ends of encoders."""
+        first = [base_of(source) for head in heads for source in head.sources]
+        inside = [call.output for call in self._last_calls.values() if call.output is not None]
+        before = [value for value in inside if value.floating and any(is_ancestor(value, source) for source in first)]
+        maps = [value for value in before if len(value.shape) == 4]
+        fewest = min(before, key=lambda value: (math.prod(value.shape), value.index), default=None)
+        smallest = min(maps, key=lambda value: (math.prod(value.shape[2:]), -value.index), default=None)
+        return [value for value in (fewest, smallest) if value is not None]
+
+    # ---------------------------------------------------------------------- shapes of outputs
+
+    def _is_dense(self, name: str) -> bool:
+        shape = self._outputs[name].shape
+        as_input = math.prod(shape) == math.prod(self._flow.input.shape)
+        return as_input or (len(shape) > 3 and math.prod(shape[2:]) > 1)
+
+    def _is_unit(self, name: str) -> bool:
+        value = self._outputs[name]
+        return value.unit and "norm of rows" in self._ends[name].marks
+
+
+def _is_flattened(value: Value, output: Value) -> bool:
+    return len(output.shape) > 2 and value.shape == (output.shape[0], math.prod(output.shape[1:]))
+
+
+def _num_features(value: Value) -> int:
+    """Return how many numbers a tap of a value has, usually pooled."""
+    return value.shape[1] if len(value.shape) == 4 else value.shape[-1] if len(value.shape) > 1 else 1
+
+
+def _origin(value: Value) -> Value:
+    """Return what a value was pooled or scaled from."""
+    while is_open(base_of(value)) and (before := step_back(base_of(value))) is not None:
+        value = before
+    return base_of(value)
+
+
+def _index(value: Value) -> int:
+    return value.index

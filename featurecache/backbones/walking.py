@@ -1,0 +1,261 @@
+"""Walks over the values of a forward pass, from what it ends with back to what that was made of."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from featurecache.backbones.dataflow import Constant, Value
+from featurecache.backbones.operations import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    MATRIX_PRODUCTS,
+    NORMS,
+    OPEN,
+    OUTER,
+    PARTS,
+    POOLS,
+    ROW_NORMS,
+    SAME_NUMBERS,
+    SHAPES,
+    SQUASHES,
+    SUMS,
+)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the walk back from a value ends."""
+
+    products: frozenset[Value] = frozenset()
+    """Products with weights."""
+    stops: frozenset[Value] = frozenset()
+    """Values that the walk does not go through: sums with something else, activations, products of activations."""
+    marks: frozenset[str] = frozenset()
+    """What was met on the way: ``norm``, ``relu``, ``norm of rows``, ``unknown``."""
+
+
+def is_product(value: Value) -> bool:
+    """Tell whether a value is a product of activations with weights."""
+    if not value.constants or not value.sources:
+        return value.op == "linear_dynamic"
+    if value.op in CONVOLUTIONS:
+        return any(constant.learned for constant in value.constants)
+    if value.op in MATRIX_PRODUCTS:
+        # A fixed matrix sums probabilities of classes up; without a softmax before it, it holds embeddings of classes.
+        learned = any(constant.learned for constant in value.constants)
+        return learned or not any(_is_probability(source) for source in value.sources)
+    return value.op in OUTER and any(_is_outer(value, constant) for constant in value.constants)
+
+
+def is_convolution(value: Value) -> bool:
+    """Tell whether a product is a convolution."""
+    return value.op in CONVOLUTIONS
+
+
+def width_of(value: Value) -> int:
+    """Return how many outputs a product makes."""
+    return value.shape[1] if is_convolution(value) else value.shape[-1] if len(value.shape) > 1 else 1
+
+
+def kernel_of(value: Value) -> int:
+    """Return the number of places that a convolution sees at once."""
+    return math.prod(max(value.constants, key=lambda constant: len(constant.shape)).shape[2:])
+
+
+def base_of(value: Value) -> Value:
+    """Return the value that holds the same numbers, before they were reshaped or copied."""
+    while value.op in SAME_NUMBERS and len(value.sources) == 1:
+        value = value.sources[0]
+    return value
+
+
+def is_open(value: Value) -> bool:
+    """Tell whether a walk goes through a value: it only reshapes, pools, squashes, normalises or sums."""
+    return (value.op in OPEN or _is_fixed_product(value)) and not is_product(value)
+
+
+def ends_of(value: Value) -> Ends:
+    """Walk back from an output to the products that made it."""
+    return _ends(value, {})
+
+
+def _ends(value: Value, known: dict[Value, Ends]) -> Ends:
+    if value not in known:
+        known[value] = _step(value, known)
+    return known[value]
+
+
+def _step(value: Value, known: dict[Value, Ends]) -> Ends:
+    stop = Ends(stops=frozenset({value}))
+    if is_product(value):
+        return Ends(products=frozenset({value}))
+    if value.op == "relu":
+        return _before_relu(value, _ends(value.sources[0], known)) or stop
+    if value.op in ACTIVATIONS or not value.sources:
+        return stop
+    if value.op in MATRIX_PRODUCTS | CONVOLUTIONS:
+        return _ends(value.sources[0], known) if _is_fixed_product(value) else stop
+    if value.op not in OPEN and not value.elementwise:
+        return Ends(stops=frozenset({value}), marks=frozenset({"unknown"}))
+    found = [_ends(source, known) for source in value.sources]
+    marks = frozenset(mark for ends in found for mark in ends.marks) | _marks(value)
+    products = frozenset(product for ends in found for product in ends.products)
+    stops = frozenset(each for ends in found for each in ends.stops)
+    joins = len(value.sources) > 1 and (value.op != "cat" or any(is_convolution(product) for product in products))
+    if joins and ((products and stops) or _feed_each_other(products)):
+        # A connection past a layer, or a gate: what comes out are activations of a hidden layer.
+        return Ends(stops=frozenset({value}), marks=frozenset({"unknown"} & marks))
+    return Ends(products, stops, marks) if products or len(value.sources) == 1 else Ends(stops=frozenset({value}))
+
+
+def _before_relu(value: Value, ends: Ends) -> Ends | None:
+    """Go through a ReLU where the layer before it may be an output layer: linear, or a plain 1x1 convolution."""
+    if ends.stops or not ends.products or ends.marks & {"norm"}:
+        return None
+    plain = all(not is_convolution(p) or (kernel_of(p) == 1 and len(p.constants) > 1) for p in ends.products)
+    return Ends(ends.products, marks=ends.marks | {"relu"}) if plain else None
+
+
+def _marks(value: Value) -> frozenset[str]:
+    if value.op in NORMS:
+        return frozenset({"norm"})
+    if value.op in ROW_NORMS:
+        return frozenset({"norm of rows"})
+    return frozenset() if value.op in OPEN else frozenset({"unknown"})
+
+
+def _feed_each_other(products: Iterable[Value]) -> bool:
+    ordered = sorted(products, key=lambda product: product.index)
+    return any(is_ancestor(first, second) for place, first in enumerate(ordered) for second in ordered[place + 1 :])
+
+
+def is_ancestor(ancestor: Value, value: Value) -> bool:
+    """Tell whether a value was made of another, or is it."""
+    waiting, seen = [value], set()
+    while waiting:
+        value = waiting.pop()
+        if value is ancestor:
+            return True
+        # Values are made of earlier ones only.
+        if value not in seen and value.index > ancestor.index:
+            seen.add(value)
+            waiting += value.sources
+    return False
+
+
+def common_ancestor(values: Sequence[Value], heads: set[Value]) -> tuple[Value, list[Value]]:
+    """Return the last value that everything else here was made of, alone.
+
+    Parameters
+    ----------
+    values
+        What was made of it; a single value is its own.
+    heads
+        Output layers; other products on the way are counted.
+
+    Returns
+    -------
+    ancestor, between
+        And the products between, without the output layers.
+    """
+    waiting = [(-value.index, id(value), value) for value in {base_of(value) for value in values}]
+    heapq.heapify(waiting)
+    between = []
+    seen = {value for _, _, value in waiting}
+    while len(waiting) > 1:
+        value = heapq.heappop(waiting)[2]
+        if is_product(value) and value not in heads:
+            between.append(value)
+        for source in map(base_of, value.sources):
+            if source not in seen:
+                seen.add(source)
+                heapq.heappush(waiting, (-source.index, id(source), source))
+    return waiting[0][2], between
+
+
+def layers_between(start: Value, value: Value) -> list[Value] | None:
+    """Return the products between two values; ``None`` unless the later one was made of the earlier alone."""
+    waiting = [(-value.index, id(value), value)]
+    between: list[Value] = []
+    seen = {value}
+    while waiting and (len(waiting) > 1 or waiting[0][2] is not start):
+        value = heapq.heappop(waiting)[2]
+        if value.index < start.index or not value.sources:
+            return None
+        between += [value] if is_product(value) else []
+        for source in map(base_of, value.sources):
+            if source not in seen:
+                seen.add(source)
+                heapq.heappush(waiting, (-source.index, id(source), source))
+    return between
+
+
+def is_made_nearby(head: Value, start: Value, heads: set[Value]) -> bool:
+    """Tell whether an output layer's product is made of one value alone, without another layer between."""
+    target, waiting, seen = base_of(start), [base_of(source) for source in head.sources], set()
+    while waiting:
+        value = waiting.pop()
+        if value is target or value in seen:
+            continue
+        if not value.sources or value.index < target.index or (is_product(value) and value not in heads):
+            return False
+        seen.add(value)
+        waiting += map(base_of, value.sources)
+    return True
+
+
+def is_part_of(value: Value, whole: Value) -> bool:
+    """Tell whether a value is a part of another: one token of all, half of the channels."""
+    while value is not whole:
+        if value.op not in PARTS | SAME_NUMBERS or len(value.sources) != 1:
+            return False
+        value = value.sources[0]
+    return True
+
+
+def _is_fixed_product(value: Value) -> bool:
+    return value.op in MATRIX_PRODUCTS | CONVOLUTIONS and bool(value.constants) and len(value.sources) == 1
+
+
+def step_back(value: Value) -> Value | None:
+    """Return what a value was made of by pooling, scaling, normalising or an activation; ``None`` by a layer."""
+    if not value.sources or is_product(value) or not (is_open(value) or value.op in ACTIVATIONS):
+        return None
+    start, between = common_ancestor(value.sources, set())
+    return None if between else start
+
+
+def is_activation(value: Value) -> bool:
+    """Tell whether a value was made by an activation as between hidden layers."""
+    return value.op in ACTIVATIONS
+
+
+def _is_probability(value: Value) -> bool:
+    value = base_of(value)
+    while value.op in SHAPES | SAME_NUMBERS and len(value.sources) == 1:
+        value = value.sources[0]
+    return value.op in ("softmax", "log_softmax", "safe_softmax")
+
+
+def _is_outer(value: Value, constant: Constant) -> bool:
+    """Tell whether a matrix of weights meets every row of activations: a product written with broadcasting."""
+    ndim = len(value.shape)
+    own = [size > 1 and stride != 0 for size, stride in zip(constant.shape, constant.strides, strict=True)]
+    own = [False] * (ndim - len(own)) + own
+    if len(own) != ndim or sum(own) < 2 or not constant.learned:
+        return False
+    return any(here and not there for here, there in zip(own, _own_axes(value.sources[0], ndim), strict=True))
+
+
+def _own_axes(value: Value, ndim: int) -> list[bool]:
+    """Tell along which axes the numbers of a value differ, others being repetitions of them."""
+    sizes = [size > 1 for size in value.shape]
+    inside = [_own_axes(source, len(sizes)) for source in value.sources if len(source.shape) <= len(sizes)]
+    repeats = value.op in SUMS | SQUASHES | {"expand", "clone"} or value.elementwise
+    reduces = value.op in POOLS | ROW_NORMS and len(value.sources[0].shape) == len(sizes)
+    if inside and (repeats or reduces):
+        sizes = [own and any(axes) for own, axes in zip(sizes, zip(*inside, strict=True), strict=True)]
+    return [False] * (ndim - len(sizes)) + sizes
