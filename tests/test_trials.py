@@ -19,6 +19,7 @@ LEAST_TRIALS = {
     "races": (4, 4, 4, 4),
     "gc": (5,),
     "publish": (6, 12),
+    "fsync": (100, 14),
     "images": (700,),
     "changes": (30, 10),
     "durability": (1,),

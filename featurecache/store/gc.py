@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -68,20 +69,26 @@ def collect_garbage(
     garbage = Garbage(removed=remove)
     limit = time.time() - 3600 * older_than_hours
     for path in _leftovers(store.path):
-        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        if max(file.stat().st_mtime for file in [path, *files]) > limit:
-            garbage.young.append(str(path.relative_to(store.path)))
-            continue
-        garbage.leftovers.append(str(path.relative_to(store.path)))
-        garbage.num_bytes += sum(file.stat().st_size for file in files)
-        if remove:
-            _remove(path)
+        with contextlib.suppress(FileNotFoundError):  # another collection was faster
+            _look_at(path, store.path, limit, garbage)
     if unused:
         for feature_set in store.feature_sets():
             # Read anew for each: a source may have been extracted again meanwhile, and what it holds stays.
             held = merged_rows(store.views.all())
             garbage.unused_rows += _drop_unused(feature_set.open(), feature_set.folder, held, remove=remove)
     return garbage
+
+
+def _look_at(path: Path, root: Path, limit: float, garbage: Garbage) -> None:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    statuses = [file.stat() for file in files]
+    if max([path.stat().st_mtime, *(status.st_mtime for status in statuses)]) > limit:
+        garbage.young.append(str(path.relative_to(root)))
+        return
+    garbage.leftovers.append(str(path.relative_to(root)))
+    garbage.num_bytes += sum(status.st_size for status in statuses)
+    if garbage.removed:
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

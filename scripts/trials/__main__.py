@@ -7,6 +7,7 @@
     python scripts/trials races                   eight writers at once
     python scripts/trials gc                      garbage collection over overlapping shards of killed writers
     python scripts/trials publish                 two writers and killed writers of everything that has a name
+    python scripts/trials fsync                   power cuts on a file system that keeps only what was synced
     python scripts/trials images                  mutated image files
     python scripts/trials changes                 what must be noticed, and what must not matter
     python scripts/trials durability              what fsync, checksums and commits cost
@@ -33,7 +34,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "scripts"), str(REPOSITORY / "tests")]
 
-from trials import collection, corruption, costs, crashes, images, named, races  # noqa: E402 - needs the path above
+from trials import collection, corruption, costs, crashes, images, named, power, races  # noqa: E402 - needs the path above
 from trials.changes.trial import try_changes  # noqa: E402
 from trials.common import Options, Tally  # noqa: E402
 from trials.hostile.trial import try_hostile  # noqa: E402
@@ -46,6 +47,7 @@ TRIALS = {
     "races": races.try_races,
     "gc": collection.try_gc,
     "publish": named.try_publish,
+    "fsync": power.try_fsync,
     "images": images.try_images,
     "changes": try_changes,
     "durability": costs.try_durability,

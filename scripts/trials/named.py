@@ -86,7 +86,7 @@ def _make_base(base: Path, kinds: Mapping[str, Kind]) -> None:
         *(["train", *_training(base, head), "--save", head] for head in HEADS),
     ]
     for command in commands:
-        _must(_main(command), command)
+        _must(run_verb(command), command)
     for name, kind in kinds.items():
         _must(kind.write(base, 0), [name])
         if kind.read(base) != 0:
@@ -98,7 +98,8 @@ def _must(status: int, command: list[str]) -> None:
         raise RuntimeError(f"the run before the trial failed: {command}")
 
 
-def _main(command: list[str]) -> int:
+def run_verb(command: list[str]) -> int:
+    """Run a verb of the command line in this process, with nothing on stdout."""
     from featurecache.cli import main
 
     out, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
@@ -124,7 +125,7 @@ def _training(place: Path, head: str) -> list[str]:
 
 
 def _write_head(place: Path, variant: int) -> int:
-    return _main(["train", *_training(place, HEADS[variant]), "--save", "best"])
+    return run_verb(["train", *_training(place, HEADS[variant]), "--save", "best"])
 
 
 def _read_head(place: Path) -> int:
@@ -134,7 +135,9 @@ def _read_head(place: Path) -> int:
 
 
 def _write_task(place: Path, variant: int) -> int:
-    return _main(["task", "add", str(place / "cache"), "other", "--from-folders", "--replace", "--seed", str(variant)])
+    return run_verb(
+        ["task", "add", str(place / "cache"), "other", "--from-folders", "--replace", "--seed", str(variant)]
+    )
 
 
 def _read_task(place: Path) -> int:
@@ -149,7 +152,7 @@ def _write_listing(place: Path, variant: int) -> int:
         shutil.copy(place / "photos" / "odd" / "0001.png", late)
     else:
         late.unlink(missing_ok=True)
-    return _main(_extract(place))
+    return run_verb(_extract(place))
 
 
 def _read_listing(place: Path) -> int:
@@ -163,7 +166,7 @@ def _read_listing(place: Path) -> int:
 
 def _export(place: Path, variant: int, out: str, format: str) -> int:
     head = place / "cache" / "heads" / HEADS[variant]
-    return _main(
+    return run_verb(
         ["export", str(head), "--format", format, "--out", str(place / out), "--replace", "--backbone", BACKBONE]
     )
 
@@ -213,7 +216,7 @@ def _write_report(place: Path, variant: int) -> int:
         "--jobs",
         "1",
     ]
-    return _main(["run", str(place / "photos"), "--cache", str(place / "cache"), "--backbone", BACKBONE, *options])
+    return run_verb(["run", str(place / "photos"), "--cache", str(place / "cache"), "--backbone", BACKBONE, *options])
 
 
 def _read_report(place: Path) -> int:
@@ -226,7 +229,7 @@ def _read_report(place: Path) -> int:
 def _write_table(place: Path, variant: int) -> int:
     head = place / "cache" / "heads" / HEADS[variant]
     options = ["--out", str(place / "out.csv"), "--replace", "--backbone", BACKBONE, "--quiet"]
-    return _main(["predict", str(head), str(place / "photos"), *options])
+    return run_verb(["predict", str(head), str(place / "photos"), *options])
 
 
 def _read_table(place: Path) -> int:
@@ -239,7 +242,7 @@ def _read_table(place: Path) -> int:
 
 def _write_picture(place: Path, variant: int) -> int:
     options = ["--picture", str(place / "out.svg"), "--replace", "--jobs", "1", "--quiet"]
-    return _main(["sweep", str(place / "cache"), "--task", "parity", "--head", HEADS[variant], *options])
+    return run_verb(["sweep", str(place / "cache"), "--task", "parity", "--head", HEADS[variant], *options])
 
 
 def _read_picture(place: Path) -> int:
@@ -250,7 +253,7 @@ def _read_picture(place: Path) -> int:
 
 
 def _convert(place: Path, variant: int) -> int:
-    return _main(["convert", str(place / "cache"), "--to", "int8", "--quiet"]) if variant else 0
+    return run_verb(["convert", str(place / "cache"), "--to", "int8", "--quiet"]) if variant else 0
 
 
 def _read_converted(place: Path) -> int:
