@@ -17,6 +17,7 @@ from featurecache.cli.options import (
     views_of,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings
+from featurecache.cli.outputs import Outputs
 from featurecache.cli.task import add_label_options, add_missing_option, add_weight_option, label_columns, print_task
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
 from featurecache.errors import RequestError, unique_warnings
@@ -97,22 +98,25 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print_task(store, task)
     # Heads on plain features and on views stand in one table: whether views help is for validation data to say.
-    sets = [s for s in extraction.sets if s.num_views is not None or not args.tta]
-    training = train(store, task, sets, args)
+    training = train(store, task, extraction.sets, args)
     # What concerns features stands in both reports, and is printed once.
     training.warnings = unique_warnings([*extraction.warnings, *training.warnings])
-    saved = save_best(store, args.task, training)
+    outputs = Outputs(debug=args.debug)
+    saved = outputs.write("the head", lambda: save_best(store, args.task, training))
     document = training.to_json()
-    report = _write_report(args, source, extraction, training, document, saved)
+    command = None if saved is None else _predict_command(saved, training, args)
+    report = outputs.write("the report", lambda: _write_report(args, source, extraction, training, document, command))
     if args.json:
-        paths = {"report": str(report), "saved": saved}
+        paths = {"report": None if report is None else str(report), "saved": saved, "failed_outputs": outputs.failures}
         print_json({"extraction": extraction.to_json(), **document, **paths})
     else:
         print_results(document)
         print_warnings(document["warnings"])
-        print_line(f"report: {report}")
-        print_line(f"label new {source.modality}s with: {_predict_command(saved, training, args)}")
-    return exit_status(extraction, args.max_bad)
+        if report is not None:
+            print_line(f"report: {report}")
+        if command is not None:
+            print_line(f"label new {source.modality}s with: {command}")
+    return outputs.report() or exit_status(extraction, args.max_bad)
 
 
 def _predict_command(saved: str, training: TrainingReport, args: argparse.Namespace) -> str:
@@ -173,7 +177,7 @@ def _write_report(
     extraction: ExtractionReport,
     training: TrainingReport,
     document: dict[str, Any],
-    saved: str,
+    command: str | None,
 ) -> Path:
     from featurecache.evaluation.training import reported_rows
     from featurecache.reporting.report import LastLook, ReportData, write_report
@@ -209,7 +213,7 @@ def _write_report(
             calibration=look.get("calibration"),
         ),
         bad_inputs=extraction.to_json()["bad"],
-        predict_command=_predict_command(saved, training, args),
+        predict_command=command,
     )
     path: Path = args.report or args.cache / "report.html"
     here = set(view.paths)

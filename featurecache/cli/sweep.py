@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_memory_option, check_places, memory_of, verb_parser, write_table_at
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
+from featurecache.cli.outputs import Outputs
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def add_parser(verbs: Any) -> None:
         "--look-at-test", action="store_true", help="judge on the test part, which is for the last look"
     )
     parser.add_argument("--balanced", action="store_true", help="classes count alike in choosing and fitting")
-    parser.add_argument("--tta", action="store_true", help="judge on the mean over the cached views of a sample")
+    parser.add_argument(
+        "--tta", action="store_true", help="judge on the mean over the cached views of a sample; train on --views"
+    )
     parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
     add_memory_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
@@ -100,16 +103,18 @@ def run(args: argparse.Namespace) -> int:
             store, tasks, sets, plan, n_jobs=args.jobs, memory=memory, on_result=count, on_left_out=leave_out
         )
     lines = summarise(rows)
+    outputs = Outputs(debug=args.debug)
     if args.out:
-        write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace)
+        outputs.write("--out", lambda: write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace))
     if args.picture:
-        publish_bytes(args.picture, draw_sweep(lines).encode())
+        outputs.write("--picture", lambda: publish_bytes(args.picture, draw_sweep(lines).encode()))
     failed = [row for row in rows if row["error"] is not None]
     warnings = [warning.to_json() for warning in feature_warnings(sets)]
     if args.json:
         document = {"summary": lines, "rows": rows, "heads_left_out": list(left_out.values()), "warnings": warnings}
-        print_json({**document, "kept": num_kept, "computed": len(rows) - num_kept})
-        return int(bool(failed))
+        counts = {"kept": num_kept, "computed": len(rows) - num_kept}
+        print_json({**document, **counts, "failed_outputs": outputs.failures})
+        return outputs.report() or int(bool(failed))
     for each in left_out.values():
         warn(f"head {each['head']} is left out on {each['tap']}, task {each['task']}: it {each['reason']}")
     _print(lines)
@@ -117,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     print_warnings(warnings)
     for row in failed[:5]:
         warn(f"{row['head']} on {row['tap']}, task {row['task']}: {row['error']}")
-    return int(bool(failed))
+    return outputs.report() or int(bool(failed))
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -142,7 +147,7 @@ def _sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
     from featurecache.store.feature_sets import pooled_if_any
 
     where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
-    views = 0 if args.views is None and not args.tta else args.views
+    views = args.views or 0
     sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]
     if args.tap is None and not any(map(needs_tokens, args.head or ())):
         sets = pooled_if_any(sets)
@@ -185,6 +190,9 @@ def _row(line: dict[str, Any]) -> list[str]:
 
 
 def _labels(line: dict[str, Any]) -> str:
-    if line["shots"] is not None:
-        return f"{line['shots']} a class"
-    return "-" if line["n_train"] is None else f"{line['n_train']:.0f}"
+    if line["n_train"] is None:
+        return "-" if line["shots"] is None else f"{line['shots']} a class"
+    count = f"{line['n_train']:.0f}"
+    if line["shots"] is None:
+        return count
+    return f"all ({count})" if line["n_train"] == line["n_available"] else f"{line['shots']} a class ({count})"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
 from featurecache.cli.options import add_memory_option, features_of, memory_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
-from featurecache.errors import RequestError
+from featurecache.cli.outputs import Outputs
 from featurecache.specs import TASK_NOUN
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--head", action="append", metavar="H", help="head to train, or 'all' (default); repeat for several"
     )
     group.add_argument(
-        "--tta", action="store_true", help="judge heads on the mean over the cached views of a sample (test-time views)"
+        "--tta",
+        action="store_true",
+        help="judge heads on the mean over the cached views of a sample (test-time views); they train on --views",
     )
     group.add_argument(
         "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
@@ -86,12 +88,13 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is None:
         used = {head.feature_set.key: head.feature_set for head in report.heads}
         report.warnings += type_warnings(used.values(), store.feature_sets())
-    saved = save_best(store, args.save, report) if args.save else None
+    outputs = Outputs(debug=args.debug)
+    saved = outputs.write("--save", lambda: save_best(store, args.save, report)) if args.save else None
     document = report.to_json() | ({} if ladder is None else {"ladder": ladder.to_json()})
     document["frozen_statistics"] = any(map(keeps_statistics, report.heads))
     if args.json:
-        print_json({**document, "saved": saved})
-        return 0
+        print_json({**document, "saved": saved, "failed_outputs": outputs.failures})
+        return outputs.report()
     print_results(document)
     if ladder is not None:
         print_ladder(document["ladder"])
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     print_warnings(document["warnings"])
     if saved:
         print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
-    return 0
+    return outputs.report()
 
 
 def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argparse.Namespace) -> TrainingReport:
@@ -151,7 +154,7 @@ def predict_command(
     if head.result.head.startswith("python:"):
         command += ["--layers", head.result.head]
     if head.judged_on == "views":
-        command += ["--tta", str(feature_set.num_views)]
+        command += ["--tta", str(head.judged_set.num_views)]
     return shlex.join(command)
 
 
@@ -176,7 +179,7 @@ def print_results(document: dict[str, Any]) -> None:
         print_line(f"its probabilities there: log loss {said['log_loss']:.3f}, off by {error}")
     _print_outputs(document)
     if best["judged_on"] == "views":
-        print_line(f"a sample was judged by the mean over its {best['views']} views, as `predict --tta` does")
+        print_line(f"a sample was judged by the mean over its {best['judged_views']} views, as `predict --tta` does")
 
 
 def _print_outputs(document: dict[str, Any]) -> None:
@@ -220,7 +223,7 @@ def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureS
 
     where = features_of(args)
     if args.tta and args.views is None:
-        where["views"] = _only_number_of_views(store, where)
+        where["views"] = 0  # --tta is about judging; what is trained on is for --views to say
     if args.tap is None or "all" in args.tap:
         found = store.select_sets(**where)
         found = found if any(map(needs_tokens, args.head or ())) else pooled_if_any(found)
@@ -228,18 +231,3 @@ def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureS
     sets = [feature_set for tap in dict.fromkeys(args.tap) for feature_set in store.select_sets(tap=tap, **where)]
     plain = [feature_set for feature_set in sets if feature_set.num_views is None]
     return prefer_wider(plain if plain and where["views"] is None else sets)
-
-
-def _only_number_of_views(store: FeatureStore, where: dict[str, Any]) -> int:
-    from featurecache.store.feature_sets import refuse_views_of_texts
-
-    sets = store.select_sets(**where)
-    refuse_views_of_texts(sets, option="--tta")
-    numbers = sorted({s.num_views for s in sets if s.num_views is not None})
-    if len(numbers) == 1:
-        return numbers[0]
-    if numbers:
-        raise RequestError(f"{' and '.join(map(str, numbers))} views of each sample are cached; choose with --views K")
-    raise RequestError(
-        f"--tta judges heads on cached views, and {store.path} holds none; run `featurecache extract --views K`"
-    )

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import Z95
+from featurecache.evaluation.intervals import Z95, holding
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell"]
 
@@ -80,8 +80,9 @@ def compare(
     centre = (won - lost) / n
     half = Z95 * float(np.sqrt(max(won + lost + 1.0 - (won - lost) ** 2 / n, 0.0))) / n
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    low, high = max(centre - half, -1.0), min(centre + half, 1.0)
-    return Comparison((won - lost) / len(y), low, high, p_value, verdict_of(low, high))
+    difference = (won - lost) / len(y)
+    low, high = holding(difference, max(centre - half, -1.0), min(centre + half, 1.0))
+    return Comparison(difference, low, high, p_value, verdict_of(low, high))
 
 
 def _compare_groups(
@@ -102,7 +103,7 @@ def _compare_groups(
     error = np.sqrt(count / (count - 1) * squares) / len(y)
     half = float(student_t.ppf(0.975, count - 1) * error)
     p_value = float(2 * student_t.sf(abs(mean) / error, count - 1))
-    low, high = max(mean - half, -1.0), min(mean + half, 1.0)
+    low, high = holding(mean, max(mean - half, -1.0), min(mean + half, 1.0))
     return Comparison(mean, low, high, p_value, verdict_of(low, high))
 
 

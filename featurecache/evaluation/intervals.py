@@ -16,7 +16,14 @@ Z95 = 1.959963984540054
 """Standard deviations of a normal distribution on either side that hold 95 %."""
 _CELLS_AT_ONCE = 2_000_000
 
-Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+def holding(value: float, low: float, high: float) -> tuple[float, float]:
+    """Return bounds moved so far that they hold the value they are about.
+
+    Bounds and value are often computed along different ways, so that rounding, or means of different things, may leave
+    the value just outside.
+    """
+    return min(low, value), max(high, value)
 
 
 def summaries(correct: np.ndarray, actual: np.ndarray, predicted: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from sklearn.metrics import (
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import Comparison, compare, verdict_of
+from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.judging import predictions, probabilities, said
 from featurecache.evaluation.parts import Part
 from featurecache.evaluation.resampling import (
@@ -206,8 +207,8 @@ class _Resampled(Measure):
             wider = slack(count) if certain else 0.0
             found[name] = float(point[place])
             least, most = self.range_of(name)
-            found[f"{name}_low"] = float(max(low[place] - wider, least))
-            found[f"{name}_high"] = float(min(high[place] + wider, most))
+            ends = float(max(low[place] - wider, least)), float(min(high[place] + wider, most))
+            found[f"{name}_low"], found[f"{name}_high"] = holding(found[name], *ends)
         return found
 
     def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
@@ -220,7 +221,8 @@ class _Resampled(Measure):
         if not len(draws):  # what is compared varies in no resample
             return Comparison(difference, -np.inf, np.inf, 1.0, "cannot tell")
         count = num_units(len(y), groups)
-        low, high = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
+        ends = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
+        low, high = holding(difference, *ends)
         if high - low < 1e-12:
             low, high = low - slack(count), high + slack(count)
             return Comparison(difference, low, high, 1.0, verdict_of(low, high))

@@ -55,7 +55,8 @@ def open_pairs(
     Raises
     ------
     RequestError
-        A set with views without the plain features that heads are judged on; test-time views without views; features
+        A set with views without the plain features that heads are judged on; test-time views where there are none;
+        features
         with more numbers per sample than heads for pooled ones can be fitted to.
     """
     judged_sets = [_judged_set_of(store, feature_set, tta=tta) for feature_set in sets]
@@ -188,10 +189,7 @@ def _judged_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -
     if tta:
         check_takes_views(feature_set.identity.preprocess.modality, f"the cached {feature_set}", option="--tta")
     if tta and feature_set.num_views is None:
-        raise RequestError(
-            f"{feature_set} holds no views to judge heads on; leave --tta out, or run `featurecache extract --views K` "
-            "and train on its views"
-        )
+        return _views_of(store, feature_set)
     if tta or feature_set.num_views is None:
         return feature_set
     plain, tap, dtype = feature_set.identity.plain, feature_set.tap, feature_set.dtype
@@ -203,3 +201,24 @@ def _judged_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -
         f"run `featurecache extract SOURCE --cache {store.path} --backbone {plain.backbone} --tap {tap} "
         f"--dtype {dtype}`, or pass --tta"
     )
+
+
+def _views_of(store: FeatureStore, plain: FeatureSet) -> FeatureSet:
+    """Return the views of the samples of a plain feature set: the most that are cached."""
+    tap, dtype = plain.tap, plain.dtype
+    found = [
+        each for each in store.feature_sets() if each.num_views is not None and (each.tap, each.dtype) == (tap, dtype)
+    ]
+    found = [each for each in found if each.identity.plain.fingerprint == plain.fingerprint]
+    if not found:
+        raise RequestError(
+            f"{plain} holds no views to judge heads on; leave --tta out, or run `featurecache extract --views K`"
+        )
+    most = max(each.num_views or 0 for each in found)
+    first, *others = [each for each in found if each.num_views == most]
+    if others:
+        raise RequestError(
+            f"--tta may judge on {first} or on {others[0]}; name one with --views {most} --fingerprint, to train on "
+            "its views too, or remove the other"
+        )
+    return first

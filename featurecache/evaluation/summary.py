@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from featurecache.evaluation.comparison import verdict_of
-from featurecache.evaluation.intervals import Z95, wilson
+from featurecache.evaluation.intervals import Z95, holding, wilson
 from featurecache.evaluation.measures import measure_of
 
 _CONTEST = ("task", "kind", "measure", "shots", "share", "part")
@@ -38,7 +38,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         groups.setdefault(tuple(row[name] for name in _GROUP), []).append(row)
     lines = [_line(dict(zip(_GROUP, names, strict=True)), group) for names, group in groups.items()]
-    ordered = sorted(lines, key=lambda line: (*map(str, _contest(line)), -_rank(line)))
+    ordered = sorted(lines, key=lambda line: (_in_order(_contest(line)), -_rank(line)))
     best: dict[tuple[Any, ...], dict[str, Any]] = {}
     for line in ordered:
         first = best.setdefault(_contest(line), line)
@@ -63,6 +63,14 @@ def _contest(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line[name] for name in _CONTEST)
 
 
+def _in_order(contest: tuple[Any, ...]) -> list[tuple[int, float, str]]:
+    """Return a key by which names sort as names and numbers as numbers: 5 shots before 10, before all."""
+    return [
+        (2, 0.0, "") if each is None else (0, float(each), "") if isinstance(each, int | float) else (1, 0.0, str(each))
+        for each in contest
+    ]
+
+
 def _rank(line: dict[str, Any]) -> float:
     return -math.inf if line["score"] is None else float(line["score"])
 
@@ -70,11 +78,13 @@ def _rank(line: dict[str, Any]) -> float:
 def _line(names: dict[str, Any], group: list[dict[str, Any]]) -> dict[str, Any]:
     good = [row for row in group if row["error"] is None]
     line: dict[str, Any] = {**names, "divisions": len(good), "failed": len(group) - len(good), "_rows": good}
-    line |= dict.fromkeys(("score", "low", "high", "accuracy", "n_train", "seconds", "against_best"))
+    means = ("score", "n_train", "n_available", "seconds")
+    line |= dict.fromkeys((*means, "low", "high", "accuracy", "against_best"))
     if not good:
         return line
-    low, high = _interval(good)
-    line |= {name: float(np.mean([row[name] for row in good])) for name in ("score", "n_train", "seconds")}
+    # A mean of equal scores, and the bounds of one of them, may differ in the last digit.
+    low, high = holding(float(np.mean([row["score"] for row in good])), *_interval(good))
+    line |= {name: float(np.mean([row[name] for row in good])) for name in means}
     accuracy = float(np.mean([row["accuracy"] for row in good])) if line["kind"] == "classes" else None
     return line | {"low": low, "high": high, "accuracy": accuracy}
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
-from featurecache.evaluation.divisions import Division
+from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.jobs import Cell, State, computed, num_samples_taken
 from featurecache.evaluation.measures import OfClasses, OfLabels, OfNumbers
 from featurecache.evaluation.pairs import (
@@ -38,12 +38,14 @@ from featurecache.versions import installed_versions
 _FIGURES = dict.fromkeys(name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.titles)
 COLUMNS = (
     "task", "kind", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced", "seed", "fold",
-    "num_folds", "shots", "share", "part", "n_train", "n", "params", "measure", "score", "score_low", "score_high",
+    "num_folds", "shots", "share", "part", "n_train", "n_available", "n", "params", "measure", "score",
+    "score_low", "score_high",
     *(name + end for name in _FIGURES for end in ("", "_low", "_high")), "log_loss",
     "expected_calibration_error", "selection_accuracy", "selection_score", "seconds", "converged", "error",
 )  # fmt: skip
 """Of a row of the table. ``score`` is the figure that ``measure`` names, by which settings are chosen; figures of other
-kinds of task are None. A head that could not be fitted has ``error`` and no figures."""
+kinds of task are None. ``n_available`` samples could have been fitted on, had no labels been taken away. A head that
+could not be fitted has ``error`` and no figures."""
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
 
@@ -143,7 +145,8 @@ def _cells(
         measures = [pair.measure for pair in pairs]
         for done, figures, state in computed(first, parts, measures, n_jobs, num_taken, store.path, room):
             for cell in to_do[done.key]:
-                row = dict.fromkeys(COLUMNS) | _names(pairs[cell.place]) | _about(cell, pairs[cell.place]) | figures
+                about = _about(cell, pairs[cell.place], said[cell.place])
+                row = dict.fromkeys(COLUMNS) | _names(pairs[cell.place]) | about | figures
                 if state == "computed" and cell.place == done.place:
                     store.remember_result(cell.key, row)
                     yield cell.place, cell.key, row, state
@@ -164,8 +167,9 @@ def _parts_of_each(pairs: list[Pair], said: list[dict[str, Part]], room: Staging
     return found
 
 
-def _about(cell: Cell, pair: Pair) -> dict[str, Any]:
+def _about(cell: Cell, pair: Pair, parts: dict[str, Part]) -> dict[str, Any]:
     division, measure = cell.division, pair.measure
+    with_all_labels = divide(parts, replace(division, shots=None, share=None), kind=measure.kind)
     return {
         "judged_on": "plain" if pair.judged_set.num_views is None else "views",
         "kind": measure.kind,
@@ -177,6 +181,7 @@ def _about(cell: Cell, pair: Pair) -> dict[str, Any]:
         "num_folds": division.num_folds,
         "shots": division.shots,
         "share": division.share,
+        "n_available": len(with_all_labels["train"]),
         "part": division.judges_on if division.num_folds or pair.task.has(division.judges_on) else "held out",
     }
 

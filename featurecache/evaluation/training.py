@@ -39,7 +39,7 @@ class TrainedHead:
     feature_set: FeatureSet
     result: HeadResult
     judged_set: FeatureSet
-    """What it was judged on: the feature set itself, or the plain one that belongs to a set of views."""
+    """What it was judged on: the feature set itself, the plain one of a set of views, or views of a plain one."""
 
     @property
     def judged_on(self) -> str:
@@ -52,6 +52,7 @@ class TrainedHead:
             **self.result.to_json(),
             "views": self.feature_set.num_views,
             "judged_on": self.judged_on,
+            "judged_views": self.judged_set.num_views,
             "tap": self.feature_set.tap,
             "task": self.task.name,
             "backbone": self.feature_set.identity.backbone,
@@ -174,7 +175,7 @@ def train_heads(
         the disk where memory does not hold them.
     tta : bool
         Judge heads on the mean of the probabilities over the cached views of each sample, instead of on its plain
-        features; for sets with views only.
+        features: over those of a set with views, or the most that are cached beside a plain one.
     balanced : bool
         Choose by balanced accuracy, and give all classes the same total weight where the head can; for tasks with
         classes only.

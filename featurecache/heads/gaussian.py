@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve
-from sklearn.covariance import ledoit_wolf
+from scipy.linalg import cho_factor, cho_solve, eigh
 from sklearn.utils.validation import validate_data
 
 from featurecache.heads.checks import REAL_TYPES, checked_labels
 from featurecache.heads.linear.classifier import LinearClassifier, ProbabilisticClassifier
 
 _LEAST_SHRINKAGE = 1e-6
+"""Share of the mean variance that is added to all: without it, features that say the same have no inverse."""
+_BLOCK_BYTES = 64 << 20
+
+# n rows, D features, K classes
 
 
 class GaussianDiscriminant(ProbabilisticClassifier):
@@ -31,6 +35,12 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         As in `LinearClassifier`: the log density of each class, but for a constant.
     shrinkage_ : float
         Share of the scaled identity in the covariance.
+
+    Notes
+    -----
+    The covariance is ``a R'R + b I`` with the residuals ``R`` (n, D). Where features outnumber rows, its inverse is
+    taken in the space of the rows, ``(I - R' (R R' + b/a I)^-1 R) / b`` (Woodbury), so that nothing of D x D numbers is
+    ever held; the result is the same.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
@@ -49,13 +59,8 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         self.classes_, y_index = checked_labels(y)
         means, counts = _class_means(rows, y_index, len(self.classes_))
-        residuals = rows - means[y_index].astype(rows.dtype)
-        covariance, self.shrinkage_ = ledoit_wolf(residuals, assume_centered=True)
-        covariance = covariance.astype(np.float64)
-        variance = float(np.trace(covariance)) / len(covariance)
-        # Where no class has two rows that differ, all directions are alike.
-        covariance[np.diag_indices_from(covariance)] += _LEAST_SHRINKAGE * variance if variance > 0 else 1.0
-        weights_DK = cho_solve(cho_factor(covariance), means.T)
+        solve = _in_row_space if rows.shape[0] < rows.shape[1] else _in_feature_space
+        weights_DK, self.shrinkage_ = solve(rows, means, y_index)
         return self._fitted(weights_DK.T, np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1))
 
 
@@ -85,3 +90,82 @@ def _class_means(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     means = np.stack([rows[y == place].mean(axis=0, dtype=np.float64) for place in range(num_classes)])
     return means, np.bincount(y, minlength=num_classes)
+
+
+def _in_feature_space(
+    rows: NDArray[Any], means_KD: NDArray[np.float64], y: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], float]:
+    """Return the inverse covariance times each mean, (D, K), and the shrinkage, by products of features."""
+    num_rows, num_features = rows.shape
+    covariance, fourth = np.zeros((num_features,) * 2), 0.0
+    step = max(_BLOCK_BYTES // (num_features * rows.itemsize), 1)
+    for start in range(0, num_rows, step):
+        some = slice(start, start + step)
+        residuals = rows[some] - means_KD[y[some]].astype(rows.dtype)
+        covariance += residuals.T @ residuals
+        fourth += float(((residuals.astype(np.float64) ** 2).sum(axis=1) ** 2).sum())
+    covariance /= num_rows
+    square = float(np.einsum("ij,ij->", covariance, covariance))
+    shrinkage, variance = _shrinkage(square, float(np.trace(covariance)), fourth, num_rows, num_features)
+    covariance *= 1 - shrinkage
+    covariance[np.diag_indices_from(covariance)] += _of_all_directions(shrinkage, variance)
+    factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
+    return cho_solve(factor, means_KD.T), shrinkage
+
+
+def _in_row_space(
+    rows: NDArray[Any], means_KD: NDArray[np.float64], y: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], float]:
+    """Return what `_in_feature_space` does, by products of rows: for fewer rows than features."""
+    num_rows, num_features = rows.shape
+    gram = np.zeros((num_rows,) * 2)
+    of_means = np.zeros((num_rows, len(means_KD)))
+    for some, residuals in _columns(rows, means_KD, y):
+        gram += residuals @ residuals.T
+        of_means += residuals @ means_KD[:, some].T
+    trace, fourth = float(np.trace(gram)) / num_rows, float((np.diag(gram) ** 2).sum())
+    square = float(np.einsum("ij,ij->", gram, gram)) / num_rows**2
+    shrinkage, variance = _shrinkage(square, trace, fourth, num_rows, num_features)
+    least = _of_all_directions(shrinkage, variance)
+    # Not divided by the share of the residuals: they have none where all is shrunk.
+    share = (1 - shrinkage) / num_rows
+    lengths, axes = eigh(gram, overwrite_a=True, check_finite=False)
+    curvature = share / (share * lengths.clip(min=0.0) + least)
+    mixed = axes @ (curvature[:, None] * (axes.T @ of_means))
+    weights_DK = np.empty((num_features, len(means_KD)))
+    for some, residuals in _columns(rows, means_KD, y):
+        weights_DK[some] = (means_KD[:, some].T - residuals.T @ mixed) / least
+    return weights_DK, shrinkage
+
+
+def _columns(
+    rows: NDArray[Any], means_KD: NDArray[np.float64], y: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yield some features at a time, with the residuals of all rows there, (n, some) float64."""
+    step = max(_BLOCK_BYTES // (8 * len(rows)), 1)
+    for start in range(0, rows.shape[1], step):
+        some = slice(start, start + step)
+        yield some, rows[:, some] - means_KD[:, some][y]
+
+
+def _of_all_directions(shrinkage: float, variance: float) -> float:
+    """Return what is added to the variance in each direction; where no class has two rows that differ all are alike."""
+    return shrinkage * variance + (_LEAST_SHRINKAGE * variance if variance > 0 else 1.0)
+
+
+def _shrinkage(square: float, trace: float, fourth: float, num_rows: int, num_features: int) -> tuple[float, float]:
+    """Return the share that Ledoit and Wolf give to the scaled identity, and the mean variance, its scale.
+
+    Parameters
+    ----------
+    square, trace : float
+        Squared Frobenius norm and trace of the covariance.
+    fourth : float
+        Sum of the fourth powers of the lengths of the residuals.
+    """
+    variance = trace / num_features
+    if num_features == 1:
+        return 0.0, variance
+    distance = (square - 2 * variance * trace + num_features * variance**2) / num_features
+    error = min((fourth / num_rows - square) / (num_features * num_rows), distance)
+    return (error / distance if error > 0 else 0.0), variance

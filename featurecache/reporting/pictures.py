@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from featurecache.errors import InputError
 from featurecache.files import read_regular
@@ -16,10 +17,25 @@ from featurecache.specs import MAX_FILE_BYTES, PreprocessSpec
 _THUMBNAIL = (160, 160)
 _INK, _MUTED, _ACCENT, _GRID = "#1d2733", "#8a96a3", "#1b6ca8", "#e3e8ed"
 
+Drawing = ParamSpec("Drawing")
 Interval = tuple[str, float, float, float]
 """Name, value, lower and upper end."""
 
 
+def plain_names(draw: Callable[Drawing, str]) -> Callable[Drawing, str]:
+    """Let matplotlib take names as they are: those of classes and taps are no formulas, whatever dollars they hold."""
+
+    @wraps(draw)
+    def drawn(*args: Drawing.args, **kwargs: Drawing.kwargs) -> str:
+        import matplotlib as mpl
+
+        with mpl.rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@plain_names
 def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, label: str = "accuracy") -> str:
     """Draw values with their intervals, one line each, best on top; ``floor`` is the share of the largest class."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -43,7 +59,8 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
     axes.set_yticks(list(places), [name for name, *_ in rows], color=_INK)
     axes.set_ylim(-0.6, len(rows) - 0.2)
     low = min([row[2] for row in rows] + ([floor] if floor is not None else []))
-    axes.set_xlim(max(0.0, low - 0.05), min(1.08, max(row[3] for row in rows) + 0.08))
+    left = max(low - 0.05, 0.0 if low >= 0 else -1.05)  # R2 below -1 is as good as any: it would hide the others
+    axes.set_xlim(left, max(min(1.08, max(row[3] for row in rows) + 0.08), left + 0.1))
     axes.set_xlabel(f"{label} (line: 95 % interval)", color=_INK)
     axes.grid(axis="x", color=_GRID)
     axes.set_axisbelow(True)
@@ -53,6 +70,7 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
     return _svg(figure)
 
 
+@plain_names
 def draw_reliability(bins: Sequence[dict[str, float]]) -> str:
     """Draw how often answers were right against the probability that was given for them, one point for each bin."""
     figure, axes = _small_plot("probability of the answer", "share that was right")
@@ -62,6 +80,7 @@ def draw_reliability(bins: Sequence[dict[str, float]]) -> str:
     return _svg(figure)
 
 
+@plain_names
 def draw_scatter(true: Any, said: Any) -> str:
     """Draw what a head said against what is true, one point for each sample."""
     figure, axes = _small_plot("true", "said")

@@ -7,10 +7,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from featurecache.reporting.pictures import plain_names
+
 _INK, _MUTED, _GRID = "#1d2733", "#8a96a3", "#e3e8ed"
 _COLOURS = ("#1b6ca8", "#d1602d", "#2f8f5b", "#8d4fb3", "#b3893a", "#c23b63", "#4aa3a2", "#5a6472", "#9c6b4f")
 
 
+@plain_names
 def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
     """Draw a sweep as SVG, one row of pictures for each task and figure.
 

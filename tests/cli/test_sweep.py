@@ -637,3 +637,41 @@ def test_a_cache_without_tasks(make_folder: Callable, tmp_path: Path, capsys: py
     main(["extract", str(make_folder(per_class=2)), "--cache", str(tmp_path / "c"), "--backbone", TINY, *RUNTIME])
     assert main(["sweep", str(tmp_path / "c"), "--quiet"]) == 2
     assert "has no tasks; add one with `featurecache task add`" in capsys.readouterr().err
+
+
+def test_a_picture_never_costs_the_table(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All fits are done when it is drawn: whatever goes wrong then is said after the results."""
+    picture, table = tmp_path / "p" / "layers.svg", tmp_path / "p" / "rows.csv"
+    picture.parent.mkdir()
+    command = ["sweep", str(cached), "--quiet", "--head", "knn", "--tap", "stem.0:avg"]
+    capsys.readouterr()
+    monkeypatch.setattr("featurecache.reporting.sweep._by_time", lambda *args: 1 / 0)
+    assert main([*command, "--out", str(table), "--picture", str(picture)]) == 1
+    said = capsys.readouterr()
+    assert "stem.0:avg" in said.out
+    assert said.err == "featurecache: error: --picture: division by zero\n"
+    assert table.exists()
+    assert main([*command, "--json", "--picture", str(picture)]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert (len(document["rows"]), document["failed_outputs"]) == (1, ["--picture: division by zero"])
+
+
+def test_a_picture_of_scores_that_are_all_one(cached: Path, tmp_path: Path) -> None:
+    """Three colours are easily told apart: every seed scores 1.000, and no interval may lie beside that."""
+    picture = tmp_path / "layers.svg"
+    command = ["sweep", str(cached), "--quiet", "--head", "ridge", "--head", "knn", "--seeds", "3", "--folds", "3"]
+    assert main([*command, "--balanced", "--picture", str(picture)]) == 0
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_shots_beyond_what_there_is_are_all(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", str(cached), "--quiet", "--head", "knn", "--tap", "stem.0:avg"]
+    for shots in ("10", "5", "500"):
+        command += ["--shots", shots]
+    capsys.readouterr()
+    assert main(command) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("colour")]
+    found = [re.search(r"stem\.0:avg +(.*?\(\d+\))", line).group(1) for line in lines]
+    assert [label.split(" (")[0] for label in found] == ["5 a class", "10 a class", "all"]

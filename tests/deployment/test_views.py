@@ -149,8 +149,13 @@ def test_the_command_line(made: tuple, tmp_path: Path, capsys: pytest.CaptureFix
     assert [r["views"] for r in said(capsys, *options, "--tap", "pre_logits")["results"]] == [None]
     assert [r["views"] for r in said(capsys, *options, "--views", "2")["results"]] == [2]
     assert {r["views"] for r in said(capsys, *options, "--tap", "all")["results"]} == {None, 2}
-    judged = said(capsys, *options, "--tta", "--save", "best")
-    assert (judged["chosen"]["views"], judged["chosen"]["judged_on"]) == (2, "views")
+    judged = said(capsys, *options, "--tta", "--save", "best")  # it only judges: heads train on the plain features
+    assert (judged["chosen"]["views"], judged["chosen"]["judged_on"]) == (None, "views")
+    assert judged["results"][0]["judged_views"] == 2
+    both = said(capsys, *options, "--tta", "--views", "2")
+    assert (both["chosen"]["views"], both["chosen"]["judged_on"]) == (2, "views")
+    (swept,) = said(capsys, "sweep", cache, "--tap", "pre_logits", "--head", "logistic", "--tta")["rows"]
+    assert (swept["views"], swept["judged_on"]) == (None, "views")
     predict = ["predict", f"{cache}/heads/best", str(photos), "--backbone", TINY]
     assert said(capsys, *predict, "--tta", "2") != said(capsys, *predict)
     (kept,) = {f["views"]["seed"] for f in said(capsys, "ls", cache)["features"] if f["views"]}
@@ -167,8 +172,10 @@ def test_the_command_line(made: tuple, tmp_path: Path, capsys: pytest.CaptureFix
     assert "judged by the mean over its 2 views" in out
     said(capsys, "convert", cache, "--to", "int8", "--views", "2")
     said(capsys, *extract, "--views", "3")
+    assert said(capsys, *options, "--tta")["results"][0]["judged_views"] == 3
+    said(capsys, *extract, "--views", "3", "--view-seed", "8")
     assert main([*options, "--tta"]) == 2
-    assert "2 and 3 views of each sample are cached; choose with --views K" in capsys.readouterr().err
+    assert "name one with --views 3 --fingerprint" in capsys.readouterr().err
 
 
 def test_test_time_views_need_views(made: tuple, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -183,4 +190,8 @@ def test_test_time_views_need_views(made: tuple, tmp_path: Path, capsys: pytest.
     assert "2 views" in (tmp_path / "c" / "report.html").read_text()
     fc.extract(source, tmp_path / "d", backbone=TINY, settings=SETTINGS).add_task("colour", fc.labels_from_folders())
     assert main(["train", str(tmp_path / "d"), "--task", "colour", "--tta"]) == 2
-    assert "holds none; run `featurecache extract --views K`" in capsys.readouterr().err
+    assert "holds no views to judge heads on" in capsys.readouterr().err
+    assert main([*run, "--views", "2", "--tta"]) == 0
+    out = capsys.readouterr().out
+    assert "judged by the mean over its 2 views" in out
+    assert "--tta 2" in out

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from featurecache.evaluation.comparison import compare
@@ -54,3 +56,21 @@ def test_equal_heads_are_rarely_told_apart_and_the_interval_covers() -> None:
             wrong += found.verdict in ("better", "worse")
         assert covered / 1000 > 0.94
         assert wrong / 1000 < 0.06
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 60),
+    num_groups=st.sampled_from([None, 1, 2, 7]),
+    balanced=st.booleans(),
+    right=st.sampled_from([(0.0, 1.0), (1.0, 1.0), (0.5, 0.9)]),
+)
+def test_an_interval_holds_its_difference(
+    seed: int, n: int, num_groups: int | None, balanced: bool, right: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n)
+    first, second = (np.where(rng.random(n) < share, y, (y + 1) % 3) for share in right)
+    groups = None if num_groups is None else rng.integers(0, num_groups, n)
+    found = compare(y, first, second, groups, balanced=balanced)
+    assert found.low <= found.difference <= found.high

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import t as student_t
 
 from featurecache.errors import RequestError
@@ -23,7 +25,7 @@ def row(score: float | None, **changes: Any) -> dict[str, Any]:
     known = {
         "task": "colour", "kind": "classes", "measure": "accuracy", "backbone": "b", "fingerprint": "f", "tap": "t",
         "dtype": "float16", "judged_on": "plain", "head": "knn", "balanced": False, "seed": 0, "part": "fold",
-        "n_train": 80, "n": 20, "seconds": 1.0, "score": score, "accuracy": score,
+        "n_train": 80, "n_available": 80, "n": 20, "seconds": 1.0, "score": score, "accuracy": score,
     }  # fmt: skip
     if score is not None:
         known |= {"score_low": score - 0.1, "score_high": score + 0.05}
@@ -150,6 +152,32 @@ def test_kinds_are_never_ranked_against_each_other():
     lines = summarise(rows)
     assert {line["measure"] for line in lines} == {"accuracy", "balanced_accuracy", "mean_average_precision", "r2"}
     assert [line["against_best"] for line in lines] == [None] * 4
+
+
+@given(
+    scores=st.lists(st.floats(0, 1), min_size=1, max_size=5),
+    below=st.floats(-1e-15, 0.3),
+    above=st.floats(-1e-15, 0.3),
+    changes=st.sampled_from([{}, BALANCED, MAP, R2]),
+    part=st.sampled_from(["fold", "held out", "validation", "test"]),
+    n=st.integers(1, 50),
+    alike=st.booleans(),
+)
+@settings(max_examples=200)
+def test_bounds_hold_their_score(scores, below, above, changes, part, n, alike):
+    """Also where rounding left the bounds of a division beside its score."""
+    scores = [scores[0]] * len(scores) if alike else scores
+    rows = [
+        row(score, seed=k, part=part, n=n, score_low=score - below, score_high=min(score + above, 1.0), **changes)
+        for k, score in enumerate(scores)
+    ]
+    (line,) = summarise(rows)
+    assert line["low"] <= line["score"] <= line["high"]
+
+
+def test_fewer_labels_come_before_more_and_all_come_last():
+    rows = [row(0.5, shots=shots, part="validation") for shots in (None, 10, 5, 100)]
+    assert [line["shots"] for line in summarise(rows)] == [5, 10, 100, None]
 
 
 def test_heads_that_failed_are_counted():
