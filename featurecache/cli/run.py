@@ -18,7 +18,14 @@ from featurecache.cli.options import (
 )
 from featurecache.cli.output import print_json, print_line, print_warnings
 from featurecache.cli.outputs import Outputs
-from featurecache.cli.task import add_label_options, add_missing_option, add_weight_option, label_columns, print_task
+from featurecache.cli.task import (
+    add_label_options,
+    add_missing_option,
+    add_weight_option,
+    label_columns,
+    label_readings,
+    print_task,
+)
 from featurecache.cli.train import add_training_options, predict_command, print_results, save_best, train
 from featurecache.errors import RequestError, unique_warnings
 from featurecache.specs import TASK_NOUN, check_takes_views
@@ -96,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         args.task, labels, allow_missing=args.allow_missing, replace=True, random_state=args.random_state
     )
     if not args.json:
-        print_task(store, task)
+        print_task(store, task, with_warnings=False)  # they stand at the end, with all others
     # Heads on plain features and on views stand in one table: whether views help is for validation data to say.
     training = train(store, task, extraction.sets, args)
     # What concerns features stands in both reports, and is printed once.
@@ -161,6 +168,7 @@ def _labels(args: argparse.Namespace, source: Source) -> FolderLabels | TableLab
         group_column=args.group_column,
         weight_column=args.weight_column,
         root=source.root,
+        **label_readings(args),
     )
 
 

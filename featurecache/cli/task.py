@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import verb_parser
-from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.specs import TASK_NOUN
 
 if TYPE_CHECKING:
@@ -70,6 +70,18 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         help="one class each (default); labels: any of several, in one column with ; between them, or in a column of 1 "
         "and 0 for each; numbers: one column or several",
     )
+    readings = ("missing", "negative", "positive")
+    parser.add_argument(
+        "--blank",
+        choices=readings,
+        help="what an empty cell says of a label (default: missing, not known; in a column of all labels: negative)",
+    )
+    parser.add_argument(
+        "--uncertain", choices=readings, default="missing", help="what -1, u or ? says of a label (default: missing)"
+    )
+    parser.add_argument(
+        "--separator", default=";|", metavar="CHARS", help="what stands between labels (default: ; or |)"
+    )
 
 
 def add_weight_option(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +89,11 @@ def add_weight_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-column", metavar="NAME", help="how much an input counts in fitting, above 0; judging counts all alike"
     )
+
+
+def label_readings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options say of the cells of labels, as `labels_from_csv` takes it."""
+    return {name: getattr(args, name) for name in ("blank", "uncertain", "separator")}
 
 
 def label_columns(args: argparse.Namespace) -> list[str]:
@@ -117,6 +134,7 @@ def run_add(args: argparse.Namespace) -> int:
             group_column=args.group_column,
             weight_column=args.weight_column,
             root=root,
+            **label_readings(args),
         )
     store = FeatureStore.open(args.cache)
     task = store.add_task(
@@ -129,7 +147,7 @@ def run_add(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_task(store: FeatureStore, task: Task) -> None:
+def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -> None:
     """Say what a task holds and what was left out of it."""
     from featurecache.store.tasks import class_counts
 
@@ -139,12 +157,17 @@ def print_task(store: FeatureStore, task: Task) -> None:
     weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
     said = f"{len(task.classes)} {task.kind}, {counts}{groups}{weights}"
     print_line(f"task {task.name}: {said} (splits {about['splits']})")
+    unknown = task.num_unknown()
+    more = ["not known"] if any(unknown.values()) else []
+    rows: list[list[Any]]
     if task.kind == "numbers":
-        columns = zip(task.classes, task.labels.T, strict=True)
+        columns = [(name, c[c == c]) for name, c in zip(task.classes, task.labels.T, strict=True)]
         rows = [[name, *(f"{each:.4g}" for each in (c.mean(), c.min(), c.max()))] for name, c in columns]
-        print_table(["number", "mean", "least", "greatest"], rows, numbers=["mean", "least", "greatest"])
+        titles = ["mean", "least", "greatest"]
     else:
-        print_table([TASK_NOUN[task.kind], "samples"], list(class_counts(task).items())[:50], numbers=["samples"])
+        rows, titles = [[name, count] for name, count in class_counts(task).items()], ["samples"]
+    rows = [[*row, *([unknown[row[0]]] if more else [])] for row in rows[:50]]  # not thousands of classes
+    print_table([TASK_NOUN[task.kind], *titles, *more], rows, numbers=[*titles, *more])
     if about["num_conflicts"]:
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
         print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")
@@ -154,6 +177,8 @@ def print_task(store: FeatureStore, task: Task) -> None:
         print_line(f"{about['num_missing']} labels are for files that are not in the cache")
     if unlabelled := _num_unlabelled(store, task):
         print_line(f"{unlabelled} samples of the cache have no label in this task")
+    if with_warnings:
+        print_warnings([warning.to_json() for warning in task.warnings()])
 
 
 def run_ls(args: argparse.Namespace) -> int:
@@ -190,6 +215,8 @@ def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
         "kind": task.kind,
         "classes": class_counts(task),
         "counts": task.counts(),
+        "unknown": task.num_unknown(),
+        "warnings": [warning.to_json() for warning in task.warnings()],
         "about": task.about,
         "groups": None if task.groups is None else int(task.groups.max()) + 1,
         "weights": None if task.weights is None else [float(task.weights.min()), float(task.weights.max())],

@@ -35,11 +35,12 @@ from featurecache.evaluation.resampling import (
     average_precision,
     expanded,
     num_units,
-    ranked,
+    ranked_where,
     slack,
     weights_of_resamples,
 )
 from featurecache.evaluation.scores import Scores, per_class, score
+from featurecache.heads.checks import UNKNOWN, is_partial, known_cells
 from featurecache.specs import TaskKind
 
 
@@ -257,29 +258,44 @@ class OfLabels(_Resampled):
 
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """See `Measure`."""
-        if y.ndim != 2 or y.shape[1] != self.n_outputs or not np.isin(y, (0, 1)).all():
-            raise TaskError(f"{name} labels are not 0 or 1 for each of {self.n_outputs} labels; encode them so")
-        if not y.any():
+        if y.ndim != 2 or y.shape[1] != self.n_outputs or not np.isin(y, (0, 1, UNKNOWN)).all():
+            raise TaskError(
+                f"{name} labels are not 0 or 1 for each of {self.n_outputs} labels, or {UNKNOWN} where not known; "
+                "encode them so"
+            )
+        _check_known(name, y)
+        if not (y == 1).any():
             raise TaskError(f"no label holds for any of the {len(y)} {name} rows; nothing can be judged by them")
         return y.astype(np.int64)
 
     def goodness(self, y: np.ndarray, answers: np.ndarray) -> float:
         """See `Measure`."""
-        there = y.any(axis=0)
-        return float(average_precision_score(y[:, there], answers[:, there], average="macro"))
+        there = (y == 1).any(axis=0)
+        if not is_partial(y):
+            return float(average_precision_score(y[:, there], answers[:, there], average="macro"))
+        return float(
+            np.mean([average_precision_score(*_where_known(y, answers, k)) for k in np.flatnonzero(there).tolist()])
+        )
 
     def point(self, y: np.ndarray, answers: np.ndarray) -> list[float]:
         """See `_Resampled`."""
         named = (answers > 0.5).astype(np.int64)
+        if is_partial(y):
+            (found,) = self.weighted(y, answers)(np.ones((1, len(y))))
+            return [self.goodness(y, answers), *map(float, found[1:])]
         f1 = [float(f1_score(y, named, average=average, zero_division=0.0)) for average in ("micro", "macro")]
         return [self.goodness(y, answers), *f1, float(accuracy_score(y, named))]
 
     def weighted(self, y: np.ndarray, answers: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """See `_Resampled`."""
-        named = (answers > 0.5).astype(np.int64)
-        right = (named == y).all(axis=1).astype(np.float64)
-        in_order = [ranked(y[:, k], answers[:, k]) for k in np.flatnonzero(y.any(axis=0))]
-        counted = np.concatenate([named * y, named + y], axis=1).astype(np.float64)
+        known, holds = known_cells(y), y == 1
+        named, judged = answers > 0.5, known.any(axis=1).astype(np.float64)
+        right = ((named == holds) | ~known).all(axis=1) * judged
+        in_order = [ranked_where(known[:, k], y[:, k], answers[:, k]) for k in np.flatnonzero(holds.any(axis=0))]
+        # Labels of which nothing is known have no F1.
+        of_labels = known.any(axis=0)
+        counts = [(named & holds)[:, of_labels] * 1.0, ((named & known) * 1.0 + holds)[:, of_labels]]
+        counted = np.concatenate(counts, axis=1)
 
         def figures(weights: np.ndarray) -> np.ndarray:
             precisions = np.stack([average_precision(weights, *each) for each in in_order], axis=1)
@@ -288,25 +304,29 @@ class OfLabels(_Resampled):
             both, either = np.split(weights @ counted, 2, axis=1)
             micro = 2 * both.sum(axis=1) / np.maximum(either.sum(axis=1), 1e-300)
             macro = (2 * both / np.maximum(either, 1e-300)).mean(axis=1)
-            return np.stack([mean, micro, macro, weights @ right / weights.sum(axis=1)], axis=1)
+            all_right = weights @ right / np.maximum(weights @ judged, 1e-300)
+            return np.stack([mean, micro, macro, all_right], axis=1)
 
         return figures
 
     def per_output(self, y: np.ndarray, answers: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
-        """Return average precision (None for a label that no sample has), precision, recall and F1 of each label."""
-        named = (answers > 0.5).astype(np.int64)
-        precision, recall, f1, support = precision_recall_fscore_support(y, named, average=None, zero_division=0.0)
-        return [
-            {
-                "label": name,
-                "n": int(support[k]),
-                "average_precision": float(average_precision_score(y[:, k], answers[:, k])) if support[k] else None,
-                "precision": float(precision[k]),
-                "recall": float(recall[k]),
-                "f1": float(f1[k]),
-            }
-            for k, name in enumerate(names)
-        ]
+        """Return average precision (None for a label that no sample has), precision, recall and F1 of each label.
+
+        Each is judged on the samples for which it is known, ``known`` of them; where that is none, it has no figures.
+        """
+        found: list[dict[str, Any]] = []
+        for k, name in enumerate(names):
+            holds, values = _where_known(y, answers, k)
+            found.append({"label": name, "n": int(holds.sum())})
+            if is_partial(y):
+                found[-1]["known"] = len(holds)
+            found[-1] |= dict.fromkeys(("average_precision", "precision", "recall", "f1"))
+            if holds.any():
+                found[-1]["average_precision"] = float(average_precision_score(holds, values))
+            if len(holds):
+                each = precision_recall_fscore_support(holds, values > 0.5, average="binary", zero_division=0.0)
+                found[-1] |= zip(("precision", "recall", "f1"), map(float, each[:3]), strict=True)
+        return found
 
 
 class OfNumbers(_Resampled):
@@ -319,20 +339,29 @@ class OfNumbers(_Resampled):
 
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """See `Measure`."""
-        if y.ndim != 2 or y.shape[1] != self.n_outputs or y.dtype.kind not in "iuf" or not np.isfinite(y).all():
+        if y.ndim != 2 or y.shape[1] != self.n_outputs or y.dtype.kind not in "iuf" or np.isinf(y).any():
             raise TaskError(f"{name} labels are not {self.n_outputs} finite numbers for each row; correct them")
+        if np.isnan(y).all():
+            raise TaskError(f"{name} labels are not {self.n_outputs} finite numbers for each row: none is known")
+        _check_known(name, y)
         if len(y) < 2:
             raise TaskError(f"the {name} part has one row; numbers are judged by how they vary over rows: give it more")
-        if (flat := np.flatnonzero((y == y[0]).all(axis=0))).size:
-            raise TaskError(
-                f"number {flat[0] + 1} of {y.shape[1]} is {y[0, flat[0]]:g} in all {len(y)} {name} rows, so "
-                "nothing is learned or judged by it; leave that number out, or divide the samples otherwise"
-            )
+        for k in range(y.shape[1]):
+            values = y[np.isfinite(y[:, k]), k]
+            if len(values) and (values == values[0]).all() and (name == "train" or len(values) == len(y)):
+                raise TaskError(
+                    f"number {k + 1} of {y.shape[1]} is {values[0]:g} in all {len(values)} {name} rows, so "
+                    "nothing is learned or judged by it; leave that number out, or divide the samples otherwise"
+                )
+        if not _judged_numbers(y):
+            raise TaskError(f"no number varies over the {name} rows where it is known, so nothing can be judged by it")
         return y.astype(np.float64)
 
     def goodness(self, y: np.ndarray, answers: np.ndarray) -> float:
         """See `Measure`."""
-        return float(r2_score(y, answers))
+        if not is_partial(y):
+            return float(r2_score(y, answers))
+        return float(np.mean([r2_score(*_where_known(y, answers, k)) for k in _judged_numbers(y)]))
 
     def range_of(self, name: str) -> tuple[float, float]:
         """See `_Resampled`: worse than the mean has no end."""
@@ -340,20 +369,27 @@ class OfNumbers(_Resampled):
 
     def point(self, y: np.ndarray, answers: np.ndarray) -> list[float]:
         """See `_Resampled`."""
+        if is_partial(y):
+            each = [_where_known(y, answers, k) for k in _judged_numbers(y)]
+            figures = ([figure(*one) for one in each] for figure in (mean_absolute_error, root_mean_squared_error))
+            return [self.goodness(y, answers), *(float(np.mean(values)) for values in figures)]
         errors = float(mean_absolute_error(y, answers)), float(root_mean_squared_error(y, answers))
         return [self.goodness(y, answers), *errors]
 
     def weighted(self, y: np.ndarray, answers: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """See `_Resampled`."""
-        error, centred = y - answers, y - y.mean(axis=0)
+        judged = _judged_numbers(y)
+        y, answers, known = y[:, judged], answers[:, judged], np.isfinite(y[:, judged])
+        error, centred = (np.where(known, each, 0.0) for each in (y - answers, y - np.nanmean(y, axis=0)))
         counted = np.concatenate([error**2, centred**2, centred, np.abs(error)], axis=1)
         # A resample may hold one number only: what rounding leaves of its spread is none.
-        no_spread = 1e-9 * (centred**2).mean(axis=0)
+        no_spread = 1e-9 * (centred**2).sum(axis=0) / known.sum(axis=0)
+        in_part = known.astype(np.float64)
 
         def figures(weights: np.ndarray) -> np.ndarray:
-            squares, spread, mean, absolute = np.split(
-                weights @ counted / weights.sum(axis=1, keepdims=True), 4, axis=1
-            )
+            total = np.tile(weights @ in_part, 4)
+            with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold no row where a number is known
+                squares, spread, mean, absolute = np.split((weights @ counted) / total, 4, axis=1)
             spread = spread - mean**2
             with np.errstate(divide="ignore", invalid="ignore"):
                 r2 = np.where(spread > no_spread, 1 - squares / spread, np.nan)
@@ -362,16 +398,42 @@ class OfNumbers(_Resampled):
         return figures
 
     def per_output(self, y: np.ndarray, answers: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
-        """Return figures of each number by itself, and its spread."""
-        return [
-            {
-                "number": name,
-                "n": len(y),
-                "r2": float(r2_score(y[:, k], answers[:, k])),
-                "mean_absolute_error": float(mean_absolute_error(y[:, k], answers[:, k])),
-                "root_mean_squared_error": float(root_mean_squared_error(y[:, k], answers[:, k])),
-                "mean": float(y[:, k].mean()),
-                "standard_deviation": float(y[:, k].std()),
-            }
-            for k, name in enumerate(names)
-        ]
+        """Return figures of each number by itself, and its spread, on the samples for which it is known.
+
+        A number has None for what cannot be told of so few.
+        """
+        found: list[dict[str, Any]] = []
+        for k, name in enumerate(names):
+            values, said_of_them = _where_known(y, answers, k)
+            figures: dict[str, Any] = dict.fromkeys(
+                ("r2", "mean_absolute_error", "root_mean_squared_error", "mean", "standard_deviation")
+            )
+            if np.ptp(values, axis=0) > 0 if len(values) else False:
+                figures["r2"] = float(r2_score(values, said_of_them))
+            if len(values):
+                figures["mean_absolute_error"] = float(mean_absolute_error(values, said_of_them))
+                figures["root_mean_squared_error"] = float(root_mean_squared_error(values, said_of_them))
+                figures |= {"mean": float(values.mean()), "standard_deviation": float(values.std())}
+            found.append({"number": name, "n": len(values), **figures})
+        return found
+
+
+def _where_known(y: np.ndarray, answers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is known of one label or number, and what a head answers there."""
+    known = known_cells(y[:, k])
+    return y[known, k], answers[known, k]
+
+
+def _judged_numbers(y: np.ndarray) -> list[int]:
+    """Return which numbers can be judged: those that are not all alike where they are known."""
+    return [k for k in range(y.shape[1]) if len(np.unique(y[np.isfinite(y[:, k]), k])) > 1]
+
+
+def _check_known(name: str, y: np.ndarray) -> None:
+    """Raise `TaskError` for a label or number of which the train part knows nothing."""
+    nothing = np.flatnonzero(~known_cells(y).any(axis=0))
+    if name == "train" and len(nothing):
+        raise TaskError(
+            f"label or number {nothing[0] + 1} of {y.shape[1]} is not known for any of the {len(y)} train rows; leave "
+            "it out, or divide the samples otherwise"
+        )

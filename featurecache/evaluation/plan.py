@@ -71,7 +71,9 @@ class Plan:
 
     def heads_for(self, task: Task) -> list[str]:
         """Return the heads that are fitted for a task."""
-        return list(dict.fromkeys(self.heads)) or list_heads(kind=task.kind, weighted=task.weights is not None)
+        return list(dict.fromkeys(self.heads)) or list_heads(
+            kind=task.kind, weighted=task.weights is not None, partial=task.is_partial
+        )
 
     def num_cells(self, tasks: Sequence[Task], num_sets: int) -> int:
         """Return how many heads are fitted for these tasks on so many feature sets."""

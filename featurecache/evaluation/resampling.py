@@ -54,6 +54,13 @@ def ranked(y: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     return order, y[order].astype(np.float64), ends
 
 
+def ranked_where(known: np.ndarray, y: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Do what `ranked` does for the samples whose label is known; the order is among all samples."""
+    places = np.flatnonzero(known)
+    order, holds, ends = ranked(y[places], answers[places])
+    return places[order], holds, ends
+
+
 def average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Return average precision for weights (R, n), as scikit-learn defines it; NaN where no sample holds."""
     drawn = weights[:, order]

@@ -16,6 +16,7 @@ from featurecache.evaluation.calibration import log_loss
 from featurecache.evaluation.judging import decisions, most_probable, probabilities, temperature_of
 from featurecache.evaluation.measures import Measure
 from featurecache.evaluation.parts import Part, smallest_class
+from featurecache.heads.checks import is_partial
 from featurecache.heads.fitting import TaskToFit, fit_folds_of_tasks
 from featurecache.heads.probability import needs_temperature
 from featurecache.heads.registry import (
@@ -25,11 +26,13 @@ from featurecache.heads.registry import (
     make_head,
     needs_tokens,
     streams,
+    takes_unknown,
     takes_weights,
 )
 from featurecache.specs import TaskKind
 
 MAX_FOLDS = 5
+NEEDS_ALL_KNOWN = "needs all labels or numbers of a sample"
 HOLDS_ALL_ROWS = "holds all rows in memory"
 """Why a head is left out where memory does not hold them."""
 
@@ -72,6 +75,8 @@ def build(name: str, params: dict[str, Any], measure: Measure, train: Part, rand
     if train.weight is not None and not takes_weights(name, kind=measure.kind):
         able = ", ".join(list_heads(kind=measure.kind, weighted=True))
         raise HeadError(f"head {name!r} cannot weigh samples, and these have weights; choose among {able}")
+    if is_partial(train.y) and not takes_unknown(name, kind=measure.kind):
+        raise HeadError(f"head {name!r} {NEEDS_ALL_KNOWN}, and some of these are not; choose another head")
     check_streams(name, train, kind=measure.kind)
     if needs_tokens(name) and train.num_tokens == 1:
         raise HeadError(

@@ -19,7 +19,7 @@ from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.pairs import MAX_NUMBERS, Place, on_the_same_samples, open_pairs, read_parts, rows_of_part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion
-from featurecache.evaluation.selection import HOLDS_ALL_ROWS
+from featurecache.evaluation.selection import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN
 from featurecache.evaluation.staging import staging
 from featurecache.heads.registry import list_heads, make_head
 from featurecache.specs import TASK_NOUN
@@ -198,7 +198,7 @@ def train_heads(
     """
     for name in heads:
         make_head(name, kind=task.kind)  # an unknown name must not cost the fits before it
-    report = TrainingReport(task, [], warnings=feature_warnings(sets))
+    report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     pairs = open_pairs(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers)
     for pair in pairs.values():
         report.left_out |= {**task.left_out(pair.features), **task.left_out(pair.judged)}
@@ -209,7 +209,9 @@ def train_heads(
         with staging(store.path, memory) as room:
             taps = [read_parts(task, pairs[place].features, pairs[place].judged, fitted, room) for place in places]
             on_disk = any(parts["train"].on_disk for parts in taps)
-            able = list_heads(kind=task.kind, weighted=task.weights is not None, streaming=on_disk)
+            able = list_heads(
+                kind=task.kind, weighted=task.weights is not None, streaming=on_disk, partial=task.is_partial
+            )
             report.heads_left_out |= {} if heads else _left_out(task, able)
             results = evaluate_heads(
                 list(heads) or able,
@@ -231,8 +233,13 @@ def train_heads(
 def _left_out(task: Task, able: Sequence[str]) -> dict[str, str]:
     """Say of each head for a task that is not among those that can be fitted, why."""
     weighing = list_heads(kind=task.kind, weighted=task.weights is not None)
+    partial = list_heads(kind=task.kind, partial=task.is_partial)
     return {
-        name: HOLDS_ALL_ROWS if name in weighing else "cannot weigh samples"
+        name: "cannot weigh samples"
+        if name not in weighing
+        else NEEDS_ALL_KNOWN
+        if name not in partial
+        else HOLDS_ALL_ROWS
         for name in list_heads(kind=task.kind)
         if name not in able
     }

@@ -15,6 +15,9 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 REAL_TYPES = [np.float64, np.float32]
 """Of features; all else is converted to the first."""
 
+UNKNOWN = -1
+"""A label of which nobody said whether it holds; a number that is not known is NaN."""
+
 SMALL_PROBLEM = 5_000_000
 """Numbers in all rows: below, float64 and a solution to the last digits cost next to nothing."""
 
@@ -31,6 +34,24 @@ def sets_of(Xs: Sequence[NDArray[Any]]) -> list[int]:
     keys = [(X.__array_interface__["data"][0], X.shape, X.strides, X.dtype.str) for X in Xs]
     numbers: dict[Any, int] = {}
     return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def known_cells(y: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tell which labels (0, 1 or `UNKNOWN`) or numbers (or NaN) are known, of the shape of ``y``."""
+    return np.asarray(np.isfinite(y) if y.dtype.kind == "f" else y >= 0)
+
+
+def is_partial(y: NDArray[Any]) -> bool:
+    """Tell whether any of several labels or numbers (n_samples, n_outputs) is not known."""
+    return y.ndim == 2 and not bool(known_cells(y).all())
+
+
+def alike_columns(known: NDArray[np.bool_]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """Return columns that are known for the same rows, and these rows: what is fitted together."""
+    found: dict[bytes, list[int]] = {}
+    for column in range(known.shape[1]):
+        found.setdefault(known[:, column].tobytes(), []).append(column)
+    return [(np.array(columns), known[:, columns[0]]) for columns in found.values()]
 
 
 def checked_rows(
@@ -50,9 +71,32 @@ def checked_rows(
         y = np.asarray(y) if several and np.ndim(y) == 2 else column_or_1d(y)
         check_consistent_length(X, y)
         return X, y
-    X, y = validate_data(estimator, X, y, dtype=REAL_TYPES, order="C", multi_output=several, y_numeric=numbers)
+    X, y = (
+        checked_numbers(estimator, X, y)
+        if numbers
+        else validate_data(estimator, X, y, dtype=REAL_TYPES, order="C", multi_output=several)
+    )
     y = np.asarray(y)
     return X, column_or_1d(y, warn=True) if y.ndim == 2 and y.shape[1] == 1 and not numbers else y
+
+
+def checked_numbers(estimator: BaseEstimator, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:
+    """Return features and numbers, (n_samples,) or (n_samples, n_targets); of several, some may be NaN: not known.
+
+    Raises
+    ------
+    ValueError
+        What scikit-learn's estimators refuse too, or a target that is known for no row.
+    """
+    numbers = np.asarray(y)
+    if not (numbers.ndim == 2 and numbers.dtype.kind == "f" and np.isnan(numbers).any()):
+        X, numbers = validate_data(estimator, X, y, dtype=REAL_TYPES, order="C", multi_output=True, y_numeric=True)
+        return X, np.asarray(numbers)
+    X = validate_data(estimator, X, dtype=REAL_TYPES, order="C")
+    check_consistent_length(X, numbers)
+    if np.isinf(numbers).any():
+        raise ValueError("Input y contains infinity")
+    return X, numbers
 
 
 def checked_class_weight(given: Any, classes: NDArray[Any]) -> NDArray[np.float64] | Literal["balanced"] | None:
@@ -71,15 +115,17 @@ def checked_class_weight(given: Any, classes: NDArray[Any]) -> NDArray[np.float6
 
 
 def checked_indicator(y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the places of the labels, and which of them each row has, (n_samples, n_labels), 0 or 1.
+    """Return the places of the labels, and which of them each row has, (n_samples, n_labels), 0, 1 or `UNKNOWN`.
 
     Raises
     ------
     ValueError
-        Anything but zeros and ones.
+        Anything but these.
     """
-    if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1)).all():
-        raise ValueError("Unknown label type: several labels of a row must be given as zeros and ones")
+    if y.dtype.kind not in "biuf" or not np.isin(y, (0, 1, UNKNOWN)).all():
+        raise ValueError(
+            f"Unknown label type: several labels of a row must be given as zeros and ones, {UNKNOWN} where not known"
+        )
     return np.arange(y.shape[1]), y.astype(np.int64)
 
 

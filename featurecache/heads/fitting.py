@@ -5,19 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, clone, is_regressor
+from sklearn.dummy import DummyRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
 from featurecache.errors import HeadError, RequestError, TaskError
+from featurecache.heads.checks import is_partial, known_cells
 from featurecache.heads.linear.tasks import FitsTasks
+from featurecache.heads.preparation import mean_and_scale
 from featurecache.heads.registry import last_step, make_head
 
 _MORE_ITERATIONS = 5
@@ -57,6 +60,7 @@ def fit_estimator(
     HeadError
         scikit-learn refuses the data; the message names the head.
     """
+    y = _with_unknown(estimator, y)
     beside = _beside(estimator, weight, groups)
     with _refusals(estimator, X, y, name):
         if _converges(estimator, X, y, beside):
@@ -116,7 +120,7 @@ def fit_folds(
     HeadError
         The head refuses the data.
     """
-    kept = _kept(fold)
+    y, kept = _with_unknown(estimator, y), _kept(fold)
     if _goes_side_by_side(estimator, grid, y, fold):
         beside = {"sample_weight": weight, "groups": groups}
         known = signature(estimator.fit_folds).parameters
@@ -168,6 +172,7 @@ def fit_folds_of_tasks(
     HeadError
         The head refuses the data of one of the tasks.
     """
+    tasks = [replace(task, y=_with_unknown(task.head, task.y)) for task in tasks]
     heads, Xs, ys, folds = ([getattr(task, field) for task in tasks] for field in ("head", "X", "y", "fold"))
     keys = [
         (_shared_settings(task.head), repr(task.grid))
@@ -203,6 +208,7 @@ def fit_tasks(
 
     The tasks are on the same rows, or on as many with other features, that weigh alike.
     """
+    ys = [_with_unknown(estimator, y) for estimator, y in zip(estimators, ys, strict=True)]
     groups = groups or [None] * len(ys)
     weighted = weight is not None and not bool((weight > 0).all())
     keys = [
@@ -342,10 +348,26 @@ def check_labelled(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return check_features(X, "given"), y
 
 
+def _with_unknown(estimator: BaseEstimator, y: np.ndarray) -> np.ndarray:
+    """Return labels or numbers as an estimator takes those that are not known: a regressor as NaN."""
+    if not is_partial(y):
+        return y
+    return np.where(known_cells(y), y, np.nan) if is_regressor(last_step(estimator)) else y
+
+
+def _fit_mean(estimator: DummyRegressor, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> None:
+    """Fit the mean of each number over the rows where it is known; scikit-learn's own refuses others."""
+    estimator.fit(X, np.nan_to_num(y))
+    estimator.constant_ = mean_and_scale(y, weight)[0][None]
+
+
 def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, beside: dict[str, np.ndarray]) -> bool:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(X, y, **beside)
+        if isinstance(estimator, DummyRegressor) and is_partial(y):
+            _fit_mean(estimator, X, y, beside.get("sample_weight"))
+        else:
+            estimator.fit(X, y, **beside)
     for warning in caught:
         if not issubclass(warning.category, ConvergenceWarning):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

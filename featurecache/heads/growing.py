@@ -5,7 +5,7 @@ Axes: R rounds, O outputs, N nodes of a tree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import MissingExtraError, first_line
+from featurecache.heads.checks import alike_columns, known_cells
 
 PACKAGE, EXTRA = "lightgbm", "trees"
 """What grows trees, and the extra that brings it."""
@@ -39,6 +40,9 @@ class _Tree(NamedTuple):
     left: NDArray[np.int32]
     right: NDArray[np.int32]
     leaf_value: NDArray[np.float64]
+
+
+_NOTHING = _Tree(*(np.zeros(0, np.int32), np.zeros(0), *2 * (np.zeros(0, np.int32),)), np.zeros(1))
 
 
 def grown(
@@ -73,23 +77,38 @@ def grown(
         of_each = None if weight is None else weight[which]
         return lightgbm.Dataset(X if which.all() else X[which], weight=of_each, reference=reference, params=settings)
 
-    fitted = rows(~held_out)
-    judged = [rows(held_out, fitted)] if held_out.any() else []
-    trees = []
+    trees: dict[int, list[list[_Tree]]] = {}
     try:
-        for column in y.T:  # the features are sorted into bins once for all of them
-            fitted.set_label(column[~held_out])
-            for each in judged:
-                each.set_label(column[held_out])
+        for column, fitted, judged in _datasets(y, held_out, rows):
             stop: list[Any] = [lightgbm.early_stopping(patience, verbose=False)] if judged else []
             booster = lightgbm.train(settings, fitted, valid_sets=judged, callbacks=stop)
             # Without early stopping there is no best iteration, and all are written.
             grown = _read_trees(booster.model_to_string(num_iteration=booster.best_iteration))
             num_outputs = booster.num_model_per_iteration()
-            trees += [grown[output::num_outputs] for output in range(num_outputs)]
+            trees[column] = [grown[output::num_outputs] for output in range(num_outputs)]
     except lightgbm.basic.LightGBMError as error:
         raise ValueError(f"LightGBM refuses: {first_line(error)}") from error
-    return _as_arrays(trees)
+    return _as_arrays([each for column in range(y.shape[1]) for each in trees.get(column, [[_NOTHING]])])
+
+
+def _datasets(
+    y: NDArray[Any], held_out: NDArray[np.bool_], rows: Callable[..., Any]
+) -> Iterator[tuple[int, Any, list[Any]]]:
+    """Yield columns, each with what it is grown on and what it stops by; one that is known for no row is left out.
+
+    Features are sorted into bins once for all columns that are known for the same rows.
+    """
+    for columns, known in alike_columns(known_cells(y)):
+        kept, judged_by = known & ~held_out, known & held_out
+        if not kept.any():
+            continue
+        fitted = rows(kept)
+        judged = [rows(judged_by, fitted)] if judged_by.any() else []
+        for column in columns.tolist():
+            fitted.set_label(y[kept, column])
+            for each in judged:
+                each.set_label(y[judged_by, column])
+            yield column, fitted, judged
 
 
 def _read_trees(text: str) -> list[_Tree]:

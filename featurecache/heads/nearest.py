@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, Regre
 from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featurecache.heads.checks import REAL_TYPES, checked_labels
+from featurecache.heads.checks import REAL_TYPES, alike_columns, checked_labels, checked_numbers, known_cells
 
 _BLOCK_BYTES = 64 << 20
 
@@ -84,7 +84,10 @@ class CosineKnnRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     directions_ : ndarray (n_samples, n_features)
         The rows, normalised.
     targets_ : ndarray (n_samples,) or (n_samples, n_targets), float64
+        Those that are not known, NaN, are passed over: neighbours are the nearest rows for which a number is known.
     """
+
+    takes_unknown: ClassVar[bool] = True
 
     def __init__(self, n_neighbors: int = 20, *, temperature: float = 0.07) -> None:
         self.n_neighbors = n_neighbors
@@ -98,7 +101,7 @@ class CosineKnnRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, y = validate_data(self, X, y, dtype=REAL_TYPES, multi_output=True, y_numeric=True)
+        rows, y = checked_numbers(self, X, y)
         _check_parameters(self.n_neighbors, self.temperature)
         self.targets_ = np.array(y, np.float64)
         self.directions_ = normalize(rows)
@@ -108,11 +111,16 @@ class CosineKnnRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Return the weighted means, (n_samples,) or (n_samples, n_targets)."""
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
-        means = np.empty((len(rows), *self.targets_.shape[1:]))
-        for block, nearest, weight in _neighbours(self.directions_, rows, self.n_neighbors, self.temperature):
-            share = weight / weight.sum(axis=1, keepdims=True)
-            means[block] = np.einsum("nk,nk...->n...", share, self.targets_[nearest])
-        return means
+        targets = self.targets_ if self.targets_.ndim == 2 else self.targets_[:, None]
+        means = np.zeros((len(rows), targets.shape[1]))
+        for columns, known in alike_columns(known_cells(targets)):
+            if not known.any():
+                continue
+            kept, mine = (self.directions_, targets) if known.all() else (self.directions_[known], targets[known])
+            for block, nearest, weight in _neighbours(kept, rows, self.n_neighbors, self.temperature):
+                share = weight / weight.sum(axis=1, keepdims=True)
+                means[block, columns] = np.einsum("nk,nkt->nt", share, mine[nearest][:, :, columns])
+        return means.reshape(len(rows), *self.targets_.shape[1:])
 
 
 def _check_parameters(n_neighbors: Any, temperature: Any) -> None:

@@ -85,8 +85,16 @@ def mean_and_scale(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation of each number (n_samples, n_targets); the scale of one that is constant is 1.
 
-    What is trained in these units may be coarse: numbers far from zero, such as years, keep their digits.
+    What is trained in these units may be coarse: numbers far from zero, such as years, keep their digits. Numbers that
+    are not known (NaN) have no part in it; of a target of which none is known, the mean is 0.
     """
+    known = np.isfinite(numbers)
+    if not known.all():
+        share = known if weight is None else known * (weight[:, None] if numbers.ndim == 2 else weight)
+        total = np.maximum(share.sum(axis=0), np.finfo(np.float64).tiny)
+        mean = (np.where(known, numbers, 0.0) * share).sum(axis=0) / total
+        scale = np.sqrt((np.where(known, numbers - mean, 0.0) ** 2 * share).sum(axis=0) / total)
+        return mean, np.where(scale > 0, scale, 1.0)
     mean = np.average(numbers, axis=0, weights=weight)
     scale = np.sqrt(np.average((numbers - mean) ** 2, axis=0, weights=weight))
     return mean, np.where(scale > 0, scale, 1.0)

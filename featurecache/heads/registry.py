@@ -48,7 +48,12 @@ TREES = "boosted_trees"
 
 
 def list_heads(
-    *, tokens: bool = False, kind: TaskKind = "classes", weighted: bool = False, streaming: bool = False
+    *,
+    tokens: bool = False,
+    kind: TaskKind = "classes",
+    weighted: bool = False,
+    streaming: bool = False,
+    partial: bool = False,
 ) -> list[str]:
     """Return the names of all registered heads, the built-in ones first.
 
@@ -58,8 +63,9 @@ def list_heads(
         Also those that need features with tokens.
     kind : str
         Of the tasks that they are for.
-    weighted, streaming : bool
-        Only those that can weigh samples; that read rows as they are needed.
+    weighted, streaming, partial : bool
+        Only those that can weigh samples; that read rows as they are needed; that are fitted where some labels or
+        numbers of a sample are not known.
 
     Heads that need a package which is not installed are left out.
     """
@@ -70,6 +76,7 @@ def list_heads(
         if not _is_missing(name)
         and (not weighted or takes_weights(name, kind=kind))
         and (not streaming or streams(name, kind=kind))
+        and (not partial or takes_unknown(name, kind=kind))
     ]
 
 
@@ -96,6 +103,12 @@ def streams(name: str, *, kind: TaskKind = "classes") -> bool:
     """Tell whether a head is fitted on rows that are read as they are needed (``numpy.memmap``)."""
     head = make_head(name, kind=kind)
     return getattr(head, "streams", isinstance(head, DummyClassifier | DummyRegressor))
+
+
+def takes_unknown(name: str, *, kind: TaskKind) -> bool:
+    """Tell whether a head is fitted where some of several labels or numbers of a sample are not known."""
+    last = last_step(make_head(name, kind=kind))
+    return bool(getattr(last, "takes_unknown", isinstance(last, DummyRegressor)))
 
 
 def fits_tasks(name: str, *, kind: TaskKind = "classes") -> bool:

@@ -49,8 +49,11 @@ def _check_knn_regressor(estimator: CosineKnnRegressor) -> None:
     """Refuse rows and numbers that do not belong together."""
     directions, targets = estimator.directions_, estimator.targets_
     for values in (directions, targets):
-        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or not np.isfinite(values).all():
+        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or np.isinf(values).any():
             raise HeadError("the rows or numbers of its CosineKnnRegressor are not finite numbers")
+    # Of several numbers of a row, some may be unknown.
+    if np.isnan(directions).any() or (targets.ndim == 1 and np.isnan(targets).any()):
+        raise HeadError("the rows or numbers of its CosineKnnRegressor are not finite numbers")
     if directions.ndim != 2 or len(directions) == 0 or targets.ndim not in (1, 2) or len(targets) != len(directions):
         raise HeadError("the rows and numbers of its CosineKnnRegressor do not belong together")
     _check_neighbours(estimator)

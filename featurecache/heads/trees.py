@@ -7,7 +7,7 @@ Axes: R rounds, O outputs, N nodes of a tree, n rows, D features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,7 @@ _SHARE, _LEAST_FEATURES = 0.05, 32
 class _TreeEstimator(BaseEstimator):
     """Growing trees and asking them, whatever is said of a row."""
 
+    takes_unknown: ClassVar[bool] = True
     n_features_in_: int
     feature_: NDArray[np.int32]
     threshold_: NDArray[np.float64]

@@ -126,7 +126,12 @@ def _scatter(data: ReportData) -> list[tuple[str, str]]:
     if data.training["kind"] != "numbers":
         return []
     look, names = data.last_look, data.training["classes"][:_MAX_SCATTER]
-    return [(name, draw_scatter(look.y_true[:, k], look.y_pred[:, k])) for k, name in enumerate(names)]
+    known = [np.isfinite(look.y_true[:, k]) for k in range(len(names))]
+    return [
+        (name, draw_scatter(look.y_true[known[k], k], look.y_pred[known[k], k]))
+        for k, name in enumerate(names)
+        if known[k].any()
+    ]
 
 
 def _matrix(data: ReportData) -> list[dict[str, Any]] | None:
@@ -149,12 +154,14 @@ def _wrong(data: ReportData) -> np.ndarray:
         wrong = np.flatnonzero(look.y_true != look.y_pred)
         worth = look.probabilities[wrong, look.y_pred[wrong]]
     elif kind == "labels":
-        wrong = np.flatnonzero(((look.y_pred > 0.5) != look.y_true).any(axis=1))
-        worth = np.abs(look.y_pred - look.y_true)[wrong].max(axis=1)
+        known = look.y_true >= 0
+        wrong = np.flatnonzero((((look.y_pred > 0.5) != look.y_true) & known).any(axis=1))
+        worth = (np.abs(look.y_pred - look.y_true) * known)[wrong].max(axis=1)
     else:
-        spread = look.y_true.std(axis=0)
-        wrong = np.arange(len(look.y_true))
-        worth = (np.abs(look.y_pred - look.y_true) / np.where(spread > 0, spread, 1.0)).max(axis=1)
+        known = np.isfinite(look.y_true)
+        wrong, off = np.flatnonzero(known.any(axis=1)), np.where(known, np.abs(look.y_pred - look.y_true), 0.0)
+        spread = np.array([c[k].std() if k.any() else 0.0 for c, k in zip(look.y_true.T, known.T, strict=True)])
+        worth = (off / np.where(spread > 0, spread, 1.0))[wrong].max(axis=1)
     return wrong[np.argsort(-worth, kind="stable")]
 
 
@@ -178,5 +185,9 @@ def _spelt(data: ReportData, said: Any) -> str:
     if kind == "classes":
         return str(classes[said])
     if kind == "labels":
-        return "; ".join(name for name, value in zip(classes, said, strict=True) if value > 0.5) or "nothing"
-    return ", ".join(f"{name} {value:.4g}" for name, value in zip(classes, said, strict=True))
+        names = [name for name, value in zip(classes, said, strict=True) if value > 0.5]
+        names += [f"{name}?" for name, value in zip(classes, said, strict=True) if value < 0]
+        return "; ".join(names) or "nothing"
+    return ", ".join(
+        f"{name} {'?' if np.isnan(value) else f'{value:.4g}'}" for name, value in zip(classes, said, strict=True)
+    )

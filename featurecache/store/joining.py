@@ -16,7 +16,7 @@ from featurecache.specs import TaskKind
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
 from featurecache.store.samples import Ids, SampleTable, find_ids
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
-from featurecache.store.tasks import Task
+from featurecache.store.tasks import NOT_KNOWN, Task, known_of
 from featurecache.store.views import SourceView
 
 
@@ -48,7 +48,7 @@ def build_task(
             "extract them, correct the paths (relative to the source), or pass --allow-missing"
         )
     check_labels(listed, labels)
-    merged = _merge_copies(rows, listed)
+    merged = _merge_copies(rows, listed, "classes" if isinstance(labels, FolderLabels) else labels.kind)
     if not merged.labels:
         why = f"{len(merged.conflicts)} have two" if merged.conflicts else "none is of an input in the cache"
         raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
@@ -60,6 +60,7 @@ class _Merged:
     """One label and split for each row, after copies of the same bytes were merged."""
 
     labels: dict[int, str] = field(default_factory=dict)
+    unknown: dict[int, tuple[str, ...]] = field(default_factory=dict)
     splits: dict[int, str | None] = field(default_factory=dict)
     groups: dict[int, set[str]] = field(default_factory=dict)
     weights: dict[int, float] = field(default_factory=dict)
@@ -115,7 +116,7 @@ def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) ->
     if isinstance(labels, FolderLabels) or labels.kind == "classes":
         _check_classes({label.label for label in listed}, len(listed))
     else:
-        _check_outcomes(*_outcomes([label.label for label in listed], labels), labels)
+        _check_outcomes(*_outcomes([(label.label, label.unknown) for label in listed], labels), labels)
     if {label.split for label in listed} == {"train"}:
         raise TaskError("all labels have the split train; add a validation or test part, or leave the splits out")
     without = [label.name for label in listed if label.split is None]
@@ -126,13 +127,23 @@ def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) ->
         )
 
 
-def _outcomes(said: Sequence[str], labels: TableLabels) -> tuple[list[str], NDArray[Any]]:
-    """Return the names, and which labels hold for each sample or its numbers, (n, n_names)."""
+def _outcomes(said: Sequence[tuple[str, tuple[str, ...]]], labels: TableLabels) -> tuple[list[str], NDArray[Any]]:
+    """Return the names, and which labels hold for each sample or its numbers, (n, n_names), as `Task.labels`.
+
+    Parameters
+    ----------
+    said
+        Of each sample, what `Label.label` and `Label.unknown` are.
+    """
     if labels.kind == "numbers":
-        return list(labels.names), np.array([[float(each) for each in entry.split("\n")] for entry in said])
-    sets = [set(entry.split("\n")) - {""} for entry in said]
+        return list(labels.names), np.array([[float(each) for each in entry.split("\n")] for entry, _ in said])
+    sets = [set(entry.split("\n")) - {""} for entry, _ in said]
     names = list(labels.names) or sorted(set().union(*sets))
-    return names, np.array([[name in held for name in names] for held in sets], np.uint8).reshape(len(sets), -1)
+    outcomes = np.array([[name in held for name in names] for held in sets], np.uint8).reshape(len(sets), -1)
+    place = {name: k for k, name in enumerate(names)}
+    for row, (_, unknown) in enumerate(said):
+        outcomes[row, [place[name] for name in unknown]] = NOT_KNOWN
+    return names, outcomes
 
 
 def _check_outcomes(names: list[str], outcomes: NDArray[Any], labels: TableLabels) -> None:
@@ -143,16 +154,46 @@ def _check_outcomes(names: list[str], outcomes: NDArray[Any], labels: TableLabel
             "class: --kind classes"
         )
     for name, column in zip(names, outcomes.T, strict=True):
-        if (column == column[0]).all():
+        known = column[known_of(column, labels.kind)]
+        if not len(known):
+            raise TaskError(f"{name!r} is not known for any of {len(column)} samples; leave it out")
+        if (known == known[0]).all():
             what = (
-                "holds for " + ("all" if column[0] else "none")
+                "holds for " + ("all" if known[0] else "none")
                 if labels.kind == "labels"
-                else f"is {column[0]:g} for all"
+                else f"is {known[0]:g} for all"
             )
-            raise TaskError(f"{name!r} {what} of {len(column)} samples, so nothing is to be learned; leave it out")
+            which = f"{len(known)} samples" if len(known) == len(column) else f"the {len(known)} samples that say so"
+            advice = (
+                ""
+                if len(known) == len(column) or labels.kind == "numbers"
+                else (", or say what a cell without 1 and 0 means: --blank negative, --uncertain negative")
+            )
+            raise TaskError(f"{name!r} {what} of {which}, so nothing is to be learned; leave it out{advice}")
 
 
-def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
+def _agreed(copies: Sequence[Label], kind: TaskKind) -> tuple[str, tuple[str, ...]] | None:
+    """Return what copies of a sample say together, where one may know what another does not; None where they differ."""
+    first = copies[0]
+    if all((copy.label, copy.unknown) == (first.label, first.unknown) for copy in copies):
+        return first.label, first.unknown
+    if kind == "numbers":
+        columns = list(zip(*(copy.label.split("\n") for copy in copies), strict=True))
+        known = [list(dict.fromkeys(each for each in column if each != "nan")) for column in columns]
+        return (
+            None
+            if any(len(each) > 1 for each in known)
+            else ("\n".join(each[0] if each else "nan" for each in known), ())
+        )
+    held = [set(copy.label.split("\n")) - {""} for copy in copies]
+    unknown = [set(copy.unknown) for copy in copies]
+    holds = set().union(*held)
+    if kind == "classes" or any(holds - mine - none for mine, none in zip(held, unknown, strict=True)):
+        return None
+    return "\n".join(sorted(holds)), tuple(sorted(set.intersection(*unknown)))
+
+
+def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) -> _Merged:
     by_row: dict[int, list[Label]] = defaultdict(list)
     for row, label in zip(rows, listed, strict=True):
         if row >= 0:
@@ -160,12 +201,12 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label]) -> _Merged:
     merged = _Merged()
     for row in sorted(by_row):
         copies = by_row[row]
-        if len({copy.label for copy in copies}) > 1:
+        if (agreed := _agreed(copies, kind)) is None:
             merged.conflicts.append({copy.name: copy.label for copy in copies})
             continue
         splits = {copy.split for copy in copies}
         merged.moved += len(splits) > 1
-        merged.labels[row] = copies[0].label
+        merged.labels[row], merged.unknown[row] = agreed
         merged.groups[row] = {copy.group for copy in copies if copy.group is not None}
         if weights := [copy.weight for copy in copies if copy.weight is not None]:
             merged.weights[row] = sum(weights) / len(weights)
@@ -194,7 +235,7 @@ def _assemble(
 ) -> Task:
     rows = sorted(merged.labels)
     kind: TaskKind = "classes" if isinstance(source, FolderLabels) else source.kind
-    classes, labels = _named([merged.labels[row] for row in rows], source)
+    classes, labels = _named([(merged.labels[row], merged.unknown[row]) for row in rows], source)
     ids = np.ascontiguousarray(samples.ids[np.array(rows, np.int64)])
     names, groups = _groups(merged, rows)
     given = merged.splits[rows[0]] is not None
@@ -215,19 +256,23 @@ def _assemble(
         "num_moved": merged.moved,
         "num_missing": missing,
     }
+    if isinstance(source, TableLabels) and source.warnings:
+        about["warnings"] = [warning.to_json() for warning in source.warnings]
     weights = np.array([merged.weights[row] for row in rows]) if merged.weights else None
     task = Task(name, classes, ids, labels, splits, about, groups, samples, kind, weights)
     _check_parts(task)
     return task
 
 
-def _named(said: Sequence[str], source: FolderLabels | TableLabels) -> tuple[list[str], NDArray[Any]]:
+def _named(
+    said: Sequence[tuple[str, tuple[str, ...]]], source: FolderLabels | TableLabels
+) -> tuple[list[str], NDArray[Any]]:
     """Return the names of classes, labels or numbers, and what `Task.labels` holds."""
     if isinstance(source, FolderLabels) or source.kind == "classes":
-        _check_classes(set(said), len(said))
-        classes = sorted(set(said))
+        classes = sorted({label for label, _ in said})
+        _check_classes(set(classes), len(said))
         position = {label: k for k, label in enumerate(classes)}
-        return classes, np.array([position[label] for label in said], np.int32)
+        return classes, np.array([position[label] for label, _ in said], np.int32)
     names, outcomes = _outcomes(said, source)
     _check_outcomes(names, outcomes, source)
     return names, outcomes
@@ -245,10 +290,10 @@ def _made_splits(
     strata = strata_of_numbers(labels) if kind == "numbers" else labels
     if groups is not None:
         lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
-        return grouped_splits(groups, strata, lots, kept=kept)
+        return grouped_splits(groups, strata == 1 if kind == "labels" else strata, lots, kept=kept)
     if kind == "labels":  # each sample is a group: of each label as near to its share as can be
         lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
-        return grouped_splits(np.arange(len(ids), dtype=np.int32), labels, lots, kept=kept)
+        return grouped_splits(np.arange(len(ids), dtype=np.int32), labels == 1, lots, kept=kept)
     return stratified_splits(ids, strata, random_state=random_state, kept=kept)
 
 
@@ -316,6 +361,7 @@ def _check_parts(task: Task) -> None:
         raise TaskError(
             f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"
         )
+    _check_known(task)
     if task.kind == "numbers":
         return
     train = _present(task, "train")
@@ -328,7 +374,20 @@ def _check_parts(task: Task) -> None:
             )
 
 
+def _check_known(task: Task) -> None:
+    """Raise `TaskError` for labels or numbers of which the train part knows nothing."""
+    if task.kind == "classes":
+        return
+    known = known_of(task.labels[task.splits == SPLITS.index("train")], task.kind).any(axis=0)
+    if not known.all():
+        names = ", ".join(repr(task.classes[k]) for k in np.flatnonzero(~known))
+        raise TaskError(
+            f"task {task.name!r}: {names} is not known for any sample of the train part; leave it out, or "
+            "correct the splits"
+        )
+
+
 def _present(task: Task, split: str) -> set[int]:
     """Places of the classes, or of the labels, that some sample of a part has."""
     labels = task.labels[task.splits == SPLITS.index(split)]
-    return set((np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))).tolist())
+    return set((np.unique(labels) if labels.ndim == 1 else np.flatnonzero((labels == 1).any(axis=0))).tolist())

@@ -7,15 +7,22 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
-from featurecache.errors import TaskError, UnknownNameError
+from featurecache.errors import ReportWarning, TaskError, UnknownNameError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind
 from featurecache.tables import Table, TableError, open_table, to_bytes
 
 SPLITS = ("train", "validation", "test")
-_YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "-1", "false", "no", ""}
+_YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+_BLANK = {"", "nan", "na", "n/a", "<na>", "none", "null"}
+"""Cells that say nothing, as people and data frames write them."""
+_UNCERTAIN = {"-1", "-1.0", "u", "?", "unknown", "uncertain"}
+"""Cells that say that it is not known; -1 is how tables of chest X-rays write "uncertain"."""
+_OTHER_SEPARATORS = (",", "/", "+", "&", " ")
+Reading = Literal["missing", "negative", "positive"]
+"""What a cell is taken for that says neither yes nor no."""
 _SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
@@ -32,6 +39,8 @@ class Label:
     """What it has in common with others that must not be on the other side of a division: a photo, a patient."""
     weight: float | None = None
     """How much it counts in fitting."""
+    unknown: tuple[str, ...] = ()
+    """Of several labels, those of which it is not known whether they hold."""
 
     @property
     def name(self) -> str:
@@ -64,9 +73,11 @@ class TableLabels:
     ----------
     kind : str
         Of classes, `Label.label` is the name; of labels, the names of those that hold, one on each line; of numbers,
-        the numbers, one on each line.
+        the numbers, one on each line, ``nan`` where one is not known.
     names : tuple of str
         Of the numbers, or of labels that have columns of their own.
+    warnings : tuple of ReportWarning
+        What is doubtful about the table.
     """
 
     labels: tuple[Label, ...]
@@ -74,6 +85,7 @@ class TableLabels:
     root: Path | None = None
     kind: TaskKind = "classes"
     names: tuple[str, ...] = ()
+    warnings: tuple[ReportWarning, ...] = ()
 
 
 def labels_from_folders(root: str | Path | None = None) -> FolderLabels:
@@ -96,12 +108,20 @@ def labels_from_csv(
     group_column: str | None = None,
     weight_column: str | None = None,
     root: str | Path | None = None,
+    blank: Reading | None = None,
+    uncertain: Reading = "missing",
+    separator: str = ";|",
 ) -> TableLabels:
     """Read labels from a CSV or TSV with a label column and perhaps ``split``.
 
     Of kind ``classes``, the column names the class. Of kind ``labels``, one column names all labels that hold, with
     ``;`` or ``|`` between them, or is empty; or each of several columns is a label, with 1 or 0. Of kind ``numbers``,
     each column holds a number.
+
+    What a table does not say is not known, and never taken for a no: of several labels or numbers, those cells have no
+    part in fitting and judging. ``blank`` says otherwise for empty cells (and NaN, NA, None, null), which in a column
+    that names all labels are taken for none of them; ``uncertain`` for -1, u, ? and unknown. ``separator`` holds the
+    characters that stand between labels in one column.
 
     With ``group_column``, inputs that have the same entry there (a photo, a patient) stay on one side of every
     division. With ``weight_column``, they count in fitting as much as the number there says.
@@ -123,19 +143,28 @@ def labels_from_csv(
                     f"{len(columns)} label columns are named, and a sample has one class; name one column, or say "
                     "--kind labels or --kind numbers"
                 )
-            said = _Said(path, kind, columns, group_column, weight_column)
+            if kind != "labels" and (blank or uncertain != "missing"):
+                raise TaskError(f"what a blank or uncertain cell means can be said of labels, not of {kind}")
+            said = _Said(path, kind, columns, group_column, weight_column, blank, uncertain, separator)
             key_column = _check_columns(said, table.columns, text_column)
             if text_column is None:
-                labels = tuple(_label_of_row(said, line, row, key_column) for line, row in table)
+                rows = (_label_of_row(said, line, row, key_column) for line, row in table)
+                labels = tuple(label for label in rows if label is not None)
             else:
                 labels = tuple(_labels_of_texts(table, text_column, said))
     except TableError as error:
         raise TaskError(f"cannot read labels from {path}: {error}") from None
     if not labels:
-        raise TaskError(f"{path} has a header but no labels")
+        nothing = "says nothing of any of its rows" if said.num_silent else "has a header but no labels"
+        raise TaskError(f"{path} {nothing}")
     named = () if kind == "classes" or (kind == "labels" and len(columns) == 1) else columns
     return TableLabels(
-        labels=labels, origin=path.name, root=None if root is None else Path(root), kind=kind, names=named
+        labels=labels,
+        origin=path.name,
+        root=None if root is None else Path(root),
+        kind=kind,
+        names=named,
+        warnings=tuple(said.warnings(labels)),
     )
 
 
@@ -168,7 +197,7 @@ def _check_columns(said: _Said, columns: list[str], text_column: str | None) -> 
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Said:
     """Where a table says what of a sample."""
 
@@ -177,9 +206,18 @@ class _Said:
     columns: tuple[str, ...]
     group_column: str | None = None
     weight_column: str | None = None
+    blank: Reading | None = None
+    uncertain: Reading = "missing"
+    separator: str = ";|"
+    num_silent: int = 0
+    """Rows that were left out, because they say nothing of several labels or numbers."""
+    num_without_labels: int = 0
+    """Rows whose one cell for all labels is empty."""
 
-    def of(self, line: int, row: dict[str, str | None]) -> str:
-        """Return what a row says, as `TableLabels` keeps it; empty where a row names no class or lacks a number.
+    def of(self, line: int, row: dict[str, str | None]) -> tuple[str, tuple[str, ...]] | None:
+        """Return what a row says and which labels it does not know, as `Label` keeps it.
+
+        The first is empty where a row names no class or has no number. None for a row that knows nothing of several.
 
         Raises
         ------
@@ -191,16 +229,69 @@ class _Said:
             if not entry.isprintable():
                 raise TaskError(f"{self.path} line {line}: the {column} is no plain text: {entry!r:.100}")
         if self.kind == "classes":
-            return entries[0]
+            return entries[0], ()
         if self.kind == "numbers":
-            numbers = [self._number(line, *each) for each in zip(self.columns, entries, strict=True)]
-            return "" if None in numbers else "\n".join(map(repr, numbers))
+            return self._numbers(line, entries)
         if len(self.columns) == 1:
-            names = {name.strip() for name in re.split("[;|]", entries[0])} - {""}
-        else:
-            holds = [self._holds(line, *each) for each in zip(self.columns, entries, strict=True)]
-            names = {column for column, each in zip(self.columns, holds, strict=True) if each}
-        return "\n".join(sorted(names))
+            return self._tags(entries[0])
+        holds = {column: self._holds(line, column, entry) for column, entry in zip(self.columns, entries, strict=True)}
+        if set(holds.values()) == {None}:
+            self.num_silent += 1
+            return None
+        unknown = tuple(sorted(column for column, each in holds.items() if each is None))
+        return "\n".join(sorted(column for column, each in holds.items() if each)), unknown
+
+    def _numbers(self, line: int, entries: list[str]) -> tuple[str, tuple[str, ...]] | None:
+        blank = [entry.lower() in _BLANK or entry == "?" for entry in entries]
+        if all(blank):
+            if len(entries) == 1:
+                return "", ()
+            self.num_silent += 1
+            return None
+        numbers = [
+            math.nan if is_blank else self._number(line, column, entry)
+            for column, entry, is_blank in zip(self.columns, entries, blank, strict=True)
+        ]
+        return "\n".join(map(repr, numbers)), ()
+
+    def _tags(self, entry: str) -> tuple[str, tuple[str, ...]] | None:
+        """Return the labels that one cell names; an empty one names none, unless it was said that it is unknown."""
+        word = entry.lower()
+        reading = (self.blank or "negative") if word in _BLANK else self.uncertain if word in _UNCERTAIN else None
+        if reading == "missing":
+            self.num_silent += 1
+            return None
+        if reading is not None:
+            self.num_without_labels += self.blank is None
+            return "", ()
+        names = {name.strip() for name in re.split(f"[{re.escape(self.separator)}]", entry)} - {""}
+        return "\n".join(sorted(names)), ()
+
+    def _num_unknown(self, label: Label) -> int:
+        return label.label.split("\n").count("nan") if self.kind == "numbers" else len(label.unknown)
+
+    def warnings(self, labels: Sequence[Label]) -> Iterator[ReportWarning]:
+        """Yield what is doubtful about the table, once all rows have been read."""
+        count, total = sum(self._num_unknown(label) for label in labels), len(labels) * len(self.columns)
+        if self.num_silent or count:
+            rows = f"; {self.num_silent} rows say nothing at all and are left out" if self.num_silent else ""
+            advice = (
+                "; --blank negative or --uncertain negative where such a cell means no" if self.kind == "labels" else ""
+            )
+            yield ReportWarning(
+                kind="unknown_targets",
+                count=count + self.num_silent,
+                text=f"{count} of {total} cells are not known, and have no part in fitting and judging{rows}{advice}",
+            )
+        if self.num_without_labels:
+            yield ReportWarning(
+                kind="unknown_targets",
+                count=self.num_without_labels,
+                text=f"{self.num_without_labels} rows have no label in {self.columns[0]!r}, which is taken for none of "
+                "them; --blank missing where that is not known",
+            )
+        if self.kind != "numbers" and len(self.columns) == 1:
+            yield from _joined_labels(self.columns[0], self.kind, labels)
 
     def beside(self, line: int, row: dict[str, str | None]) -> dict[str, Any]:
         """Return what a row says beside the label: the split, the group and the weight, as `Label` takes them.
@@ -244,21 +335,49 @@ class _Said:
             raise TaskError(f"{self.path} line {line}: the {column} is no number: {entry!r:.100}")
         return number
 
-    def _holds(self, line: int, column: str, entry: str) -> bool:
+    def _holds(self, line: int, column: str, entry: str) -> bool | None:
+        """Tell whether a label holds; None where that is not known."""
         if (word := entry.lower()) in _YES or word in _NO:
             return word in _YES
+        if word in _BLANK or word in _UNCERTAIN:
+            reading = (self.blank or "missing") if word in _BLANK else self.uncertain
+            return None if reading == "missing" else reading == "positive"
         raise TaskError(f"{self.path} line {line}: the {column} is neither 1 nor 0: {entry!r:.100}")
+
+
+def _joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Iterator[ReportWarning]:
+    """Yield a warning where one cell seems to name several labels that were taken for one.
+
+    That is where divided cells give fewer names than there are whole ones: names come again in other company.
+    """
+    whole = {
+        name for label in labels for name in (label.label.split("\n") if kind == "labels" else [label.label]) if name
+    }
+    # Names of classes hold spaces and strokes; commas, and what stands between labels, are seldom part of one.
+    for separator in _OTHER_SEPARATORS if kind == "labels" else ",;|":
+        several = sorted(name for name in whole if separator in name.strip(separator))
+        pieces = {piece.strip() for name in whole for piece in name.split(separator)} - {""}
+        if len(several) >= 3 and 2 * len(several) >= len(whole) and len(pieces) < len(whole):
+            means = f"--separator {separator!r}" if kind == "labels" else f"--kind labels --separator {separator!r}"
+            yield ReportWarning(
+                kind="joined_labels",
+                count=len(several),
+                text=f"{len(whole)} different entries of {column!r} are made of {len(pieces)} names joined by "
+                f"{separator!r}, and each entry is taken for one name; divide them with {means}",
+                examples=tuple(several),
+            )
+            return
 
 
 def _labels_of_texts(table: Table, text_column: str, said: _Said) -> Iterator[Label]:
     """Label texts by what they are: the key is the sample id that their bytes have as inputs."""
     for number, (line, row) in enumerate(table, start=1):
-        text, label = row.get(text_column), said.of(line, row)
+        text, found = row.get(text_column), said.of(line, row)
         if text is None:
             raise TaskError(f"{table.path} line {line} has fewer fields than the header; put texts in double quotes")
-        if label or said.kind == "labels":
+        if found is not None and (found[0] or said.kind == "labels"):
             beside = said.beside(line, row)
-            yield Label(digest_bytes(to_bytes(text)), label, shown=f"row {number:09d}", **beside)
+            yield Label(digest_bytes(to_bytes(text)), found[0], unknown=found[1], shown=f"row {number:09d}", **beside)
 
 
 def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | None:
@@ -268,12 +387,14 @@ def _split_of_row(path: Path, line: int, row: dict[str, str | None]) -> str | No
     return _SPLIT_OF[word] if word else None
 
 
-def _label_of_row(said: _Said, line: int, row: dict[str, str | None], key_column: str) -> Label:
+def _label_of_row(said: _Said, line: int, row: dict[str, str | None], key_column: str) -> Label | None:
     path = said.path
-    key, label = (row.get(key_column) or "").strip(), said.of(line, row)
+    if (found := said.of(line, row)) is None:
+        return None
+    (label, unknown), key = found, (row.get(key_column) or "").strip()
     if not key or not (label or said.kind == "labels"):
         empty = next((column for column in said.columns if not (row.get(column) or "").strip()), key_column)
         raise TaskError(f"{path} line {line}: the {empty if key else key_column} is empty; fill it or drop the line")
     if key_column == "path":
         key = str(PurePosixPath(key.replace("\\", "/")))
-    return Label(key=key, label=label, **said.beside(line, row))
+    return Label(key=key, label=label, unknown=unknown, **said.beside(line, row))

@@ -103,6 +103,7 @@ class TaskAbout(Struct):
     num_conflicts: Count
     num_moved: Count
     num_missing: Count
+    warnings: list[WarningBody] = []
 
 
 class TaskBody(Struct):

@@ -54,7 +54,18 @@ def stratified_splits(
 def strata_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.int32]:
     """Return the fifth in which each sample's first number lies, (n,): what parts of numbers should be alike in."""
     first = numbers[:, 0]
+    if np.isnan(first).any():
+        first = _first_known(numbers)
     return np.searchsorted(np.quantile(first, [0.2, 0.4, 0.6, 0.8]), first).astype(np.int32)
+
+
+def _first_known(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the first number of each sample that is known, in units of its spread; 0 of a sample that has none."""
+    first = np.full(len(numbers), np.nan)
+    for column in numbers.T:
+        if np.isfinite(column).any() and (spread := np.nanstd(column)) > 0:
+            first = np.where(np.isnan(first), (column - np.nanmedian(column)) / spread, first)
+    return np.nan_to_num(first)
 
 
 def grouped_splits(
@@ -77,7 +88,7 @@ def grouped_splits(
         np.add.at(counts_GC, (groups, labels), 1)
     else:  # and one more, which every sample has
         counts_GC = np.zeros((len(lots), labels.shape[1] + 1))
-        np.add.at(counts_GC, groups, np.column_stack([labels, np.ones(len(labels), labels.dtype)]))
+        np.add.at(counts_GC, groups, np.column_stack([labels, np.ones(len(labels))]))
     total_C = np.maximum(counts_GC.sum(axis=0), 1)
     wanted_PC = np.outer([1 - _VALIDATION_SHARE - _TEST_SHARE, _VALIDATION_SHARE, _TEST_SHARE], total_C)
     part_G = np.full(len(lots), -1)

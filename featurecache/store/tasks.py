@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import CorruptError, RequestError, TaskError
+from featurecache.errors import CorruptError, ReportWarning, RequestError, TaskError
 from featurecache.specs import TaskKind
 from featurecache.store.commits import Commit
 from featurecache.store.features import Features
@@ -19,6 +19,8 @@ from featurecache.store.samples import Ids, Rows, SampleTable, count_different, 
 from featurecache.store.shards import MappedShard
 
 _BLOCK_BYTES = 64 << 20
+NOT_KNOWN = 2
+"""On disk, a label of which nobody said whether it holds: releases that know no such thing refuse it."""
 _ARRAY_OF: dict[TaskKind, str] = {"classes": "label", "labels": "holds", "numbers": "number"}
 """The array that says what is said of each sample."""
 
@@ -34,7 +36,8 @@ class Task:
     ids : ndarray of uint8, shape (n, 32)
         Labelled samples.
     labels : ndarray
-        Class of each sample, int32 (n,); which labels hold, uint8 (n, n_labels); or numbers, float64 (n, n_numbers).
+        Class of each sample, int32 (n,); which labels hold, uint8 (n, n_labels): 0, 1, or `NOT_KNOWN`; or numbers,
+        float64 (n, n_numbers), NaN where not known.
     splits : ndarray of uint8, shape (n,)
         Split of each sample as a position in `SPLITS`.
     about : dict
@@ -58,6 +61,24 @@ class Task:
     kind: TaskKind = "classes"
     weights: NDArray[np.float64] | None = None
 
+    @property
+    def is_partial(self) -> bool:
+        """Tell whether some labels or numbers of a sample are not known."""
+        return self.kind != "classes" and not bool(known_of(self.labels, self.kind).all())
+
+    def num_unknown(self) -> dict[str, int]:
+        """Return of how many samples each label or number is not known; none for classes."""
+        if self.kind == "classes":
+            return {}
+        counts = (~known_of(self.labels, self.kind)).sum(axis=0)
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+    def warnings(self) -> list[ReportWarning]:
+        """Return what is doubtful about the labels, as it was seen when the task was made."""
+        return [
+            ReportWarning(**{**each, "examples": tuple(each["examples"])}) for each in self.about.get("warnings", [])
+        ]
+
     def has(self, split: str) -> bool:
         """Tell whether any sample is in this split."""
         return bool((self.splits == SPLITS.index(split)).any())
@@ -69,7 +90,8 @@ class Task:
     def rows(self, features: Features, split: str) -> tuple[Rows, NDArray[Any]]:
         """Rows of the split's samples that have features, and what is said of them.
 
-        That is class indices int64 (n,), labels int64 (n, n_labels), or numbers float64 (n, n_numbers).
+        That is class indices int64 (n,); labels int64 (n, n_labels): 0, 1, or -1 where it is not known whether they
+        hold; or numbers float64 (n, n_numbers), NaN where not known.
 
         Raises
         ------
@@ -88,7 +110,8 @@ class Task:
                 f"{features.tap!r}; run `featurecache extract` with this tap to add them"
             )
         good = features.usable(rows)
-        return rows[good], self.labels[mine][good].astype(np.float64 if self.kind == "numbers" else np.int64)
+        said = self.labels[mine][good].astype(np.float64 if self.kind == "numbers" else np.int64)
+        return rows[good], np.where(said == NOT_KNOWN, -1, said) if self.kind == "labels" else said
 
     def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
         """Return the group of labelled rows, (n,) int32; None for a task without groups."""
@@ -204,14 +227,19 @@ def _exist(labels: NDArray[Any], kind: TaskKind, count: int) -> bool:
     """Tell whether these are classes, labels or numbers of so many names."""
     if kind == "classes":
         return bool(labels.min() >= 0 and labels.max() < count)
-    return labels.shape[1] == count and bool((labels <= 1).all() if kind == "labels" else np.isfinite(labels).all())
+    good = labels <= NOT_KNOWN if kind == "labels" else ~np.isinf(labels)
+    return labels.shape[1] == count and bool(good.all()) and bool(known_of(labels, kind).any())
+
+
+def known_of(labels: NDArray[Any], kind: TaskKind) -> NDArray[np.bool_]:
+    """Tell which labels or numbers, as `Task.labels` holds them, are known."""
+    return np.asarray(labels != NOT_KNOWN if kind == "labels" else ~np.isnan(labels))
 
 
 def class_counts(task: Task) -> dict[str, int]:
-    """Labelled samples of each class, or with each label; of numbers, all that have them."""
-    if task.kind == "labels":
-        return dict(zip(task.classes, task.labels.sum(axis=0, dtype=np.int64).tolist(), strict=True))
-    if task.kind == "numbers":
-        return dict.fromkeys(task.classes, len(task.ids))
+    """Labelled samples of each class, or with each label; of numbers, all for which they are known."""
+    if task.kind != "classes":
+        has = task.labels == 1 if task.kind == "labels" else known_of(task.labels, task.kind)
+        return dict(zip(task.classes, has.sum(axis=0).tolist(), strict=True))
     counts = Counter(task.labels.tolist())
     return {label: counts[k] for k, label in enumerate(task.classes)}

@@ -108,3 +108,37 @@ def test_tasks_are_described(
     ]:
         assert main([*arguments, *(["--quiet"] if arguments[0] != "task" else [])]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_cells_that_say_nothing(kind: str, make_folder: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    """As tables of X-rays are: from images to a report and answers, and what is unknown is said at every step."""
+    source, rng = make_folder(per_class=20), np.random.default_rng(0)
+    columns = list(COLOURS)
+    with (tmp_path / "labels.csv").open("w", newline="") as out:
+        table = csv.writer(out)
+        table.writerow(["path", *columns])
+        for colour in COLOURS:
+            for i in range(20):
+                cells = [
+                    int(c == colour) if kind == "labels" else COLOURS[colour][k] + i / 100
+                    for k, c in enumerate(columns)
+                ]
+                table.writerow([f"{colour}/{i:03d}.png", *("" if rng.random() < 0.2 else cell for cell in cells)])
+    options = ["--kind", kind, *(each for column in columns for each in ("--label-column", column))]
+    cache, common = str(tmp_path / "c"), ["--backbone", TINY, *RUNTIME]
+    run = ["run", str(source), "--cache", cache, "--labels", str(tmp_path / "labels.csv"), *options, *common]
+    assert main([*run, "--head", "ridge", "--head", "knn"]) == 0
+    out = capsys.readouterr().out
+    assert "not known" in out
+    assert out.count("cells are not known, and have no part in fitting and judging") == 1
+    assert "cells are not known" in (tmp_path / "c" / "report.html").read_text()
+    predict = ["predict", f"{cache}/heads/run", str(source), "--backbone", TINY, "--quiet", "--json"]
+    assert main(predict) == 0
+    capsys.readouterr()
+    assert main(["train", cache, "--task", "run", "--quiet", "--json", "--head", "ridge", "--tap", "pre_logits"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [warning["kind"] for warning in document["warnings"]] == ["unknown_targets"]
+    assert main(["sweep", cache, "--quiet", "--json", "--head", "ridge", "--seeds", "2", "--folds", "2"]) == 0
+    assert [row["error"] for row in json.loads(capsys.readouterr().out)["rows"]] == [None] * 4
+    assert main(["verify", cache]) == 0

@@ -61,7 +61,7 @@ def test_every_part_has_its_share_of_each_label(tmp_path):
 
 def test_separators_spaces_and_columns_of_flags_say_the_same(tmp_path):
     bars = [[name, " | ".join(tags(k).split(";"))] for k, name in enumerate(FILES)]
-    words = [["No", "yes"], ["0", "1"], ["false", "TRUE"], ["", "1.0"]]
+    words = [["No", "yes"], ["0", "1"], ["false", "TRUE"], ["0.0", "1.0"]]
     flags = [
         [name, *(words[k % 4][each in tags(k)] for each in ("seven", "three", "two"))] for k, name in enumerate(FILES)
     ]
@@ -160,3 +160,114 @@ def test_a_strangers_task_is_refused(tmp_path, arrays, body, message):
     folder.publish_next(common | arrays, {"classes": ["size"], "about": task.about} | body, kind="task")
     with pytest.raises(CorruptError, match=message):
         FeatureStore.open(store.path).task("t")
+
+
+def test_what_a_table_does_not_say_is_not_known(tmp_path):
+    """Words of all kinds, in as many columns; the rows that say nothing are left out."""
+    words = ["1", "0", "", "-1", "NaN", "no", "u", "yes"]
+    rows = [[name, words[k % 8], words[(k // 8) % 8]] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "a", "b"], rows)
+    options = {"label_column": ("a", "b"), "kind": "labels"}
+    labels = labels_from_csv(path, **options)
+    store, task = add(tmp_path, labels)
+    meaning = {"1": 1, "yes": 1, "0": 0, "no": 0}
+    expected = {name: [meaning.get(word, 2) for word in said] for name, *said in rows}
+    names = store.samples.uris_of(store.samples.rows_of(task.ids).tolist())
+    assert [expected[Path(name).name] for name in names] == task.labels.tolist()
+    silent = sum(said == [2, 2] for said in expected.values())
+    assert len(task.ids) == len(FILES) - silent
+    again = FeatureStore.open(store.path).task("t")
+    np.testing.assert_array_equal(again.labels, task.labels)
+    assert again.is_partial
+    unknown = {"a": int((task.labels[:, 0] == 2).sum()), "b": int((task.labels[:, 1] == 2).sum())}
+    assert again.num_unknown() == unknown
+    (warning,) = again.warnings()
+    count = sum(unknown.values())
+    assert warning.text.startswith(f"{count} of {2 * len(task.ids)} cells are not known")
+    assert f"{silent} rows say nothing at all and are left out" in warning.text
+    no = labels_from_csv(path, **options, blank="negative", uncertain="positive")
+    assert [label.unknown for label in no.labels] == [()] * len(FILES)
+    assert no.labels[2].label == "b"
+    assert no.labels[3].label == "a\nb"
+    assert no.warnings == ()
+
+
+def test_one_missing_number_costs_no_other(tmp_path):
+    rows = [[name, k, "" if k % 5 == 0 else -k, "n/a" if k % 7 == 0 else k % 13] for k, name in enumerate(FILES)]
+    rows[35][1] = ""
+    path = table(tmp_path / "t.csv", ["path", "a", "b", "c"], rows)
+    store, task = add(tmp_path, labels_from_csv(path, label_column=("a", "b", "c"), kind="numbers"))
+    assert len(task.ids) == 99
+    assert task.num_unknown() == {"a": 0, "b": 19, "c": 14}
+    np.testing.assert_array_equal(FeatureStore.open(store.path).task("t").labels, task.labels)
+    assert task.warnings()[0].text.startswith("33 of 297 cells are not known")
+    assert set(tasks.class_counts(task).values()) == {99, 80, 85}
+
+
+def test_copies_know_together_what_one_of_them_does_not(tmp_path):
+    store = make_store(tmp_path, {**FILES, "copy.jpg": "content 4", "other.jpg": "content 5"})
+    rows = [[name, k % 2, int(k % 3 == 0)] for k, name in enumerate(FILES)]
+    rows[4][1:], rows[5][1:] = [0, ""], [1, ""]
+    path = table(tmp_path / "t.csv", ["path", "a", "b"], [*rows, ["copy.jpg", "", 1], ["other.jpg", 0, 1]])
+    for kind, expected in (("labels", [0, 1]), ("numbers", [0.0, 1.0])):
+        task = store.add_task(kind, labels_from_csv(path, label_column=("a", "b"), kind=kind))
+        assert task.about["num_conflicts"] == 1
+        row = store.views.all()[0].row_of["copy.jpg"]
+        assert task.labels[store.samples.rows_of(task.ids).tolist().index(row)].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "message"),
+    [
+        (["1", "", "1", "-1"], {}, "'a' holds for all of the 2 samples that say so, .*--uncertain negative"),
+        (["", "", "?", "u"], {}, "'a' is not known for any of 4 samples; leave it out"),
+        (["1", "maybe", "0", "0"], {}, "line 3: the a is neither 1 nor 0: 'maybe'"),
+    ],
+)
+def test_labels_of_which_too_little_is_known(column, options, message, tmp_path):
+    rows = [[name, said, k % 2] for k, (name, said) in enumerate(zip(FILES, column, strict=False))]
+    path = table(tmp_path / "t.csv", ["path", "a", "b"], rows)
+    with pytest.raises(TaskError, match=message):
+        add(tmp_path, labels_from_csv(path, label_column=("a", "b"), kind="labels", **options))
+
+
+def test_a_label_must_be_known_in_train(tmp_path):
+    rows = [
+        [name, k % 2, "" if k < 60 else k % 2, "train" if k < 60 else "val" if k < 80 else "test"]
+        for k, name in enumerate(FILES)
+    ]
+    path = table(tmp_path / "t.csv", ["path", "a", "b", "split"], rows)
+    with pytest.raises(TaskError, match="'b' is not known for any sample of the train part"):
+        add(tmp_path, labels_from_csv(path, label_column=("a", "b"), kind="labels"))
+
+
+@pytest.mark.parametrize("separator", [",", ", ", "/", " "])
+@pytest.mark.parametrize("kind", ["labels", "classes"])
+def test_labels_joined_by_something_else_are_not_one_label_without_a_word(separator, kind, tmp_path):
+    rows = [[name, tags(k).replace(";", separator) or "none"] for k, name in enumerate(FILES)]
+    path = table(tmp_path / "t.csv", ["path", "tags"], rows)
+    labels = labels_from_csv(path, label_column="tags", kind=kind)
+    found = [warning for warning in labels.warnings if warning.kind == "joined_labels"]
+    if kind == "classes" and "," not in separator:
+        assert not found
+        return
+    (warning,) = found
+    assert "different entries of 'tags' are made of" in warning.text
+    assert f"--separator {separator[0]!r}" in warning.text
+    divided = labels_from_csv(path, label_column="tags", kind="labels", separator=separator[0])
+    assert [warning.kind for warning in divided.warnings] == ["unknown_targets"]
+    assert {name for label in divided.labels for name in label.label.split("\n")} == {"two", "three", "seven", ""}
+
+
+def test_an_empty_cell_of_tags_is_said_and_may_be_unknown(tmp_path):
+    rows = [[name, tags(k)] for k, name in enumerate(FILES)]
+    empty = sum(not said for _, said in rows)
+    path = table(tmp_path / "t.csv", ["path", "tags"], rows)
+    (warning,) = labels_from_csv(path, label_column="tags", kind="labels").warnings
+    assert warning.text.startswith(f"{empty} rows have no label in 'tags', which is taken for none of them")
+    assert labels_from_csv(path, label_column="tags", kind="labels", blank="negative").warnings == ()
+    left = labels_from_csv(path, label_column="tags", kind="labels", blank="missing")
+    assert len(left.labels) == len(FILES) - empty
+    assert f"{empty} rows say nothing at all" in left.warnings[0].text
+    with pytest.raises(TaskError, match="can be said of labels, not of classes"):
+        labels_from_csv(path, label_column="tags", blank="negative")

@@ -340,6 +340,10 @@ def _trained_for_numbers(step: FineTunedRegressor) -> list[Layer]:
 
 
 def _neighbours(step: CosineKnn | CosineKnnRegressor, says: np.ndarray) -> list[Layer]:
+    if np.isnan(says).any():
+        raise HeadError(
+            "nearest neighbours of which some labels or numbers are unknown cannot be exported; choose another head"
+        )
     count = min(step.n_neighbors, len(step.directions_))
     kept = {"directions": step.directions_, "says": says, "temperature": step.temperature}
     return [UnitLength(), Neighbours(count, **kept)]

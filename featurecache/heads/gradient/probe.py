@@ -33,6 +33,8 @@ class GradientEstimator(BaseEstimator):
     """Training, whatever is said of a row."""
 
     streams: ClassVar[bool] = True
+    takes_unknown: ClassVar[bool] = True
+    """Whether some of several labels or numbers of a row may be unknown."""
     side_by_side: ClassVar[frozenset[str]]
     """Parameters in which settings may differ that are trained side by side."""
     _shape: ClassVar[tuple[str, ...]]

@@ -284,6 +284,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     n_iter_ : int
     """
 
+    takes_unknown: ClassVar[bool] = True
     _loss = "Softmax"
     _loss_of_labels = "Sigmoids"
     takes_several = True

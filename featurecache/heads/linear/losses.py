@@ -51,7 +51,10 @@ class Softmax:
 
 
 class Sigmoids:
-    """Logistic regression of each label by itself, several of which may hold; ``y_n`` is (n, K), 0 or 1."""
+    """Logistic regression of each label by itself, several of which may hold; ``y_n`` is (n, K): 0, 1, or not known.
+
+    A label that is not known, below 0, has no loss: it is fitted on the rows where it is.
+    """
 
     curvature = 0.1
 
@@ -62,8 +65,12 @@ class Sigmoids:
     def __call__(self, margins_PKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
         """See `Loss`."""
         sign = (2.0 * y_n.to(margins_PKn.dtype) - 1.0).T
+        unknown_Kn = y_n.T < 0
         signed = margins_PKn.mul_(sign)
-        return softplus(-signed).sum(1), torch.sigmoid(-signed).mul_(-sign)
+        loss_PKn, slope_PKn = softplus(-signed), torch.sigmoid(-signed).mul_(-sign)
+        if bool(unknown_Kn.any()):
+            loss_PKn, slope_PKn = (each.masked_fill_(unknown_Kn, 0.0) for each in (loss_PKn, slope_PKn))
+        return loss_PKn.sum(1), slope_PKn
 
 
 class SquaredHinge:

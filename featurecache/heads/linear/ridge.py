@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,12 +15,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.heads.checks import (
     REAL_TYPES,
+    alike_columns,
     check_prior_rows,
     checked_labels,
+    checked_numbers,
     checked_strengths,
     checked_weight,
     fold_of_rows,
+    is_partial,
     is_small,
+    known_cells,
     sets_of,
     with_weight,
 )
@@ -96,7 +101,8 @@ class _Ridge(FitsTasks, BaseEstimator):
     ) -> list[bool]:
         """See `FitsTasks`: all come from one decomposition."""
         targets = [head._targets_of(*each) for head, *each in zip(heads, Xs, ys, strict=True)]
-        (system,) = heads[0]._systems(Xs[0], np.hstack(targets), np.full(len(Xs[0]), -1), sample_weight)
+        never = np.full(len(Xs[0]), -1)
+        (system,) = heads[0]._systems(Xs[0], np.hstack(targets), never, sample_weight)
         _solve(system, heads, [each.shape[1] for each in targets])
         return [True] * len(heads)
 
@@ -130,20 +136,25 @@ class _Ridge(FitsTasks, BaseEstimator):
 
     def _systems(
         self, X: Real, targets: Real, fold: NDArray[np.int64], weight: NDArray[np.float64] | None
-    ) -> list[System]:
-        """Return the system of all rows but those of each fold, or of all."""
+    ) -> list[_Systems]:
+        """Return the systems of all rows but those of each fold, or of all; targets are fitted where they are known."""
         held_out = np.unique(fold[fold >= 0])
-        if isinstance(X, np.memmap):  # a row without weight is as good as none, and nothing is copied
-            whole = np.ones(len(fold)) if weight is None else weight
-            weights: list[Any] = [np.where(fold == each, 0.0, whole) for each in held_out] or [weight]
-            return [self._system(X, targets, each).forget_rows() for each in weights]
-        if not len(held_out):
-            return [self._system(X, targets, weight).forget_rows()]
-        kept = [fold != each for each in held_out]
-        return [
-            self._system(X[each], targets[each], None if weight is None else weight[each]).forget_rows()
-            for each in kept
-        ]
+        found = [_Systems([], targets.shape[1], X.shape[1]) for _ in range(max(len(held_out), 1))]
+        for columns, known in alike_columns(known_cells(targets)):
+            for each, number in zip(found, held_out if len(held_out) else [-1], strict=True):
+                kept = known & ((fold != number) | (fold < 0))
+                if kept.all():
+                    system = self._system(X, targets[:, columns], weight)
+                elif isinstance(X, np.memmap):  # a row without weight is as good as none, and nothing is copied
+                    whole = np.ones(len(fold)) if weight is None else weight
+                    mine = np.where(known[:, None], targets[:, columns], 0.0)
+                    system = self._system(X, mine, np.where(kept, whole, 0.0))
+                elif kept.any():
+                    system = self._system(X[kept], targets[kept][:, columns], None if weight is None else weight[kept])
+                else:
+                    continue
+                each.of_columns.append((columns, system.forget_rows()))
+        return found
 
     def _system(self, rows: Real, targets: Real, weight: Any) -> System:
         check_prior_rows(self.prior_rows)
@@ -232,6 +243,8 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         What each row gets from the chosen strength when it is left out.
     """
 
+    takes_unknown: ClassVar[bool] = True
+    """Of several numbers some may be NaN: each is fitted on the rows where it is known."""
     coef_: Real
     intercept_: Real | float
     _flat: bool
@@ -247,8 +260,15 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         ValueError
             Data or parameters that scikit-learn's estimators refuse too.
         """
-        rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C", multi_output=True, y_numeric=True)
+        rows, y = checked_numbers(self, X, y)
         numbers = np.asarray(y, np.float64)
+        if is_partial(numbers):
+            if self.alphas is not None:
+                raise ValueError(
+                    "strengths are chosen where all numbers are known; set alpha, or choose among settings"
+                )
+            self.fit_tasks([self], [rows], [numbers], checked_weight(sample_weight, rows))
+            return self
         weight, rows, numbers, fold = self._divided(rows, numbers, sample_weight, groups, classes=False)
         seen = slice(None) if fold is None else fold >= 0
 
@@ -279,7 +299,32 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         return self
 
 
-def _solve(system: System, probes: Sequence[_Ridge], num_outputs: Sequence[int]) -> None:
+@dataclass(frozen=True, eq=False)
+class _Systems:
+    """The systems of targets that are known for different rows.
+
+    Attributes
+    ----------
+    of_columns : list of (columns, System)
+        A target that is known for no row is in none of them, and gets no weights.
+    num_targets, num_features : int
+    """
+
+    of_columns: list[tuple[NDArray[np.int64], System]]
+    num_targets: int
+    num_features: int
+
+    def solution(self, alpha: float) -> tuple[Real, Real]:
+        """Return weights (n_features, n_targets) and intercepts (n_targets,), as `System.solution` does."""
+        if len(self.of_columns) == 1 and len(self.of_columns[0][0]) == self.num_targets:
+            return self.of_columns[0][1].solution(alpha)
+        weights_DK, intercept_K = np.zeros((self.num_features, self.num_targets)), np.zeros(self.num_targets)
+        for columns, system in self.of_columns:
+            weights_DK[:, columns], intercept_K[columns] = system.solution(alpha)
+        return weights_DK, intercept_K
+
+
+def _solve(system: _Systems, probes: Sequence[_Ridge], num_outputs: Sequence[int]) -> None:
     """Give each probe its part of the solution for its strength, of targets that stand side by side."""
     solutions = {alpha: system.solution(alpha) for alpha in {probe.alpha for probe in probes}}
     stop = 0
