@@ -10,6 +10,7 @@ from featurecache.cli.options import add_memory_option, check_places, memory_of,
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.cli.outputs import Outputs
 from featurecache.errors import RequestError
+from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
     from featurecache.evaluation.plan import Plan
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
             progress.advance(1)
 
         def leave_out(row: dict[str, Any]) -> None:
-            names = {name: row[name] for name in ("task", "backbone", "fingerprint", "tap", "dtype", "head")}
+            names = {name: row[name] for name in ("task", "backbone", "fingerprint", "tap", "dtype", "views", "head")}
             left_out[tuple(names.values())] = names | {"reason": HOLDS_ALL_ROWS}
             progress.advance(1)
 
@@ -115,13 +116,14 @@ def run(args: argparse.Namespace) -> int:
         counts = {"kept": num_kept, "computed": len(rows) - num_kept}
         print_json({**document, **counts, "failed_outputs": outputs.failures})
         return outputs.report() or int(bool(failed))
+    of_sets = dict(zip((each.key for each in sets), distinct_names([each.to_json() for each in sets]), strict=True))
     for each in left_out.values():
-        warn(f"head {each['head']} is left out on {each['tap']}, task {each['task']}: it {each['reason']}")
+        warn(f"head {each['head']} is left out on {_named(each, of_sets)}, task {each['task']}: it {each['reason']}")
     _print(lines)
     print_line(f"{len(rows)} results, {num_kept} of them from earlier sweeps")
     print_warnings(warnings)
     for row in failed[:5]:
-        warn(f"{row['head']} on {row['tap']}, task {row['task']}: {row['error']}")
+        warn(f"{row['head']} on {_named(row, of_sets)}, task {row['task']}: {row['error']}")
     return outputs.report() or int(bool(failed))
 
 
@@ -158,11 +160,12 @@ def _print(lines: list[dict[str, Any]]) -> None:
     """Print one table for each figure."""
     from featurecache.evaluation.summary import uncompared
 
+    names = distinct_names(lines)
     for measure in dict.fromkeys(line["measure"] for line in lines):
         figures = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]
         print_table(
             ["task", "head", "tap", *figures, "judged on", "against the best"],
-            [_row(line) for line in lines if line["measure"] == measure],
+            [_row(line, name) for line, name in zip(lines, names, strict=True) if line["measure"] == measure],
             numbers=figures,
         )
     if uncompared(lines):
@@ -174,11 +177,16 @@ def _print(lines: list[dict[str, Any]]) -> None:
         print_line("these are looks at the test part: choosing by them makes the best of them too good")
 
 
-def _row(line: dict[str, Any]) -> list[str]:
+def _named(row: dict[str, Any], of_sets: dict[str, str]) -> str:
+    """Return what the feature set of a row is called."""
+    return of_sets[f"{row['fingerprint']} {row['tap']} {row['dtype']}"]
+
+
+def _row(line: dict[str, Any], name: str) -> list[str]:
     return [
         line["task"],
         line["head"],
-        line["tap"] + (f", {line['views']} views" if line["views"] else ""),
+        name,
         _labels(line),
         "-" if line["score"] is None else f"{line['score']:.3f}",
         "-" if line["score"] is None else f"{line['low']:.3f} to {line['high']:.3f}",

@@ -11,6 +11,7 @@ from featurecache.cli.options import add_memory_option, features_of, memory_of, 
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.cli.outputs import Outputs
 from featurecache.specs import TASK_NOUN
+from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainedHead, TrainingReport
@@ -168,10 +169,11 @@ def print_results(document: dict[str, Any]) -> None:
     primary, *others = titles
     looked_at = f"{best['reported']} {titles[primary]}"
     figures = [f"by {best['protocol']}", looked_at, "95 % interval", *(titles[name] for name in others), "seconds"]
-    rows = [_row(result, primary, others) for result in document["results"]]
+    names = distinct_names(document["results"])
+    rows = [_row(result, name, primary, others) for result, name in zip(document["results"], names, strict=True)]
     print_table(["head", "tap", "settings", *figures, "against the chosen"], rows, numbers=figures)
     by = best["protocol"] + (", by balanced accuracy" if best["balanced"] else "")
-    print_line(f"chosen by {by}: {best['head']} on {trained_on(best)}")
+    print_line(f"chosen by {by}: {best['head']} on {names[0]}")
     print_line("against the chosen: on the rows by which it was chosen, paired, at 95 %; equivalent: within one point")
     print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
     if said := document["last_look"].get("calibration"):
@@ -197,16 +199,11 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def trained_on(result: dict[str, Any]) -> str:
-    """Name the features of a result: the tap, and the views."""
-    return result["tap"] + (f", {result['views']} views" if result["views"] else "")
-
-
-def _row(result: dict[str, Any], primary: str, others: list[str]) -> list[Any]:
+def _row(result: dict[str, Any], name: str, primary: str, others: list[str]) -> list[Any]:
     scores = result["test"] or result["validation"]
     return [
         result["head"],
-        trained_on(result),
+        name,
         ", ".join(f"{name}={value}" for name, value in result["params"].items()) or "-",
         f"{result['selection_score']:.3f}",
         f"{scores[primary]:.3f}",

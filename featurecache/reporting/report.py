@@ -13,6 +13,7 @@ import numpy as np
 from featurecache.atomic import publish_bytes
 from featurecache.reporting.pictures import draw_intervals, draw_reliability, draw_scatter, thumbnail
 from featurecache.sources.images import pillow_defaults
+from featurecache.store.naming import distinct_names
 from featurecache.versions import installed_versions
 
 _MAX_MISTAKES = 12
@@ -89,6 +90,7 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         figures=data.training["figures"],
         primary=next(iter(data.training["figures"])),
         rows=data.training["results"],
+        names=distinct_names(data.training["results"]),
         picture=_picture(data),
         matrix=_matrix(data),
         mistakes=mistakes,
@@ -109,11 +111,10 @@ def human_bytes(count: float) -> str:
 
 def _picture(data: ReportData) -> str:
     rows, primary = [], next(iter(data.training["figures"]))
-    for row in data.training["results"]:
+    called = distinct_names(data.training["results"])
+    for row, of_set in zip(data.training["results"], called, strict=True):
         scores = row["test"] or row["validation"]
-        several = len(data.feature_sets) > 1
-        views = f", {row['views']} views" if row["views"] else ""
-        name = f"{row['head']} · {row['tap']}{views}" if several else row["head"]
+        name = f"{row['head']} · {of_set}" if len(set(called)) > 1 else row["head"]
         rows.append((name, scores[primary], scores[f"{primary}_low"], scores[f"{primary}_high"]))
     y_true, floor = data.last_look.y_true, None
     if data.training["kind"] == "classes":

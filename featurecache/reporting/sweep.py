@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from featurecache.reporting.pictures import plain_names
+from featurecache.store.naming import distinct_names
 
 _INK, _MUTED, _GRID = "#1d2733", "#8a96a3", "#e3e8ed"
 _COLOURS = ("#1b6ca8", "#d1602d", "#2f8f5b", "#8d4fb3", "#b3893a", "#c23b63", "#4aa3a2", "#5a6472", "#9c6b4f")
@@ -31,7 +32,8 @@ def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    drawn = [line for line in lines if line["score"] is not None]
+    called = zip(lines, distinct_names(lines), strict=True)
+    drawn = [{**line, "name": name} for line, name in called if line["score"] is not None]
     panels = list(dict.fromkeys((line["task"], line["measure"]) for line in drawn))
     heads = list(dict.fromkeys(line["head"] for line in drawn))
     colours = {head: _COLOURS[number % len(_COLOURS)] for number, head in enumerate(heads)}
@@ -72,8 +74,7 @@ def _by_layer(axes: Any, lines: list[dict[str, Any]], colours: dict[str, str]) -
         # Side by side, so that intervals do not hide one another.
         x = [places[_layer(line)] + 0.5 * (number / max(len(colours) - 1, 1) - 0.5) for line in mine]
         _points(axes, x, mine, colour, head)
-    several = len({backbone for backbone, _ in layers}) > 1
-    names = [f"{tap}\n{backbone}" if several else tap for backbone, tap in layers]
+    names = [name.replace(", ", "\n") for _, name in layers]
     axes.set_xticks(range(len(layers)), names, rotation=45, ha="right", fontsize=8)
 
 
@@ -110,8 +111,7 @@ def _points(
 
 
 def _layer(line: dict[str, Any]) -> tuple[str, str]:
-    views = f", {line['views']} views" if line["views"] else ""
-    return line["backbone"], line["tap"] + views + ("" if line["dtype"] == "float16" else f" ({line['dtype']})")
+    return line["backbone"], line["name"]
 
 
 def _dress(axes: Any) -> None:

@@ -1,0 +1,51 @@
+"""What people call feature sets in a table: as short as may be, and never two of them alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_LEAST_DIGITS = 8
+
+
+def distinct_names(sets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a name for each feature set: its tap, and of all else what differs between them.
+
+    Parameters
+    ----------
+    sets : sequence of mapping
+        ``backbone``, ``tap``, ``dtype``, ``views`` (a number, or None for plain features) and ``fingerprint`` of each,
+        as `FeatureSet.to_json` and rows of results have them. The same set may come several times.
+
+    Returns
+    -------
+    names : list of str
+        Equal for equal sets only. The type and the backbone are named where there are several; views always; and the
+        beginning of the fingerprint of sets that have all of these in common.
+    """
+    several = {key for key in ("dtype", "backbone") if len({each[key] for each in sets}) > 1}
+    names = [_name(each, several) for each in sets]
+    alike: dict[str, set[str]] = defaultdict(set)
+    for name, each in zip(names, sets, strict=True):
+        alike[name].add(each["fingerprint"])
+    return [
+        f"{name} ({_beginning(each['fingerprint'], alike[name])})" if len(alike[name]) > 1 else name
+        for name, each in zip(names, sets, strict=True)
+    ]
+
+
+def _name(each: Mapping[str, Any], several: set[str]) -> str:
+    parts = [str(each["tap"])]
+    if each["views"]:
+        parts.append(f"{each['views']} views")
+    return ", ".join([*parts, *(str(each[key]) for key in ("dtype", "backbone") if key in several)])
+
+
+def _beginning(fingerprint: str, others: set[str]) -> str:
+    """Return as much of a fingerprint as no other one begins with."""
+    digits = next(
+        (count for count in range(_LEAST_DIGITS, len(fingerprint)) if len({f[:count] for f in others}) == len(others)),
+        len(fingerprint),
+    )
+    return fingerprint[:digits]
