@@ -24,7 +24,7 @@ SETS = st.fixed_dictionaries(
 @given(sets=st.lists(SETS, min_size=1, max_size=12))
 def test_names_are_equal_for_equal_sets_only(sets: list[dict[str, Any]]) -> None:
     names = distinct_names(sets)
-    assert len(set(names)) == len({tuple(each.values()) for each in sets})
+    assert len(set(names)) == len({tuple(each[key] for key in sorted(each)) for each in sets})
     for each, name in zip(sets, names, strict=True):
         assert name.startswith(each["tap"])
         for key in ("dtype", "backbone"):
