@@ -7,14 +7,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import effective_n_jobs
 
 from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import Measure
 from featurecache.evaluation.parts import Part, check_parts
-from featurecache.evaluation.protocol import HeadResult, are_built_in, evaluate_tasks
+from featurecache.evaluation.processes import in_processes
+from featurecache.evaluation.protocol import (
+    UNINTERRUPTIBLE,
+    HeadResult,
+    are_built_in,
+    evaluate_tasks,
+    is_worth_a_process,
+)
 from featurecache.evaluation.selection import check_streams
 from featurecache.evaluation.staging import Staging, staging
 from featurecache.heads.registry import fits_tasks
@@ -121,19 +128,21 @@ def _in_processes(
     is_divided: bool = False,
 ) -> Iterator[Result]:
     def arguments(job: Job) -> tuple[Any, ...]:
-        return job, [parts[cell.place] for cell in job], [measures[cell.place] for cell in job]
+        return job, [parts[cell.place] for cell in job], [measures[cell.place] for cell in job], is_divided
 
-    if (workers := min(workers, len(jobs))) <= 1:
+    workers = min(workers, len(jobs))
+    long = any(job[0].head in UNINTERRUPTIBLE for job in jobs) and is_worth_a_process(
+        parts[cell.place]["train"].fitted.size for job in jobs for cell in job
+    )
+    if workers <= 1 and not (long and are_built_in((job[0].head for job in jobs), measures[0].kind)):
         for job in jobs:
-            yield from _compute(*arguments(job), is_divided=is_divided)
+            yield from _compute(*arguments(job))
         return
-    # joblib maps the features into the other processes, they are not copied to each.
-    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    for results in parallel(delayed(_compute)(*arguments(job), is_divided=is_divided) for job in jobs):
+    for results in in_processes(_compute, map(arguments, jobs), workers=max(workers, 1)):
         yield from results
 
 
-def _compute(job: Job, parts: list[dict[str, Part]], measures: list[Measure], *, is_divided: bool) -> list[Result]:
+def _compute(job: Job, parts: list[dict[str, Part]], measures: list[Measure], is_divided: bool) -> list[Result]:
     if len(job) > 1:
         try:
             return _evaluated(job, parts, measures, is_divided=is_divided)

@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed, effective_n_jobs
+from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
 
 from featurecache.errors import FeatureCacheError
 from featurecache.evaluation.measures import Figures, Measure, measure_of
 from featurecache.evaluation.parts import Part, RowsToFit, Split, check_parts
+from featurecache.evaluation.processes import in_processes
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.scores import evaluate as evaluate
 from featurecache.evaluation.selection import Choice, Question, build, choose
@@ -45,6 +46,8 @@ _SLOWEST_FIRST = (
     *("attentive", "boosted_trees", "rbf_svm", "mlp", "linear_svm", "logistic"),
     *("ridge", "knn", "gda", "nearest_mean", "majority"),
 )
+UNINTERRUPTIBLE = frozenset({"rbf_svm", "boosted_trees"})
+"""Heads that spend minutes in compiled code, which no signal reaches."""
 _SLOW = frozenset({"attentive", "boosted_trees", "rbf_svm", "mlp"})
 
 
@@ -211,13 +214,18 @@ def _evaluated(
         for places in ([every] if fits_tasks(name, kind=measure.kind) else [[place] for place in every])
     ]
     arguments = ((name, places, [taps[place] for place in places], measure, random_state) for name, places in jobs)
-    workers = min(effective_n_jobs(n_jobs), len(jobs)) if _may_leave_process(names, taps, measure) else 1
-    if workers == 1:
+    leaves = _may_leave_process(names, taps, measure)
+    workers = min(effective_n_jobs(n_jobs), len(jobs)) if leaves else 1
+    if workers == 1 and not (leaves and UNINTERRUPTIBLE.intersection(names)):
         yield from (_evaluate_together(*each) for each in arguments)
         return
     # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
-    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered")
-    yield from parallel(delayed(_evaluate_together)(*each) for each in arguments)
+    yield from in_processes(_evaluate_together, arguments, workers=workers)
+
+
+def is_worth_a_process(sizes: Iterable[int]) -> bool:
+    """Tell whether features of so many values take longer to fit than a process takes to start."""
+    return max(sizes, default=0) >= _WORTH_A_PROCESS
 
 
 def _may_leave_process(names: list[str], taps: list[dict[str, Part]], measure: Measure) -> bool:

@@ -356,3 +356,23 @@ evaluate_head("logistic", parts, 2)
 raise SystemExit(set(seen) != {1})
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_long_fit_ends_when_somebody_stops(n_jobs: int) -> None:
+    """A support vector machine of 40,000 rows takes minutes in compiled code; it must not outlive a Ctrl-C."""
+    code = f"""
+import os, signal, threading
+import numpy as np
+from featurecache.evaluation.protocol import evaluate_heads
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(40_000, 32)).astype(np.float32), rng.integers(0, 3, 40_000)
+parts = {{"train": (X[:36_000], y[:36_000]), "test": (X[36_000:], y[36_000:])}}
+threading.Timer(6, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    evaluate_heads(["rbf_svm"], [parts], 3, n_jobs={n_jobs})
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
+    assert process.stdout == "stopped\n", process.stderr

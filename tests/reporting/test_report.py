@@ -26,8 +26,12 @@ def result(head: str, *, test: bool) -> dict[str, Any]:
     return {
         "head": head,
         "tap": "a:avg",
+        "backbone": "n:n",
+        "dtype": "float16",
+        "fingerprint": "ab" * 32,
         "views": None,
         "judged_on": "plain",
+        "judged_views": None,
         "params": {"C": 0.1},
         "seconds": 1.25,
         "protocol": "validation" if test else "cross-validation",
@@ -55,6 +59,7 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
             {
                 "backbone": "n:n",
                 "tap": "a:avg",
+                "views": None,
                 "rows": 9,
                 "shape": [16],
                 "dtype": "float16",
@@ -69,6 +74,7 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
         training={
             "task": "t",
             "kind": "classes",
+            "warnings": [],
             "figures": {"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"},
             "classes": classes,
             "counts": {"train": 5, "test": 4},
@@ -137,8 +143,8 @@ def test_bytes_for_people(count: float, text: str) -> None:
 def test_views_are_named(tmp_path: Path) -> None:
     data = make_data(["cat", "dog"], ["1.png", "2.png", "3.png", "4.png"])
     for row in data.training["results"]:
-        row.update(views=8, judged_on="views")
+        row.update(views=8, judged_on="views", judged_views=8)
     write_report(tmp_path / "r.html", data, find=lambda name: None)
     text = (tmp_path / "r.html").read_text()
-    assert "<code>a:avg</code>, 8 views" in text
+    assert "<code>a:avg, 8 views</code>" in text
     assert "the mean of the probabilities over its 8 views" in text
