@@ -14,11 +14,21 @@ from typing import Any, ClassVar, Literal, get_args
 
 from featurecache.errors import RequestError
 from featurecache.hashing import digest_json
+from featurecache.view_specs import MAX_VIEWS as MAX_VIEWS
+from featurecache.view_specs import ViewSpec as ViewSpec
+from featurecache.view_specs import check_takes_views as check_takes_views
+from featurecache.view_specs import num_views as num_views
+from featurecache.view_specs import pair_of_numbers
+from featurecache.view_specs import shape_of_row as shape_of_row
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Orientation = Literal["exif", "stored"]
 JpegDecoding = Literal["scaled", "full"]
 PixelRange = Literal["full", "image"] | tuple[float, float]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Padding = Literal["none", "center", "corner"]
+Rounding = Literal["nearest", "down"]
+ChannelOrder = Literal["rgb", "bgr"]
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 DtypeChoice = Literal["auto", "float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
@@ -35,7 +45,6 @@ TaskKind = Literal["classes", "labels", "numbers"]
 TASK_NOUN: dict[TaskKind, str] = {"classes": "class", "labels": "label", "numbers": "number"}
 """One of what a task has."""
 
-MAX_VIEWS = 256
 MAX_FILE_BYTES = 500_000_000
 MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -46,16 +55,29 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class PreprocessSpec:
     """How an image file becomes the numbers that a backbone sees; belongs to the weights.
 
-    The order is: decode, orient, convert to RGB, resize the shorter side, crop the centre, divide by 255,
-    subtract the mean, divide by the standard deviation. The rules of decoding are in store/FORMAT.md.
+    The order is: decode, orient, convert to RGB, resize, crop the centre or pad, divide by 255, put the channels in
+    order, subtract the mean, divide by the standard deviation. The rules of decoding are in store/FORMAT.md.
     """
 
     modality: ClassVar[str] = "image"
 
-    resize: int = 256
-    """Shorter image side before cropping, in pixels."""
-    crop: int = 224
-    """Side of the centre crop, in pixels."""
+    resize: int | tuple[int, int] = 256
+    """Side before cropping, in pixels: the shorter one, unless ``resize_mode`` says another; height and width where
+    they differ."""
+    crop: int | tuple[int, int] = 224
+    """Side of the centre crop, in pixels; height and width where they differ."""
+    resize_mode: ResizeMode = "shortest"
+    """``shortest``: an image just covers ``resize``; ``longest``: it just fits into it; ``squash``: it is made that."""
+    resize_rounding: Rounding = "down"
+    """Of the side that follows from the other one."""
+    crop_rounding: Rounding = "nearest"
+    """Of half a pixel before the crop: ``nearest``, to even, as torchvision does; ``down``, as transformers does."""
+    padding: Padding = "none"
+    """Where an image that is smaller than the crop goes, and the rest is filled: the centre, or the top left corner."""
+    fill_color: tuple[int, int, int] = (0, 0, 0)
+    """Colour of padding."""
+    channel_order: ChannelOrder = "rgb"
+    """Order of the channels that the network sees, and of ``mean`` and ``std``."""
     interpolation: Interpolation = "bilinear"
     antialias: bool = True
     """Low-pass filter before making an image smaller."""
@@ -78,14 +100,20 @@ class PreprocessSpec:
     """Edition of the decoding rules."""
 
     def __post_init__(self) -> None:
-        for name in ("resize", "crop", "max_pixels", "max_bytes"):
+        for name in ("resize", "crop"):
+            object.__setattr__(self, name, _side_or_sides(name, getattr(self, name)))
+        for name in ("max_pixels", "max_bytes"):
             if getattr(self, name) < 1:
                 raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
-        if self.crop > self.resize:
-            raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
         _check_choice("interpolation", self.interpolation, Interpolation)
         _check_choice("orientation", self.orientation, Orientation)
         _check_choice("jpeg decoding", self.jpeg_decoding, JpegDecoding)
+        _check_choice("resize mode", self.resize_mode, ResizeMode)
+        _check_choice("resize rounding", self.resize_rounding, Rounding)
+        _check_choice("crop rounding", self.crop_rounding, Rounding)
+        _check_choice("padding", self.padding, Padding)
+        _check_choice("channel order", self.channel_order, ChannelOrder)
+        self._check_sizes()
         if self.interpolation == "lanczos" and not self.antialias:
             raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
         object.__setattr__(self, "range", _pixel_range(self.range))
@@ -93,23 +121,44 @@ class PreprocessSpec:
             raise RequestError(
                 f"decoding rules {self.decoding_rules} are not known to this release; upgrade featurecache"
             )
-        for name in ("mean", "std", "background"):
+        for name in ("mean", "std", "background", "fill_color"):
             value = tuple(getattr(self, name))
             if len(value) != 3:
                 raise RequestError(f"preprocess {name} needs three numbers (red, green, blue), got {value}")
             object.__setattr__(self, name, value)  # JSON gives lists
+        if not all(type(number) is int and 0 <= number <= 255 for number in self.fill_color):
+            raise RequestError(f"preprocess fill_color must be whole numbers from 0 to 255, got {self.fill_color}")
         if not all(isfinite(number) for number in (*self.mean, *self.std)):
             raise RequestError(f"preprocess mean and std must be finite, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise RequestError(f"preprocess std must be positive, got {self.std}")
 
+    def _check_sizes(self) -> None:
+        if self.padding != "none":
+            return
+        if self.resize_mode == "longest":
+            raise RequestError("preprocess resize mode 'longest' needs padding: 'center' or 'corner'")
+        if any(crop > resize for crop, resize in zip(self.crop_shape, self.resize_shape, strict=True)):
+            raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
+
+    @property
+    def crop_shape(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+
+    @property
+    def resize_shape(self) -> tuple[int, int]:
+        """Height and width before cropping; twice the side, where only one is given."""
+        return self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+
     def override(self, **changes: Any) -> PreprocessSpec:
         """Return a copy with some fields changed; ``None`` means unchanged."""
         changes = _known_changes(self, changes)
-        if "crop" in changes and "resize" not in changes and changes["crop"] > self.resize:
-            changes["resize"] = changes["crop"]
-        if "resize" in changes and "crop" not in changes and changes["resize"] < self.crop:
-            changes["crop"] = changes["resize"]
+        if changes.get("padding", self.padding) == "none":
+            if "crop" in changes and "resize" not in changes and _exceeds(changes["crop"], self.resize):
+                changes["resize"] = changes["crop"]
+            if "resize" in changes and "crop" not in changes and _exceeds(self.crop, changes["resize"]):
+                changes["crop"] = changes["resize"]
         return replace(self, **changes)
 
     def choices(self) -> dict[str, Any]:
@@ -157,73 +206,18 @@ class TextPreprocessSpec:
 
 
 AnyPreprocess = PreprocessSpec | TextPreprocessSpec
+_LEFT_OUT = {
+    "jpeg_decoding": "full",
+    "range": "full",
+    "resize_mode": "shortest",
+    "resize_rounding": "down",
+    "crop_rounding": "nearest",
+    "padding": "none",
+    "fill_color": (0, 0, 0),
+    "channel_order": "rgb",
+}
+"""Fields that came later, with the value that stands for how it was before; with it they are no part of an identity."""
 _PREPROCESS_KINDS: dict[str | None, type[AnyPreprocess]] = {None: PreprocessSpec, "text": TextPreprocessSpec}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViewSpec:
-    """How seeded, augmented views of an image are made, instead of resizing it and cropping its centre.
-
-    Each view is a random part of the upright image, resized to the crop of the preprocess, perhaps flipped, with its
-    colours shifted. The rules are in store/FORMAT.md.
-    """
-
-    count: int = 8
-    """Views of each sample."""
-    seed: int = 0
-    scale: tuple[float, float] = (0.35, 1.0)
-    """Least and greatest share of the image's area."""
-    ratio: tuple[float, float] = (0.75, 1.333)
-    """Least and greatest width over height of the part."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    brightness: float = 0.2
-    """The factor lies between ``1 - brightness`` and ``1 + brightness``; so do those of contrast and saturation."""
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.0
-    """Largest turn of the colour circle, at most 0.5. Not turned by default: the colour often is the label."""
-    rules: int = 1
-    """Edition of the rules by which views are drawn."""
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("count", 1, MAX_VIEWS), ("seed", 0, 2**63 - 1)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise RequestError(f"views {name} must be a whole number from {least} to {most}, got {value!r:.80}")
-        if type(self.rules) is not int or self.rules != 1:
-            raise RequestError(f"view rules {self.rules!r:.80} are not known to this release; upgrade featurecache")
-        for name in ("flip", "brightness", "contrast", "saturation", "hue"):
-            object.__setattr__(self, name, _finite(f"views {name}", getattr(self, name)))
-        for name in ("scale", "ratio"):
-            object.__setattr__(self, name, _pair(f"views {name}", getattr(self, name)))
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise RequestError(f"views scale must be two shares with 0 < least <= greatest <= 1, got {self.scale}")
-        # The part that is taken when none was found by chance would be empty for other ratios.
-        if not 0 < self.ratio[0] <= 1 <= self.ratio[1]:
-            raise RequestError(f"views ratio must be two numbers with 0 < least <= 1 <= greatest, got {self.ratio}")
-        for name, most in (("flip", 1), ("brightness", 10), ("contrast", 10), ("saturation", 10), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= most:
-                raise RequestError(f"views {name} must be from 0 to {most}, got {getattr(self, name)}")
-
-
-def check_takes_views(modality: str, where: str, *, option: str = "--views") -> None:
-    """Refuse to make views of anything but images."""
-    if modality != "image":
-        raise RequestError(f"{option} is for images only, and {where} is of {modality}s; leave {option} out")
-
-
-def num_views(views: ViewSpec | None) -> int:
-    """Return how many arrays one sample gives: the plain input is one."""
-    return 1 if views is None else views.count
-
-
-def shape_of_row(sample_shape: tuple[int, ...], views: ViewSpec | None) -> tuple[int, ...]:
-    """Return the shape of what is stored for one sample: with views, theirs comes first."""
-    return sample_shape if views is None else (views.count, *sample_shape)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,10 +263,9 @@ class FeatureIdentity:
         # What is as it was before there was a choice is left out: the fingerprints of old caches must not change.
         if self.views is None:
             del value["views"]
-        if value["preprocess"].get("jpeg_decoding") == "full":
-            del value["preprocess"]["jpeg_decoding"]
-        if value["preprocess"].get("range") == "full":
-            del value["preprocess"]["range"]
+        for name, usual in _LEFT_OUT.items():
+            if value["preprocess"].get(name) == usual:
+                del value["preprocess"][name]
         return value
 
     @classmethod
@@ -366,6 +359,22 @@ def _known_changes(spec: Any, changes: dict[str, Any], *, fixed: tuple[str, ...]
     return changes
 
 
+def _side_or_sides(name: str, value: Any) -> int | tuple[int, int]:
+    """Return a side in pixels, or height and width if they differ: one setting must have one fingerprint."""
+    sides = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if len(sides) not in (1, 2) or not all(type(side) is int for side in sides):
+        raise RequestError(f"preprocess {name} must be a whole number, or height and width, got {value!r:.80}")
+    if min(sides) < 1:
+        raise RequestError(f"preprocess {name} must be at least 1, got {value}")
+    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+
+
+def _exceeds(crop: Any, resize: Any) -> bool:
+    """Tell whether a crop is larger than an image in some direction; what is no size is refused later."""
+    crops, sides = ((each, each) if isinstance(each, int) else tuple(each) for each in (crop, resize))
+    return any(one > other for one, other in zip(crops, sides, strict=True))
+
+
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
@@ -374,24 +383,10 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
 def _pixel_range(value: Any) -> PixelRange:
     if value in ("full", "image"):
         return value  # type: ignore[no-any-return]
-    low, high = _pair("preprocess range", value)
+    low, high = pair_of_numbers("preprocess range", value)
     if low >= high:
         raise RequestError(f"preprocess range needs two numbers, the lesser first, got {low:g},{high:g}")
     return low, high
-
-
-def _finite(name: str, value: Any) -> float:
-    """Return a float: 1 and 1.0 are the same setting and must give the same fingerprint."""
-    if type(value) not in (int, float) or not isfinite(value):
-        raise RequestError(f"{name} must be a finite number, got {value!r:.80}")
-    return float(value)
-
-
-def _pair(name: str, value: Any) -> tuple[float, float]:
-    """Return two floats; JSON gives lists."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise RequestError(f"{name} needs two numbers (least, greatest), got {value!r:.80}")
-    return _finite(name, value[0]), _finite(name, value[1])
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

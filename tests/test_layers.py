@@ -22,6 +22,8 @@ FLOORS = {
     "machine": 1,
     "tables": 1,
     "text": 1,
+    "view_specs": 1,
+    "resizing": 1,
     "sources": 2,
     "store": 2,
     "backbones": 2,

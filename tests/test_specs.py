@@ -31,6 +31,53 @@ def test_records_older_than_scaled_decoding_mean_full_decoding() -> None:
         PreprocessSpec(jpeg_decoding="half")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop": (200, 224)},
+        {"resize": (256, 260)},
+        {"resize_mode": "squash"},
+        {"resize_rounding": "nearest"},
+        {"crop_rounding": "down"},
+        {"padding": "corner"},
+        {"padding": "center", "resize_mode": "longest", "fill_color": (1, 2, 3)},
+        {"channel_order": "bgr"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_field_of_a_preprocess_is_identity_unless_it_is_as_before(change: dict) -> None:
+    changed = replace(IDENTITY, preprocess=PreprocessSpec(**change))
+    assert changed.fingerprint != IDENTITY.fingerprint
+    assert FeatureIdentity.from_json(json.loads(json.dumps(changed.to_json()))) == changed
+    assert set(changed.to_json()["preprocess"]) - set(IDENTITY.to_json()["preprocess"]) <= set(change)
+    # A head that was trained with the fields as they were brings them back, whatever the provider says today.
+    assert changed.preprocess.override(**IDENTITY.preprocess.choices()) == IDENTITY.preprocess
+
+
+def test_two_equal_sides_are_one() -> None:
+    assert PreprocessSpec(resize=[256, 256], crop=(224, 224)) == PreprocessSpec()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop": (224, 300)}, r"crop \(\(224, 300\) px\) must not exceed resize \(256 px\)"),
+        ({"crop": (1, 2, 3)}, "crop must be a whole number, or height and width"),
+        ({"resize": 2.5}, "resize must be a whole number, or height and width"),
+        ({"resize": (0, 4)}, "resize must be at least 1"),
+        ({"resize_mode": "longest"}, "crop .* must not exceed|needs padding"),
+        ({"resize_mode": "fill"}, "unknown resize mode 'fill'"),
+        ({"crop_rounding": "up"}, "unknown rounding 'up'|unknown crop rounding 'up'"),
+        ({"padding": "left"}, "unknown padding 'left'"),
+        ({"fill_color": (0, 0, 256)}, "fill_color must be whole numbers from 0 to 255"),
+        ({"channel_order": "grb"}, "unknown channel order 'grb'"),
+    ],
+)
+def test_a_preprocess_cannot_be_built_wrong(settings: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        PreprocessSpec(**settings)
+
+
 def test_without_views_the_json_is_what_it_was() -> None:
     assert list(IDENTITY.to_json()) == ["backbone", "architecture", "weights", "preprocess", "precision"]
     assert replace(IDENTITY, views=ViewSpec()).plain == IDENTITY

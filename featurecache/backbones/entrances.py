@@ -61,11 +61,14 @@ class Normalise(nn.Module):
 
     def __init__(self, preprocess: PreprocessSpec) -> None:
         super().__init__()
+        self._flipped = preprocess.channel_order == "bgr"
         self.register_buffer("mean_C11", torch.tensor(preprocess.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(preprocess.std).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation."""
+        """Order the channels, subtract the mean and divide by the standard deviation."""
+        if self._flipped:
+            images_BHWC = images_BHWC.flip(-1)
         return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean_C11) / self.std_C11
 
 
@@ -104,10 +107,10 @@ def _made_up_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Te
 
     Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
     """
-    crop, generator = preprocess.crop, torch.Generator().manual_seed(0)
+    shape, generator = preprocess.crop_shape, torch.Generator().manual_seed(0)
     coarse_BCHW = torch.randn(count, 3, 8, 8, generator=generator)
-    fine_BCHW = torch.randn(count, 3, crop, crop, generator=generator)
-    return interpolate(coarse_BCHW, size=(crop, crop), mode="bilinear") + 0.2 * fine_BCHW
+    fine_BCHW = torch.randn(count, 3, *shape, generator=generator)
+    return interpolate(coarse_BCHW, size=shape, mode="bilinear") + 0.2 * fine_BCHW
 
 
 def _made_up_texts(preprocess: TextPreprocessSpec, definition: str | None, count: int) -> Tensor:
@@ -125,14 +128,14 @@ _ENTRANCES: dict[type[Any], Entrance] = {
     PreprocessSpec: Entrance(
         one="an image",
         noun="images",
-        shape=lambda preprocess: (preprocess.crop, preprocess.crop, 3),
+        shape=lambda preprocess: (*preprocess.crop_shape, 3),
         dtype=np.uint8,
         axes="BHW3",
         prepare=Normalise,
         call=_call_with_images,
         mask=_all_there,
         made_up=_made_up_images,
-        sized=lambda preprocess: f"images of {preprocess.crop}x{preprocess.crop} pixels",
+        sized=lambda preprocess: "images of {}x{} pixels".format(*preprocess.crop_shape[::-1]),
         advice="--crop and --resize set another size",
     ),
     TextPreprocessSpec: Entrance(

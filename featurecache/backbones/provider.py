@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from featurecache.errors import ReportWarning
+from featurecache.errors import BackboneError, ReportWarning
 from featurecache.specs import AnyPreprocess
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ CERTAIN = DefaultTap()
 """What goes into the output layer."""
 
 
+class PreprocessRefusedError(BackboneError):
+    """The preprocess that the weights want cannot be had; says what earlier releases took for it."""
+
+    def __init__(self, refusal: BackboneError, earlier: tuple[EarlierDefault, ...]) -> None:
+        super().__init__(str(refusal))
+        self.earlier = earlier
+
+
 @dataclass(kw_only=True)
 class Provided:
     """A network as its provider knows it, output layer still in place."""
@@ -108,6 +116,9 @@ class Provided:
     """What is doubtful about the weights or the preprocess."""
     earlier: tuple[EarlierDefault, ...] = ()
     """What earlier releases made of the same name, the latest first, for caches that they began."""
+    refusal: BackboneError | None = None
+    """Why ``preprocess`` is not what the weights want, which cannot be had; only who asks for that of `earlier`, or
+    names every setting, gets the network."""
     identity_name: str | None = None
     """The name that counts for the fingerprint, where the one asked for holds a path of this machine."""
 

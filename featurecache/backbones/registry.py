@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.backbones.plugins import load_plugin, plugin_prefixes
-from featurecache.backbones.provider import CERTAIN, EarlierDefault, Provided, Provider
+from featurecache.backbones.provider import CERTAIN, EarlierDefault, PreprocessRefusedError, Provided, Provider
 from featurecache.backbones.providers.efficientnet_lite import EfficientNetLiteProvider
 from featurecache.backbones.providers.exported_program import ExportedProgramProvider
 from featurecache.backbones.providers.hub_checkout import HubCheckoutProvider
@@ -22,7 +22,7 @@ from featurecache.backbones.providers.torchvision_models import TorchvisionProvi
 from featurecache.backbones.random_weights import random_source, seeded
 from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
-from featurecache.specs import BackboneRequest
+from featurecache.specs import AnyPreprocess, BackboneRequest
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -92,6 +92,8 @@ def load_backbone(
     provided = _build(provider, local_name, request, keep_classifier=keep_classifier)
     if earlier is not None:
         _as_before(provided, earlier)
+    elif provided.refusal is not None and not _names_every_setting(request, provided.preprocess):
+        raise PreprocessRefusedError(provided.refusal, provided.earlier)
     notes = [*provided.notes]
     if request.weights is not None:
         notes += _load_file(provided, request, keep_classifier=keep_classifier)
@@ -188,6 +190,11 @@ def _as_before(provided: Provided, earlier: EarlierDefault) -> None:
         provided.preprocess = earlier.preprocess
     if earlier.classifiers is not None:
         provided.classifiers, provided.join, provided.default = earlier.classifiers, None, CERTAIN
+
+
+def _names_every_setting(request: BackboneRequest, preprocess: AnyPreprocess) -> bool:
+    """Tell whether nothing of a provider's preprocess is left, as where features or a head are reproduced."""
+    return set(preprocess.choices()) <= {name for name, value in request.preprocess if value is not None}
 
 
 def _remove_output_layers(provided: Provided) -> None:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.sources.images import resize_and_crop, resized
+from featurecache.resizing import resize_and_crop, resized
 from featurecache.specs import PreprocessSpec, ViewSpec
 
 # V views, H height, W width, C channels (RGB)
@@ -64,13 +64,13 @@ def make_views(
     data : bytes
         Content of its file: what views are drawn from.
     preprocess : PreprocessSpec
-        All but ``mean`` and ``std`` are applied here; ``resize`` is for plain images only.
+        All but ``channel_order``, ``mean`` and ``std`` are applied here; ``resize`` is for plain images only.
     views : ViewSpec or None
         ``None``: one view, the plain image.
 
     Returns
     -------
-    ndarray of uint8, shape (n_views, crop, crop, 3)
+    ndarray of uint8, shape (n_views, height and width of the crop, 3)
 
     Raises
     ------
@@ -92,18 +92,18 @@ def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:
 def make_view(
     image: Image.Image, sample: str, number: int, preprocess: PreprocessSpec, views: ViewSpec
 ) -> NDArray[np.uint8]:
-    """Make one view, (crop, crop, 3) uint8, of an upright image whose file has the digest ``sample``."""
-    crop, recolour = _transforms(views, preprocess.crop)
+    """Make one view, (H, W, C) uint8, of an upright image whose file has the digest ``sample``."""
+    crop, recolour = _transforms(views, preprocess.crop_shape)
     generator = torch.Generator().manual_seed(seed_of_view(views, sample, number))
     with DrawFrom(generator):
         box = crop.make_params([image])
         left, top = box["left"], box["top"]
         part = image.crop((left, top, left + box["width"], top + box["height"]))
-        return np.asarray(recolour(resized(part, (preprocess.crop, preprocess.crop), preprocess)), np.uint8)
+        return np.asarray(recolour(resized(part, preprocess.crop_shape[::-1], preprocess)), np.uint8)
 
 
 @lru_cache(maxsize=8)
-def _transforms(views: ViewSpec, crop: int) -> tuple[Any, Any]:
+def _transforms(views: ViewSpec, crop: tuple[int, int]) -> tuple[Any, Any]:
     """Return what draws the part, and what flips it and shifts its colours."""
     with _importing:  # two decoding threads must not import and repair at once
         import_torchvision()  # first, because of installations on which the plain import fails

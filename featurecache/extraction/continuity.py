@@ -13,14 +13,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.provider import EarlierDefault
+from featurecache.backbones.provider import EarlierDefault, PreprocessRefusedError
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.taps import DEFAULT, Tap, resolve_taps
 from featurecache.errors import ReportWarning
 from featurecache.specs import BackboneRequest
 from featurecache.store.store import FeatureStore
+
+
+def load_or_continue(cache: Path, request: BackboneRequest, names: Sequence[str]) -> tuple[Backbone, tuple[Tap, ...]]:
+    """Load the backbone of a request as a cache needs it, which may not be there yet; see `continue_earlier`."""
+    store = FeatureStore.open(cache) if (cache / "FORMAT.json").exists() else None
+    try:
+        backbone = load_backbone(request)
+    except PreprocessRefusedError as refused:
+        if store is None:
+            raise
+        for earlier in refused.earlier:
+            before = load_backbone(request, earlier=earlier)
+            taps = resolve_taps(before, names)
+            if _holds(store, before, taps, names):
+                return _warned(before, earlier, advice="a new cache cannot be begun"), taps
+        raise
+    if store is None:
+        return backbone, resolve_taps(backbone, names)
+    return continue_earlier(store, request, backbone, names)
 
 
 def continue_earlier(
@@ -74,11 +94,13 @@ def _holds(store: FeatureStore, backbone: Backbone, taps: Sequence[Tap], names: 
     return bool(held & {tap.name for tap in taps}) if DEFAULT in names else bool(held)
 
 
-def _warned(backbone: Backbone, earlier: EarlierDefault) -> Backbone:
+def _warned(
+    backbone: Backbone, earlier: EarlierDefault, *, advice: str = "extract into another cache to have that"
+) -> Backbone:
     warning = ReportWarning(
         kind=earlier.kind,
         count=1,
-        text=f"this cache is continued as it was begun, and {earlier.now}; extract into another cache to have that",
+        text=f"this cache is continued as it was begun, and {earlier.now}; {advice}",
     )
     others = tuple(each for each in backbone.warnings if each.kind != earlier.kind)
     return replace(backbone, warnings=(*others, warning))

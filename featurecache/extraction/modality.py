@@ -94,7 +94,7 @@ class ImageModality:
 
     def empty(self, count: int) -> NDArray[np.uint8]:
         """Black images."""
-        return np.zeros((count, self._spec.crop, self._spec.crop, 3), np.uint8)
+        return np.zeros((count, *self._spec.crop_shape, 3), np.uint8)
 
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode, once, and orient; then resize and crop, or make the views."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.backbones.registry import load_backbone, request_digest
+from featurecache.backbones.registry import request_digest
 from featurecache.errors import ReportWarning, unique_warnings
 from featurecache.extraction.engines import Engine
 from featurecache.extraction.inventory import check_modality, look
@@ -207,19 +207,15 @@ class ExtractionRun:
     def _backbone(self) -> tuple[Backbone, tuple[Tap, ...]]:
         """Load the backbone when it is first needed."""
         started = perf_counter()
-        from featurecache.backbones.taps import resolve_taps, with_default_warning
-        from featurecache.extraction.continuity import continue_earlier
+        from featurecache.backbones.taps import with_default_warning
+        from featurecache.extraction.continuity import load_or_continue
         from featurecache.extraction.modality import modality_of
 
         if self._loaded is None:
             load_hdf5()
-            backbone = load_backbone(self.request)
+            backbone, taps = load_or_continue(self.cache, self.request, self.taps)
             check_modality(self.source, backbone.preprocess, backbone.name)
             modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
-            if (self.cache / "FORMAT.json").exists():
-                backbone, taps = continue_earlier(FeatureStore.open(self.cache), self.request, backbone, self.taps)
-            else:
-                taps = resolve_taps(backbone, self.taps)
             self._loaded = with_default_warning(backbone, self.taps), taps
             self._loading_seconds += perf_counter() - started
         return self._loaded

@@ -63,8 +63,7 @@ class ImageSet(FeatureSet):
     @property
     def activation_shape(self) -> tuple[int, ...]:
         """Channels, height and width, as the network sees an image."""
-        crop = self.reader.preprocess.crop
-        return (3, crop, crop)
+        return (3, *self.reader.preprocess.crop_shape)
 
     @property
     def num_bytes(self) -> int:

@@ -42,6 +42,7 @@ from PIL import (  # the plugins register themselves on import; Pillow loads som
 
 from featurecache.errors import InputError
 from featurecache.ignored import HEIC_SUFFIXES
+from featurecache.resizing import draft_side, resize_and_crop
 from featurecache.sources.deep import (
     GREY_MODES,
     deep_colours,
@@ -85,15 +86,7 @@ SUFFIXES = {
 
 _ONE_COLOUR = 3
 """Levels within which an image is of one colour to the eye."""
-SCALED_MARGIN = 2
-"""How many times ``resize`` the shorter side of a scaled JPEG must still have, so that resizing filters as before."""
 
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -156,11 +149,11 @@ def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
     data : bytes
         Content of the file.
     spec : PreprocessSpec
-        All but ``mean`` and ``std`` are applied here; those two are applied on the device.
+        All but ``channel_order``, ``mean`` and ``std`` are applied here; those are applied on the device.
 
     Returns
     -------
-    ndarray of uint8, shape (crop, crop, 3)
+    ndarray of uint8, shape (height and width of the crop, 3)
 
     Raises
     ------
@@ -204,15 +197,6 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
         raise InputError("undecodable", _reason(error)) from None
 
 
-def draft_side(spec: PreprocessSpec) -> int | None:
-    """Return the least side of a JPEG that is decoded at a part of its size; ``None``: all are decoded in full.
-
-    Decoding at a part filters, so resizing must filter too.
-    """
-    scaled = spec.jpeg_decoding == "scaled" and spec.antialias and spec.interpolation != "nearest"
-    return SCALED_MARGIN * spec.resize if scaled else None
-
-
 def to_rgb(image: Image.Image, spec: PreprocessSpec) -> Decoded:
     """Convert any mode to RGB: more than 8 bits by the range of the preprocess, transparency over the background."""
     if image.mode in GREY_MODES:
@@ -252,32 +236,6 @@ def _deep_to_rgb(image: Image.Image, data: bytes, spec: PreprocessSpec) -> Decod
     if image.mode != "RGB":
         rgb.putalpha(image.getchannel("A"))
     return Decoded(to_rgb(rgb, spec).image, "deep" if is_flattened(values, shown, spec.range) else "")
-
-
-def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
-    """Resize the shorter side (the longer one is rounded down) and crop the centre (offsets rounded half to even).
-
-    Equal to torchvision's ``Resize`` and ``CenterCrop``. Resizing only the part that stays would be quicker, but
-    Pillow then filters the two directions in another order, which changes pixels at hard edges.
-    """
-    width, height = image.size
-    short = min(width, height)
-    size = (max(spec.resize * width // short, spec.resize), max(spec.resize * height // short, spec.resize))
-    if size[0] * size[1] > spec.max_pixels:  # a line of pixels, drawn out to a giant
-        raise InputError(
-            "too_large", f"{width}x{height} pixels become {size[0]}x{size[1]}, the limit is {spec.max_pixels} pixels"
-        )
-    image = resized(image, size, spec)
-    left, top = round((size[0] - spec.crop) / 2), round((size[1] - spec.crop) / 2)
-    return image.crop((left, top, left + spec.crop, top + spec.crop))
-
-
-def resized(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> Image.Image:
-    """Resize to a width and a height, with the interpolation and the antialias of a preprocess."""
-    resampling = _RESAMPLING[spec.interpolation]
-    if spec.antialias:
-        return image.resize(size, resampling)
-    return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), resampling)
 
 
 def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:

@@ -195,7 +195,7 @@ def test_a_transformers_folder(vit_folder):
     backbone = load_backbone(BackboneRequest(name=f"hf:{folder}"))
     assert (backbone.identity.backbone, backbone.classifier) == ("hf:tiny-vit", "classifier")
     assert (backbone.preprocess.crop, backbone.preprocess.interpolation) == (32, "bicubic")
-    assert "squashed to a square" in backbone.notes[0]
+    assert (backbone.preprocess.resize_mode, backbone.notes) == ("squash", ())
     taps = resolve_taps(backbone, ["default", "blocks", "vit.layers.2:mean"])
     assert [tap.name for tap in taps[1:5]] == [f"vit.layers.{number}:cls" for number in range(4)]
     images_BCHW = torch.randn(2, 3, 32, 32)
@@ -216,7 +216,7 @@ def test_stages_are_found_deep_inside_and_a_missing_pooler_is_left_out(tmp_path)
     vit = ViTConfig(image_size=32, patch_size=8, **sizes)
     ViTModel(vit, add_pooling_layer=False).save_pretrained(tmp_path / "vit")
     for name, side in (("swin", 56), ("vit", 32)):
-        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": side}}))
+        (tmp_path / name / "preprocessor_config.json").write_text(json.dumps({"size": {"height": side, "width": side}}))
     backbone = load_backbone(BackboneRequest(name=f"hf:{tmp_path / 'swin'}"))
     assert [len(resolve_taps(backbone, [group])) for group in ("stages", "blocks")] == [2, 3]
     first, again = (load_backbone(BackboneRequest(name=f"hf:{tmp_path / 'vit'}")) for _ in range(2))

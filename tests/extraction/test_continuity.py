@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import need
 from tiny_backbones import PREPROCESS, TinyNet
 
 from featurecache.backbones import registry
 from featurecache.backbones.provider import EarlierDefault, Provided
+from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.errors import BackboneError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.extraction.run import ExtractionReport
@@ -108,7 +113,7 @@ def test_what_was_made_by_an_earlier_default_can_be_made_again(
     provider.provided = BEFORE
     (begun,) = extract(make_folder(per_class=1), tmp_path / "cache").sets
     provider.provided = RELEASES[changed]
-    again = reproduce_backbone(begun.identity, "none", needed_by="this test")
+    again = reproduce_backbone(begun.identity, "none", needed_by="this test", backbone="changing:net")
     assert again.identity == begun.identity
 
 
@@ -126,3 +131,56 @@ def test_a_default_tap_of_then_is_continued_and_another_tap_is_free(
     (named,) = extract(source, cache, "stem:avg").sets
     assert named.tap == "stem:avg"
     assert named.warnings() == []
+
+
+def vit_folder(folder: Path, **settings: object) -> str:
+    """Write a small network of transformers with its preprocessor; return its name as a backbone."""
+    need("transformers")
+    import_torchvision()
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(image_size=32, patch_size=16, **sizes), add_pooling_layer=False).save_pretrained(folder)
+    preprocessor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}, **settings}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return f"hf:{folder}"
+
+
+BEFORE_HF = {"resize": 32, "crop": 32, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""What releases made of such a folder that obeyed neither squashing nor the means that a class has by itself."""
+
+
+def as_earlier_releases_did() -> dict[str, object]:
+    return PreprocessSpec(**BEFORE_HF).choices()  # type: ignore[arg-type]
+
+
+def test_a_cache_made_before_the_rules_of_transformers_were_followed_is_continued(
+    make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    name, source, cache = vit_folder(tmp_path / "vit"), make_folder(per_class=1), tmp_path / "cache"
+    request = make_request(name, preprocess=as_earlier_releases_did())
+    (begun,) = run_extraction(source, cache, request, settings=SETTINGS).sets
+    make_folder(per_class=2)
+    continued = run_extraction(source, cache, make_request(name), settings=SETTINGS)
+    assert [s.key for s in continued.sets] == [begun.key]
+    (warning,) = [each for each in continued.warnings if each.kind == "preprocess"]
+    assert "resize_mode squash" in warning.text
+    (new,) = run_extraction(source, tmp_path / "new", make_request(name), settings=SETTINGS).sets
+    assert new.identity.preprocess.choices()["resize_mode"] == "squash"
+    assert "preprocess" not in {each.kind for each in new.warnings()}
+
+
+def test_so_is_one_whose_preprocess_is_refused_now(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    name = vit_folder(tmp_path / "vit", sharpen=0.5)
+    source, cache = make_folder(per_class=1), tmp_path / "cache"
+    with pytest.raises(BackboneError, match="sharpen 0.5 in its preprocessor_config.json"):
+        run_extraction(source, cache, make_request(name), settings=SETTINGS)
+    request = make_request(name, preprocess=as_earlier_releases_did())
+    (begun,) = run_extraction(source, cache, request, settings=SETTINGS).sets
+    make_folder(per_class=2)
+    continued = run_extraction(source, cache, make_request(name), settings=SETTINGS)
+    assert [s.key for s in continued.sets] == [begun.key]
+    (warning,) = [each for each in continued.warnings if each.kind == "preprocess"]
+    assert "sharpen" in warning.text
+    assert reproduce_backbone(begun.identity, "none", needed_by="this test", backbone=name).identity == begun.identity

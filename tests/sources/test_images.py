@@ -61,6 +61,59 @@ def test_equals_the_obvious_way(width: int, height: int, crop: int, extra: int, 
     assert np.array_equal(fast, slow_resize_and_crop(image, spec))
 
 
+@given(
+    width=st.integers(1, 200),
+    height=st.integers(1, 200),
+    sides=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    mode=st.sampled_from(["shortest", "longest", "squash"]),
+    padding=st.sampled_from(["center", "corner"]),
+    rounding=st.sampled_from(["nearest", "down"]),
+)
+def test_every_mode_makes_the_shape_that_was_asked_for(
+    width: int, height: int, sides: tuple[int, int], mode: Any, padding: Any, rounding: Any
+) -> None:
+    spec = PreprocessSpec(
+        resize=sides,
+        crop=sides,
+        resize_mode=mode,
+        padding=padding,
+        fill_color=(9, 8, 7),
+        resize_rounding=rounding,
+        crop_rounding=rounding,
+    )
+    white = Image.new("RGB", (width, height), (255, 255, 255))
+    pixels = np.asarray(resize_and_crop(white, spec))
+    assert pixels.shape == (*sides, 3)
+    filled = (pixels == (9, 8, 7)).all(axis=2)
+    assert ((pixels == 255).all(axis=2) | filled).all()
+    if mode == "longest":
+        rows, columns = (~filled).any(axis=1), (~filled).any(axis=0)
+        assert rows.all() or columns.all()
+        ratio = (rows.sum() + 1) / max(columns.sum() - 1, 0.5), max(rows.sum() - 1, 0.5) / (columns.sum() + 1)
+        assert ratio[1] <= height / width * (1 + 1e-9) or rows.sum() == 1
+        assert ratio[0] >= height / width * (1 - 1e-9) or columns.sum() == 1
+        assert not filled[0, 0] or padding == "center"
+    else:
+        assert not filled.any()
+
+
+@pytest.mark.parametrize(("rounding", "left"), [("nearest", 2), ("down", 1)])
+def test_half_a_pixel_before_the_crop_is_rounded_as_it_says(rounding: Any, left: int) -> None:
+    image = noise(11, 8)
+    spec = PreprocessSpec(resize=8, crop=8, crop_rounding=rounding)
+    pixels = np.asarray(resize_and_crop(image, spec))
+    assert np.array_equal(pixels, np.asarray(image)[:, left : left + 8])
+
+
+@pytest.mark.parametrize(("rounding", "width"), [("nearest", 17), ("down", 16)])
+def test_the_side_that_follows_is_rounded_as_it_says(rounding: Any, width: int) -> None:
+    spec = PreprocessSpec(
+        resize=32, crop=32, resize_mode="longest", padding="corner", resize_rounding=rounding, fill_color=(0, 0, 255)
+    )
+    pixels = np.asarray(resize_and_crop(Image.new("RGB", (33, 64)), spec))
+    assert int((pixels[0, :, 2] == 0).sum()) == width
+
+
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (250, 250), (37, 411), (224, 256)])
 def test_equals_torchvision(size: tuple[int, int]) -> None:
     from featurecache.backbones.torchvision_compat import import_torchvision

@@ -53,7 +53,7 @@ class ExportedProgramProvider:
         except ProgramError as error:
             raise BackboneError(f"{PREFIX}{name} cannot be used: {error}") from error
         preprocess = _preprocess(program.side)
-        _try(name, module, preprocess.crop)
+        _try(name, module, preprocess.crop_shape)
         classifier = output_layer(module)
         num_class, num_other = _prefix_tokens(program.state)
         return Provided(
@@ -81,10 +81,14 @@ class ExportedProgramProvider:
 def _preprocess(side: int | None) -> PreprocessSpec:
     """Return the usual preprocess, its sizes in the usual proportion to each other."""
     usual = PreprocessSpec()
-    return usual if side is None else usual.override(crop=side, resize=round(side * usual.resize / usual.crop))
+    return (
+        usual
+        if side is None
+        else usual.override(crop=side, resize=round(side * usual.resize_shape[0] / usual.crop_shape[0]))
+    )
 
 
-def _try(name: str, module: ProgramModule, crop: int) -> None:
+def _try(name: str, module: ProgramModule, shape: tuple[int, int]) -> None:
     """Run the program once, and refuse one that fails, or that writes into its own parameters and buffers."""
     import torch
 
@@ -92,11 +96,12 @@ def _try(name: str, module: ProgramModule, crop: int) -> None:
     before = [tensor._version for tensor in state]
     try:
         with torch.inference_mode():
-            module(torch.zeros(2, 3, crop, crop))
+            module(torch.zeros(2, 3, *shape))
     # What a program calls may object to what it is given with any exception at all.
     except Exception as error:
+        size = f"{shape[1]}x{shape[0]}"
         raise BackboneError(
-            f"{PREFIX}{name} fails on images of {crop}x{crop} pixels ({type(error).__name__}: {first_line(error)})"
+            f"{PREFIX}{name} fails on images of {size} pixels ({type(error).__name__}: {first_line(error)})"
         ) from error
     if [tensor._version for tensor in state] != before:
         raise BackboneError(

@@ -19,8 +19,10 @@ from typing import Any
 
 from featurecache.backbones.checkpoints import Checkpoint
 from featurecache.backbones.key_prefixes import choose_part
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import EarlierDefault, Provided
 from featurecache.backbones.providers.hub_access import quick_hub
+from featurecache.backbones.providers.image_processors import read_preprocess
+from featurecache.backbones.providers.reference_transform import changed_rules
 from featurecache.backbones.providers.text_encoders import (
     ReadJson,
     folder_reader,
@@ -28,7 +30,7 @@ from featurecache.backbones.providers.text_encoders import (
     read_text_settings,
 )
 from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.errors import BackboneError, MissingExtraError, WeightsError, first_line
+from featurecache.errors import BackboneError, MissingExtraError, RequestError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
 
@@ -77,7 +79,11 @@ class HuggingFaceProvider:
             if weights is None
             else partial(_load_file, kind, settings, module.state_dict(), keep_classifier=keep_classifier),
             identity_name=f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else None,
-            **(_text_parts(name, config) if is_text_encoder(config) else _image_parts(name, settings, module)),
+            **(
+                _text_parts(name, config)
+                if is_text_encoder(config)
+                else _image_parts(transformers, name, settings, module)
+            ),
         )
 
     def own_weights_digest(self, name: str) -> str | None:
@@ -192,12 +198,25 @@ def _text_parts(name: str, config: Any) -> dict[str, Any]:
     }
 
 
-def _image_parts(name: str, settings: Any, module: Any) -> dict[str, Any]:
-    preprocess, notes = _preprocess(name, _processor_settings(name), settings)
+def _image_parts(transformers: Any, name: str, settings: Any, module: Any) -> dict[str, Any]:
+    before = _preprocess_before(name, settings)
+    parts: dict[str, Any] = {"num_prefix_tokens": _num_prefix_tokens(settings, module)}
+    try:
+        with quick_hub():
+            preprocess = read_preprocess(transformers, name, PREFIX + name)
+    except OSError as error:
+        raise _unavailable(name, error) from error
+    except BackboneError as refusal:
+        if before is None:
+            raise
+        now = EarlierDefault(
+            kind="preprocess", now=f"this preprocess would be refused now ({refusal})", preprocess=before
+        )
+        return {**parts, "preprocess": before, "refusal": refusal, "earlier": (now,)}
     return {
+        **parts,
         "preprocess": preprocess,
-        "num_prefix_tokens": _num_prefix_tokens(settings, module),
-        "notes": notes,
+        "earlier": changed_rules(before, preprocess, "transformers' own processor"),
     }
 
 
@@ -233,23 +252,23 @@ def _hub_reader(name: str) -> ReadJson:
     return read
 
 
-def _preprocess(name: str, settings: dict[str, Any], config: Any) -> tuple[PreprocessSpec, tuple[str, ...]]:
-    size = _side(settings.get("size")) or _side(getattr(config, "image_size", None)) or 224
-    crop = _side(settings.get("crop_size")) if settings.get("do_center_crop") else None
-    if (share := settings.get("crop_pct")) and size < 384:  # ConvNeXt: resize by the share, then crop
-        size, crop = int(size / share), size
-    squashed = crop is None and "shortest_edge" not in (settings.get("size") or {})
-    if (resample := settings.get("resample", 2)) not in _INTERPOLATIONS:
-        raise BackboneError(f"{PREFIX}{name} wants Pillow's filter {resample}, which is not known here")
-    note = f"{PREFIX}{name} was trained on images squashed to a square; here the centre is cropped"
-    preprocess = PreprocessSpec(
-        resize=max(size, crop or 0),
-        crop=crop or size,
-        interpolation=_INTERPOLATIONS[resample],
-        mean=tuple(settings.get("image_mean") or IMAGENET_MEAN),
-        std=tuple(settings.get("image_std") or IMAGENET_STD),
-    )
-    return preprocess, (note,) if squashed else ()
+def _preprocess_before(name: str, config: Any) -> PreprocessSpec | None:
+    """Return what earlier releases took for the preprocess: the centre, and few of the fields."""
+    try:
+        settings = _processor_settings(name)
+        size = _side(settings.get("size")) or _side(getattr(config, "image_size", None)) or 224
+        crop = _side(settings.get("crop_size")) if settings.get("do_center_crop") else None
+        if (share := settings.get("crop_pct")) and size < 384:
+            size, crop = int(size / share), size
+        return PreprocessSpec(
+            resize=max(size, crop or 0),
+            crop=crop or size,
+            interpolation=_INTERPOLATIONS[settings.get("resample", 2)],
+            mean=tuple(settings.get("image_mean") or IMAGENET_MEAN),
+            std=tuple(settings.get("image_std") or IMAGENET_STD),
+        )
+    except (WeightsError, RequestError, KeyError, TypeError, ValueError, AttributeError):
+        return None  # they refused it, or fell over it
 
 
 def _side(size: Any) -> int | None:

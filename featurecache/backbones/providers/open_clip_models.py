@@ -16,9 +16,10 @@ from typing import Any
 
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
+from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
-from featurecache.specs import PreprocessSpec
+from featurecache.specs import Interpolation, PreprocessSpec
 
 PREFIX = "open_clip:"
 
@@ -44,9 +45,12 @@ class OpenClipProvider:
             _check_tag(open_clip, architecture, tag)
         with _quiet():
             tower = _create(open_clip, architecture, tag if pretrained else None).visual
+        settings = open_clip.get_model_preprocess_cfg(_Holder(tower))
+        preprocess = _preprocess(name, settings)
         return Provided(
             module=tower,
-            preprocess=_preprocess(name, open_clip.get_model_preprocess_cfg(_Holder(tower))),
+            preprocess=preprocess,
+            earlier=changed_rules(_preprocess_before(settings), preprocess, "open_clip's own transform"),
             num_prefix_tokens=_num_prefix_tokens(tower),
             weights_source=f"open_clip {tag}" if pretrained else "none",
         )
@@ -110,18 +114,56 @@ def _create(open_clip: Any, architecture: str, tag: str | None) -> Any:
 
 
 def _preprocess(name: str, settings: dict[str, Any]) -> PreprocessSpec:
-    size = settings["size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    """Return the preprocess that a ``PreprocessCfg`` describes."""
+    height, width = _sides(settings)
+    mode: Any = settings.get("resize_mode") or "shortest"
+    fill = settings.get("fill_color") or 0
+    padded: dict[str, Any] = {"padding": "center", "fill_color": (fill,) * 3 if isinstance(fill, int) else tuple(fill)}
+    preprocess = PreprocessSpec(
+        resize=(height, width),
+        crop=(height, width),
+        resize_mode=mode,
+        resize_rounding="down" if height == width and mode != "longest" else "nearest",
+        # open_clip forgets it where it resizes the shorter side of what is not square.
+        interpolation="bicubic" if mode == "shortest" and height != width else _interpolation(settings),
+        mean=_three(settings["mean"]),
+        std=_three(settings["std"]),
+        **(padded if mode == "longest" else {}),
+    )
+    transforms = importlib.import_module("open_clip.transform")
+    own = transforms.image_transform_v2(transforms.PreprocessCfg(**settings), is_train=False)
+    check_own_transform(preprocess, own, PREFIX + name)
+    return preprocess
+
+
+def _preprocess_before(settings: dict[str, Any]) -> PreprocessSpec | None:
+    """Return what releases that knew no resize mode but the shortest side took for it."""
+    height, width = _sides(settings)
     if height != width:
-        raise BackboneError(f"{PREFIX}{name} wants {height}x{width} inputs; only square images are fed here")
-    interpolation = settings.get("interpolation", "bicubic")
+        return None
     return PreprocessSpec(
         resize=height,
         crop=height,
-        interpolation="bicubic" if interpolation == "random" else interpolation,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
+        interpolation=_interpolation(settings),
+        mean=_three(settings["mean"]),
+        std=_three(settings["std"]),
     )
+
+
+def _sides(settings: dict[str, Any]) -> tuple[int, int]:
+    size = settings["size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _interpolation(settings: dict[str, Any]) -> Interpolation:
+    # open_clip takes anything else for bicubic, too.
+    return "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic"
+
+
+def _three(value: Any) -> tuple[float, float, float]:
+    """Return a number for each channel; one stands for all."""
+    red, green, blue = value if isinstance(value, list | tuple) else (value,) * 3
+    return red, green, blue
 
 
 def _num_prefix_tokens(tower: Any) -> int:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
+from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
-from featurecache.specs import PreprocessSpec
+from featurecache.specs import Interpolation, PreprocessSpec, ResizeMode
 
 if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "timm:"
+_CROP_MODES: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
 class TimmProvider:
@@ -43,19 +45,18 @@ class TimmProvider:
             raise WeightsError(f"weights of {PREFIX}{name} have no output layer")
         classifiers = _classifier_paths(module)
         config: dict[str, Any] = module.pretrained_cfg
-        notes = (
-            () if config.get("crop_mode", "center") == "center" else (f"trained with crop mode {config['crop_mode']}",)
-        )
+        data_config = timm.data.resolve_model_data_config(module)
+        preprocess = preprocess_of(timm, data_config, PREFIX + name)
         return Provided(
             module=module,
-            preprocess=_preprocess(timm, name, module),
+            preprocess=preprocess,
             classifiers=classifiers,
             join=_join(module, classifiers),
             num_prefix_tokens=_num_prefix_tokens(timm, module),
             has_class_token=_class_token(module) is not None or _pools_by_attention(timm, module),
             license=config.get("license"),
             weights_source=f"timm {_hub_name(config)}" if pretrained else "none",
-            notes=notes,
+            earlier=changed_rules(_preprocess_before(data_config), preprocess, "timm's own transform"),
         )
 
     def own_weights_digest(self, name: str) -> str | None:
@@ -102,18 +103,59 @@ def _create_pretrained(timm: ModuleType, name: str) -> nn.Module:
         ) from error
 
 
-def _preprocess(timm: ModuleType, name: str, module: nn.Module) -> PreprocessSpec:
-    config = timm.data.resolve_model_data_config(module)
+def preprocess_of(timm: ModuleType, config: Mapping[str, Any], name: str) -> PreprocessSpec:
+    """Return the preprocess that a data config of timm describes.
+
+    Parameters
+    ----------
+    timm
+        The package.
+    config
+        As ``timm.data.resolve_model_data_config`` returns it.
+    name
+        Of the backbone, for messages.
+    """
     channels, height, width = config["input_size"]
-    if channels != 3 or height != width:
+    if channels != 3:
         raise BackboneError(
-            f"{PREFIX}{name} wants {channels}x{height}x{width} inputs; only square RGB images are fed here"
+            f"{name} has input_size {channels}x{height}x{width}, and images have 3 channels here; choose a network of "
+            "RGB images"
         )
-    interpolation = config["interpolation"]
+    if (mode := config["crop_mode"]) not in _CROP_MODES:
+        raise BackboneError(f"{name} has crop_mode {mode!r}, which is not known here; upgrade featurecache")
+    interpolation: Any = "bicubic" if config["interpolation"] == "random" else config["interpolation"]
+    if interpolation not in get_args(Interpolation):
+        raise BackboneError(f"{name} has interpolation {interpolation!r}, which is not known here")
+    padded: dict[str, Any] = {}
+    if mode == "border":
+        padded = {"padding": "center", "fill_color": tuple(round(255 * one) for one in config["mean"])}
+    elif config["crop_pct"] > 1:  # torchvision fills a crop beyond the image with black
+        padded = {"padding": "center"}
+    preprocess = PreprocessSpec(
+        resize=(math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])),
+        crop=(height, width),
+        resize_mode=_CROP_MODES[mode],
+        # Of square inputs torchvision resizes the shorter side, and leaves out a fraction of a pixel of the other.
+        resize_rounding="down" if height == width and mode != "border" else "nearest",
+        interpolation=interpolation,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        **padded,
+    )
+    own = timm.data.create_transform(**{**config, "interpolation": interpolation}, is_training=False)
+    check_own_transform(preprocess, own, name)
+    return preprocess
+
+
+def _preprocess_before(config: Mapping[str, Any]) -> PreprocessSpec | None:
+    """Return what releases that knew no crop mode but the centre took for it."""
+    _, height, width = config["input_size"]
+    if height != width:
+        return None
     return PreprocessSpec(
         resize=max(height, math.floor(height / config["crop_pct"])),
         crop=height,
-        interpolation="bicubic" if interpolation == "random" else interpolation,
+        interpolation="bicubic" if config["interpolation"] == "random" else config["interpolation"],
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )

@@ -1,0 +1,142 @@
+"""Rules of single image processors of transformers, rewritten in the fields that all of them have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from featurecache.errors import BackboneError
+
+Settings = dict[str, Any]
+
+
+def refusal(name: str, field: str, value: Any, why: str) -> BackboneError:
+    """Return the error of a field that cannot be obeyed."""
+    return BackboneError(
+        f"{name}: {field} {str(value)[:80]} in its preprocessor_config.json {why}; change it there if the network may "
+        "see other images than it was trained on"
+    )
+
+
+def sides_of(size: Any) -> tuple[int, int] | None:
+    """Return height and width, where a size names both."""
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        return size["height"], size["width"]
+    return None
+
+
+def for_each_channel(value: Any) -> tuple[float, ...]:
+    """Return a number for each channel; one stands for all."""
+    return tuple(float(each) for each in value) if isinstance(value, list | tuple) else (float(value),) * 3
+
+
+Rule = Callable[[Settings, str], tuple[Settings, set[str]]]
+"""Rewrites the settings of a class in basic ones; returns them, and the fields that are dealt with."""
+
+
+def _convnext(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    side = (settings.get("size") or {}).get("shortest_edge")
+    if side is None:
+        raise refusal(name, "size", settings.get("size"), "names no shortest_edge")
+    if side >= 384:
+        settings |= {"size": {"height": side, "width": side}}
+    else:
+        size = {"shortest_edge": int(side / settings.get("crop_pct", 224 / 256))}
+        settings |= {"size": size, "do_center_crop": True, "crop_size": {"height": side, "width": side}}
+    return settings, {"crop_pct"}
+
+
+def _poolformer(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    size, share = settings.get("size") or {}, settings.get("crop_pct")
+    if share is not None:
+        side = size.get("shortest_edge") or size.get("height")
+        if side is None or size.get("width", side) != side:
+            raise refusal(name, "size", size, "with crop_pct is not obeyed here")
+        settings |= {"size": {"shortest_edge": int(side / share)}}
+    return settings, {"crop_pct"}
+
+
+def _levit(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    if side := (settings.get("size") or {}).get("shortest_edge"):
+        settings |= {"size": {"shortest_edge": int(256 / 224 * side)}}
+    return settings, set()
+
+
+def _efficientnet(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    if settings.get("rescale_offset") and settings.get("do_rescale"):
+        settings["offset"] = -1.0
+    if settings.get("include_top"):
+        settings["last_divisor"] = settings.get("image_std", 1.0)
+    return settings, {"rescale_offset", "include_top", "offset", "last_divisor"}
+
+
+def _mobilevit(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    if settings.get("do_flip_channel_order"):
+        settings["channel_order"] = "bgr"
+    return settings | {"do_normalize": False}, {"do_flip_channel_order", "channel_order"}
+
+
+def _pp_lcnet(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    if (side := settings.get("resize_short")) is not None:
+        settings |= {"size": {"shortest_edge": side}, "resize_rounding": "nearest"}
+    # Normalised before the channels are put in order.
+    for field in ("image_mean", "image_std"):
+        settings[field] = for_each_channel(settings[field])[::-1]
+    settings["channel_order"] = "bgr"
+    return settings, {"resize_short", "channel_order", "resize_rounding"}
+
+
+def _janus(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    if settings.get("do_pad") and (side := sides_of(settings.get("size"))):
+        color = settings.get("background_color", (0, 0, 0))
+        settings |= {"size": {"longest_edge": side[0]}, "pad_size": {"height": side[0], "width": side[1]}}
+        settings |= {
+            "padding": "center",
+            "fill_color": tuple(color) if isinstance(color, list | tuple) else (color,) * 3,
+        }
+    return settings, {"min_size", "background_color", "padding", "fill_color"}
+
+
+def _aria(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    side = settings["max_image_size"]
+    settings |= {"do_resize": True, "do_pad": True, "size": {"longest_edge": side}, "fill_color": (0, 0, 0)}
+    settings |= {"pad_size": {"height": side, "width": side}, "resize_rounding": "down"}
+    return settings, {"max_image_size", "min_image_size", "fill_color", "resize_rounding"}
+
+
+def _pi0(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    return settings | {"resize_rounding": "down"}, {"resize_rounding"}
+
+
+def _depth_pro(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    return settings | {"antialias": False}, {"antialias"}
+
+
+RULES: dict[str, Rule] = {
+    "ConvNextImageProcessor": _convnext,
+    "PoolFormerImageProcessor": _poolformer,
+    "LevitImageProcessor": _levit,
+    "EfficientNetImageProcessor": _efficientnet,
+    "MobileViTImageProcessor": _mobilevit,
+    "PPLCNetImageProcessor": _pp_lcnet,
+    "JanusImageProcessor": _janus,
+    "DeepseekVLImageProcessor": _janus,
+    "PI0ImageProcessor": _pi0,
+    "AriaImageProcessor": _aria,
+    "DepthProImageProcessor": _depth_pro,
+}
+
+NOT_OBEYED: dict[str, tuple[str, str]] = {
+    "DonutImageProcessor": ("do_thumbnail", "resizes a second time, which blurs"),
+    "Owlv2ImageProcessor": ("do_pad", "makes a square and blurs it before it is resized"),
+    "PerceiverImageProcessor": ("crop_size", "crops before the image is resized"),
+    "SLANeXtImageProcessor": ("size", "is reached by an interpolation of its own"),
+    "UVDocImageProcessor": ("size", "is reached by interpolation from corner to corner"),
+    "PPOCRV5ServerRecImageProcessor": ("max_image_width", "gives inputs of different widths"),
+    "PPOCRV6SmallRecImageProcessor": ("max_image_width", "gives inputs of different widths"),
+    "DeepseekVLHybridImageProcessor": ("high_res_size", "makes a second input of each image"),
+    "BridgeTowerImageProcessor": ("size_divisor", "changes the ratio of the sides a little"),
+}
+"""Of classes, the field by which they do what no `PreprocessSpec` says, as long as it is on."""

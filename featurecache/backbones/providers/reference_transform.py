@@ -1,0 +1,113 @@
+"""What a library itself makes of an image, beside what is made of it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from featurecache.backbones.entrances import Normalise
+from featurecache.backbones.provider import EarlierDefault
+from featurecache.errors import BackboneError
+from featurecache.resizing import resize_and_crop
+from featurecache.specs import PreprocessSpec
+
+# C channels, H height, W width
+
+TOLERANCE = 0.02
+"""Root mean square of the difference, over the spread of what the library makes."""
+_SIZES = ((1.55, 1.17), (0.61, 1.07), (0.53, 0.527))
+"""Widths and heights, over the side of what comes out: wide and large, tall, small and about square."""
+
+
+class Mismatch(Exception):
+    """The two differ; says how."""
+
+
+def check_same(preprocess: PreprocessSpec, reference: Callable[[Image.Image], Any]) -> None:
+    """Raise `Mismatch` unless a preprocess makes of several images what a library's own transform makes of them.
+
+    Parameters
+    ----------
+    preprocess
+        Without decoding: the images are RGB already.
+    reference
+        The library's transform: of an image, a float tensor (C, H, W).
+    """
+    for image in example_images(max(preprocess.resize_shape)):
+        theirs_CHW = np.asarray(reference(image), np.float32)
+        if theirs_CHW.shape != (3, *preprocess.crop_shape):
+            height, width = preprocess.crop_shape
+            raise Mismatch(f"it makes an array of shape {theirs_CHW.shape}, not (3, {height}, {width})")
+        error = relative_error(prepared(image, preprocess), theirs_CHW)
+        if not error <= TOLERANCE:
+            raise Mismatch(f"inputs would differ by {error:.0%} of their spread")
+
+
+def check_own_transform(preprocess: PreprocessSpec, reference: Callable[[Image.Image], Any], name: str) -> None:
+    """Raise `BackboneError` unless a preprocess does what the transform that a library has for a backbone does."""
+    try:
+        check_same(preprocess, reference)
+    except Mismatch as mismatch:
+        raise BackboneError(
+            f"{name} has a transform that is not known here: {mismatch}; upgrade featurecache"
+        ) from None
+
+
+def changed_rules(before: PreprocessSpec | None, now: PreprocessSpec, whose: str) -> tuple[EarlierDefault, ...]:
+    """Return what earlier releases took for a preprocess, if it was another.
+
+    Parameters
+    ----------
+    before, now
+        The preprocess of earlier releases, if they had any, and the one of today.
+    whose
+        The rules of today.
+    """
+    if before is None or before == now:
+        return ()
+    pairs = [(field, getattr(now, field)) for field in PreprocessSpec.__slots__]
+    changes = [f"{field} {value}" for field, value in pairs if getattr(before, field) != value]
+    rule = f"inputs are prepared as by {whose} now ({', '.join(changes)})"
+    return (EarlierDefault(kind="preprocess", now=rule, preprocess=before),)
+
+
+def prepared(image: Image.Image, preprocess: PreprocessSpec) -> NDArray[np.float32]:
+    """Return an RGB image as the network sees it, (C, H, W)."""
+    pixels_1HWC = torch.from_numpy(np.array(resize_and_crop(image, preprocess)))[None]
+    with torch.no_grad():
+        array: NDArray[np.float32] = Normalise(preprocess)(pixels_1HWC)[0].numpy()
+    return array
+
+
+def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the root mean square of a difference over the standard deviation of what is expected."""
+    spread = max(float(expected.std()), 1e-12)
+    return float(np.sqrt(np.mean((found - expected) ** 2, dtype=np.float64))) / spread
+
+
+@lru_cache(maxsize=4)
+def example_images(side: int) -> tuple[Image.Image, ...]:
+    """Return images with large and small structures, edges and colours, of different shapes.
+
+    Their sides are odd, because everybody rounds halves of pixels in his own way.
+    """
+    sizes = [(int(width * side) // 2 * 2 + 1, int(height * side) // 2 * 2 + 1) for width, height in _SIZES]
+    return tuple(_example(width, height, seed) for seed, (width, height) in enumerate(sizes))
+
+
+def _example(width: int, height: int, seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    coarse, fine = (rng.integers(0, 256, (height // n + 2, width // n + 2, 3), np.uint8) for n in (60, 6))
+    large, small = (Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC) for each in (coarse, fine))
+    image = Image.blend(large, small, 0.25)
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y = (int(rng.integers(0, side)) for side in (width, height))
+        draw.ellipse((x, y, x + width // 5, y + height // 6), fill=tuple(rng.integers(0, 256, 3).tolist()))
+    return image

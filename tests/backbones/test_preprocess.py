@@ -1,0 +1,311 @@
+"""What a network sees is what the library that published it would show it, to 2 % of the spread, or is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import need
+from PIL import Image, ImageDraw, ImageFilter
+
+from featurecache.backbones.providers import image_processors, open_clip_models, timm_models
+from featurecache.backbones.providers.reference_transform import prepared, relative_error
+from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.errors import BackboneError
+from featurecache.specs import PreprocessSpec
+
+TOLERANCE = 0.02
+NEVER_REFUSED = ("ViT", "CLIP", "Siglip", "Bit", "ConvNext", "Beit", "DeiT")  # Bit: DINOv2 and BiT; ViT: Swin too
+MOST_REFUSED = 0.15
+SIZES = ((340, 251), (233, 400))
+
+
+@cache
+def scene(width: int, height: int) -> Image.Image:
+    """A made-up photograph: a gradient behind blurred shapes and thin lines."""
+    rng = np.random.default_rng(width)
+    sky = np.linspace(0, 200, height)[:, None, None] + rng.integers(0, 50, (1, 1, 3))
+    image = Image.fromarray(np.broadcast_to(sky, (height, width, 3)).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for number in range(12):
+        x, y, side = rng.integers(0, width), rng.integers(0, height), rng.integers(8, max(width // 4, 9))
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        draw.rectangle((x, y, x + side, y + side // 2), fill=colour)
+        draw.line((x, 0, number * width // 12, height), fill=colour, width=2)
+    return image.filter(ImageFilter.GaussianBlur(1))  # photographs have no edges of less than a pixel
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Iterator[ModuleType]:
+    need("transformers")
+    import_torchvision()
+    import transformers as package
+
+    before = package.utils.logging.get_verbosity()
+    package.utils.logging.set_verbosity(50)
+    yield package
+    package.utils.logging.set_verbosity(before)
+
+
+def output_of(processor: Any, image: Image.Image) -> Any:
+    """Return the one array of shape (3, H, W) that a processor makes of an image, if that is what it does."""
+    try:
+        output = processor(images=image, return_tensors="pt")
+    except Exception:  # one that needs more than an image
+        return None
+    if not hasattr(output, "keys"):
+        return None
+    pixels = [name for name in output.keys() if "pixel_values" in name]  # noqa: SIM118
+    values = output[pixels[0]] if pixels == ["pixel_values"] else None
+    return values[0].numpy() if getattr(values, "shape", ())[:2] == (1, 3) and values.ndim == 4 else None
+
+
+def takes_one_image_of_one_shape(processor: Any) -> bool:
+    """Tell whether any image becomes one array of the same shape, a panorama and a large one too."""
+    shapes = set()
+    for size in (*SIZES, (900, 64), (1100, 1100)):
+        if (array := output_of(processor, scene(*size))) is None or len(shapes | {array.shape}) > 1:
+            return False
+        shapes.add(array.shape)
+    return True
+
+
+def processors(backend: str) -> dict[str, Any]:
+    """Return every image processor of transformers that can be made without settings, by its class."""
+    from transformers.models.auto import image_processing_auto as auto
+
+    names = {kinds[backend] for kinds in auto.IMAGE_PROCESSOR_MAPPING_NAMES.values() if backend in kinds}
+    made = {}
+    for name in sorted(names):
+        try:
+            made[name] = auto.get_image_processor_class_from_name(name)()
+        except (ImportError, TypeError):  # needs another package, or settings
+            continue
+    return made
+
+
+def check_law(backend: str) -> None:
+    refused, obeyed = {}, []
+    for name, processor in processors(backend).items():
+        if not takes_one_image_of_one_shape(processor):
+            continue
+        try:
+            preprocess = image_processors.preprocess_of(processor, "hf:any")
+        except BackboneError as error:
+            refused[name] = str(error)
+            continue
+        obeyed.append(name)
+        for size in SIZES:
+            image = scene(*size)
+            error = relative_error(prepared(image, preprocess), output_of(processor, image))
+            assert error <= TOLERANCE, f"{name}, image of {size}: {error:.1%}"
+    assert len(obeyed) > 20
+    assert len(refused) <= MOST_REFUSED * (len(refused) + len(obeyed)), refused
+    wrong = [name for name in refused if name.startswith(NEVER_REFUSED)]
+    assert not wrong
+    for message in refused.values():
+        assert "in its preprocessor_config.json" in message
+
+
+def test_every_image_processor_of_transformers_is_obeyed_or_refused(transformers: ModuleType) -> None:
+    check_law("torchvision")
+
+
+@pytest.mark.slow
+def test_so_is_every_one_that_works_with_pillow(transformers: ModuleType) -> None:
+    check_law("pil")
+
+
+def test_processors_whose_shape_depends_on_the_image_are_refused_by_name(transformers: ModuleType) -> None:
+    for kind, field in (("Detr", "size"), ("GLPN", "size_divisor"), ("ZoeDepth", "keep_aspect_ratio")):
+        processor = getattr(transformers, f"{kind}ImageProcessor")()
+        with pytest.raises(BackboneError, match=f"hf:any: {field} "):
+            image_processors.preprocess_of(processor, "hf:any")
+
+
+def folder_with(tmp_path: Path, settings: dict[str, Any], model_type: str = "vit") -> Path:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+CLIP = {"image_processor_type": "CLIPImageProcessor"}
+VIT = {"image_processor_type": "ViTImageProcessor"}
+OBEYED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "size is a number": {"size": 96},
+    "size is a number, an old name": {"size": 96, "feature_extractor_type": "ViTFeatureExtractor", "resample": 3},
+    "not square": {**VIT, "size": {"height": 64, "width": 96}},
+    "no mean": {**VIT, "size": {"height": 64, "width": 64}},
+    "one mean for all": {**VIT, "size": 64, "image_mean": 0.4, "image_std": 0.2},
+    "not normalised": {**VIT, "size": 64, "do_normalize": False},
+    "not rescaled": {**VIT, "size": 64, "do_rescale": False},
+    "neither": {**VIT, "size": 64, "do_rescale": False, "do_normalize": False},
+    "rescaled to two": {**VIT, "size": 64, "rescale_factor": 1 / 127.5},
+    "crop is a number": {**CLIP, "size": 75, "crop_size": 64},
+    "crop by an odd margin": {**CLIP, "size": {"shortest_edge": 75}, "crop_size": {"height": 64, "width": 64}},
+    "crop beyond the image": {**CLIP, "size": {"shortest_edge": 64}, "crop_size": {"height": 80, "width": 70}},
+    "lanczos": {**CLIP, "size": 64, "crop_size": 64, "resample": 1},
+    "a share of the crop": {"image_processor_type": "ConvNextImageProcessor", "size": 96, "crop_pct": 0.8},
+    "the share of older releases": {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 96},
+    "no crop of large images": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}},
+    "an own share": {"image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 64}, "crop_size": 64},
+    "BGR": {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 80}, "crop_size": 64},
+    "RGB after all": {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": False},
+    "minus one": {"image_processor_type": "EfficientNetImageProcessor", "size": 64, "rescale_offset": True},
+    "divided once": {"image_processor_type": "EfficientNetImageProcessor", "size": 64, "include_top": False},
+    "filled after normalising": {
+        "image_processor_type": "SamImageProcessor",
+        "size": {"longest_edge": 96},
+        "pad_size": {"height": 96, "width": 96},
+    },
+    "labels are another matter": {"image_processor_type": "BeitImageProcessor", "size": 64, "do_reduce_labels": True},
+}
+
+
+@pytest.mark.parametrize("case", OBEYED)
+def test_fields_of_any_edition_are_obeyed(case: str, transformers: ModuleType, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, OBEYED[case])
+    preprocess = image_processors.read_preprocess(transformers, str(folder), "hf:any")
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    for size in (*SIZES, (50, 41)):
+        image = scene(*size)
+        theirs = processor(images=image, return_tensors="pt")["pixel_values"][0].numpy()
+        assert relative_error(prepared(image, preprocess), theirs) <= TOLERANCE
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "sharpen": {**VIT, "sharpen": 0.5},
+    "crop_pct": {**VIT, "crop_pct": 0.9},
+    "resample": {**VIT, "resample": 4},
+    "do_resize": {**VIT, "do_resize": False},
+    "size": {**CLIP, "do_center_crop": False},
+    "do_grayscale": {"image_processor_type": "SuperPointImageProcessor", "do_grayscale": True},
+    "keep_aspect_ratio": {"image_processor_type": "DPTImageProcessor", "keep_aspect_ratio": True},
+    "ensure_multiple_of": {"image_processor_type": "DPTImageProcessor", "ensure_multiple_of": 32, "size": 100},
+    "image_std": {**VIT, "image_std": [0.5, 0.5, 0.0]},
+    "rescale_factor": {**VIT, "rescale_factor": -1.0},
+    "image_mean": {**VIT, "image_mean": [0.5], "image_std": [0.5]},
+}
+
+
+def test_a_mean_that_is_null_is_refused_as_transformers_does(transformers: ModuleType, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, {**VIT, "image_mean": None})
+    with pytest.raises(BackboneError, match="image_mean None .* is absent, and do_normalize is on"):
+        image_processors.read_preprocess(transformers, str(folder), "hf:any")
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_cannot_be_obeyed_is_refused_by_its_name(field: str, transformers: ModuleType, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, REFUSED[field])
+    with pytest.raises(BackboneError, match=f"^hf:any: {field} .*in its preprocessor_config.json") as caught:
+        image_processors.read_preprocess(transformers, str(folder), "hf:any")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_processor_with_a_rule_that_nobody_knows_is_found_out(transformers: ModuleType) -> None:
+    class Mirrored(transformers.ViTImageProcessor):  # type: ignore[misc, name-defined]
+        def resize(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().resize(image, *args, **kwargs).flip(-1)
+
+    with pytest.raises(BackboneError, match="image_processor_type Mirrored .* has a rule that is not known here"):
+        image_processors.preprocess_of(Mirrored(), "hf:any")
+
+
+def test_a_processor_that_transformers_does_not_know(transformers: ModuleType, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, {"image_processor_type": "NobodysImageProcessor"}, model_type="bert")
+    with pytest.raises(BackboneError, match=r"^hf:any: transformers cannot read its preprocessor_config.json"):
+        image_processors.read_preprocess(transformers, str(folder), "hf:any")
+
+
+def timm_configs() -> tuple[Any, list[dict[str, Any]]]:
+    """Return timm, and the data configs of all of its weights without repetition, rare crop modes first."""
+    need("timm")
+    import_torchvision()
+    import timm
+
+    found = {}
+    for name in timm.list_pretrained():
+        config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        found[str(sorted(config.items()))] = config
+    return timm, sorted(found.values(), key=lambda config: (config["crop_mode"] == "center", str(config)))
+
+
+def check_timm(timm: Any, config: dict[str, Any]) -> None:
+    preprocess = timm_models.preprocess_of(timm, config, "timm:any")
+    own = timm.data.create_transform(**config, is_training=False)
+    for size in SIZES:
+        image = scene(*size)
+        assert relative_error(prepared(image, preprocess), own(image).numpy()) <= TOLERANCE, config
+
+
+def test_the_data_config_of_timm_is_obeyed() -> None:
+    timm, configs = timm_configs()
+    assert {config["crop_mode"] for config in configs} == {"center", "squash", "border"}
+    for config in configs[::5]:
+        check_timm(timm, config)
+    usual = timm.data.resolve_data_config({"img_size": 224})
+    for change in (
+        {"crop_mode": "border"},
+        {"crop_mode": "squash", "crop_pct": 1.0},
+        {"crop_pct": 1.1},
+        {"input_size": (3, 64, 96)},
+        {"input_size": (3, 96, 64), "crop_mode": "squash"},
+        {"input_size": (3, 96, 64), "crop_mode": "border", "interpolation": "bilinear"},
+    ):
+        check_timm(timm, {**usual, **change})
+
+
+@pytest.mark.slow
+def test_all_data_configs_of_timm_are_obeyed() -> None:
+    timm, configs = timm_configs()
+    assert len(configs) > 100
+    for config in configs:
+        check_timm(timm, config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_size": (1, 64, 64)}, "timm:any has input_size 1x64x64"),
+        ({"crop_mode": "corner"}, "timm:any has crop_mode 'corner'"),
+        ({"interpolation": "box"}, "timm:any has interpolation 'box'"),
+    ],
+)
+def test_data_configs_that_cannot_be_obeyed(change: dict[str, Any], message: str) -> None:
+    timm, _ = timm_configs()
+    with pytest.raises(BackboneError, match=message):
+        timm_models.preprocess_of(timm, {**timm.data.resolve_data_config({"img_size": 224}), **change}, "timm:any")
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [64, (48, 80)])
+def test_the_preprocess_of_open_clip_is_obeyed(mode: str, size: Any) -> None:
+    need("open_clip")
+    import_torchvision()
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    for interpolation, fill in (("bilinear", 0), ("bicubic", 100), ("random", 0)):
+        settings = {"size": size, "resize_mode": mode, "interpolation": interpolation, "fill_color": fill}
+        settings |= {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.2)}
+        preprocess = open_clip_models._preprocess("any", settings)
+        own = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        for each in SIZES:
+            image = scene(*each)
+            assert relative_error(prepared(image, preprocess), own(image).numpy()) <= TOLERANCE
+
+
+def test_what_is_prepared_usually_has_no_new_field() -> None:
+    """Most networks of timm keep the fingerprint that they had."""
+    timm, configs = timm_configs()
+    usual = timm.data.resolve_data_config({"img_size": 224})
+    expected = PreprocessSpec(resize=256, crop=224, interpolation="bicubic")
+    assert timm_models.preprocess_of(timm, usual, "timm:any") == expected
+    kept = [timm_models._preprocess_before(c) == timm_models.preprocess_of(timm, c, "timm:any") for c in configs[::12]]
+    assert np.mean(kept) > 0.5
