@@ -35,7 +35,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--level", choices=LEVELS, default="digest", help="how deep to look (default: digest)")
     parser.add_argument("--sample", type=float, default=1.0, metavar="SHARE", help="share of the shards to read")
     parser.add_argument(
-        "--deep", action="store_true", help="also compute sampled rows again from the images and compare them"
+        "--deep", action="store_true", help="also compute sampled rows again from their inputs and compare them"
     )
     parser.add_argument("--rows", type=int, metavar="N", help="rows of each fingerprint for --deep (default 64)")
     add_input_options(parser, purpose="for --deep")
@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
     store = FeatureStore.open(args.cache, strange=True)
     if args.deep and args.source is None:
-        raise RequestError("--deep needs the images: name their folder with --source" + _last_seen(store))
+        raise RequestError(
+            "--deep needs the inputs: name their folder, or their table and its --text-column, with --source"
+            + _last_seen(store)
+        )
     with progress_on_stderr(quiet=args.quiet) as progress:
         on_shard = counting(progress, "verifying shards")
         found = verify(store, level=args.level, sample=args.sample, on_shard=on_shard)

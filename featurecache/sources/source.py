@@ -9,11 +9,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import RequestError
+from featurecache.errors import RequestError, SourceError, shortened
 from featurecache.sources.folder import FolderSource, Listing
 from featurecache.sources.inputs import Input
 from featurecache.sources.table import TableSource
 from featurecache.specs import MAX_FILE_BYTES
+from featurecache.tables import TableError, open_table
+
+_TEXT_TABLES = (".csv", ".tsv", ".tab")
 
 
 class Source(Protocol):
@@ -78,4 +81,18 @@ def open_source(
         return TableSource(Path(path), text_column, id_column)
     if id_column is not None:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
+    if Path(path).is_file():
+        raise SourceError(f"{path} is {_what_it_is(Path(path))}")
     return FolderSource(Path(path), max_bytes)
+
+
+def _what_it_is(path: Path) -> str:
+    """Say what a file is where a folder of images or a table with its column of texts was wanted."""
+    if path.suffix.lower() in _TEXT_TABLES:
+        try:
+            with open_table(path, raw=True) as table:
+                columns = shortened(", ".join(table.columns))
+            return f"a table with the columns {columns}; name the one that holds the texts with --text-column"
+        except TableError:
+            pass
+    return "a file; name the folder that holds the images, or add --text-column NAME if it is a table of texts"

@@ -16,6 +16,7 @@ from tiny_texts import ANIMALS, MAX_TOKENS, some_texts, write_encoder, write_poo
 
 import featurecache as fc
 from featurecache.backbones.registry import load_backbone
+from featurecache.cli import main
 from featurecache.deployment.saved import keep_head, open_head
 from featurecache.errors import (
     BackboneError,
@@ -246,6 +247,23 @@ def test_deep_verification_and_repair_take_the_table(encoder: Path, tmp_path: Pa
         verify_deep(store, Inputs(source=tmp_path, backbone=f"hf:{encoder}"))
 
 
+@pytest.mark.parametrize("verb", ["verify", "info"])
+def test_a_table_without_its_column_is_told_what_it_is(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    table = write_table(tmp_path / "t.csv", ["the cat", "a dog"])
+    run(table, tmp_path / "c", encoder)
+    words = [verb, str(tmp_path / "c"), *(["--deep"] if verb == "verify" else []), "--source"]
+    assert main([*words, str(table)]) == 2
+    said = capsys.readouterr().err
+    assert "t.csv is a table with the columns " in said
+    assert "name the one that holds the texts with --text-column" in said
+    other = tmp_path / "t.txt"
+    other.write_text("the cat")
+    assert main([*words, str(other)]) == 2
+    assert "t.txt is a file; name the folder that holds the images" in capsys.readouterr().err
+
+
 def test_another_tokenizer_is_another_fingerprint_and_no_head_of_ours(encoder: Path, tmp_path: Path) -> None:
     texts = list(dict.fromkeys(some_texts(40)))
     labels = ["animal" if any(word in text for word in ANIMALS) else "place" for text in texts]
@@ -316,7 +334,11 @@ BAD_REQUESTS = [
     ({"content": b"label,text\na\n"}, SourceError, "line 2 has fewer fields than the header"),
     ({"content": b"text,id\na,\n", "id_column": "id"}, SourceError, "line 2: the id is empty"),
     ({"content": b'text,id\n"a,b\nc,d\n'}, SourceError, "unexpected end of data; is a quote left open"),
-    ({"text_column": None}, SourceError, "is a file; name the folder .*--text-column NAME"),
+    (
+        {"text_column": None},
+        SourceError,
+        "t.csv is a table with the columns .*text.*--text-column",
+    ),
     ({"text_column": None, "id_column": "label"}, RequestError, "--id-column label is for tables"),
     ({"preprocess": {"crop": 32}}, RequestError, "unknown preprocess setting 'crop'; for text inputs there are: max_t"),
     ({"preprocess": {"max_tokens": 2}}, RequestError, "2 tokens leave no room beside the 2 that the tokenizer adds"),
