@@ -19,10 +19,12 @@ class RequestError(FeatureCacheError, ValueError):
 class UnknownNameError(FeatureCacheError, LookupError):
     """A name (backbone, tap, head, task, ...) that is not known here."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, advice: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, near: Iterable[str] | None = None, advice: str = ""
+    ) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         parts = [f"unknown {kind} {name!r}"]
-        if near := nearest(name, self.known):
+        if near := nearest(name, self.known) if near is None else list(near):
             parts.append(f"did you mean {' or '.join(repr(n) for n in near)}?")
         elif self.known:
             shown = ", ".join(self.known[:12]) + (", ..." if len(self.known) > 12 else "")
@@ -159,6 +161,24 @@ def shortened(value: object, limit: int = 200) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of somebody else's error: networks, hubs and converters tell stories."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """Return the layers or taps most like ``name``, best first: same end of the path, then like spelling."""
+    node = name.partition(":")[0].lower()
+    nodes = {each: each.partition(":")[0].lower() for each in known}
+    ends = [
+        each for each, other in nodes.items() if f".{other}".endswith(f".{node}") or f".{node}".endswith(f".{other}")
+    ]
+    close = difflib.get_close_matches(node, list(dict.fromkeys(nodes.values())), n=count, cutoff=0.6)
+    like = [each for other in close for each in nodes if nodes[each] == other]
+    if not ends and not like:
+        last = {each: other.rpartition(".")[2] for each, other in nodes.items()}
+        spelt = difflib.get_close_matches(
+            node.rpartition(".")[2], list(dict.fromkeys(last.values())), n=count, cutoff=0.6
+        )
+        like = [each for other in spelt for each in last if last[each] == other and not other.isdigit()]
+    return list(dict.fromkeys([*sorted(ends, key=len), *like]))[:count]
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:

@@ -22,7 +22,7 @@ from featurecache.backbones.steadiness import check_steadiness
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap as Tap
 from featurecache.backbones.tapped import TappedBackbone as TappedBackbone
-from featurecache.errors import BackboneError, ReportWarning, UnknownNameError
+from featurecache.errors import BackboneError, ReportWarning, UnknownNameError, nearest_layers
 
 DEFAULT = "default"
 
@@ -116,8 +116,11 @@ def _resolve(backbone: Backbone, seen: Probe, name: str) -> Tap:
     node, colon, pooling = name.partition(":")
     known = seen.modules
     if node not in known and layer_of(node, known) is None:
-        known_names = [*known, DEFAULT, *GROUPS]
-        raise UnknownNameError("tap", node, known_names, advice=f"see `featurecache inspect {backbone.name}`")
+        words = [DEFAULT, *GROUPS]
+        stages = [node for nodes in suggested_nodes(backbone, seen).values() for node in nodes]
+        advice = f"see `featurecache inspect {backbone.name}`"
+        near = nearest_layers(node, [*words, *known])
+        raise UnknownNameError("tap", node, [*words, *stages], near=near, advice=advice)
     if colon and not is_pooling(pooling):
         raise UnknownNameError("pooling", pooling, POOLINGS)
     if not seen.num_calls[node]:

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
-from featurecache.errors import CorruptError, ReportWarning, UnknownNameError
+from featurecache.errors import CorruptError, ReportWarning, UnknownNameError, nearest_layers
 from featurecache.records import encode_record, read_record
 from featurecache.specs import FeatureIdentity, check_takes_views
 from featurecache.store.dtypes import DIGITS, STORED
@@ -142,12 +142,20 @@ def choose(sets: list[FeatureSet], wanted: Mapping[str, str | None], views: int 
     for kind, name in wanted.items():
         if name is None:
             continue
-        known = {_attribute(s, kind) for s in sets}
-        sets = [s for s in sets if _fits(_attribute(s, kind), kind, name)]
-        if not sets:
-            advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
-            raise UnknownNameError(f"cached {kind}", name, known, advice=advice)
+        fitting = [s for s in sets if _fits(_attribute(s, kind), kind, name)]
+        if not fitting:
+            raise _unknown(sets, kind, name)
+        sets = fitting
     return sets if views is None else _with_views(sets, views)
+
+
+def _unknown(sets: Sequence[FeatureSet], kind: str, name: str) -> UnknownNameError:
+    known = sorted({_attribute(s, kind) for s in sets})
+    near = nearest_layers(name, known) if kind == "tap" else None
+    advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
+    if kind == "tap":
+        advice += f", if it is one that `featurecache inspect {sets[0].identity.backbone}` lists"
+    return UnknownNameError(f"cached {kind}", name, known, near=near, advice=advice)
 
 
 def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:

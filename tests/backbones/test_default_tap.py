@@ -15,7 +15,7 @@ from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.taps import TappedBackbone, resolve_taps, with_default_warning
 from featurecache.cli import main
-from featurecache.errors import BackboneError
+from featurecache.errors import BackboneError, nearest_layers
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from tests.backbones import output_layers
@@ -183,3 +183,18 @@ def test_a_network_gets_its_own_copy_of_a_batch() -> None:
 def test_what_torch_compile_wraps_is_taken_out_of_it() -> None:
     backbone = load_backbone(BackboneRequest(name=HERE + "compiled"))
     assert type(backbone.module) is output_layers.Plain
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("layr3", "layer3:avg"),
+        ("layer3:max", "layer3:avg"),
+        ("model.layer3", "layer3:avg"),
+        ("blocks.12", "encoder.blocks.11:cls"),
+        ("Pre_Logit", "pre_logits:none"),
+    ],
+)
+def test_the_nearest_tap_is_suggested_whatever_its_pooling_and_what_it_is_wrapped_in(asked: str, meant: str) -> None:
+    assert nearest_layers(asked, ["layer3:avg", "encoder.blocks.11:cls", "pre_logits:none"])[0] == meant
+    assert nearest_layers("zzz", ["layer3:avg"]) == []

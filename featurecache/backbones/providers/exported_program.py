@@ -59,7 +59,7 @@ class ExportedProgramProvider:
         return Provided(
             module=module,
             preprocess=preprocess,
-            classifiers=(classifier,) if classifier else (),
+            classifiers=(classifier,) if classifier else None,
             num_prefix_tokens=num_class + num_other,
             has_class_token=num_class > 0,
             weights_source=f"program {path.name} (sha256 {digest_file(path)[:12]})",
@@ -125,8 +125,6 @@ def _notes(side: int | None, preprocess: PreprocessSpec, classifier: str | None,
     return (
         f"a program has no preprocess: the usual one is taken (resize {preprocess.resize}, crop {preprocess.crop}, "
         f"ImageNet's mean and standard deviation), and --resize, --crop, --mean, --std change it; {fixed}",
-        f"{classifier} taken for the output layer"
-        if classifier
-        else "no output layer found: pre_logits is the program's output",
+        *((f"{classifier} taken for the output layer",) if classifier else ()),
         *((f"{num_tokens} tokens taken for class and register tokens",) if num_tokens else ()),
     )

@@ -68,11 +68,12 @@ class HuggingFaceProvider:
             else:
                 module = kind(settings)
         classifiers = _classifiers(module)
-        if not classifiers and keep_classifier:
+        of_classes = "ForImageClassification" in type(module).__name__
+        if not classifiers and keep_classifier and not of_classes:
             raise WeightsError(f"{PREFIX}{name} has no output layer")
         return Provided(
             module=module,
-            classifiers=classifiers,
+            classifiers=classifiers or (None if of_classes else ()),
             license=None,
             weights_source=f"transformers {name}" if not folder.is_dir() else f"transformers folder {folder.name}",
             load_file=None
