@@ -12,12 +12,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from featurecache.backbones.backbone import Backbone, freeze
+from featurecache.backbones.depth import depth_groups
 from featurecache.backbones.entrances import entrance_of, is_text
 from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, flops_of, probe_with_costs
 from featurecache.backbones.narrowing import made_up_activations, narrowed
@@ -41,6 +43,8 @@ from featurecache.errors import BackboneError, first_line
 _log = logging.getLogger(__name__)
 # Of the largest value: the same kernels run on the same numbers, so that mostly nothing differs at all.
 _SAME = 1e-6
+_WHOLE = ""
+"""What the network puts out, among outputs of its layers."""
 # Backward, gradients of the activations and of the parameters each cost about what forward costs.
 _TRAINING_PASSES = 3
 
@@ -52,12 +56,18 @@ class Cut:
     tap: Tap
     """What has to be cached: a layer's output, unpooled."""
     tail: nn.Module
-    """From cached activations (B, ...) to the input of the output layer (B, ...). A copy, in eval mode; its parameters
-    and buffers are called as in the backbone, and gradients reach ``trainable`` only."""
-    trainable: tuple[str, ...]
-    """Names of the parameters that belong to the tail alone, in the order in which their layers are used."""
+    """From cached activations (B, ...) to the input of the output layer (B, ...), or what the network makes of the
+    inputs of several output layers. A copy, in eval mode; its parameters and buffers are called as in the backbone, and
+    gradients reach ``trainable`` only."""
+    trainable: Mapping[str, int]
+    """Names of the parameters that belong to the tail alone, in the order in which their layers are used, each with the
+    number of its group of layers; see `featurecache.backbones.depth`."""
     shared: tuple[str, ...]
     """Names of parameters that layers before the cut use too: training them would belie what is cached."""
+    shape: tuple[int, ...]
+    """What the tail makes of one sample."""
+    joined: bool
+    """The network has several output layers on different inputs, and the tail ends in what it makes of all of them."""
 
     @property
     def num_trainable(self) -> int:
@@ -87,7 +97,7 @@ class CutInfo:
     (3 after) operations. ``None`` where no operation after the cut is counted."""
 
 
-def cut(backbone: Backbone, name: str) -> Cut:
+def cut(backbone: Backbone, name: str, *, joined: bool = True) -> Cut:
     """Cut a network in two.
 
     Parameters
@@ -96,6 +106,9 @@ def cut(backbone: Backbone, name: str) -> Cut:
         The network; it stays as it is.
     name
         A layer, or the tap of its whole output: ``layer3`` or ``layer3:none``; ``input`` to have all of the network.
+    joined
+        A network with output layers on different inputs, as distilled ones have on two tokens, ends in what it makes of
+        them all without these layers: the mean, mostly. False: in the input of the first.
 
     Raises
     ------
@@ -110,11 +123,14 @@ def cut(backbone: Backbone, name: str) -> Cut:
         )
     seen = probe(backbone)
     tap = _unpooled(backbone, seen, name)
+    outputs = _watch_layers(backbone, seen, [tap.node])
+    blocks = suggested_nodes(backbone, seen)["blocks"]
     try:
-        return _cut(backbone, _copy_of(backbone), tap, _watch_layers(backbone, seen, [tap.node]))
+        found = _cut(backbone, _copy_of(backbone), tap, outputs, joined=joined)
     except UncuttableError as error:
         near = _nearest(seen, tap.node, [found.tap.node for found in each_cut(backbone, seen)])
         raise BackboneError(f"{backbone.name} cannot be cut at {tap.node}: {error}; {near}") from error
+    return replace(found, trainable=depth_groups(seen, blocks, found.trainable))
 
 
 def each_cut(backbone: Backbone, seen: Probe | None = None) -> Iterator[Cut]:
@@ -125,15 +141,18 @@ def each_cut(backbone: Backbone, seen: Probe | None = None) -> Iterator[Cut]:
     if is_text(backbone.preprocess):
         return
     seen = seen or probe(backbone)
-    suggested = {node for nodes in suggested_nodes(backbone, seen).values() for node in nodes} - {_end_of(backbone)}
+    groups = suggested_nodes(backbone, seen)
+    suggested = {node for nodes in groups.values() for node in nodes} - {_end_of(backbone)}
     network, outputs = _copy_of(backbone), _watch_layers(backbone, seen, suggested)
     for node in sorted(suggested, key=seen.order.__getitem__):
         shape = seen.per_sample(node)
         assert shape is not None
         try:
-            yield _cut(backbone, network, Tap(node=node, pooling="none", shape=shape), outputs)
+            found = _cut(backbone, network, Tap(node=node, pooling="none", shape=shape), outputs)
         except UncuttableError as error:
             _log.debug("%s cannot be cut at %s: %s", backbone.name, node, error)
+            continue
+        yield replace(found, trainable=depth_groups(seen, groups["blocks"], found.trainable))
 
 
 def valid_cuts(backbone: Backbone, costed: CostedProbe | None = None) -> list[CutInfo]:
@@ -192,7 +211,7 @@ def _unpooled(backbone: Backbone, seen: Probe, name: str) -> Tap:
 
 
 def _watch_layers(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> dict[str, Tensor]:
-    """Run the network once and return the outputs (B, ...) of some layers, and the input of the output layer."""
+    """Run the network once and return what layers and it itself put out, (B, ...), and the output layer's input."""
     outputs: dict[str, Tensor] = {}
 
     def keep(node: str, output: object) -> None:
@@ -207,23 +226,25 @@ def _watch_layers(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> dict
     ]
     try:
         with torch.inference_mode():
-            entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone))
+            end = first_tensor(entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone)))
     finally:
         for handle in handles:
             handle.remove()
-    return outputs
+    return outputs if end is None else outputs | {_WHOLE: end}
 
 
-def _cut(backbone: Backbone, network: nn.Module, tap: Tap, outputs: Mapping[str, Tensor]) -> Cut:
-    """Cut, and try it.
+def _cut(
+    backbone: Backbone, network: nn.Module, tap: Tap, outputs: Mapping[str, Tensor], *, joined: bool = True
+) -> Cut:
+    """Cut, and try it; groups of layers are not known yet.
 
     Raises
     ------
     UncuttableError
         It cannot be done there.
     """
-    in_training = _follow(backbone, network, tap.node, training=True)[2].graph
-    trace, start, rest = _follow(backbone, network, tap.node, training=False)
+    in_training = _follow(backbone, network, tap.node, training=True, joined=joined).rest.graph
+    trace, start, rest, is_joined = _follow(backbone, network, tap.node, training=False, joined=joined)
     if str(rest.graph) != str(in_training):
         raise UncuttableError("the code between its layers does other things in training mode")
     before = trace.layers_before(start)
@@ -231,15 +252,18 @@ def _cut(backbone: Backbone, network: nn.Module, tap: Tap, outputs: Mapping[str,
     frozen = {id(p) for layer in before.values() for p in _parameters(layer)}
     own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
     used = _places_of_calls(rest)
-    trainable = tuple(sorted((name for name, p in own.items() if id(p) not in frozen), key=used))
+    trainable = dict.fromkeys(sorted((name for name, p in own.items() if id(p) not in frozen), key=used), 0)
     if not trainable:
         raise UncuttableError("no parameters come after it; cache it pooled and train a head")
     tail = copy.deepcopy(rest)
     freeze(tail)
-    _try(tail, outputs[tap.node], outputs[_end_of(backbone)])
+    expected = outputs[_WHOLE if is_joined else _end_of(backbone)]
+    _try(tail, outputs[tap.node], expected)
     for name in trainable:
         tail.get_parameter(name).requires_grad_(True)
-    return Cut(tap=tap, tail=tail, trainable=trainable, shared=tuple(name for name in own if name not in trainable))
+    shared = tuple(name for name in own if name not in trainable)
+    shape = tuple(expected.shape[1:])
+    return Cut(tap=tap, tail=tail, trainable=trainable, shared=shared, shape=shape, joined=is_joined)
 
 
 def _places_of_calls(rest: fx.GraphModule) -> Callable[[str], int]:
@@ -252,15 +276,23 @@ def _places_of_calls(rest: fx.GraphModule) -> Callable[[str], int]:
     return place
 
 
-def _follow(
-    backbone: Backbone, network: nn.Module, node: str, *, training: bool
-) -> tuple[Trace, fx.Node, fx.GraphModule]:
+class _Rest(NamedTuple):
+    """The part of a network after a node, as a graph."""
+
+    trace: Trace
+    start: fx.Node
+    rest: fx.GraphModule
+    is_joined: bool
+
+
+def _follow(backbone: Backbone, network: nn.Module, node: str, *, training: bool, joined: bool) -> _Rest:
     last = _end_of(backbone)
     into = backbone.classifier if last == PRE_LOGITS else layer_of(last, node_modules(backbone))
     if node == last or (into is not None and f"{into}.".startswith(f"{node}.")):
         raise UncuttableError("it is or holds the output layer")
     call = entrance_of(backbone.preprocess).call
-    through = [path for path in (node, into or last) if path not in (INPUT, PRE_LOGITS)]
+    layers = _output_layers(backbone, network) if joined and last == PRE_LOGITS else [into] if into is not None else []
+    through = [path for path in (node, *(layers or [last])) if path not in (INPUT, PRE_LOGITS)]
     try:
         trace = Trace(
             network,
@@ -269,18 +301,29 @@ def _follow(
             batch=lambda count: made_up_inputs(backbone, count),
             training=training,
         )
-        if into is not None:
-            end = trace.call_of(into).args[0]
+        ends = {trace.call_of(path).args[0] for path in layers if trace.is_called(path)}
+        is_joined = len(ends) > 1
+        if len(ends) == 1:
+            end = ends.pop()
         else:
-            end = trace.output() if last == PRE_LOGITS else trace.call_of(last)
+            end = trace.output() if is_joined or last == PRE_LOGITS else trace.call_of(last)
         assert isinstance(end, fx.Node)
         start = trace.input() if node == INPUT else trace.call_of(node)
-        return trace, start, trace.between(start, end)
+        return _Rest(trace, start, trace.between(start, end), is_joined)
     except UncuttableError:
         raise
     # Following a forward pass runs somebody else's code with something that is no tensor: anything can happen.
     except Exception as error:
         raise UncuttableError(f"its forward pass cannot be followed ({first_line(error)})") from error
+
+
+def _output_layers(backbone: Backbone, network: nn.Module) -> list[str]:
+    """Return the output layers whose inputs the network joins: all, where all have been taken out of it."""
+    if backbone.classifier is None:
+        return []
+    every = [backbone.classifier, *(path for path in backbone.output_layers if path != backbone.classifier)]
+    known = dict(network.named_modules())
+    return every if all(isinstance(known.get(path), nn.Identity) for path in every) else every[:1]
 
 
 def _copy_of(backbone: Backbone) -> nn.Module:

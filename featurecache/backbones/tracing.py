@@ -85,6 +85,10 @@ class Trace:
         calls = [node for node in self._graph.nodes if node.op == "call_module" and node.target == _PREFIX + path]
         return calls[-1]
 
+    def is_called(self, path: str) -> bool:
+        """Tell whether a module is called."""
+        return any(node.op == "call_module" and node.target == _PREFIX + path for node in self._graph.nodes)
+
     def output(self) -> fx.Node:
         """Return what the network puts out: of several things the first, as `first_tensor` does."""
         (node,) = (node for node in self._graph.nodes if node.op == "output")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from featurecache.cli.options import add_recorded_weights_options, features_of, memory_of
-from featurecache.cli.output import print_table, progress_on_stderr, warn
+from featurecache.cli.output import print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
 from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
 
@@ -86,7 +86,12 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--depths", choices=("auto",), help="a linear head, then tails from every cached layer, deeper and deeper"
     )
-    group.add_argument("--minutes", type=float, metavar="M", help="for --depths auto; deeper ones are left out then")
+    group.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="for all of --depths auto; what would take longer is left out, and stopped",
+    )
     group.add_argument("--resume", action="store_true", default=None, help="go on with a training that was killed")
     group.add_argument("--checkpoint-seconds", type=float, metavar="S", help="between keeping (30)")
 
@@ -158,6 +163,7 @@ def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[T
             sets,
             _tuning(args),
             seconds=float("inf") if args.minutes is None else 60 * args.minutes,
+            on_plan=None if args.json else lambda plan: print_line(f"after a linear head, {plan}"),
             on_rung=lambda rung: progress.advance(1),
             balanced=args.balanced,
             random_state=args.random_state,
@@ -186,12 +192,24 @@ def print_ladder(rungs: list[dict[str, Any]]) -> None:
             f"{rung['seconds']:.1f}" if "seconds" in rung else "-",
             f"{rung['selection_score']:.3f}" if "seconds" in rung else "-",
             rung.get("against_probe") or "-",
-            rung["reason"] or rung.get("against_chosen") or "chosen",
+            _outcome(rung),
         ]
         for rung in rungs
     ]
     numbers = ["trained", "kB/sample", "seconds", "score"]
     print_table(["from", "head", *numbers, "against the linear head", "against the chosen"], rows, numbers=numbers)
+    print_line(
+        "the shallowest is chosen unless a deeper one is better by more than chance: of tables in which all are as "
+        "good, at most 5 % choose a deeper one"
+    )
+
+
+def _outcome(rung: dict[str, Any]) -> str:
+    """Say why a rung was not trained, or how it stands against the chosen one, and whether its time was over."""
+    if rung["reason"]:
+        return str(rung["reason"])
+    stands = "chosen" if rung["chosen"] else rung.get("against_chosen") or "-"
+    return f"{stands}, stopped at the deadline" if rung["num_stopped"] else stands
 
 
 def _layers_sets(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[FeatureSet]:

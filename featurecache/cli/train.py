@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         report.warnings += type_warnings(used.values(), store.feature_sets())
     outputs = Outputs(debug=args.debug)
     saved = outputs.write("--save", lambda: save_best(store, args.save, report)) if args.save else None
-    document = report.to_json() | ({} if ladder is None else {"ladder": ladder.to_json()})
+    document = report.to_json() | ({} if ladder is None else ladder.to_json())
     document["frozen_statistics"] = any(map(keeps_statistics, report.heads))
     if args.json:
         print_json({**document, "saved": saved, "failed_outputs": outputs.failures})

@@ -161,7 +161,9 @@ def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) 
         raise HeadError(f"this head is {head!r:.80}, which is no name of layers; save it again")
     if estimator.n_features_in_ > _MOST_FEATURES:
         raise HeadError(f"this head wants {estimator.n_features_in_} activations; save it again")
-    make = maker(head, saved.tap, estimator.shape, network)
+    # Heads of earlier releases end in the input of the first output layer, whatever the network has.
+    joined = getattr(estimator, "joined_", False)
+    make = maker(head, saved.tap, estimator.shape, network, joined=joined)
     try:
         if head.startswith(LIBRARY_PREFIX):  # a record may ask for more than there is memory
             with torch.device("meta"):

@@ -17,17 +17,33 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.backbones.probing import probe
-from featurecache.errors import BackboneError, HeadError, RequestError
+from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.inspection import CostedProbe, probe_with_costs
+from featurecache.backbones.probing import INPUT, PRE_LOGITS
+from featurecache.errors import BackboneError, HeadError, ReportWarning, RequestError
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.making import TAIL
+from featurecache.finetuning.choosing import shallowest_unless_better
+from featurecache.finetuning.making import TAIL, maker
+from featurecache.finetuning.planning import (
+    TRAINING_PASSES,
+    LadderPlan,
+    RungPlan,
+    measured_speed,
+    plan_rung,
+    seconds_of_a_flop,
+    speed_by_operations,
+)
 from featurecache.finetuning.training import FineTuning, check_views, forget, train_on
+from featurecache.heads.gradient.trainings import Cost, Trainings
 from featurecache.heads.registry import last_step
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 
+_ROUGHLY = 4
+"""A whole network's speed may be that far from the speed of a part of it in training."""
+_STEPS_TO_TIME = 4
 _LINEAR = {"classes": "logistic", "labels": "logistic", "numbers": "ridge"}
 
 
@@ -43,6 +59,10 @@ class Rung:
     """Numbers that training changed."""
     reason: str = ""
     """Why it was not trained."""
+    predicted_seconds: float | None = None
+    """Where time is limited."""
+    num_stopped: int = 0
+    """Trainings that were stopped because their time was over."""
 
     def to_json(self, report: TrainingReport, probe: TrainedHead) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -51,6 +71,9 @@ class Rung:
             "num_bytes": self.num_bytes,
             "num_trainable": self.num_trainable,
             "reason": self.reason,
+            "predicted_seconds": None if self.predicted_seconds is None else round(self.predicted_seconds, 1),
+            "num_stopped": self.num_stopped,
+            "chosen": self.head is not None and self.head is report.best,
         }
         if self.head is None:
             return said
@@ -69,13 +92,18 @@ class Ladder:
     """All rungs, the shallowest first."""
 
     report: TrainingReport
+    """The head of the chosen rung comes first."""
     rungs: list[Rung]
+    plan: LadderPlan
+    overrun: float = 0.0
+    """Seconds beyond those that were allowed."""
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return plain JSON values, a rung each."""
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values: the rungs, what was planned, and by how much it took longer than allowed."""
         probe = self.rungs[0].head
         assert probe is not None
-        return [rung.to_json(self.report, probe) for rung in self.rungs]
+        rungs = [rung.to_json(self.report, probe) for rung in self.rungs]
+        return {"ladder": rungs, "ladder_plan": self.plan.to_json(), "ladder_overrun": round(self.overrun, 1)}
 
 
 def climb(
@@ -84,7 +112,8 @@ def climb(
     sets: Sequence[FeatureSet],
     tuning: FineTuning | None = None,
     *,
-    seconds: float = float("inf"),
+    seconds: float = math.inf,
+    on_plan: Callable[[LadderPlan], None] | None = None,
     on_rung: Callable[[Rung], None] | None = None,
     balanced: bool = False,
     random_state: int = 0,
@@ -92,8 +121,9 @@ def climb(
     backbone: str | None = None,
     weights: str | Path | None = None,
     weights_key: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Ladder:
-    """Train deeper and deeper while there is time.
+    """Train deeper and deeper while there is time, and choose the shallowest unless a deeper one is better.
 
     Parameters
     ----------
@@ -105,66 +135,156 @@ def climb(
     tuning
         How tails are trained; their output layers start from a linear head.
     seconds
-        For all of it. A rung is not begun that would take longer than is left, if it takes as long as the one before
-        it for each number that a sample has.
+        For all of it. A rung that is predicted to take longer than is left is not begun, and trainings that take longer
+        than was predicted are stopped.
+    on_plan
+        Called before anything is trained.
     on_rung
         Called with each rung as it comes.
+    clock
+        Gives seconds.
 
     Raises
     ------
     RequestError
         There are no pooled features, or neither whole activations nor images.
     """
-    started = time.monotonic()
-    reopening: dict[str, Any] = {"backbone": backbone, "weights": weights, "weights_key": weights_key}
-    first, whole = _parts_of(sets, reopening)
+    deadline = clock() + seconds
+    network, first, whole = _parts_of(sets, {"backbone": backbone, "weights": weights, "weights_key": weights_key})
     tuning = replace(tuning or FineTuning(), start=("probe",))
     check_views(sets, tuning)
     judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
+    costed = probe_with_costs(network)
+    whole.sort(key=lambda each: -costed.seen.order[_node(each)])
+    plans = [_plan(task, each, tuning, costed, random_state) for each in whole]
+    plan = LadderPlan(rungs=tuple(plans))
+    if on_plan is not None:
+        on_plan(plan)
+    begun = clock()
     report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
-
-    def train(feature_set: FeatureSet) -> TrainingReport:
-        settings: dict[str, Any] = {**judging, "memory": memory, **reopening}
-        return train_on(store, task, feature_set, TAIL, tuning, **settings)
-
     linear = last_step(report.best.result.estimator)
     size = linear.coef_.size + np.size(linear.intercept_)
     rungs = [Rung(tap=first.tap, num_bytes=first.num_bytes, head=report.best, num_trainable=size)]
-    seconds_of_a_number = 0.0
-    for feature_set in whole:
+    budget = _Budget(network, costed, tuning, deadline=deadline, clock=clock, beginning=clock() - begun)
+    for feature_set, planned in zip(whole, plans, strict=True):
         if on_rung is not None:
             on_rung(rungs[-1])
-        numbers = math.prod(feature_set.activation_shape) * (feature_set.num_views or 1)
-        left = seconds - (time.monotonic() - started)
-        expected = seconds_of_a_number * numbers
-        if expected > left:
-            reason = f"would take about {expected:.0f} s, and {max(left, 0):.0f} s are left"
-            rungs.append(Rung(tap=feature_set.tap, num_bytes=feature_set.num_bytes, reason=reason))
-            continue
-        begun = time.monotonic()
-        rungs.append(_trained(feature_set, train, report))
-        if rungs[-1].head is not None:
-            seconds_of_a_number = (time.monotonic() - begun) / numbers
+        settings: dict[str, Any] = {**judging, "memory": memory, "network": network}
+        rungs.append(_rung(store, task, feature_set, planned, budget, report, settings))
     if on_rung is not None:
         on_rung(rungs[-1])
     forget(store, task, whole, [TAIL], tuning, **judging)
-    return Ladder(report=report, rungs=rungs)
+    _choose(report, rungs, max(each.num_settings for each in plans))
+    overrun = max(clock() - deadline, 0.0)
+    if overrun >= 1:
+        report.warnings.append(_overrun(seconds, overrun))
+    return Ladder(report=report, rungs=rungs, plan=plan, overrun=overrun)
 
 
-def _trained(feature_set: FeatureSet, train: Callable[[FeatureSet], TrainingReport], report: TrainingReport) -> Rung:
-    """Train a tail and take it into the report, or say why it could not be."""
+class _Budget:
+    """What is left of the time, and how much of it a rung would take."""
+
+    def __init__(
+        self,
+        network: Backbone,
+        costed: CostedProbe,
+        tuning: FineTuning,
+        *,
+        deadline: float,
+        clock: Callable[[], float],
+        beginning: float,
+    ) -> None:
+        self.deadline, self.clock, self.tuning, self.is_limited = deadline, clock, tuning, not math.isinf(deadline)
+        self._network, self._beginning = network, beginning
+        self._flop = seconds_of_a_flop(network, costed.flops[PRE_LOGITS], clock=clock) if self.is_limited else 0.0
+
+    @property
+    def left(self) -> float:
+        return max(self.deadline - self.clock(), 0.0)
+
+    def costs(self, task: Task, feature_set: FeatureSet, plan: RungPlan) -> list[Cost]:
+        """Return the predicted seconds of each training: by operations where steps themselves would take too long."""
+        if not self.is_limited:
+            return []
+        by_operations = speed_by_operations(plan.flops, self._flop, self.tuning, beginning=self._beginning)
+        costs = by_operations.costs(plan, self.tuning)
+        # A few steps are taken unless the rung is far from fitting, or these steps alone would be a good part of it.
+        if _total(costs) > _ROUGHLY * self.left or _STEPS_TO_TIME * by_operations.step > self.left / _ROUGHLY:
+            return costs
+        layers = maker(TAIL, feature_set.tap, feature_set.activation_shape, self._network)(len(task.classes))
+        speed = measured_speed(layers, feature_set, self.tuning, clock=self.clock, beginning=self._beginning)
+        costs = speed.costs(plan, self.tuning)
+        forward = speed.step / (self.tuning.batch_size * TRAINING_PASSES)
+        self._flop = forward / plan.flops if plan.flops else self._flop
+        return costs
+
+
+def _rung(
+    store: FeatureStore,
+    task: Task,
+    feature_set: FeatureSet,
+    plan: RungPlan,
+    budget: _Budget,
+    report: TrainingReport,
+    settings: dict[str, Any],
+) -> Rung:
+    """Train a tail if there is time for it, and take it into the report, or say why it could not be."""
     rung = Rung(tap=feature_set.tap, num_bytes=feature_set.num_bytes)
     try:
-        found = train(feature_set)
+        costs = budget.costs(task, feature_set, plan)
+        predicted, left = (_total(costs), budget.left) if budget.is_limited else (None, math.inf)
+        if predicted is not None and predicted > left:
+            reason = f"would take about {predicted:.0f} s, and {left:.0f} s are left"
+            return replace(rung, reason=reason, predicted_seconds=predicted)
+        trainings = Trainings(deadline=budget.deadline, costs=costs, clock=budget.clock)
+        found = train_on(store, task, feature_set, TAIL, budget.tuning, **settings, trainings=trainings)
     except (BackboneError, HeadError) as error:
         return replace(rung, reason=str(error))
     report.join(found)
     head = found.best
-    return replace(rung, head=head, num_trainable=sum(array.size for array in head.result.estimator.arrays_))
+    return replace(
+        rung,
+        head=head,
+        num_trainable=sum(array.size for array in head.result.estimator.arrays_),
+        predicted_seconds=predicted,
+        num_stopped=trainings.num_stopped,
+    )
 
 
-def _parts_of(sets: Sequence[FeatureSet], reopening: Mapping[str, Any]) -> tuple[FeatureSet, list[FeatureSet]]:
-    """Return the pooled features to begin with, and the whole activations, the last layer first."""
+def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> None:
+    """Put the head of the chosen rung first in the report."""
+    heads = [rung.head for rung in rungs if rung.head is not None]
+    number = shallowest_unless_better(
+        len(heads),
+        lambda rung, other: report.compare(heads[rung], heads[other]),
+        num_settings=num_settings,
+    )
+    report.heads.sort(key=lambda head: head is not heads[number])  # a stable sort: the others stay by score
+
+
+def _plan(task: Task, feature_set: FeatureSet, tuning: FineTuning, costed: CostedProbe, random_state: int) -> RungPlan:
+    before = 0 if _node(feature_set) == INPUT else costed.flops.get(_node(feature_set), 0)
+    flops = max(costed.flops[PRE_LOGITS] - before, 0)
+    return plan_rung(task, feature_set, tuning, flops=flops, random_state=random_state)
+
+
+def _total(costs: Sequence[Cost]) -> float:
+    return sum(map(sum, costs))
+
+
+def _overrun(seconds: float, overrun: float) -> ReportWarning:
+    text = f"training took {overrun:.0f} s longer than the {seconds:.0f} s that were allowed"
+    return ReportWarning(kind="deadline", count=1, text=text)
+
+
+def _node(feature_set: FeatureSet) -> str:
+    return feature_set.tap.rpartition(":")[0]
+
+
+def _parts_of(
+    sets: Sequence[FeatureSet], reopening: Mapping[str, Any]
+) -> tuple[Backbone, FeatureSet, list[FeatureSet]]:
+    """Return the network, the pooled features to begin with, and the whole activations."""
     whole = [each for each in sets if not each.is_pooled]
     networks = {each.fingerprint for each in whole}
     pooled = [each for each in sets if each.is_pooled and (each.fingerprint in networks or not networks)]
@@ -175,24 +295,18 @@ def _parts_of(sets: Sequence[FeatureSet], reopening: Mapping[str, Any]) -> tuple
             f"a ladder needs {missing}; add them with `featurecache extract`{otherwise}, and see `featurecache inspect "
             "BACKBONE --tails`"
         )
-    return _last_layer(pooled), _from_the_last(whole, reopening)
-
-
-def _last_layer(pooled: Sequence[FeatureSet]) -> FeatureSet:
-    """Return the input of the output layer, or what was cached last."""
-    return next((each for each in pooled if each.tap.startswith("pre_logits:")), pooled[-1])
-
-
-def _from_the_last(whole: Sequence[FeatureSet], reopening: Mapping[str, Any]) -> list[FeatureSet]:
-    """Sort by where in the network the taps are, the last layer first."""
     if others := [each for each in whole if each.fingerprint != whole[0].fingerprint]:
         raise RequestError(f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with "
                            "--fingerprint")  # fmt: skip
     made_with = whole[0].about["weights_source"]
     identity = whole[0].identity.plain
     network = reproduce_backbone(identity, made_with, needed_by="a ladder", **reopening)
-    order = probe(network).order
-    return sorted(whole, key=lambda each: -order[each.tap.rpartition(":")[0]])
+    return network, _last_layer(pooled), whole
+
+
+def _last_layer(pooled: Sequence[FeatureSet]) -> FeatureSet:
+    """Return the input of the output layer, or what was cached last."""
+    return next((each for each in pooled if each.tap.startswith("pre_logits:")), pooled[-1])
 
 
 def _verdict(report: TrainingReport, head: TrainedHead, other: TrainedHead) -> str | None:

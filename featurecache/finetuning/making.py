@@ -42,7 +42,7 @@ def needs_backbone(head: str) -> bool:
     return head == TAIL
 
 
-def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None) -> MakeLayers:
+def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None, *, joined: bool = True) -> MakeLayers:
     """Return what makes the layers of a head.
 
     Parameters
@@ -55,6 +55,8 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
         Of one sample's.
     backbone
         Of a tail.
+    joined
+        As for `featurecache.backbones.cutting.cut`.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     """
     if head == TAIL:
         assert backbone is not None
-        return _of_tail(backbone, tap)
+        return _of_tail(backbone, tap, joined=joined)
     if head.startswith(PYTHON):
         return _of_factory(head, shape)
     name = head.removeprefix(library.PREFIX)
@@ -79,14 +81,16 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     return make
 
 
-def _of_tail(backbone: Backbone, tap: str) -> MakeLayers:
-    found = cut(backbone, tap)
+def _of_tail(backbone: Backbone, tap: str, *, joined: bool) -> MakeLayers:
+    found = cut(backbone, tap, joined=joined)
     (features,) = resolve_taps(backbone, [DEFAULT])  # pooled as heads on the last layer have them
-    width = math.prod(features.shape)
+    shape, pool = (found.shape, None) if found.joined else (features.shape, features.pool)
+    width = math.prod(shape)
     tail = narrowed(found.tail, found.tap.shape)
 
     def make(num_outputs: int) -> TrainableLayers:
-        return TrainableLayers(copy.deepcopy(tail), nn.Linear(width, num_outputs), found.trainable, pool=features.pool)
+        body, output = copy.deepcopy(tail), nn.Linear(width, num_outputs)
+        return TrainableLayers(body, output, found.trainable, pool=pool, joined=found.joined)
 
     return make
 

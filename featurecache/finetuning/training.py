@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,8 @@ from typing import Any
 
 from sklearn.base import BaseEstimator
 
-from featurecache.errors import RequestError
+from featurecache.backbones.backbone import Backbone
+from featurecache.errors import ReportWarning, RequestError, unique_warnings
 from featurecache.evaluation.protocol import HeadResult
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
@@ -22,6 +23,8 @@ from featurecache.finetuning.images import ImageSet
 from featurecache.finetuning.making import maker, needs_backbone
 from featurecache.hashing import digest_json
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
+from featurecache.heads.gradient.trainable import layer_factors
+from featurecache.heads.gradient.trainings import Trainings
 from featurecache.heads.gradient.tuner import FineTuned, MakeLayers
 from featurecache.heads.registry import registered
 from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
@@ -150,21 +153,61 @@ def train_on(
     backbone: str | None = None,
     weights: str | Path | None = None,
     weights_key: str | None = None,
+    network: Backbone | None = None,
+    trainings: Trainings | None = None,
     on_result: Callable[[HeadResult], None] | None = None,
     **judging: Any,
 ) -> TrainingReport:
-    """Do a part of what `train_layers` does, and leave what a killed training would go on from; see `forget`."""
+    """Do a part of what `train_layers` does, and leave what a killed training would go on from; see `forget`.
+
+    Parameters
+    ----------
+    network
+        That made the features, where it is at hand.
+    trainings
+        How much time there is.
+    """
     report = TrainingReport(task, [])
-    make = _maker(head, feature_set, backbone, weights, weights_key, store)
+    trainings = trainings or Trainings()
+    make = _maker(head, feature_set, backbone, weights, weights_key, store, network)
     reading = feature_set.reader.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext()
     how: dict[str, Any] = {**judging, "n_jobs": 1, "memory": memory, "max_numbers": _NO_LIMIT}
     with reading:
         for one in tuning.apart(feature_set):
             place = place_of(store, task, feature_set, head, one, **judging)
-            factory = partial(_estimator, make, task, one, feature_set, head, place)
+            factory = partial(_estimator, make, task, one, feature_set, head, place, trainings)
             with registered(head, factory, partial(_same_for_all, one.grid()), kind=task.kind):
                 report.join(train_heads(store, task, [feature_set], [head], **how, on_result=on_result))
+    report.warnings = unique_warnings([*report.warnings, *_warnings(report, feature_set, head, tuning, trainings)])
     return report
+
+
+def _warnings(
+    report: TrainingReport, feature_set: FeatureSet, head: str, tuning: FineTuning, trainings: Trainings
+) -> Iterator[ReportWarning]:
+    """Say what is doubtful about the trainings of a head."""
+    name = f"{head} on {feature_set.tap}"
+    rises = [each for trained in report.heads if (each := trained.result.estimator.loss_rise_) is not None]
+    if rises:
+        begun, ended = rises[0]
+        text = f"{name}: the loss rose from {begun:.4g} to {ended:.6g}; use a smaller --learning-rate"
+        yield ReportWarning(kind="diverged", count=len(rises), text=text)
+    if trainings.diverged:
+        left_out = tuple(", ".join(f"{key}={value}" for key, value in each.items()) for each in trainings.diverged)
+        text = f"{name}: settings whose loss was no finite number any more are left out"
+        yield ReportWarning(kind="diverged", count=len(left_out), text=text, examples=left_out)
+    if trainings.num_stopped:
+        count = trainings.num_stopped
+        text = (
+            f"{name}: {count} of {len(trainings.turns)} trainings were stopped at the deadline, before their last step"
+        )
+        yield ReportWarning(kind="deadline", count=count, text=text)
+    if tuning.layer_decay != 1:
+        layers = report.best.result.estimator.fitted_layers
+        if (count := len(set(layer_factors(layers, tuning.layer_decay).values()))) < 2:
+            reason = "has no pretrained layers" if count == 0 else "is one group of layers"
+            text = f"{name}: --layer-decay has no effect, as what is trained {reason}"
+            yield ReportWarning(kind="layer_decay", count=1, text=text)
 
 
 def place_of(
@@ -218,11 +261,11 @@ def _maker(
     weights: str | Path | None,
     weights_key: str | None,
     store: FeatureStore,
+    network: Backbone | None,
 ) -> MakeLayers:
-    network = None
     if needs_backbone(head):
         _check_whole(feature_set, store)
-        network = reproduce_backbone(
+        network = network or reproduce_backbone(
             feature_set.identity.plain,
             feature_set.about["weights_source"],
             needed_by=f"a tail after {feature_set.tap}",
@@ -262,10 +305,16 @@ def _same_for_all(grid: list[dict[str, Any]], num_rows: int) -> list[dict[str, A
 
 
 def _estimator(
-    make: MakeLayers, task: Task, tuning: FineTuning, feature_set: FeatureSet, head: str, place: Path
+    make: MakeLayers,
+    task: Task,
+    tuning: FineTuning,
+    feature_set: FeatureSet,
+    head: str,
+    place: Path,
+    trainings: Trainings,
 ) -> BaseEstimator:
     kind = FineTunedRegressor if task.kind == "numbers" else FineTunedClassifier
     about: dict[str, Any] = {"description": _described(feature_set, head), "shape": feature_set.activation_shape}
     if isinstance(feature_set, ImageSet):
         about["reader"] = feature_set.reader
-    return kind(make, **about, checkpoints=str(place), **tuning.fixed())
+    return kind(make, **about, checkpoints=str(place), trainings=trainings, **tuning.fixed())

@@ -62,14 +62,14 @@ _STATE: dict[type, str] = {
     NearestMean: "classes_ coef_ intercept_",
     BoostedTrees: "classes_ feature_ threshold_ children_ value_ multilabel_",
     BoostedTreesRegressor: "feature_ threshold_ children_ value_ intercept_",
-    FineTunedClassifier: "classes_ names_ arrays_ n_iter_ multilabel_",
-    FineTunedRegressor: "names_ arrays_ n_iter_ flat_ target_mean_ target_scale_",
+    FineTunedClassifier: "classes_ names_ arrays_ n_iter_ multilabel_ joined_",
+    FineTunedRegressor: "names_ arrays_ n_iter_ flat_ target_mean_ target_scale_ joined_",
     DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
     DummyRegressor: "constant_ n_outputs_",
 }
 _CLASSES = {cls.__name__: cls for cls in (Pipeline, *_STATE)}
 # A property in some scikit-learn releases and an attribute in others: written when there, never required.
-_OPTIONAL = {"classes_", "_effective_probability", "_num_iter", "_probA", "_probB", "n_iter_", "multilabel_"}
+_OPTIONAL = {"classes_", "_effective_probability", "_num_iter", "_probA", "_probB", "n_iter_", "multilabel_", "joined_"}
 
 
 def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:

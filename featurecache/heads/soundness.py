@@ -151,6 +151,8 @@ def _check_finetuned(estimator: FineTuned) -> None:
         raise HeadError("the values of its layers are not finite numbers")
     if not isinstance(shape, tuple) or not all(type(size) is int and size > 0 for size in shape):
         raise HeadError(f"the shape of its activations is {shape!r:.80}")
+    if not isinstance(getattr(estimator, "joined_", False), bool):
+        raise HeadError("what its layers end in is not said by yes or no")
     if math.prod(shape) != estimator.n_features_in_:
         raise HeadError(f"its activations of shape {shape} are not {estimator.n_features_in_} numbers")
 

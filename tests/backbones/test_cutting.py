@@ -40,14 +40,17 @@ LARGER = [
 
 
 class Reference:
-    """The whole network with everything frozen until a layer has run: by plain hooks, without any graph."""
+    """The whole network with everything frozen until a layer has run: by plain hooks, without any graph.
+
+    It ends in the input of its output layer; where it has several on different inputs, in what it makes of them.
+    """
 
     def __init__(self, backbone, node: str) -> None:
         self.network = copy.deepcopy(backbone.module).eval().requires_grad_(True)
-        self.node, self._classifier = node, backbone.classifier
+        self.node, self._outputs = node, list(dict.fromkeys([backbone.classifier, *backbone.output_layers]))
 
     def run(self, inputs, *, training: bool):
-        """Return the layer's output and the classifier's input; a module that starts later is in training mode."""
+        """Return the layer's output and the network's end; a module that starts later is in training mode."""
         caught, late = {}, []
 
         def freeze_until_here(module, _, output):
@@ -59,15 +62,17 @@ class Reference:
         def start(module, _):
             module.training = training and bool(late)
 
-        last = self.network.get_submodule(self._classifier)
+        ends = []
         handles = [module.register_forward_pre_hook(start) for module in self.network.modules()]
         handles.append(self.network.get_submodule(self.node).register_forward_hook(freeze_until_here))
-        handles.append(last.register_forward_pre_hook(lambda _, inputs: caught.update(pre_logits=inputs[0])))
+        for path in self._outputs:
+            last = self.network.get_submodule(path)
+            handles.append(last.register_forward_pre_hook(lambda _, inputs: ends.append(inputs[0])))
         torch.manual_seed(1)  # dropout
-        self.network(inputs)
+        end = self.network(inputs)
         for handle in handles:
             handle.remove()
-        return caught["activations"], caught["pre_logits"]
+        return caught["activations"], ends[0] if len({id(each) for each in ends}) == 1 else end
 
 
 def loss_of(pre_logits_BD):

@@ -213,11 +213,43 @@ def test_ladder_shows_each_rung_and_leaves_out_what_takes_too_long(cache: Path, 
     assert rungs[0]["against_probe"] is None
     assert all(rung["against_probe"] for rung in rungs[1:])
     assert all(rung["seconds"] > 0 for rung in rungs)
+    assert [rung["chosen"] for rung in rungs].count(True) == 1
+    document = json.loads(out)
+    (chosen,) = (rung for rung in rungs if rung["chosen"])
+    assert (document["chosen"]["head"], document["chosen"]["tap"]) == (chosen["head"], chosen["tap"])
+    plan = document["ladder_plan"]
+    assert [rung["tap"] for rung in plan["rungs"]] == ["stem:none", "input:none"]
+    assert plan["num_trainings"] == sum(rung["num_trainings"] for rung in plan["rungs"])
 
     status, out, _ = call("train", cache, *train("--depths", "auto", "--epochs", 3, "--minutes", 1e-4))
     assert status == 0
     assert "s are left" in out
+    assert f"after a linear head, {plan['num_trainings']} trainings to come: 2 depths" in out
     assert "against the linear head" in out
+    assert "the shallowest is chosen unless a deeper one is better by more than chance" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds", "said"),
+    [
+        (train("--layer-decay", 0.5, "--epochs", 1), ["layer_decay"], "no effect, as what is trained is one group"),
+        (
+            heads("--learning-rate", 1000, "--clip", 0, "--epochs", 4),
+            ["diverged"],
+            "tail on stem:none: the loss rose from",
+        ),
+        (train("--epochs", 1), [], ""),
+    ],
+)
+def test_what_is_doubtful_about_a_training_stands_in_the_report(
+    cache: Path, call: Callable, options: list[object], kinds: list[str], said: str
+) -> None:
+    """The tail after the stem is one block; a rate of a thousand leaves all bounds."""
+    status, out, err = call("train", cache, *options, "--head", "tail", "--from-tap", "stem:none", "--json")
+    assert status == 0, err
+    warnings = json.loads(out)["warnings"]
+    assert [warning["kind"] for warning in warnings] == kinds
+    assert all(said in warning["text"] for warning in warnings)
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch", "safetensors"])

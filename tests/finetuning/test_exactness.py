@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -127,3 +128,25 @@ def test_parameters_of_a_tail_are_named_in_the_order_in_which_they_are_used() ->
     assert list(dict.fromkeys(name.rpartition(".")[0].partition(".attn")[0][:8] for name in names)) == [
         "blocks.3", "blocks.4", "blocks.5", "norm",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tap", ["blocks.9:none", "input:none"])
+def test_a_distilled_network_ends_in_the_mean_of_both_tokens_as_it_does_itself(tap: str) -> None:
+    """With its own output layer on both tokens, the tail gives the network's own answers before any step."""
+    need("timm")
+    backbone = load_backbone(BackboneRequest(name="timm:deit_tiny_distilled_patch16_224", init="random"))
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    seen = {"input": images}
+    backbone.module.blocks[9].register_forward_hook(
+        lambda _module, _inputs, out: seen.update({"blocks.9": out.clone()})
+    )
+    layers = maker("tail", tap, (), backbone)(5).eval()
+    with torch.inference_mode():
+        ended = backbone.module(images)
+        activations = seen[tap.removesuffix(":none")]
+        torch.testing.assert_close(layers.features(activations), ended)
+        first = maker("tail", tap, (), backbone, joined=False)(5).eval().features(activations)
+        assert (first - ended).abs().max() > 1e-2, "the class token alone is something else"
+        whole = copy.deepcopy(backbone.module)
+        whole.head = whole.head_dist = layers.output
+        torch.testing.assert_close(layers(activations), whole(images))

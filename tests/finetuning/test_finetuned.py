@@ -20,7 +20,7 @@ from featurecache.heads.gradient.augmenting import AUGMENTATIONS
 from featurecache.heads.gradient.descent import Course
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gradient.reading import Draw
-from featurecache.heads.gradient.trainable import TrainableLayers, layer_name
+from featurecache.heads.gradient.trainable import TrainableLayers
 
 SHAPE = (4, 6, 6)
 
@@ -36,7 +36,7 @@ def rows(count: int = 150, classes: int = 3, seed: int = 0) -> tuple[np.ndarray,
 
 def make(num_outputs: int) -> TrainableLayers:
     body = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Dropout(0.2))
-    return TrainableLayers(body, nn.Linear(8, num_outputs), ["0.weight", "0.bias"])
+    return TrainableLayers(body, nn.Linear(8, num_outputs), {"0.weight": 0, "0.bias": 0})
 
 
 def seven(num_outputs: int) -> TrainableLayers:
@@ -340,27 +340,13 @@ def test_unknown_layers() -> None:
         make_body("covn", (4, 6, 6))
 
 
-@pytest.mark.parametrize(
-    ("parameter", "layer"),
-    [
-        ("blocks.9.attn.qkv.weight", "blocks.9"),
-        ("layer4.0.conv1.weight", "layer4.0"),
-        ("stages.3.blocks.1.mlp.fc1.bias", "stages.3.blocks.1"),
-        ("features.7.0.block.1.1.weight", "features.7.0"),
-        ("encoder.layer.11.output.dense.weight", "encoder.layer.11"),
-        ("norm.weight", "norm"),
-    ],
-)
-def test_layer_names(parameter: str, layer: str) -> None:
-    assert layer_name(parameter) == layer
-
-
 def test_learning_rates_fall_from_the_last_layer_to_the_first() -> None:
     """With plain steps of a known length the first layers have moved less."""
     body = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
 
     def layers(num_outputs: int) -> TrainableLayers:
-        return TrainableLayers(body, nn.Linear(6, num_outputs), [name for name, _ in body.named_parameters()])
+        groups = {name: int(name[0]) for name, _ in body.named_parameters()}
+        return TrainableLayers(body, nn.Linear(6, num_outputs), groups)
 
     before = [layer.weight.detach().clone() for layer in body]
     X = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
@@ -442,6 +428,25 @@ def test_what_is_drawn_and_not_trained_is_kept_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.predict_proba(X), fitted.predict_proba(X))
     again = FineTunedClassifier(lambda k: TrainableLayers(Drawn(k), None), **place, resume=True).fit(X, y)
     np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
+
+
+def test_a_head_of_an_earlier_release_does_not_end_in_what_joins_several_output_layers() -> None:
+    """Only heads that say so do; the others go on as they were trained."""
+    X, y = rows(30)
+    plain = head(epochs=1).fit(X, y)
+    joined = head(epochs=1).set_params(layers=lambda k: joining(k)).fit(X, y)
+    assert [getattr(decode_estimator(*encode_estimator(each)), "joined_", False) for each in (plain, joined)] == [
+        False,
+        True,
+    ]
+    assert "joined_" not in encode_estimator(plain)[0]["state"]
+    joined.joined_ = "yes"
+    with pytest.raises(HeadError, match="what its layers end in"):
+        decode_estimator(*encode_estimator(joined))
+
+
+def joining(num_outputs: int) -> TrainableLayers:
+    return TrainableLayers(nn.Flatten(), nn.Linear(144, num_outputs), joined=True)
 
 
 def test_class_weights_are_by_label() -> None:

@@ -108,6 +108,7 @@ def descend(
     checkpoint: Checkpoint | None = None,
     *,
     begin: Callable[[], None] = lambda: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Train layers in place, and leave them in eval mode, with the best weights where rows are held out to stop by.
 
@@ -120,13 +121,16 @@ def descend(
         Where to keep how far it is, and to go on from.
     begin
         Called before the first step, to change the layers; not where an earlier training is gone on with.
+    is_over
+        Asked before each step whether time is over. The weights stay as they are then, or those of the best epoch where
+        rows are held out to stop by and an epoch has been judged.
 
     Raises
     ------
     DivergedError
         A loss or a gradient that is not finite; no step is taken then.
     """
-    return _Descent(layers, rows, course, checkpoint).run(begin)
+    return _Descent(layers, rows, course, checkpoint).run(begin, is_over)
 
 
 class _Descent:
@@ -143,7 +147,7 @@ class _Descent:
         self._best: dict[str, Tensor] = {}
         self._progress = Progress()
 
-    def run(self, begin: Callable[[], None]) -> Progress:
+    def run(self, begin: Callable[[], None], is_over: Callable[[], bool]) -> Progress:
         progress, course, count = self._progress, self._course, len(self._rows.fitted)
         if not self._go_on():
             begin()
@@ -151,10 +155,13 @@ class _Descent:
         of_an_epoch = course.num_batches(count)
         total = of_an_epoch * course.epochs
         with torch.random.fork_rng(devices=self._devices()):
-            while progress.step < total and not progress.done:
+            over = False
+            while progress.step < total and not (progress.done or over):
                 epoch, first = divmod(progress.step, of_an_epoch)
                 batches = [self._rows.fitted[places] for places in course.batches(count, epoch)[first:]]
                 for places, activations in zip(batches, self._ahead(batches, epoch), strict=True):
+                    if over := is_over():
+                        break
                     self._step(places, activations, course.part(progress.step, total), total)
                     progress.step += 1
                     if progress.step % of_an_epoch == 0:
@@ -164,7 +171,7 @@ class _Descent:
                         self._keep()
                     if progress.done:
                         break
-        if len(self._rows.to_stop_by):
+        if len(self._rows.to_stop_by) and (progress.done or progress.held_out):
             self._restore(self._best)
         if not all(bool(p.isfinite().all()) for p in self._trained.values()):
             raise DivergedError(

@@ -5,16 +5,14 @@ Axes: B batch, D features, K classes or other outputs.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-# The part of a name that says to which layer a parameter belongs: `blocks.9`, `layer4.0`, `stages.3.blocks.1`.
-_LAYER = re.compile(r"(?:[^.]+\.)*?\d+(?:\.\d+|\.(?:blocks|layers?)\.\d+)?(?=\.)")
+_NONE: Mapping[str, int] = {}
 
 
 class TrainableLayers(nn.Module):
@@ -27,22 +25,26 @@ class TrainableLayers(nn.Module):
     output
         From flattened features to outputs; none where the body puts out outputs.
     pretrained
-        Names of the body's parameters that were trained before, in the order in which they are used.
+        Names of the body's parameters that were trained before, each with the number of its group of layers: the first
+        groups learn slowest where the learning rate falls from layer to layer.
     pool
         From what the body puts out to what is flattened, where that is not the same.
+    joined
+        The body ends in what a network makes of the inputs of several output layers.
     """
 
     def __init__(
         self,
         body: nn.Module,
         output: nn.Linear | None,
-        pretrained: Sequence[str] = (),
+        pretrained: Mapping[str, int] = _NONE,
         *,
         pool: Callable[[Tensor], Tensor] | None = None,
+        joined: bool = False,
     ) -> None:
         super().__init__()
-        self.body, self.output, self._pool = body, output, pool
-        self.pretrained = tuple(f"body.{name}" for name in pretrained)
+        self.body, self.output, self._pool, self.joined = body, output, pool, joined
+        self.pretrained = {f"body.{name}": group for name, group in pretrained.items()}
 
     def features(self, activations: Tensor) -> Tensor:
         """Return what the output layer sees, (B, D)."""
@@ -74,21 +76,20 @@ def parameter_groups(
     layers: TrainableLayers, *, learning_rate: float, pretrained_factor: float, layer_decay: float, weight_decay: float
 ) -> Iterator[dict[str, Any]]:
     """Yield parameters that are trained alike; the first layers slower, and biases and norms without weight decay."""
-    trained = {name: p for name, p in layers.named_parameters() if p.requires_grad}
-    layer_of = {name: layer_name(name.removeprefix("body.")) for name in layers.pretrained if name in trained}
-    order = {layer: place for place, layer in enumerate(dict.fromkeys(layer_of.values()))}
+    factors = layer_factors(layers, layer_decay)
     alike: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, p in trained.items():
-        rate = learning_rate
-        if name in layer_of:
-            rate *= pretrained_factor * layer_decay ** (len(order) - 1 - order[layer_of[name]])
-        alike.setdefault((rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
+    for name, p in layers.named_parameters():
+        if p.requires_grad:
+            rate = learning_rate * (pretrained_factor * factors[name] if name in factors else 1.0)
+            alike.setdefault((rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
     # One group for each, in the order of the parameters, is not needed: their state is kept by the parameter.
     for (rate, decay), parameters in alike.items():
         yield {"params": parameters, "lr": rate, "weight_decay": decay}
 
 
-def layer_name(parameter: str) -> str:
-    """Return the layer that a parameter belongs to: ``blocks.9`` of ``blocks.9.attn.qkv.weight``."""
-    found = _LAYER.match(parameter)
-    return found.group() if found else parameter.partition(".")[0]
+def layer_factors(layers: TrainableLayers, layer_decay: float) -> dict[str, float]:
+    """Return by what the learning rate of each pretrained parameter is multiplied: the last group's by one."""
+    trained = {name for name, p in layers.named_parameters() if p.requires_grad}
+    groups = {name: group for name, group in layers.pretrained.items() if name in trained}
+    steps = {group: number for number, group in enumerate(sorted(set(groups.values()), reverse=True))}
+    return {name: layer_decay ** steps[group] for name, group in groups.items()}

@@ -7,6 +7,7 @@ function that makes them, and keeps what training changed.
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featurecache.hashing import digest_arrays
 from featurecache.heads.checks import check_whole_number, checked_to_fit
 from featurecache.heads.gradient.reading import Draw, InputReader, ahead, blocks
+from featurecache.heads.gradient.trainings import Trainings, rise
 from featurecache.heads.preparation import rows_to_stop_by
 from featurecache.heads.threads import all_threads, one_thread
 from featurecache.specs import BatchNormPolicy, TaskKind, TrainingAugmentation, TrainingPrecision
@@ -103,6 +105,8 @@ class FineTuned(BaseEstimator):
     reader : callable or None
         Makes activations when they are needed: see `featurecache.heads.gradient.reading.InputReader`. In fitting and
         predicting X has one column then, the places of the inputs. A head that was read from a file has none.
+    trainings : Trainings or None
+        How much time this and other trainings have together, and what became of them.
 
     Attributes
     ----------
@@ -110,6 +114,10 @@ class FineTuned(BaseEstimator):
         Names and values of the tensors that training changed.
     losses_ : list of float
         Loss of each step, on its batch before it; empty for a head that was read from a file.
+    loss_rise_ : tuple of float, or None
+        Where the loss began and where it ended, if that is far above.
+    joined_ : bool
+        The layers end in what a network makes of the inputs of several output layers; absent where they do not.
     """
 
     streams: ClassVar[bool] = True
@@ -126,7 +134,7 @@ class FineTuned(BaseEstimator):
         }
     )
     not_kept: ClassVar[frozenset[str]] = frozenset(
-        {"layers", "description", "device", "checkpoints", "checkpoint_seconds", "resume", "reader"}
+        {"layers", "description", "device", "checkpoints", "checkpoint_seconds", "resume", "reader", "trainings"}
     )
     """Parameters that are nothing to a fitted head."""
 
@@ -134,6 +142,7 @@ class FineTuned(BaseEstimator):
     names_: list[str]
     arrays_: list[NDArray[Any]]
     losses_: list[float]
+    loss_rise_: tuple[float, float] | None
 
     def __init__(
         self,
@@ -162,6 +171,7 @@ class FineTuned(BaseEstimator):
         checkpoint_seconds: float = 30.0,
         resume: bool = False,
         reader: InputReader | None = None,
+        trainings: Trainings | None = None,
     ) -> None:
         self.layers = layers
         self.description = description
@@ -187,6 +197,7 @@ class FineTuned(BaseEstimator):
         self.checkpoint_seconds = checkpoint_seconds
         self.resume = resume
         self.reader = reader
+        self.trainings = trainings
 
     @property
     @abstractmethod
@@ -273,6 +284,8 @@ class FineTuned(BaseEstimator):
                 ]
             except DivergedError as error:
                 diverged = error
+                if self.trainings is not None:
+                    self.trainings.diverged.append(dict(setting))
                 continue
             num_good += 1
             yield setting, fitted
@@ -357,6 +370,8 @@ class FineTuned(BaseEstimator):
         """Train on some of the rows."""
         import torch
 
+        turn = (self.trainings or Trainings()).begin()  # before anything that takes time
+
         from featurecache.heads.gradient.augmenting import AUGMENTATIONS
         from featurecache.heads.gradient.beginning import made_layers, row_weights
         from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
@@ -388,23 +403,32 @@ class FineTuned(BaseEstimator):
         )
         course = Course(
             **{name: getattr(self, name) for name in _COURSE},
-            epochs=self._num_epochs(len(rows.fitted)),
+            epochs=self.num_epochs(len(rows.fitted)),
             seed=self.random_state or 0,
             augment=AUGMENTATIONS.get(self.augment),
         )
         with all_threads():
             layers = made_layers(self.layers, self.num_outputs, self.shape, self.random_state or 0)
             first = [tensor.detach().cpu().float().numpy().reshape(-1) for tensor in layers.state_dict().values()]
-            checkpoint = self._checkpoint(digest_of_X, [places, targets, weights, to_stop_by, *first])
+            checkpoint = self._checkpoint(digest_of_X, layers, [places, targets, weights, to_stop_by, *first])
             begin = partial(self._start_from_a_probe, layers, rows, said, weights, grouped)
-            progress = descend(layers, rows, course, checkpoint, **({"begin": begin} if self.start == "probe" else {}))
+            first_of_all = {"begin": begin} if self.start == "probe" else {}
+            progress = descend(layers, rows, course, checkpoint, **first_of_all, is_over=turn.is_over)
         self.losses_, self.n_iter_, self._layers = progress.losses, progress.step, layers.cpu()
+        self.loss_rise_ = rise(
+            progress.losses,
+            batch_size=self.batch_size,
+            of_an_epoch=course.num_batches(len(rows.fitted)),
+            constant=_constant_loss(self._outcome, self.num_outputs),
+        )
         self.n_features_in_ = int(np.prod(self.shape))  # also where X has been places
         own = layers.is_own  # what is drawn there is known nowhere else
         changed: dict[str, Any] = {name: p for name, p in layers.named_parameters() if p.requires_grad or own}
         if self.batch_norm == "train" or own:
             changed |= dict(layers.named_buffers())
         self.names_ = list(changed)
+        if layers.joined:
+            self.joined_ = True
         # Of these layers, not beside them: nobody trains them on.
         self.arrays_ = [tensor.detach().numpy() for tensor in changed.values()]
         return self
@@ -426,19 +450,23 @@ class FineTuned(BaseEstimator):
             found = self._probe(features, said[of], weights[of], None if group is None else group[of])
         set_output(layers, *found)
 
-    def _num_epochs(self, num_rows: int) -> int:
+    def num_epochs(self, num_rows: int) -> int:
         if self.epochs is not None:
             return self.epochs
         of_an_epoch = -(-num_rows // self.batch_size)
         return max(_EPOCHS, -(-_LEAST_STEPS // of_an_epoch))
 
-    def _checkpoint(self, digest_of_X: str, arrays: list[NDArray[Any]]) -> Checkpoint | None:
+    def _checkpoint(self, digest_of_X: str, layers: TrainableLayers, arrays: list[NDArray[Any]]) -> Checkpoint | None:
         from featurecache.heads.gradient.checkpoints import Checkpoint
+        from featurecache.heads.gradient.trainable import layer_factors
 
         if self.checkpoints is None:
             return None
         unsaid = self.not_kept - {"description"}
         said = {name: value for name, value in self.get_params(deep=False).items() if name not in unsaid}
+        # Left out at their usual values, so that what earlier releases kept is gone on from.
+        said |= {"joined": True} if layers.joined else {}
+        said |= {} if self.layer_decay == 1 else {"factors": layer_factors(layers, self.layer_decay)}
         digest = digest_arrays(json.dumps([said, digest_of_X], sort_keys=True, default=str), arrays)
         return Checkpoint(Path(self.checkpoints), digest, every=self.checkpoint_seconds, resume=self.resume)
 
@@ -460,3 +488,10 @@ class FineTuned(BaseEstimator):
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(map(str, known))}")
+
+
+def _constant_loss(outcome: TaskKind, num_outputs: int) -> float:
+    """Return what one answer for all rows loses: the same probability for each class, or the mean of each number."""
+    if outcome == "classes":
+        return math.log(max(num_outputs, 2))
+    return num_outputs * math.log(2) if outcome == "labels" else 1.0
