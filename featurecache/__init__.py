@@ -5,10 +5,10 @@ The public names are loaded when they are first used, so that ``import featureca
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in `typing`, which takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from featurecache.backbones.registry import list_backbones as list_backbones
     from featurecache.backbones.registry import load_backbone as load_backbone
     from featurecache.deployment.predict import predict as predict
@@ -55,6 +55,8 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'featurecache' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(f"featurecache.{_HOMES[name]}"), name)
 
 

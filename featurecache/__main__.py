@@ -1,7 +1,30 @@
-"""``python -m featurecache``."""
+"""``python -m featurecache``, and the command ``featurecache``."""
 
+# Until the command line takes signals, Ctrl-C ends the process without the traceback of some import. The module that
+# `signal` wraps is there already, and costs no import in which the interrupt could come.
+import _signal  # type: ignore[import-not-found]
+
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import os
 import sys
 
-from featurecache.cli import main
+from featurecache.stopping import put_in_order, status_of, stops_cleanly
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line; a signal ends it cleanly."""
+    try:
+        with stops_cleanly():
+            from featurecache.cli import run_command
+
+            return run_command()
+    except KeyboardInterrupt as error:
+        put_in_order()
+        # What compiled libraries do at the end of an interpreter can take as long as what was stopped.
+        os._exit(status_of(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from featurecache.stopping import temporary
+
 PARTIAL_SUFFIX = ".partial"
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _CANNOT_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV}
@@ -25,6 +27,10 @@ _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 def partial_name(path: Path) -> Path:
     """Return a fresh temporary sibling of ``path``; rename is atomic only within one file system."""
+    return temporary(_fresh_name(path))
+
+
+def _fresh_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
 
 
@@ -104,7 +110,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _change_places_in_two_steps(partial: Path, path: Path) -> None:
     """Do what `_exchange` does on volumes without it (NFS): whoever is killed between the steps leaves no folder."""
-    aside = partial_name(path)
+    aside = _fresh_name(path)  # no temporary: it is all that there is until the other has its name
     path.rename(aside)
     try:
         partial.rename(path)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import importlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from featurecache.atomic import publish_bytes
+from featurecache.atomic import published
 from featurecache.errors import MissingExtraError
 from featurecache.files import open_regular, reason_of
 
@@ -20,6 +21,10 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 """Of tables that are written."""
 _MAX_FIELD = 16_000_000
 """Characters in one field; a quote that is left open must not swallow a file of any size."""
+
+
+_ROWS_IN_A_GROUP = 4096
+"""Of Parquet: what is held in memory."""
 
 
 class TableError(ValueError):
@@ -94,8 +99,15 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
         yield line
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, replace: bool = True) -> None:
-    """Write a table, whole or not at all: ``.parquet``, ``.tsv``, or else CSV.
+def write_table(
+    path: Path,
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    replace: bool = True,
+    numbers: Collection[str] | None = None,
+) -> None:
+    """Write a table as its rows come, whole or not at all: ``.parquet``, ``.tsv``, or else CSV.
 
     Parameters
     ----------
@@ -105,6 +117,9 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         Plain values by column; None becomes an empty field, or null.
     replace : bool
         Replace a file that is there.
+    numbers : collection of str, optional
+        Columns of floats; the others are text. When left out, Parquet takes the types from all rows, and holds them in
+        memory.
 
     Raises
     ------
@@ -113,22 +128,60 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
     TableError
         A place that cannot be written.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        data = _parquet(columns, list(rows))
-    else:
-        out = io.StringIO(newline="")
-        dialect = csv.excel_tab if suffix in _TAB_SUFFIXES else csv.excel
-        writer = csv.DictWriter(out, columns, dialect=dialect, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        data = out.getvalue().encode(errors="surrogateescape")  # names of files may be any bytes
+    write = _write_parquet if path.suffix.lower() == ".parquet" else _write_text
     try:
-        publish_bytes(path, data, replace=replace)
+        with published(path, replace=replace) as partial:
+            write(partial, path, columns, _told_apart(rows), numbers)
+    except _RowsError as error:
+        raise error.reason from None
     except FileExistsError:
         raise TableError("it is there by now; pass --replace, or name another place") from None
     except OSError as error:
         raise TableError(f"it cannot be written ({error.strerror or type(error).__name__})") from None
+
+
+class _RowsError(Exception):
+    """What the rows failed with, which is no failure to write."""
+
+    def __init__(self, reason: OSError) -> None:
+        self.reason = reason
+
+
+def _told_apart(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    try:
+        yield from rows
+    except OSError as error:
+        raise _RowsError(error) from None
+
+
+def _write_text(
+    partial: Path, path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], _: Collection[str] | None
+) -> None:
+    dialect = csv.excel_tab if path.suffix.lower() in _TAB_SUFFIXES else csv.excel
+    # Names of files may be any bytes.
+    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, columns, dialect=dialect, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_parquet(
+    partial: Path, _: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], numbers: Collection[str] | None
+) -> None:
+    if find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "parquet")
+    arrow: Any = importlib.import_module("pyarrow")
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    if numbers is None:
+        whole = list(rows)
+        parquet.write_table(arrow.table({name: [_as_utf8(row[name]) for row in whole] for name in columns}), partial)
+        return
+    schema = arrow.schema([(name, arrow.float64() if name in numbers else arrow.string()) for name in columns])
+    remaining = iter(rows)
+    with parquet.ParquetWriter(partial, schema) as writer:
+        while group := list(islice(remaining, _ROWS_IN_A_GROUP)):
+            values = {name: [_as_utf8(row[name]) for row in group] for name in columns}
+            writer.write_table(arrow.table(values, schema=schema))
 
 
 def check_writable(path: Path) -> None:
@@ -139,16 +192,6 @@ def check_writable(path: Path) -> None:
         raise TableError("it is a folder; name a file")
     if not path.parent.is_dir():
         raise TableError(f"there is no folder {path.parent}; make it, or name another place")
-
-
-def _parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
-    if find_spec("pyarrow") is None:
-        raise MissingExtraError("pyarrow", "parquet")
-    arrow: Any = importlib.import_module("pyarrow")
-    table = arrow.table({column: [_as_utf8(row[column]) for row in rows] for column in columns})
-    sink = arrow.BufferOutputStream()
-    importlib.import_module("pyarrow.parquet").write_table(table, sink)
-    return bytes(sink.getvalue())
 
 
 def _as_utf8(value: Any) -> Any:

@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "featurecache"
 FLOORS = {
     "errors": 0,
+    "stopping": 0,
     "files": 1,
     "ignored": 1,
     "hashing": 1,

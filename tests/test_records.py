@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,3 +138,44 @@ def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> N
         raise RuntimeError("half way")
     assert [(tmp_path / "f" / name).read_text() for name in "ab"] == ["old"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_a_table_is_written_as_its_rows_come(tmp_path: Path, suffix: str) -> None:
+    """Of rows that would take hundreds of megabytes, only those of one group are held."""
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    path, count = tmp_path / f"table{suffix}", 40_000
+
+    def rows() -> Iterator[dict[str, object]]:
+        for number in range(count):
+            assert not path.exists()
+            yield {"name": f"{number}".zfill(500), "p": None if number < 20_000 else number / 2}
+
+    tracemalloc.start()
+    write_table(path, ["name", "p"], rows(), numbers=["p"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12_000_000  # all names alone take 22 MB
+    if suffix == ".parquet":
+        found = importlib.import_module("pyarrow.parquet").read_table(path).to_pylist()
+        assert found[-1] == {"name": f"{count - 1}".zfill(500), "p": (count - 1) / 2}
+    else:
+        found = path.read_text().splitlines()[1:]
+        assert found[0].rstrip("\t,") == "0".zfill(500)
+    assert len(found) == count
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_rows_that_fail_leave_no_table(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+
+    def rows() -> Iterator[dict[str, object]]:
+        yield {"a": "1"}
+        raise OSError("the input is gone")
+
+    with pytest.raises(OSError, match="the input is gone"):
+        write_table(tmp_path / f"t{suffix}", ["a"], rows(), numbers=[])
+    assert list(tmp_path.iterdir()) == []

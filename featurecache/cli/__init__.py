@@ -8,11 +8,16 @@ import io
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from featurecache.cli.output import plain_text
 from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, shortened
+from featurecache.stopping import put_in_order, say_farewell, status_of, stops_cleanly
+
+_STARTED = time.monotonic()
 
 VERBS = (
     *("run", "extract", "ls", "info", "task", "train", "sweep", "predict", "export"),
@@ -28,8 +33,34 @@ exit status: 0 done; 1 it ran but found problems; 2 the request was wrong
 """
 
 
+class _StoreOnce(argparse.Action):
+    """Keeps the value of an option; a second one is an error, because one of the two would be lost in silence."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Take a value."""
+        if option is not None and isinstance(parser, _Parser):
+            if self in parser.given:
+                parser.error(f"{option} is given twice, and counts once: leave one of them out")
+            parser.given.append(self)
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and takes options once unless they say that they repeat."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.given: list[argparse.Action] = []
+        """Options that had a value, of the command line that is being parsed."""
+        self.register("action", None, _StoreOnce)
+        self.register("action", "store", _StoreOnce)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse a command line."""
+        self.given.clear()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"featurecache: error: {message}; see `{self.prog} --help`\n")
@@ -54,10 +85,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    try:
+        with stops_cleanly():
+            return run_command(argv)
+    except KeyboardInterrupt as error:
+        put_in_order()
+        return status_of(error)
+
+
+def run_command(argv: Sequence[str] | None = None) -> int:
+    """Do what `main` does, but leave the end by a signal to the caller."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
+    say_farewell(lambda: f"stopped; {_what_is_kept(args)}")
     try:
         status: int = args.run(args)
         sys.stdout.flush()
@@ -65,12 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        kept = "finished shards are kept, run the same command to go on"
-        if hasattr(args, "resume"):
-            kept = "layers that were in training are kept, run the same command with --resume to go on"
-        print(f"featurecache: stopped; {kept}", file=sys.stderr)
-        return 130
     except (FeatureCacheError, OSError) as error:
         if args.debug:
             raise
@@ -90,6 +126,35 @@ def _again(error: BaseException, argv: Sequence[str] | None) -> str:
         return ""
     given = sys.argv[1:] if argv is None else argv
     return f"; then the command is: {plain_text(shlex.join(['featurecache', *given, *error.options]))}"
+
+
+_KEPT = {
+    "run": "features that are finished are kept, run the same command to go on",
+    "extract": "finished shards are kept, run the same command to go on",
+    "sweep": "finished results are kept, run the same command to go on",
+    "convert": "finished shards are kept, run the same command to go on",
+    "repair": "what was set aside is kept in quarantine/, run the same command to go on",
+    "gc": "what was removed is gone, nothing else was touched, run the same command to go on",
+    "task": "tasks are as they were",
+    "export": "nothing was exported",
+}
+
+
+def _what_is_kept(args: argparse.Namespace) -> str:
+    """Say what a command that was stopped has left."""
+    if args.verb == "train":
+        return _kept_of_training(args.cache / "training")
+    if args.verb == "predict":
+        return f"{args.out} was not written" if args.out else "what was not printed is lost"
+    return _KEPT.get(args.verb, "nothing was changed")
+
+
+def _kept_of_training(folder: Path) -> str:
+    """Only layers keep how far they are, from time to time."""
+    began = time.time() - time.monotonic() + _STARTED
+    if any(path.stat().st_mtime >= began for path in folder.glob("*.safetensors")):
+        return "layers that were in training are kept, run the same command with --resume to go on"
+    return "nothing is kept of heads that were in training"
 
 
 def _one_line(error: BaseException) -> str:

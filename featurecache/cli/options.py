@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -284,13 +284,19 @@ def check_places(places: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, r
 
 
 def write_table_at(
-    option: str, path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, replace: bool
+    option: str,
+    path: Path,
+    columns: Sequence[str],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    replace: bool,
+    numbers: Collection[str] | None = None,
 ) -> None:
     """Write a table at a place that `check_places` has looked at; raise `RequestError` where that fails after all."""
     from featurecache.tables import TableError, write_table
 
     try:
-        write_table(path, columns, rows, replace=replace)
+        write_table(path, columns, rows, replace=replace, numbers=numbers)
     except TableError as error:
         raise RequestError(f"{option} {path}: {error}") from None
 

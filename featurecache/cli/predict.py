@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +23,7 @@ from featurecache.cli.options import (
     verb_parser,
     write_table_at,
 )
-from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
+from featurecache.cli.output import print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -75,57 +81,93 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             warnings=warnings,
         )
-        results = list(predictions)
-    bad = [item for item in results if item.status != "ok"]
-    if args.out:
-        write_table_at("--out", args.out, *_table(results), replace=args.replace)
-    if args.json:
-        answers = [item.to_json() for item in results]
-        print_json({"head": str(args.head), "predictions": answers, "warnings": [w.to_json() for w in warnings]})
-    elif args.out:
-        print_line(f"{len(results) - len(bad)} of {len(results)} labelled, in {args.out}")
-    elif args.csv:
-        columns, rows = _table(results)
-        writer = csv.DictWriter(sys.stdout, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        _print_table(results, "row" if args.text_column else "file")
+        tally = _Tally()
+        with closing(predictions):
+            _write(args, tally.counted(predictions), predictions.numbers, warnings)
+    if args.out and not args.json:
+        print_line(f"{tally.num_inputs - tally.num_bad} of {tally.num_inputs} labelled, in {args.out}")
     if not args.json:
         print_warnings([w.to_json() for w in warnings], to_stderr=args.csv)  # a table on stdout is for programs
-    if bad:
-        noun = "rows" if args.text_column else "files"
-        warn(f"{len(bad)} of {len(results)} {noun} could not be labelled, first {bad[0].path}: {bad[0].reason}")
-    return 1 if bad else 0
+    if tally.first_bad is not None:
+        noun, first = "rows" if args.text_column else "files", tally.first_bad
+        warn(f"{tally.num_bad} of {tally.num_inputs} {noun} could not be labelled, first {first.path}: {first.reason}")
+    return 1 if tally.num_bad else 0
 
 
-def _table(results: list[Prediction]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the columns of a table, and its rows."""
-    names = _numbers(results)
-    said = names or ["label", "probability"]
-    rows = [
-        {"path": item.path, "label": item.label, "probability": item.probability}
-        | {name: item.numbers.get(name) for name in names}
-        | {"status": item.status, "reason": item.reason}
-        for item in results
-    ]
-    columns = ["path", *said, "status", "reason"]
-    return columns, [{column: row[column] for column in columns} for row in rows]
+@dataclass
+class _Tally:
+    """Counts predictions on their way, which are too many to be kept."""
+
+    num_inputs: int = 0
+    num_bad: int = 0
+    first_bad: Prediction | None = None
+
+    def counted(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        for item in predictions:
+            self.num_inputs += 1
+            if item.status != "ok":
+                self.num_bad += 1
+                self.first_bad = self.first_bad or item
+            yield item
 
 
-def _print_table(results: list[Prediction], what: str) -> None:
-    names = _numbers(results)
-    rows = []
-    for item in results:
-        said = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
-        said = said or [item.label or "-", _probability(item)]
-        rows.append([item.path, *said, "" if item.status == "ok" else f"{item.status}: {item.reason}"])
-    print_table([what, *(names or ["label", "probability"]), "problem"], rows, numbers=names or ["probability"])
+def _write(
+    args: argparse.Namespace, predictions: Iterator[Prediction], names: list[str], warnings: list[ReportWarning]
+) -> None:
+    """Write or print predictions as they come; only a table for people is laid out as a whole."""
+    columns, numbers = ["path", *(names or ["label", "probability"]), "status", "reason"], names or ["probability"]
+    if args.json:
+        _print_json(args, predictions, names, warnings)
+    elif args.out:
+        rows = (_row(item, names) for item in predictions)
+        write_table_at("--out", args.out, columns, rows, replace=args.replace, numbers=numbers)
+    elif args.csv:
+        writer = csv.DictWriter(sys.stdout, columns)
+        writer.writeheader()
+        writer.writerows(_row(item, names) for item in predictions)
+    else:
+        what = "row" if args.text_column else "file"
+        shown = [_shown(item, names) for item in predictions]
+        print_table([what, *(names or ["label", "probability"]), "problem"], shown, numbers=numbers)
 
 
-def _numbers(results: list[Prediction]) -> list[str]:
-    """Names of the numbers that a head says, if it does."""
-    return list(next((item.numbers for item in results if item.numbers), {}))
+def _print_json(
+    args: argparse.Namespace, predictions: Iterator[Prediction], names: list[str], warnings: list[ReportWarning]
+) -> None:
+    """Print one document, whole or not at all: it waits in a file until the last prediction is there."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(f'{{\n "head": {json.dumps(str(args.head))},\n "predictions": [')
+
+        def kept() -> Iterator[Prediction]:
+            for number, item in enumerate(predictions):
+                file.write(f"{',' if number else ''}\n  {json.dumps(item.to_json(), allow_nan=False)}")
+                yield item
+
+        if args.out:
+            columns = ["path", *(names or ["label", "probability"]), "status", "reason"]
+            rows = (_row(item, names) for item in kept())
+            write_table_at("--out", args.out, columns, rows, replace=args.replace, numbers=names or ["probability"])
+        else:
+            for _ in kept():
+                pass
+        said = json.dumps([warning.to_json() for warning in warnings])
+        file.write(f'\n ],\n "warnings": {said}\n}}\n')
+        file.seek(0)
+        shutil.copyfileobj(file, sys.stdout)
+
+
+def _row(item: Prediction, names: list[str]) -> dict[str, Any]:
+    """Return a row of a table for programs."""
+    said: dict[str, Any] = {name: item.numbers.get(name) for name in names}
+    said = said or {"label": item.label, "probability": item.probability}
+    return {"path": item.path, **said, "status": item.status, "reason": item.reason}
+
+
+def _shown(item: Prediction, names: list[str]) -> list[str]:
+    """Return a row of a table for people."""
+    said = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
+    said = said or [item.label or "-", _probability(item)]
+    return [item.path, *said, "" if item.status == "ok" else f"{item.status}: {item.reason}"]
 
 
 def _probability(item: Prediction) -> str:

@@ -62,6 +62,27 @@ class Prediction:
         return asdict(self)
 
 
+class Predictions(Iterator[Prediction]):
+    """Predictions as they come; nothing of them is kept.
+
+    Attributes
+    ----------
+    numbers : list of str
+        Names of the numbers that the head predicts; empty where it predicts classes or labels.
+    """
+
+    def __init__(self, saved: SavedHead, predictions: Generator[Prediction, None, None]) -> None:
+        self.numbers = list(saved.classes) if saved.kind == "numbers" else []
+        self._predictions = predictions
+
+    def __next__(self) -> Prediction:
+        return next(self._predictions)
+
+    def close(self) -> None:
+        """Release the network."""
+        self._predictions.close()
+
+
 def predict(
     head: str | Path,
     inputs: Sequence[str | Path],
@@ -76,7 +97,7 @@ def predict(
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
     warnings: list[ReportWarning] | None = None,
-) -> Iterator[Prediction]:
+) -> Predictions:
     """Label image files and all images in folders, or the texts of tables.
 
     Parameters
@@ -139,7 +160,7 @@ def predict(
     with_layers(saved, network, layers)
     if isinstance(saved.estimator, FineTuned):
         saved.estimator.set_params(device=settings.device)
-    return _predict(saved, network, found, views, settings, progress or Silent(), warnings)
+    return Predictions(saved, _predict(saved, network, found, views, settings, progress or Silent(), warnings))
 
 
 def _find(
@@ -171,7 +192,7 @@ def _predict(
     settings: ExtractionSettings,
     progress: Progress,
     warnings: list[ReportWarning],
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     flat = FlatCounter()
     (tap,) = resolve_taps(network, [saved.tap])
     modality = modality_of(network.preprocess, network.tokenizer, views)

@@ -13,10 +13,12 @@ import json
 import os
 import socket
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from featurecache.atomic import partial_name
+from featurecache.stopping import forget, temporary
 
 HEARTBEAT_SECONDS = 30.0
 EXPIRY_SECONDS = 600.0
@@ -54,6 +56,7 @@ class Leases:
             beat.join()
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+            forget(path)
 
     def _take(self, path: Path) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +65,7 @@ class Leases:
         if not self._is_dead(path):
             return False
         # Only one of several who find a dead lease moves it away; then all are equal again.
-        tombstone = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        tombstone = partial_name(path)
         with contextlib.suppress(OSError):
             path.rename(tombstone)
             tombstone.unlink(missing_ok=True)
@@ -70,10 +73,11 @@ class Leases:
 
     def _create(self, path: Path) -> bool:
         # Written elsewhere and linked, so that a lease is never seen without its holder.
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        draft = partial_name(path)
         try:
             draft.write_text(self._holder)
             os.link(draft, path)
+            temporary(path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -100,7 +104,7 @@ class Leases:
 
     def _now(self) -> float:
         """The file system's clock."""
-        probe = self._folder / f".clock.{uuid.uuid4().hex}.partial"
+        probe = partial_name(self._folder / "clock")
         probe.touch()
         try:
             return probe.stat().st_mtime

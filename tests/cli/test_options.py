@@ -1,0 +1,86 @@
+"""Every option of every verb: given twice it is an error, unless it says that it repeats."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pytest
+
+from featurecache.cli import build_parser
+
+VALUES = ("1", "0.5,0.5,0.5", "float32", "1,2")
+
+
+def options(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, bool]]:
+    """Yield the verb, the name of an option, and whether it repeats."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from options(inner, (*path, name))
+        elif action.option_strings and action.nargs != 0:
+            yield path, action.option_strings[-1], isinstance(action, argparse._AppendAction)
+
+
+PARSER = build_parser()
+ALL = sorted(set(options(PARSER)))
+
+
+def said(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        PARSER.parse_args(args)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def a_value(verb: tuple[str, ...], option: str) -> str:
+    """Return a value that an option takes."""
+    parser: argparse.ArgumentParser = PARSER
+    for name in verb:
+        parser = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices[name]
+    action = parser._option_string_actions[option]
+    if action.choices:
+        return str(next(iter(action.choices)))
+    for value in VALUES:
+        try:
+            parser._get_values(action, [value])
+        except argparse.ArgumentError:
+            continue
+        return value
+    raise AssertionError(f"no value for {option}")
+
+
+def test_there_are_options_of_every_verb() -> None:
+    from featurecache.cli import VERBS
+
+    assert {verb[0] for verb, _, _ in ALL} >= set(VERBS) - {"ls", "doctor", "backbones"}
+
+
+def test_an_option_that_is_given_twice_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, option, repeats in ALL:
+        value = a_value(verb, option)
+        if option.startswith("--"):
+            spellings = [[option, value, option, value], [f"{option}={value}", f"{option}={value}"]]
+        else:
+            spellings = [[option, value, option, value]]
+        for twice in spellings:
+            error = said(capsys, *verb, *twice)
+            assert ("given twice" in error) != repeats, (verb, option, error)
+            assert repeats or (option in error and error.count("\n") == 1)
+
+
+def test_abbreviations_count_as_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    error = said(capsys, "extract", "--backbone", "a", "--backbo", "b", "x", "--cache", "c")
+    assert "given twice" in error
+    error = said(capsys, "extract", "--dtype", "int8", "x", "--cache", "c", "--dtype=float16")
+    assert "--dtype is given twice" in error
+
+
+def test_one_parser_parses_one_command_after_the_other() -> None:
+    parser = PARSER
+    for _ in range(2):
+        args = parser.parse_args(
+            ["extract", "x", "--cache", "c", "--backbone", "b", "--tap", "s", "--tap", "t", "--json"]
+        )
+        assert (args.backbone, args.tap) == ("b", ["s", "t"])
+    assert parser.parse_args(["extract", "x", "--json", "--json", "--cache", "c", "--backbone", "b"]).json
