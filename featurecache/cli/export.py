@@ -35,6 +35,7 @@ def add_parser(verbs: Any) -> None:
         metavar="F",
         help="onnx (default); torch: a program of torch.export, .pt2; openvino; safetensors: weights and a description",
     )
+    parser.add_argument("--opset", type=int, metavar="N", help="of ONNX (default: 20)")
     parser.add_argument("--replace", action="store_true", help="replace what is there")
     parser.set_defaults(run=run)
 
@@ -51,12 +52,14 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         weights_key=args.weights_key,
         layers=args.layers,
+        opset=args.opset,
         replace=args.replace,
     )
     if args.json:
         print_json(about)
         return 0
-    print_line(f"{about['out']}: {about['export_format']}, {about['head']} on {about['tap']} of {about['backbone']}")
+    kind = f"onnx (opset {about['opset']})" if "opset" in about else about["export_format"]
+    print_line(f"{about['out']}: {kind}, {about['head']} on {about['tap']} of {about['backbone']}")
     for noun in ("input", "output"):
         shape = ", ".join(map(str, about[noun]["shape"]))
         print_line(f"{noun}: {about[noun]['name']}, {about[noun]['dtype']} ({shape})")

@@ -32,6 +32,8 @@ from featurecache.versions import installed_versions
 TOLERANCE = 1e-4
 """Largest difference from what `predict` says: of probabilities, or of numbers relative to the largest (if above 1)."""
 EXPORT_VERSION = 1
+OPSET = 20
+"""Of ONNX files; what runs them knows it since 2023."""
 
 
 def export_head(
@@ -43,13 +45,15 @@ def export_head(
     weights: str | Path | None = None,
     weights_key: str | None = None,
     layers: str | None = None,
+    opset: int | None = None,
     replace: bool = False,
 ) -> dict[str, Any]:
     """Write preprocessed inputs, backbone, tap, pooling and head as one network.
 
-    Of images, what goes in is uint8 ``(batch, crop, crop, 3)``, decoded, resized and cropped; normalisation is inside.
-    Of texts, it is int32 ``(batch, max_tokens)`` token ids with -1 for padding. Out come probabilities, or numbers,
-    ``(batch, n_outputs)`` float32. Before the file has its name, it is read back, run, and compared with `predict`.
+    Of images, what goes in is uint8 ``(batch, height, width, 3)``, decoded, resized and cropped; normalisation is
+    inside. Of texts, it is int32 ``(batch, max_tokens)`` token ids with -1 for padding. Out come probabilities, or
+    numbers, ``(batch, n_outputs)`` float32. Before the file has its name, it is read back, run, and compared with
+    `predict`.
 
     Parameters
     ----------
@@ -61,6 +65,8 @@ def export_head(
         ``onnx``; ``torch``, a program of `torch.export`; ``openvino``; ``safetensors``, weights with a description.
     backbone, weights, weights_key, layers : str, path, str, str, optional
         As for `predict`.
+    opset : int, optional
+        Of ONNX; 20 by default.
     replace : bool
         Replace what is there.
 
@@ -80,6 +86,8 @@ def export_head(
     """
     if format not in FORMATS:
         raise UnknownNameError("export format", format, FORMATS)
+    if opset is not None and format != "onnx":
+        raise RequestError(f"--opset {opset} is for ONNX files, and the format is {format}; leave --opset out")
     out, kind = Path(out), FORMATS[format]
     _check_place(out, format, replace=replace)
     kind.check_packages()
@@ -100,7 +108,8 @@ def export_head(
     inputs, expected = _expected(saved, network, tap)
     whole = ExportedNetwork(network, tap, saved)
     program = trace(whole, torch.from_numpy(inputs), network.name)
-    exported = Exported(network=whole, program=program, about=_about(saved, network, inputs))
+    about = _about(saved, network, inputs) | ({"opset": opset or OPSET} if format == "onnx" else {})
+    exported = Exported(network=whole, program=program, about=about)
     try:
         with (published_folder if kind.files else published)(out, replace=replace) as partial:
             found = _written_and_asked(exported, format, partial, [inputs, inputs[:1]])
@@ -121,7 +130,7 @@ def _written_and_asked(exported: Exported, format: str, place: Path, batches: li
         FORMATS[format].write(exported, place)
         answers = FORMATS[format].read(exported, place)
         return [answers(batch) for batch in batches]
-    except MemoryError:
+    except (MemoryError, RequestError):
         raise
     # Converters and runtimes fail in their own ways.
     except Exception as error:
@@ -201,6 +210,7 @@ def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[st
         "input": {"name": name, "dtype": str(inputs.dtype), "shape": ["batch", *inputs.shape[1:]]},
         "output": {"name": output, "dtype": "float32", "shape": ["batch", len(saved.classes)]},
         "preprocess": _preprocess(network.preprocess, network.tokenizer),
+        **_script(network.preprocess),
         "backbone": network.name,
         "weights": saved.identity.weights,
         "architecture": saved.identity.architecture,
@@ -210,6 +220,13 @@ def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[st
         "task": saved.meta.get("task"),
         "made_with": installed_versions(("featurecache", "torch", "timm", "torchvision", "transformers")),
     }
+
+
+def _script(preprocess: AnyPreprocess) -> dict[str, str]:
+    """Return the text of what makes inputs of image files by the preprocess."""
+    if not isinstance(preprocess, PreprocessSpec):
+        return {}
+    return {"prepare_images": Path(__file__).with_name("exporting").joinpath("prepare_images.py").read_text("utf-8")}
 
 
 def _preprocess(preprocess: AnyPreprocess, tokenizer: str | None) -> dict[str, Any]:

@@ -430,3 +430,84 @@ def test_the_command_line(heads: dict[str, Path], tmp_path: Path, capsys: pytest
 def test_a_name_of_another_format_is_refused_before_any_work(tmp_path, name, format, named):
     with pytest.raises(RequestError, match=f"{name} is named like {named}, and the format is {format}; pass --format"):
         export_head(tmp_path / "no head", tmp_path / name, format=format)
+
+
+def as_16_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 200)
+
+
+def as_palette(image: Image.Image) -> Image.Image:
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.info["transparency"] = 3
+    return palette
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    layer = image.copy()
+    layer.putalpha(image.convert("L"))
+    return layer
+
+
+KINDS: dict[str, Any] = {
+    "plain": ("png", lambda image: image),
+    "transparent": ("png", with_alpha),
+    "transparent WebP": ("webp", with_alpha),
+    "palette": ("png", as_palette),
+    "GIF": ("gif", as_palette),
+    "16 bits": ("png", as_16_bits),
+    "16 bits TIFF": ("tiff", as_16_bits),
+    "floating point": ("tiff", lambda image: Image.fromarray(np.asarray(image.convert("L"), np.float32) * 1.5)),
+    "grey": ("jpeg", lambda image: image.convert("L")),
+    "grey with alpha": ("png", lambda image: with_alpha(image).convert("LA")),
+    "one bit": ("png", lambda image: image.convert("1")),
+    "CMYK": ("jpeg", lambda image: image.convert("CMYK")),
+    "large": ("jpeg", lambda image: image.resize((1203, 907), Image.Resampling.BICUBIC)),
+}
+HOW: dict[str, Any] = {
+    "usual": {},
+    "another background": {"background": (10, 200, 30), "interpolation": "bicubic"},
+    "squash": {"resize": (70, 80), "crop": (64, 72), "resize_mode": "squash", "crop_rounding": "down"},
+    "fit": {"resize_mode": "longest", "padding": "center", "fill_color": (9, 8, 7), "resize_rounding": "nearest"},
+    "corner": {"resize_mode": "longest", "padding": "corner", "resize": 70, "crop": 64},
+    "no filter": {"antialias": False, "orientation": "stored"},
+    "range of the image": {"range": "image", "channel_order": "bgr"},
+    "range": {"range": (100, 30000)},
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_script_that_is_published_prepares_images_as_the_product_does(kind: str, how: str, tmp_path: Path) -> None:
+    suffix, change = KINDS[kind]
+    colours = np.random.default_rng(4).integers(0, 256, (9, 12, 3), np.uint8)
+    image = change(Image.fromarray(colours).resize((203, 151), Image.Resampling.BICUBIC))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {} if suffix == "gif" else {"exif": exif}
+    image.save(tmp_path / f"any.{suffix}", **options)
+    spec = PreprocessSpec(**{"resize": 73, "crop": 64, **HOW[how]})
+    published = json.loads(json.dumps(export_module._preprocess(spec, None)))
+    namespace: dict[str, Any] = {}
+    exec(compile(export_module._script(spec)["prepare_images"], "prepare_images.py", "exec"), namespace)
+    found = namespace["prepare"](tmp_path / f"any.{suffix}", published)
+    expected = load_image((tmp_path / f"any.{suffix}").read_bytes(), spec)
+    assert np.array_equal(found, expected)
+
+
+def test_the_opset_is_said_and_can_be_chosen_where_the_network_converts(
+    heads: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need("onnxscript")
+    import onnx
+
+    head = ["export", str(heads["logistic"]), "--backbone", TINY]
+    assert main([*head, "--out", str(tmp_path / "usual.onnx")]) == 0
+    assert "onnx (opset 20)" in capsys.readouterr().out
+    assert main([*head, "--out", str(tmp_path / "other.onnx"), "--opset", "18"]) == 0
+    assert [o.version for o in onnx.load(tmp_path / "other.onnx").opset_import if not o.domain] == [18]
+    capsys.readouterr()
+    assert main([*head, "--out", str(tmp_path / "none.onnx"), "--opset", "3"]) == 2
+    assert not (tmp_path / "none.onnx").exists()
+    assert "--opset 3" in capsys.readouterr().err
+    assert main([*head, "--out", str(tmp_path / "any.pt2"), "--format", "torch", "--opset", "18"]) == 2
+    assert "leave --opset out" in capsys.readouterr().err

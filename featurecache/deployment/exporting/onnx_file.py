@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from featurecache.deployment.exporting.format import KEY, Answers, Exported
+from featurecache.errors import RequestError
 
 
 def write(exported: Exported, path: Path) -> None:
@@ -25,10 +26,14 @@ def write(exported: Exported, path: Path) -> None:
             exported.program,
             input_names=[exported.about["input"]["name"]],
             output_names=[exported.about["output"]["name"]],
+            opset_version=exported.about["opset"],
             dynamo=True,
             verbose=False,
         )
     assert converted is not None
+    asked, written = exported.about["opset"], converted.model.opset_imports[""]
+    if written != asked:
+        raise RequestError(f"--opset {asked}: this network can be written with opset {written} only; leave --opset out")
     converted.model.metadata_props[KEY] = json.dumps(exported.about)
     converted.save(path, external_data=False)
 
