@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from featurecache.backbones.dataflow import Call, Dataflow, Value
+from featurecache.backbones.probing import INPUT_OF
 from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap
 from featurecache.backbones.walking import (
     Ends,
@@ -54,6 +55,11 @@ class Found:
     def notes(self) -> list[str]:
         if self.paths:
             return [f"{', '.join(self.paths)} taken for the output layer{'s' if len(self.paths) > 1 else ''}"]
+        if (tap := self.default.tap or "").endswith(INPUT_OF):
+            layer = tap.removesuffix(INPUT_OF)
+            return [
+                f"{layer}, the output layer, is not removed: it runs more than once, or the network needs it in place"
+            ]
         if self.default.tap == PRE_LOGITS:
             return ["no output layer found: pre_logits is the network's output"]
         return []
@@ -206,7 +212,9 @@ class OutputSearch:
         others = [name for name in self._made_by_others(heads) if self._is_dense(name)]
         if others:
             return "it puts out maps or images as well"
-        words = {word for head in heads for call in head.calls for word in call.path.lower().split(".")}
+        # Of the layer and what it is in, not of what the whole network may be wrapped in.
+        paths = [head.calls[-1].path for head in heads if head.calls]
+        words = {word for path in paths for word in path.lower().split(".")[-2:]}
         if any(name in word for word in words for name in _PROJECTION_NAMES):
             return "its last layer may be a projection to an embedding rather than to classes"
         return ""

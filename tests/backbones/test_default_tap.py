@@ -78,6 +78,7 @@ def test_a_layer_that_runs_twice_stays() -> None:
     backbone = load(output_layers.SharedLayer)
     assert isinstance(backbone.module.fc, nn.Linear)
     assert backbone.output_layers == ()
+    assert "fc, the output layer, is not removed: it runs more than once" in backbone.notes[0]
 
 
 def test_output_layers_that_nothing_needs_are_removed() -> None:
