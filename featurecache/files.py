@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
+from featurecache.errors import FeatureCacheError
+
 _KINDS = (
     (stat.S_ISDIR, "it is a folder, not a file"),
     (stat.S_ISFIFO, "it is a named pipe, not a file"),
@@ -25,8 +27,11 @@ _KINDS = (
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-class FileError(OSError):
+class FileError(FeatureCacheError, OSError):
     """A name that stands for no regular file of the wanted size; ``strerror`` says why."""
+
+    def __str__(self) -> str:
+        return f"cannot read {self.filename}: {self.strerror}" if self.filename else str(self.strerror)
 
 
 class TooLargeError(FileError):
@@ -56,11 +61,11 @@ def open_regular(path: str | Path, *, max_bytes: int | None = None) -> Iterator[
     TooLargeError
         It is beyond the limit.
     """
-    _check(_status(path), max_bytes)  # some devices do something when they are opened
+    _check(path, _status(path), max_bytes)  # some devices do something when they are opened
     descriptor = os.open(path, _FLAGS)
     try:
         status = os.fstat(descriptor)
-        _check(status, max_bytes)
+        _check(path, status, max_bytes)
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             yield file, status
     finally:
@@ -98,7 +103,7 @@ def read_regular(path: str | Path, *, max_bytes: int | None = None) -> bytes:
 def why_not_regular(path: str | Path) -> str | None:
     """Return why a name stands for no regular file, or nothing where it stands for one."""
     try:
-        _check(_status(path), None)
+        _check(path, _status(path), None)
     except OSError as error:
         return reason_of(error)
     return None
@@ -116,17 +121,17 @@ def _status(path: str | Path) -> os.stat_result:
         return os.stat(path)  # noqa: PTH116 - once for every file
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise FileError(error.errno, "it is a link that leads back to itself") from None
+            raise FileError(error.errno, "it is a link that leads back to itself", str(path)) from None
         if error.errno == errno.ENOENT and Path(path).is_symlink():
             raise FileError(
-                error.errno, f"it is a link that leads nowhere (to {str(Path(path).readlink())!r:.200})"
+                error.errno, f"it is a link that leads nowhere (to {str(Path(path).readlink())!r:.200})", str(path)
             ) from None
         raise
 
 
-def _check(status: os.stat_result, max_bytes: int | None) -> None:
+def _check(path: str | Path, status: os.stat_result, max_bytes: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = next((text for is_kind, text in _KINDS if is_kind(status.st_mode)), "it is no regular file")
-        raise FileError(errno.EINVAL, kind)
+        raise FileError(errno.EINVAL, kind, str(path))
     if max_bytes is not None and status.st_size > max_bytes:
-        raise TooLargeError(errno.EFBIG, f"the file has {status.st_size} bytes, the limit is {max_bytes}")
+        raise TooLargeError(errno.EFBIG, f"the file has {status.st_size} bytes, the limit is {max_bytes}", str(path))

@@ -16,7 +16,7 @@ import pytest
 from conftest import RUNTIME, TINY
 
 from featurecache.errors import InputError
-from featurecache.files import GrowingError, open_regular, read_open, read_regular
+from featurecache.files import FileError, GrowingError, open_regular, read_open, read_regular
 from featurecache.hashing import digest_file
 from featurecache.reporting.pictures import thumbnail
 from featurecache.sources.inputs import FileInput
@@ -38,10 +38,10 @@ def not_for_ever() -> Iterator[None]:
     """A verb that waits for a pipe would wait until the whole suite is ended."""
 
     def stop(*_: object) -> None:
-        raise AssertionError("still waiting after a minute")
+        raise AssertionError("still waiting after ten minutes")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(60)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -109,6 +109,9 @@ def test_tables_and_weights_may_not_be_pipes_either(cached: tuple[Path, Path], t
             status, _, err = call(*words)
             assert (status, reason in err) == (2, True), (words, err)
             assert err.count("\n") == 1
+        with pytest.raises(FileError) as caught:
+            digest_file(strange)
+        assert str(caught.value) == f"cannot read {strange}: {reason}"
 
 
 def test_a_table_without_line_ends_is_not_read_into_memory(cached: tuple[Path, Path], call: Call) -> None:
