@@ -71,7 +71,6 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
     from featurecache.atomic import publish_bytes
-    from featurecache.evaluation.selection import HOLDS_ALL_ROWS
     from featurecache.evaluation.summary import summarise
     from featurecache.evaluation.sweep import COLUMNS, run_sweep
     from featurecache.reporting.sweep import draw_sweep
@@ -97,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
         def leave_out(row: dict[str, Any]) -> None:
             names = {name: row[name] for name in ("task", "backbone", "fingerprint", "tap", "dtype", "views", "head")}
-            left_out[tuple(names.values())] = names | {"reason": HOLDS_ALL_ROWS}
+            left_out[tuple(names.values())] = names | {"reason": _reason(row)}
             progress.advance(1)
 
         rows = run_sweep(
@@ -175,6 +174,14 @@ def _print(lines: list[dict[str, Any]]) -> None:
         )
     if any(line["part"] == "test" for line in lines):
         print_line("these are looks at the test part: choosing by them makes the best of them too good")
+
+
+def _reason(row: dict[str, Any]) -> str:
+    """Return why a head was left out, as the rest of a sentence."""
+    from featurecache.evaluation.selection import HOLDS_ALL_ROWS
+
+    reason = str(row["error"]).removeprefix(f"head {row['head']!r} ")
+    return HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
 
 
 def _named(row: dict[str, Any], of_sets: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from featurecache.specs import TASK_NOUN
 from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
+    from featurecache.evaluation.protocol import HeadResult
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
@@ -115,7 +117,15 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
     memory = memory_of(args)
     heads = [] if "all" in (args.head or ["all"]) else args.head
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("training heads", len(heads or list_heads(kind=task.kind)) * len(sets))
+        names = heads or list_heads(kind=task.kind)
+        left = Counter({name: len(sets) for name in names})
+        progress.start("training heads", len(names) * len(sets))
+
+        def on_result(result: HeadResult) -> None:
+            left[result.head] -= 1
+            progress.advance(1)
+            progress.say("still: " + ", ".join(name for name, count in left.items() if count > 0))
+
         return train_heads(
             store,
             task,
@@ -126,7 +136,7 @@ def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argpars
             n_jobs=args.jobs,
             memory=memory,
             random_state=args.random_state,
-            on_result=lambda result: progress.advance(1),
+            on_result=on_result,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from joblib import effective_n_jobs
 
 from featurecache.errors import FeatureCacheError, HeadError
+from featurecache.evaluation.affording import cannot_afford
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import Measure
@@ -57,6 +58,9 @@ def computed(
     num_taken: int,
     folder: Path,
     room: Staging,
+    *,
+    memory: int | None = None,
+    asked_for: bool = False,
 ) -> Iterator[Result]:
     """Compute cells of pairs on the same samples, in as many processes as are asked for and of use.
 
@@ -73,6 +77,10 @@ def computed(
         Where features are laid out that do not fit in memory.
     room : Staging
         How much there may be.
+    memory : int, optional
+        Bytes that a head may take beside; see `cannot_afford`.
+    asked_for : bool
+        Somebody named these heads.
 
     Yields
     ------
@@ -80,6 +88,17 @@ def computed(
         Each with its figures, or with ``error``, as it is ready.
     """
     kind = measures[0].kind
+    reasons = _too_dear(cells, parts, measures, memory, asked_for=asked_for)
+    dear = {
+        cell.key: reasons[cell.head, cell.place]
+        for cell in cells
+        if _is_whole(cell) and (cell.head, cell.place) in reasons
+    }
+    for cell in cells:
+        if cell.key in dear:
+            yield cell, {"error": f"head {cell.head!r} {dear[cell.key]}"}, "no room"
+    if not (cells := [cell for cell in cells if cell.key not in dear]):
+        return
     jobs = _jobs(cells, parts, kind)
     workers = min(effective_n_jobs(n_jobs), len(jobs)) if are_built_in((cell.head for cell in cells), kind) else 1
     on_disk = any(part.on_disk for each in parts for part in each.values())
@@ -103,6 +122,23 @@ def computed(
                     for cell in job:
                         yield cell, {"n_train": len(train), "error": str(error)}, "no room"
             yield from _in_processes(mine, divided, measures, workers, is_divided=True)
+
+
+def _too_dear(
+    cells: list[Cell], parts: list[dict[str, Part]], measures: list[Measure], memory: int | None, *, asked_for: bool
+) -> dict[tuple[str, int], str]:
+    """Return why heads cannot be fitted on some pairs, by their name and the place of the pair."""
+    whole = {(cell.head, cell.place) for cell in cells if _is_whole(cell)}
+    reasons = {
+        (head, place): cannot_afford(head, parts[place], measures[place].n_outputs, memory=memory, asked_for=asked_for)
+        for head, place in whole
+    }
+    return {key: reason for key, reason in reasons.items() if reason is not None}
+
+
+def _is_whole(cell: Cell) -> bool:
+    """Tell whether a head is fitted on all labels; few are small, whatever the part is that they are taken from."""
+    return not cell.division.takes_labels_away
 
 
 def _jobs(cells: list[Cell], parts: list[dict[str, Part]], kind: TaskKind) -> list[Job]:

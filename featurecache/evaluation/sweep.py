@@ -143,7 +143,10 @@ def _cells(
     with staging(store.path, memory) as room:
         parts = _parts_of_each(pairs, said, room)
         measures = [pair.measure for pair in pairs]
-        for done, figures, state in computed(first, parts, measures, n_jobs, num_taken, store.path, room):
+        results = computed(
+            first, parts, measures, n_jobs, num_taken, store.path, room, memory=memory, asked_for=bool(plan.heads)
+        )
+        for done, figures, state in results:
             for cell in to_do[done.key]:
                 about = _about(cell, pairs[cell.place], said[cell.place])
                 row = dict.fromkeys(COLUMNS) | _names(pairs[cell.place]) | about | figures

@@ -6,17 +6,19 @@ probabilities over their views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from featurecache.errors import ReportWarning, unique_warnings
+from featurecache.evaluation.affording import cannot_afford, check_affordable
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.pairs import MAX_NUMBERS, Place, on_the_same_samples, open_pairs, read_parts, rows_of_part
+from featurecache.evaluation.parts import Part
 from featurecache.evaluation.protocol import HeadResult, evaluate_heads
 from featurecache.evaluation.scores import confusion
 from featurecache.evaluation.selection import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN
@@ -213,6 +215,14 @@ def train_heads(
                 kind=task.kind, weighted=task.weights is not None, streaming=on_disk, partial=task.is_partial
             )
             report.heads_left_out |= {} if heads else _left_out(task, able)
+            for name in heads:
+                check_affordable(name, taps[0], len(task.classes), memory=memory)
+            if not heads:
+                dear = _too_dear(able, task, taps[0], memory)
+                # On the features of one tap it may be too much, and on those of another not.
+                where = "" if len(sets) == 1 else f" (on {pairs[places[0]].feature_set.tap})"
+                report.heads_left_out |= {name: reason + where for name, reason in dear.items()}
+                able = [name for name in able if name not in dear]
             results = evaluate_heads(
                 list(heads) or able,
                 taps,
@@ -228,6 +238,12 @@ def train_heads(
         report.heads += [TrainedHead(task, pair.feature_set, result, pair.judged_set) for result in found[place]]
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
+
+
+def _too_dear(able: Sequence[str], task: Task, parts: Mapping[str, Part], memory: int | None) -> dict[str, str]:
+    """Return why heads that nobody named are left out because of their cost, by name."""
+    reasons = {name: cannot_afford(name, parts, len(task.classes), memory=memory, asked_for=False) for name in able}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _left_out(task: Task, able: Sequence[str]) -> dict[str, str]:

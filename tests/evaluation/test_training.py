@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,28 @@ def test_a_tap_that_is_refused_costs_no_fit(store: FeatureStore) -> None:
     with pytest.raises(RequestError, match=rf"tap '{larger}' has \d+ numbers per sample; pool it"):
         train_heads(store, store.task("colour"), sets, ["ridge"], on_result=done.append, max_numbers=most)
     assert not done
+
+
+def test_a_dear_head_is_left_out_and_said_unless_it_is_named(
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache = str(tmp_path / "c")
+    source = make_folder(per_class=12)
+    assert main(["extract", str(source), "--cache", cache, "--backbone", TINY, "--runtime", "torch", "--quiet"]) == 0
+    assert main(["task", "add", cache, "colour", "--from-folders"]) == 0
+    monkeypatch.setattr("featurecache.evaluation.affording.MAX_SECONDS", 0.0)
+    capsys.readouterr()
+    train, sweep = ["train", cache, "--task", "colour", "--quiet"], ["sweep", cache, "--quiet"]
+    assert main(train) == 0
+    said = capsys.readouterr()
+    assert "head rbf_svm is left out: it would take about 1 s; name it with --head rbf_svm to train it" in said.err
+    assert "logistic" in said.out
+    assert main([*train, "--json", "--head", "rbf_svm"]) == 0
+    assert [result["head"] for result in json.loads(capsys.readouterr().out)["results"]] == ["rbf_svm"]
+    assert main(sweep) == 0
+    assert "head rbf_svm is left out on pre_logits:none, task colour: it would take about" in capsys.readouterr().err
+    assert main([*sweep, "--json", "--head", "rbf_svm"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["error"] is None

@@ -1,0 +1,105 @@
+"""What heads and evaluation do unless told otherwise is worth it: each default is missed when it is made worse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurecache.evaluation.comparison import compare
+from featurecache.evaluation.divisions import Division, divide
+from featurecache.evaluation.parts import Part
+from featurecache.evaluation.protocol import evaluate_head
+from featurecache.evaluation.resampling import weights_of_resamples
+from featurecache.evaluation.selection import folds
+from featurecache.evaluation.staging import Staging
+from featurecache.heads.fitting import fit_head
+from featurecache.heads.registry import make_head
+from featurecache.machine import free_memory
+
+Data = tuple[np.ndarray, np.ndarray]
+LINEAR = ("logistic", "linear_svm", "ridge")
+
+
+def clusters(n: int, d: int, *, apart: float, classes: int = 10, seed: int = 0, spread: float = 1.0) -> Data:
+    """Return samples around class means; features differ in scale by ``spread`` powers of ten."""
+    scale = 10 ** np.linspace(-spread / 2, spread / 2, d)
+    centres = apart * np.random.default_rng(9).normal(size=(classes, d))
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % classes)
+    return ((centres[y] + rng.normal(size=(n, d))) * scale).astype(np.float32), y
+
+
+def parts(train: Data, test: Data) -> dict[str, Data]:
+    return {"train": train, "test": test}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_one_label_of_each_class_is_enough_because_scales_have_a_prior(name: str) -> None:
+    """Of ten rows a feature's own variance is mostly chance; of many rows it is what counts."""
+    found = {}
+    for prior in (None, 0.0, 1e6):
+        given = {} if prior is None else {"prior_rows": prior}
+        few, many = [], []
+        for seed in range(4):
+            X, y = clusters(10, 300, apart=0.35, seed=seed, spread=0.0)
+            few.append(fit_head(name, X, y, **given).score(*clusters(500, 300, apart=0.35, seed=99, spread=0.0)))
+        X, y = clusters(400, 40, apart=0.3, seed=1, spread=4.0)
+        many.append(fit_head(name, X, y, **given).score(*clusters(500, 40, apart=0.3, seed=99, spread=4.0)))
+        found[prior] = np.mean(few), np.mean(many)
+    assert found[None][0] > found[0.0][0] + 0.03
+    assert found[None][1] > found[1e6][1] + 0.1
+
+
+def test_neighbours_are_many_where_labels_are_noisy() -> None:
+    rng = np.random.default_rng(0)
+    X, y = clusters(600, 10, apart=1.0, classes=2, seed=3, spread=0.0)
+    y = np.where(rng.random(600) < 0.45, 1 - y, y)
+    result = evaluate_head("knn", parts((X[:450], y[:450]), (X[450:], y[450:])), 2)
+    assert result.params["n_neighbors"] >= 10
+
+
+def test_near_neighbours_weigh_more() -> None:
+    """The temperature: of five neighbours two that are the same outvote three that are only alike."""
+    X = np.array([[1, 0.0], [1, 0.001], [1, 0.6], [1, -0.6], [1, 0.62]], np.float32)
+    head = make_head("knn", n_neighbors=5).fit(X, [0, 0, 1, 1, 1])
+    assert head.predict(np.array([[1, 0.0]], np.float32)).tolist() == [0]
+    assert 0.5 < head.predict_proba(np.array([[1, 0.0]], np.float32))[0, 0] < 0.95
+
+
+def test_half_of_the_free_memory_is_for_features(tmp_path: Path) -> None:
+    share = Staging(tmp_path).left / free_memory()
+    assert 0.35 < share < 0.65  # heads need as much again for their own copies
+
+
+def test_folds_leave_most_rows_to_fit_on_and_are_few() -> None:
+    y = np.arange(60) % 3
+    assert folds(y, random_state=0).get_n_splits(y, y) == 5
+    few = np.repeat([0, 1], [57, 3])
+    assert folds(few, random_state=0).get_n_splits(few, few) == 3
+
+
+def test_a_quarter_is_held_out_where_there_is_no_validation_part() -> None:
+    y = np.arange(200) % 2
+    X = np.zeros((200, 1, 1), np.float32)
+    divided = divide({"train": Part(y=y, fitted=X, judged=X)}, Division(seed=0))
+    assert len(divided["validation"]) == 50
+    assert np.bincount(divided["validation"].y).tolist() == [25, 25]
+
+
+def test_resamples_are_as_many_as_ends_of_intervals_need() -> None:
+    """Fifty of them lie beyond each end: two runs then differ by a tenth of a standard deviation."""
+    assert sum(len(weights) for weights in weights_of_resamples(10, None, 0)) >= 2000
+
+
+def test_heads_are_equivalent_within_a_point_and_not_within_two() -> None:
+    y = np.ones(40_000, np.int64)
+    for lost, verdict in ((200, "equivalent"), (700, "worse")):
+        second = y.copy()
+        first = np.where(np.arange(len(y)) < lost, 0, 1)
+        assert compare(y, first, second).verdict in (verdict, "worse")
+    first, second = y.copy(), y.copy()
+    first[:2000], second[2000:4000] = 0, 0
+    assert compare(y, first, second).verdict == "equivalent"
+    assert compare(y[::40], first[::40], second[::40]).verdict == "cannot tell"
