@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from typing import Any
 
 
@@ -38,7 +41,22 @@ class MissingExtraError(FeatureCacheError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} is not installed; install it with: pip install 'featurecache[{extra}]'")
+        super().__init__(f"{what} is not installed; install it with: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs what an extra needs.
+
+    It names the packages themselves, which works however this one was installed (from a checkout, a wheel, or not at
+    all); only where the installed edition knows no such extra, the extra is named.
+    """
+    try:
+        needed = metadata.requires("featurecache") or []
+    except metadata.PackageNotFoundError:
+        needed = []
+    mark = re.compile(rf"""\bextra\s*==\s*["']{re.escape(extra)}["']""")
+    packages = [name.strip() for name, _, rule in (each.partition(";") for each in needed) if mark.search(rule)]
+    return f"pip install {shlex.join(packages or [f'featurecache[{extra}]'])}"
 
 
 class SourceError(FeatureCacheError, ValueError):

