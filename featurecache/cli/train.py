@@ -48,7 +48,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--fingerprint", metavar="F", help="only features with this fingerprint (its beginning will do)"
     )
-    parser.add_argument("--dtype", metavar="D", help="only features stored as this type")
+    parser.add_argument("--dtype", metavar="D", help="only features stored as this type (default: the widest)")
     parser.add_argument(
         "--views", type=int, metavar="K", help="train on the K cached views of each sample; 0: on plain features only"
     )
