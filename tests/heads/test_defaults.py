@@ -15,7 +15,7 @@ from featurecache.evaluation.resampling import weights_of_resamples
 from featurecache.evaluation.selection import folds
 from featurecache.evaluation.staging import Staging
 from featurecache.heads.fitting import fit_head
-from featurecache.heads.registry import make_head
+from featurecache.heads.registry import head_grid, make_head
 from featurecache.machine import free_memory
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -103,3 +103,43 @@ def test_heads_are_equivalent_within_a_point_and_not_within_two() -> None:
     first[:2000], second[2000:4000] = 0, 0
     assert compare(y, first, second).verdict == "equivalent"
     assert compare(y[::40], first[::40], second[::40]).verdict == "cannot tell"
+
+
+def xor(n: int, seed: int, noise: float = 0.0, *, terms: int = 1) -> Data:
+    """Return classes that no single feature says anything of."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, 8)).astype(np.float32)
+    y = (sum(X[:, 2 * k] * X[:, 2 * k + 1] for k in range(terms)) > 0).astype(int)
+    return X, np.where(rng.random(n) < noise, 1 - y, y)
+
+
+@pytest.mark.parametrize("name", ["linear_svm", "ridge"])
+@pytest.mark.parametrize(("n", "d", "apart"), [(40, 300, 0.2), (400, 6, 3.0), (150, 30, 0.5)], ids=str)
+def test_the_best_regularisation_is_never_at_the_end_of_a_grid(name: str, n: int, d: int, apart: float) -> None:
+    """From many weak features of few samples to few strong features of many."""
+    train, test = (clusters(k, d, apart=apart, classes=3, seed=k) for k in (n, 201))
+    result = evaluate_head(name, parts(train, test), 3)
+    values = [next(iter(setting.values())) for setting in head_grid(name, n)]
+    (chosen,) = result.params.values()
+    assert chosen not in (values[0], values[-1])
+    assert max(abs(np.diff(np.log10(values)))) < 0.3  # fine enough that the best lies near one
+
+
+def test_perceptrons_are_trained_for_long_enough_at_rates_that_get_there() -> None:
+    """Few rows want many epochs, or none of the settings has moved far from where it began."""
+    result = evaluate_head("mlp", parts(xor(300, 0), xor(1000, 1)), 2)
+    assert result.test is not None
+    assert result.test.accuracy > 0.88
+    grid = head_grid("mlp", 300)
+    assert {setting["hidden_layers"] for setting in grid} == {1, 2}
+    assert max(setting["learning_rate"] for setting in grid) >= 3 * min(setting["learning_rate"] for setting in grid)
+
+
+def test_trees_are_grown_for_as_long_as_it_helps() -> None:
+    pytest.importorskip("lightgbm")
+    train, test = xor(2000, 0, terms=3), xor(1000, 1, terms=3)
+    head = make_head("boosted_trees").fit(*train)
+    assert head.score(*test) > 0.8
+    assert head.score(*test) > make_head("boosted_trees", num_boost_round=5).fit(*train).score(*test) + 0.02
+    noisy = make_head("boosted_trees").fit(*xor(2000, 0, noise=0.45))
+    assert len(noisy.value_) < 100  # held-out rows say stop
