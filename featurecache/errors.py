@@ -176,6 +176,11 @@ def shortened(value: object, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
+def plain_text(text: str) -> str:
+    """Write out control characters, marks that turn or hide text, and the like: a name must not steer who shows it."""
+    return "".join(char if char.isprintable() or char == " " else repr(char)[1:-1] for char in text)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of somebody else's error: networks, hubs and converters tell stories."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.atomic import published
-from featurecache.errors import MissingExtraError
+from featurecache.errors import MissingExtraError, plain_text
 from featurecache.files import open_regular, reason_of
 
 _TAB_SUFFIXES = (".tsv", ".tab")
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 """Of tables that are written."""
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MAX_FIELD = 16_000_000
 """Characters in one field; a quote that is left open must not swallow a file of any size."""
 
@@ -106,6 +109,7 @@ def write_table(
     *,
     replace: bool = True,
     numbers: Collection[str] | None = None,
+    raw: bool = False,
 ) -> None:
     """Write a table as its rows come, whole or not at all: ``.parquet``, ``.tsv``, or else CSV.
 
@@ -120,6 +124,8 @@ def write_table(
     numbers : collection of str, optional
         Columns of floats; the others are text. When left out, Parquet takes the types from all rows, and holds them in
         memory.
+    raw : bool
+        Write texts as they are, not as `safe_row` has them.
 
     Raises
     ------
@@ -128,6 +134,10 @@ def write_table(
     TableError
         A place that cannot be written.
     """
+    if not raw:
+        rows = ({safe_text(name): value for name, value in safe_row(row).items()} for row in rows)
+        columns = [safe_text(name) for name in columns]
+        numbers = None if numbers is None else [safe_text(name) for name in numbers]
     write = _write_parquet if path.suffix.lower() == ".parquet" else _write_text
     try:
         with published(path, replace=replace) as partial:
@@ -138,6 +148,21 @@ def write_table(
         raise TableError("it is there by now; pass --replace, or name another place") from None
     except OSError as error:
         raise TableError(f"it cannot be written ({error.strerror or type(error).__name__})") from None
+
+
+def safe_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row that steers no program which shows it: texts came from names of files and classes."""
+    return {column: safe_text(value) if isinstance(value, str) else value for column, value in row.items()}
+
+
+def safe_text(text: str) -> str:
+    """Return a text as a cell of a table that strangers' names may stand in.
+
+    Control characters and marks that turn text are written out (bytes that are no UTF-8 stay: they name a file). What a
+    spreadsheet would take for a formula gets an apostrophe in front; numbers stay numbers.
+    """
+    text = "".join(char if "\udc80" <= char <= "\udcff" else plain_text(char) for char in text)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 class _RowsError(Exception):

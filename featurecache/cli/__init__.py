@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
@@ -13,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from featurecache.cli.output import plain_text
-from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, shortened
+from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, plain_text, shortened
 from featurecache.stopping import put_in_order, say_farewell, status_of, stops_cleanly
 
 _STARTED = time.monotonic()
@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"featurecache: error: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"featurecache: error: {plain_text(message)}; see `{self.prog} --help`\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,8 +93,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status_of(error)
 
 
+def _open_closed_streams() -> None:
+    """Open what the caller has closed (``>&-``): else a file of the cache gets the number of a stream, and its text."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+
+
+def _flush_quietly() -> None:
+    """Say nothing where nobody reads: the interpreter would complain when it flushes at its end."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_command(argv: Sequence[str] | None = None) -> int:
     """Do what `main` does, but leave the end by a signal to the caller."""
+    _open_closed_streams()
+    try:
+        return _parse_and_run(argv)
+    finally:
+        _flush_quietly()
+
+
+def _parse_and_run(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
             stream.reconfigure(errors="backslashreplace")

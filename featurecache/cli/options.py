@@ -283,6 +283,16 @@ def check_places(places: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, r
         raise RequestError(f"--replace is for what {' and '.join(places)} name, and nothing is named; leave it out")
 
 
+def add_raw_cells_option(parser: Any) -> None:
+    """Add how texts are written into tables."""
+    parser.add_argument(
+        "--raw-cells",
+        action="store_true",
+        help="write texts as they are; else control characters are written out, and what a spreadsheet would take for "
+        "a formula gets an apostrophe in front",
+    )
+
+
 def write_table_at(
     option: str,
     path: Path,
@@ -291,12 +301,13 @@ def write_table_at(
     *,
     replace: bool,
     numbers: Collection[str] | None = None,
+    raw: bool = False,
 ) -> None:
     """Write a table at a place that `check_places` has looked at; raise `RequestError` where that fails after all."""
     from featurecache.tables import TableError, write_table
 
     try:
-        write_table(path, columns, rows, replace=replace, numbers=numbers)
+        write_table(path, columns, rows, replace=replace, numbers=numbers, raw=raw)
     except TableError as error:
         raise RequestError(f"{option} {path}: {error}") from None
 

@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from featurecache.errors import plain_text
 from featurecache.extraction.progress import Progress, Silent
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    json.dump(value, sys.stdout, indent=1, allow_nan=False)
+    for part in json.JSONEncoder(indent=1, allow_nan=False).iterencode(value):
+        sys.stdout.write(part.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves raw
     print()
+
+
+def dumped(value: Any) -> str:
+    """Return a value as JSON on one line, without the one control character that JSON leaves raw."""
+    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
@@ -27,17 +34,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_plain(cell) for cell in row))
-    _console().print(table)
+    console = _console()
+    with console.capture() as drawn:  # rich ends the process itself where nobody reads any more
+        console.print(table)
+    sys.stdout.write(drawn.get())
 
 
 def print_line(text: str = "") -> None:
     """Print one line."""
     print(plain_text(text))
-
-
-def plain_text(text: str) -> str:
-    """Write control characters out: names of files must not steer a terminal or begin a new line."""
-    return "".join(char if char.isprintable() or char == " " else repr(char)[1:-1] for char in text)
 
 
 def warn(text: str) -> None:

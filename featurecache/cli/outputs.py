@@ -7,8 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from featurecache.cli.output import plain_text
-from featurecache.errors import shortened
+from featurecache.errors import plain_text, shortened
 
 Written = TypeVar("Written")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import shutil
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import (
     add_head_options,
+    add_raw_cells_option,
     add_runtime_options,
     add_table_options,
     check_places,
@@ -23,7 +23,7 @@ from featurecache.cli.options import (
     verb_parser,
     write_table_at,
 )
-from featurecache.cli.output import print_line, print_table, print_warnings, progress_on_stderr, warn
+from featurecache.cli.output import dumped, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def add_parser(verbs: Any) -> None:
     add_table_options(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write them to a .csv, .tsv or .parquet instead")
+    add_raw_cells_option(parser)
     parser.add_argument("--replace", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--tta", type=int, metavar="K", help="answer with the mean over K seeded views of each input")
     add_runtime_options(parser)
@@ -115,16 +116,19 @@ def _write(
     args: argparse.Namespace, predictions: Iterator[Prediction], names: list[str], warnings: list[ReportWarning]
 ) -> None:
     """Write or print predictions as they come; only a table for people is laid out as a whole."""
+    from featurecache.tables import safe_row
+
     columns, numbers = ["path", *(names or ["label", "probability"]), "status", "reason"], names or ["probability"]
     if args.json:
         _print_json(args, predictions, names, warnings)
     elif args.out:
         rows = (_row(item, names) for item in predictions)
-        write_table_at("--out", args.out, columns, rows, replace=args.replace, numbers=numbers)
+        write_table_at("--out", args.out, columns, rows, replace=args.replace, numbers=numbers, raw=args.raw_cells)
     elif args.csv:
         writer = csv.DictWriter(sys.stdout, columns)
-        writer.writeheader()
-        writer.writerows(_row(item, names) for item in predictions)
+        kept = dict if args.raw_cells else safe_row
+        writer.writerow(kept(dict(zip(columns, columns, strict=True))))
+        writer.writerows(kept(_row(item, names)) for item in predictions)
     else:
         what = "row" if args.text_column else "file"
         shown = [_shown(item, names) for item in predictions]
@@ -136,21 +140,29 @@ def _print_json(
 ) -> None:
     """Print one document, whole or not at all: it waits in a file until the last prediction is there."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(f'{{\n "head": {json.dumps(str(args.head))},\n "predictions": [')
+        file.write(f'{{\n "head": {dumped(str(args.head))},\n "predictions": [')
 
         def kept() -> Iterator[Prediction]:
             for number, item in enumerate(predictions):
-                file.write(f"{',' if number else ''}\n  {json.dumps(item.to_json(), allow_nan=False)}")
+                file.write(f"{',' if number else ''}\n  {dumped(item.to_json())}")
                 yield item
 
         if args.out:
             columns = ["path", *(names or ["label", "probability"]), "status", "reason"]
             rows = (_row(item, names) for item in kept())
-            write_table_at("--out", args.out, columns, rows, replace=args.replace, numbers=names or ["probability"])
+            write_table_at(
+                "--out",
+                args.out,
+                columns,
+                rows,
+                replace=args.replace,
+                numbers=names or ["probability"],
+                raw=args.raw_cells,
+            )
         else:
             for _ in kept():
                 pass
-        said = json.dumps([warning.to_json() for warning in warnings])
+        said = dumped([warning.to_json() for warning in warnings])
         file.write(f'\n ],\n "warnings": {said}\n}}\n')
         file.seek(0)
         shutil.copyfileobj(file, sys.stdout)

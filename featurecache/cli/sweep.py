@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_memory_option, check_places, memory_of, verb_parser, write_table_at
+from featurecache.cli.options import (
+    add_memory_option,
+    add_raw_cells_option,
+    check_places,
+    memory_of,
+    verb_parser,
+    write_table_at,
+)
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.cli.outputs import Outputs
 from featurecache.errors import RequestError
@@ -63,6 +70,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
     add_memory_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
+    add_raw_cells_option(parser)
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw scores by layer, labels and time")
     parser.add_argument("--replace", action="store_true", help="replace the files of --out and --picture")
     parser.set_defaults(run=run)
@@ -105,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
     lines = summarise(rows)
     outputs = Outputs(debug=args.debug)
     if args.out:
-        outputs.write("--out", lambda: write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace))
+        outputs.write(
+            "--out", lambda: write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace, raw=args.raw_cells)
+        )
     if args.picture:
         outputs.write("--picture", lambda: publish_bytes(args.picture, draw_sweep(lines).encode()))
     failed = [row for row in rows if row["error"] is not None]

@@ -9,7 +9,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from featurecache.errors import InputError
+from featurecache.errors import InputError, plain_text
 from featurecache.files import read_regular
 from featurecache.sources.images import decode
 from featurecache.specs import MAX_FILE_BYTES, PreprocessSpec
@@ -56,7 +56,7 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
         axes.annotate(
             "largest class", (floor, len(rows) - 0.5), (3, 0), textcoords="offset points", color=_MUTED, fontsize=8
         )
-    axes.set_yticks(list(places), [name for name, *_ in rows], color=_INK)
+    axes.set_yticks(list(places), [plain_text(name) for name, *_ in rows], color=_INK)
     axes.set_ylim(-0.6, len(rows) - 0.2)
     low = min([row[2] for row in rows] + ([floor] if floor is not None else []))
     left = max(low - 0.05, 0.0 if low >= 0 else -1.05)  # R2 below -1 is as good as any: it would hide the others

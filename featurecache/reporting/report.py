@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from featurecache.atomic import publish_bytes
+from featurecache.errors import plain_text
 from featurecache.reporting.pictures import draw_intervals, draw_reliability, draw_scatter, thumbnail
 from featurecache.sources.images import pillow_defaults
 from featurecache.store.naming import distinct_names
@@ -77,6 +78,7 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters["bytes"] = human_bytes
     wrong = _wrong(data)
@@ -98,6 +100,11 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         versions={"python": platform.python_version(), **installed_versions()},
     )
     publish_bytes(path, text.encode(errors="replace"))
+
+
+def _shown(value: Any) -> Any:
+    """Write out control characters of texts; our own drawings stay as they are."""
+    return plain_text(value) if type(value) is str else value
 
 
 def human_bytes(count: float) -> str:

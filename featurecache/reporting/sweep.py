@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from featurecache.errors import plain_text
 from featurecache.reporting.pictures import plain_names
 from featurecache.store.naming import distinct_names
 
@@ -46,7 +47,7 @@ def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
         _by_layer(axes[0], most, colours)
         _by_labels(axes[1], mine, colours)
         _by_time(axes[2], most, colours)
-        axes[0].set_title(f"{task}: by layer", color=_INK, loc="left")
+        axes[0].set_title(f"{plain_text(task)}: by layer", color=_INK, loc="left")
         axes[1].set_title("by number of labels", color=_INK, loc="left")
         axes[2].set_title("by time of training", color=_INK, loc="left")
         for each in axes:
@@ -74,7 +75,7 @@ def _by_layer(axes: Any, lines: list[dict[str, Any]], colours: dict[str, str]) -
         # Side by side, so that intervals do not hide one another.
         x = [places[_layer(line)] + 0.5 * (number / max(len(colours) - 1, 1) - 0.5) for line in mine]
         _points(axes, x, mine, colour, head)
-    names = [name.replace(", ", "\n") for _, name in layers]
+    names = ["\n".join(plain_text(part) for part in name.split(", ")) for _, name in layers]
     axes.set_xticks(range(len(layers)), names, rotation=45, ha="right", fontsize=8)
 
 
@@ -107,7 +108,7 @@ def _points(
     below = [line["score"] - line["low"] for line in lines]
     above = [line["high"] - line["score"] for line in lines]
     style = "o-" if joined else "o"
-    axes.errorbar(x, y, [below, above], fmt=style, color=colour, label=name, markersize=4, linewidth=1.2)
+    axes.errorbar(x, y, [below, above], fmt=style, color=colour, label=plain_text(name), markersize=4, linewidth=1.2)
 
 
 def _layer(line: dict[str, Any]) -> tuple[str, str]:

@@ -43,6 +43,7 @@ from PIL import (  # the plugins register themselves on import; Pillow loads som
 from featurecache.errors import InputError
 from featurecache.ignored import HEIC_SUFFIXES
 from featurecache.resizing import draft_side, resize_and_crop
+from featurecache.sources import libtiff
 from featurecache.sources.deep import (
     GREY_MODES,
     deep_colours,
@@ -127,6 +128,8 @@ class _Flags:
                 self._warnings = warnings.catch_warnings()
                 self._warnings.__enter__()
                 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+                self._libtiff = libtiff.Handlers()
+                self._libtiff.enter()
                 # Broken EXIF and the like: the row's status says what matters.
                 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -136,6 +139,7 @@ class _Flags:
             if self._users == 0:
                 Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._before
                 self._warnings.__exit__(None, None, None)
+                self._libtiff.leave()
 
 
 _flags = _Flags()
@@ -176,6 +180,7 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
         raise InputError("empty", "the file has no bytes")
     if len(data) > spec.max_bytes:
         raise InputError("too_large", f"the file has {len(data)} bytes, the limit is {spec.max_bytes}")
+    libtiff.forget_lines()
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -250,5 +255,6 @@ def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]
+    said = libtiff.take_lines()
+    text = " ".join(f"{error} {f'({said})' if said else ''}".split())
+    return (text or type(error).__name__)[:200]

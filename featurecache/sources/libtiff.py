@@ -1,0 +1,91 @@
+"""What libtiff says of a damaged file: it would print that on stderr, without the file's name.
+
+Pillow leaves libtiff's own handler of errors in place. While images are decoded, ours stands there: it keeps the lines
+of each thread, so that they become the reason of the file which that thread decodes. Where Pillow was built so that the
+library's functions cannot be found (on Windows it holds them inside), the lines go to stderr as before. To redirect the
+descriptor of stderr instead would mix the lines of all threads, and take those of everybody else in the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from typing import Any
+
+_log = logging.getLogger(__name__)
+_LINE_BYTES = 400
+_MOST_LINES = 3
+# void (*)(const char* module, const char* format, va_list); a va_list is handed on as a pointer.
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class _Lines(threading.local):
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+
+
+_lines = _Lines()
+
+
+def forget_lines() -> None:
+    """Begin a file: what was said before is of another."""
+    _lines.kept.clear()
+
+
+def take_lines() -> str:
+    """Return what libtiff said in this thread since `forget_lines`."""
+    text = "; ".join(_lines.kept)
+    _lines.kept.clear()
+    return text
+
+
+def _keep(module: bytes | None, format: bytes | None, arguments: int | None) -> None:
+    if len(_lines.kept) >= _MOST_LINES or format is None:
+        return
+    buffer = ctypes.create_string_buffer(_LINE_BYTES)
+    _libc().vsnprintf(buffer, _LINE_BYTES, format, ctypes.c_void_p(arguments))
+    name = f"{module.decode(errors='replace')}: " if module and module != b"tempfile.tif" else ""
+    _lines.kept.append(f"libtiff: {name}{buffer.value.decode(errors='replace')}")
+
+
+_KEEP = _HANDLER(_keep)
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None)
+
+
+class Handlers:
+    """Puts our handlers into libtiff, and back what was there."""
+
+    def __init__(self) -> None:
+        self._library = _find_library()
+        self._before: list[Any] = []
+
+    def enter(self) -> None:
+        """Keep errors, and drop warnings as Pillow does."""
+        if self._library is not None:
+            keep = ctypes.cast(_KEEP, ctypes.c_void_p)
+            self._before = [self._library.TIFFSetErrorHandler(keep), self._library.TIFFSetWarningHandler(None)]
+
+    def leave(self) -> None:
+        """Put back the handlers of before."""
+        if self._library is not None:
+            self._library.TIFFSetErrorHandler(self._before[0])
+            self._library.TIFFSetWarningHandler(self._before[1])
+
+
+def _find_library() -> Any:
+    """Return the libtiff that Pillow uses, wherever it lies: a library's functions are found through who links it."""
+    try:
+        from PIL import _imaging
+
+        library = ctypes.CDLL(_imaging.__file__)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.restype, setter.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+        _libc().vsnprintf  # noqa: B018
+    except (ImportError, OSError, AttributeError, TypeError):
+        _log.debug("libtiff of Pillow is out of reach; what it says goes to stderr")
+        return None
+    return library
