@@ -179,7 +179,7 @@ def _what_is_kept(args: argparse.Namespace) -> str:
 def _kept_of_training(folder: Path) -> str:
     """Only layers keep how far they are, from time to time."""
     began = time.time() - time.monotonic() + _STARTED
-    if any(path.stat().st_mtime >= began for path in folder.glob("*.safetensors")):
+    if any(path.stat().st_mtime >= began for path in folder.glob("*/*.safetensors")):
         return "layers that were in training are kept, run the same command with --resume to go on"
     return "nothing is kept of heads that were in training"
 

@@ -279,13 +279,16 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(
     command = [sys.executable, "-m", "featurecache", "train", cache, *options, "--save", "killed"]
     command += ["--resume", "--checkpoint-seconds", 0]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    for count in (1, 3):  # killed in the first fit of the protocol, and in a later one
-        process = subprocess.Popen([str(part) for part in command], env=environment)
+    # Killed in the first fit of the protocol, and stopped in a later one.
+    for count, number in ((1, signal.SIGKILL), (3, signal.SIGTERM)):
+        process = subprocess.Popen([str(part) for part in command], env=environment, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and _num_steps(cache) < 5 + 60 * (count - 1):
             time.sleep(0.01)
         assert process.poll() is None, "it was to be killed before its end"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        _, error = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "layers that were in training are kept, run the same command with --resume to go on" in error
     kept = sorted((cache / TRAINING).glob("*/*.safetensors"))
     assert len(kept) > 1
     store = FeatureStore.open(cache)
