@@ -7,28 +7,32 @@ defaults included.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from math import isfinite
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from featurecache.errors import RequestError
 from featurecache.hashing import digest_json
+from featurecache.image_specs import IMAGENET_MEAN as IMAGENET_MEAN
+from featurecache.image_specs import IMAGENET_STD as IMAGENET_STD
+from featurecache.image_specs import LEFT_OUT, check_choice, known_changes
+from featurecache.image_specs import MAX_FILE_BYTES as MAX_FILE_BYTES
+from featurecache.image_specs import Alignment as Alignment
+from featurecache.image_specs import ChannelOrder as ChannelOrder
+from featurecache.image_specs import Interpolation as Interpolation
+from featurecache.image_specs import JpegDecoding as JpegDecoding
+from featurecache.image_specs import Orientation as Orientation
+from featurecache.image_specs import Padding as Padding
+from featurecache.image_specs import PixelRange as PixelRange
+from featurecache.image_specs import PreprocessSpec as PreprocessSpec
+from featurecache.image_specs import ResizeMode as ResizeMode
+from featurecache.image_specs import Rounding as Rounding
 from featurecache.view_specs import MAX_VIEWS as MAX_VIEWS
 from featurecache.view_specs import ViewSpec as ViewSpec
 from featurecache.view_specs import check_takes_views as check_takes_views
 from featurecache.view_specs import num_views as num_views
-from featurecache.view_specs import pair_of_numbers
 from featurecache.view_specs import shape_of_row as shape_of_row
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-Orientation = Literal["exif", "stored"]
-JpegDecoding = Literal["scaled", "full"]
-PixelRange = Literal["full", "image"] | tuple[float, float]
-ResizeMode = Literal["shortest", "longest", "squash"]
-Padding = Literal["none", "center", "corner"]
-Rounding = Literal["nearest", "down"]
-ChannelOrder = Literal["rgb", "bgr"]
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 DtypeChoice = Literal["auto", "float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]
@@ -45,125 +49,7 @@ TaskKind = Literal["classes", "labels", "numbers"]
 TASK_NOUN: dict[TaskKind, str] = {"classes": "class", "labels": "label", "numbers": "number"}
 """One of what a task has."""
 
-MAX_FILE_BYTES = 500_000_000
 MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreprocessSpec:
-    """How an image file becomes the numbers that a backbone sees; belongs to the weights.
-
-    The order is: decode, orient, convert to RGB, resize, crop the centre or pad, divide by 255, put the channels in
-    order, subtract the mean, divide by the standard deviation. The rules of decoding are in store/FORMAT.md.
-    """
-
-    modality: ClassVar[str] = "image"
-
-    resize: int | tuple[int, int] = 256
-    """Side before cropping, in pixels: the shorter one, unless ``resize_mode`` says another; height and width where
-    they differ."""
-    crop: int | tuple[int, int] = 224
-    """Side of the centre crop, in pixels; height and width where they differ."""
-    resize_mode: ResizeMode = "shortest"
-    """``shortest``: an image just covers ``resize``; ``longest``: it just fits into it; ``squash``: it is made that."""
-    resize_rounding: Rounding = "down"
-    """Of the side that follows from the other one."""
-    crop_rounding: Rounding = "nearest"
-    """Of half a pixel before the crop: ``nearest``, to even, as torchvision does; ``down``, as transformers does."""
-    padding: Padding = "none"
-    """Where an image that is smaller than the crop goes, and the rest is filled: the centre, or the top left corner."""
-    fill_color: tuple[int, int, int] = (0, 0, 0)
-    """Colour of padding."""
-    channel_order: ChannelOrder = "rgb"
-    """Order of the channels that the network sees, and of ``mean`` and ``std``."""
-    interpolation: Interpolation = "bilinear"
-    antialias: bool = True
-    """Low-pass filter before making an image smaller."""
-    orientation: Orientation = "exif"
-    """Turn the image as its EXIF tag says, or leave it as stored."""
-    jpeg_decoding: JpegDecoding = "scaled"
-    """``scaled``: JPEG files are decoded at 1/2, 1/4 or 1/8 where the shorter side stays at least twice ``resize``."""
-    range: PixelRange = "full"
-    """Of images of more than 8 bits, the values that become black and white: ``full``, those of their file type;
-    ``image``, of each image its own least and greatest; or two numbers. Other images are left as they are."""
-    background: tuple[int, int, int] = (255, 255, 255)
-    """Colour behind transparent pixels."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    max_pixels: int = 100_000_000
-    """Larger images are bad inputs, refused before they are decoded."""
-    max_bytes: int = MAX_FILE_BYTES
-    """Larger files are bad inputs, refused before they are decoded."""
-    decoding_rules: int = 1
-    """Edition of the decoding rules."""
-
-    def __post_init__(self) -> None:
-        for name in ("resize", "crop"):
-            object.__setattr__(self, name, _side_or_sides(name, getattr(self, name)))
-        for name in ("max_pixels", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
-        _check_choice("interpolation", self.interpolation, Interpolation)
-        _check_choice("orientation", self.orientation, Orientation)
-        _check_choice("jpeg decoding", self.jpeg_decoding, JpegDecoding)
-        _check_choice("resize mode", self.resize_mode, ResizeMode)
-        _check_choice("resize rounding", self.resize_rounding, Rounding)
-        _check_choice("crop rounding", self.crop_rounding, Rounding)
-        _check_choice("padding", self.padding, Padding)
-        _check_choice("channel order", self.channel_order, ChannelOrder)
-        self._check_sizes()
-        if self.interpolation == "lanczos" and not self.antialias:
-            raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
-        object.__setattr__(self, "range", _pixel_range(self.range))
-        if self.decoding_rules != 1:
-            raise RequestError(
-                f"decoding rules {self.decoding_rules} are not known to this release; upgrade featurecache"
-            )
-        for name in ("mean", "std", "background", "fill_color"):
-            value = tuple(getattr(self, name))
-            if len(value) != 3:
-                raise RequestError(f"preprocess {name} needs three numbers (red, green, blue), got {value}")
-            object.__setattr__(self, name, value)  # JSON gives lists
-        if not all(type(number) is int and 0 <= number <= 255 for number in self.fill_color):
-            raise RequestError(f"preprocess fill_color must be whole numbers from 0 to 255, got {self.fill_color}")
-        if not all(isfinite(number) for number in (*self.mean, *self.std)):
-            raise RequestError(f"preprocess mean and std must be finite, got {self.mean} and {self.std}")
-        if min(self.std) <= 0:
-            raise RequestError(f"preprocess std must be positive, got {self.std}")
-
-    def _check_sizes(self) -> None:
-        if self.padding != "none":
-            return
-        if self.resize_mode == "longest":
-            raise RequestError("preprocess resize mode 'longest' needs padding: 'center' or 'corner'")
-        if any(crop > resize for crop, resize in zip(self.crop_shape, self.resize_shape, strict=True)):
-            raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
-
-    @property
-    def crop_shape(self) -> tuple[int, int]:
-        """Height and width of what the network sees."""
-        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
-
-    @property
-    def resize_shape(self) -> tuple[int, int]:
-        """Height and width before cropping; twice the side, where only one is given."""
-        return self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
-
-    def override(self, **changes: Any) -> PreprocessSpec:
-        """Return a copy with some fields changed; ``None`` means unchanged."""
-        changes = _known_changes(self, changes)
-        if changes.get("padding", self.padding) == "none":
-            if "crop" in changes and "resize" not in changes and _exceeds(changes["crop"], self.resize):
-                changes["resize"] = changes["crop"]
-            if "resize" in changes and "crop" not in changes and _exceeds(self.crop, changes["resize"]):
-                changes["crop"] = changes["resize"]
-        return replace(self, **changes)
-
-    def choices(self) -> dict[str, Any]:
-        """Return everything that `override` can change."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +84,7 @@ class TextPreprocessSpec:
 
     def override(self, **changes: Any) -> TextPreprocessSpec:
         """Return a copy with some fields changed; ``None`` means unchanged. The tokenizer belongs to the weights."""
-        return replace(self, **_known_changes(self, changes, fixed=("kind", "tokenizer")))
+        return replace(self, **known_changes(self, changes, fixed=("kind", "tokenizer")))
 
     def choices(self) -> dict[str, Any]:
         """Return everything that `override` can change."""
@@ -206,17 +92,6 @@ class TextPreprocessSpec:
 
 
 AnyPreprocess = PreprocessSpec | TextPreprocessSpec
-_LEFT_OUT = {
-    "jpeg_decoding": "full",
-    "range": "full",
-    "resize_mode": "shortest",
-    "resize_rounding": "down",
-    "crop_rounding": "nearest",
-    "padding": "none",
-    "fill_color": (0, 0, 0),
-    "channel_order": "rgb",
-}
-"""Fields that came later, with the value that stands for how it was before; with it they are no part of an identity."""
 _PREPROCESS_KINDS: dict[str | None, type[AnyPreprocess]] = {None: PreprocessSpec, "text": TextPreprocessSpec}
 
 
@@ -263,7 +138,7 @@ class FeatureIdentity:
         # What is as it was before there was a choice is left out: the fingerprints of old caches must not change.
         if self.views is None:
             del value["views"]
-        for name, usual in _LEFT_OUT.items():
+        for name, usual in LEFT_OUT.items():
             if value["preprocess"].get(name) == usual:
                 del value["preprocess"][name]
         return value
@@ -307,8 +182,8 @@ class BackboneRequest:
     """Arithmetic of the forward pass: ``bfloat16`` and ``float16`` are several times as fast on GPUs."""
 
     def __post_init__(self) -> None:
-        _check_choice("init", self.init, InitName)
-        _check_choice("precision", self.precision, PrecisionName)
+        check_choice("init", self.init, InitName)
+        check_choice("precision", self.precision, PrecisionName)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
         if self.init == "random" and self.weights is not None:
@@ -345,48 +220,8 @@ class ExtractionSettings:
                 raise RequestError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
         if self.num_workers is not None and self.num_workers < 1:
             raise RequestError(f"num workers must be at least 1, got {self.num_workers}")
-        _check_choice("dtype", self.dtype, DtypeChoice)
-        _check_choice("runtime", self.runtime, RuntimeName)
-
-
-def _known_changes(spec: Any, changes: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
-    changes = {name: value for name, value in changes.items() if value is not None}
-    known = [field.name for field in fields(spec) if field.name not in fixed]
-    if unknown := sorted(set(changes) - set(known)):
-        raise RequestError(
-            f"unknown preprocess setting {unknown[0]!r}; for {spec.modality} inputs there are: {', '.join(known)}"
-        )
-    return changes
-
-
-def _side_or_sides(name: str, value: Any) -> int | tuple[int, int]:
-    """Return a side in pixels, or height and width if they differ: one setting must have one fingerprint."""
-    sides = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if len(sides) not in (1, 2) or not all(type(side) is int for side in sides):
-        raise RequestError(f"preprocess {name} must be a whole number, or height and width, got {value!r:.80}")
-    if min(sides) < 1:
-        raise RequestError(f"preprocess {name} must be at least 1, got {value}")
-    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
-
-
-def _exceeds(crop: Any, resize: Any) -> bool:
-    """Tell whether a crop is larger than an image in some direction; what is no size is refused later."""
-    crops, sides = ((each, each) if isinstance(each, int) else tuple(each) for each in (crop, resize))
-    return any(one > other for one, other in zip(crops, sides, strict=True))
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
-
-
-def _pixel_range(value: Any) -> PixelRange:
-    if value in ("full", "image"):
-        return value  # type: ignore[no-any-return]
-    low, high = pair_of_numbers("preprocess range", value)
-    if low >= high:
-        raise RequestError(f"preprocess range needs two numbers, the lesser first, got {low:g},{high:g}")
-    return low, high
+        check_choice("dtype", self.dtype, DtypeChoice)
+        check_choice("runtime", self.runtime, RuntimeName)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

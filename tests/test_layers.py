@@ -24,6 +24,7 @@ FLOORS = {
     "tables": 1,
     "text": 1,
     "view_specs": 1,
+    "image_specs": 1,
     "resizing": 1,
     "sources": 2,
     "store": 2,

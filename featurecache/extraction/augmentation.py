@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.resizing import resize_and_crop, resized
+from featurecache.resizing import resize_and_crop, resized, trimmed
 from featurecache.specs import PreprocessSpec, ViewSpec
 
 # V views, H height, W width, C channels (RGB)
@@ -93,6 +93,7 @@ def make_view(
     image: Image.Image, sample: str, number: int, preprocess: PreprocessSpec, views: ViewSpec
 ) -> NDArray[np.uint8]:
     """Make one view, (H, W, C) uint8, of an upright image whose file has the digest ``sample``."""
+    image = trimmed(image, preprocess)
     crop, recolour = _transforms(views, preprocess.crop_shape)
     generator = torch.Generator().manual_seed(seed_of_view(views, sample, number))
     with DrawFrom(generator):

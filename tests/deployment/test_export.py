@@ -472,6 +472,11 @@ HOW: dict[str, Any] = {
     "no filter": {"antialias": False, "orientation": "stored"},
     "range of the image": {"range": "image", "channel_order": "bgr"},
     "range": {"range": (100, 30000)},
+    "trimmed": {"trim_margin": True, "resize_mode": "squash"},
+    "resized twice": {"first_resize": 91, "first_interpolation": "bicubic", "resize_rounding": "nearest"},
+    "cropped first": {"crop_first": True, "resize": (73, 81), "crop": (64, 70), "crop_rounding": "down"},
+    "corners": {"alignment": "corners", "antialias": False},
+    "trimmed and cropped first": {"trim_margin": True, "first_resize": 120, "crop_first": True, "antialias": False},
 }
 
 

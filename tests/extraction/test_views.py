@@ -143,9 +143,23 @@ def test_views_keep_to_the_preprocess(tmp_path: Path) -> None:
     views = loaded(data, SMALL, VIEWS)
     for change in ({"interpolation": "bicubic"}, {"antialias": False}):
         assert not np.array_equal(loaded(data, SMALL.override(**change), VIEWS), views)
+    nearest, corners = {"antialias": False}, {"antialias": False, "alignment": "corners"}
+    assert not np.array_equal(*(loaded(data, SMALL.override(**change), VIEWS) for change in (nearest, corners)))
+    for change in ({"crop_first": True}, {"first_resize": 90}):  # as are these
+        assert np.array_equal(loaded(data, SMALL.override(**change), VIEWS), views)
     assert np.array_equal(loaded(data, SMALL.override(resize=64), VIEWS), views)  # `resize` is for plain images
     with pytest.raises(InputError, match="empty"):
         loaded(b"", SMALL, VIEWS)
+
+
+def test_views_are_made_of_what_trimming_leaves(tmp_path: Path) -> None:
+    dark, paper = Image.new("RGB", (90, 70), (10, 20, 30)), Image.new("RGB", (300, 200), (255, 255, 255))
+    paper.paste(dark, (20, 100))
+    paper.save(tmp_path / "a.png")
+    still = replace(VIEWS, brightness=0, contrast=0, saturation=0)
+    data = (tmp_path / "a.png").read_bytes()
+    assert loaded(data, SMALL, still).max() == 255
+    assert loaded(data, SMALL.override(trim_margin=True), still).max() == 30
 
 
 def test_features_equal_a_loop_by_hand_and_plain_ones_are_there_too(make_folder: Make, tmp_path: Path) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from torch.nn.functional import interpolate
 
 from featurecache.errors import InputError
+from featurecache.resizing import trimmed
 from featurecache.sources.images import decode, load_image, pillow_defaults, resize_and_crop
 from featurecache.specs import PreprocessSpec
 
@@ -112,6 +116,60 @@ def test_the_side_that_follows_is_rounded_as_it_says(rounding: Any, width: int) 
     )
     pixels = np.asarray(resize_and_crop(Image.new("RGB", (33, 64)), spec))
     assert int((pixels[0, :, 2] == 0).sum()) == width
+
+
+def test_a_light_margin_is_cut_off() -> None:
+    part = noise(60, 40)
+    part.putpixel((0, 0), (0, 0, 0))
+    page = Image.new("RGB", (100, 90), (250, 250, 245))
+    page.paste(part, (13, 21))
+    spec = PreprocessSpec(trim_margin=True, resize=(40, 60), crop=(40, 60), resize_mode="squash")
+    found = resize_and_crop(page, spec)
+    assert found.size == (60, 40)
+    assert np.array_equal(np.asarray(found), np.asarray(trimmed(page, spec)))
+    assert np.array_equal(np.asarray(found)[0, 0], (0, 0, 0))
+    for colour in (0, 128, 255):  # nothing is margin where all is of one colour
+        plain = Image.new("RGB", (30, 20), (colour,) * 3)
+        assert trimmed(plain, spec).size == (30, 20)
+    assert trimmed(page, PreprocessSpec()) is page
+
+
+@pytest.mark.parametrize("size", [(200, 100), (99, 301), (64, 64), (3, 500)])
+def test_what_is_cropped_first_is_the_part_that_would_be_left(size: tuple[int, int]) -> None:
+    usual = PreprocessSpec(resize=64, crop=(48, 40))
+    ramp = np.add.outer(np.linspace(0, 120, size[1]), np.linspace(0, 120, size[0])).astype(np.uint8)
+    image = Image.fromarray(ramp).convert("RGB")
+    after, before = (
+        np.asarray(resize_and_crop(image, spec), float) for spec in (usual, replace(usual, crop_first=True))
+    )
+    assert before.shape == after.shape
+    # Grey ramps differ by what half a pixel of the image is, which is a step of the ramp.
+    step = 120 / (min(size) - 1)
+    assert np.abs(before - after).max() <= max(2 * step, 3)
+
+
+def test_the_first_resizing_is_one_more() -> None:
+    image = noise(150, 90)
+    spec = PreprocessSpec(resize=32, crop=24, interpolation="bicubic", first_resize=200)
+    twice = image.resize((200 * 150 // 90, 200), Image.Resampling.BILINEAR)
+    usual = replace(spec, first_resize=0)
+    assert np.array_equal(np.asarray(resize_and_crop(image, spec)), np.asarray(resize_and_crop(twice, usual)))
+    with pytest.raises(InputError, match="150x90 pixels become 333x200, the limit is 60000 pixels"):
+        resize_and_crop(image, replace(spec, max_pixels=60_000))
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (7, 13), (50, 20), (1, 5)])
+def test_corners_stay_where_they_are(sides: tuple[int, int]) -> None:
+    image = noise(31, 17)
+    spec = PreprocessSpec(resize=sides, crop=sides, resize_mode="squash", alignment="corners", antialias=False)
+    expected = interpolate(
+        torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None],
+        sides,
+        mode="bilinear",
+        align_corners=True,
+    )
+    found = np.asarray(resize_and_crop(image, spec), np.float32)
+    assert np.abs(found - expected[0].permute(1, 2, 0).numpy()).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (250, 250), (37, 411), (224, 256)])

@@ -6,8 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from featurecache.errors import BackboneError
+from featurecache.specs import Interpolation
 
 Settings = dict[str, Any]
+INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+EXTRA_FIELDS = ("trim_margin", "first_resize", "first_interpolation", "crop_first", "alignment")
+"""Of a `PreprocessSpec`, those that no processor has under a name of its own."""
+_SLANEXT_TOKENS = {"td_token", "bos_id", "eos_id"}
+_PER_CHANNEL = ("image_mean", "image_std")
 
 
 def refusal(name: str, field: str, value: Any, why: str) -> BackboneError:
@@ -81,11 +87,13 @@ def _mobilevit(settings: Settings, name: str) -> tuple[Settings, set[str]]:
 def _pp_lcnet(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     if (side := settings.get("resize_short")) is not None:
         settings |= {"size": {"shortest_edge": side}, "resize_rounding": "nearest"}
-    # Normalised before the channels are put in order.
-    for field in ("image_mean", "image_std"):
-        settings[field] = for_each_channel(settings[field])[::-1]
-    settings["channel_order"] = "bgr"
-    return settings, {"resize_short", "channel_order", "resize_rounding"}
+    return _normalised_as_bgr(settings), {"resize_short", "channel_order", "resize_rounding"}
+
+
+def _normalised_as_bgr(settings: Settings) -> Settings:
+    """Return those of classes that normalise before they put the channels in order."""
+    values = {field: for_each_channel(settings[field])[::-1] for field in _PER_CHANNEL if field in settings}
+    return settings | values | {"channel_order": "bgr"}
 
 
 def _janus(settings: Settings, name: str) -> tuple[Settings, set[str]]:
@@ -114,6 +122,54 @@ def _depth_pro(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     return settings | {"antialias": False}, {"antialias"}
 
 
+def _perceiver(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    if settings.get("do_center_crop"):
+        # The crop is the share size / crop_size of the shorter side, and is made size.
+        size, within = sides_of(settings.get("size")), sides_of(settings.get("crop_size"))
+        if size is None or within is None or size[0] > within[0] or size[1] > within[1]:
+            raise refusal(name, "crop_size", settings.get("crop_size"), "is not height and width of at least size")
+        settings |= {"crop_first": True, "size": settings["crop_size"], "crop_size": settings["size"]}
+    return settings, {"crop_first"}
+
+
+def _donut(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    frame = sides_of(settings.get("size"))
+    if frame is None:
+        raise refusal(name, "size", settings.get("size"), "is not height and width")
+    for field in ("do_thumbnail", "do_pad"):
+        if not settings.get(field):
+            raise refusal(name, field, False, "gives inputs of different shapes, and all have one here")
+    height, width = frame
+    # Made to cover the shorter side of the frame, and then to fit into it.
+    settings |= {"first_resize": min(frame), "first_interpolation": INTERPOLATIONS.get(settings.get("resample", 2))}
+    settings |= {"size": {"max_height": height, "max_width": width}, "pad_size": {"height": height, "width": width}}
+    settings |= {"padding": "center", "fill_color": (0, 0, 0), "resize_rounding": "down"}
+    return settings, {"do_thumbnail", "padding", "fill_color", "resize_rounding", *EXTRA_FIELDS}
+
+
+def _nougat(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    settings, used = _donut(settings, name)
+    if settings.get("do_crop_margin"):
+        settings["trim_margin"] = True
+    return settings | {"resample": 3}, {"do_crop_margin", *used}
+
+
+def _slanext(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    if settings.get("do_pad") and (sides := sides_of(settings.get("size"))):
+        settings |= {"size": {"longest_edge": max(sides)}}
+    # The others are the words of its answers.
+    return settings | {"antialias": False, "resample": 2}, {"antialias", "dict", "character", *_SLANEXT_TOKENS}
+
+
+def _uvdoc(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    settings = _normalised_as_bgr(settings)
+    return settings | {"antialias": False, "resample": 2, "alignment": "corners"}, {
+        "antialias",
+        "alignment",
+        "channel_order",
+    }
+
+
 RULES: dict[str, Rule] = {
     "ConvNextImageProcessor": _convnext,
     "PoolFormerImageProcessor": _poolformer,
@@ -126,14 +182,16 @@ RULES: dict[str, Rule] = {
     "PI0ImageProcessor": _pi0,
     "AriaImageProcessor": _aria,
     "DepthProImageProcessor": _depth_pro,
+    "PerceiverImageProcessor": _perceiver,
+    "DonutImageProcessor": _donut,
+    "NougatImageProcessor": _nougat,
+    "PPFormulaNetImageProcessor": _nougat,
+    "SLANeXtImageProcessor": _slanext,
+    "UVDocImageProcessor": _uvdoc,
 }
 
 NOT_OBEYED: dict[str, tuple[str, str]] = {
-    "DonutImageProcessor": ("do_thumbnail", "resizes a second time, which blurs"),
     "Owlv2ImageProcessor": ("do_pad", "makes a square and blurs it before it is resized"),
-    "PerceiverImageProcessor": ("crop_size", "crops before the image is resized"),
-    "SLANeXtImageProcessor": ("size", "is reached by an interpolation of its own"),
-    "UVDocImageProcessor": ("size", "is reached by interpolation from corner to corner"),
     "PPOCRV5ServerRecImageProcessor": ("max_image_width", "gives inputs of different widths"),
     "PPOCRV6SmallRecImageProcessor": ("max_image_width", "gives inputs of different widths"),
     "DeepseekVLHybridImageProcessor": ("high_res_size", "makes a second input of each image"),

@@ -7,11 +7,15 @@ Whatever comes out is compared with what the processor makes of a few images bef
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from PIL import Image
 
+from featurecache.backbones.providers import timm_models
 from featurecache.backbones.providers.image_processor_rules import (
+    EXTRA_FIELDS,
+    INTERPOLATIONS,
     NOT_OBEYED,
     RULES,
     Settings,
@@ -21,9 +25,8 @@ from featurecache.backbones.providers.image_processor_rules import (
 )
 from featurecache.backbones.providers.reference_transform import Mismatch, check_same
 from featurecache.errors import BackboneError, first_line
-from featurecache.specs import Interpolation, PreprocessSpec
+from featurecache.specs import PreprocessSpec
 
-_INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _BASIC = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"}
 _BASIC |= {"do_normalize", "image_mean", "image_std", "do_pad", "pad_size"}
 _ENVELOPE = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_valid_processor_keys"}
@@ -76,7 +79,7 @@ def read_preprocess(transformers: Any, folder_or_name: str, name: str) -> Prepro
     """
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(folder_or_name, trust_remote_code=False)
-    except (ValueError, ImportError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, ImportError, TypeError, AttributeError, KeyError, AssertionError) as error:
         raise BackboneError(
             f"{name}: transformers cannot read its preprocessor_config.json ({type(error).__name__}: "
             f"{first_line(error)}); write there an image_processor_type that it knows"
@@ -87,6 +90,9 @@ def read_preprocess(transformers: Any, folder_or_name: str, name: str) -> Prepro
 def preprocess_of(processor: Any, name: str) -> PreprocessSpec:
     """Return the preprocess of a processor that is there already; see `read_preprocess`."""
     kind = _kind(processor)
+    if kind == "TimmWrapperImageProcessor":
+        # It keeps a data config of timm, and calls timm's transform of that.
+        return timm_models.preprocess_of(importlib.import_module("timm"), processor.data_config, name)
     settings = {field: _plain(value) for field, value in processor.to_dict().items() if value is not None}
     preprocess = _translate(kind, settings, name)
     try:
@@ -163,13 +169,14 @@ def _does_nothing(field: str, settings: Settings) -> bool:
 def _spec(settings: Settings, name: str) -> PreprocessSpec:
     if not settings.get("do_resize"):
         raise refusal(name, "do_resize", settings.get("do_resize"), "leaves images at sizes of their own")
-    if (resample := settings.get("resample", 2)) not in _INTERPOLATIONS:
+    if (resample := settings.get("resample", 2)) not in INTERPOLATIONS:
         raise refusal(name, "resample", resample, "is a filter of Pillow that is not known here")
     mean, std = _affine(settings, name)
     return PreprocessSpec(
         **_geometry(settings, name),
-        interpolation=_INTERPOLATIONS[resample],
+        interpolation=INTERPOLATIONS[resample],
         antialias=settings.get("antialias", True),
+        **{field: settings[field] for field in EXTRA_FIELDS if field in settings},
         channel_order=settings.get("channel_order", "rgb"),
         mean=mean,
         std=std,
@@ -183,6 +190,9 @@ def _geometry(settings: Settings, name: str) -> Settings:
         raise refusal(name, "size", size, _SHAPES)
     if settings.get("do_pad"):
         return _padded(settings, name)
+    if settings.get("crop_first"):
+        rounding = {"crop_rounding": "down", "resize_rounding": "down"}
+        return {"resize": sides_of(size), "crop": sides_of(settings["crop_size"]), **rounding}
     crop = sides_of(settings.get("crop_size")) if settings.get("do_center_crop") else None
     if set(size) == {"height", "width"}:
         sides, mode = (size["height"], size["width"]), "squash"

@@ -30,7 +30,7 @@ def prepare(file, how):  # type: ignore[no-untyped-def]
         image.seek(0)
         image.load()
         upright = ImageOps.exif_transpose(image) if how["orientation"] == "exif" else image
-        return np.asarray(_cropped(_resized(_to_rgb(upright, how), how), how))
+        return np.asarray(_sized(_trimmed(_to_rgb(upright, how), how), how))
 
 
 def _to_rgb(image, how):  # type: ignore[no-untyped-def]
@@ -51,6 +51,43 @@ def _eight_bits(values, pixel_range):  # type: ignore[no-untyped-def]
     return np.uint8(np.rint(np.clip((values.astype(float) - float(low)) * scale, 0, 255)))
 
 
+def _trimmed(image, how):  # type: ignore[no-untyped-def]
+    if not how["trim_margin"]:
+        return image
+    grey = image.convert("L", (0.2989, 0.587, 0.114, -0.5))
+    low, high = grey.getextrema()
+    if low == high:
+        return image
+    return image.crop(grey.point([255 * (255 * (v - low) < 200 * (high - low)) for v in range(256)]).getbbox())
+
+
+def _sized(image, how):  # type: ignore[no-untyped-def]
+    if side := how["first_resize"]:
+        shorter, half = min(image.size), how["resize_rounding"] == "nearest"
+        size = [max((2 * each * side + half * shorter) // (2 * shorter), 1) for each in image.size]
+        image = _filtered(image, size, {**how, "interpolation": how["first_interpolation"]})
+    if not how["crop_first"]:
+        return _cropped(_resized(image, how), how)
+    crop, shorter = _sides(how["crop"]), min(image.size)
+    part = [max(shorter * each // side, 1) for each, side in zip(crop, _sides(how["resize"]), strict=True)]
+    return _filtered(_cropped(image, {**how, "crop": part}), crop[::-1], how)
+
+
+def _filtered(image, size, how):  # type: ignore[no-untyped-def]
+    filter = Image.Resampling[how["interpolation"].upper()]
+    if how["antialias"]:
+        return image.resize(size, filter)
+    (left, right), (top, bottom) = (_extent(*pair, how) for pair in zip(image.size, size, strict=True))
+    return image.transform(size, Image.Transform.EXTENT, (left, top, right, bottom), filter)
+
+
+def _extent(before, after, how):  # type: ignore[no-untyped-def]
+    if how["alignment"] == "edges":
+        return 0, before
+    step = (before - 1) / (after - 1) if after > 1 else 1
+    return 0.5 - step / 2, (before - 0.5 if after > 1 else 0.5) + step / 2
+
+
 def _resized(image, how):  # type: ignore[no-untyped-def]
     (height, width), size = _sides(how["resize"]), image.size
     half = how["resize_rounding"] == "nearest"
@@ -60,10 +97,7 @@ def _resized(image, how):  # type: ignore[no-untyped-def]
             height = max((2 * size[1] * width + half * size[0]) // (2 * size[0]), 1)
         else:
             width = max((2 * size[0] * height + half * size[1]) // (2 * size[1]), 1)
-    filter = Image.Resampling[how["interpolation"].upper()]
-    if how["antialias"]:
-        return image.resize((width, height), filter)
-    return image.transform((width, height), Image.Transform.EXTENT, (0, 0, *size), filter)
+    return _filtered(image, (width, height), how)
 
 
 def _cropped(image, how):  # type: ignore[no-untyped-def]

@@ -1,0 +1,222 @@
+"""Frozen settings of how images are prepared; part of a fingerprint, like all in specs.py, where others import them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
+from typing import Any, ClassVar, Literal, get_args
+
+from featurecache.errors import RequestError
+from featurecache.view_specs import pair_of_numbers
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Orientation = Literal["exif", "stored"]
+JpegDecoding = Literal["scaled", "full"]
+PixelRange = Literal["full", "image"] | tuple[float, float]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Padding = Literal["none", "center", "corner"]
+Rounding = Literal["nearest", "down"]
+ChannelOrder = Literal["rgb", "bgr"]
+Alignment = Literal["edges", "corners"]
+
+MAX_FILE_BYTES = 500_000_000
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LEFT_OUT = {
+    "jpeg_decoding": "full",
+    "range": "full",
+    "resize_mode": "shortest",
+    "resize_rounding": "down",
+    "crop_rounding": "nearest",
+    "padding": "none",
+    "fill_color": (0, 0, 0),
+    "channel_order": "rgb",
+    "trim_margin": False,
+    "first_resize": 0,
+    "first_interpolation": "bilinear",
+    "crop_first": False,
+    "alignment": "edges",
+}
+"""Fields that came later, with the value that stands for how it was before; with it they are no part of an identity."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessSpec:
+    """How an image file becomes the numbers that a backbone sees; belongs to the weights.
+
+    The order is: decode, orient, convert to RGB, trim, resize a first time, resize, crop the centre or pad, divide by
+    255, put the channels in order, subtract the mean, divide by the standard deviation. Trimming and the first resizing
+    are off by default. The rules of decoding are in store/FORMAT.md.
+    """
+
+    modality: ClassVar[str] = "image"
+
+    resize: int | tuple[int, int] = 256
+    """Side before cropping, in pixels: the shorter one, unless ``resize_mode`` says another; height and width where
+    they differ."""
+    crop: int | tuple[int, int] = 224
+    """Side of the centre crop, in pixels; height and width where they differ."""
+    resize_mode: ResizeMode = "shortest"
+    """``shortest``: an image just covers ``resize``; ``longest``: it just fits into it; ``squash``: it is made that."""
+    resize_rounding: Rounding = "down"
+    """Of the side that follows from the other one."""
+    crop_rounding: Rounding = "nearest"
+    """Of half a pixel before the crop: ``nearest``, to even, as torchvision does; ``down``, as transformers does."""
+    padding: Padding = "none"
+    """Where an image that is smaller than the crop goes, and the rest is filled: the centre, or the top left corner."""
+    fill_color: tuple[int, int, int] = (0, 0, 0)
+    """Colour of padding."""
+    crop_first: bool = False
+    """Crop before resizing: the centre that would be left after ``resize`` is cut out first, and made ``crop``."""
+    trim_margin: bool = False
+    """Cut off rows and columns at the edges that are light all along, as the margins of a page are."""
+    first_resize: int = 0
+    """Shorter side to which images are resized before they are resized; 0: they are not."""
+    first_interpolation: Interpolation = "bilinear"
+    """Of the first resizing."""
+    channel_order: ChannelOrder = "rgb"
+    """Order of the channels that the network sees, and of ``mean`` and ``std``."""
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = True
+    """Low-pass filter before making an image smaller."""
+    alignment: Alignment = "edges"
+    """What stays where it is when an image is resized: its edges, or the centres of the pixels in its corners."""
+    orientation: Orientation = "exif"
+    """Turn the image as its EXIF tag says, or leave it as stored."""
+    jpeg_decoding: JpegDecoding = "scaled"
+    """``scaled``: JPEG files are decoded at 1/2, 1/4 or 1/8 where the shorter side stays at least twice ``resize``."""
+    range: PixelRange = "full"
+    """Of images of more than 8 bits, the values that become black and white: ``full``, those of their file type;
+    ``image``, of each image its own least and greatest; or two numbers. Other images are left as they are."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour behind transparent pixels."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    max_pixels: int = 100_000_000
+    """Larger images are bad inputs, refused before they are decoded."""
+    max_bytes: int = MAX_FILE_BYTES
+    """Larger files are bad inputs, refused before they are decoded."""
+    decoding_rules: int = 1
+    """Edition of the decoding rules."""
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop"):
+            object.__setattr__(self, name, _side_or_sides(name, getattr(self, name)))
+        for name in ("max_pixels", "max_bytes"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
+        check_choice("interpolation", self.interpolation, Interpolation)
+        check_choice("orientation", self.orientation, Orientation)
+        check_choice("jpeg decoding", self.jpeg_decoding, JpegDecoding)
+        check_choice("resize mode", self.resize_mode, ResizeMode)
+        check_choice("resize rounding", self.resize_rounding, Rounding)
+        check_choice("crop rounding", self.crop_rounding, Rounding)
+        check_choice("padding", self.padding, Padding)
+        check_choice("channel order", self.channel_order, ChannelOrder)
+        check_choice("first interpolation", self.first_interpolation, Interpolation)
+        check_choice("alignment", self.alignment, Alignment)
+        self._check_sizes()
+        self._check_filters()
+        object.__setattr__(self, "range", _pixel_range(self.range))
+        if self.decoding_rules != 1:
+            raise RequestError(
+                f"decoding rules {self.decoding_rules} are not known to this release; upgrade featurecache"
+            )
+        for name in ("mean", "std", "background", "fill_color"):
+            value = tuple(getattr(self, name))
+            if len(value) != 3:
+                raise RequestError(f"preprocess {name} needs three numbers (red, green, blue), got {value}")
+            object.__setattr__(self, name, value)  # JSON gives lists
+        if not all(type(number) is int and 0 <= number <= 255 for number in self.fill_color):
+            raise RequestError(f"preprocess fill_color must be whole numbers from 0 to 255, got {self.fill_color}")
+        if not all(isfinite(number) for number in (*self.mean, *self.std)):
+            raise RequestError(f"preprocess mean and std must be finite, got {self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            raise RequestError(f"preprocess std must be positive, got {self.std}")
+
+    def _check_sizes(self) -> None:
+        if self.crop_first and (self.resize_mode != "shortest" or self.padding != "none"):
+            raise RequestError("preprocess crop_first needs resize mode 'shortest', and no padding")
+        if self.padding != "none":
+            return
+        if self.resize_mode == "longest":
+            raise RequestError("preprocess resize mode 'longest' needs padding: 'center' or 'corner'")
+        if any(crop > resize for crop, resize in zip(self.crop_shape, self.resize_shape, strict=True)):
+            raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
+
+    def _check_filters(self) -> None:
+        for name in ("antialias", "crop_first", "trim_margin"):
+            if type(getattr(self, name)) is not bool:
+                raise RequestError(f"preprocess {name} must be true or false, got {getattr(self, name)!r:.80}")
+        if type(self.first_resize) is not int or self.first_resize < 0:
+            raise RequestError(f"preprocess first_resize must be 0 or a side in pixels, got {self.first_resize!r:.80}")
+        if self.first_interpolation != "bilinear" and not self.first_resize:
+            raise RequestError("preprocess first_interpolation is of no effect without first_resize")
+        if not self.antialias and "lanczos" in (self.interpolation, self.first_interpolation):
+            raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
+        if self.alignment == "corners" and self.antialias:
+            raise RequestError("preprocess alignment 'corners' does not filter; set antialias to false")
+
+    @property
+    def crop_shape(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        return self.crop if isinstance(self.crop, tuple) else (self.crop, self.crop)
+
+    @property
+    def resize_shape(self) -> tuple[int, int]:
+        """Height and width before cropping; twice the side, where only one is given."""
+        return self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+
+    def override(self, **changes: Any) -> PreprocessSpec:
+        """Return a copy with some fields changed; ``None`` means unchanged."""
+        changes = known_changes(self, changes)
+        if changes.get("padding", self.padding) == "none":
+            if "crop" in changes and "resize" not in changes and _exceeds(changes["crop"], self.resize):
+                changes["resize"] = changes["crop"]
+            if "resize" in changes and "crop" not in changes and _exceeds(self.crop, changes["resize"]):
+                changes["crop"] = changes["resize"]
+        return replace(self, **changes)
+
+    def choices(self) -> dict[str, Any]:
+        """Return everything that `override` can change."""
+        return asdict(self)
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
+
+
+def known_changes(spec: Any, changes: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
+    changes = {name: value for name, value in changes.items() if value is not None}
+    known = [field.name for field in fields(spec) if field.name not in fixed]
+    if unknown := sorted(set(changes) - set(known)):
+        raise RequestError(
+            f"unknown preprocess setting {unknown[0]!r}; for {spec.modality} inputs there are: {', '.join(known)}"
+        )
+    return changes
+
+
+def _side_or_sides(name: str, value: Any) -> int | tuple[int, int]:
+    """Return a side in pixels, or height and width if they differ: one setting must have one fingerprint."""
+    sides = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if len(sides) not in (1, 2) or not all(type(side) is int for side in sides):
+        raise RequestError(f"preprocess {name} must be a whole number, or height and width, got {value!r:.80}")
+    if min(sides) < 1:
+        raise RequestError(f"preprocess {name} must be at least 1, got {value}")
+    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+
+
+def _exceeds(crop: Any, resize: Any) -> bool:
+    """Tell whether a crop is larger than an image in some direction; what is no size is refused later."""
+    crops, sides = ((each, each) if isinstance(each, int) else tuple(each) for each in (crop, resize))
+    return any(one > other for one, other in zip(crops, sides, strict=True))
+
+
+def _pixel_range(value: Any) -> PixelRange:
+    if value in ("full", "image"):
+        return value  # type: ignore[no-any-return]
+    low, high = pair_of_numbers("preprocess range", value)
+    if low >= high:
+        raise RequestError(f"preprocess range needs two numbers, the lesser first, got {low:g},{high:g}")
+    return low, high
