@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from featurecache.errors import BackboneError
 
+T = TypeVar("T")
+_MISSING_OPERATOR = "torchvision::nms"
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -36,7 +39,7 @@ def import_torchvision() -> ModuleType:
     try:
         importlib.import_module("torchvision.models")
     except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
+        if _MISSING_OPERATOR not in str(error):
             raise
         _declare_operators()
         _forget_partial_import()
@@ -46,10 +49,18 @@ def import_torchvision() -> ModuleType:
     return sys.modules["torchvision"]
 
 
-def prepare_torchvision() -> None:
-    """Import torchvision, if it is there, before somebody's code does, which may not know how to on this machine."""
-    if find_spec("torchvision") is not None:
-        import_torchvision()
+def retry_with_torchvision(call: Callable[[], T]) -> T:
+    """Call somebody's code, and once more where it imports a torchvision whose operators cannot be loaded here.
+
+    Importing torchvision beforehand would cost every network a second, and most need none of it.
+    """
+    try:
+        return call()
+    except RuntimeError as error:
+        if _MISSING_OPERATOR not in str(error):
+            raise
+    import_torchvision()
+    return call()
 
 
 def torchvision_state() -> Literal["ok", "without compiled operators", "missing"]:

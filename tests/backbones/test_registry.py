@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -201,3 +202,18 @@ def test_unknown_preprocess_override(weights_of):
     )
     with pytest.raises(RequestError, match="unknown preprocess setting 'size'"):
         load_backbone(request)
+
+
+@pytest.mark.parametrize(("code", "is_imported"), [("", False), ("import torchvision\n", True)])
+def test_torchvision_is_imported_only_by_networks_that_need_it(code: str, is_imported: bool, tmp_path: Path) -> None:
+    """Where its compiled operators cannot be loaded, somebody's plain import works too."""
+    network = "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(147, 4), nn.Linear(4, 2))\n"
+    (tmp_path / "mine.py").write_text(code + network)
+    check = (
+        "import sys; from featurecache.backbones.registry import load_backbone; "
+        "from featurecache.specs import BackboneRequest; "
+        "load_backbone(BackboneRequest(name='python:mine:make', preprocess=(('crop', 7), ('resize', 7)))); "
+        f"assert ('torchvision' in sys.modules) is {is_imported}"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=tmp_path, env=environment)

@@ -16,7 +16,7 @@ from typing import Any
 
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.python_factory import parameters_of, provide
-from featurecache.backbones.torchvision_compat import prepare_torchvision
+from featurecache.backbones.torchvision_compat import retry_with_torchvision
 from featurecache.errors import BackboneError, UnknownNameError, first_line
 
 PREFIX = "hub:"
@@ -34,7 +34,6 @@ class HubCheckoutProvider:
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Call the entry point; its argument ``pretrained`` is set if it has one."""
         folder, entry = _parse(name)
-        prepare_torchvision()
         with _on_path(folder):
             function = _entry_point(folder, entry)
             options = {"pretrained": pretrained} if "pretrained" in parameters_of(function) else {}
@@ -76,9 +75,9 @@ def _import_hubconf(folder: Path) -> ModuleType:
     spec = spec_from_file_location("hubconf", folder / "hubconf.py")
     assert spec is not None
     assert spec.loader is not None
-    hubconf = module_from_spec(spec)
+    loader, hubconf = spec.loader, module_from_spec(spec)
     try:
-        spec.loader.exec_module(hubconf)
+        retry_with_torchvision(lambda: loader.exec_module(hubconf))
     # Somebody else's code: anything can happen at its import.
     except (Exception, SystemExit) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.provider import Provided
-from featurecache.backbones.torchvision_compat import prepare_torchvision
+from featurecache.backbones.torchvision_compat import retry_with_torchvision
 from featurecache.errors import BackboneError, first_line
 from featurecache.specs import PreprocessSpec
 
@@ -38,7 +38,6 @@ class PythonFactoryProvider:
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Import the factory and call it."""
         full = PREFIX + name
-        prepare_torchvision()
         factory = import_factory(full, name)
         untrained = not pretrained and weights is None
         provided = provide(full, factory, untrained=untrained, options={})
@@ -95,7 +94,7 @@ def _call(full: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn
     from torch import nn
 
     try:
-        module = factory(**options)
+        module = retry_with_torchvision(lambda: factory(**options))
     except (Exception, SystemExit) as error:
         raise BackboneError(f"{full} failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
@@ -132,7 +131,7 @@ def import_factory(full: str, name: str) -> Any:
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(path), attribute)
+        factory = getattr(retry_with_torchvision(lambda: importlib.import_module(path)), attribute)
     except (Exception, SystemExit) as error:
         raise BackboneError(f"{full} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(factory):
