@@ -162,7 +162,7 @@ def test_auto_takes_what_is_remembered(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert open_runtime(backbone, taps, batch_size=BATCH, remembered="openvino").name == "torch"
     assert "not installed" in caplog.text
-    with pytest.raises(MissingExtraError, match=r"featurecache\[cpu\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'openvino>="):
         open_runtime(backbone, taps, runtime="openvino", batch_size=BATCH)
 
 

@@ -7,11 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from featurecache.backbones.entrances import Normalise
 from featurecache.backbones.provider import EarlierDefault
 from featurecache.errors import BackboneError
 from featurecache.resizing import resize_and_crop
@@ -79,6 +77,10 @@ def changed_rules(before: PreprocessSpec | None, now: PreprocessSpec, whose: str
 
 def prepared(image: Image.Image, preprocess: PreprocessSpec) -> NDArray[np.float32]:
     """Return an RGB image as the network sees it, (C, H, W)."""
+    import torch  # providers are listed without it
+
+    from featurecache.backbones.entrances import Normalise
+
     pixels_1HWC = torch.from_numpy(np.array(resize_and_crop(image, preprocess)))[None]
     with torch.no_grad():
         array: NDArray[np.float32] = Normalise(preprocess)(pixels_1HWC)[0].numpy()
