@@ -78,10 +78,8 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
-    from featurecache.atomic import publish_bytes
     from featurecache.evaluation.summary import summarise
     from featurecache.evaluation.sweep import COLUMNS, run_sweep
-    from featurecache.reporting.sweep import draw_sweep
     from featurecache.store.soundness import feature_warnings
     from featurecache.store.store import FeatureStore
     from featurecache.tables import TABLE_SUFFIXES
@@ -117,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
             "--out", lambda: write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace, raw=args.raw_cells)
         )
     if args.picture:
-        outputs.write("--picture", lambda: publish_bytes(args.picture, draw_sweep(lines).encode()))
+        outputs.write("--picture", lambda: _draw(args, lines))
     failed = [row for row in rows if row["error"] is not None]
     warnings = [warning.to_json() for warning in feature_warnings(sets)]
     if args.json:
@@ -163,6 +161,18 @@ def _sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
     if args.tap is None and not any(map(needs_tokens, args.head or ())):
         sets = pooled_if_any(sets)
     return list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
+
+
+def _draw(args: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+    """Write the picture; what came to be there during the fits stays without ``--replace``."""
+    from featurecache.atomic import publish_bytes
+    from featurecache.reporting.sweep import draw_sweep
+
+    try:
+        publish_bytes(args.picture, draw_sweep(lines).encode(), replace=args.replace)
+    except FileExistsError:
+        message = f"--picture {args.picture}: it is there by now; pass --replace, or name another place"
+        raise RequestError(message) from None
 
 
 def _print(lines: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from conftest import COLOURS, REPOSITORY, TINY, need
 
 from featurecache.atomic import is_partial
 from featurecache.cli import main
-from featurecache.errors import HeadError, UnknownNameError
+from featurecache.errors import HeadError, ReportWarning, UnknownNameError
 from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.pairs import read_parts
@@ -561,6 +561,51 @@ def test_what_is_there_is_replaced_only_when_told(
     assert not (cached / "results").exists()
     assert main([*args, "--replace"]) == 0
     assert len((tmp_path / name).read_text()) > 100
+
+
+def test_what_comes_to_be_there_during_the_fits_stays(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from featurecache.evaluation import summary
+
+    places = {"--out": tmp_path / "rows.csv", "--picture": tmp_path / "p.svg"}
+    named = [str(word) for item in places.items() for word in item]
+    args = ["sweep", str(cached), "--quiet", "--head", "knn", "--jobs", "1", *named]
+    summarise = summary.summarise
+
+    def summarise_late(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for path in places.values():
+            path.write_text("mine")
+        return summarise(rows)
+
+    monkeypatch.setattr(summary, "summarise", summarise_late)
+    capsys.readouterr()
+    assert main(args) == 1
+    out, err = capsys.readouterr()
+    assert "knn" in out
+    assert err.splitlines() == [
+        f"featurecache: error: {option} {path}: it is there by now; pass --replace, or name another place"
+        for option, path in places.items()
+    ]
+    assert [path.read_text() for path in places.values()] == ["mine", "mine"]
+    assert main([*args, "--replace"]) == 0
+    assert all(len(path.read_text()) > 100 for path in places.values())
+
+
+def test_warnings_of_features_are_repeated(sweep: Callable, cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("--head", "knn", "--jobs", "1")["warnings"] == []
+    warning = ReportWarning(
+        kind="weights_choice", count=1, text="2 candidates fit; the first was taken", examples=("a",)
+    )
+    first, second = FeatureStore.open(cached).feature_sets()
+    first.keep_warning(warning)
+    (found,) = sweep("--head", "knn", "--tap", first.tap)["warnings"]
+    assert found == warning.to_json()
+    (found,) = sweep("--head", "knn")["warnings"]
+    assert (found["kind"], first.tap in found["text"], second.tap in found["text"]) == ("weights_choice", True, False)
+    assert main(["sweep", str(cached), "--quiet", "--head", "knn"]) == 0
+    assert capsys.readouterr().out.count(warning.text) == 1
+    assert sweep("--head", "knn", "--tap", second.tap)["warnings"] == []
 
 
 def test_what_cannot_be_compared_says_why(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:

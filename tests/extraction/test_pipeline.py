@@ -175,6 +175,15 @@ USAGE = Usage(
         ),
         ({"waited": {**USAGE.waited, "write": 5.0}}, "write", "faster storage for the cache", "waiting for write"),
         ({"cores": 1, "cpu_seconds": 9.5}, "cores", "store smaller inputs", "cores busy, 53% decoding"),
+        ({"cores": 4, "cpu_seconds": 36.0}, "cores", "a smaller network", "cores busy, 14% decoding"),
+        # One core of four has nothing to do: more threads would help.
+        ({"cores": 4, "cpu_seconds": 31.0}, "forward", "a larger --batch-size", "waiting for forward"),
+        (
+            {"cores": 1, "cpu_seconds": 9.5, "loading_cpu_seconds": 3.5},
+            "cores",
+            "store smaller inputs",
+            "cores busy, 37% decoding",
+        ),
         (
             {"cores": 1, "cpu_seconds": 9.5, "loading_cpu_seconds": 2.0},
             "cores",
