@@ -124,10 +124,9 @@ def stops_cleanly() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(woken_before)
-        os.write(waker, b"\0")
+        os.close(waker)  # the watchdog reads the end of the pipe
         watchdog.join()
         os.close(waked)
-        os.close(waker)
 
 
 def _raise_once(number: int, _frame: object) -> None:
@@ -139,7 +138,7 @@ def _raise_once(number: int, _frame: object) -> None:
 
 def _watch(waked: int, numbers: list[int], state: _State) -> None:
     """Wait for a signal, then for the main thread; end the process if that takes too long."""
-    while (byte := os.read(waked, 1)) not in (b"", b"\0"):
+    while byte := os.read(waked, 1):
         if byte[0] in numbers and not state.has_ended.wait(GRACE_SECONDS):
             _end(byte[0])
 

@@ -286,6 +286,9 @@ def reads_norm():
     return ReadsNorm()
 
 
+reads_norm.classifier = None  # the norm is looked into after the last layer
+
+
 @_quick
 def used_twice():
     return UsedTwice()

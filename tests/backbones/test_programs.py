@@ -269,7 +269,7 @@ def test_weights_from_a_file_take_the_place_of_those_in_the_program(program: Pat
     with torch.inference_mode():
         torch.testing.assert_close(backbone.module(images_BCHW), other(images_BCHW))
     torch.save(TinyNet(width=8).state_dict(), tmp_path / "narrow.pth")
-    with pytest.raises(WeightsError, match="do not fit the network: .* of another shape"):
+    with pytest.raises(WeightsError, match="does not fit file:.* of another shape"):
         load(program, weights=tmp_path / "narrow.pth")
     with pytest.raises(BackboneError, match="cannot be initialised at random: a program does not say how"):
         load(program, init="random")

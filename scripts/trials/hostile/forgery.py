@@ -115,7 +115,7 @@ class Forgery:
         arrays = {name: (array.dtype, mapped.read(name).copy()) for name, array in commit.shard.arrays.items()}
         body = dict(commit.body)
         change(arrays, body)
-        folder.discard([commit.key])
+        folder.discard([commit])
         folder.publish(commit.key, arrays, body, kind="features")
 
     def adopt(self, make: Callable[[Any], None], *, keep: Sequence[str] = ("id",), **options: Any) -> None:

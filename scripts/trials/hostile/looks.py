@@ -277,7 +277,7 @@ def _audit(cache: str, logs: str, log: list[int], event: str, arguments: tuple[A
     elif event in ("os.listdir", "os.scandir"):
         said = _leads_outside(arguments[0], cache, follow=True)
     elif event in _CHANGES:
-        named = [item for item in arguments if isinstance(item, str | bytes | Path)]
+        named = [_in_folder(item, arguments) for item in arguments if isinstance(item, str | bytes | Path)]
         said = "".join(_leads_outside(item, cache, follow=False) for item in named)
     elif event == "pickle.find_class":
         said = repr(arguments)
@@ -289,6 +289,14 @@ def _audit(cache: str, logs: str, log: list[int], event: str, arguments: tuple[A
         said = _leads_outside(arguments[0], cache, follow=True)
     if said and not said.startswith(logs):
         os.write(log[0], f"{event} {said}\n".encode(errors="replace"))
+
+
+def _in_folder(path: str | bytes | Path, arguments: tuple[Any, ...]) -> str | bytes | Path:
+    """Return a path that is relative to an open folder, as `shutil.rmtree` names what it removes, in that folder."""
+    folder = arguments[-1]
+    if not isinstance(folder, int) or folder < 0:
+        return path
+    return Path(f"/proc/self/fd/{folder}").readlink() / os.fsdecode(path)  # an absolute path stays as it is
 
 
 _CHANGES = {
