@@ -123,8 +123,13 @@ def test_what_is_missing_is_said(made: tuple, tmp_path: Path) -> None:
     ):
         train(without)
     assert train(without, tta=True).heads
+    judged = fc.train_heads(store, store.task("colour"), [plain], HEADS, tta=True).best
+    assert (judged.feature_set.num_views, judged.judged_set.num_views) == (None, 3)
+    shutil.copytree(store.path, tmp_path / "p")
+    shutil.rmtree(tmp_path / "p" / "features" / store.find(views=3).fingerprint)
+    alone = fc.FeatureStore.open(tmp_path / "p")
     with pytest.raises(RequestError, match="holds no views to judge heads on; leave --tta out"):
-        fc.train_heads(store, store.task("colour"), [plain], HEADS, tta=True)
+        fc.train_heads(alone, alone.task("colour"), [alone.find()], HEADS, tta=True)
     with pytest.raises(RequestError, match="has 3 views of each sample; take them with select_views"):
         store.task("colour").select(store.features(views=3), "train")
 

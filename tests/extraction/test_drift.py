@@ -87,7 +87,8 @@ def test_the_stage_that_changed_is_named(
     real_make, real_decode = modality.make_views, modality.decode
     monkeypatch.setattr(modality, "make_views", lambda *given: 255 - real_make(*given))
     if stage == "decoded pixels":
-        monkeypatch.setattr(modality, "decode", lambda data, spec: real_decode(data, spec).rotate(180))
+        turned = lambda decoded: decoded._replace(image=decoded.image.rotate(180))  # noqa: E731
+        monkeypatch.setattr(modality, "decode", lambda data, spec: turned(real_decode(data, spec)))
     with pytest.raises(
         DriftError, match=f"the first stage that changed is: {stage}. What has changed since: torch 1.0 -> "
     ):
