@@ -135,16 +135,6 @@ def test_perceptrons_are_trained_for_long_enough_at_rates_that_get_there() -> No
     assert max(setting["learning_rate"] for setting in grid) >= 3 * min(setting["learning_rate"] for setting in grid)
 
 
-def test_perceptrons_learn_from_few_rows_and_wrong_labels() -> None:
-    """Rates that are too small don't get there in the steps that there are, and great ones pass by."""
-    parts_of_xor = {"train": xor(2000, 0, 0.3), "validation": xor(500, 2, 0.3), "test": xor(2000, 1)}
-    result = evaluate_head("mlp", parts_of_xor, 2)
-    assert result.test is not None
-    assert result.test.accuracy > 0.83
-    train, test = clusters(60, 384, apart=0.25), clusters(1000, 384, apart=0.25, seed=1)
-    assert max(fit_head("mlp", *train, **each).score(*test) for each in head_grid("mlp", 60)) > 0.74
-
-
 def test_trees_are_grown_for_as_long_as_it_helps() -> None:
     pytest.importorskip("lightgbm")
     train, test = xor(2000, 0, terms=3), xor(1000, 1, terms=3)
