@@ -96,7 +96,8 @@ def _compare_groups(
     else:
         weight = np.ones(len(y))
     won_G, size_G = np.bincount(places, weights=weight * won), np.bincount(places, weights=weight)
-    mean, count = float(won_G.sum() / len(y)), len(size_G)
+    # Weights of balanced classes are rounded, and a mean of -1 may come out below it.
+    mean, count = float(np.clip(won_G.sum() / len(y), -1.0, 1.0)), len(size_G)
     if count < 2:
         return Comparison(mean, -1.0, 1.0, 1.0, "cannot tell")
     squares = float(np.sum((won_G - mean * size_G) ** 2)) + float(np.max(weight)) ** 2
