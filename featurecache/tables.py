@@ -161,7 +161,8 @@ def safe_text(text: str) -> str:
     Control characters and marks that turn text are written out (bytes that are no UTF-8 stay: they name a file). What a
     spreadsheet would take for a formula gets an apostrophe in front; numbers stay numbers.
     """
-    text = "".join(char if "\udc80" <= char <= "\udcff" else plain_text(char) for char in text)
+    if not text.isprintable():  # most are, and millions of rows are written
+        text = "".join(char if "\udc80" <= char <= "\udcff" else plain_text(char) for char in text)
     return f"'{text}" if text.lstrip().startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
