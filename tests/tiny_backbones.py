@@ -67,6 +67,26 @@ def two_faced() -> nn.Module:
     return TwoFacedNet()
 
 
+class TokenNet(nn.Module):
+    """Sixteen tokens of eight numbers, mixed by one block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.patches = nn.Conv2d(3, 8, 4, 4)
+            self.block = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU())
+            self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.block(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def tokens() -> nn.Module:
+    """A network whose layers keep tokens."""
+    return TokenNet()
+
+
 def not_a_module() -> object:
     """A factory that returns something else."""
     return {"not": "a module"}
