@@ -24,6 +24,9 @@ GRACE_SECONDS = 3.0
 """From the signal until everything that is left is ended by force."""
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _MANY = 1024
+_TRACKERS_SILENCE = "ignore:resource_tracker:UserWarning"
+"""Of the process in which Python notes what others must not leave behind: it tells about what it removes, on stderr,
+after the processes that were killed and long after we said that the command was stopped."""
 
 _temporary: set[Path] = set()
 _lock = threading.Lock()
@@ -106,6 +109,8 @@ def stops_cleanly() -> Iterator[None]:
     if _state.is_active or threading.current_thread() is not threading.main_thread():
         yield
         return
+    if _TRACKERS_SILENCE not in sys.warnoptions:
+        sys.warnoptions.append(_TRACKERS_SILENCE)  # goes to processes that this one starts; its own filters are made
     state = _state = _State(is_active=True)
     mine = [n for n in _SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
     waked, waker = os.pipe()

@@ -29,9 +29,8 @@ def in_processes(
     """
     # joblib takes one process for none; of two, only so many get work at a time.
     parallel = Parallel(n_jobs=max(workers, 2), backend="loky", return_as="generator_unordered", pre_dispatch=workers)
-    results = parallel(delayed(work)(*each) for each in arguments)
-    try:
-        yield from results
+    try:  # processes are started by the call, before there are results
+        yield from parallel(delayed(work)(*each) for each in arguments)
     except BaseException:
         _kill()
         raise

@@ -221,6 +221,21 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
     assert process.returncode == 0
 
 
+def test_what_the_killed_leave_behind_is_removed_without_a_word() -> None:
+    """By a process of Python's that says on stderr what it finds, after everybody else is gone."""
+    code = """
+import os
+from joblib.externals.loky.backend import resource_tracker
+from featurecache.stopping import stops_cleanly
+
+with stops_cleanly():
+    resource_tracker.register("/dev/shm/nobody removes me", "folder")
+    os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stderr == ""
+
+
 def test_libraries_leave_signals_alone() -> None:
     code = "import signal, featurecache, featurecache.cli; print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
