@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from featurecache.store.listings import Listing
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView
 from featurecache.text import TextColumn
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -70,7 +70,7 @@ def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
     ids = np.stack([content_id(content) for content in files.values()])
     rows = store.samples.append(ids, list(files), np.ones(len(files)))
     stamps = np.zeros((len(files), 4), np.int64)
-    store.views.save(SourceView(str((tmp_path / "src").resolve()), TextColumn.pack(files), stamps, rows, {}))
+    store.listings.save(Listing(str((tmp_path / "src").resolve()), TextColumn.pack(files), stamps, rows, {}))
     return store
 
 

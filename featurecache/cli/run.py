@@ -194,11 +194,11 @@ def _write_report(
 
     best, look = training.best, document["last_look"]
     rows, y_true = reported_rows(best)
-    view = extraction.store.views.load(source.root)
-    assert view is not None, "the source was just extracted"
+    listing = extraction.store.listings.load(source.root)
+    assert listing is not None, "the source was just extracted"
     uris = extraction.store.samples.uris_of(rows)
-    held = set(view.unique_rows.tolist())
-    names = [view.paths_of([row])[0] if row in held else uri for row, uri in zip(rows.tolist(), uris, strict=True)]
+    held = set(listing.unique_rows.tolist())
+    names = [listing.paths_of([row])[0] if row in held else uri for row, uri in zip(rows.tolist(), uris, strict=True)]
     if source.modality == "text":  # the number of a row tells a reader nothing
         names = [
             _with_text(source, name) if row in held else name for row, name in zip(rows.tolist(), names, strict=True)
@@ -224,7 +224,7 @@ def _write_report(
         predict_command=command,
     )
     path: Path = args.report or args.cache / "report.html"
-    here = set(view.paths)
+    here = set(listing.paths)
     pictures = source.modality == "image"
     write_report(path, data, find=lambda name: args.source / name if pictures and name in here else None)
     return path

@@ -227,7 +227,7 @@ def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
 def _num_unlabelled(store: FeatureStore, task: Task) -> int:
     import numpy as np
 
-    from featurecache.store.views import merged_rows
+    from featurecache.store.listings import merged_rows
 
-    held = merged_rows(store.views.all())
+    held = merged_rows(store.listings.all())
     return int((~np.isin(held, store.samples.rows_of(task.ids))).sum()) - task.about["num_conflicts"]

@@ -92,5 +92,5 @@ def _verify_deep(store: FeatureStore, args: argparse.Namespace, progress: Progre
 
 
 def _last_seen(store: FeatureStore) -> str:
-    roots = [view.root for view in store.views.all()]
+    roots = [listing.root for listing in store.listings.all()]
     return f" (the cache says it was made from {', '.join(roots)}, and is not believed)" if roots else ""

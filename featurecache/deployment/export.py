@@ -182,7 +182,7 @@ def _expected(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[NDArray[An
     """Return some inputs (3, ...) and what `predict` says of them, after its own check of this machine's features."""
     modality = modality_of(network.preprocess, network.tokenizer)
     with modality.undisturbed():
-        one, other = (modality.load(data).arrays for data in modality.probes)
+        one, other = (modality.load(data).arrays for data in modality.reference_inputs)
         inputs = np.concatenate([one, other, one])
         runtime = open_runtime(
             network, [tap], runtime="torch", device="cpu", batch_size=len(inputs), num_inputs=len(inputs)

@@ -27,7 +27,7 @@ from featurecache.finetuning.making import options_to_agree
 from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.sources.folder import find_images
 from featurecache.sources.inputs import FileInput, Input, TextInput
-from featurecache.sources.table import TableSource
+from featurecache.sources.text_table import TableSource
 from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
 from featurecache.store.dtypes import decode
 from featurecache.store.flatness import FlatCounter
@@ -247,7 +247,7 @@ def check_features(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbo
     differing = drift.changes(recorded["provenance"], drift.provenance(runtime))
     with drift.explained(differing, "extract and train here"):
         modality = modality_of(network.preprocess, network.tokenizer, saved.identity.views)
-        drift.check_probe(recorded, tap.name, runtime, modality)
+        drift.check_reference(recorded, tap.name, runtime, modality)
 
 
 def _label_batch(

@@ -25,10 +25,10 @@ from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
+from featurecache.store.listings import Listing
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import Problem
-from featurecache.store.views import SourceView
 
 DEFAULT_ROWS = 64
 
@@ -112,16 +112,16 @@ def verify_deep(
     sets = [s for s in store.feature_sets() if inputs.concern(s)] or store.select_sets(backbone=inputs.backbone)
     source = inputs.open_source()
     sets = sets_for(source, sets)
-    view = take_inventory(store, source, progress).now
+    listing = take_inventory(store, source, progress).now
     found, rng = DeepVerification(), np.random.default_rng(random_state)
     for group in _by_fingerprint(sets):
         cached = [feature_set.open() for feature_set in group]
-        at_hand = np.intersect1d(view.unique_rows, np.concatenate([features.rows for features in cached]))
+        at_hand = np.intersect1d(listing.unique_rows, np.concatenate([features.rows for features in cached]))
         rows = np.sort(rng.choice(at_hand, min(num_rows, len(at_hand)), replace=False))
         if len(rows) == 0:
             continue
         try:
-            again, differing = _compute(group, rows, source, view, inputs, progress or Silent())
+            again, differing = _compute(group, rows, source, listing, inputs, progress or Silent())
         except FeatureCacheError as error:  # the other feature sets are still worth a look
             what = f"not computed again: {' '.join(str(error).split())}"
             found.problems.append(Problem(f"features/{group[0].fingerprint}", what, "name it to `featurecache verify`"))
@@ -142,7 +142,7 @@ def _by_fingerprint(sets: Sequence[FeatureSet]) -> Iterator[list[FeatureSet]]:
 
 
 def _compute(
-    group: Sequence[FeatureSet], rows: Rows, source: Source, view: SourceView, inputs: Inputs, progress: Progress
+    group: Sequence[FeatureSet], rows: Rows, source: Source, listing: Listing, inputs: Inputs, progress: Progress
 ) -> tuple[_Again, list[str]]:
     """Run one pass for all taps of a fingerprint; say also what has changed on the machine since they were stored."""
     backbone = inputs.reproduce(group[0])
@@ -151,7 +151,7 @@ def _compute(
     assert last is not None
     ran = last.body["provenance"]
     modality = modality_of(backbone.preprocess, backbone.tokenizer, group[0].identity.views)
-    paths, ids = view.paths_of(rows), [identity.tobytes().hex() for identity in group[0].samples.ids[rows]]
+    paths, ids = listing.paths_of(rows), [identity.tobytes().hex() for identity in group[0].samples.ids[rows]]
     runtime = open_runtime(
         backbone,
         taps,

@@ -90,9 +90,9 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
     DriftError
         The features differ beyond tolerance.
     """
-    probes = {row: Stages(*digests) for c in features.commits for row, *digests in c.body.get("probe", [])}
+    recorded = {row: Stages(*digests) for c in features.commits for row, *digests in c.body.get("probe", [])}
     readable: dict[int, bytes] = {}
-    for row in list(probes):
+    for row in list(recorded):
         if row in inputs and len(readable) < _MOST_SAMPLES:
             try:
                 readable[row] = inputs[row].read()
@@ -102,40 +102,40 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
         return
     rows = np.array(sorted(readable), np.int64)
     now = _run([readable[row] for row in rows.tolist()], runtime, modality)[features.tap]
-    stages = [(probes[row], _stages(readable[row], modality)) for row in rows.tolist()]
+    stages = [(recorded[row], _stages(readable[row], modality)) for row in rows.tolist()]
     limit = tolerance(features.dtype, runtime.precision)
     if difference := _difference(features.read(rows), now, limit):
         raise _drifted(difference, limit, features.tap, stages, modality)
 
 
-def probed_rows(features: Features) -> list[int]:
+def reference_rows(features: Features) -> list[int]:
     """Rows whose stages before the network were recorded."""
     return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
 
 
-def probe(runtime: Runtime, modality: Modality) -> dict[str, Any]:
+def reference_record(runtime: Runtime, modality: Modality) -> dict[str, Any]:
     """Run the program's own inputs and record every stage, as plain JSON values."""
-    return record_of(_run(modality.probes, runtime, modality), modality)
+    return record_of(_run(modality.reference_inputs, runtime, modality), modality)
 
 
 def record_of(features: Mapping[str, NDArray[np.float32]], modality: Modality) -> dict[str, Any]:
-    """Return what `probe` records of the features (n, ...) of the program's own inputs."""
-    stages = [_stages(data, modality) for data in modality.probes]
+    """Return what `reference_record` records of the features (n, ...) of the program's own inputs."""
+    stages = [_stages(data, modality) for data in modality.reference_inputs]
     return {
         "stages": [[s.decoded, s.prepared] for s in stages],
         "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
     }
 
 
-def check_probe(recorded: Mapping[str, Any], tap: str, runtime: Runtime, modality: Modality) -> None:
-    """Compare the program's own inputs with what `probe` recorded when the features were made.
+def check_reference(recorded: Mapping[str, Any], tap: str, runtime: Runtime, modality: Modality) -> None:
+    """Compare the program's own inputs with what `reference_record` recorded when the features were made.
 
     Raises
     ------
     DriftError
         The features differ beyond tolerance.
     """
-    now = probe(runtime, modality)
+    now = reference_record(runtime, modality)
     before, after = (np.array(record["features"][tap], np.float32) for record in (recorded, now))
     stages = [[Stages(*pair) for pair in record["stages"]] for record in (recorded, now)]
     limit = tolerance("float32", runtime.precision)

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
 from featurecache.extraction.progress import Progress, Silent
-from featurecache.sources.folder import Listing
+from featurecache.sources.folder import Entries
 from featurecache.sources.source import Source
 from featurecache.specs import AnyPreprocess
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
+from featurecache.store.listings import Listing, merged_rows
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView, merged_rows
 from featurecache.text import TextColumn
 
-GiveRows = Callable[[Ids, NDArray[np.int64], Listing], Rows]
+GiveRows = Callable[[Ids, NDArray[np.int64], Entries], Rows]
 """Returns the row of each id; also told the files' places in the listing."""
 
 
@@ -37,14 +37,14 @@ class Inventory:
 
     Attributes
     ----------
-    now, before : SourceView
+    now, before : Listing
         The files and the row of each; -1 for a file whose bytes the cache has never seen, or that cannot be read.
     num_new : int
         Samples that the cache has never seen; copies count once.
     """
 
-    now: SourceView
-    before: SourceView | None
+    now: Listing
+    before: Listing | None
     num_new: int
 
     @cached_property
@@ -93,7 +93,7 @@ class Inventory:
 
     def count_orphans(self, store: FeatureStore) -> int:
         """Count the samples that neither this source now nor another one, when last extracted, holds."""
-        others = [view for view in store.views.all() if view.root != self.now.root]
+        others = [each for each in store.listings.all() if each.root != self.now.root]
         return len(store.samples) - len(merged_rows([self.now, *others]))
 
     def _names(self, places: NDArray[np.int64]) -> list[str]:
@@ -157,9 +157,9 @@ def take_inventory(store: FeatureStore, source: Source, progress: Progress | Non
     SourceError
         The folder is missing, or holds no images.
     """
-    before, new = store.views.load(source.root), [np.zeros((0, 32), np.uint8)]
+    before, new = store.listings.load(source.root), [np.zeros((0, 32), np.uint8)]
 
-    def look_up(ids: Ids, places: NDArray[np.int64], listing: Listing) -> Rows:
+    def look_up(ids: Ids, places: NDArray[np.int64], listing: Entries) -> Rows:
         rows = store.samples.rows_of(ids)
         new.append(ids[rows < 0])
         return rows
@@ -187,8 +187,8 @@ def sets_for(source: Source, sets: Sequence[FeatureSet]) -> list[FeatureSet]:
 
 
 def look(
-    store: FeatureStore, source: Source, before: SourceView | None, give_rows: GiveRows, progress: Progress
-) -> tuple[Listing, SourceView]:
+    store: FeatureStore, source: Source, before: Listing | None, give_rows: GiveRows, progress: Progress
+) -> tuple[Entries, Listing]:
     """Give every file of a source its row; a file that is as it was is not read."""
     listing = source.find()
     rows = known_rows(listing, before, len(store.samples))
@@ -197,10 +197,10 @@ def look(
     for places, ids in source.identify(listing, unknown, on_read=progress.advance):
         rows[places] = give_rows(ids, places, listing)
     root = str(source.root.resolve())
-    return listing, SourceView(root, listing.paths, listing.stamps, rows, listing.problems, ignored=listing.ignored)
+    return listing, Listing(root, listing.paths, listing.stamps, rows, listing.problems, ignored=listing.ignored)
 
 
-def known_rows(listing: Listing, view: SourceView | None, num_samples: int) -> NDArray[np.int64]:
+def known_rows(listing: Entries, view: Listing | None, num_samples: int) -> NDArray[np.int64]:
     """Return the row of each listed file that is as it was when the source was last extracted, -1 for the others."""
     if view is None:
         return np.full(len(listing.paths), -1, np.int64)

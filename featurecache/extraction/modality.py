@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from featurecache.extraction.augmentation import make_view, make_views
 from featurecache.hashing import digest_bytes
-from featurecache.sources.images import decode, pillow_defaults
-from featurecache.sources.probe_images import PROBE_IMAGES
-from featurecache.sources.texts import PADDING, PROBE_TEXTS, Tokenizer, text_of
+from featurecache.sources.decoding.images import decode, pillow_defaults
+from featurecache.sources.decoding.reference_images import REFERENCE_IMAGES
+from featurecache.sources.decoding.texts import PADDING, REFERENCE_TEXTS, Tokenizer, text_of
 from featurecache.specs import AnyPreprocess, PreprocessSpec, TextPreprocessSpec, ViewSpec, check_takes_views
 
 # V views, H height, W width, C channels, T tokens
@@ -54,13 +54,13 @@ class Modality(Protocol):
         The views of each input that it makes; ``None``: one, the plain input.
     stage_names : tuple of str
         What the two stages before the network are called.
-    probes : sequence of bytes
+    reference_inputs : sequence of bytes
         Inputs that the program carries, to see whether a machine still makes the features that it should.
     """
 
     views: ViewSpec | None
     stage_names: tuple[str, str]
-    probes: Sequence[bytes]
+    reference_inputs: Sequence[bytes]
 
     @property
     def max_bytes(self) -> int:
@@ -84,7 +84,7 @@ class ImageModality:
     """Image files as uint8 (V, H, W, C)."""
 
     stage_names = ("decoded pixels", "preprocessed pixels")
-    probes: Sequence[bytes] = PROBE_IMAGES
+    reference_inputs: Sequence[bytes] = REFERENCE_IMAGES
 
     def __init__(self, spec: PreprocessSpec, views: ViewSpec | None) -> None:
         self._spec, self.views = spec, views
@@ -117,7 +117,7 @@ class TextModality:
 
     views: ViewSpec | None = None
     stage_names = ("decoded text", "token ids")
-    probes: Sequence[bytes] = PROBE_TEXTS
+    reference_inputs: Sequence[bytes] = REFERENCE_TEXTS
 
     def __init__(self, spec: TextPreprocessSpec, tokenizer: str) -> None:
         self._spec, self._tokenizer = spec, Tokenizer(tokenizer, spec)

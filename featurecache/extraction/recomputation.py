@@ -23,9 +23,9 @@ from featurecache.extraction.shard_work import ShardWork
 from featurecache.sources.source import Source, open_source
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.listings import Listing
 from featurecache.store.repair import SetAside, shards_set_aside
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +97,12 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
     source = inputs.open_source()
     fitting = sets_for(source, [part.feature_set for part in lost])
     lost = [part for part in lost if part.feature_set in fitting]
-    view = take_inventory(store, source, progress).now
-    return sum(_recompute(store, part, source, view, inputs, progress) for part in lost)
+    listing = take_inventory(store, source, progress).now
+    return sum(_recompute(store, part, source, listing, inputs, progress) for part in lost)
 
 
 def _recompute(
-    store: FeatureStore, part: SetAside, source: Source, view: SourceView, inputs: Inputs, progress: Progress
+    store: FeatureStore, part: SetAside, source: Source, listing: Listing, inputs: Inputs, progress: Progress
 ) -> int:
     feature_set, ran = part.feature_set, part.provenance
     backbone = inputs.reproduce(feature_set)
@@ -114,7 +114,7 @@ def _recompute(
         store=store,
         sets=[feature_set],
         source=source,
-        view=view,
+        listing=listing,
         backbone=backbone,
         taps={tap.name: tap},
         settings=replace(inputs.settings, **same),
@@ -124,7 +124,7 @@ def _recompute(
 
     def left(postponed: Collection[int]) -> list[ShardJob]:
         there = np.union1d(feature_set.open().rows, np.array(sorted(postponed), np.int64))
-        wanted = np.setdiff1d(np.intersect1d(part.rows, view.unique_rows), there)
+        wanted = np.setdiff1d(np.intersect1d(part.rows, listing.unique_rows), there)
         return [ShardJob((tap.name,), wanted)] if len(wanted) else []
 
     return work.do(left).num_rows

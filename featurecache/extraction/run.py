@@ -21,16 +21,16 @@ from featurecache.extraction.plan import ShardJob, plan_extraction
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_json
 from featurecache.ignored import IgnoredFiles
-from featurecache.sources.folder import Listing
+from featurecache.sources.folder import Entries
 from featurecache.sources.source import Source
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec, check_takes_views
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.flatness import rows_recorded
+from featurecache.store.listings import Listing
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.shards import load_hdf5
 from featurecache.store.soundness import float32_warning, held_type, warnings_of
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -123,39 +123,39 @@ class ExtractionRun:
         if not all(known.values()):
             self._backbone()
         store = FeatureStore.create(self.cache)
-        view = self._scan(store)
-        report = ExtractionReport(store, [], len(view.paths), len(view.unique_rows), noun=self.source.noun)
-        report.ignored = view.ignored
-        report.warnings += view.ignored.warnings()
+        listing = self._scan(store)
+        report = ExtractionReport(store, [], len(listing.paths), len(listing.unique_rows), noun=self.source.noun)
+        report.ignored = listing.ignored
+        report.warnings += listing.ignored.warnings()
         for views in variants:
-            self._extract(report, view, views, known[views])
+            self._extract(report, listing, views, known[views])
         report.startup_seconds += self._loading_seconds
-        report.num_cut = _count_cut(view, report.sets)
-        report.bad = _bad_inputs(view, report.sets)
-        report.warnings = self._warnings(report, view)
+        report.num_cut = _count_cut(listing, report.sets)
+        report.bad = _bad_inputs(listing, report.sets)
+        report.warnings = self._warnings(report, listing)
         return report
 
-    def _warnings(self, report: ExtractionReport, view: SourceView) -> list[ReportWarning]:
+    def _warnings(self, report: ExtractionReport, listing: Listing) -> list[ReportWarning]:
         """Return what is doubtful, of a set and of its views once; and where ``auto`` stands for another type."""
-        found = [*report.warnings, *(w for s in report.sets for w in warnings_of(s, view.unique_rows))]
+        found = [*report.warnings, *(w for s in report.sets for w in warnings_of(s, listing.unique_rows))]
         if self.settings.dtype == "auto":
             found += [w for s in report.sets if (w := float32_warning(report.store, s)) is not None]
         return unique_warnings(found)
 
     def _extract(
-        self, report: ExtractionReport, view: SourceView, views: ViewSpec | None, sets: list[FeatureSet] | None
+        self, report: ExtractionReport, listing: Listing, views: ViewSpec | None, sets: list[FeatureSet] | None
     ) -> None:
         """Make the cache hold the plain features of the source, or those of its views."""
         before = report.num_extracted
-        if sets is None or self._missing(sets, view):
+        if sets is None or self._missing(sets, listing):
             backbone, taps = self._backbone()
             identity = backbone.identity.with_views(views)
-            types = self._types(report.store, view, backbone, taps)
+            types = self._types(report.store, listing, backbone, taps)
             sets = [report.store.add_feature_set(identity, about(backbone), tap.name, types[tap.name]) for tap in taps]
             for feature_set in sets:
                 for warning in backbone.warnings:
                     feature_set.keep_warning(warning)
-            self._compute(report, sets, view, backbone, taps)
+            self._compute(report, sets, listing, backbone, taps)
             if digest := self._digest(views):
                 report.store.remember_request(digest, identity.fingerprint, [tap.name for tap in taps])
         report.sets += sets
@@ -193,13 +193,13 @@ class ExtractionRun:
             check_modality(self.source, feature_set.identity.preprocess, self.request.name)
         return [known[tap] for tap in taps] if set(taps) <= set(known) else None
 
-    def _types(self, store: FeatureStore, view: SourceView, backbone: Backbone, taps: Sequence[Tap]) -> dict[str, str]:
+    def _types(self, store: FeatureStore, listing: Listing, backbone: Backbone, taps: Sequence[Tap]) -> dict[str, str]:
         """Choose the stored type of each tap, once for the plain features and those of views."""
         from featurecache.extraction.stored_type import TypeChooser
 
         if self._chosen_types is None:
             started = perf_counter()
-            chooser = TypeChooser(store, self.source, view, backbone, self.settings, self.views)
+            chooser = TypeChooser(store, self.source, listing, backbone, self.settings, self.views)
             self._chosen_types = chooser.choose(taps)
             self._loading_seconds += perf_counter() - started
         return self._chosen_types
@@ -220,25 +220,25 @@ class ExtractionRun:
             self._loading_seconds += perf_counter() - started
         return self._loaded
 
-    def _scan(self, store: FeatureStore) -> SourceView:
+    def _scan(self, store: FeatureStore) -> Listing:
         """Give every file of the source its row, and keep what the source holds now."""
-        before = store.views.load(self.source.root)
+        before = store.listings.load(self.source.root)
 
-        def add(ids: Ids, places: NDArray[np.int64], listing: Listing) -> Rows:
+        def add(ids: Ids, places: NDArray[np.int64], listing: Entries) -> Rows:
             return store.samples.append(ids, listing.paths.take(places), listing.stamps[places, 0])
 
-        _, view = look(store, self.source, before, add, self.progress)
-        if not view.same_as(before):
-            view = store.views.save(view)
-        return view
+        _, listing = look(store, self.source, before, add, self.progress)
+        if not listing.same_as(before):
+            listing = store.listings.save(listing)
+        return listing
 
-    def _missing(self, sets: Sequence[FeatureSet], view: SourceView, postponed: Collection[int] = ()) -> list[ShardJob]:
+    def _missing(self, sets: Sequence[FeatureSet], listing: Listing, postponed: Collection[int] = ()) -> list[ShardJob]:
         cached = {}
         for feature_set in sets:
             features = feature_set.open()
             features.check_files()  # a shard that is gone must not pass for cached
             cached[feature_set.tap] = features.rows
-        wanted = view.unique_rows
+        wanted = listing.unique_rows
         if postponed:
             wanted = np.setdiff1d(wanted, np.array(sorted(postponed), np.int64))
         return plan_extraction(wanted, cached, shard_rows=self.settings.shard_rows)
@@ -247,7 +247,7 @@ class ExtractionRun:
         self,
         report: ExtractionReport,
         sets: Sequence[FeatureSet],
-        view: SourceView,
+        listing: Listing,
         backbone: Backbone,
         taps: Sequence[Tap],
     ) -> None:
@@ -259,14 +259,14 @@ class ExtractionRun:
             store=report.store,
             sets=sets,
             source=self.source,
-            view=view,
+            listing=listing,
             backbone=backbone,
             taps={tap.name: tap for tap in taps},
             settings=self.settings,
             engine=self.engine,
             progress=self.progress,
         )
-        done = work.do(lambda postponed: self._missing(sets, view, postponed))
+        done = work.do(lambda postponed: self._missing(sets, listing, postponed))
         report.num_extracted += done.num_rows
         report.runtime = done.runtime or report.runtime
         report.postponed |= done.postponed
@@ -288,15 +288,15 @@ def about(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _count_cut(view: SourceView, sets: Sequence[FeatureSet]) -> int:
+def _count_cut(listing: Listing, sets: Sequence[FeatureSet]) -> int:
     commits = [commit for feature_set in sets for commit in feature_set.open().commits]
-    return len(rows_recorded(commits, "cut", view.unique_rows))
+    return len(rows_recorded(commits, "cut", listing.unique_rows))
 
 
-def _bad_inputs(view: SourceView, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:
-    bad = {path: ("unreadable", reason) for path, reason in view.problems.items()}
+def _bad_inputs(listing: Listing, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:
+    bad = {path: ("unreadable", reason) for path, reason in listing.problems.items()}
     for feature_set in sets:
         rows = feature_set.open().bad
-        for place in np.flatnonzero(np.isin(view.rows, list(rows))).tolist():
-            bad[view.paths[place]] = rows[int(view.rows[place])]
+        for place in np.flatnonzero(np.isin(listing.rows, list(rows))).tolist():
+            bad[listing.paths[place]] = rows[int(listing.rows[place])]
     return dict(sorted(bad.items()))

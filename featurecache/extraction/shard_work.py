@@ -24,9 +24,9 @@ from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
+from featurecache.store.listings import Listing
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView
 
 Plan = Callable[[Collection[int]], list[ShardJob]]
 """Returns the jobs that are left to do; told the rows that cannot be computed now."""
@@ -59,7 +59,7 @@ class ShardWork:
     ----------
     sets : sequence of FeatureSet
         What is extended; all of one fingerprint, each in its own number type.
-    source, view : Source, SourceView
+    source, listing : Source, Listing
         Where the inputs come from, and what it holds.
     taps : mapping of str to Tap
         The tap of each set.
@@ -68,7 +68,7 @@ class ShardWork:
     store: FeatureStore
     sets: Sequence[FeatureSet]
     source: Source
-    view: SourceView
+    listing: Listing
     backbone: Backbone
     taps: Mapping[str, Tap]
     settings: ExtractionSettings
@@ -90,7 +90,7 @@ class ShardWork:
                 self._guard(extractor, jobs)
                 if jobs:
                     extractor.runtime(jobs[0].taps)
-                self._keep_probes(extractor)
+                self._keep_references(extractor)
                 startup = perf_counter() - started
                 done = self._work_off(extractor, plan, jobs) if jobs else WorkDone(0, None, {})
             return replace(done, trial=extractor.trial, startup_seconds=startup)
@@ -114,7 +114,7 @@ class ShardWork:
 
     def _inputs_of(self, rows: Rows) -> Sequence[Input]:
         ids = [identity.tobytes().hex() for identity in self.store.samples.ids[rows]]
-        return self.source.inputs(self.view.paths_of(rows), ids, self.view.stamps_of(rows))
+        return self.source.inputs(self.listing.paths_of(rows), ids, self.listing.stamps_of(rows))
 
     def _work_off(self, extractor: ShardExtractor, plan: Plan, jobs: list[ShardJob]) -> WorkDone:
         """Do all jobs; look again until what other writers held is done, by them or by us."""
@@ -161,33 +161,33 @@ class ShardWork:
             runtime = extractor.runtime(taps)
             modality = extractor.modality
             differing = drift.changes(made_with, drift.provenance(runtime))
-            if (known := feature_set.probe()) is not None:
+            if (known := feature_set.reference()) is not None:
                 with drift.explained(differing, "extract into another cache"):
-                    drift.check_probe(known, feature_set.tap, runtime, modality)
+                    drift.check_reference(known, feature_set.tap, runtime, modality)
             if differing and jobs:
                 features = feature_set.open()
-                held = np.intersect1d(drift.probed_rows(features), self.view.unique_rows)
+                held = np.intersect1d(drift.reference_rows(features), self.listing.unique_rows)
                 inputs = dict(zip(held.tolist(), self._inputs_of(held), strict=True))
                 with drift.explained(differing, "extract into another cache"):
                     drift.check_stored(features, inputs, runtime, modality)
 
-    def _keep_probes(self, extractor: ShardExtractor) -> None:
+    def _keep_references(self, extractor: ShardExtractor) -> None:
         """See what the program's own inputs give, so that `predict` can notice another environment elsewhere.
 
         The record that is published first stays, and says for all writers which runtime and which size of batches make
         the features: several that begin at once may find one or the other faster.
         """
-        lacking = [feature_set for feature_set in self.sets if feature_set.probe() is None]
+        lacking = [feature_set for feature_set in self.sets if feature_set.reference() is None]
         if not lacking:
             return
         runtime = extractor.runtime(tuple(self.taps))
         try:
-            record = drift.probe(runtime, extractor.modality)
+            record = drift.reference_record(runtime, extractor.modality)
         except InputError:  # this preprocess has limits that the program's own inputs exceed
             return
         record["provenance"] = drift.provenance(runtime)
         for feature_set in lacking:
-            feature_set.keep_probe({**record, "features": {feature_set.tap: record["features"][feature_set.tap]}})
+            feature_set.keep_reference({**record, "features": {feature_set.tap: record["features"][feature_set.tap]}})
         extractor.agree(remembered_provenance(self.sets))
 
 
@@ -200,6 +200,6 @@ def provenance_of(feature_set: FeatureSet) -> dict[str, Any] | None:
     """Provenance of the newest commit, or, before there is one, of the writer that began."""
     if (commit := feature_set.folder.last()) is not None:
         return dict(commit.body["provenance"])
-    if (known := feature_set.probe()) is not None:
+    if (known := feature_set.reference()) is not None:
         return dict(known["provenance"])
     return None

@@ -22,11 +22,11 @@ from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings, ViewSpec
+from featurecache.store.listings import Listing
 from featurecache.store.precision import MOST_ERROR, error_as, finite_rows
 from featurecache.store.samples import Column, Ids, Rows
 from featurecache.store.soundness import held_type
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView
 
 _ROWS_MEASURED = 16
 """Good samples whose features are computed to choose a type."""
@@ -43,7 +43,7 @@ class TypeChooser:
 
     store: FeatureStore
     source: Source
-    view: SourceView
+    listing: Listing
     backbone: Backbone
     settings: ExtractionSettings
     views: ViewSpec | None
@@ -102,7 +102,7 @@ class TypeChooser:
             with modality.undisturbed():
                 for rows in self._sample():
                     ids = [identity.tobytes().hex() for identity in self.store.samples.ids[rows]]
-                    inputs = self.source.inputs(self.view.paths_of(rows), ids, self.view.stamps_of(rows))
+                    inputs = self.source.inputs(self.listing.paths_of(rows), ids, self.listing.stamps_of(rows))
                     for outcome in run_pipeline(inputs, runtime, modality, num_workers=self.settings.num_workers):
                         good = np.array([problem is None for problem in outcome.problems], bool)
                         num_found += int(good.sum())
@@ -117,7 +117,7 @@ class TypeChooser:
 
     def _sample(self) -> Iterator[Rows]:
         """Yield rows of the source in the order of their ids, a few at a time."""
-        rows = iter(smallest(self.store.samples.ids, self.view.unique_rows, _MOST_TRIED).tolist())
+        rows = iter(smallest(self.store.samples.ids, self.listing.unique_rows, _MOST_TRIED).tolist())
         while some := list(islice(rows, _ROWS_MEASURED)):
             yield np.array(some, np.int64)
 

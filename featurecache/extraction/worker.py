@@ -35,7 +35,7 @@ from featurecache.store.precision import finite_rows, measure_error, read_back, 
 from featurecache.store.samples import Column, Ids, Rows
 from featurecache.store.shards import ShardWriter
 
-_PROBES_PER_SHARD, _MOST_DIGESTED = 2, 4
+_REFERENCE_ROWS_PER_SHARD, _MOST_DIGESTED = 2, 4
 """Good rows of a shard whose digests before the network are kept, for the drift guard of later runs, and how many rows
 are digested to have them although some are bad."""
 _ROWS_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
@@ -95,12 +95,12 @@ class _Started:
         start = len(self.rows) - self.num_left
         self.stages |= {start + place: each for place, each in enumerate(stages) if each is not None}
 
-    def probes(self) -> list[list[Any]]:
+    def reference_rows(self) -> list[list[Any]]:
         """Row, and digests before the network, of the first good inputs."""
         good = [place for place in sorted(self.stages) if place not in self.drafts[0].bad]
         return [
             [int(self.rows[place]), self.stages[place].decoded, self.stages[place].prepared]
-            for place in good[:_PROBES_PER_SHARD]
+            for place in good[:_REFERENCE_ROWS_PER_SHARD]
         ]
 
     def close(self) -> None:
@@ -254,7 +254,7 @@ class ShardExtractor:
         """Commit a job whose features are all there."""
         record = {
             "provenance": provenance(runtime),
-            "probe": job.probes(),
+            "probe": job.reference_rows(),
         }
         won = [draft.publish(job.rows, self.ids[job.rows], record) for draft in job.drafts]
         bad = {place: error for draft in job.drafts for place, error in draft.bad.items()}

@@ -75,10 +75,10 @@ class ImageSet(FeatureSet):
         """Tell it from all others, and from what is cached of the same images."""
         return f"{super().key} of {digest_arrays('images', [self.samples.ids[self.rows]])}"
 
-    def probe(self) -> dict[str, Any] | None:
+    def reference(self) -> dict[str, Any] | None:
         """Return what known images are on this machine at the network's input, which is what is trained on here."""
         try:
-            return self.reader.probe()
+            return self.reader.reference()
         except InputError:  # this preprocess has limits that they exceed
             return None
 
@@ -151,11 +151,11 @@ class ImageReader:
         """Keep off what other libraries set for all; entered around all reading."""
         return ImageModality(self.preprocess, None).undisturbed()
 
-    def probe(self) -> dict[str, Any]:
+    def reference(self) -> dict[str, Any]:
         """Return the record of the program's own images at the network's input."""
         modality = ImageModality(self.preprocess, None)
         with self.undisturbed():
-            pixels = np.concatenate([modality.load(data).arrays for data in modality.probes])
+            pixels = np.concatenate([modality.load(data).arrays for data in modality.reference_inputs])
             record = drift.record_of({TAP: self._prepared(pixels).numpy()}, modality)
         return {**record, "provenance": drift.provenance_of("torch", "cpu", len(pixels))}
 
@@ -211,10 +211,12 @@ def images_of(
     for folder in folders:
         source = open_source(folder)
         check_modality(source, preprocess, feature_set.identity.backbone)
-        view = take_inventory(store, source, progress).now
-        rows = np.setdiff1d(np.intersect1d(view.unique_rows, wanted), list(files))
+        listing = take_inventory(store, source, progress).now
+        rows = np.setdiff1d(np.intersect1d(listing.unique_rows, wanted), list(files))
         ids = [identity.tobytes().hex() for identity in store.samples.ids[rows]]
-        files |= dict(zip(rows.tolist(), source.inputs(view.paths_of(rows), ids, view.stamps_of(rows)), strict=True))
+        files |= dict(
+            zip(rows.tolist(), source.inputs(listing.paths_of(rows), ids, listing.stamps_of(rows)), strict=True)
+        )
     if missing := sorted(set(wanted.tolist()) - set(files)):
         raise RequestError(
             f"{len(missing)} of {len(wanted)} images of task {task.name!r} are not in "

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 
 from featurecache.errors import InputError, plain_text
 from featurecache.files import read_regular
-from featurecache.sources.images import decode
+from featurecache.sources.decoding.images import decode
 from featurecache.specs import MAX_FILE_BYTES, PreprocessSpec
 
 _THUMBNAIL = (160, 160)

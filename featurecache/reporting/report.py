@@ -13,7 +13,7 @@ import numpy as np
 from featurecache.atomic import publish_bytes
 from featurecache.errors import plain_text
 from featurecache.reporting.pictures import draw_intervals, draw_reliability, draw_scatter, thumbnail
-from featurecache.sources.images import pillow_defaults
+from featurecache.sources.decoding.images import pillow_defaults
 from featurecache.store.naming import distinct_names
 from featurecache.versions import installed_versions
 

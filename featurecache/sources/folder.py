@@ -19,7 +19,7 @@ from featurecache.files import reason_of, why_not_regular
 from featurecache.hashing import digest_file
 from featurecache.ignored import IgnoredCounter, IgnoredFiles
 from featurecache.machine import num_cores
-from featurecache.sources.images import FORMATS, SUFFIXES
+from featurecache.sources.decoding.images import FORMATS, SUFFIXES
 from featurecache.sources.inputs import FileInput
 from featurecache.specs import MAX_FILE_BYTES
 from featurecache.text import TextColumn
@@ -39,7 +39,7 @@ _HANDFUL = 8
 
 
 @dataclass(frozen=True)
-class Listing:
+class Entries:
     """The inputs that a source holds now, sorted by the bytes of their paths; no file was read.
 
     Attributes
@@ -84,7 +84,7 @@ class FolderSource:
     modality = "image"
     noun = "files"
 
-    def find(self) -> Listing:
+    def find(self) -> Entries:
         """List the images without reading any.
 
         Raises
@@ -97,16 +97,16 @@ class FolderSource:
         paths = TextColumn.pack(self._images(stamps, problems, walk))
         if not len(paths):
             raise self._empty(walk)
-        return Listing(paths, np.frombuffer(stamps, np.int64).reshape(-1, 4), problems, walk.ignored.result())
+        return Entries(paths, np.frombuffer(stamps, np.int64).reshape(-1, 4), problems, walk.ignored.result())
 
     def identify(
-        self, listing: Listing, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
+        self, listing: Entries, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Read some files of a listing and yield blocks of (places, ids): ids are the SHA-256 of the bytes.
 
         Parameters
         ----------
-        listing : Listing
+        listing : Entries
             Files that cannot be read are added to its ``problems`` and left out of the blocks.
         places : ndarray of int64
             Which files to read.

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import RequestError, SourceError, shortened
-from featurecache.sources.folder import FolderSource, Listing
+from featurecache.sources.folder import Entries, FolderSource
 from featurecache.sources.inputs import Input
-from featurecache.sources.table import TableSource
+from featurecache.sources.text_table import TableSource
 from featurecache.specs import MAX_FILE_BYTES
 from featurecache.tables import TableError, open_table
 
@@ -41,12 +41,12 @@ class Source(Protocol):
         """Raise `SourceError` when it is missing or empty; quick where that can be told quickly."""
         ...
 
-    def find(self) -> Listing:
+    def find(self) -> Entries:
         """List the inputs."""
         ...
 
     def identify(
-        self, listing: Listing, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
+        self, listing: Entries, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Read some inputs of a listing and yield blocks of (places, ids): ids are the SHA-256 of the bytes."""
         ...

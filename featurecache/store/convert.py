@@ -49,8 +49,8 @@ def convert_features(
         )
     target = store.add_feature_set(source.identity, source.about, source.tap, dtype)
     # First, so that what a killed conversion leaves says what there is to say of it.
-    if (probe := source.probe()) is not None:
-        target.keep_probe(probe)
+    if (reference := source.reference()) is not None:
+        target.keep_reference(reference)
     for warning in source.warnings():
         target.keep_warning(warning)
     features, there = source.open(), target.open().rows

@@ -18,9 +18,9 @@ from featurecache.specs import FeatureIdentity, check_takes_views
 from featurecache.store.dtypes import DIGITS, STORED
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
+from featurecache.store.listings import Listings
 from featurecache.store.samples import SampleTable
-from featurecache.store.schemas import ProbeBody, SpecBody, WarningBody, check_body, features_schema
-from featurecache.store.views import SourceViews
+from featurecache.store.schemas import ReferenceBody, SpecBody, WarningBody, check_body, features_schema
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class FeatureSet:
     dtype: str
     folder: ShardFolder
     samples: SampleTable
-    sources: SourceViews
+    sources: Listings
 
     def open(self) -> Features:
         """Return the cached features."""
@@ -65,18 +65,18 @@ class FeatureSet:
         """Tell whether a sample, or a view of it, has one row of numbers and no places or tokens."""
         return len(self.activation_shape) == 1
 
-    def probe(self) -> dict[str, Any] | None:
-        """Return what `keep_probe` kept."""
+    def reference(self) -> dict[str, Any] | None:
+        """Return what `keep_reference` kept."""
         path = self.folder.path / "probe.json"
         if not path.is_file():
             return None
         record = read_record(path, "probe")
-        check_body(record, ProbeBody, str(path))
+        check_body(record, ReferenceBody, str(path))
         if self.tap not in record["features"]:
             raise CorruptError(f"{path} says nothing of tap {self.tap!r}; remove it")
         return record
 
-    def keep_probe(self, record: dict[str, Any]) -> None:
+    def keep_reference(self, record: dict[str, Any]) -> None:
         """Keep what known images gave where these features were first made; the first record stays."""
         make_folder(self.folder.path)
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
@@ -109,7 +109,7 @@ class FeatureSet:
 
 
 def feature_set_in(
-    folder: Path, identity: FeatureIdentity, about: dict[str, Any], samples: SampleTable, sources: SourceViews
+    folder: Path, identity: FeatureIdentity, about: dict[str, Any], samples: SampleTable, sources: Listings
 ) -> FeatureSet:
     """Return the feature set whose shards lie, or will lie, in a folder of a cache: its name says tap and type."""
     tap, dtype = tap_of_folder(folder.parent.name), folder.name

@@ -13,8 +13,8 @@ from featurecache.specs import AnyPreprocess, PreprocessSpec
 from featurecache.store.commits import Commit
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
+from featurecache.store.listings import merged_rows
 from featurecache.store.samples import Rows
-from featurecache.store.views import merged_rows
 
 
 def flat_images_warning(feature_set: FeatureSet, features: Features, rows: Rows | None = None) -> ReportWarning | None:

@@ -20,11 +20,11 @@ from featurecache.store.commits import Commit
 from featurecache.store.dtypes import Array
 from featurecache.store.features import Features, body_of_rows, rows_of_commit, runs_of_rows
 from featurecache.store.folders import ShardFolder
+from featurecache.store.listings import merged_rows
 from featurecache.store.samples import Rows
 from featurecache.store.schemas import features_schema
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import shard_folders
-from featurecache.store.views import merged_rows
 
 TRAINING = "training"
 """Folder of a cache where trainings keep how far they are; one that is killed leaves its files, to go on from."""
@@ -74,7 +74,7 @@ def collect_garbage(
     if unused:
         for feature_set in store.feature_sets():
             # Read anew for each: a source may have been extracted again meanwhile, and what it holds stays.
-            held = merged_rows(store.views.all())
+            held = merged_rows(store.listings.all())
             garbage.unused_rows += _drop_unused(feature_set.open(), feature_set.folder, held, remove=remove)
     return garbage
 

@@ -14,10 +14,10 @@ from featurecache.errors import TaskError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
+from featurecache.store.listings import Listing
 from featurecache.store.samples import Ids, SampleTable, find_ids
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
 from featurecache.store.tasks import NOT_KNOWN, Task, known_of
-from featurecache.store.views import SourceView
 
 
 def build_task(
@@ -25,7 +25,7 @@ def build_task(
     labels: FolderLabels | TableLabels,
     *,
     samples: SampleTable,
-    views: Sequence[SourceView],
+    listings: Sequence[Listing],
     allow_missing: bool = False,
     random_state: int = 0,
     previous: Task | None = None,
@@ -38,10 +38,10 @@ def build_task(
         No labels, one class only, labels for files that are not in the cache, or splits for only some labels.
     """
     if isinstance(labels, FolderLabels):
-        listed, rows, missing = _labels_of_folders(labels, views)
+        listed, rows, missing = _labels_of_folders(labels, listings)
     else:
         listed = list(labels.labels)
-        rows, missing = _rows_of_labels(listed, samples, views)
+        rows, missing = _rows_of_labels(listed, samples, listings)
     if missing and not allow_missing:
         raise TaskError(
             f"{len(missing)} of {len(listed)} labels are for inputs that are not in the cache, first {missing[0]!r}; "
@@ -68,23 +68,23 @@ class _Merged:
     moved: int = 0
 
 
-def _labels_of_folders(labels: FolderLabels, views: Sequence[SourceView]) -> tuple[list[Label], list[int], list[str]]:
+def _labels_of_folders(labels: FolderLabels, listings: Sequence[Listing]) -> tuple[list[Label], list[int], list[str]]:
     """Label every file; of a sample that lies in several sources, the source extracted last has the word."""
     newest: dict[int, int] = {}
-    for number, view in enumerate(views):
-        newest |= dict.fromkeys(view.row_of.values(), number)
+    for number, listing in enumerate(listings):
+        newest |= dict.fromkeys(listing.row_of.values(), number)
     listed, rows = [], []
-    for number, view in enumerate(views):
-        for label in labels.of(path for path, row in view.row_of.items() if newest[row] == number):
+    for number, listing in enumerate(listings):
+        for label in labels.of(path for path, row in listing.row_of.items() if newest[row] == number):
             listed.append(label)
-            rows.append(view.row_of[label.key])
+            rows.append(listing.row_of[label.key])
     return listed, rows, []
 
 
 def _rows_of_labels(
-    listed: Sequence[Label], samples: SampleTable, views: Sequence[SourceView]
+    listed: Sequence[Label], samples: SampleTable, listings: Sequence[Listing]
 ) -> tuple[list[int], list[str]]:
-    rows = np.array([_row_of_path(label.key, views) for label in listed], np.int64)
+    rows = np.array([_row_of_path(label.key, listings) for label in listed], np.int64)
     ids = [(place, identity) for place in np.flatnonzero(rows < 0).tolist() if (identity := _id_of(listed[place].key))]
     if ids:
         wanted = np.frombuffer(b"".join(identity for _, identity in ids), np.uint8).reshape(-1, 32)
@@ -92,8 +92,8 @@ def _rows_of_labels(
     return rows.tolist(), [label.name for label, row in zip(listed, rows.tolist(), strict=True) if row < 0]
 
 
-def _row_of_path(key: str, views: Sequence[SourceView]) -> int:
-    found = {row for view in views if (row := view.row_of.get(key)) is not None}
+def _row_of_path(key: str, listings: Sequence[Listing]) -> int:
+    found = {row for listing in listings if (row := listing.row_of.get(key)) is not None}
     if len(found) > 1:
         raise TaskError(
             f"{key!r} names different inputs in {len(found)} sources of this cache; say which with --source"

@@ -104,12 +104,12 @@ class Leases:
 
     def _now(self) -> float:
         """The file system's clock."""
-        probe = partial_name(self._folder / "clock")
-        probe.touch()
+        stamped = partial_name(self._folder / "clock")
+        stamped.touch()
         try:
-            return probe.stat().st_mtime
+            return stamped.stat().st_mtime
         finally:
-            probe.unlink(missing_ok=True)
+            stamped.unlink(missing_ok=True)
 
     def _keep_alive(self, path: Path, ended: threading.Event) -> None:
         while not ended.wait(self._heartbeat):

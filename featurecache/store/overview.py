@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.listings import Listing, merged_rows
 from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import class_counts
-from featurecache.store.views import SourceView, merged_rows
 
 _BUILDING = ("num_parameters", "num_trainable", "weights_source", "license", "classifier", "notes")
 
@@ -65,25 +65,25 @@ def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
     """Describe what each source held when it was last extracted."""
     return [
         {
-            "root": view.root,
-            "files": len(view.paths),
-            "samples": len(view.unique_rows),
-            "copies": int((view.rows >= 0).sum()) - len(view.unique_rows),
-            "unreadable": len(view.problems),
-            "ignored_files": view.ignored.count,
-            "warnings": [warning.to_json() for warning in view.ignored.warnings()],
+            "root": listing.root,
+            "files": len(listing.paths),
+            "samples": len(listing.unique_rows),
+            "copies": int((listing.rows >= 0).sum()) - len(listing.unique_rows),
+            "unreadable": len(listing.problems),
+            "ignored_files": listing.ignored.count,
+            "warnings": [warning.to_json() for warning in listing.ignored.warnings()],
         }
-        for view in store.views.all()
+        for listing in store.listings.all()
     ]
 
 
 def list_bad(store: FeatureStore) -> list[dict[str, Any]]:
     """List every bad input once: unreadable files, and samples that some backbone could not use."""
-    views = store.views.all()
+    listings = store.listings.all()
     bad = [
         {"path": path, "status": "unreadable", "reason": reason}
-        for view in views
-        for path, reason in view.problems.items()
+        for listing in listings
+        for path, reason in listing.problems.items()
     ]
     rows = {row: problem for feature_set in store.feature_sets() for row, problem in feature_set.open().bad.items()}
     uris = store.samples.uris_of(sorted(rows))
@@ -95,5 +95,5 @@ def list_bad(store: FeatureStore) -> list[dict[str, Any]]:
 
 def count_orphans(store: FeatureStore) -> int:
     """Count samples that no source holds any more."""
-    views: list[SourceView] = store.views.all()
-    return int(len(store.samples) - np.isin(np.arange(len(store.samples)), merged_rows(views)).sum())
+    listings: list[Listing] = store.listings.all()
+    return int(len(store.samples) - np.isin(np.arange(len(store.samples)), merged_rows(listings)).sum())

@@ -28,7 +28,7 @@ Number = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=1 << 16)]
 Run = tuple[Count, Count]
 Bad = tuple[Count, Text, Text]
-Probe = tuple[Count, Text, Text]
+ReferenceRow = tuple[Count, Text, Text]
 
 
 class SamplesBody(Struct):
@@ -86,7 +86,7 @@ class FeaturesBody(Struct):
     fingerprint: Text
     provenance: Provenance
     precision: Precision | None = None
-    probe: list[Probe] = []
+    probe: list[ReferenceRow] = []
     cut: list[Run] = []
     constant: list[tuple[Count, Count, float]] | None = None
     flat_deep: list[Run] = []
@@ -153,7 +153,7 @@ class ResultBody(Struct):
     row: dict[Text, bool | int | float | Text | None]
 
 
-class ProbeBody(Struct):
+class ReferenceBody(Struct):
     """What the program's own inputs gave."""
 
     stages: list[tuple[Text, Text]]

@@ -1,4 +1,4 @@
-"""A cache folder: its format, samples, source views, feature sets, tasks and heads."""
+"""A cache folder: its format, samples, listings, feature sets, tasks and heads."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.joining import build_task
 from featurecache.store.labels import FolderLabels, TableLabels
+from featurecache.store.listings import Listing, Listings
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import (
     SAMPLES,
@@ -39,7 +40,6 @@ from featurecache.store.schemas import (
     features_schema,
 )
 from featurecache.store.tasks import Task, load_task, save_task
-from featurecache.store.views import SourceView, SourceViews
 
 FORMAT_NAME = "featurecache"
 FORMAT_VERSION = (1, 0)
@@ -117,9 +117,9 @@ class FeatureStore:
         return SampleTable(ShardFolder(self.path / "samples", SAMPLES))
 
     @property
-    def views(self) -> SourceViews:
+    def listings(self) -> Listings:
         """What each source holds today."""
-        return SourceViews(self.path / "sources")
+        return Listings(self.path / "sources")
 
     @property
     def heads_path(self) -> Path:
@@ -198,21 +198,21 @@ class FeatureStore:
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
         publish_once(folder / "spec.json", encode_record("spec", {"identity": identity.to_json(), "about": about}))
-        return feature_set_in(folder / folder_of_tap(tap) / dtype, identity, about, self.samples, self.views)
+        return feature_set_in(folder / folder_of_tap(tap) / dtype, identity, about, self.samples, self.listings)
 
     def _feature_sets(self) -> Iterator[FeatureSet]:
         for spec in sorted((self.path / "features").glob("*/spec.json")):
             identity, about = read_spec(spec)
             for commits in sorted(spec.parent.glob("*/*/commits")):
                 if ShardFolder(commits.parent).records():
-                    yield feature_set_in(commits.parent, identity, about, self.samples, self.views)
+                    yield feature_set_in(commits.parent, identity, about, self.samples, self.listings)
 
     def feature_set_at(self, place: PurePosixPath) -> FeatureSet | None:
         """Return the feature set whose shards lie, or would lie, at a place in this cache."""
         spec = self.path / place.parents[1] / "spec.json"
         if place.parts[0] != "features" or len(place.parts) != 4 or not spec.is_file():
             return None
-        return feature_set_in(self.path / place, *read_spec(spec), self.samples, self.views)
+        return feature_set_in(self.path / place, *read_spec(spec), self.samples, self.listings)
 
     def shard_folder_at(self, place: PurePosixPath) -> ShardFolder | None:
         """Return the folder of shards at a place in this cache, with the schema that belongs there."""
@@ -336,7 +336,7 @@ class FeatureStore:
             name,
             labels,
             samples=self.samples,
-            views=self._views_of(labels.root),
+            listings=self._listings_of(labels.root),
             allow_missing=allow_missing,
             random_state=random_state,
             previous=previous,
@@ -363,16 +363,16 @@ class FeatureStore:
         records = self.heads_path.glob("*/head.json")
         return sorted(record.parent.name for record in records if not is_partial(record.parent))
 
-    def _views_of(self, root: Path | None) -> list[SourceView]:
+    def _listings_of(self, root: Path | None) -> list[Listing]:
         if root is None:
-            views = self.views.all()
+            listings = self.listings.all()
         else:
-            view = self.views.load(root)
-            views = [view] if view else []
-        if not views:
+            listing = self.listings.load(root)
+            listings = [listing] if listing else []
+        if not listings:
             place = "any source" if root is None else str(root)
             raise StoreError(f"{self.path} holds no samples from {place}; run `featurecache extract` on it first")
-        return views
+        return listings
 
 
 def check_name(kind: str, name: str) -> None:

@@ -29,10 +29,10 @@ from featurecache.store.dtypes import Array, decode
 from featurecache.store.feature_sets import read_spec
 from featurecache.store.features import rows_of_commit
 from featurecache.store.folders import ShardFolder, find_strange
+from featurecache.store.listings import listing_of
 from featurecache.store.samples import SampleTable
 from featurecache.store.shards import MappedShard
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import view_of
 from featurecache.text import TextColumn
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
@@ -168,9 +168,9 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
         for commits in sorted(spec.parent.glob("*/*/commits")):
             folder = commits.parent
             yield from _attempt(store.path, folder, partial(_check_features, store, folder))
-    for place, views in known.items():
+    for place, listings in known.items():
         if place.parent.name == "sources":
-            yield from _attempt(store.path, place, partial(_check_views, store, views))
+            yield from _attempt(store.path, place, partial(_check_listings, store, listings))
     for name in store.task_names():
         yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
 
@@ -195,15 +195,15 @@ def _check_features(store: FeatureStore, folder: Path) -> None:
     for commit in features.commits:
         if commit.body["fingerprint"] != feature_set.fingerprint:
             raise ValueError(f"commit {commit.key} belongs to fingerprint {shortened(commit.body['fingerprint'], 16)}")
-    feature_set.probe()
+    feature_set.reference()
     feature_set.warnings()
     if features.commits:  # else it was killed before its first commit, or repair has set all of it aside
         _ = features.sample_shape, features.rows, features.bad
 
 
-def _check_views(store: FeatureStore, folder: ShardFolder) -> None:
+def _check_listings(store: FeatureStore, folder: ShardFolder) -> None:
     for commit in folder.commits():
-        if view_of(commit, folder.open(commit)).rows.max(initial=-1) >= len(store.samples):
+        if listing_of(commit, folder.open(commit)).rows.max(initial=-1) >= len(store.samples):
             raise ValueError("it names rows that the sample table does not have")
 
 

@@ -115,9 +115,9 @@ def compare_features(cache: Path, source: Path, files: list[Path], saved: Path) 
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(cache)
-    view = store.views.load(source)
-    assert view is not None
-    rows = np.array([view.row_of[path.name] for path in files])
+    listing = store.listings.load(source)
+    assert listing is not None
+    rows = np.array([listing.row_of[path.name] for path in files])
     features, reference = store.features().read(rows).astype(np.float32), np.load(saved)
     reference = reference.reshape(features.shape)
     return float(np.abs(features - reference).max() / np.abs(reference).max())

@@ -36,7 +36,7 @@ def measure_ceilings(args: argparse.Namespace, files: list[Path]) -> dict[str, f
 def decode_seconds(files: list[Path], backbone: Any) -> float:
     """CPU seconds to read and decode an image, on one thread with nothing beside it."""
     from featurecache.extraction.modality import modality_of
-    from featurecache.sources.images import pillow_defaults
+    from featurecache.sources.decoding.images import pillow_defaults
 
     modality = modality_of(backbone.preprocess)
     with pillow_defaults():
@@ -137,7 +137,7 @@ def bench_decoding(args: argparse.Namespace) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
     from featurecache.machine import num_cores
-    from featurecache.sources.images import load_image, pillow_defaults
+    from featurecache.sources.decoding.images import load_image, pillow_defaults
     from featurecache.specs import PreprocessSpec
 
     spec = PreprocessSpec(interpolation="bicubic")

@@ -141,7 +141,7 @@ def _live_rows(cache: Path) -> dict[str, int]:
     if not (sets := store.feature_sets()):
         return {}
     features = sets[0].open()
-    held = np.concatenate([view.unique_rows for view in store.views.all()])
+    held = np.concatenate([listing.unique_rows for listing in store.listings.all()])
     good = features.rows[features.usable(features.rows)]
     rows = good[np.isin(good, held)]
     return {identity.tobytes().hex(): row for identity, row in zip(store.samples.ids[rows], rows.tolist(), strict=True)}
@@ -179,6 +179,6 @@ def _dead_rows(cache: Path) -> list[str]:
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(cache)
-    held = np.concatenate([view.unique_rows for view in store.views.all()])
+    held = np.concatenate([listing.unique_rows for listing in store.listings.all()])
     dead = [int((~np.isin(each.open().rows, held)).sum()) for each in store.feature_sets()]
     return [f"{sum(dead)} rows of files that are gone are still there"] if sum(dead) else []

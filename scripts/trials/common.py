@@ -341,7 +341,7 @@ def visible_problems(cache: Path, whole: Truth) -> list[str]:
             problems.append("the columns of the sample table differ in length")
         for feature_set in store.feature_sets():
             problems += _set_problems(feature_set, ids, whole)
-        store.views.all()
+        store.listings.all()
         for name in store.task_names():
             store.task(name)
     except (FeatureCacheError, OSError, AssertionError) as error:

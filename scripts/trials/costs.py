@@ -126,8 +126,8 @@ def write_many(cache: str, count: str) -> None:
     """Do what an extraction does, with a backbone that makes numbers up. Prints what it took."""
     from featurecache.extraction.plan import plan_extraction
     from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
+    from featurecache.store.listings import Listing
     from featurecache.store.store import FeatureStore
-    from featurecache.store.views import SourceView
     from featurecache.text import TextColumn
 
     num_rows, started, sampler = int(count), time.perf_counter(), _MemorySampler()
@@ -138,8 +138,8 @@ def write_many(cache: str, count: str) -> None:
         places = np.arange(start, min(start + _READ_AT_ONCE, num_rows))
         ids = rng.integers(0, 256, (len(places), 32), dtype=np.uint8)
         rows[places] = store.samples.append(ids, paths.take(places), np.full(len(places), 100_000))
-    view = store.views.save(
-        SourceView(str(Path(cache).with_name("photos")), paths, np.full((num_rows, 4), 100_000), rows, {})
+    listing = store.listings.save(
+        Listing(str(Path(cache).with_name("photos")), paths, np.full((num_rows, 4), 100_000), rows, {})
     )
     table_seconds = time.perf_counter() - started
     del paths, rows
@@ -149,7 +149,7 @@ def write_many(cache: str, count: str) -> None:
     feature_set = store.add_feature_set(identity, ABOUT, "layer:avg", "float16")
     table_ids = store.samples.ids
     shard_rows = ExtractionSettings().shard_rows
-    for job in plan_extraction(view.unique_rows, {"layer:avg": np.zeros(0, np.int64)}, shard_rows=shard_rows):
+    for job in plan_extraction(listing.unique_rows, {"layer:avg": np.zeros(0, np.int64)}, shard_rows=shard_rows):
         layout = {"features": ("float16", (len(job.rows), _WIDTH)), "id": ("uint8", (len(job.rows), 32))}
         with feature_set.folder.writer(layout, {"format": "featurecache", "kind": "features"}) as writer:
             for start in range(0, len(job.rows), 256):

@@ -49,7 +49,7 @@ def try_images(options: Options) -> list[Tally]:
 
 def _decode_all(numbers: list[int]) -> dict[str, Any]:
     from featurecache.errors import InputError
-    from featurecache.sources.images import load_image, pillow_defaults
+    from featurecache.sources.decoding.images import load_image, pillow_defaults
     from featurecache.specs import PreprocessSpec
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff complains there about every damaged file

@@ -158,10 +158,10 @@ def _write_listing(place: Path, variant: int) -> int:
 def _read_listing(place: Path) -> int:
     from featurecache.store.store import FeatureStore
 
-    view = FeatureStore.open(place / "cache").views.load(place / "photos")
-    if view is None or len(view.paths) != len(view.rows) or (view.rows < 0).any():
+    listing = FeatureStore.open(place / "cache").listings.load(place / "photos")
+    if listing is None or len(listing.paths) != len(listing.rows) or (listing.rows < 0).any():
         raise ValueError("a listing that is none")
-    return int("even/late.png" in view.row_of)
+    return int("even/late.png" in listing.row_of)
 
 
 def _export(place: Path, variant: int, out: str, format: str) -> int:

@@ -172,8 +172,8 @@ def look(world: Path) -> Seen:
         seen.rows |= _rows(feature_set)
     seen.names |= {f"task {name}": str(store.task(name).about["random_state"]) for name in store.task_names()}
     seen.names |= {f"head {name}": _head(store.heads_path / name) for name in store.head_names()}
-    for view in store.views.all():
-        paths = "\n".join(view.paths)
+    for listing in store.listings.all():
+        paths = "\n".join(listing.paths)
         seen.names["listing"] = hashlib.sha256(paths.encode()).hexdigest()
     quarantine = cache / "quarantine"
     seen.set_aside = {

@@ -191,7 +191,7 @@ def _inspect(cache: Path, ground: Ground) -> tuple[list[str], list[str], dict[st
         committed.add(commit.file_name)
     stored = {path.name for path in (feature_set.folder.path / "shards").glob("*.h5")}
     problems += [f"commit of {name} has no shard" for name in committed - stored]
-    wanted = {row for view in store.views.all() for row in view.unique_rows.tolist()}
+    wanted = {row for listing in store.listings.all() for row in listing.unique_rows.tolist()}
     absent = sorted(wanted - set(features.rows.tolist()))
     missing = [f"{len(absent)} of {len(wanted)} rows, first {absent[0]}"] if absent else []
     counts = {"commits": len(committed), "losing shards left": len(stored - committed), "races": 1}

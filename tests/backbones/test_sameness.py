@@ -193,7 +193,7 @@ def test_vit_tiny_names_all_labelled_images(material):
     need("timm")
     from timm.data import ImageNetInfo
 
-    from featurecache.sources.images import load_image
+    from featurecache.sources.decoding.images import load_image
 
     folder = material / "weights" / "vit_tiny_patch16_224"
     request = BackboneRequest(name="timm:vit_tiny_patch16_224", weights=folder / "vit_tiny_patch16_224.safetensors")

@@ -36,7 +36,7 @@ from featurecache.errors import (
 )
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.registry import make_head
-from featurecache.sources.images import load_image
+from featurecache.sources.decoding.images import load_image
 from featurecache.specs import ExtractionSettings, PreprocessSpec, ViewSpec
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)

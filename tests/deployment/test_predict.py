@@ -36,10 +36,10 @@ def test_new_files_get_the_answers_of_cached_ones(trained: tuple, name: str) -> 
     source, store, report = trained
     head = next(h for h in report.heads if h.result.head == name)
     folder = keep_head(store, name, head)
-    view = store.views.load(source)
+    listing = store.listings.load(source)
     answers = list(fc.predict(folder, [source], backbone=TINY, settings=SETTINGS))
-    assert [a.path for a in answers] == [str(source / path) for path in view.paths]
-    features = store.features().read(view.rows).astype(np.float32)
+    assert [a.path for a in answers] == [str(source / path) for path in listing.paths]
+    features = store.features().read(listing.rows).astype(np.float32)
     expected = open_head(folder).probabilities(features)
     for answer, row in zip(answers, expected, strict=True):
         assert answer.label == report.task.classes[int(row.argmax())]

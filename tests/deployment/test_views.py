@@ -77,8 +77,8 @@ def test_new_files_get_the_answers_of_cached_ones(made: tuple, head_name: str) -
     saved = open_head(folder)
     assert saved.identity.views == VIEWS
     assert saved.meta["judged_on"] == "plain"
-    view = store.views.load(source)
-    good = [(path, row) for path, row in zip(view.paths, view.rows.tolist(), strict=True) if "bad" not in path]
+    listing = store.listings.load(source)
+    good = [(path, row) for path, row in zip(listing.paths, listing.rows.tolist(), strict=True) if "bad" not in path]
     for tta, features in ((None, store.features()), (3, store.features(views=3))):
         answers = list(fc.predict(folder, [source], backbone=TINY, tta=tta, settings=SETTINGS))
         assert {a.path: a.status for a in answers if a.label is None} == {str(source / "red/bad.png"): "not_an_image"}

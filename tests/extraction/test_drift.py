@@ -118,13 +118,13 @@ def test_who_begins_second_computes_as_the_first_does(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both have opened a runtime before either has said so; the record that is published first decides."""
-    keep = FeatureSet.keep_probe
+    keep = FeatureSet.keep_reference
 
     def be_second(feature_set: FeatureSet, record: dict[str, Any]) -> None:
         keep(feature_set, {**record, "provenance": {**record["provenance"], "batch_size": 3}})
         keep(feature_set, record)
 
-    monkeypatch.setattr(FeatureSet, "keep_probe", be_second)
+    monkeypatch.setattr(FeatureSet, "keep_reference", be_second)
     request = make_request(TINY)
     store = run_extraction(make_folder(per_class=3), tmp_path / "c", request, settings=ExtractionSettings()).store
     assert batch_sizes(store) == {3}

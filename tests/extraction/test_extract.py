@@ -64,10 +64,10 @@ def without_views(files: dict[str, bytes]) -> dict[str, bytes]:
 def test_features_equal_a_loop_by_hand(make_folder: Make, tmp_path: Path) -> None:
     source = make_folder(per_class=3)
     store = run(source, tmp_path / "c", dtype="float32").store
-    features, view = store.features(), store.views.load(source)
-    assert view is not None
+    features, listing = store.features(), store.listings.load(source)
+    assert listing is not None
     assert features.shape == (9, 16)
-    for path, row in view.row_of.items():
+    for path, row in listing.row_of.items():
         assert np.allclose(features.read(np.array([row]))[0], by_hand(source / path), atol=1e-5)
 
 
@@ -209,7 +209,7 @@ def test_a_file_that_changes_during_the_run_is_left_for_the_next(make_folder: Ma
     assert (len(report.postponed), report.num_extracted, len(report.store.features())) == (2, 7, 7)
     again = run(source, tmp_path / "c")
     assert (again.num_extracted, again.postponed) == (1, {})
-    assert again.store.features().usable(again.store.views.load(source).unique_rows).all()
+    assert again.store.features().usable(again.store.listings.load(source).unique_rows).all()
 
 
 def test_eval_mode_is_enforced(make_folder: Make, tmp_path: Path) -> None:
@@ -261,9 +261,9 @@ def test_python_api_of_the_design(make_folder: Make, tmp_path: Path) -> None:
 def test_transformer_equals_the_cache(make_folder: Make, tmp_path: Path) -> None:
     source = make_folder(per_class=2)
     store = run(source, tmp_path / "c", dtype="float32").store
-    view = store.views.load(source)
-    values = fc.FrozenBackbone(TINY, runtime="torch", batch_size=4).fit_transform([source / p for p in view.paths])
-    assert np.array_equal(values, store.features().read(view.rows))
+    listing = store.listings.load(source)
+    values = fc.FrozenBackbone(TINY, runtime="torch", batch_size=4).fit_transform([source / p for p in listing.paths])
+    assert np.array_equal(values, store.features().read(listing.rows))
     (source / "bad.png").write_text("no image")
     with pytest.raises(ValueError, match="not_an_image") as caught:
         fc.FrozenBackbone(TINY, runtime="torch").fit_transform([source / "bad.png"])
@@ -276,12 +276,12 @@ def test_transformer_takes_what_extract_takes(make_folder: Make, tmp_path: Path)
     size = {"resize": 64, "crop": 64}
     settings = ExtractionSettings(dtype="float32", runtime="torch")
     store = fc.extract(source, tmp_path / "c", **request, preprocess=size, settings=settings)
-    view = store.views.load(source)
-    files = [source / p for p in view.paths]
+    listing = store.listings.load(source)
+    files = [source / p for p in listing.paths]
     head = fc.FrozenBackbone(**request, preprocess=size, runtime="torch")
-    np.testing.assert_allclose(clone(head).fit_transform(files), store.features().read(view.rows), atol=1e-5)
+    np.testing.assert_allclose(clone(head).fit_transform(files), store.features().read(listing.rows), atol=1e-5)
     other = clone(head).set_params(seed=4).fit_transform(files)
-    assert np.abs(other - store.features().read(view.rows)).max() > 1e-3
+    assert np.abs(other - store.features().read(listing.rows)).max() > 1e-3
     with pytest.raises(ValueError, match="seed 3 is for random weights only"):
         clone(head).set_params(init="pretrained").fit(files)
 

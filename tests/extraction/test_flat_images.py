@@ -148,9 +148,9 @@ def test_training_on_images_obeys_the_range(source: Path, tmp_path: Path) -> Non
     task = store.add_task("t", fc.labels_from_folders())
     (feature_set,) = store.feature_sets()
     images = images_of(store, task, feature_set, [source])
-    view = store.views.load(source)
-    assert view is not None
-    place = int(np.searchsorted(images.rows, view.row_of["red/deep0.png"]))
+    listing = store.listings.load(source)
+    assert listing is not None
+    place = int(np.searchsorted(images.rows, listing.row_of["red/deep0.png"]))
     with images.reader.undisturbed():
         pixels = images.reader(np.array([place]), None)
     assert float(pixels.max() - pixels.min()) > 1.5  # of 2, with a standard deviation of 0.5

@@ -19,8 +19,8 @@ from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.inventory import Inventory, take_inventory
 from featurecache.sources.folder import FolderSource
 from featurecache.specs import ExtractionSettings
+from featurecache.store.listings import Listing
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView
 from featurecache.text import TextColumn
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
@@ -130,11 +130,11 @@ def done(files: dict[str, int], operations: list[tuple[str, str, object]]) -> di
     return files
 
 
-def view_of(files: dict[str, int]) -> SourceView:
+def listing_of(files: dict[str, int]) -> Listing:
     names = sorted(files)
     rows = np.array([max(files[name], -1) for name in names], np.int64)
     problems = {name: "Permission denied" for name in names if files[name] == UNREADABLE}
-    return SourceView("/photos", TextColumn.pack(names), np.zeros((len(names), 4), np.int64), rows, problems)
+    return Listing("/photos", TextColumn.pack(names), np.zeros((len(names), 4), np.int64), rows, problems)
 
 
 def slow_changes(before: dict[str, int], now: dict[str, int]) -> dict[str, list[str]]:
@@ -163,7 +163,7 @@ def test_each_change_counts_once_whatever_was_done(
 ) -> None:
     before = {name: UNREADABLE if row < 0 else row for name, row in done({}, start).items()}
     now = done(before, operations)
-    inventory = Inventory(view_of(now), view_of(before), 0)
+    inventory = Inventory(listing_of(now), listing_of(before), 0)
     found = {state: getattr(inventory, state) for state in STATES}
     assert found == slow_changes(before, now)
     named = [name for state in STATES[:-1] for name in found[state]]
@@ -194,5 +194,5 @@ def test_each_change_counts_once_whatever_was_done(
 )
 def test_what_people_do_to_a_folder_has_its_name(before: str, now: str, wanted: str) -> None:
     files = [{name: int(row) for name, row in (each.split("=") for each in text.split())} for text in (before, now)]
-    counted = Inventory(view_of(files[1]), view_of(files[0]), 0).to_json()
+    counted = Inventory(listing_of(files[1]), listing_of(files[0]), 0).to_json()
     assert ", ".join(f"{state} {counted[state]}" for state in STATES if counted[state]) == wanted

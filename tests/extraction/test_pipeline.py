@@ -43,7 +43,7 @@ class Number:
 class Numbers:
     """The modality of numbers: each view adds a tenth."""
 
-    max_bytes, stage_names, probes = 100, ("a", "b"), ()
+    max_bytes, stage_names, reference_inputs = 100, ("a", "b"), ()
     undisturbed: Any = None
 
     def __init__(self, num_views: int = 1) -> None:

@@ -74,10 +74,10 @@ def test_features_equal_a_loop_of_one_text_at_a_time(encoder: Path, tmp_path: Pa
     poolings = ("mean", "cls", "max", "cls+mean", "avgmax", "gem", "none", "flatten")
     taps = [f"encoder.layer.1:{pooling}" for pooling in poolings]
     store = run(table, tmp_path / "c", encoder, taps=("default", *taps)).store
-    view = store.views.load(open_source(table, text_column="text").root)
-    assert view is not None
-    assert list(view.paths[:2]) == ["row 000000001", "row 000000002"]
-    features = {s.tap: s.open().read(view.rows) for s in store.feature_sets()}
+    listing = store.listings.load(open_source(table, text_column="text").root)
+    assert listing is not None
+    assert list(listing.paths[:2]) == ["row 000000001", "row 000000002"]
+    features = {s.tap: s.open().read(listing.rows) for s in store.feature_sets()}
     for number, text in enumerate(texts):
         states = by_hand(encoder, text)
         padded = np.zeros((MAX_TOKENS, 16), np.float32)
@@ -178,10 +178,10 @@ def test_labels_join_by_the_text_and_predictions_equal_cached_answers(encoder: P
     report = fc.train_heads(store, task, store.feature_sets(), ["logistic"], n_jobs=1)
     folder = keep_head(store, "best", report.best)
     answers = list(fc.predict(folder, [table], text_column="text", backbone=f"hf:{encoder}", settings=SETTINGS))
-    view = store.views.load(open_source(table, text_column="text").root)
-    assert view is not None
-    expected = open_head(folder).probabilities(store.features().read(view.rows).astype(np.float32))
-    assert [answer.path for answer in answers] == list(view.paths)
+    listing = store.listings.load(open_source(table, text_column="text").root)
+    assert listing is not None
+    expected = open_head(folder).probabilities(store.features().read(listing.rows).astype(np.float32))
+    assert [answer.path for answer in answers] == list(listing.paths)
     for answer, row in zip(answers, expected, strict=True):
         assert answer.label == task.classes[int(row.argmax())]
         assert answer.probability == pytest.approx(row.max(), abs=1e-6)
@@ -283,7 +283,7 @@ def test_drift_names_the_stage_of_texts(encoder: Path, tmp_path: Path, monkeypat
     table = write_table(tmp_path / "t.csv", some_texts(6))
     run(table, tmp_path / "c", encoder)
     write_table(table, [*some_texts(6), "a new river"])
-    from featurecache.sources.texts import Tokenizer
+    from featurecache.sources.decoding.texts import Tokenizer
 
     real = Tokenizer.tokens_of
 

@@ -167,9 +167,9 @@ def test_features_equal_a_loop_by_hand_and_plain_ones_are_there_too(make_folder:
     report = run(source, tmp_path / "c")
     assert [s.num_views for s in report.sets] == [None, 3]
     assert (report.num_extracted, report.num_cached) == (12, 0)
-    features, view = report.store.features(views=3), report.store.views.load(source)
+    features, listing = report.store.features(views=3), report.store.listings.load(source)
     assert features.shape == (6, 3, 16)
-    for path, row in view.row_of.items():
+    for path, row in listing.row_of.items():
         assert np.allclose(features.read(np.array([row]))[0], features_by_hand(source / path, VIEWS), atol=1e-5)
     plain = run(source, tmp_path / "plain", None).store.features()[:]
     assert np.array_equal(report.store.features()[:], plain)
@@ -189,7 +189,7 @@ def test_any_batch_size_and_number_of_threads(make_folder: Make, tmp_path: Path,
 def test_order_and_names_do_not_matter(make_folder: Make, tmp_path: Path) -> None:
     source = make_folder(per_class=3)
     a = run(source, tmp_path / "a").store
-    before = a.views.load(source).row_of
+    before = a.listings.load(source).row_of
     (tmp_path / "other").mkdir()
     for number, path in enumerate(sorted(before, reverse=True)):
         shutil.copy(source / path, tmp_path / "other" / f"{number}.png")
@@ -231,10 +231,10 @@ def test_bad_inputs_keep_their_row(make_folder: Make, tmp_path: Path) -> None:
         "green/000a.jpg": "empty",
         "red/cut.png": "undecodable",
     }
-    features, view = report.store.features(views=3), report.store.views.load(source)
+    features, listing = report.store.features(views=3), report.store.listings.load(source)
     assert len(features) == 8
     assert sorted(features.bad) == sorted(report.store.features().bad)
-    for path, row in view.row_of.items():
+    for path, row in listing.row_of.items():
         if row not in features.bad:  # the neighbours of a bad input have their own views, not its places
             assert np.allclose(features.read(np.array([row]))[0], features_by_hand(source / path, VIEWS), atol=1e-5)
 

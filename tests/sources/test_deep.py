@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featurecache.errors import InputError, RequestError
-from featurecache.sources.deep import to_eight_bits
-from featurecache.sources.images import decode, load_image
+from featurecache.sources.decoding.deep import to_eight_bits
+from featurecache.sources.decoding.images import decode, load_image
 from featurecache.specs import FeatureIdentity, PreprocessSpec
 
 SPEC = PreprocessSpec(resize=64, crop=64)

@@ -13,7 +13,7 @@ import pytest
 
 from featurecache.errors import SourceError
 from featurecache.sources import folder
-from featurecache.sources.folder import FolderSource, Listing, find_images
+from featurecache.sources.folder import Entries, FolderSource, find_images
 
 
 def touch(path: Path, content: str = "x") -> Path:
@@ -26,7 +26,7 @@ def touch(path: Path, content: str = "x") -> Path:
 class Scan:
     """A listing whose files were read unless they are unchanged."""
 
-    listing: Listing
+    listing: Entries
     ids: np.ndarray
     num_read: int
 

@@ -17,8 +17,8 @@ from PIL import Image, features
 
 from featurecache.errors import SourceError
 from featurecache.ignored import IgnoredFiles, begins_like_an_image
+from featurecache.sources.decoding.images import decode, load_image
 from featurecache.sources.folder import FolderSource, find_images
-from featurecache.sources.images import decode, load_image
 from featurecache.specs import PreprocessSpec
 from featurecache.store.schemas import IgnoredBody, check_body
 
@@ -183,7 +183,7 @@ def test_formats_of_phones_and_scanners_are_read(tmp_path: Path, kind: str, suff
         need("pillow_heif")
     if not features.check({"AVIF": "avif", "JPEG2000": "jpg_2000"}.get(kind, "zlib")):
         pytest.skip(f"this Pillow has no {kind}")
-    import featurecache.sources.images  # noqa: F401 - registers HEIC
+    import featurecache.sources.decoding.images  # noqa: F401 - registers HEIC
 
     path = tmp_path / f"it{suffix}"
     smooth().save(path, kind)

@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from featurecache.errors import InputError
 from featurecache.resizing import trimmed
-from featurecache.sources.images import decode, load_image, pillow_defaults, resize_and_crop
+from featurecache.sources.decoding.images import decode, load_image, pillow_defaults, resize_and_crop
 from featurecache.specs import PreprocessSpec
 
 SPEC = PreprocessSpec(resize=32, crop=32)

@@ -111,7 +111,7 @@ def test_a_group_column(tmp_path):
 
 def test_groups_of_a_strangers_task_are_checked(tmp_path):
     store = make_store(tmp_path, FILES)
-    task = build_task("t", labelled(lambda k: f"photo {k // 4}"), samples=store.samples, views=store.views.all())
+    task = build_task("t", labelled(lambda k: f"photo {k // 4}"), samples=store.samples, listings=store.listings.all())
     from dataclasses import replace
 
     from featurecache.store.folders import ShardFolder

@@ -113,8 +113,8 @@ def look(cache: Path, capsys: pytest.CaptureFixture, *, read: bool = True) -> st
 def read_all(cache: Path) -> None:
     store = FeatureStore.open(cache)
     store.samples.uris_of(range(len(store.samples)))
-    for view in store.views.all():
-        assert len(list(view.paths)) == len(view.rows)
+    for listing in store.listings.all():
+        assert len(list(listing.paths)) == len(listing.rows)
     for feature_set in store.feature_sets():
         features = feature_set.open()
         rows = features.rows[features.usable(features.rows)]

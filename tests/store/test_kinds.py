@@ -212,7 +212,7 @@ def test_copies_know_together_what_one_of_them_does_not(tmp_path):
     for kind, expected in (("labels", [0, 1]), ("numbers", [0.0, 1.0])):
         task = store.add_task(kind, labels_from_csv(path, label_column=("a", "b"), kind=kind))
         assert task.about["num_conflicts"] == 1
-        row = store.views.all()[0].row_of["copy.jpg"]
+        row = store.listings.all()[0].row_of["copy.jpg"]
         assert task.labels[store.samples.rows_of(task.ids).tolist().index(row)].tolist() == expected
 
 

@@ -15,10 +15,10 @@ from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.joining import build_task
 from featurecache.store.labels import Label, TableLabels, label_of_path, labels_from_csv, labels_from_folders
+from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
 from featurecache.store.splits import stratified_splits
 from featurecache.store.store import FeatureStore
-from featurecache.store.views import SourceView
 from featurecache.text import TextColumn
 
 
@@ -59,7 +59,7 @@ def test_select_joins_by_id_whatever_the_order(
     folder.publish("000", arrays, {"rows": runs_of_rows(rows), "bad": []}, kind="features")
     shuffled = np.random.default_rng(seed).permutation(12)
     labels = tuple(Label(content_id(f"content {n}").tobytes().hex(), f"class {n % 3}", None) for n in shuffled)
-    task = build_task("t", TableLabels(labels=labels, origin="test"), samples=samples, views=[], random_state=seed)
+    task = build_task("t", TableLabels(labels=labels, origin="test"), samples=samples, listings=[], random_state=seed)
     features = Features("t:avg", "float16", folder)
     seen = []
     for split in ("train", "validation", "test"):
@@ -227,7 +227,7 @@ def test_of_two_sources_the_later_one_has_the_word(tmp_path: Path) -> None:
     ids = np.stack([content_id(f"a{i}") for i in range(4)])
     rows = store.samples.append(ids, ["x"] * 4, np.ones(4))
     moved = ["b/0.jpg", "a/1.jpg", "a/2.jpg", "a/3.jpg"]  # the folder was renamed and one photo sorted anew
-    store.views.save(SourceView(str(tmp_path / "src2"), TextColumn.pack(moved), np.zeros((4, 4), np.int64), rows, {}))
+    store.listings.save(Listing(str(tmp_path / "src2"), TextColumn.pack(moved), np.zeros((4, 4), np.int64), rows, {}))
     task = store.add_task("t", labels_from_folders())
     assert task.about["num_conflicts"] == 0
     place = task.ids.tolist().index(content_id("a0").tolist())

@@ -187,9 +187,9 @@ def test_gc_removes_only_old_leftovers(made: tuple) -> None:
 
 def test_gc_unused_keeps_rows_where_they_are(made: tuple) -> None:
     source, store = made
-    view = store.views.load(source)
-    kept_paths = [path for path in view.paths if not path.endswith("/000.png") and not path.startswith("blue/")]
-    rows = np.array([view.row_of[path] for path in kept_paths])
+    listing = store.listings.load(source)
+    kept_paths = [path for path in listing.paths if not path.endswith("/000.png") and not path.startswith("blue/")]
+    rows = np.array([listing.row_of[path] for path in kept_paths])
     before = store.features().read(rows)
     shutil.rmtree(source / "blue")
     for colour in ("red", "green"):
@@ -249,8 +249,8 @@ def test_gc_never_takes_the_name_of_another_writers_shard(
 ) -> None:
     store, feature_set = overlapping(tmp_path, *shards)
     held = np.setdiff1d(np.arange(12), list(gone))
-    (view,) = store.views.all()
-    store.views.save(replace(view, rows=np.where(np.isin(view.rows, held), view.rows, -1)))
+    (listing,) = store.listings.all()
+    store.listings.save(replace(listing, rows=np.where(np.isin(listing.rows, held), listing.rows, -1)))
     for _ in range(2):  # the second time there is nothing to do
         collect_garbage(FeatureStore.open(store.path), unused=True, remove=True)
         features = feature_set.open()
@@ -265,8 +265,8 @@ def test_gc_that_was_killed_between_the_new_shard_and_the_old_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, feature_set = overlapping(tmp_path, range(12))
-    (view,) = store.views.all()
-    store.views.save(replace(view, rows=np.where(view.rows > 3, view.rows, -1)))
+    (listing,) = store.listings.all()
+    store.listings.save(replace(listing, rows=np.where(listing.rows > 3, listing.rows, -1)))
     with monkeypatch.context() as patch:
         patch.setattr(ShardFolder, "discard", lambda *_: None)
         collect_garbage(store, unused=True, remove=True)
@@ -288,8 +288,8 @@ def test_what_gc_leaves_of_a_commit_names_no_row_that_it_dropped(tmp_path: Path)
         "cut": [[0, 2], [3, 6]],
     }
     assert feature_set.folder.publish("000000000000", arrays, body, kind="features")
-    (view,) = store.views.all()
-    store.views.save(replace(view, rows=np.where(view.rows > 2, view.rows, -1)))
+    (listing,) = store.listings.all()
+    store.listings.save(replace(listing, rows=np.where(listing.rows > 2, listing.rows, -1)))
     collect_garbage(store, unused=True, remove=True)
     (commit,) = feature_set.folder.commits()
     assert [commit.body[name] for name in ("rows", "bad", "probe", "cut")] == [
@@ -326,7 +326,7 @@ def test_gc_unused_knows_what_belongs_to_all_rows_of_a_shard(made: tuple) -> Non
     before = convert_features(store, store.find(), "int8").open()[:]
     shutil.rmtree(source / "blue")
     fresh = extract(source, store.path)
-    held = set(store.views.load(source).unique_rows.tolist())
+    held = set(store.listings.load(source).unique_rows.tolist())
     assert collect_garbage(fresh, unused=True, remove=True).unused_rows == 10
     after = FeatureStore.open(store.path).features(dtype="int8")
     assert set(after.rows.tolist()) == held
@@ -456,9 +456,9 @@ def test_int8_can_be_extracted(made: tuple, tmp_path: Path) -> None:
     settings = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=6, dtype="int8")
     (source / "red" / "bad.png").write_bytes(b"")
     other = run_extraction(source, tmp_path / "i", make_request(TINY), settings=settings).store
-    view, old = other.views.load(source), store.views.load(source)
-    paths = [path for path in old.paths if path in view.row_of]
-    ours = other.features().read(np.array([view.row_of[path] for path in paths]))
+    listing, old = other.listings.load(source), store.listings.load(source)
+    paths = [path for path in old.paths if path in listing.row_of]
+    ours = other.features().read(np.array([listing.row_of[path] for path in paths]))
     exact = store.features().read(np.array([old.row_of[path] for path in paths]))
     assert np.abs(ours - exact).max() / np.abs(exact).max() < 2e-2
     assert list(other.features().bad.values()) == [("empty", "the file has no bytes")]

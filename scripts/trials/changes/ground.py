@@ -150,10 +150,10 @@ def stale(run: Run, report: Any) -> list[str]:
     """Compare what the cache now says of every file with a fresh extraction of the same."""
     fresh = ends_of(replace(run, cache=run.cache.with_name("fresh")).go())
     shutil.rmtree(run.cache.with_name("fresh"))
-    view = report.store.views.load(run.source)
+    listing = report.store.listings.load(run.source)
     ids = np.asarray(report.store.samples.ids)
     problems = []
-    for path, row in view.row_of.items():
+    for path, row in listing.row_of.items():
         digest = hashlib.sha256((run.source / path).read_bytes()).digest()
         if ids[row].tobytes() != digest:
             problems.append(f"{path} is taken for what it was before")

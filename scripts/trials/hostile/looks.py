@@ -64,10 +64,10 @@ def _read_all(cache: Path, debug: bool) -> int:
     store = FeatureStore.open(cache)
     samples = store.samples
     assert len(samples.uris_of(range(len(samples)))) == len(np.asarray(samples.ids)) == len(np.asarray(samples.sizes))
-    for view in store.views.all():
-        assert len(list(view.paths)) == len(view.rows) >= len(view.row_of)
+    for listing in store.listings.all():
+        assert len(list(listing.paths)) == len(listing.rows) >= len(listing.row_of)
     for feature_set in store.feature_sets():
-        feature_set.probe()
+        feature_set.reference()
         features = feature_set.open()
         features.check_files()
         rows = features.rows[features.usable(features.rows)]

@@ -80,11 +80,11 @@ def move_to_nowhere(store: Any, photos: Path) -> None:
     """Let the source lie at `ROOT`, so that the archive knows nothing of the machine that it was made on."""
     from dataclasses import replace
 
-    view = store.views.load(photos)
-    stamps = np.arange(view.stamps.size, dtype=np.int64).reshape(view.stamps.shape)
+    listing = store.listings.load(photos)
+    stamps = np.arange(listing.stamps.size, dtype=np.int64).reshape(listing.stamps.shape)
     for path in sorted((store.path / "sources").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    store.views.save(replace(view, root=ROOT, stamps=stamps))
+    store.listings.save(replace(listing, root=ROOT, stamps=stamps))
 
 
 def contents(cache: Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def contents(cache: Path) -> dict[str, Any]:
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(cache)
-    (view,) = store.views.all()
+    (listing,) = store.listings.all()
     task = store.task("brightness")
     features = {}
     for feature_set in store.feature_sets():
@@ -110,7 +110,7 @@ def contents(cache: Path) -> dict[str, Any]:
         "ids": [identity.tobytes().hex() for identity in np.asarray(store.samples.ids)],
         "uris": store.samples.uris_of(range(len(store.samples))),
         "sizes": np.asarray(store.samples.sizes).tolist(),
-        "view": {"root": view.root, "rows": dict(zip(view.paths, view.rows.tolist(), strict=True))},
+        "view": {"root": listing.root, "rows": dict(zip(listing.paths, listing.rows.tolist(), strict=True))},
         "features": features,
         "task": {
             "classes": task.classes,

@@ -46,4 +46,4 @@ _PNG = (
     "XcYVEtyp1N1QAAAABJRU5ErkJggg=="
 )
 
-PROBE_IMAGES = (b64decode(_JPEG), b64decode(_PNG))
+REFERENCE_IMAGES = (b64decode(_JPEG), b64decode(_PNG))

@@ -18,7 +18,7 @@ from featurecache.specs import TextPreprocessSpec
 PADDING = -1
 """Stands where a text has no more tokens: no id is negative, so padding cannot be taken for a token."""
 
-PROBE_TEXTS = (
+REFERENCE_TEXTS = (
     "The quick brown fox jumps over the lazy dog, and 1,024 others watch: \u00a320 that it won't do it again!".encode(),
     "Na\u00efve caf\u00e9 \u2013 \u5b57 \u0663 e\u0301\u00e9 \U0001f98a\tZ\u00fcrich\n\nUPPER two  spaces".encode(),
 )

@@ -43,8 +43,8 @@ from PIL import (  # the plugins register themselves on import; Pillow loads som
 from featurecache.errors import InputError
 from featurecache.ignored import HEIC_SUFFIXES
 from featurecache.resizing import draft_side, resize_and_crop
-from featurecache.sources import libtiff
-from featurecache.sources.deep import (
+from featurecache.sources.decoding import libtiff
+from featurecache.sources.decoding.deep import (
     GREY_MODES,
     deep_colours,
     has_deep_colours,

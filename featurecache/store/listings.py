@@ -1,4 +1,4 @@
-"""Source views: which files a source holds today, and the row of each. Rewritten whenever the source changed."""
+"""Listings: which files a source holds today, and the row of each. Rewritten whenever the source changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featurecache.text import TextColumn
 
 
 @dataclass(frozen=True)
-class SourceView:
+class Listing:
     """The files of one source, in sorted order.
 
     ``rows`` has -1 for a file that could not be read; ``problems`` says why.
@@ -50,7 +50,7 @@ class SourceView:
         return self._first[0]
 
     def paths_of(self, rows: Rows | Sequence[int]) -> list[str]:
-        """One path (the first) for each row; the rows must be in the view."""
+        """One path (the first) for each row; the rows must be in the listing."""
         return [self.paths[number] for number in self._places_of(rows).tolist()]
 
     def stamps_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
@@ -72,8 +72,8 @@ class SourceView:
         readable = int(np.searchsorted(held, 0))
         return held[readable:], first[readable:]
 
-    def same_as(self, other: SourceView | None) -> bool:
-        """Tell whether two views hold the same files, unchanged."""
+    def same_as(self, other: Listing | None) -> bool:
+        """Tell whether two listings hold the same files, unchanged."""
         return (
             other is not None
             and self.paths == other.paths
@@ -84,55 +84,60 @@ class SourceView:
         )
 
 
-class SourceViews:
-    """The newest view of every source that was extracted into a cache."""
+class Listings:
+    """The newest listing of every source that was extracted into a cache."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def load(self, root: Path) -> SourceView | None:
-        """Return the last view of the source at ``root``, if there is one."""
+    def load(self, root: Path) -> Listing | None:
+        """Return the last listing of the source at ``root``, if there is one."""
         return _load(self._folder(root))
 
-    def all(self) -> list[SourceView]:
-        """Return the last view of every source, the one extracted last at the end."""
+    def all(self) -> list[Listing]:
+        """Return the last listing of every source, the one extracted last at the end."""
         folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
-        views = [_load(ShardFolder(folder, SOURCE)) for folder in folders if folder.is_dir()]
-        return sorted((view for view in views if view is not None), key=lambda view: view.order)
+        listings = [_load(ShardFolder(folder, SOURCE)) for folder in folders if folder.is_dir()]
+        return sorted((listing for listing in listings if listing is not None), key=lambda listing: listing.order)
 
-    def save(self, view: SourceView) -> SourceView:
-        """Make ``view`` the newest of its source and return it as it is mapped from the disk.
+    def save(self, listing: Listing) -> Listing:
+        """Make ``listing`` the newest of its source and return it as it is mapped from the disk.
 
         Views are derived, so older ones are dropped.
         """
-        folder = self._folder(Path(view.root))
+        folder = self._folder(Path(listing.root))
         arrays = {
-            "stamp": ("int64", view.stamps.astype("<i8", copy=False)),
-            "row": ("int64", view.rows.astype("<i8", copy=False)),
-            **view.paths.arrays(),
+            "stamp": ("int64", listing.stamps.astype("<i8", copy=False)),
+            "row": ("int64", listing.rows.astype("<i8", copy=False)),
+            **listing.paths.arrays(),
         }
         order = 1 + max((other.order for other in self.all()), default=0)
-        body = {"root": view.root, "problems": view.problems, "order": order, "ignored": view.ignored.to_json()}
+        body = {
+            "root": listing.root,
+            "problems": listing.problems,
+            "order": order,
+            "ignored": listing.ignored.to_json(),
+        }
         folder.publish_next(arrays, body, kind="source view")
-        # If another writer was first, or is already further, its view is as good: both have just looked.
-        return _load(folder) or view
+        # If another writer was first, or is already further, its listing is as good: both have just looked.
+        return _load(folder) or listing
 
     def _folder(self, root: Path) -> ShardFolder:
         key = digest_bytes(str(root.resolve()).encode(errors="surrogateescape"))[:16]
         return ShardFolder(self._path / key, SOURCE)
 
 
-def merged_rows(views: Sequence[SourceView]) -> Rows:
-    """Rows that any of the views holds, sorted, each once."""
-    return np.unique(np.concatenate([view.unique_rows for view in views] or [np.zeros(0, np.int64)]))
+def merged_rows(listings: Sequence[Listing]) -> Rows:
+    """Rows that any of the listings holds, sorted, each once."""
+    return np.unique(np.concatenate([listing.unique_rows for listing in listings] or [np.zeros(0, np.int64)]))
 
 
-def _load(folder: ShardFolder) -> SourceView | None:
-    return folder.newest(view_of)
+def _load(folder: ShardFolder) -> Listing | None:
+    return folder.newest(listing_of)
 
 
-def view_of(commit: Commit, shard: MappedShard) -> SourceView:
-    """Return the view that a commit holds.
+def listing_of(commit: Commit, shard: MappedShard) -> Listing:
+    """Return the listing that a commit holds.
 
     Raises
     ------
@@ -148,4 +153,4 @@ def view_of(commit: Commit, shard: MappedShard) -> SourceView:
         raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
     body = commit.body
     ignored = IgnoredFiles.from_json(body["ignored"]) if body.get("ignored") else IgnoredFiles()
-    return SourceView(body["root"], paths, stamps, rows, body["problems"], body["order"], ignored)
+    return Listing(body["root"], paths, stamps, rows, body["problems"], body["order"], ignored)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import SourceError, UnknownNameError
-from featurecache.sources.folder import Listing
+from featurecache.sources.folder import Entries
 from featurecache.sources.inputs import TextInput
 from featurecache.tables import Table, TableError, open_table, to_bytes
 from featurecache.text import TextColumn
@@ -52,7 +52,7 @@ class TableSource:
         """Raise `SourceError` when there is no such table or column, or no row in it."""
         _ = self._rows
 
-    def find(self) -> Listing:
+    def find(self) -> Entries:
         """List the rows, sorted by the bytes of their keys.
 
         Raises
@@ -65,10 +65,10 @@ class TableSource:
         stamps = np.zeros((len(keys), 4), np.int64)
         # The ctime of -1 says: look at it again. The table is read in any case, and one file's stamp speaks of no row.
         stamps[:, 0], stamps[:, 2] = lengths, -1
-        return Listing(keys.take(order), stamps, {})
+        return Entries(keys.take(order), stamps, {})
 
     def identify(
-        self, listing: Listing, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
+        self, listing: Entries, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Yield blocks of (places, ids): ids are the SHA-256 of the texts' bytes."""
         for first in range(0, len(places), _BLOCK):
