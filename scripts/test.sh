@@ -2,7 +2,7 @@
 # Every check: lint, types, layers and tests. Sets up what it needs. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-ensure_environment dev,timm,hf,clip,text,cpu,export,parquet,trees,heif,demo
+ensure_environment dev,timm,hf,clip,text,cpu,export,parquet,heif,demo
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .

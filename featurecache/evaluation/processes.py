@@ -17,7 +17,7 @@ def in_processes(
     """Yield what ``work`` returns for each tuple of arguments, in the order in which they are ready.
 
     Whatever ends this early (Ctrl-C, a signal that raises, an error, a caller that wants no more) kills the processes
-    first: libsvm and LightGBM run for minutes in compiled code that asks for nothing, and would go on without us.
+    first: libsvm runs for minutes in compiled code that asks for nothing, and would go on without us.
 
     Parameters
     ----------

@@ -43,12 +43,12 @@ from featurecache.specs import TaskKind
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
 _WORTH_A_PROCESS = 500_000
 _SLOWEST_FIRST = (
-    *("attentive", "boosted_trees", "rbf_svm", "mlp", "linear_svm", "logistic"),
+    *("attentive", "rbf_svm", "mlp", "linear_svm", "logistic"),
     *("ridge", "knn", "gda", "nearest_mean", "majority"),
 )
-UNINTERRUPTIBLE = frozenset({"rbf_svm", "boosted_trees"})
+UNINTERRUPTIBLE = frozenset({"rbf_svm"})
 """Heads that spend minutes in compiled code, which no signal reaches."""
-_SLOW = frozenset({"attentive", "boosted_trees", "rbf_svm", "mlp"})
+_SLOW = frozenset({"attentive", "rbf_svm", "mlp"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -91,10 +91,6 @@ def _mlp(size: Size) -> int:
     return weights + 3 * _FOLDS * min(size.samples, _ROWS_LOOKED_AT) * size.features * size.num_bytes + size.of_rows
 
 
-def _trees(size: Size) -> int:
-    return 5 * size.of_rows + 31 * 64 * 16 * size.features
-
-
 def _svm(size: Size) -> int:
     # libsvm has rows of its own in float64, and so are the support vectors that it gives back.
     return 10 * size.of_rows + min(_SVM_CACHE, 4 * size.samples**2)
@@ -109,7 +105,6 @@ _MEMORY: dict[str, Callable[[Size], int]] = {
     "ridge": _ridge,
     "gda": _gda,
     "nearest_mean": lambda size: 5 * size.of_rows,
-    "boosted_trees": _trees,
     "attentive": lambda size: (3 * _FOLDS * min(size.samples, _ROWS_LOOKED_AT) * size.features * 4) + size.of_rows,
     "majority": lambda size: size.of_rows,
     "mean": lambda size: size.of_rows,

@@ -28,7 +28,6 @@ from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
 from featurecache.heads.soundness import check_sound
-from featurecache.heads.trees import BoostedTrees, BoostedTreesRegressor
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,13 +59,12 @@ _STATE: dict[type, str] = {
     CosineKnnRegressor: "directions_ targets_",
     GaussianDiscriminant: "classes_ coef_ intercept_",
     NearestMean: "classes_ coef_ intercept_",
-    BoostedTrees: "classes_ feature_ threshold_ children_ value_ multilabel_",
-    BoostedTreesRegressor: "feature_ threshold_ children_ value_ intercept_",
     FineTunedClassifier: "classes_ names_ arrays_ n_iter_ multilabel_ joined_",
     FineTunedRegressor: "names_ arrays_ n_iter_ flat_ target_mean_ target_scale_ joined_",
     DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
     DummyRegressor: "constant_ n_outputs_",
 }
+_GONE = frozenset({"BoostedTrees", "BoostedTreesRegressor"})
 _CLASSES = {cls.__name__: cls for cls in (Pipeline, *_STATE)}
 # A property in some scikit-learn releases and an attribute in others: written when there, never required.
 _OPTIONAL = {"classes_", "_effective_probability", "_num_iter", "_probA", "_probB", "n_iter_", "multilabel_", "joined_"}
@@ -167,6 +165,11 @@ def _encode_array(value: np.ndarray, where: str, arrays: Arrays) -> dict[str, An
 
 def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
     name = tree.get("type") if isinstance(tree, dict) else None
+    if name in _GONE:
+        raise HeadError(
+            "it holds boosted trees, which this release no longer has; predict with featurecache 0.1, or train "
+            "another head"
+        )
     if not isinstance(name, str) or name not in _CLASSES:
         raise HeadError(f"it names the unknown class {name!r}; known: {', '.join(sorted(_CLASSES))}")
     if name == "Pipeline":

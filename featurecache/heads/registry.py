@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
@@ -16,16 +15,14 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC
 from sklearn.utils.validation import has_fit_parameter
 
-from featurecache.errors import MissingExtraError, UnknownNameError
+from featurecache.errors import UnknownNameError
 from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
-from featurecache.heads.growing import EXTRA, PACKAGE
 from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.linear.tasks import FitsTasks
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
-from featurecache.heads.trees import BoostedTrees, BoostedTreesRegressor
 from featurecache.specs import TaskKind
 
 Factory = Callable[[], BaseEstimator]
@@ -42,9 +39,6 @@ _HEADS: dict[tuple[TaskKind, str], _Entry] = {}
 
 _PRIOR_ROWS = 10.0
 """With one label of each of ten classes this makes logistic regression right 0.88 of the time instead of 0.64."""
-
-TREES = "boosted_trees"
-"""Name of the head that needs a package of an extra."""
 
 
 def list_heads(
@@ -66,22 +60,19 @@ def list_heads(
     weighted, streaming, partial : bool
         Only those that can weigh samples; that read rows as they are needed; that are fitted where some labels or
         numbers of a sample are not known.
-
-    Heads that need a package which is not installed are left out.
     """
     names = [name for each, name in _HEADS if each == kind and (tokens or not needs_tokens(name))]
     return [
         name
         for name in names
-        if not _is_missing(name)
-        and (not weighted or takes_weights(name, kind=kind))
+        if (not weighted or takes_weights(name, kind=kind))
         and (not streaming or streams(name, kind=kind))
         and (not partial or takes_unknown(name, kind=kind))
     ]
 
 
 def kinds_of_head(name: str) -> list[TaskKind]:
-    """Return the kinds of task that there is a head of this name for, whether or not what it needs is installed."""
+    """Return the kinds of task that there is a head of this name for."""
     return [kind for kind, each in _HEADS if each == name]
 
 
@@ -164,8 +155,6 @@ def make_head(name: str, *, kind: TaskKind = "classes", **params: Any) -> BaseEs
     ------
     UnknownNameError
         No such head, or the head has no such parameter.
-    MissingExtraError
-        The head needs a package that is not installed.
     """
     estimator = _entry(name, kind).factory()
     last = last_step(estimator)
@@ -191,13 +180,7 @@ def _entry(name: str, kind: TaskKind) -> _Entry:
     if (kind, name) not in _HEADS:
         noun = "head" if kind == "classes" else f"head for {kind}"
         raise UnknownNameError(noun, name, list_heads(tokens=True, kind=kind))
-    if _is_missing(name):
-        raise MissingExtraError(f"{PACKAGE}, which head {name!r} needs,", EXTRA)
     return _HEADS[kind, name]
-
-
-def _is_missing(name: str) -> bool:
-    return name == TREES and find_spec(PACKAGE) is None
 
 
 def _logistic() -> LogisticProbe:
@@ -249,10 +232,6 @@ def _attentive() -> AttentiveProbe:
     return AttentiveProbe()
 
 
-def _trees() -> BoostedTrees:
-    return BoostedTrees()
-
-
 def _powers_of_ten(param: str, first: int, last: int, per_decade: int = 1) -> Grid:
     # Not 10.0 ** e: that is 9.999999999999999e-05 for some exponents, and people read these numbers.
     step, steps = (1 if last >= first else -1), abs(last - first) * per_decade + 1
@@ -269,10 +248,6 @@ def _mlp_grid(n_samples: int) -> list[dict[str, Any]]:
     return [{"hidden_layers": layers, "learning_rate": rate} for layers in shapes for rate in rates]
 
 
-def _trees_grid(n_samples: int) -> list[dict[str, Any]]:
-    return [{"num_leaves": leaves} for leaves in (7, 31)]
-
-
 # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
 register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4))
 register_head("linear_svm", _linear_svm, _powers_of_ten("C", -8, -1, per_decade=4))
@@ -282,7 +257,6 @@ register_head("knn", _knn, _knn_grid)
 register_head("ridge", _ridge, _powers_of_ten("alpha", 7, -2, per_decade=4))
 register_head("gda", _gda, lambda n_samples: [{}])
 register_head("nearest_mean", _nearest_mean, lambda n_samples: [{}])
-register_head(TREES, _trees, _trees_grid)
 register_head("majority", _majority, lambda n_samples: [{}])
 
 _kind: TaskKind
@@ -293,16 +267,14 @@ for _kind in ("labels", "numbers"):
 register_head("logistic", _logistic, _powers_of_ten("C", -6, 1, per_decade=4), kind="labels")
 register_head("mlp", _mlp, _mlp_grid, kind="labels")
 register_head("mlp", MlpRegressor, _mlp_grid, kind="numbers")
-register_head(TREES, _trees, _trees_grid, kind="labels")
-register_head(TREES, BoostedTreesRegressor, _trees_grid, kind="numbers")
 
 TOKEN_HEADS = ("attentive",)
 """Names of the built-in heads for features that keep their tokens."""
 
 HEADS = tuple(list_heads())
-"""Names of the built-in heads for features of any kind, as far as what they need is installed."""
+"""Names of the built-in heads for features of any kind."""
 
 OTHER_HEADS = tuple(dict.fromkeys(list_heads(kind="labels") + list_heads(kind="numbers")))
-"""Names of the built-in heads for labels or numbers, likewise."""
+"""Names of the built-in heads for labels or numbers."""
 
 register_head("attentive", _attentive, lambda n_samples: [{"weight_decay": decay} for decay in (1.0, 0.01)])

@@ -23,7 +23,6 @@ from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
 from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.heads.linear.ridge import RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
-from featurecache.heads.trees import MAX_NODES, TREE_ARRAYS, BoostedTrees, BoostedTreesRegressor
 
 
 def check_sound(estimator: BaseEstimator) -> None:
@@ -114,30 +113,6 @@ def _check_attentive(estimator: AttentiveProbe) -> None:
         raise HeadError(f"the weights of its AttentiveProbe have shapes {[each.shape for each in found]}")
 
 
-def _check_trees(estimator: BoostedTrees | BoostedTreesRegressor) -> None:
-    """Refuse nodes that are not there, and ways that lead back: a row would go round for ever."""
-    name = type(estimator).__name__
-    feature, threshold, children, value = arrays = [getattr(estimator, each) for each in TREE_ARRAYS]
-    kinds = [each.dtype.kind if isinstance(each, np.ndarray) else "" for each in arrays]
-    if kinds != ["i", "f", "i", "f"] or value.ndim != 3 or 0 in value.shape:
-        raise HeadError(f"the nodes of its {name} are not numbers in three dimensions")
-    shapes = [each.shape for each in arrays]
-    if shapes != [value.shape, value.shape, (*value.shape, 2), value.shape]:
-        raise HeadError(f"the nodes of its {name} have shapes {shapes}, which do not fit")
-    num_rounds, _, num_nodes = value.shape
-    if num_rounds * num_nodes > MAX_NODES:
-        raise HeadError(
-            f"the trees of its {name} have {num_rounds * num_nodes} nodes an output; at most {MAX_NODES} are read"
-        )
-    if feature.min() < 0 or feature.max() >= estimator.n_features_in_:
-        raise HeadError(f"the trees of its {name} ask for features that are not there")
-    if (children < np.arange(num_nodes)[:, None]).any() or children.max() >= num_nodes:
-        raise HeadError(f"the trees of its {name} lead to nodes that are not there, or back")
-    if not np.isfinite(threshold).all() or not np.isfinite(value).all():
-        raise HeadError(f"the thresholds or values of its {name} are not finite numbers")
-    _check_outputs(estimator)
-
-
 def _check_finetuned(estimator: FineTuned) -> None:
     """Refuse tensors that are not numbers, and activations that have another size than the rows."""
     names, arrays, shape = estimator.names_, estimator.arrays_, estimator.shape
@@ -155,21 +130,6 @@ def _check_finetuned(estimator: FineTuned) -> None:
         raise HeadError("what its layers end in is not said by yes or no")
     if math.prod(shape) != estimator.n_features_in_:
         raise HeadError(f"its activations of shape {shape} are not {estimator.n_features_in_} numbers")
-
-
-def _check_outputs(estimator: BoostedTrees | BoostedTreesRegressor) -> None:
-    """Refuse as many trees a round as no such head has."""
-    num_outputs = estimator.value_.shape[1]
-    if isinstance(estimator, BoostedTrees):
-        several = len(estimator.classes_) > 2 or estimator.multilabel_
-        wanted = len(estimator.classes_) if several else 1
-    else:
-        intercept = estimator.intercept_
-        if not isinstance(intercept, np.ndarray) or intercept.ndim > 1 or not np.isfinite(intercept).all():
-            raise HeadError("the intercept of its BoostedTreesRegressor is not one finite number for each output")
-        wanted = intercept.size
-    if num_outputs != wanted:
-        raise HeadError(f"its {type(estimator).__name__} has {num_outputs} trees a round, expected {wanted}")
 
 
 def _check_svc(estimator: SVC) -> None:
@@ -197,6 +157,5 @@ _CHECKS: tuple[tuple[type | UnionType, Callable[[Any], None]], ...] = (
     (CosineKnnRegressor, _check_knn_regressor),
     (DummyRegressor, _check_mean),
     (AttentiveProbe, _check_attentive),
-    (BoostedTrees | BoostedTreesRegressor, _check_trees),
     (FineTuned, _check_finetuned),
 )

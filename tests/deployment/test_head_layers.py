@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from conftest import need
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -17,19 +14,17 @@ from sklearn.svm import SVC
 from featurecache.deployment.exporting.head_layers import head_layers
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import HeadError
-from featurecache.heads import registry
 from featurecache.heads.gradient.attentive import AttentiveProbe
 from featurecache.heads.linear.estimators import LogisticProbe
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
-from featurecache.heads.registry import TREES, list_heads, make_head
+from featurecache.heads.registry import list_heads, make_head
 from featurecache.specs import TaskKind
 
 NUM_FEATURES = 12
 
 
 def exported(kind: TaskKind) -> list[str]:
-    """All heads but trees: where a feature is next to a threshold, another rounding is another answer."""
-    return [name for name in list_heads(tokens=True, kind=kind) if name != TREES]
+    return list_heads(tokens=True, kind=kind)
 
 
 def rows(count: int, seed: int = 0) -> np.ndarray:
@@ -116,22 +111,3 @@ def test_what_has_no_layers_is_named(estimator, message: str) -> None:
     X = rows(80)
     with pytest.raises(HeadError, match=message):
         head_layers(saved(estimator.fit(X, outcomes("classes", X, 3)), 3))
-
-
-@pytest.mark.parametrize("kind", ["classes", "labels", "numbers"])
-def test_a_head_of_ours_that_has_no_layers_is_called_by_its_name(
-    kind: TaskKind, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    need("lightgbm")
-    X = rows(80)
-    head = saved(make_head(TREES, kind=kind).fit(X, outcomes(kind, X, 3)), 3, kind)
-    able = ", ".join(exported(kind))
-    for missing in (False, True):
-        if missing:
-            monkeypatch.setattr(registry, "find_spec", lambda name: None)
-        with pytest.raises(HeadError) as refused:
-            head_layers(replace(head, meta={"head": TREES}))
-        assert str(refused.value) == (
-            f"head 'boosted_trees' cannot be exported; heads for {kind} that can: {able}. Train one of those, or use "
-            "`featurecache predict`"
-        )

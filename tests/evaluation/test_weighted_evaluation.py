@@ -16,7 +16,7 @@ from featurecache.heads.registry import head_grid, list_heads, make_head, takes_
 KINDS = ("classes", "labels", "numbers")
 WEIGHING = [(kind, name) for kind in KINDS for name in list_heads(kind=kind) if takes_weights(name, kind=kind)]
 
-NO_ONE_OPTIMUM = ("mlp", "rbf_svm", "boosted_trees")
+NO_ONE_OPTIMUM = ("mlp", "rbf_svm")
 """What these find depends on the order and number of rows."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -54,7 +53,6 @@ def test_every_head_says_what_memory_it_needs(name: str) -> None:
         *((name, n, d) for name in ("logistic", "ridge", "gda") for n, d in ((8000, 1000), (300, 9000))),
         ("nearest_mean", 8000, 1000), ("majority", 8000, 1000),
         ("linear_svm", 8000, 1000), ("knn", 8000, 1000), ("mlp", 3000, 1000), ("rbf_svm", 1500, 1000),
-        *([("boosted_trees", 8000, 1000)] if find_spec("lightgbm") else []),
     ],
 )  # fmt: skip
 def test_no_head_takes_much_more_than_it_says(name: str, n: int, d: int) -> None:

@@ -133,13 +133,3 @@ def test_perceptrons_are_trained_for_long_enough_at_rates_that_get_there() -> No
     grid = head_grid("mlp", 300)
     assert {setting["hidden_layers"] for setting in grid} == {1, 2}
     assert max(setting["learning_rate"] for setting in grid) >= 3 * min(setting["learning_rate"] for setting in grid)
-
-
-def test_trees_are_grown_for_as_long_as_it_helps() -> None:
-    pytest.importorskip("lightgbm")
-    train, test = xor(2000, 0, terms=3), xor(1000, 1, terms=3)
-    head = make_head("boosted_trees").fit(*train)
-    assert head.score(*test) > 0.8
-    assert head.score(*test) > make_head("boosted_trees", num_boost_round=5).fit(*train).score(*test) + 0.02
-    noisy = make_head("boosted_trees").fit(*xor(2000, 0, noise=0.45))
-    assert len(noisy.value_) < 100  # held-out rows say stop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -35,9 +34,8 @@ def data(kind: str, rows: int = 120, outputs: int = 3) -> tuple[np.ndarray, np.n
 
 
 def test_each_kind_has_its_heads():
-    of_an_extra = {"boosted_trees"} if find_spec("lightgbm") else set()
-    assert set(list_heads(kind="labels")) == {"logistic", "mlp", "ridge", "knn", "mean"} | of_an_extra
-    assert set(list_heads(kind="numbers")) == {"mlp", "ridge", "knn", "mean"} | of_an_extra
+    assert set(list_heads(kind="labels")) == {"logistic", "mlp", "ridge", "knn", "mean"}
+    assert set(list_heads(kind="numbers")) == {"mlp", "ridge", "knn", "mean"}
     with pytest.raises(UnknownNameError, match="unknown head for numbers 'logistic'"):
         make_head("logistic", kind="numbers")
     with pytest.raises(ValueError, match="'ridge' is already registered"):

@@ -12,29 +12,22 @@ from featurecache.heads.linear.ridge import RidgeRegressor
 from featurecache.heads.nearest import CosineKnnRegressor
 from featurecache.heads.registry import (
     HEADS,
-    OTHER_HEADS,
     TOKEN_HEADS,
-    TREES,
     head_grid,
     last_step,
     list_heads,
     make_head,
     register_head,
 )
-from featurecache.heads.trees import BoostedTrees, BoostedTreesRegressor
 
 PIPELINE = "scikit-learn's Pipeline fits its steps in place; it exempts itself from this check too"
-ROWS_OF_A_LEAF = "a leaf holds at least so many rows, whatever they weigh, as in scikit-learn's own boosted trees"
 REGRESSORS = [RidgeRegressor(), CosineKnnRegressor(), MlpRegressor()]
-REGRESSORS += [BoostedTreesRegressor()] if TREES in OTHER_HEADS else []
 
 
 def _expected(estimator):
     failures = {}
     if isinstance(estimator, Pipeline):
         failures |= dict.fromkeys(["check_estimators_overwrite_params", "check_dont_overwrite_parameters"], PIPELINE)
-    if isinstance(estimator, BoostedTrees | BoostedTreesRegressor):
-        failures["check_sample_weight_equivalence_on_dense_data"] = ROWS_OF_A_LEAF
     return failures
 
 

@@ -1,7 +1,5 @@
 """Fitted heads as layers of a network: the arithmetic of their ``predict_proba`` or ``predict``, in float32.
 
-Boosted trees have none: where a feature is next to a threshold, another runtime's rounding is another answer.
-
 Axes: B rows, D features, K classes or other outputs, N kept rows, T tokens, Q queries, V features pooled by a query,
 P pairs of classes.
 """
@@ -35,7 +33,7 @@ from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
 from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
 from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
 from featurecache.heads.probability import needs_temperature
-from featurecache.heads.registry import TREES, list_heads, make_head
+from featurecache.heads.registry import list_heads, make_head
 
 
 class Layer(nn.Module):
@@ -276,8 +274,7 @@ def _refusal(saved: SavedHead, step: BaseEstimator) -> str:
     """Say what has no layers, by its name where it is a head of ours, and which heads have."""
     known, name = list_heads(tokens=True, kind=saved.kind), saved.meta.get("head")
     able = [each for each in known if _has_layers(make_head(each, kind=saved.kind))]
-    # Saved trees are read without the package that grows them, and without it they are no head that is known.
-    what = f"head {name!r}" if name in {*known, TREES} - {*able} else f"a {type(step).__name__}"
+    what = f"head {name!r}" if name in {*known} - {*able} else f"a {type(step).__name__}"
     return (
         f"{what} cannot be exported; heads for {saved.kind} that can: {', '.join(able)}. Train one of those, or use "
         "`featurecache predict`"
