@@ -5,6 +5,9 @@ The public names are loaded when they are first used, so that ``import featureca
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 TYPE_CHECKING = False  # as in `typing`, which takes longer to import than all of this
 if TYPE_CHECKING:
     from typing import Any
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     from featurecache.heads.fitting import fit_head as fit_head
     from featurecache.heads.registry import list_heads as list_heads
     from featurecache.heads.registry import make_head as make_head
+    from featurecache.run import RunReport as RunReport
+    from featurecache.run import TrainingSettings as TrainingSettings
+    from featurecache.run import run as run
+    from featurecache.specs import BackboneRequest as BackboneRequest
     from featurecache.specs import ExtractionSettings as ExtractionSettings
     from featurecache.specs import PreprocessSpec as PreprocessSpec
     from featurecache.specs import ViewSpec as ViewSpec
@@ -30,11 +37,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BackboneRequest": "specs",
     "ExtractionSettings": "specs",
     "FeatureCacheError": "errors",
     "FeatureStore": "store.store",
     "FrozenBackbone": "deployment.transformer",
     "PreprocessSpec": "specs",
+    "RunReport": "run",
+    "TrainingSettings": "run",
     "ViewSpec": "specs",
     "evaluate": "evaluation.scores",
     "extract": "extraction.extract",
@@ -46,6 +56,7 @@ _HOMES = {
     "load_backbone": "backbones.registry",
     "make_head": "heads.registry",
     "predict": "deployment.predict",
+    "run": "run",
     "train_heads": "evaluation.training",
 }
 
@@ -62,3 +73,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+class _Package(ModuleType):
+    """Keeps ``featurecache.run`` the function: importing a module sets its name on the package to the module."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value.run if name == "run" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

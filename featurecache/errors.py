@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
+
+Written = TypeVar("Written")
 
 
 class FeatureCacheError(Exception):
@@ -163,6 +165,29 @@ class ReportWarning:
     def about(self, subject: str) -> ReportWarning:
         """Return the warning with the name of what it is about in front of its text."""
         return replace(self, text=f"{subject}: {self.text}")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFailure:
+    """An output that could not be written beside results that are there."""
+
+    text: str
+    """One line that names the output and the reason."""
+    error: Exception
+
+
+def try_output(what: str, write: Callable[[], Written], failures: list[OutputFailure]) -> Written | None:
+    """Return what ``write`` returns; where it raises, None, and a failure by the name ``what`` more.
+
+    Drawing and formatting run other people's code, and hours of fits stand behind it: whatever it raises, the results
+    must not be lost with it.
+    """
+    try:
+        return write()
+    except Exception as error:
+        reason = shortened(error, 1000) or type(error).__name__
+        failures.append(OutputFailure(plain_text(reason if reason.startswith(what) else f"{what}: {reason}"), error))
+        return None
 
 
 def unique_warnings(warnings: Iterable[ReportWarning]) -> list[ReportWarning]:

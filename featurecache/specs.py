@@ -33,6 +33,9 @@ from featurecache.view_specs import check_takes_views as check_takes_views
 from featurecache.view_specs import num_views as num_views
 from featurecache.view_specs import shape_of_row as shape_of_row
 
+DEFAULT_BACKBONE = "efficientnet_lite0"
+"""Comes with its weights from pip, so that the first run needs no internet."""
+
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 DtypeChoice = Literal["auto", "float16", "float32", "bfloat16", "int8"]
 InitName = Literal["pretrained", "random"]

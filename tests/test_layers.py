@@ -35,9 +35,10 @@ FLOORS = {
     "reporting": 3,
     "finetuning": 4,
     "deployment": 5,
-    "cli": 6,
-    "__init__": 7,
-    "__main__": 7,
+    "run": 6,
+    "cli": 7,
+    "__init__": 8,
+    "__main__": 8,
 }
 FORBIDDEN = {("evaluation", "backbones"), ("reporting", "backbones")}
 MODULES = sorted(PACKAGE.rglob("*.py"))

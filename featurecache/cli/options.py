@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from featurecache.errors import RequestError
 from featurecache.specs import (
+    DEFAULT_BACKBONE,
     BackboneRequest,
     DtypeChoice,
     ExtractionSettings,
@@ -26,8 +27,6 @@ from featurecache.specs import (
 
 if TYPE_CHECKING:
     from featurecache.extraction.recomputation import Inputs
-
-DEFAULT_BACKBONE = "efficientnet_lite0"
 
 
 def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool = False) -> argparse.ArgumentParser:

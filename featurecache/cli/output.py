@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from featurecache.errors import plain_text
+from featurecache.errors import OutputFailure, plain_text
 from featurecache.extraction.progress import Progress, Silent
 
 
@@ -57,6 +58,15 @@ def print_warnings(warnings: Sequence[dict[str, Any]], *, to_stderr: bool = Fals
         more = ", ..." if warning["count"] > len(warning["examples"]) else ""
         line = f"warning: {warning['text']}" + (f" ({shown}{more})" if shown else "")
         (warn if to_stderr else print_line)(line)
+
+
+def report_failures(failures: Sequence[OutputFailure], *, debug: bool) -> int:
+    """Print which outputs could not be written, and return the exit status that this makes: 1 where there are any."""
+    for failure in failures:
+        if debug:
+            traceback.print_exception(failure.error)
+        print(f"featurecache: error: {failure.text}", file=sys.stderr)
+    return int(bool(failures))
 
 
 @contextmanager

@@ -14,9 +14,16 @@ from featurecache.cli.options import (
     verb_parser,
     write_table_at,
 )
-from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
-from featurecache.cli.outputs import Outputs
-from featurecache.errors import RequestError
+from featurecache.cli.output import (
+    print_json,
+    print_line,
+    print_table,
+    print_warnings,
+    progress_on_stderr,
+    report_failures,
+    warn,
+)
+from featurecache.errors import OutputFailure, RequestError, try_output
 from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
@@ -109,20 +116,22 @@ def run(args: argparse.Namespace) -> int:
             store, tasks, sets, plan, n_jobs=args.jobs, memory=memory, on_result=count, on_left_out=leave_out
         )
     lines = summarise(rows)
-    outputs = Outputs(debug=args.debug)
+    failures: list[OutputFailure] = []
     if args.out:
-        outputs.write(
-            "--out", lambda: write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace, raw=args.raw_cells)
+        try_output(
+            "--out",
+            lambda: write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace, raw=args.raw_cells),
+            failures,
         )
     if args.picture:
-        outputs.write("--picture", lambda: _draw(args, lines))
+        try_output("--picture", lambda: _draw(args, lines), failures)
     failed = [row for row in rows if row["error"] is not None]
     warnings = [warning.to_json() for warning in feature_warnings(sets)]
     if args.json:
         document = {"summary": lines, "rows": rows, "heads_left_out": list(left_out.values()), "warnings": warnings}
         counts = {"kept": num_kept, "computed": len(rows) - num_kept}
-        print_json({**document, **counts, "failed_outputs": outputs.failures})
-        return outputs.report() or int(bool(failed))
+        print_json({**document, **counts, "failed_outputs": [failure.text for failure in failures]})
+        return report_failures(failures, debug=args.debug) or int(bool(failed))
     of_sets = dict(zip((each.key for each in sets), distinct_names([each.to_json() for each in sets]), strict=True))
     for each in left_out.values():
         warn(f"head {each['head']} is left out on {_named(each, of_sets)}, task {each['task']}: it {each['reason']}")
@@ -131,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     print_warnings(warnings)
     for row in failed[:5]:
         warn(f"{row['head']} on {_named(row, of_sets)}, task {row['task']}: {row['error']}")
-    return outputs.report() or int(bool(failed))
+    return report_failures(failures, debug=args.debug) or int(bool(failed))
 
 
 def _plan(args: argparse.Namespace) -> Plan:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
+from featurecache.errors import RequestError
 from featurecache.specs import TASK_NOUN
 
 if TYPE_CHECKING:
@@ -44,14 +45,9 @@ def add_parser(verbs: Any) -> None:
     add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
     add_label_options(add)
     add.add_argument("--text-column", metavar="NAME", help="what is labelled stands in this column")
-    add.add_argument(
-        "--group-column", metavar="NAME", help="inputs with the same entry here are never divided: photo, patient"
-    )
-    add_weight_option(add)
     add.add_argument("--source", type=Path, metavar="SOURCE", help="label only this source of the cache")
     add.add_argument("--replace", action="store_true", help="replace a task of the same name")
     add.add_argument("--seed", type=int, default=0, help="of the split that is made where the labels bring none")
-    add_missing_option(add)
     add.set_defaults(run=run_add)
     ls = verb_parser(below, "ls", help="list the tasks of a cache", example="  featurecache task ls flowers.cache")
     ls.add_argument("cache", type=Path, metavar="DIR")
@@ -82,60 +78,64 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--separator", default=";|", metavar="CHARS", help="what stands between labels (default: ; or |)"
     )
-
-
-def add_weight_option(parser: argparse.ArgumentParser) -> None:
-    """Add the column that says how much an input counts."""
     parser.add_argument(
-        "--weight-column", metavar="NAME", help="how much an input counts in fitting, above 0; judging counts all alike"
+        "--group-column", metavar="NAME", help="inputs with the same entry here are never divided: photo, patient"
     )
-
-
-def label_readings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the options say of the cells of labels, as `labels_from_csv` takes it."""
-    return {name: getattr(args, name) for name in ("blank", "uncertain", "separator")}
-
-
-def label_columns(args: argparse.Namespace) -> list[str]:
-    """Return the columns that say what the inputs are."""
-    return args.label_column or ["label"]
-
-
-def add_missing_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that lets labels name files which are not cached."""
+    parser.add_argument(
+        "--weight-column", metavar="NAME", help="how much an input counts in fitting, above 0; scores count all alike"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="skip labels of files that are not in the cache")
+
+
+def labels_of(
+    args: argparse.Namespace, table: Path | None, *, text_column: str | None, root: Path | None = None
+) -> FolderLabels | TableLabels:
+    """Return the labels that the options name: those of a table, or of the folders where there is none.
+
+    Parameters
+    ----------
+    args
+        Of a parser with `add_label_options`.
+    table
+        The table of labels.
+    text_column
+        Its column that holds the texts, where it does not name them.
+    root
+        The source that is labelled; any of the cache where left out.
+    """
+    from featurecache.store.labels import labels_from_csv, labels_from_folders
+
+    if table is not None:
+        return labels_from_csv(
+            table,
+            label_column=args.label_column or ["label"],
+            kind=args.kind,
+            text_column=text_column,
+            group_column=args.group_column,
+            weight_column=args.weight_column,
+            root=root,
+            blank=args.blank,
+            uncertain=args.uncertain,
+            separator=args.separator,
+        )
+    advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
+    if args.kind != "classes":
+        raise RequestError(f"folders say classes, not {args.kind}; {advice}--kind {args.kind}")
+    for word, column in (("group", args.group_column), ("weight", args.weight_column)):
+        if column:
+            raise RequestError(f"folders say no {word}s; {advice}--{word}-column")
+    return labels_from_folders(root)
 
 
 def run_add(args: argparse.Namespace) -> int:
     """Add a task and say what is in it."""
-    from featurecache.errors import RequestError
-    from featurecache.store.labels import labels_from_csv, labels_from_folders
+    from featurecache.sources.source import open_source
     from featurecache.store.store import FeatureStore
 
-    if args.from_folders and args.kind != "classes":
-        raise RequestError(f"folders say classes, not {args.kind}; give a CSV with --kind {args.kind}")
-    for word in ("group", "weight"):
-        if args.from_folders and getattr(args, f"{word}_column"):
-            raise RequestError(f"folders say no {word}s; give a CSV with --{word}-column")
     if args.from_folders == (args.labels is not None):
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
-    from featurecache.sources.source import open_source
-
-    root = args.source and open_source(args.source, text_column=args.text_column).root
-    labels: FolderLabels | TableLabels
-    if args.from_folders:
-        labels = labels_from_folders(root)
-    else:
-        labels = labels_from_csv(
-            args.labels,
-            label_column=label_columns(args),
-            kind=args.kind,
-            text_column=args.text_column,
-            group_column=args.group_column,
-            weight_column=args.weight_column,
-            root=root,
-            **label_readings(args),
-        )
+    root = None if args.source is None else open_source(args.source, text_column=args.text_column).root
+    labels = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
     task = store.add_task(
         args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.seed

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
 from featurecache.cli.options import add_memory_option, features_of, memory_of, verb_parser
-from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr, warn
-from featurecache.cli.outputs import Outputs
+from featurecache.cli.output import (
+    print_json,
+    print_line,
+    print_table,
+    print_warnings,
+    progress_on_stderr,
+    report_failures,
+    warn,
+)
+from featurecache.errors import OutputFailure, try_output
 from featurecache.specs import TASK_NOUN
 from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.protocol import HeadResult
-    from featurecache.evaluation.training import TrainedHead, TrainingReport
+    from featurecache.evaluation.training import TrainingReport
+    from featurecache.run import TrainingSettings
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
@@ -79,7 +86,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
+    from featurecache.deployment.saved import keep_head
     from featurecache.finetuning.training import keeps_statistics
+    from featurecache.run import predict_command
     from featurecache.store.feature_sets import type_warnings
     from featurecache.store.store import FeatureStore, check_name
 
@@ -87,17 +96,18 @@ def run(args: argparse.Namespace) -> int:
         check_name("head", args.save)
     store = FeatureStore.open(args.cache)
     task = store.task(args.task)
-    report, ladder = train_layers_too(store, task, args, lambda: train(store, task, _choose_sets(store, args), args))
+    report, ladder = train_layers_too(store, task, args, lambda: _train(store, task, args))
     if args.dtype is None:
         used = {head.feature_set.key: head.feature_set for head in report.heads}
         report.warnings += type_warnings(used.values(), store.feature_sets())
-    outputs = Outputs(debug=args.debug)
-    saved = outputs.write("--save", lambda: save_best(store, args.save, report)) if args.save else None
+    failures: list[OutputFailure] = []
+    saved = try_output("--save", lambda: keep_head(store, args.save, report.best), failures) if args.save else None
     document = report.to_json() | ({} if ladder is None else ladder.to_json())
     document["frozen_statistics"] = any(map(keeps_statistics, report.heads))
     if args.json:
-        print_json({**document, "saved": saved, "failed_outputs": outputs.failures})
-        return outputs.report()
+        failed = [failure.text for failure in failures]
+        print_json({**document, "saved": None if saved is None else str(saved), "failed_outputs": failed})
+        return report_failures(failures, debug=args.debug)
     print_results(document)
     if ladder is not None:
         print_ladder(document["ladder"])
@@ -105,68 +115,30 @@ def run(args: argparse.Namespace) -> int:
         print_line("norms keep the statistics of the pretrained weights; --batch-norm train lets them learn")
     print_warnings(document["warnings"])
     if saved:
-        print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best, None)}")
-    return outputs.report()
+        print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best)}")
+    return report_failures(failures, debug=args.debug)
 
 
-def train(store: FeatureStore, task: Task, sets: list[FeatureSet], args: argparse.Namespace) -> TrainingReport:
-    """Train the heads that the options ask for."""
-    from featurecache.evaluation.training import train_heads
-    from featurecache.heads.registry import list_heads
+def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> TrainingReport:
+    from featurecache.run import train
 
-    memory = memory_of(args)
-    heads = [] if "all" in (args.head or ["all"]) else args.head
+    sets, settings = _choose_sets(store, args), training_of(args)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        names = heads or list_heads(kind=task.kind)
-        left = Counter({name: len(sets) for name in names})
-        progress.start("training heads", len(names) * len(sets))
-
-        def on_result(result: HeadResult) -> None:
-            left[result.head] -= 1
-            progress.advance(1)
-            progress.say("still: " + ", ".join(name for name, count in left.items() if count > 0))
-
-        return train_heads(
-            store,
-            task,
-            sets,
-            heads,
-            tta=args.tta,
-            balanced=args.balanced,
-            n_jobs=args.jobs,
-            memory=memory,
-            random_state=args.random_state,
-            on_result=on_result,
-        )
+        return train(store, task, sets, settings, progress=progress)
 
 
-def save_best(store: FeatureStore, name: str, report: TrainingReport) -> str:
-    """Keep the chosen head and return its folder."""
-    from featurecache.deployment.saved import keep_head
+def training_of(args: argparse.Namespace) -> TrainingSettings:
+    """Return the settings that the options name."""
+    from featurecache.run import TrainingSettings
 
-    return str(keep_head(store, name, report.best))
-
-
-def predict_command(
-    saved: str, head: TrainedHead, weights: Path | None, *, weights_key: str | None = None, backbone: str | None = None
-) -> str:
-    """Return the command that labels new inputs with a kept head, in the way in which it was judged."""
-    import shlex
-
-    feature_set = head.feature_set
-    text = feature_set.identity.preprocess.modality == "text"
-    command = ["featurecache", "predict", saved, *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
-    if weights is not None or feature_set.about["weights_source"].startswith("file "):
-        command += ["--weights", str(weights or "FILE")]
-    if weights_key is not None:
-        command += ["--weights-key", weights_key]
-    if feature_set.identity.backbone.startswith(("python:", "hub:", "file:", "hf:")):
-        command += ["--backbone", backbone or feature_set.identity.backbone]
-    if head.result.head.startswith("python:"):
-        command += ["--layers", head.result.head]
-    if head.judged_on == "views":
-        command += ["--tta", str(head.judged_set.num_views)]
-    return shlex.join(command)
+    return TrainingSettings(
+        heads=() if "all" in (args.head or ["all"]) else tuple(args.head),
+        tta=args.tta,
+        balanced=args.balanced,
+        n_jobs=args.jobs,
+        memory=memory_of(args),
+        random_state=args.random_state,
+    )
 
 
 def print_results(document: dict[str, Any]) -> None:

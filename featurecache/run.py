@@ -1,0 +1,400 @@
+"""The main job as a function: features, a task, trained heads, a report, and the best head kept for new inputs."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurecache.errors import OutputFailure, RequestError, TaskError, shortened, try_output, unique_warnings
+from featurecache.specs import DEFAULT_BACKBONE, TASK_NOUN, BackboneRequest, check_takes_views
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from featurecache.evaluation.protocol import HeadResult
+    from featurecache.evaluation.training import TrainedHead, TrainingReport
+    from featurecache.extraction.progress import Progress
+    from featurecache.extraction.run import ExtractionReport
+    from featurecache.sources.source import Source
+    from featurecache.specs import ExtractionSettings, ViewSpec
+    from featurecache.store.feature_sets import FeatureSet
+    from featurecache.store.labels import FolderLabels, TableLabels
+    from featurecache.store.listings import Listing
+    from featurecache.store.store import FeatureStore
+    from featurecache.store.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings:
+    """How heads are trained and compared."""
+
+    heads: tuple[str, ...] = ()
+    """Names of heads; when empty, all that the kind of the task has."""
+    tta: bool = False
+    """Score heads on the mean over the cached views of each sample, instead of on its plain features."""
+    balanced: bool = False
+    """Classes count alike, in choosing and (where a head can) in fitting."""
+    n_jobs: int = -1
+    """Parallel fits, as in joblib; results don't depend on it."""
+    memory: int | None = None
+    """Bytes of features in memory at most; half of what is free when ``None``."""
+    random_state: int = 0
+    """Seed of splits, folds, fits and the bootstrap; no feature depends on it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """What a run found, trained and wrote.
+
+    Attributes
+    ----------
+    extraction : ExtractionReport
+        What was computed, what was cached, and which inputs are bad.
+    training : TrainingReport
+        All trained heads, the chosen one first, with the warnings of the whole run.
+    saved : Path or None
+        Folder of the kept head; None where it could not be written.
+    report : Path or None
+        The HTML report, likewise.
+    predict_command : str or None
+        Command line that labels new inputs with the kept head.
+    failures : tuple of OutputFailure
+        What could not be written, and why.
+    """
+
+    extraction: ExtractionReport
+    training: TrainingReport
+    saved: Path | None = None
+    report: Path | None = None
+    predict_command: str | None = None
+    failures: tuple[OutputFailure, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, as ``featurecache run --json`` prints them."""
+        return {
+            "extraction": self.extraction.to_json(),
+            **self.training.to_json(),
+            "report": None if self.report is None else str(self.report),
+            "saved": None if self.saved is None else str(self.saved),
+            "failed_outputs": [failure.text for failure in self.failures],
+        }
+
+
+def run(
+    source: str | Path,
+    *,
+    cache: str | Path | None = None,
+    labels: str | Path | FolderLabels | TableLabels | None = None,
+    task: str = "run",
+    allow_missing: bool = False,
+    backbone: str | BackboneRequest = DEFAULT_BACKBONE,
+    taps: Sequence[str] = ("default",),
+    views: ViewSpec | int | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    settings: ExtractionSettings | None = None,
+    engine: str = "local",
+    training: TrainingSettings | None = None,
+    report: str | Path | None = None,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Extract features, train the standard heads on them, write a report and keep the best head.
+
+    What is cached is not computed again, so a second call after adding ten images computes ten.
+
+    Parameters
+    ----------
+    source : path
+        Folder of images, one folder below for each class; with ``text_column``, a CSV or TSV file.
+    cache : path, optional
+        Folder of the cache, made when it does not exist; ``<source>.cache`` beside the source when left out.
+    labels : path, FolderLabels or TableLabels, optional
+        A table with the columns ``path`` (or ``id``) and ``label``, or what `labels_from_csv` or
+        `labels_from_folders` gives. When left out, folders are classes, and a table of texts has a column ``label``.
+    task : str
+        Name under which the labels, and the kept head, stand in the cache. A task that was made from other labels is
+        not replaced.
+    allow_missing : bool
+        Skip labels of files that are not in the cache instead of refusing them.
+    backbone : str or BackboneRequest
+        Name of the network, or the request that also names its weights and changes to its preprocess.
+    taps : sequence of str
+        Layers to keep, as for `extract`.
+    views : ViewSpec or int, optional
+        Augmented views of each image to train on too, as for `extract`.
+    text_column, id_column : str, optional
+        Of a table, the columns that hold and that name the texts.
+    settings : ExtractionSettings, optional
+        How extraction runs.
+    engine : str
+        Where it runs.
+    training : TrainingSettings, optional
+        Which heads are trained, and how.
+    report : path, optional
+        Where the HTML report is written; ``report.html`` in the cache when left out.
+    command : str, optional
+        What the report shows as the way to make it again.
+    progress : Progress, optional
+        Told how far the run is.
+
+    Returns
+    -------
+    RunReport
+        Extraction, trained heads and what was written.
+
+    Raises
+    ------
+    RequestError
+        Settings that exclude each other, or a report that could not be written where it should go.
+    TaskError
+        Labels that make no task, found before anything is extracted wherever possible.
+    """
+    from featurecache.deployment.saved import keep_head
+    from featurecache.extraction.extract import run_extraction
+    from featurecache.extraction.progress import Silent
+    from featurecache.sources.source import open_source
+    from featurecache.store.store import check_name
+
+    training, progress = training or TrainingSettings(), progress or Silent()
+    request = backbone if isinstance(backbone, BackboneRequest) else BackboneRequest(name=backbone)
+    opened = open_source(source, text_column=text_column, id_column=id_column)
+    opened.check()
+    # A mistake in a name, an option or a label must not cost an extraction.
+    check_name("task", task)
+    _check_report_path(report)
+    _check_tta(training, opened, views)
+    said = _read_labels(labels, Path(source), opened.root, text_column, id_column)
+    _check_labels(said, opened)
+    _check_heads(training, said)
+    extraction = run_extraction(
+        source,
+        _cache_beside(Path(source)) if cache is None else cache,
+        request,
+        taps=taps,
+        text_column=text_column,
+        id_column=id_column,
+        views=views,
+        settings=settings,
+        engine=engine,
+        progress=progress,
+    )
+    store = extraction.store
+    _check_same_origin(store, task, said.origin)
+    added = store.add_task(task, said, allow_missing=allow_missing, replace=True, random_state=training.random_state)
+    # Heads on plain features and on views stand in one table: validation data tell whether views help.
+    trained = train(store, added, extraction.sets, training, progress=progress)
+    # What concerns features stands in both reports, and is shown once.
+    trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
+    failures: list[OutputFailure] = []
+    saved = try_output("the head", lambda: keep_head(store, task, trained.best), failures)
+    done = RunReport(
+        extraction=extraction,
+        training=trained,
+        saved=saved,
+        predict_command=None if saved is None else predict_command(saved, trained.best, request),
+    )
+    path = store.path / "report.html" if report is None else Path(report)
+    command = command or f"featurecache.run({str(source)!r}, cache={str(store.path)!r}, ...)"
+    written = try_output("the report", lambda: _write_report(path, done, opened, Path(source), command), failures)
+    return replace(done, report=written, failures=tuple(failures))
+
+
+def train(
+    store: FeatureStore,
+    task: Task,
+    sets: Sequence[FeatureSet],
+    settings: TrainingSettings,
+    *,
+    progress: Progress,
+) -> TrainingReport:
+    """Train heads on every feature set as `train_heads` does, with progress drawn.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The cache that holds task and features.
+    task : Task
+        Targets and splits.
+    sets : sequence of FeatureSet
+        What to train on.
+    settings : TrainingSettings
+        Which heads, and how.
+    progress : Progress
+        Told of each head on each feature set, and which heads are still in training.
+    """
+    from featurecache.evaluation.training import train_heads
+    from featurecache.heads.registry import list_heads
+
+    names = settings.heads or list_heads(kind=task.kind)
+    left = Counter({name: len(sets) for name in names})
+    progress.start("training heads", len(names) * len(sets))
+
+    def on_result(result: HeadResult) -> None:
+        left[result.head] -= 1
+        progress.advance(1)
+        progress.say("still: " + ", ".join(name for name, count in left.items() if count > 0))
+
+    return train_heads(
+        store,
+        task,
+        sets,
+        settings.heads,
+        tta=settings.tta,
+        balanced=settings.balanced,
+        n_jobs=settings.n_jobs,
+        memory=settings.memory,
+        random_state=settings.random_state,
+        on_result=on_result,
+    )
+
+
+def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | None = None) -> str:
+    """Return the command that labels new inputs with a kept head, in the way in which it was scored.
+
+    Parameters
+    ----------
+    saved : Path
+        Folder of the kept head.
+    head : TrainedHead
+        What is kept there.
+    request : BackboneRequest, optional
+        What the features were asked for with; where it is not known, the user has to fill in the weights file.
+    """
+    feature_set = head.feature_set
+    text = feature_set.identity.preprocess.modality == "text"
+    weights = None if request is None else request.weights
+    command = [
+        "featurecache",
+        "predict",
+        str(saved),
+        *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"]),
+    ]
+    if weights is not None or feature_set.about["weights_source"].startswith("file "):
+        command += ["--weights", str(weights or "FILE")]
+    if request is not None and request.weights_key is not None:
+        command += ["--weights-key", request.weights_key]
+    if feature_set.identity.backbone.startswith(("python:", "hub:", "file:", "hf:")):
+        command += ["--backbone", feature_set.identity.backbone if request is None else request.name]
+    if head.result.head.startswith("python:"):
+        command += ["--layers", head.result.head]
+    if head.judged_on == "views":
+        command += ["--tta", str(head.judged_set.num_views)]
+    return shlex.join(command)
+
+
+def _cache_beside(source: Path) -> Path:
+    source = source.absolute()
+    return source.with_name(f"{source.stem if source.is_file() else source.name}.cache")
+
+
+def _check_report_path(path: str | Path | None) -> None:
+    """Refuse a path where no report can be written, before the work is done."""
+    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
+        raise RequestError(f"cannot write a report at {path}: name a file in a folder that exists")
+
+
+def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int | None) -> None:
+    if training.tta:
+        check_takes_views(source.modality, f"the source {source.root}", option="--tta")
+        if views is None:
+            raise RequestError("--tta judges heads on views of each image; add --views K")
+
+
+def _read_labels(
+    labels: str | Path | FolderLabels | TableLabels | None,
+    source: Path,
+    root: Path,
+    text_column: str | None,
+    id_column: str | None,
+) -> FolderLabels | TableLabels:
+    """Return the labels of a source; those of texts stand in the table itself, unless another one is named."""
+    from featurecache.store.labels import labels_from_csv, labels_from_folders
+
+    if labels is None and text_column is None:
+        return labels_from_folders(root)
+    if labels is None:
+        return labels_from_csv(source, text_column=text_column, root=root)
+    if isinstance(labels, str | Path):
+        # A table of labels may name texts by their id instead of holding them again.
+        return labels_from_csv(labels, text_column=None if id_column else text_column, root=root)
+    return replace(labels, root=root) if labels.root is None else labels
+
+
+def _check_labels(labels: FolderLabels | TableLabels, source: Source) -> None:
+    from featurecache.store.joining import check_labels
+    from featurecache.store.labels import FolderLabels
+
+    listed = labels.of(source.find().paths) if isinstance(labels, FolderLabels) else labels.labels
+    check_labels(listed, labels)
+
+
+def _check_heads(training: TrainingSettings, labels: FolderLabels | TableLabels) -> None:
+    from featurecache.heads.registry import make_head
+    from featurecache.store.labels import TableLabels
+
+    for name in training.heads:
+        make_head(name, kind=labels.kind if isinstance(labels, TableLabels) else "classes")
+
+
+def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:
+    """A task that was made otherwise is somebody's work: `run` replaces only its own."""
+    if name in store.task_names() and (before := store.task(name).about["origin"]) != origin:
+        raise TaskError(
+            f"task {name!r} has its labels from {before}, not from {origin}; choose another name with --task"
+        )
+
+
+def _write_report(path: Path, done: RunReport, source: Source, source_path: Path, command: str) -> Path:
+    from featurecache.reporting.report import LastLook, ReportData, write_report
+    from featurecache.store.overview import describe_features
+    from featurecache.store.tasks import class_counts
+
+    best, document = done.training.best, done.training.to_json()
+    look = document["last_look"]
+    listing = done.extraction.store.listings.load(source.root)
+    assert listing is not None, "the source was just extracted"
+    y_true, names = _names_of_samples(done, source, listing)
+    data = ReportData(
+        title=source_path.resolve().name,
+        command=command,
+        cache=str(done.extraction.store.path),
+        feature_sets=[describe_features(feature_set) for feature_set in done.extraction.sets],
+        training=document,
+        class_counts=class_counts(done.training.task),
+        last_look=LastLook(
+            part=best.result.reported,
+            y_true=y_true,
+            y_pred=best.result.y_pred,
+            probabilities=best.result.proba,
+            names=names,
+            outputs=look[f"per_{TASK_NOUN[document['kind']]}"],
+            confusion=look.get("confusion"),
+            calibration=look.get("calibration"),
+        ),
+        bad_inputs=done.extraction.to_json()["bad"],
+        predict_command=done.predict_command,
+    )
+    paths = set(listing.paths) if source.modality == "image" else set()
+    write_report(path, data, find=lambda name: source_path / name if name in paths else None)
+    return path
+
+
+def _names_of_samples(done: RunReport, source: Source, listing: Listing) -> tuple[NDArray[Any], list[str]]:
+    """Return the targets of the reported samples, and what a reader calls each of them."""
+    from featurecache.evaluation.training import reported_rows
+
+    rows, y_true = reported_rows(done.training.best)
+    uris, listed = done.extraction.store.samples.uris_of(rows), set(listing.unique_rows.tolist())
+    names = []
+    for row, uri in zip(rows.tolist(), uris, strict=True):
+        name = listing.paths_of([row])[0] if row in listed else uri
+        if source.modality == "text" and row in listed:  # the number of a row tells a reader nothing
+            (item,) = source.inputs([name], [""])
+            name = f"{name}: {shortened(item.read().decode(errors='replace'))}"
+        names.append(name)
+    return y_true, names

@@ -1,0 +1,136 @@
+"""The main job as a function: what a notebook gets, and that the command line gets the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RUNTIME, TINY, write_image
+from tiny_texts import ANIMALS, some_texts, write_encoder, write_table
+
+import featurecache as fc
+
+Make = Callable[..., Path]
+TORCH = fc.ExtractionSettings(runtime="torch", batch_size=8)
+RIDGE_AND_KNN = fc.TrainingSettings(heads=("ridge", "knn"), n_jobs=1)
+TIMES = {"seconds", "startup_seconds", "usage"}
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(each) for name, each in value.items() if name not in TIMES}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def test_a_notebook_gets_what_the_command_line_prints(make_folder: Make, call: Callable[..., Any]) -> None:
+    source = make_folder(per_class=8)
+    cache = source.with_name("photos.cache")
+    command = ["run", source, "--backbone", TINY, *RUNTIME, "--head", "ridge", "--head", "knn", "--jobs", "1", "--json"]
+    status, out, _ = call(*command)
+    assert status == 0
+    printed = json.loads(out)
+    cache.rename(source.with_name("first"))
+    done = fc.run(source, backbone=TINY, settings=TORCH, training=RIDGE_AND_KNN)
+    assert without_times(done.to_json()) == without_times(printed)
+    assert done.training.best.result.head == printed["chosen"]["head"]
+    assert done.failures == ()
+    assert done.extraction.store.path == cache
+    assert done.saved == cache / "heads" / "run"
+    assert done.report == cache / "report.html"
+    assert "featurecache.run(" in done.report.read_text()
+    assert str(done.predict_command).startswith(f"featurecache predict {done.saved} NEW_IMAGES")
+    assert fc.run(source, backbone=TINY, settings=TORCH, training=RIDGE_AND_KNN).extraction.num_extracted == 0
+
+
+def test_labels_are_a_table_or_what_was_read_from_one(make_folder: Make, tmp_path: Path) -> None:
+    source = make_folder(per_class=8)
+    rows = [f"{path.relative_to(source)},{int(path.stem) % 2}" for path in sorted(source.rglob("*.png"))]
+    table = tmp_path / "odd.csv"
+    table.write_text("path,label\n" + "\n".join(rows))
+    common: dict[str, Any] = {"cache": tmp_path / "c", "backbone": TINY, "settings": TORCH}
+    majority = fc.TrainingSettings(heads=("majority",), n_jobs=1)
+    report = tmp_path / "odd.html"
+    done = fc.run(source, labels=table, training=majority, task="odd", report=report, **common)
+    assert (done.training.task.classes, done.report) == (["0", "1"], report)
+    same = fc.run(source, labels=fc.labels_from_csv(table), training=majority, task="odd", **common)
+    assert same.training.task.ids.tolist() == done.training.task.ids.tolist()
+    with pytest.raises(fc.FeatureCacheError, match=r"labels from odd.csv, not from folders; choose another name"):
+        fc.run(source, training=majority, task="odd", **common)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"training": fc.TrainingSettings(heads=("logitsic",))}, "did you mean 'logistic'"),
+        ({"training": fc.TrainingSettings(tta=True)}, "heads on views of each image"),
+        ({"report": "nowhere/report.html"}, "name a file in a folder that exists"),
+        ({"task": "a/b"}, "cannot be the name of a task"),
+        ({"text_column": "body"}, "cannot read|no source|is a folder"),
+        ({"labels": "none.csv"}, "cannot read labels from none.csv"),
+    ],
+    ids=str,
+)
+def test_a_wrong_request_costs_no_extraction(given: dict[str, Any], message: str, make_folder: Make) -> None:
+    source = make_folder(per_class=2)
+    with pytest.raises(fc.FeatureCacheError, match=message):
+        fc.run(source, backbone=TINY, **given)
+    assert [path.name for path in source.parent.iterdir()] == ["photos"]
+
+
+def test_an_output_that_cannot_be_written_does_not_cost_the_heads(
+    make_folder: Make, monkeypatch: pytest.MonkeyPatch, call: Callable[..., Any]
+) -> None:
+    def fail(*args: object, **settings: object) -> None:
+        raise ArithmeticError("no drawing today")
+
+    monkeypatch.setattr("featurecache.reporting.report.write_report", fail)
+    source = make_folder(per_class=8)
+    done = fc.run(source, backbone=TINY, settings=TORCH, training=RIDGE_AND_KNN)
+    assert done.report is None
+    assert done.saved is not None
+    assert [failure.text for failure in done.failures] == ["the report: no drawing today"]
+    command = ["run", source, "--backbone", TINY, *RUNTIME, "--head", "ridge", "--debug"]
+    status, out, err = call(*command)
+    assert status == 1
+    assert "featurecache: error: the report: no drawing today" in err
+    assert "ArithmeticError" in err
+    assert "ridge" in out
+
+
+def test_texts_have_their_labels_in_the_same_table(tmp_path: Path) -> None:
+    texts = list(dict.fromkeys(some_texts(40)))
+    labels = ["animal" if any(word in text for word in ANIMALS) else "other" for text in texts]
+    table = write_table(tmp_path / "mails.csv", texts, label=labels)
+    encoder = write_encoder(tmp_path / "tiny")
+    majority = fc.TrainingSettings(heads=("majority",), n_jobs=1)
+    done = fc.run(table, text_column="text", backbone=f"hf:{encoder}", settings=TORCH, training=majority)
+    assert done.training.task.classes == ["animal", "other"]
+    assert done.extraction.store.path == tmp_path / "mails.cache"
+    assert "--text-column NAME" in str(done.predict_command)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import featurecache as fc, featurecache.run",
+        "import featurecache.run, featurecache as fc; fc.run",
+        "import featurecache as fc; fc.run; import featurecache.run",
+        "from featurecache.run import RunReport; import featurecache as fc",
+        "import featurecache.cli.run, featurecache.cli.train, featurecache as fc; from featurecache.run import train",
+    ],
+)
+def test_run_is_the_function_whoever_imported_its_module_before(code: str) -> None:
+    check = "import sys; sys.exit(0 if fc.run.__name__ == 'run' and callable(fc.run) else 1)"
+    assert subprocess.run([sys.executable, "-c", f"{code}; {check}"], check=False).returncode == 0
+
+
+def test_a_new_image_is_labelled_by_what_was_kept(make_folder: Make, tmp_path: Path) -> None:
+    done = fc.run(make_folder(per_class=8), backbone=TINY, settings=TORCH, training=RIDGE_AND_KNN)
+    assert done.saved is not None
+    new = write_image(tmp_path / "new.png", (210, 50, 40), seed=77)
+    assert [each.label for each in fc.predict(done.saved, [new], backbone=TINY, settings=TORCH)] == ["red"]
