@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, layer_of, probe
-from featurecache.backbones.suggestions import GROUPS, suggested_nodes
+from featurecache.backbones.suggestions import GROUPS, class_name, suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import DEFAULT, usual_tap
 
@@ -101,7 +101,7 @@ def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, gro
     what = _NO_LAYERS.get(node) or (f"input of {layer}" if layer else None)
     return NodeInfo(
         name=node,
-        class_name=what or seen.modules[node]._get_name(),
+        class_name=what or class_name(seen.modules[node]),
         output_shape=seen.per_sample(node),
         num_parameters=0 if what else sum(p.numel() for p in seen.modules[node].parameters()),
         num_calls=seen.num_calls[node],

@@ -121,6 +121,8 @@ class Provided:
     names every setting, gets the network."""
     identity_name: str | None = None
     """The name that counts for the fingerprint, where the one asked for holds a path of this machine."""
+    architecture: str | None = None
+    """Digest of the file that the network was read from, where its modules do not tell networks apart."""
 
 
 class Provider(Protocol):

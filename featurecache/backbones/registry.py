@@ -243,7 +243,7 @@ def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *,
     preprocess = provided.preprocess.override(**dict(request.preprocess))
     identity = FeatureIdentity(
         backbone=provided.identity_name or request.name,
-        architecture=parts.architecture_digest(module),
+        architecture=provided.architecture or parts.architecture_digest(module),
         weights=parts.weights_digest(module),
         preprocess=preprocess,
         precision=request.precision,

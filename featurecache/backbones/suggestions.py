@@ -13,6 +13,7 @@ from functools import partial
 from itertools import groupby, pairwise
 
 from torch import nn
+from torch.export.unflatten import InterpreterModule, InterpreterModuleDispatcher, UnflattenedModule
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.layout import layout_of, prefix_tokens_at
@@ -56,14 +57,14 @@ def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
         full = f"{path}.{name}" if path else name
         if _num_products(child) < 2 or full == PRE_LOGITS:
             continue
-        if _kind(child) in _CONTAINER_KINDS:
+        if class_name(child) in _CONTAINER_KINDS:
             containers += _find_blocks(child, full)
         elif _is_stage(child):
             stages += _find_blocks(child, full)
         else:
             others.append(full)
     # Beside a sequence of blocks stand stems and downsampling; in a container every item is one of the sequence.
-    return containers + stages + others if _kind(module) in _CONTAINER_KINDS else containers or stages or others
+    return containers + stages + others if class_name(module) in _CONTAINER_KINDS else containers or stages or others
 
 
 def _is_stage(module: nn.Module) -> bool:
@@ -76,18 +77,26 @@ def _is_stage(module: nn.Module) -> bool:
 
 def _holds_like_blocks(module: nn.Module) -> bool:
     items = list(module.children())
-    if items and all(_kind(item) == "Sequential" for item in items):
+    if items and all(class_name(item) == "Sequential" for item in items):
         return all(_holds_like_blocks(item) for item in items)
-    return bool(items) and len({_kind(item) for item in items}) == 1 and all(_num_products(item) > 1 for item in items)
+    return (
+        bool(items)
+        and len({class_name(item) for item in items}) == 1
+        and all(_num_products(item) > 1 for item in items)
+    )
 
 
 def _is_container(module: nn.Module) -> bool:
-    return isinstance(module, _CONTAINERS) or _kind(module) in _CONTAINER_KINDS
+    return isinstance(module, _CONTAINERS) or class_name(module) in _CONTAINER_KINDS
 
 
-def _kind(module: nn.Module) -> str:
+def class_name(module: nn.Module) -> str:
     """Return the name of a module's class; of an exported program, of the class that it had in the network."""
-    return module._get_name()
+    if isinstance(module, UnflattenedModule | InterpreterModule | InterpreterModuleDispatcher):
+        return (module.type_name() or "Module").rpartition(".")[2]
+    # A container of a program that is never called has no class, only numbered layers.
+    numbered = type(module) is nn.Module and next(iter(module._modules), "").isdigit()
+    return "ModuleList" if numbered else module._get_name()
 
 
 def _num_products(module: nn.Module) -> int:
@@ -104,7 +113,7 @@ def _find_activations(module: nn.Module) -> Iterator[str]:
     return (
         path
         for path, layer in module.named_modules()
-        if isinstance(layer, _ACTIVATIONS) or _kind(layer) in _ACTIVATION_KINDS
+        if isinstance(layer, _ACTIVATIONS) or class_name(layer) in _ACTIVATION_KINDS
     )
 
 

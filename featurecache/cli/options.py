@@ -52,7 +52,7 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="B",
-        help="agree to run the code of a python: backbone; the place of a hub:, hf: or file: one",
+        help="agree to run the code of a python:, hub: or file: backbone; the place of an hf: one",
     )
     parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers")
 

@@ -20,6 +20,7 @@ from featurecache.backbones.provider import EarlierDefault, PreprocessRefusedErr
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.taps import DEFAULT, Tap, resolve_taps
 from featurecache.errors import ReportWarning
+from featurecache.extraction.reproduction import with_recorded_architecture
 from featurecache.specs import BackboneRequest
 from featurecache.store.store import FeatureStore
 
@@ -65,6 +66,8 @@ def continue_earlier(
         Those of today, unless the cache holds features that an earlier release made of this request and none of
         today's: then those, with a warning that names the new default.
     """
+    for held in store.feature_sets():
+        backbone = with_recorded_architecture(backbone, held.identity, held.about["weights_source"])
     if DEFAULT in names and backbone.default.tap is None:
         taps: tuple[Tap, ...] = ()
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ _REGISTRIES = ("torchvision", "timm", "open_clip")
 _WHAT_NAMES_ARE = {
     "python:": "which is code on this machine",
     "hub:": "a checkout with code, wherever it lies now (hub:FOLDER:entrypoint)",
-    "file:": "an exported program, wherever it lies now (file:PROGRAM.pt2)",
+    "file:": "a program that can run code, wherever it lies now (file:PROGRAM.pt2)",
     "hf:": "a folder or a page of the hub, wherever it lies now (hf:FOLDER or hf:NAME)",
 }
 
@@ -88,7 +89,7 @@ def reproduce_backbone(
     )
     try:
         with _network(agreed=backbone is not None):
-            network = _as_recorded(request, identity)
+            network = _as_recorded(request, identity, made_with)
     except DownloadNeededError as error:
         raise NotAgreedError(
             f"{needed_by} needs the backbone {name!r}, and {error}; to download them, pass --backbone "
@@ -133,9 +134,20 @@ def _network(*, agreed: bool) -> AbstractContextManager[None]:
     return nullcontext() if agreed else no_network()
 
 
-def _as_recorded(request: BackboneRequest, identity: FeatureIdentity) -> Backbone:
+def with_recorded_architecture(network: Backbone, identity: FeatureIdentity, made_with: str) -> Backbone:
+    """Return an exported program under the digest that an earlier release gave its architecture.
+
+    Before it was the digest of the file, it was one of the calls in it. That it is the very file, the record of where
+    the weights came from tells.
+    """
+    before = replace(network.identity, architecture=identity.architecture)
+    same_file = made_with.startswith("program ") and made_with == network.weights_source
+    return replace(network, identity=before) if same_file and before == identity.plain else network
+
+
+def _as_recorded(request: BackboneRequest, identity: FeatureIdentity, made_with: str) -> Backbone:
     """Load a backbone, by the defaults of today or else by those that the features were made with."""
-    network = load_backbone(request)
+    network = with_recorded_architecture(load_backbone(request), identity, made_with)
     for earlier in network.earlier:
         if not identity.plain.differences(network.identity):
             break

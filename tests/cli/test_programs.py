@@ -74,7 +74,10 @@ def test_a_head_finds_its_program_by_content_wherever_it_lies(
     command = ["predict", cache / "heads" / "kept", image, "--json"]
     status, _, err = call(*command)
     assert status == 2
-    assert "needs the backbone 'file:tiny.pt2', an exported program, wherever it lies now (file:PROGRAM.pt2)" in err
+    assert (
+        "needs the backbone 'file:tiny.pt2', a program that can run code, wherever it lies now (file:PROGRAM.pt2)"
+        in err
+    )
     (tmp_path / "elsewhere").mkdir()
     moved = program.rename(tmp_path / "elsewhere" / "tiny.pt2")
     status, out, err = call(*command, "--backbone", f"file:{moved}")

@@ -103,3 +103,19 @@ def test_fingerprints_taps_and_types_stay(archive: Path, tmp_path: Path) -> None
     assert make.identities(cache) == expected["cache"]
     (extended,) = {len(s.open().rows) for s in FeatureStore.open(cache).feature_sets() if s.num_views is None}
     assert extended == 36
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name)
+def test_a_cache_of_a_program_is_continued_by_the_very_file(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier releases gave the architecture of a program another digest; the content of the file decides."""
+    expected = json.loads((archive / "expected.json").read_text())["features"]["cache_of_program"]
+    cache = Path(shutil.copytree(archive, tmp_path / "archive")) / "cache_of_program"
+    make.write_photos(tmp_path / "photos", make.NEW)
+    monkeypatch.chdir(archive)
+    command = ["extract", str(tmp_path / "photos"), "--cache", str(cache), "--backbone", f"file:{make.PROGRAM}"]
+    assert main([*command, *make.RUN]) == 0
+    assert make.identities(cache) == expected
+    (extended,) = {len(s.open().rows) for s in FeatureStore.open(cache).feature_sets()}
+    assert extended > len(make.NEW)

@@ -1,1 +1,0 @@
-"""Programs that ``torch.export.save`` wrote, read without running or unpickling anything of the file."""
