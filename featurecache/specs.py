@@ -207,7 +207,8 @@ class ExtractionSettings:
     """Inputs in a forward pass; ``None`` lets the runtime choose."""
     num_workers: int | None = None
     """Decoding threads; ``None`` means one per core."""
-    device: str = "cpu"
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` is the GPU that is there, else the CPU."""
     runtime: RuntimeName = "auto"
     shard_rows: int = 4096
     """Rows per shard: what a killed run loses at most."""

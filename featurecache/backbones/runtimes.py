@@ -100,7 +100,8 @@ def open_runtime(
     runtime
         ``torch``, ``openvino`` or ``auto``: the remembered one, else on a CPU the faster of the two in a short trial.
     device
-        ``cpu``, ``cuda``, ``cuda:1``, ``mps``. A device that is not there is an error.
+        ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``auto``: the GPU that is there, else the CPU. A device that is not
+        there is an error.
     batch_size
         Inputs in each batch. By default few on a CPU, and on a GPU as many as make it fast and fit its memory.
     remembered
@@ -111,6 +112,8 @@ def open_runtime(
     """
     if runtime not in ("auto", "torch", "openvino"):
         raise RequestError(f"unknown runtime {runtime!r}; known: auto, torch, openvino")
+    if device == "auto" and runtime == "openvino":
+        device = "cpu"
     on_cpu = checked_device(device).type == "cpu"
     if runtime == "openvino" and not on_cpu:
         raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")

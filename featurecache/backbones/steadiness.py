@@ -49,7 +49,7 @@ def check_steadiness(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
             f"{backbone.name} gives {one} other features when other {many} are in its batch (tap {tap!r}): "
             + (
                 "the same in double precision, so it enlarges the roundings of float32 until nothing else is left; "
-                "bring trained weights, or draw others with --seed"
+                "bring trained weights, or draw others with --weights-seed"
                 if rounding
                 else f"it mixes the {many} of a batch even in eval mode, so its features cannot be cached"
             )

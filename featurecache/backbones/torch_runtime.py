@@ -9,11 +9,13 @@ shares all weights.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import count
 from queue import SimpleQueue
 from time import perf_counter
@@ -30,6 +32,8 @@ from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import BackboneError, RequestError
 from featurecache.machine import num_cores
+
+_log = logging.getLogger(__name__)
 
 CPU_BATCH_SIZE = 4
 _GPU_BATCHES_AHEAD = 2
@@ -291,11 +295,13 @@ def _exact_float32() -> Iterator[None]:
 
 
 def checked_device(name: str) -> torch.device:
-    """Return a device that is there."""
+    """Return a device that is there; of ``auto``, the GPU if there is one."""
+    if name == "auto":
+        return torch.device(_best_device())
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise RequestError(f"unknown device {name!r}; known: cpu, cuda, cuda:0, mps") from None
+        raise RequestError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:0, mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RequestError(f"device {name!r} asked for, but torch sees no CUDA GPU here (torch {torch.__version__})")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -305,6 +311,18 @@ def checked_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise RequestError(f"device {name!r} is not supported; use cpu, cuda or mps")
     return device
+
+
+@cache
+def _best_device() -> str:
+    """Return the GPU that is there, said aloud the first time; else the CPU."""
+    if torch.cuda.is_available():
+        _log.warning("computing on the GPU %s; --device cpu computes on the CPU", torch.cuda.get_device_name(0))
+        return "cuda"
+    if torch.backends.mps.is_available():
+        _log.warning("computing on Apple's GPU; --device cpu computes on the CPU")
+        return "mps"
+    return "cpu"
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:

@@ -41,9 +41,10 @@ class _StoreOnce(argparse.Action):
     ) -> None:
         """Take a value."""
         if option is not None and isinstance(parser, _Parser):
-            if self in parser.given:
-                parser.error(f"{option} is given twice, and counts once: leave one of them out")
-            parser.given.append(self)
+            if (first := parser.given.get(self.dest)) is not None:
+                before = "" if first == option else f" (before as {first})"
+                parser.error(f"{option} is given twice{before}, and counts once: leave one of them out")
+            parser.given[self.dest] = option
         setattr(namespace, self.dest, values)
 
 
@@ -52,8 +53,8 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.given: list[argparse.Action] = []
-        """Options that had a value, of the command line that is being parsed."""
+        self.given: dict[str, str] = {}
+        """Options that had a value, of the command line that is being parsed: what they set -> as it was written."""
         self.register("action", None, _StoreOnce)
         self.register("action", "store", _StoreOnce)
 

@@ -82,7 +82,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--batch-norm", choices=get_args(BatchNormPolicy), help="statistics of norms (frozen)")
     group.add_argument("--precision", choices=get_args(TrainingPrecision), help="of the steps (float32)")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (cpu)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps; auto (default): the GPU that is there")
     group.add_argument(
         "--depths", choices=("auto",), help="a linear head, then tails from every cached layer, deeper and deeper"
     )
@@ -244,11 +244,9 @@ def _images(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[F
 
 
 def _tuning(args: argparse.Namespace) -> FineTuning:
-    from featurecache.backbones.torch_runtime import checked_device
     from featurecache.finetuning.training import FineTuning
 
     given = {name: value for name in _GIVEN if (value := getattr(args, name)) is not None}
-    checked_device(given.get("device", FineTuning.device))
     for name in ("learning_rate", "pretrained_factor", "start"):
         if value := getattr(args, name):
             given[name] = tuple(dict.fromkeys(value))

@@ -45,6 +45,32 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
     return parser
 
 
+def add_renamed_option(parser: Any, name: str, earlier: str, **settings: Any) -> None:
+    """Add an option that had another name, which is taken for one more release and stands in no help."""
+    parser.add_argument(name, **settings)
+    settings |= {"dest": name.removeprefix("--").replace("-", "_"), "help": argparse.SUPPRESS}
+    parser.add_argument(earlier, **(settings | {"default": argparse.SUPPRESS}))
+
+
+def add_jobs_option(parser: Any) -> None:
+    """Add how many cores are used, whatever for."""
+    add_renamed_option(
+        parser,
+        "--jobs",
+        "--workers",
+        type=_num_jobs,
+        metavar="N",
+        help="threads that decode, or fits, at the same time (default: one per core)",
+    )
+
+
+def add_device_option(parser: Any) -> None:
+    """Add where a network computes."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps; auto (default): the GPU that is there"
+    )
+
+
 def add_head_options(parser: argparse.ArgumentParser) -> None:
     """Add a saved head, and what its backbone needs to be made again."""
     parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
@@ -94,7 +120,9 @@ def add_weights_options(parser: Any) -> None:
     parser.add_argument(
         "--init", choices=get_args(InitName), default="pretrained", help="random: the same network before any training"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of random weights (default 0)")
+    add_renamed_option(
+        parser, "--weights-seed", "--seed", type=int, default=0, metavar="S", help="of random weights (default 0)"
+    )
     parser.add_argument(
         "--precision",
         choices=get_args(PrecisionName),
@@ -168,9 +196,9 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     default = ExtractionSettings()
     group = parser.add_argument_group("machine")
     group.add_argument("--runtime", choices=get_args(RuntimeName), default=default.runtime)
-    group.add_argument("--device", default=default.device, help="cpu, cuda, cuda:1, ... (default cpu)")
+    add_device_option(group)
     group.add_argument("--batch-size", type=int, metavar="N", help="inputs in a pass (default: chosen for the device)")
-    group.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+    add_jobs_option(group)
 
 
 def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
@@ -182,8 +210,8 @@ def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
     group.add_argument(
         "--backbone", metavar="B", help="only this backbone's features; agrees to run the code of a python: backbone"
     )
-    group.add_argument("--device", default=ExtractionSettings().device, help="cpu, cuda, cuda:1, ... (default cpu)")
-    group.add_argument("--workers", type=int, metavar="N", help="decoding threads (default: one per core)")
+    add_device_option(group)
+    add_jobs_option(group)
 
 
 def add_memory_option(parser: Any) -> None:
@@ -214,7 +242,7 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
         weights_key=args.weights_key,
         preprocess=tuple(sorted(changes.items())),
         init=args.init,
-        seed=args.seed,
+        seed=args.weights_seed,
         precision=args.precision,
     )
 
@@ -232,7 +260,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     """Return the inputs that the options name."""
     from featurecache.extraction.recomputation import Inputs
 
-    settings = ExtractionSettings(device=args.device, num_workers=args.workers)
+    settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
     return Inputs(
         source=args.source,
         backbone=args.backbone,
@@ -315,8 +343,15 @@ def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     """Return the settings that the options name."""
     given = {name: getattr(args, name) for name in ("dtype", "shard_rows") if hasattr(args, name)}
     return ExtractionSettings(
-        runtime=args.runtime, device=args.device, batch_size=args.batch_size, num_workers=args.workers, **given
+        runtime=args.runtime, device=args.device, batch_size=args.batch_size, num_workers=args.jobs, **given
     )
+
+
+def _num_jobs(text: str) -> int | None:
+    """Return a number of jobs; None, which is one per core, for -1 as in joblib."""
+    if not re.fullmatch(r"-1|0*[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"needs a number from 1, or -1 for one per core, got {text!r}")
+    return None if text == "-1" else int(text)
 
 
 def _pixel_range(text: str) -> str | tuple[float, ...]:

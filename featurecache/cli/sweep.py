@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import (
+    add_jobs_option,
     add_memory_option,
     add_raw_cells_option,
     check_places,
@@ -74,7 +75,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--tta", action="store_true", help="judge on the mean over the cached views of a sample; train on --views"
     )
-    parser.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
+    add_jobs_option(parser)
     add_memory_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
     add_raw_cells_option(parser)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
             progress.advance(1)
 
         rows = run_sweep(
-            store, tasks, sets, plan, n_jobs=args.jobs, memory=memory, on_result=count, on_left_out=leave_out
+            store, tasks, sets, plan, n_jobs=args.jobs or -1, memory=memory, on_result=count, on_left_out=leave_out
         )
     lines = summarise(rows)
     failures: list[OutputFailure] = []

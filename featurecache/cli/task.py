@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import verb_parser
+from featurecache.cli.options import add_renamed_option, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import RequestError
 from featurecache.specs import TASK_NOUN
@@ -47,7 +47,15 @@ def add_parser(verbs: Any) -> None:
     add.add_argument("--text-column", metavar="NAME", help="what is labelled stands in this column")
     add.add_argument("--source", type=Path, metavar="SOURCE", help="label only this source of the cache")
     add.add_argument("--replace", action="store_true", help="replace a task of the same name")
-    add.add_argument("--seed", type=int, default=0, help="of the split that is made where the labels bring none")
+    add_renamed_option(
+        add,
+        "--random-state",
+        "--seed",
+        type=int,
+        default=0,
+        metavar="SEED",
+        help="of the split that is made where the labels bring none (default 0)",
+    )
     add.set_defaults(run=run_add)
     ls = verb_parser(below, "ls", help="list the tasks of a cache", example="  featurecache task ls flowers.cache")
     ls.add_argument("cache", type=Path, metavar="DIR")
@@ -138,7 +146,7 @@ def run_add(args: argparse.Namespace) -> int:
     labels = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
     task = store.add_task(
-        args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.seed
+        args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.random_state
     )
     if args.json:
         print_json(_describe(store, task))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
-from featurecache.cli.options import add_memory_option, features_of, memory_of, verb_parser
+from featurecache.cli.options import add_jobs_option, add_memory_option, features_of, memory_of, verb_parser
 from featurecache.cli.output import (
     print_json,
     print_line,
@@ -60,6 +60,7 @@ def add_parser(verbs: Any) -> None:
         "--views", type=int, metavar="K", help="train on the K cached views of each sample; 0: on plain features only"
     )
     parser.add_argument("--save", metavar="NAME", help="keep the chosen head in DIR/heads/NAME")
+    add_jobs_option(parser)
     add_training_options(parser)
     add_layers_options(parser)
     parser.set_defaults(run=run)
@@ -79,9 +80,10 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
     )
-    group.add_argument("--jobs", type=int, default=-1, metavar="N", help="parallel fits (default: one per core)")
     add_memory_option(group)
-    group.add_argument("--random-state", type=int, default=0, metavar="SEED")
+    group.add_argument(
+        "--random-state", type=int, default=0, metavar="SEED", help="of splits, folds and fits (default 0)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -135,7 +137,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
         heads=() if "all" in (args.head or ["all"]) else tuple(args.head),
         tta=args.tta,
         balanced=args.balanced,
-        n_jobs=args.jobs,
+        n_jobs=args.jobs or -1,
         memory=memory_of(args),
         random_state=args.random_state,
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
+from featurecache.backbones.torch_runtime import checked_device
 from featurecache.deployment.answering import as_one_network, can_be_one_network
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
 from featurecache.errors import ReportWarning, RequestError
@@ -159,7 +160,7 @@ def predict(
     settings = settings or ExtractionSettings()
     with_layers(saved, network, layers)
     if isinstance(saved.estimator, FineTuned):
-        saved.estimator.set_params(device=settings.device)
+        saved.estimator.set_params(device=str(checked_device(settings.device)))
     return Predictions(saved, _predict(saved, network, found, views, settings, progress or Silent(), warnings))
 
 

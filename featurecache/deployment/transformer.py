@@ -61,7 +61,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         precision: PrecisionName = "float32",
         batch_size: int | None = None,
         runtime: str = "auto",
-        device: str = "cpu",
+        device: str = "auto",
     ) -> None:
         self.backbone = backbone
         self.weights = weights

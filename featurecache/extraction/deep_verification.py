@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import FeatureCacheError, InputError, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.inventory import sets_for, take_inventory
@@ -156,7 +157,7 @@ def _compute(
         backbone,
         taps,
         device=inputs.settings.device,
-        batch_size=ran["batch_size"] if ran["device"] == inputs.settings.device else None,
+        batch_size=ran["batch_size"] if ran["device"] == str(checked_device(inputs.settings.device)) else None,
         num_inputs=len(rows),
         remembered=ran["runtime"],
     )

@@ -71,10 +71,10 @@ class Usage:
         if self.bottleneck == "cores" and self.loading_cpu_seconds > _LARGE_SHARE * self.cpu_seconds:
             return "store smaller inputs (of images, leave --jpeg-decoding at scaled)"
         if self.bottleneck == "cores":
-            return "a smaller network, smaller inputs of it, or a GPU (--device cuda)"
+            return "a smaller network, smaller inputs of it, or a GPU"
         return {
-            "read": "faster storage, or more --workers where reading waits for a network",
-            "decode": "more --workers, or smaller inputs",
+            "read": "faster storage, or more --jobs where reading waits for a network",
+            "decode": "more --jobs, or smaller inputs",
             "forward": "a larger --batch-size, --precision bfloat16 on a GPU, or a smaller network",
             "write": "faster storage for the cache, fewer --tap, or --dtype float16",
         }[self.bottleneck]
@@ -92,8 +92,8 @@ class Usage:
         waited = f"; waited for {', '.join(waits)}" if waits else ""
         busy = self.cpu_seconds / max(self.seconds, 1e-9)
         return (
-            f"{self.rate:.0f} inputs/s; work: {', '.join(parts)}{waited}; {busy:.1f} of {self.cores} cores busy; "
-            f"the limit: {self.bottleneck}; to speed up: {self.advice}"
+            f"{self.rate:.0f} inputs/s on {self.device}; work: {', '.join(parts)}{waited}; "
+            f"{busy:.1f} of {self.cores} cores busy; the limit: {self.bottleneck}; to speed up: {self.advice}"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -322,5 +322,5 @@ def _load_into(item: _Item, source: Input, modality: Modality) -> float:
     except InputError as error:
         item.problem = error
     except MemoryError:
-        item.problem = InputError("no_memory", "there was not enough memory to decode it; use fewer --workers")
+        item.problem = InputError("no_memory", "there was not enough memory to decode it; use fewer --jobs")
     return was_read - started

@@ -14,6 +14,7 @@ import numpy as np
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.taps import resolve_taps
+from featurecache.backbones.torch_runtime import checked_device
 from featurecache.extraction.engines import make_engine
 from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.plan import ShardJob
@@ -108,7 +109,7 @@ def _recompute(
     backbone = inputs.reproduce(feature_set)
     (tap,) = resolve_taps(backbone, [feature_set.tap])
     # The same batch size and runtime, so that equal work gives equal bytes.
-    batch_size = ran["batch_size"] if ran["device"] == inputs.settings.device else None
+    batch_size = ran["batch_size"] if ran["device"] == str(checked_device(inputs.settings.device)) else None
     same = {"batch_size": batch_size, "runtime": ran["runtime"]}
     work = ShardWork(
         store=store,

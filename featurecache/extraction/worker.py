@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap
+from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import InputError
 from featurecache.extraction.drift import provenance
 from featurecache.extraction.meter import Meter
@@ -185,7 +186,7 @@ class ShardExtractor:
         if self.settings.runtime == "auto" and "runtime" in remembered:
             choice["runtime"] = remembered["runtime"]
         # What suits one device is of no use to another.
-        if self.settings.batch_size is None and remembered.get("device") == self.settings.device:
+        if self.settings.batch_size is None and remembered.get("device") == str(checked_device(self.settings.device)):
             choice["batch_size"] = remembered["batch_size"]
         return choice
 

@@ -15,6 +15,7 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import ReportWarning, RequestError, unique_warnings
 from featurecache.evaluation.protocol import HeadResult
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
@@ -56,11 +57,13 @@ class FineTuning:
     batch_norm: BatchNormPolicy = "frozen"
     precision: TrainingPrecision = "float32"
     patience: int = 5
-    device: str = "cpu"
+    device: str = "auto"
     checkpoint_seconds: float = 30.0
     resume: bool = False
 
     def __post_init__(self) -> None:
+        # What a killed training is known by says on which device it was.
+        object.__setattr__(self, "device", str(checked_device(self.device)))
         if not (math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds >= 0):
             raise RequestError(f"checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}")
         for setting in self.grid():

@@ -48,7 +48,7 @@ def write(source: Path, cache: Path, shard_rows: int) -> int:
     """Extract, as the command line does."""
     from featurecache.cli import main
 
-    numbers = ["--batch-size", "4", "--shard-rows", str(shard_rows), "--workers", "1", "--max-bad", "1"]
+    numbers = ["--batch-size", "4", "--shard-rows", str(shard_rows), "--jobs", "1", "--max-bad", "1"]
     command = ["extract", str(source), "--cache", str(cache), "--backbone", BACKBONE, "--runtime", "torch", "--quiet"]
     return main([*command, *numbers])
 

@@ -108,7 +108,7 @@ def run(source: Path, cache: Path) -> int:
     from featurecache.store.folders import ShardFolder
 
     taps = ["--tap", "stem:avg", "--tap", "body:avg"]
-    numbers = ["--batch-size", "4", "--shard-rows", "6", "--workers", "2", "--max-bad", "1"]
+    numbers = ["--batch-size", "4", "--shard-rows", "6", "--jobs", "2", "--max-bad", "1"]
     command = ["extract", str(source), "--cache", str(cache), "--backbone", BACKBONE, "--runtime", "torch", "--quiet"]
     status = main([*command, *taps, *numbers])
     if status == 0 and not ShardFolder(cache / "tasks" / TASK).records():

@@ -113,7 +113,7 @@ def run_verb(command: list[str]) -> int:
 
 
 def _extract(place: Path) -> list[str]:
-    numbers = ["--batch-size", "4", "--shard-rows", "6", "--workers", "1", "--runtime", "torch", "--quiet"]
+    numbers = ["--batch-size", "4", "--shard-rows", "6", "--jobs", "1", "--runtime", "torch", "--quiet"]
     return ["extract", str(place / "photos"), "--cache", str(place / "cache"), "--backbone", BACKBONE, *numbers]
 
 
@@ -136,7 +136,7 @@ def _read_head(place: Path) -> int:
 
 def _write_task(place: Path, variant: int) -> int:
     return run_verb(
-        ["task", "add", str(place / "cache"), "other", "--from-folders", "--replace", "--seed", str(variant)]
+        ["task", "add", str(place / "cache"), "other", "--from-folders", "--replace", "--random-state", str(variant)]
     )
 
 
@@ -206,8 +206,6 @@ def _write_report(place: Path, variant: int) -> int:
     options = [
         "--batch-size",
         "4",
-        "--workers",
-        "1",
         "--runtime",
         "torch",
         "--quiet",

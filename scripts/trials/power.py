@@ -111,7 +111,7 @@ def _record(scratch: Path) -> Run:
 
 def _phases(world: Path, photos: Path, recording: Recording) -> Iterator[Any]:
     cache = str(world / "cache")
-    numbers = ["--batch-size", "4", "--shard-rows", "6", "--workers", "1", "--runtime", "torch", "--quiet"]
+    numbers = ["--batch-size", "4", "--shard-rows", "6", "--jobs", "1", "--runtime", "torch", "--quiet"]
     extract = ["extract", str(photos), "--cache", cache, "--backbone", BACKBONE, *numbers]
     train = ["train", cache, "--task", "parity", "--jobs", "1", "--quiet", "--save", "best", "--head"]
     task = ["task", "add", cache, "parity", "--from-folders"]
@@ -127,7 +127,7 @@ def _phases(world: Path, photos: Path, recording: Recording) -> Iterator[Any]:
     yield verb(extract)
     yield verb(task)
     for seed in ("1", "2"):  # the third generation removes the first
-        yield verb([*task, "--replace", "--seed", seed])
+        yield verb([*task, "--replace", "--random-state", seed])
     for head in ("ridge", "majority"):
         yield verb([*train, head])
     yield verb([*predict, "--quiet"])

@@ -91,7 +91,7 @@ def _make_ground(scratch: Path) -> Ground:
 def write(source: Path, cache: Path, shard_rows: int) -> int:
     from featurecache.cli import main
 
-    numbers = ["--batch-size", "4", "--shard-rows", str(shard_rows), "--workers", "1", "--max-bad", "1"]
+    numbers = ["--batch-size", "4", "--shard-rows", str(shard_rows), "--jobs", "1", "--max-bad", "1"]
     command = ["extract", str(source), "--cache", str(cache), "--backbone", BACKBONE, "--runtime", "torch", "--quiet"]
     return main([*command, *numbers])
 

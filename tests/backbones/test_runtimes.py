@@ -198,6 +198,35 @@ def test_disagreement_is_relative_to_the_largest_value():
     assert "not finite" in disagreement({"tap": expected["tap"] * np.nan}, expected)
 
 
+@pytest.fixture
+def fresh_look():
+    torch_runtime._best_device.cache_clear()
+    yield
+    torch_runtime._best_device.cache_clear()
+
+
+def test_auto_is_the_gpu_that_is_there_and_says_so_once(monkeypatch, caplog, fresh_look):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla 9")
+    assert [str(torch_runtime.checked_device("auto")) for _ in range(2)] == ["cuda", "cuda"]
+    assert [record.message for record in caplog.records] == [
+        "computing on the GPU Tesla 9; --device cpu computes on the CPU"
+    ]
+
+
+def test_auto_is_the_cpu_without_a_gpu_and_for_openvino(monkeypatch, caplog, fresh_look):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    backbone, taps = network("small")
+    assert open_runtime(backbone, taps, device="auto", runtime="torch").device == "cpu"
+    assert caplog.records == []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    torch_runtime._best_device.cache_clear()
+    assert str(torch_runtime.checked_device("auto")) == "mps"
+    pytest.importorskip("openvino")
+    assert open_runtime(backbone, taps, device="auto", runtime="openvino").device == "cpu"
+
+
 def test_devices_are_never_replaced_silently():
     backbone, taps = network("small")
     if not torch.cuda.is_available():

@@ -178,7 +178,10 @@ def test_a_network_that_rejects_its_input():
     ("name", "message"),
     [
         ("batch_mixer", "gives an image other features when other images are in its batch .*: it mixes the images"),
-        ("chaotic", "the same in double precision, so it enlarges the roundings of float32 .* draw others with --seed"),
+        (
+            "chaotic",
+            "the same in double precision, so it enlarges the roundings .* draw others with --weights-seed",
+        ),
         ("needs_company", "takes two images but not one"),
         ("drunk", "gives other features each time it sees an image"),
     ],

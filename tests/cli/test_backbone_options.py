@@ -84,7 +84,7 @@ def test_random_weights_have_a_fingerprint_of_their_own_and_predict_finds_them_a
 ) -> None:
     source, backbone = make_folder(per_class=12), "torchvision:squeezenet1_1"
     small = ["--resize", "64", "--crop", "64"]
-    random = ["--backbone", backbone, "--init", "random", "--seed", "3", *small]
+    random = ["--backbone", backbone, "--init", "random", "--weights-seed", "3", *small]
     assert call("extract", source, "--cache", tmp_path / "c", *random, *RUNTIME)[0] == 0
     assert "random initialisation, seed 3" in call("info", tmp_path / "c")[1]
     assert "0 extracted" in call("extract", source, "--cache", tmp_path / "c", *random, *RUNTIME)[1]
@@ -101,7 +101,7 @@ def test_requests_that_exclude_each_other(tmp_path: Path, call: Callable) -> Non
     status, _, err = call(*command, "--weights", tmp_path / "w.pth")
     assert status == 2
     assert "exclude each other" in err
-    status, _, err = call("inspect", "torchvision:resnet18", "--seed", "3")
+    status, _, err = call("inspect", "torchvision:resnet18", "--weights-seed", "3")
     assert (status, "add --init random" in err) == (2, True)
 
 

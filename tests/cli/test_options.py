@@ -77,6 +77,42 @@ def test_abbreviations_count_as_the_option(capsys: pytest.CaptureFixture[str]) -
     assert "--dtype is given twice" in error
 
 
+EARLIER = {
+    ("extract", "--backbone", "b", "--cache", "c", "x"): {"--seed": "--weights-seed", "--workers": "--jobs"},
+    ("run", "x"): {"--seed": "--weights-seed", "--workers": "--jobs"},
+    ("inspect", "b"): {"--seed": "--weights-seed"},
+    ("task", "add", "c", "t"): {"--seed": "--random-state"},
+    ("predict", "h", "x"): {"--workers": "--jobs"},
+    ("verify", "c"): {"--workers": "--jobs"},
+    ("repair", "c"): {"--workers": "--jobs"},
+}
+
+
+@pytest.mark.parametrize("command", EARLIER, ids=lambda command: command[0])
+def test_earlier_names_are_taken_and_hidden(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    for earlier, name in EARLIER[command].items():
+        assert PARSER.parse_args([*command, earlier, "3"]) == PARSER.parse_args([*command, name, "3"])
+        assert PARSER.parse_args(command) != PARSER.parse_args([*command, name, "3"])
+        error = said(capsys, *command, name, "3", earlier, "3")
+        assert f"{earlier} is given twice (before as {name})" in error
+        with pytest.raises(SystemExit):
+            PARSER.parse_args([*command, "--help"])
+        help_text = capsys.readouterr().out
+        assert name in help_text
+        assert f"{earlier} " not in help_text
+
+
+def test_jobs_are_counted_from_one(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("0", "-2", "two", "1.5"):
+        assert f"needs a number from 1, or -1 for one per core, got '{wrong}'" in said(
+            capsys, "train", "c", "--task", "t", f"--jobs={wrong}"
+        )
+    args = [
+        PARSER.parse_args(["train", "c", "--task", "t", *jobs]).jobs for jobs in ([], ["--jobs", "-1"], ["--jobs", "3"])
+    ]
+    assert args == [None, None, 3]
+
+
 def test_one_parser_parses_one_command_after_the_other() -> None:
     parser = PARSER
     for _ in range(2):

@@ -126,7 +126,7 @@ def test_what_libtiff_says_is_the_reason_of_its_file(tmp_path: Path, capfd: pyte
             data = bytearray(path.read_bytes())
             data[4000 + number : 4100] = b"\xff" * (100 - number)
             path.write_bytes(data)
-    options = ["--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME, "--max-bad", "1", "--workers", "4"]
+    options = ["--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME, "--max-bad", "1", "--jobs", "4"]
     status = main([str(word) for word in ("extract", tmp_path / "photos", *options, "--json")])
     out, err = capfd.readouterr()  # of the descriptors, where libtiff would write
     assert (status, err) == (0, "")

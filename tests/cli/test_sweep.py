@@ -407,7 +407,7 @@ def test_numbers_belong_to_a_result_to_the_last_digit(cached: Path, tmp_path: Pa
         table = tmp_path / f"{name}.csv"
         rows = [f"{colour}/{i:03d}.png,{i}{end if i == 3 else ''}" for colour in COLOURS for i in range(20)]
         table.write_text("\n".join(["path,number", *rows]))
-        options = ["--kind", "numbers", "--label-column", "number", "--seed", "3"]
+        options = ["--kind", "numbers", "--label-column", "number", "--random-state", "3"]
         assert main(["task", "add", str(cached), name, str(table), *options]) == 0
     assert sweep("--task", "one", "--task", "other", "--head", "ridge")["computed"] == 4
 
@@ -491,7 +491,7 @@ def test_a_result_belongs_to_contents_not_to_names(sweep: Callable, cached: Path
     both = sweep("--head", "knn")
     assert (both["kept"], both["computed"]) == (4, 0)
     assert [row["task"] for row in both["rows"]] == ["colour", "colour", "same", "same"]
-    assert main(["task", "add", str(cached), "other", "--from-folders", "--seed", "5"]) == 0
+    assert main(["task", "add", str(cached), "other", "--from-folders", "--random-state", "5"]) == 0
     assert sweep("--head", "knn", "--task", "other")["computed"] == 2  # other parts, other results
 
 

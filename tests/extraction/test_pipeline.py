@@ -166,7 +166,7 @@ USAGE = Usage(
     ("change", "bottleneck", "advice", "sentence"),
     [
         ({}, "forward", "a larger --batch-size", "waiting for forward"),
-        ({"waited": {**USAGE.waited, "decode": 5.0}}, "decode", "more --workers", "waiting for decode"),
+        ({"waited": {**USAGE.waited, "decode": 5.0}}, "decode", "more --jobs", "waiting for decode"),
         (
             {"waited": {**USAGE.waited, "decode": 5.0}, "work": {**USAGE.work, "read": 9.0}},
             "read",
