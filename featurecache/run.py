@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from featurecache.evaluation.protocol import HeadResult
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.progress import Progress
-    from featurecache.extraction.run import ExtractionReport
+    from featurecache.extraction.report import ExtractionReport
     from featurecache.sources.source import Source
     from featurecache.specs import ExtractionSettings, ViewSpec
     from featurecache.store.feature_sets import FeatureSet

@@ -15,6 +15,7 @@ FLOORS = {
     "stopping": 0,
     "files": 1,
     "ignored": 1,
+    "plugins": 1,
     "hashing": 1,
     "atomic": 1,
     "specs": 1,

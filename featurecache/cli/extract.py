@@ -19,7 +19,7 @@ from featurecache.cli.output import print_json, print_line, print_warnings, prog
 from featurecache.ignored import by_suffix
 
 if TYPE_CHECKING:
-    from featurecache.extraction.run import ExtractionReport
+    from featurecache.extraction.report import ExtractionReport
 
 
 def add_parser(verbs: Any) -> None:

@@ -21,6 +21,7 @@ from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
 from featurecache.extraction.progress import Progress, Silent
+from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.recomputation import Inputs
 from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
@@ -152,7 +153,6 @@ def _compute(
     assert last is not None
     ran = last.body["provenance"]
     modality = modality_of(backbone.preprocess, backbone.tokenizer, group[0].identity.views)
-    paths, ids = listing.paths_of(rows), [identity.tobytes().hex() for identity in group[0].samples.ids[rows]]
     runtime = open_runtime(
         backbone,
         taps,
@@ -166,7 +166,7 @@ def _compute(
     try:
         with modality.undisturbed():
             for outcome in run_pipeline(
-                source.inputs(paths, ids),
+                inputs_of_rows(source, listing, group[0].samples, rows),
                 runtime,
                 modality,
                 num_workers=inputs.settings.num_workers,
@@ -175,7 +175,7 @@ def _compute(
                 progress.advance(len(outcome.problems))
         features = {tap.name: np.concatenate([o.features[tap.name] for o in outcomes]) for tap in taps}
         problems = [problem for outcome in outcomes for problem in outcome.problems]
-        return _Again(rows, paths, features, problems), drift.changes(ran, drift.provenance(runtime))
+        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(ran, drift.provenance(runtime))
     finally:
         runtime.close()
 

@@ -21,6 +21,7 @@ from featurecache.errors import DriftError, InputError
 from featurecache.extraction.modality import Modality, Stages
 from featurecache.sources.inputs import Input
 from featurecache.specs import shape_of_row
+from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.versions import installed_versions
 
@@ -41,10 +42,10 @@ def tolerance(dtype: str, precision: str) -> float:
 
 def provenance(runtime: Runtime) -> dict[str, Any]:
     """What ran, for the record: no times and no names of machines, so that equal work gives equal records."""
-    return provenance_of(runtime.name, runtime.device, runtime.batch_size)
+    return provenance_record(runtime.name, runtime.device, runtime.batch_size)
 
 
-def provenance_of(runtime: str, device: str, batch_size: int) -> dict[str, Any]:
+def provenance_record(runtime: str, device: str, batch_size: int) -> dict[str, Any]:
     """Return the record of a runtime with these properties, on this machine."""
     return {
         "runtime": runtime,
@@ -54,6 +55,20 @@ def provenance_of(runtime: str, device: str, batch_size: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "versions": installed_versions(),
     }
+
+
+def made_with(feature_set: FeatureSet) -> dict[str, Any] | None:
+    """Return the provenance of the newest commit, or, before there is one, of the writer that began."""
+    if (commit := feature_set.folder.last()) is not None:
+        return dict(commit.body["provenance"])
+    if (known := feature_set.reference()) is not None:
+        return dict(known["provenance"])
+    return None
+
+
+def made_with_any(sets: Sequence[FeatureSet]) -> dict[str, Any] | None:
+    """Return the provenance of what some set holds: a resumed run must not mix runtimes in one array."""
+    return next((before for each in sets if (before := made_with(each)) is not None), None)
 
 
 def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -8,9 +8,12 @@ from time import perf_counter
 from typing import Any
 
 from featurecache.extraction.engines import make_engine
+from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress, Silent
-from featurecache.extraction.run import ExtractionReport, ExtractionRun
-from featurecache.sources.source import open_source
+from featurecache.extraction.report import ExtractionReport, report_extraction
+from featurecache.extraction.scan import scan
+from featurecache.extraction.work import WorkerReport
+from featurecache.sources.source import source_spec
 from featurecache.specs import MAX_FILE_BYTES, BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
 from featurecache.store.store import FeatureStore
 
@@ -84,19 +87,10 @@ def extract(
         seed=seed,
         precision=precision,
     )
-    report = run_extraction(
-        source,
-        cache,
-        request,
-        taps=taps,
-        views=views,
-        text_column=text_column,
-        id_column=id_column,
-        settings=settings,
-        engine=engine,
-        progress=progress,
+    job = make_job(
+        source, cache, request, taps=taps, views=views, text_column=text_column, id_column=id_column, settings=settings
     )
-    return report.store
+    return run_job(job, engine=engine, progress=progress).store
 
 
 def make_request(
@@ -122,6 +116,34 @@ def make_request(
     )
 
 
+def make_job(
+    source: str | Path,
+    cache: str | Path,
+    request: BackboneRequest,
+    *,
+    taps: Sequence[str] = ("default",),
+    views: ViewSpec | int | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    settings: ExtractionSettings | None = None,
+) -> ExtractionJob:
+    """Bundle what was asked for; the parameters are those of `extract`, ``request`` as `make_request` returns it."""
+    return ExtractionJob(
+        source=source_spec(
+            source,
+            text_column=text_column,
+            id_column=id_column,
+            # A lower limit makes bad inputs of files that are identified all the same.
+            max_bytes=max(dict(request.preprocess).get("max_bytes", 0), MAX_FILE_BYTES),
+        ),
+        cache=Path(cache),
+        backbone=request,
+        taps=tuple(taps),
+        settings=settings or ExtractionSettings(),
+        views=ViewSpec(count=views) if isinstance(views, int) else views,
+    )
+
+
 def run_extraction(
     source: str | Path,
     cache: str | Path,
@@ -135,24 +157,33 @@ def run_extraction(
     engine: str = "local",
     progress: Progress | None = None,
 ) -> ExtractionReport:
-    """Do what `extract` does, and report what was done."""
-    started = perf_counter()
-    run = ExtractionRun(
-        source=open_source(
-            source,
-            text_column=text_column,
-            id_column=id_column,
-            # A lower limit makes bad inputs of files that are identified all the same.
-            max_bytes=max(dict(request.preprocess).get("max_bytes", 0), MAX_FILE_BYTES),
-        ),
-        cache=Path(cache),
-        request=request,
-        taps=tuple(taps),
-        settings=settings or ExtractionSettings(),
-        engine=make_engine(engine),
-        progress=progress or Silent(),
-        views=ViewSpec(count=views) if isinstance(views, int) else views,
+    """Do what `extract` does, with the same parameters, and report what was done."""
+    job = make_job(
+        source, cache, request, taps=taps, views=views, text_column=text_column, id_column=id_column, settings=settings
     )
-    report = run.go()
-    report.seconds = perf_counter() - started
-    return report
+    return run_job(job, engine=engine, progress=progress)
+
+
+def run_job(job: ExtractionJob, *, engine: str = "local", progress: Progress | None = None) -> ExtractionReport:
+    """Scan the source of a job, have an engine work on what is missing, and report what was done.
+
+    Parameters
+    ----------
+    job : ExtractionJob
+    engine : str
+        Where to run: ``local``, or what another distribution offers under ``featurecache.engines``.
+    progress : Progress, optional
+        Told how far the run is.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such engine.
+    """
+    started, progress = perf_counter(), progress or Silent()
+    chosen = make_engine(engine, progress)
+    listing = scan(job, progress=progress)
+    done = WorkerReport()
+    for report in chosen.run(job):
+        done += report
+    return report_extraction(job, listing, done, seconds=perf_counter() - started)

@@ -7,7 +7,7 @@ mentions is shown to people and never opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,20 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import SourceError
 from featurecache.extraction.progress import Progress, Silent
-from featurecache.sources.folder import Entries
-from featurecache.sources.source import Source
-from featurecache.specs import AnyPreprocess
+from featurecache.extraction.scan import identified, known_rows, listing_of_source
+from featurecache.sources.source import Source, check_modality
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.listings import Listing, merged_rows
-from featurecache.store.samples import Ids, Rows
+from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.text import TextColumn
-
-GiveRows = Callable[[Ids, NDArray[np.int64], Entries], Rows]
-"""Returns the row of each id; also told the files' places in the listing."""
 
 
 @dataclass(frozen=True)
@@ -150,32 +145,26 @@ def _paired(rows: Rows, others: Rows) -> NDArray[np.bool_]:
 
 
 def take_inventory(store: FeatureStore, source: Source, progress: Progress | None = None) -> Inventory:
-    """Look at a source without changing the cache.
+    """Compare a source with a cache, which is not changed.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    source : Source
+    progress : Progress, optional
+        Told how much is read.
 
     Raises
     ------
     SourceError
         The folder is missing, or holds no images.
     """
-    before, new = store.listings.load(source.root), [np.zeros((0, 32), np.uint8)]
-
-    def look_up(ids: Ids, places: NDArray[np.int64], listing: Entries) -> Rows:
-        rows = store.samples.rows_of(ids)
-        new.append(ids[rows < 0])
-        return rows
-
-    _, now = look(store, source, before, look_up, progress or Silent())
-    return Inventory(now, before, len(np.unique(np.concatenate(new), axis=0)))
-
-
-def check_modality(source: Source, preprocess: AnyPreprocess, backbone: str) -> None:
-    """Raise `SourceError` when a backbone takes another kind of input than a source holds."""
-    if source.modality != preprocess.modality:
-        advice = "name a table and its --text-column" if preprocess.modality == "text" else "name a folder of images"
-        raise SourceError(
-            f"{backbone} takes {preprocess.modality}s, and {source.root} holds {source.modality}s; {advice}, or choose "
-            "another backbone"
-        )
+    before, entries = store.listings.load(source.root), source.find()
+    rows, new = known_rows(entries, before, len(store.samples)), [np.zeros((0, 32), np.uint8)]
+    for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress or Silent()):
+        rows[indices] = found = store.samples.rows_of(ids)
+        new.append(ids[found < 0])
+    return Inventory(listing_of_source(source, entries, rows), before, len(np.unique(np.concatenate(new), axis=0)))
 
 
 def sets_for(source: Source, sets: Sequence[FeatureSet]) -> list[FeatureSet]:
@@ -184,26 +173,3 @@ def sets_for(source: Source, sets: Sequence[FeatureSet]) -> list[FeatureSet]:
     if sets and not fitting:
         check_modality(source, sets[0].identity.preprocess, sets[0].identity.backbone)
     return fitting
-
-
-def look(
-    store: FeatureStore, source: Source, before: Listing | None, give_rows: GiveRows, progress: Progress
-) -> tuple[Entries, Listing]:
-    """Give every file of a source its row; a file that is as it was is not read."""
-    listing = source.find()
-    rows = known_rows(listing, before, len(store.samples))
-    unknown = np.flatnonzero(rows < 0)
-    progress.start("reading", len(unknown))
-    for places, ids in source.identify(listing, unknown, on_read=progress.advance):
-        rows[places] = give_rows(ids, places, listing)
-    root = str(source.root.resolve())
-    return listing, Listing(root, listing.paths, listing.stamps, rows, listing.problems, ignored=listing.ignored)
-
-
-def known_rows(listing: Entries, view: Listing | None, num_samples: int) -> NDArray[np.int64]:
-    """Return the row of each listed file that is as it was when the source was last extracted, -1 for the others."""
-    if view is None:
-        return np.full(len(listing.paths), -1, np.int64)
-    places = listing.unchanged_since(view.paths, view.stamps)
-    rows = np.where(places < 0, -1, view.rows[places])
-    return np.where(rows < num_samples, rows, -1)

@@ -6,12 +6,12 @@ one, and what Python itself does for an image takes 0.1 ms (`scripts/benchmark.p
 pass on the CPU need no shares of the cores given out: decoders stop when they are far enough ahead, and the forward
 pass takes what they leave.
 
-The parts of a run (shards) follow each other in one stream: while the last batches of one are computed and written, the
-next one's inputs are decoded already. Batches have one fixed shape and belong to one part (its last one is padded with
-zeros, bad inputs are zeros), because a batch of another shape changes the last bits of the features.
+The chunks of a run (shards) follow each other in one stream: while the last batches of one are computed and written,
+the next one's inputs are decoded already. Batches have one fixed shape and belong to one chunk (its last one is padded
+with zeros, bad inputs are zeros), because a batch of another shape changes the last bits of the features.
 
-What an input is, files of images or rows of texts, only its modality knows. Where it makes views, each input takes
-several places in a row, and the places of one input may lie in more than one batch. An input is read and decoded once
+What an input is, files of images or rows of texts, only its modality knows. Where it makes views, each input fills
+several slots in a row, and the slots of one input may lie in more than one batch. An input is read and decoded once
 for all of its views.
 """
 
@@ -45,7 +45,7 @@ _MOST_AT_A_TIME = 8
 _HANDFULS_AHEAD = 16
 """For each thread, at least."""
 
-Part = TypeVar("Part")
+Chunk = TypeVar("Chunk")
 
 TRANSIENT = frozenset({"missing", "changed", "unreadable", "no_memory"})
 """Statuses that say nothing about the bytes: the row is left for the next run instead of being kept as bad."""
@@ -89,25 +89,25 @@ def run_pipeline(
     num_workers: int | None = None,
 ) -> Iterator[Outcome]:
     """Yield the features of all inputs in their order, a batch or so at a time, with bounded memory."""
-    parts = [(None, inputs)] if inputs else []
-    for _, outcome in run_parts(parts, runtime, modality, num_workers=num_workers):
+    chunks = [(None, inputs)] if inputs else []
+    for _, outcome in run_chunks(chunks, runtime, modality, num_workers=num_workers):
         yield outcome
 
 
-def run_parts(
-    parts: Iterable[tuple[Part, Sequence[Input]]],
+def run_chunks(
+    chunks: Iterable[tuple[Chunk, Sequence[Input]]],
     runtime: Runtime,
     modality: Modality,
     *,
     num_workers: int | None = None,
     num_digested: int = 0,
     meter: Meter | None = None,
-) -> Generator[tuple[Part, Outcome], None, None]:
-    """Yield the features of the inputs of several parts, in one stream.
+) -> Generator[tuple[Chunk, Outcome], None, None]:
+    """Yield the features of the inputs of several chunks, in one stream.
 
     Parameters
     ----------
-    parts
+    chunks
         Any objects, each with at least one input. The next one is asked for when loading gets there, which is before
         the outcomes of earlier ones have all come.
     runtime, modality
@@ -115,16 +115,16 @@ def run_parts(
     num_workers
         Threads that load; one per core by default.
     num_digested
-        The first so many inputs of each part are digested at each stage before the network.
+        The first so many inputs of each chunk are digested at each stage before the network.
     meter
         Told where the time goes.
     """
-    waiting: deque[_Batch[Part]] = deque()
+    waiting: deque[_Batch[Chunk]] = deque()
     meter = meter or Meter(cores=num_cores())
 
     def arrays() -> Generator[NDArray[Any], None, None]:
-        loader: _Loader[Part] = _Loader(modality, runtime.batch_size, num_workers, num_digested, meter)
-        with closing(loader.batches(parts)) as batches:
+        loader: _Loader[Chunk] = _Loader(modality, runtime.batch_size, num_workers, num_digested, meter)
+        with closing(loader.batches(chunks)) as batches:
             while (batch := _next_with_wait(batches, meter)) is not None:
                 waiting.append(batch)
                 yield batch.array
@@ -141,7 +141,7 @@ def run_parts(
             pending.add({tap: values[: batch.num_used] for tap, values in features.items()})
             if items := batch.complete:
                 yield (
-                    batch.part,
+                    batch.chunk,
                     Outcome(
                         pending.take(len(items)),
                         [item.problem for item in items],
@@ -152,7 +152,7 @@ def run_parts(
                 )
 
 
-def _next_with_wait(batches: Iterator[_Batch[Part]], meter: Meter) -> _Batch[Part] | None:
+def _next_with_wait(batches: Iterator[_Batch[Chunk]], meter: Meter) -> _Batch[Chunk] | None:
     started = perf_counter()
     batch = next(batches, None)
     meter.add_wait("decode", perf_counter() - started)
@@ -171,16 +171,16 @@ def to_stored(
     problems : dict of int to InputError
         Every row that is NaN, and why.
     """
-    found = {place: problem for place, problem in enumerate(problems) if problem is not None}
+    found = {index: problem for index, problem in enumerate(problems) if problem is not None}
     flat = values.reshape(len(values), -1)
     largest = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))  # NaN wins
     limit = LARGEST.get(dtype, np.inf)
-    for place in np.flatnonzero(~(largest <= limit) | ~np.isfinite(largest)).tolist():
-        if np.isfinite(largest[place]):
+    for index in np.flatnonzero(~(largest <= limit) | ~np.isfinite(largest)).tolist():
+        if np.isfinite(largest[index]):
             error = InputError("overflow", f"a feature exceeds the range of {dtype}; use --dtype float32")
         else:
             error = InputError("non_finite", "the network gave NaN or infinity")
-        found.setdefault(place, error)
+        found.setdefault(index, error)
     if found:
         values = values.copy()
         values[list(found)] = np.nan
@@ -190,33 +190,33 @@ def to_stored(
 
 
 class _Pending:
-    """Features of places that have come, until all views of an input are there."""
+    """Features of slots that have come, until all views of an input are there."""
 
     def __init__(self, views: ViewSpec | None) -> None:
         self._views = views
-        self._parts: dict[str, list[NDArray[np.float32]]] = {}
+        self._come: dict[str, list[NDArray[np.float32]]] = {}
 
     def add(self, features: Mapping[str, NDArray[np.float32]]) -> None:
         for tap, values in features.items():
-            self._parts.setdefault(tap, []).append(values)
+            self._come.setdefault(tap, []).append(values)
 
     def take(self, count: int) -> dict[str, NDArray[np.float32]]:
         """Return the features of the next inputs."""
         taken = {}
-        num_places = count * num_views(self._views)
-        for tap, parts in self._parts.items():
-            values = np.concatenate(parts) if len(parts) > 1 else parts[0]
-            self._parts[tap] = [values[num_places:]] if num_places < len(values) else []
-            taken[tap] = values[:num_places].reshape(count, *shape_of_row(values.shape[1:], self._views))
+        num_slots = count * num_views(self._views)
+        for tap, pieces in self._come.items():
+            values = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+            self._come[tap] = [values[num_slots:]] if num_slots < len(values) else []
+            taken[tap] = values[:num_slots].reshape(count, *shape_of_row(values.shape[1:], self._views))
         return taken
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """One input on its way into places of batches."""
+    """One input on its way into slots of batches."""
 
-    places: list[NDArray[Any]] = field(default_factory=list)
-    """The part of a batch for each view."""
+    slots: list[NDArray[Any]] = field(default_factory=list)
+    """The piece of a batch for each view."""
     digested: bool = False
     problem: InputError | None = None
     cut: bool = False
@@ -225,8 +225,8 @@ class _Item:
 
 
 @dataclass(slots=True, eq=False)
-class _Batch(Generic[Part]):
-    part: Part
+class _Batch(Generic[Chunk]):
+    chunk: Chunk
     array: NDArray[Any]
     num_used: int = 0
     complete: list[_Item] = field(default_factory=list)
@@ -238,7 +238,7 @@ class _Batch(Generic[Part]):
             future.result()
 
 
-class _Loader(Generic[Part]):
+class _Loader(Generic[Chunk]):
     """Lets threads fill batches ahead of their use."""
 
     def __init__(
@@ -249,21 +249,23 @@ class _Loader(Generic[Part]):
         self._num_workers = num_workers or num_cores()
         self._num_views = num_views(modality.views)
         self._most_ahead = max(_BATCHES_AHEAD, -(-_INPUTS_AHEAD // batch_size))
-        self._ahead: deque[_Batch[Part]] = deque()
+        self._ahead: deque[_Batch[Chunk]] = deque()
         ahead = self._most_ahead * batch_size
         self._handful = max(min(ahead // (_HANDFULS_AHEAD * self._num_workers), _MOST_AT_A_TIME), 1)
         self._to_load: list[tuple[_Item, Input]] = []
-        self._touched: dict[int, _Batch[Part]] = {}
+        self._touched: dict[int, _Batch[Chunk]] = {}
 
-    def batches(self, parts: Iterable[tuple[Part, Sequence[Input]]]) -> Generator[_Batch[Part], None, None]:
+    def batches(self, chunks: Iterable[tuple[Chunk, Sequence[Input]]]) -> Generator[_Batch[Chunk], None, None]:
         pool = ThreadPoolExecutor(self._num_workers, thread_name_prefix="decode")
         remaining = (
-            (part, source, place < self._num_digested) for part, inputs in parts for place, source in enumerate(inputs)
+            (chunk, source, index < self._num_digested)
+            for chunk, inputs in chunks
+            for index, source in enumerate(inputs)
         )
         try:
             while True:
                 while self._num_full() < self._most_ahead and (following := next(remaining, None)) is not None:
-                    self._place(*following)
+                    self._assign(*following)
                     if len(self._to_load) >= self._handful:
                         self._load(pool)
                 self._load(pool)
@@ -279,22 +281,22 @@ class _Loader(Generic[Part]):
     def _num_full(self) -> int:
         return len(self._ahead) - 1 + (self._ahead[-1].num_used == self._batch_size) if self._ahead else 0
 
-    def _place(self, part: Part, source: Input, digested: bool) -> None:
-        """Give an input its places."""
+    def _assign(self, chunk: Chunk, source: Input, digested: bool) -> None:
+        """Give an input its slots."""
         item = _Item(digested=digested)
         for _ in range(self._num_views):
             last = self._ahead[-1] if self._ahead else None
-            if last is None or last.num_used == self._batch_size or last.part is not part:
-                last = _Batch(part, self._modality.empty(self._batch_size))
+            if last is None or last.num_used == self._batch_size or last.chunk is not chunk:
+                last = _Batch(chunk, self._modality.empty(self._batch_size))
                 self._ahead.append(last)
             self._touched[id(last)] = last
-            item.places.append(last.array[last.num_used])
+            item.slots.append(last.array[last.num_used])
             last.num_used += 1
         self._ahead[-1].complete.append(item)
         self._to_load.append((item, source))
 
     def _load(self, pool: ThreadPoolExecutor) -> None:
-        """Have a thread fill the places that were given."""
+        """Have a thread fill the slots that were given."""
         if self._to_load:
             future = pool.submit(_load_all, self._to_load, self._modality, self._meter)
             for batch in self._touched.values():
@@ -311,14 +313,14 @@ def _load_all(items: list[tuple[_Item, Input]], modality: Modality, meter: Meter
 
 
 def _load_into(item: _Item, source: Input, modality: Modality) -> float:
-    """Fill the places of an input, and return the seconds that reading took."""
+    """Fill the slots of an input, and return the seconds that reading took."""
     started = was_read = perf_counter()
     try:
         data = source.read(modality.max_bytes)
         was_read = perf_counter()
         arrays, item.cut, item.stages, item.flat = modality.load(data, digested=item.digested)
-        for place, array in zip(item.places, arrays, strict=True):
-            place[...] = array
+        for slot, array in zip(item.slots, arrays, strict=True):
+            slot[...] = array
     except InputError as error:
         item.problem = error
     except MemoryError:

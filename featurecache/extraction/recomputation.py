@@ -6,7 +6,6 @@ The backbone is built from what the cache records of it, and must come out with 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,12 +14,10 @@ import numpy as np
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
-from featurecache.extraction.engines import make_engine
 from featurecache.extraction.inventory import sets_for, take_inventory
-from featurecache.extraction.plan import ShardJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import may_be, reproduce_backbone
-from featurecache.extraction.shard_work import ShardWork
+from featurecache.extraction.worker import Worker
 from featurecache.sources.source import Source, open_source
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
@@ -108,10 +105,13 @@ def _recompute(
     feature_set, ran = part.feature_set, part.provenance
     backbone = inputs.reproduce(feature_set)
     (tap,) = resolve_taps(backbone, [feature_set.tap])
-    # The same batch size and runtime, so that equal work gives equal bytes.
-    batch_size = ran["batch_size"] if ran["device"] == str(checked_device(inputs.settings.device)) else None
-    same = {"batch_size": batch_size, "runtime": ran["runtime"]}
-    work = ShardWork(
+    # The same batch size and runtime, and one shard for all rows, so that equal work gives equal bytes.
+    same = {
+        "batch_size": ran["batch_size"] if ran["device"] == str(checked_device(inputs.settings.device)) else None,
+        "runtime": ran["runtime"],
+        "shard_rows": max(len(part.rows), 1),
+    }
+    worker = Worker(
         store=store,
         sets=[feature_set],
         source=source,
@@ -119,13 +119,6 @@ def _recompute(
         backbone=backbone,
         taps={tap.name: tap},
         settings=replace(inputs.settings, **same),
-        engine=make_engine("local"),
         progress=progress,
     )
-
-    def left(postponed: Collection[int]) -> list[ShardJob]:
-        there = np.union1d(feature_set.open().rows, np.array(sorted(postponed), np.int64))
-        wanted = np.setdiff1d(np.intersect1d(part.rows, listing.unique_rows), there)
-        return [ShardJob((tap.name,), wanted)] if len(wanted) else []
-
-    return work.do(left).num_rows
+    return worker.run(np.intersect1d(part.rows, listing.unique_rows)).num_rows

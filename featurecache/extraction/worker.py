@@ -1,407 +1,295 @@
-"""Shard jobs: rows of one or more taps computed in one pass, written by a thread of their own, and committed."""
+"""One worker on some feature sets: guard against drift, then lease, load, compute, write and commit shard by shard.
+
+The main thread feeds the network; threads of the pipeline read and decode ahead of it, and one thread writes behind it,
+so that neither disks nor digests hold the network up.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
-from time import perf_counter
-from typing import Any, Self
+from time import perf_counter, sleep
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.runtimes import Runtime, open_runtime
+from featurecache.backbones.runtimes import Runtime
 from featurecache.backbones.taps import Tap
-from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import InputError
-from featurecache.extraction.drift import provenance
+from featurecache.extraction import drift
+from featurecache.extraction.drafts import Draft
 from featurecache.extraction.meter import Meter
-from featurecache.extraction.modality import Modality, Stages
-from featurecache.extraction.pipeline import TRANSIENT, Outcome, joined, run_parts, to_stored
-from featurecache.extraction.plan import ShardJob
+from featurecache.extraction.modality import Modality, modality_of
+from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
+from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_chunks
+from featurecache.extraction.plan import PlannedShard, missing_shards
+from featurecache.extraction.progress import Progress
+from featurecache.extraction.reading import inputs_of_rows
+from featurecache.extraction.runtimes import Runtimes
+from featurecache.extraction.work import WorkerReport
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
-from featurecache.specs import ExtractionSettings, shape_of_row
-from featurecache.store.constants import ConstantFinder
-from featurecache.store.dtypes import Array, decode
+from featurecache.sources.source import Source
+from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.features import runs_of_rows
 from featurecache.store.leases import Leases
-from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
-from featurecache.store.samples import Column, Ids, Rows
-from featurecache.store.shards import ShardWriter
+from featurecache.store.listings import Listing
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureStore
 
-_REFERENCE_ROWS_PER_SHARD, _MOST_DIGESTED = 2, 4
-"""Good rows of a shard whose digests before the network are kept, for the drift guard of later runs, and how many rows
-are digested to have them although some are bad."""
-_ROWS_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
-"""What is worth writing by itself: the lesser of the two."""
-_ROWS_MEASURED = 32
-"""Whose error in the stored type is told; a fixed number, so that equal work gives equal records."""
 _MOST_UNWRITTEN = 2
-"""So many times that may wait to be written."""
-
-
-@dataclass(frozen=True)
-class ShardOutcome:
-    """What a job did.
-
-    Attributes
-    ----------
-    num_rows, num_bad : int
-        Committed rows, and how many of them are bad.
-    postponed : dict of int to (name, reason)
-        Rows whose inputs changed or vanished: left for the next run.
-    leased : bool
-        Another writer is at it, or was first: what it left over is for another look.
-    """
-
-    num_rows: int = 0
-    num_bad: int = 0
-    postponed: dict[int, tuple[str, str]] = field(default_factory=dict)
-    leased: bool = False
-
-
-@dataclass(eq=False)
-class _Started:
-    """A job whose lease is held, on its way through the pipeline."""
-
-    taps: tuple[str, ...]
-    rows: Rows
-    inputs: Sequence[Input]
-    lease: ExitStack
-    drafts: list[Draft] = field(default_factory=list)
-    """Opened when the first features come, so that not every job that is loaded ahead has files open."""
-    collected: list[Outcome] = field(default_factory=list)
-    """Features that wait until there are enough of them to be worth writing."""
-    num_rows: int = 0
-    num_bytes: int = 0
-    """Of those."""
-    stages: dict[int, Stages] = field(default_factory=dict)
-    """Of rows that were digested on their way."""
-    num_left: int = 0
-    """Rows whose features have not come."""
-    num_unwritten: int = 0
-
-    def __post_init__(self) -> None:
-        self.num_left = self.num_unwritten = len(self.rows)
-
-    def note(self, stages: Sequence[Stages | None]) -> None:
-        """Keep the digests of the inputs that come next."""
-        start = len(self.rows) - self.num_left
-        self.stages |= {start + place: each for place, each in enumerate(stages) if each is not None}
-
-    def reference_rows(self) -> list[list[Any]]:
-        """Row, and digests before the network, of the first good inputs."""
-        good = [place for place in sorted(self.stages) if place not in self.drafts[0].bad]
-        return [
-            [int(self.rows[place]), self.stages[place].decoded, self.stages[place].prepared]
-            for place in good[:_REFERENCE_ROWS_PER_SHARD]
-        ]
-
-    def close(self) -> None:
-        """Give the lease back, and leave nothing behind that is not committed."""
-        with self.lease:
-            for draft in self.drafts:
-                draft.__exit__()
+"""Writes that may wait: more would fill the memory with features where the disk is the slower."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+"""Seconds until shards that other workers hold are looked at again."""
+_SECONDS_BETWEEN_REMARKS = 1.0
 
 
 @dataclass
-class ShardExtractor:
-    """Computes shard jobs with one backbone; loads the runtime when the first job comes.
+class _Round:
+    """What came of the shards of one plan."""
 
-    All sets are of one fingerprint, so they have the same views.
+    num_rows: int = 0
+    postponed: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Rows whose inputs changed or vanished, with name and reason: left for the next run."""
+    leased: bool = False
+    """Another worker is at a shard, or was first: what it leaves over is for another plan."""
+
+
+@dataclass(kw_only=True)
+class Worker:
+    """Everything that computing takes, held once.
+
+    Attributes
+    ----------
+    store : FeatureStore
+    sets : sequence of FeatureSet
+        What is extended: all of one fingerprint, so of the same views, each in its own number type.
+    source, listing : Source, Listing
+        Where the samples come from, and what it held when it was scanned.
+    backbone, taps : Backbone, mapping of str to Tap
+        What computes, and the tap of each set.
+    settings : ExtractionSettings
+    progress : Progress
     """
 
+    store: FeatureStore
+    sets: Sequence[FeatureSet]
+    source: Source
+    listing: Listing
     backbone: Backbone
-    modality: Modality
     taps: Mapping[str, Tap]
-    sets: Mapping[str, FeatureSet]
-    inputs_of: Callable[[Rows], Sequence[Input]]
-    ids: Column
     settings: ExtractionSettings
-    leases: Leases
-    remembered: Mapping[str, Any] | None = None
-    """Provenance of the features that are there, or of the writer that began."""
+    progress: Progress
     meter: Meter = field(default_factory=lambda: Meter(cores=num_cores()))
-    on_rows: Callable[[int, int], None] = lambda rows, bad: None
-    _runtimes: dict[tuple[str, ...], Runtime] = field(default_factory=dict)
-    _started: list[_Started] = field(default_factory=list)
+    _open: list[OpenShard] = field(default_factory=list)
+    _last_remark: float = field(default_factory=perf_counter)
 
-    def __call__(self, jobs: Iterable[ShardJob]) -> Iterator[ShardOutcome]:
-        """Compute, write and commit jobs, except those that another writer is at or has done.
+    @cached_property
+    def modality(self) -> Modality:
+        """What loads the inputs of this backbone, as plain ones or as views."""
+        return modality_of(self.backbone.preprocess, self.backbone.tokenizer, self.sets[0].identity.views)
 
-        Yields
+    @cached_property
+    def runtimes(self) -> Runtimes:
+        """What executes the backbone."""
+        return Runtimes(self.backbone, self.taps, self.settings, drift.made_with_any(self.sets))
+
+    @cached_property
+    def leases(self) -> Leases:
+        """Who is at which shard of this fingerprint."""
+        return Leases(self.store.path / "features" / self.sets[0].fingerprint / "leases")
+
+    def run(self, wanted: Rows) -> WorkerReport:
+        """Have the features of some rows cached, by this worker or by others that are at it.
+
+        Parameters
+        ----------
+        wanted : ndarray of int64
+            Rows that the source holds, sorted, each once.
+
+        Raises
         ------
-        ShardOutcome
-            One for each job. The next jobs are begun before the outcome of one is there.
+        DriftError
+            This machine makes other features than those that are there.
         """
-        idle: deque[ShardOutcome] = deque()
+        started, postponed, total, pause = perf_counter(), dict[int, tuple[str, str]](), 0, _FIRST_PAUSE
+        shards = self._plan(wanted, postponed)
+        if not shards:  # to compare a few inputs, a faster runtime is not worth its preparation
+            self.settings = replace(self.settings, runtime="torch")
         try:
-            for taps, started in groupby(self._start(jobs, idle), key=lambda job: job.taps):
-                yield from self._compute(taps, started)
-            yield from idle
-        finally:
-            for job in self._started:
-                job.close()
-            self._started.clear()
-
-    def runtime(self, taps: tuple[str, ...]) -> Runtime:
-        """Return the runtime for some taps, the same one each time."""
-        if taps not in self._runtimes:
-            remembered = self._remembered_choice()
-            runtime = open_runtime(
-                self.backbone,
-                [self.taps[tap] for tap in taps],
-                runtime=self.settings.runtime,
-                device=self.settings.device,
-                batch_size=self.settings.batch_size or remembered.get("batch_size"),
-                remembered=remembered.get("runtime"),
+            with self.modality.undisturbed():
+                self._guard(shards)
+                if shards:
+                    self.runtimes.of(shards[0].taps)
+                self._keep_references()
+                startup = perf_counter() - started
+                if shards:
+                    self.progress.start("extracting", sum(len(shard.rows) for shard in shards))
+                while shards:
+                    done = self._compute(shards)
+                    total, postponed = total + done.num_rows, postponed | done.postponed
+                    shards = self._plan(wanted, postponed)
+                    if not done.num_rows and not done.leased:
+                        break
+                    pause = _FIRST_PAUSE if done.num_rows else min(2 * pause, _LONGEST_PAUSE)
+                    if shards and not done.num_rows:
+                        sleep(pause)
+            usage = self.meter.usage()
+            return WorkerReport(
+                num_rows=total,
+                postponed=dict(postponed.values()),
+                runtime=self.runtimes.name if usage.seconds else None,
+                trial=self.runtimes.trial,
+                startup_seconds=startup,
+                usage=(usage,) if usage.seconds else (),
             )
-            self._runtimes[taps], self.meter.device = runtime, runtime.device
-        return self._runtimes[taps]
+        finally:
+            self.runtimes.close()
 
-    def agree(self, remembered: Mapping[str, Any] | None) -> None:
-        """Let go of a runtime that was opened before a writer who was first had made another choice known."""
-        self.remembered = remembered or {}
-        for taps, runtime in list(self._runtimes.items()):
-            given = {"runtime": runtime.name, "batch_size": runtime.batch_size}
-            if any(given[name] != wanted for name, wanted in self._remembered_choice().items()):
-                runtime.close()
-                del self._runtimes[taps]
+    def _plan(self, wanted: Rows, postponed: Mapping[int, object]) -> list[PlannedShard]:
+        if postponed:
+            wanted = np.setdiff1d(wanted, np.array(sorted(postponed), np.int64))
+        return missing_shards(self.sets, wanted, shard_rows=self.settings.shard_rows)
 
-    def close(self) -> None:
-        """Release the runtimes."""
-        for runtime in self._runtimes.values():
-            runtime.close()
+    def _inputs_of(self, rows: Rows) -> Sequence[Input]:
+        return inputs_of_rows(self.source, self.listing, self.store.samples, rows)
 
-    def _remembered_choice(self) -> dict[str, Any]:
-        """Return what earlier features decide and the settings leave open."""
-        remembered, choice = self.remembered or {}, {}
-        if self.settings.runtime == "auto" and "runtime" in remembered:
-            choice["runtime"] = remembered["runtime"]
-        # What suits one device is of no use to another.
-        if self.settings.batch_size is None and remembered.get("device") == str(checked_device(self.settings.device)):
-            choice["batch_size"] = remembered["batch_size"]
-        return choice
+    def _guard(self, shards: Sequence[PlannedShard]) -> None:
+        """Refuse to extend features that this machine would make differently."""
+        for feature_set in self.sets:
+            before = drift.made_with(feature_set)
+            if before is None:
+                continue
+            taps = next((shard.taps for shard in shards if feature_set.tap in shard.taps), tuple(self.taps))
+            runtime = self.runtimes.of(taps)
+            differing = drift.changes(before, drift.provenance(runtime))
+            if (known := feature_set.reference()) is not None:
+                with drift.explained(differing, "extract into another cache"):
+                    drift.check_reference(known, feature_set.tap, runtime, self.modality)
+            if differing and shards:
+                features = feature_set.open()
+                held = np.intersect1d(drift.reference_rows(features), self.listing.unique_rows)
+                inputs = dict(zip(held.tolist(), self._inputs_of(held), strict=True))
+                with drift.explained(differing, "extract into another cache"):
+                    drift.check_stored(features, inputs, runtime, self.modality)
 
-    @property
-    def runtime_name(self) -> str | None:
-        """Name of the runtime that ran, once one has."""
-        return next((runtime.name for runtime in self._runtimes.values()), None)
+    def _keep_references(self) -> None:
+        """See what the program's own inputs give, so that `predict` can notice another environment elsewhere.
 
-    @property
-    def trial(self) -> Mapping[str, float]:
-        """Inputs per second of each runtime that was tried."""
-        return next((runtime.trial for runtime in self._runtimes.values() if runtime.trial), {})
+        The record that is published first stays, and says for all workers which runtime and which size of batches make
+        the features: several that begin at once may find one or the other faster.
+        """
+        lacking = [feature_set for feature_set in self.sets if feature_set.reference() is None]
+        if not lacking:
+            return
+        runtime = self.runtimes.of(tuple(self.taps))
+        try:
+            record = drift.reference_record(runtime, self.modality)
+        except InputError:  # this preprocess has limits that the program's own inputs exceed
+            return
+        record["provenance"] = drift.provenance(runtime)
+        for feature_set in lacking:
+            feature_set.keep_reference({**record, "features": {feature_set.tap: record["features"][feature_set.tap]}})
+        self.runtimes.agree(drift.made_with_any(self.sets))
 
-    def _start(self, jobs: Iterable[ShardJob], idle: deque[ShardOutcome]) -> Iterator[_Started]:
-        """Take the lease of each job that is free and not done; the others' outcomes are known at once."""
-        for job in jobs:
+    def _compute(self, shards: Sequence[PlannedShard]) -> _Round:
+        """Compute, write and commit shards, except those that another worker is at or has done."""
+        done, writing = _Round(), deque[Future[_Round]]()
+        with ExitStack() as stack:
+            stack.enter_context(self.meter.running())
+            stack.callback(self._give_back)
+            pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+            # On an error or Ctrl-C, what has not begun to be written is dropped with its shard.
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            for taps, opened in groupby(self._take(shards, done), key=lambda shard: shard.taps):
+                runtime = self.runtimes.of(taps)
+                self.meter.device = runtime.device
+                runtime.compare_again()  # on real inputs
+                chunks = ((shard, shard.inputs) for shard in opened)
+                outcomes = run_chunks(
+                    chunks,
+                    runtime,
+                    self.modality,
+                    num_workers=self.settings.num_workers,
+                    num_digested=MOST_DIGESTED,
+                    meter=self.meter,
+                )
+                with closing(outcomes):
+                    for shard, outcome in outcomes:
+                        self._tell(outcome)
+                        if (waiting := shard.collect(outcome)) is not None:
+                            writing.append(pool.submit(self._write, shard, waiting, runtime))
+                            self._settle(writing, done, most=_MOST_UNWRITTEN)
+                self._settle(writing, done, most=0)
+        return done
+
+    def _take(self, shards: Iterable[PlannedShard], done: _Round) -> Iterator[OpenShard]:
+        """Take the lease of each shard that is free and not done."""
+        features = {feature_set.tap: feature_set for feature_set in self.sets}
+        for shard in shards:
             with ExitStack() as lease:
-                mine = lease.enter_context(self.leases.hold(job.key))
-                taps = tuple(tap for tap in job.taps if not self.sets[tap].folder.has(job.key)) if mine else ()
-                if not taps:
-                    idle.append(ShardOutcome(leased=not mine))
+                if not lease.enter_context(self.leases.hold(shard.key)):
+                    done.leased = True
                     continue
-                started = _Started(taps, job.rows, self.inputs_of(job.rows), lease.pop_all())
-                self._started.append(started)
-            yield started
+                taps = tuple(tap for tap in shard.taps if not features[tap].folder.has(shard.key))
+                if not taps:
+                    continue
+                taken = OpenShard(taps, shard.rows, self._inputs_of(shard.rows), lease.pop_all())
+                self._open.append(taken)
+            yield taken
 
-    def _compute(self, taps: tuple[str, ...], jobs: Iterable[_Started]) -> Iterator[ShardOutcome]:
-        runtime = self.runtime(taps)
-        runtime.compare_again()  # on real inputs
-        parts = ((job, job.inputs) for job in jobs)
-        outcomes = run_parts(
-            parts,
-            runtime,
-            self.modality,
-            num_workers=self.settings.num_workers,
-            num_digested=_MOST_DIGESTED,
-            meter=self.meter,
-        )
-        with closing(outcomes), _Writer(self.meter) as writer:
-            for job, outcome in outcomes:
-                num_rows, num_bad = len(outcome.problems), sum(problem is not None for problem in outcome.problems)
-                self.meter.add_inputs(num_rows)
-                self.on_rows(num_rows, num_bad)
-                job.collected.append(outcome)
-                job.note(outcome.stages)
-                job.num_bytes += sum(values.nbytes for values in outcome.features.values())
-                job.num_left -= num_rows
-                job.num_rows += num_rows
-                if job.num_left == 0 or job.num_rows >= _ROWS_AT_A_TIME or job.num_bytes >= _BYTES_AT_A_TIME:
-                    yield from writer.submit(self._write, job, joined(job.collected), runtime)
-                    job.collected, job.num_rows, job.num_bytes = [], 0, 0
-            yield from writer.finish()
+    def _tell(self, outcome: Outcome) -> None:
+        """Tell how far the run is, and from time to time what it is waiting for."""
+        self.meter.add_inputs(len(outcome.problems))
+        self.progress.advance(len(outcome.problems), bad=sum(problem is not None for problem in outcome.problems))
+        if perf_counter() - self._last_remark > _SECONDS_BETWEEN_REMARKS:
+            self._last_remark = perf_counter()
+            self.progress.say(self.meter.usage().sentence())
 
-    def _write(self, job: _Started, outcome: Outcome, runtime: Runtime) -> ShardOutcome | None:
-        """Write features, and commit the job when they were its last."""
-        if not job.drafts:
-            for tap in job.taps:
-                draft = Draft(self.sets[tap], self.taps[tap].shape, len(job.inputs))
-                job.drafts.append(draft)
-        for draft in job.drafts:
-            draft.add(outcome)
-        job.num_unwritten -= len(outcome.problems)
-        return self._publish(job, runtime) if job.num_unwritten == 0 else None
+    def _settle(self, writing: deque[Future[_Round]], done: _Round, *, most: int) -> None:
+        """Count the writes that are done, and wait where more than ``most`` are not."""
+        while writing and (len(writing) > most or writing[0].done()):
+            started = perf_counter()
+            written = writing.popleft().result()
+            self.meter.add_wait("write", perf_counter() - started)
+            done.num_rows += written.num_rows
+            done.postponed |= written.postponed
+            done.leased |= written.leased
 
-    def _publish(self, job: _Started, runtime: Runtime) -> ShardOutcome:
-        """Commit a job whose features are all there."""
-        record = {
-            "provenance": provenance(runtime),
-            "probe": job.reference_rows(),
+    def _write(self, shard: OpenShard, outcome: Outcome, runtime: Runtime) -> _Round:
+        """Write features, and commit the shard when they were its last."""
+        with self.meter.writing():
+            if not shard.drafts:
+                for feature_set in self.sets:
+                    if (tap := feature_set.tap) in shard.taps:
+                        shard.drafts.append(Draft(feature_set, self.taps[tap].shape, len(shard.inputs)))
+            for draft in shard.drafts:
+                draft.add(outcome)
+            shard.num_unwritten -= len(outcome.problems)
+            return self._publish(shard, runtime) if shard.num_unwritten == 0 else _Round()
+
+    def _publish(self, shard: OpenShard, runtime: Runtime) -> _Round:
+        """Commit a shard whose features are all there."""
+        won = shard.publish(self.store.samples.ids, {"provenance": drift.provenance(runtime)})
+        bad = {index: error for draft in shard.drafts for index, error in draft.bad.items()}
+        shard.close()
+        self._open.remove(shard)
+        if not won:
+            return _Round(leased=True)
+        postponed = {
+            int(shard.rows[index]): (shard.inputs[index].name, error.reason)
+            for index, error in bad.items()
+            if error.status in TRANSIENT
         }
-        won = [draft.publish(job.rows, self.ids[job.rows], record) for draft in job.drafts]
-        bad = {place: error for draft in job.drafts for place, error in draft.bad.items()}
-        job.close()
-        self._started.remove(job)
-        return _summary(job.rows, job.inputs, bad) if all(won) else ShardOutcome(leased=True)
+        return _Round(len(shard.rows) - len(postponed), postponed)
 
-
-class _Writer:
-    """A thread that writes in the order in which it is told to, so that disks and digests hold nobody up."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._pending: deque[Future[ShardOutcome | None]] = deque()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def submit(self, write: Callable[..., ShardOutcome | None], *work: Any) -> Iterator[ShardOutcome]:
-        """Have something written, and yield what is done by now; waits when the disk cannot keep up."""
-        self._pending.append(self._pool.submit(self._measured, write, *work))
-        while self._pending and (len(self._pending) > _MOST_UNWRITTEN or self._pending[0].done()):
-            yield from self._next()
-
-    def finish(self) -> Iterator[ShardOutcome]:
-        """Wait for everything, and yield what it led to."""
-        while self._pending:
-            yield from self._next()
-
-    def _measured(self, write: Callable[..., ShardOutcome | None], *work: Any) -> ShardOutcome | None:
-        with self._meter.writing():
-            return write(*work)
-
-    def _next(self) -> Iterator[ShardOutcome]:
-        started = perf_counter()
-        done = self._pending.popleft().result()
-        self._meter.add_wait("write", perf_counter() - started)
-        if done is not None:
-            yield done
-
-
-class Draft:
-    """Features of one tap on their way to a commit; a context manager that leaves nothing behind by itself."""
-
-    def __init__(self, feature_set: FeatureSet, shape: tuple[int, ...], count: int) -> None:
-        self.bad: dict[int, InputError] = {}
-        self._cut: list[bool] = []
-        self._set, self._dtype = feature_set, feature_set.dtype
-        self._flat: list[str] = []
-        self._views = feature_set.identity.views
-        # The scale of int8 is known only when all rows are: until then they are kept as they come.
-        self._draft_dtype = "float32" if self._dtype == "int8" else self._dtype
-        self._writer = self._new_writer(
-            {
-                "features": (self._draft_dtype, (count, *shape_of_row(shape, self._views))),
-                "id": ("uint8", (count, 32)),
-            }
-        )
-        self._start = 0
-        self._precision: dict[str, Any] | None = None
-        self._constant = ConstantFinder(self._views)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.__exit__()
-
-    def add(self, outcome: Outcome) -> None:
-        """Take the next batch."""
-        values = outcome.features[self._set.tap]
-        stored, problems = to_stored(values, outcome.problems, self._draft_dtype)
-        self._writer.append("features", stored)
-        self._cut += outcome.cut
-        self._flat += outcome.flat
-        self.bad |= {self._start + place: error for place, error in problems.items()}
-        self._start += len(values)
-        self._constant.add(decode(np.delete(stored, list(problems), axis=0), self._draft_dtype))
-        if self._precision is None and len(good := np.delete(values, list(problems), axis=0)[:_ROWS_MEASURED]):
-            arrays = stored_arrays(good, self._dtype, self._views)
-            self._precision = measure_error(good, arrays, against="float32", views=self._views)
-
-    def publish(self, rows: Rows, ids: Ids, record: Mapping[str, Any]) -> bool:
-        """Commit everything but rows whose inputs changed or vanished meanwhile; False if another writer was first."""
-        keep = np.array([p not in self.bad or self.bad[p].status not in TRANSIENT for p in range(len(rows))], bool)
-        if not keep.any():
-            return True
-        if keep.all() and self._dtype == self._draft_dtype:
-            self._writer.append("id", ids)
-            return self._commit(self._writer, rows, keep, record)
-        arrays = {"features": (self._dtype, self._writer.written("features")[keep])}
-        if self._dtype == "int8":
-            arrays = self._as_int8(arrays["features"][1])
-        arrays["id"] = ("uint8", ids[keep])
-        with self._new_writer({name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
-            for name, (_, values) in arrays.items():
-                writer.append(name, values)
-            return self._commit(writer, rows, keep, record)
-
-    def _as_int8(self, values: NDArray[np.float32]) -> dict[str, tuple[str, Array]]:
-        """Return int8 features; only now are their steps known, and what is constant in them."""
-        arrays = stored_arrays(values, "int8", self._views)
-        good = finite_rows(values)
-        measured = np.flatnonzero(good)[:_ROWS_MEASURED]
-        some = {**arrays, "features": ("int8", arrays["features"][1][measured])}
-        self._precision = measure_error(values[measured], some, against="float32", views=self._views)
-        self._constant = ConstantFinder(self._views)
-        self._constant.add(read_back(arrays)[good])
-        return arrays
-
-    def _new_writer(self, layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> ShardWriter:
-        attributes = {
-            "format": "featurecache",
-            "kind": "features",
-            "backbone": self._set.identity.backbone,
-            "tap": self._set.tap,
-            "fingerprint": self._set.fingerprint,
-        }
-        return self._set.folder.writer(layout, attributes)
-
-    def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> bool:
-        kept, cut = rows[keep], rows[keep & np.array(self._cut, bool)]
-        flat = np.array(self._flat)[keep]
-        key = f"{kept[0]:012d}"
-        body = {
-            "rows": runs_of_rows(kept),
-            "bad": [[int(rows[place]), error.status, error.reason] for place, error in self.bad.items() if keep[place]],
-            "fingerprint": self._set.fingerprint,
-            "tap": self._set.tap,
-            "precision": self._precision,
-            **({"cut": runs_of_rows(cut)} if len(cut) else {}),
-            **({} if (constant := self._constant.runs()) is None else {"constant": constant}),
-            **{f"flat_{kind}": runs_of_rows(kept[flat == kind]) for kind in np.unique(flat).tolist() if kind},
-            **record,
-        }
-        return self._set.folder.commit(key, writer.finish(key), body)
-
-
-def _summary(rows: Rows, inputs: Sequence[Input], bad: Mapping[int, InputError]) -> ShardOutcome:
-    postponed = {
-        int(rows[place]): (inputs[place].name, error.reason)
-        for place, error in bad.items()
-        if error.status in TRANSIENT
-    }
-    return ShardOutcome(len(rows) - len(postponed), len(bad) - len(postponed), postponed)
+    def _give_back(self) -> None:
+        """Give back the leases of shards that were not committed."""
+        for shard in self._open:
+            shard.close()
+        self._open.clear()

@@ -25,14 +25,14 @@ from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.probing import INPUT
 from featurecache.errors import InputError, RequestError
 from featurecache.extraction import drift
-from featurecache.extraction.inventory import check_modality, take_inventory
+from featurecache.extraction.inventory import take_inventory
 from featurecache.extraction.modality import ImageModality
 from featurecache.extraction.progress import Progress
 from featurecache.hashing import digest_arrays
 from featurecache.heads.gradient.reading import Draw
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
-from featurecache.sources.source import open_source
+from featurecache.sources.source import check_modality, open_source
 from featurecache.specs import PreprocessSpec, ViewSpec
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -157,7 +157,7 @@ class ImageReader:
         with self.undisturbed():
             pixels = np.concatenate([modality.load(data).arrays for data in modality.reference_inputs])
             record = drift.record_of({TAP: self._prepared(pixels).numpy()}, modality)
-        return {**record, "provenance": drift.provenance_of("torch", "cpu", len(pixels))}
+        return {**record, "provenance": drift.provenance_record("torch", "cpu", len(pixels))}
 
     def _prepared(self, pixels: NDArray[np.uint8]) -> Tensor:
         with torch.no_grad():

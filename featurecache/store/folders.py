@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featurecache.atomic import fsync_directory, is_partial, make_folder, publish_once
+from featurecache.atomic import fsync_directory, is_partial, publish_once
 from featurecache.errors import CorruptError
 from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
 from featurecache.store.dtypes import Array
 from featurecache.store.schemas import Schema
-from featurecache.store.shards import Layout, MappedShard, ShardWriter
+from featurecache.store.shards import MappedShard, ShardWriter
 
 T = TypeVar("T")
 _ATTEMPTS = 30
@@ -92,12 +92,6 @@ class ShardFolder:
         records = self.records()
         return self.read(records[-1]) if records else None
 
-    def writer(self, arrays: Layout, attributes: Mapping[str, str]) -> ShardWriter:
-        """Start a new shard."""
-        for name in ("shards", "commits"):
-            make_folder(self.path / name)
-        return ShardWriter(self.path / "shards", arrays, attributes)
-
     def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any]) -> bool:
         """Publish a finished shard under ``key``; False when another writer was first."""
         return publish_once(self.record(key), encode_commit(shard, body))
@@ -105,7 +99,7 @@ class ShardFolder:
     def publish(self, key: str, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
         """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first."""
         layout = {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}
-        with self.writer(layout, {"format": "featurecache", "kind": kind}) as writer:
+        with ShardWriter(self.path, layout, {"format": "featurecache", "kind": kind}) as writer:
             for name, (_, values) in arrays.items():
                 writer.append(name, values)
             shard = writer.finish(key)

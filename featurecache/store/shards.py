@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from featurecache.atomic import fsync_directory, partial_name
+from featurecache.atomic import fsync_directory, make_folder, partial_name
 from featurecache.errors import CorruptError, StoreError
 from featurecache.machine import allow_more_files
 from featurecache.store.commits import BLOCK_BYTES, ArrayRecord, ShardRecord
@@ -41,7 +41,7 @@ class ShardWriter:
     Parameters
     ----------
     folder : Path
-        Where the shard will be published.
+        That holds, or will hold, ``shards/`` and ``commits/``.
     arrays : mapping of name to (dtype, shape)
         What it will hold.
     attributes : mapping of str to str
@@ -49,11 +49,26 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, arrays: Layout, attributes: Mapping[str, str]) -> None:
-        self._folder = folder
-        self._partial = partial_name(folder / "shard.h5")
+        import h5py  # writing only: readers of a cache never load libhdf5 (see `load_hdf5`)
+
+        for name in ("shards", "commits"):
+            make_folder(folder / name)
+        self._folder = folder / "shards"
+        self._partial = partial_name(self._folder / "shard.h5")
         self._arrays = dict(arrays)
         self._sums = {name: _BlockSums() for name in arrays}
-        self._offsets = _lay_out(self._partial, arrays, attributes)
+        self._offsets: dict[str, int] = {}
+        with h5py.File(
+            self._partial,
+            "x",
+            libver=("earliest", "v108"),
+            alignment_threshold=_ALIGNMENT,
+            alignment_interval=_ALIGNMENT,
+        ) as file:
+            for name, value in attributes.items():
+                file.attrs[name] = np.bytes_(value.encode())
+            for name, (dtype, shape) in arrays.items():
+                self._offsets[name] = _reserve_array(file, name, dtype, shape)
         self._file = self._partial.open("r+b", buffering=0)
         self._reserve()
 
@@ -177,28 +192,20 @@ def load_hdf5() -> None:
     import_module("h5py")
 
 
-def _lay_out(path: Path, arrays: Layout, attributes: Mapping[str, str]) -> dict[str, int]:
-    """Create an HDF5 file with room for the arrays and nothing in it; return their offsets."""
-    import h5py  # writing only: readers of a cache never load libhdf5 (see `load_hdf5`)
+def _reserve_array(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> int:
+    """Add an array without content to an open HDF5 file and return its offset in the file."""
+    from h5py import Dataset, h5d, h5p, h5s, h5t
 
-    offsets = {}
-    with h5py.File(
-        path, "x", libver=("earliest", "v108"), alignment_threshold=_ALIGNMENT, alignment_interval=_ALIGNMENT
-    ) as file:
-        for name, value in attributes.items():
-            file.attrs[name] = np.bytes_(value.encode())
-        for name, (dtype, shape) in arrays.items():
-            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            properties.set_layout(h5py.h5d.CONTIGUOUS)
-            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            properties.set_obj_track_times(False)  # equal content must be equal bytes
-            kind = h5py.h5t.py_create(np.dtype(STORED[dtype]))
-            space = h5py.h5s.create_simple(shape)
-            dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
-            dataset.attrs["dtype"] = np.bytes_(dtype.encode())
-            offsets[name] = dataset.id.get_offset()
-    return offsets
+    properties = h5p.create(h5p.DATASET_CREATE)
+    properties.set_layout(h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # equal content must be equal bytes
+    kind, space = h5t.py_create(np.dtype(STORED[dtype])), h5s.create_simple(shape)
+    dataset = Dataset(h5d.create(file.id, name.encode(), kind, space, dcpl=properties))
+    dataset.attrs["dtype"] = np.bytes_(dtype.encode())
+    offset: int = dataset.id.get_offset()
+    return offset
 
 
 def _map_file(path: Path, size: int) -> Array:

@@ -89,26 +89,26 @@ def _collect(case: tuple[Path, dict[str, bytes], int]) -> dict[str, Any]:
 
 def _killed_writer(source: Path, cache: Path, shard_rows: int, action: str, at: int) -> int:
     """Extract as a writer that planned before any other had published, and is killed at some call."""
-    from featurecache.extraction import run
-    from featurecache.extraction.plan import plan_extraction
+    from featurecache.extraction import plan
 
-    first = [True]
+    real, early = plan.plan_extraction, [True, True]  # once to see whether anything is missing, once to begin
 
-    def plan(wanted: Any, cached: Any, **options: Any) -> Any:
-        if first.pop() if first else False:
+    def plan_extraction(wanted: Any, cached: Any, **options: Any) -> Any:
+        if early:
+            early.pop()
             cached = {tap: rows[:0] for tap, rows in cached.items()}
-        return plan_extraction(wanted, cached, **options)
+        return real(wanted, cached, **options)
 
-    run.plan_extraction = plan
+    plan.plan_extraction = plan_extraction
     Injection(cache, action, at).install()
     return write(source, cache, shard_rows)
 
 
 def _list_only(source: Path, cache: Path, shard_rows: int) -> int:
     """Extract, and be killed when it is known what the source holds."""
-    from featurecache.extraction.shard_work import ShardWork
+    from featurecache.extraction.worker import Worker
 
-    ShardWork.do = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    Worker.run = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     return write(source, cache, shard_rows)
 
 

@@ -59,9 +59,11 @@ def try_durability(options: Options) -> list[Tally]:
 
 
 def _write_shard(folder: Any, number: int, features: np.ndarray, ids: np.ndarray) -> float:
+    from featurecache.store.shards import ShardWriter
+
     key = f"{number * len(ids):012d}"
     layout = {"features": ("float16", features.shape), "id": ("uint8", ids.shape)}
-    with folder.writer(layout, {"format": "featurecache", "kind": "features"}) as writer:
+    with ShardWriter(folder.path, layout, {"format": "featurecache", "kind": "features"}) as writer:
         for start in range(0, len(ids), 32):
             writer.append("features", features[start : start + 32])
         writer.append("id", ids)
@@ -127,6 +129,7 @@ def write_many(cache: str, count: str) -> None:
     from featurecache.extraction.plan import plan_extraction
     from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
     from featurecache.store.listings import Listing
+    from featurecache.store.shards import ShardWriter
     from featurecache.store.store import FeatureStore
     from featurecache.text import TextColumn
 
@@ -151,7 +154,7 @@ def write_many(cache: str, count: str) -> None:
     shard_rows = ExtractionSettings().shard_rows
     for job in plan_extraction(listing.unique_rows, {"layer:avg": np.zeros(0, np.int64)}, shard_rows=shard_rows):
         layout = {"features": ("float16", (len(job.rows), _WIDTH)), "id": ("uint8", (len(job.rows), 32))}
-        with feature_set.folder.writer(layout, {"format": "featurecache", "kind": "features"}) as writer:
+        with ShardWriter(feature_set.folder.path, layout, {"format": "featurecache", "kind": "features"}) as writer:
             for start in range(0, len(job.rows), 256):
                 writer.append("features", made_up(job.rows[start : start + 256]))
             writer.append("id", table_ids[job.rows])

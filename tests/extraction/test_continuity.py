@@ -17,8 +17,8 @@ from featurecache.backbones.provider import EarlierDefault, Provided
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.errors import BackboneError
 from featurecache.extraction.extract import make_request, run_extraction
+from featurecache.extraction.report import ExtractionReport
 from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.extraction.run import ExtractionReport
 from featurecache.specs import ExtractionSettings, PreprocessSpec
 
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=8)

@@ -20,6 +20,7 @@ from featurecache.specs import ExtractionSettings
 from featurecache.store.commits import encode_commit
 from featurecache.store.convert import convert_features
 from featurecache.store.repair import compare_set_aside, repair
+from featurecache.store.shards import ShardWriter
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
 
@@ -51,7 +52,7 @@ def replace_shard(store: FeatureStore, number: int, change: Callable[[dict, dict
     body = json.loads(json.dumps(commit.body))
     change(arrays, body)
     layout = {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}
-    with feature_set.folder.writer(layout, {}) as writer:
+    with ShardWriter(feature_set.folder.path, layout, {}) as writer:
         for name, (_, values) in arrays.items():
             writer.append(name, values)
         record = writer.finish(commit.key)

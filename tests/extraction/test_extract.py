@@ -18,7 +18,7 @@ from tiny_backbones import TinyNet
 import featurecache as fc
 from featurecache.errors import RequestError, SourceError, UnknownNameError
 from featurecache.extraction.extract import make_request, run_extraction
-from featurecache.extraction.run import ExtractionReport
+from featurecache.extraction.report import ExtractionReport
 from featurecache.specs import ExtractionSettings
 
 Make = Callable[..., Path]

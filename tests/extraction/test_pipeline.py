@@ -18,7 +18,7 @@ from featurecache.errors import InputError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.meter import Meter, Usage
 from featurecache.extraction.modality import Loaded, Stages
-from featurecache.extraction.pipeline import run_parts, to_stored
+from featurecache.extraction.pipeline import run_chunks, to_stored
 from featurecache.extraction.progress import Silent
 from featurecache.specs import ExtractionSettings, ViewSpec
 from featurecache.store.dtypes import encode
@@ -86,13 +86,13 @@ class Echo:
     num_views=st.integers(1, 3),
     workers=st.integers(1, 4),
 )
-def test_every_input_comes_once_in_order_with_its_part(
+def test_every_input_comes_once_in_order_with_its_chunk(
     sizes: list[int], batch_size: int, delay: int, num_views: int, workers: int
 ) -> None:
     parts = [(f"part {p}", [Number(100 * p + n if n % 5 else -1) for n in range(size)]) for p, size in enumerate(sizes)]
     runtime = Echo(batch_size, delay)
     found: dict[str, list[Any]] = {}
-    for part, outcome in run_parts(parts, runtime, Numbers(num_views), num_workers=workers):
+    for part, outcome in run_chunks(parts, runtime, Numbers(num_views), num_workers=workers):
         rows = [None if p else v for v, p in zip(outcome.features["t"].tolist(), outcome.problems, strict=True)]
         found.setdefault(part, []).extend(rows)
     views = [np.float32(view / 10) for view in range(num_views)]
@@ -116,7 +116,7 @@ def test_the_next_part_is_loaded_while_the_last_batches_of_one_are_computed() ->
             asked_for.append(part)
             yield part, [Number(n) for n in range(100)]
 
-    outcomes = run_parts(parts(), Echo(10), Numbers())
+    outcomes = run_chunks(parts(), Echo(10), Numbers())
     part, outcome = next(outcomes)
     assert (part, len(outcome.problems)) == (0, 10)
     assert asked_for == [0, 1]  # and no further than needed
@@ -126,13 +126,13 @@ def test_the_next_part_is_loaded_while_the_last_batches_of_one_are_computed() ->
 def test_the_first_good_inputs_of_each_part_are_digested_on_their_way() -> None:
     parts = [("a", [Number(n) for n in (7, -1, 8, 9)]), ("b", [Number(1)])]
     found: dict[str, list[Any]] = {"a": [], "b": []}
-    for part, outcome in run_parts(parts, Echo(3), Numbers(), num_digested=3):
+    for part, outcome in run_chunks(parts, Echo(3), Numbers(), num_digested=3):
         found[part] += [stages and stages.decoded for stages in outcome.stages]
     assert found == {"a": ["7", None, "8", None], "b": ["1"]}
 
 
 def test_closing_ends_the_loading_threads() -> None:
-    outcomes = run_parts([(0, [Number(n) for n in range(10_000)])], Echo(4), Numbers(), num_workers=3)
+    outcomes = run_chunks([(0, [Number(n) for n in range(10_000)])], Echo(4), Numbers(), num_workers=3)
     next(outcomes)
     assert any(thread.name.startswith("decode") for thread in threading.enumerate())
     outcomes.close()
@@ -142,7 +142,7 @@ def test_closing_ends_the_loading_threads() -> None:
 def test_the_meter_counts_inputs_reads_and_waits() -> None:
     meter = Meter(cores=2)
     with meter.running():
-        for _, outcome in run_parts([(0, [Number(n) for n in range(50)])], Echo(4), Numbers(), meter=meter):
+        for _, outcome in run_chunks([(0, [Number(n) for n in range(50)])], Echo(4), Numbers(), meter=meter):
             meter.add_inputs(len(outcome.problems))
     usage = meter.usage()
     assert usage.num_inputs == 50
@@ -233,7 +233,7 @@ class Listener(Silent):
 def test_a_run_says_where_its_time_went(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featurecache.extraction.shard_work._SECONDS_BETWEEN_REMARKS", 0.0)
+    monkeypatch.setattr("featurecache.extraction.worker._SECONDS_BETWEEN_REMARKS", 0.0)
     source, listener = make_folder(per_class=4), Listener()
     write_image(source / "red" / "new.png", (200, 0, 0), seed=50)
     settings = ExtractionSettings(runtime="torch", batch_size=4)

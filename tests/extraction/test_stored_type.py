@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from featurecache.atomic import publish_bytes
 from featurecache.extraction.extract import make_request, run_extraction
-from featurecache.extraction.run import ExtractionReport
+from featurecache.extraction.report import ExtractionReport
 from featurecache.extraction.stored_type import smallest
 from featurecache.specs import ExtractionSettings, ViewSpec
 from featurecache.store.commits import encode_commit

@@ -30,7 +30,7 @@ from featurecache.errors import (
 from featurecache.extraction.deep_verification import verify_deep
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.recomputation import Inputs, recompute_set_aside
-from featurecache.extraction.run import ExtractionReport
+from featurecache.extraction.report import ExtractionReport
 from featurecache.sources.source import open_source
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.store import FeatureStore
@@ -124,17 +124,17 @@ def test_bytes_depend_on_neither_workers_nor_order_nor_resuming(
     run(table, tmp_path / "turned", encoder, id_column="key")
     assert shards(tmp_path / "one") == shards(tmp_path / "turned")
 
-    from featurecache.extraction.worker import ShardExtractor
+    from featurecache.extraction.worker import Worker
 
-    publish, count = ShardExtractor._publish, iter(range(100))
+    publish, count = Worker._publish, iter(range(100))
 
-    def killed(self: ShardExtractor, *job: Any) -> Any:
+    def killed(self: Worker, *job: Any) -> Any:
         if next(count) == 2:
             raise KeyboardInterrupt
         return publish(self, *job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ShardExtractor, "_publish", killed)
+        patch.setattr(Worker, "_publish", killed)
         with pytest.raises(KeyboardInterrupt):
             run(table, tmp_path / "killed", encoder, id_column="key")
     assert 0 < len(shards(tmp_path / "killed")) < len(shards(tmp_path / "one"))

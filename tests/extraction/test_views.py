@@ -24,7 +24,7 @@ from featurecache.extraction.deep_verification import verify_deep
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.recomputation import Inputs, recompute_set_aside
-from featurecache.extraction.run import ExtractionReport
+from featurecache.extraction.report import ExtractionReport
 from featurecache.hashing import digest_bytes
 from featurecache.specs import ExtractionSettings, PreprocessSpec, ViewSpec
 from featurecache.store.convert import convert_features

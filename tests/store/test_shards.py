@@ -19,6 +19,7 @@ from featurecache.errors import CorruptError
 from featurecache.store.dtypes import decode, encode
 from featurecache.store.folders import ShardFolder
 from featurecache.store.gathering import RowGatherer
+from featurecache.store.shards import ShardWriter
 
 ARRAYS = st.fixed_dictionaries(
     {
@@ -140,7 +141,7 @@ def test_leftovers_are_invisible(tmp_path: Path) -> None:
 
 def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     folder = ShardFolder(tmp_path)
-    with pytest.raises(RuntimeError), folder.writer({"features": ("float16", (4, 2))}, {}) as writer:
+    with pytest.raises(RuntimeError), ShardWriter(folder.path, {"features": ("float16", (4, 2))}, {}) as writer:
         writer.append("features", random_rows(2, 2))
         raise RuntimeError("the network broke")
     assert not list((tmp_path / "shards").iterdir())

@@ -498,7 +498,7 @@ def test_a_run_killed_before_its_first_commit_is_no_problem(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("featurecache.extraction.worker.ShardExtractor._publish", killed)
+        patch.setattr("featurecache.extraction.worker.Worker._publish", killed)
         with pytest.raises(KeyboardInterrupt):
             run_extraction(source, store.path, make_request(TINY), taps=["body:avg"], settings=SETTINGS)
     (unfinished,) = {path.parent for path in store.path.glob("features/*/body=avg/*/shards")}

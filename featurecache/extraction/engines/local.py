@@ -1,0 +1,21 @@
+"""The engine that everybody has: one worker, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.progress import Progress
+from featurecache.extraction.work import WorkerReport, work
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Runs a job in this process, with all cores."""
+
+    progress: Progress
+
+    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+        """Work, and report it."""
+        yield work(job, progress=self.progress)

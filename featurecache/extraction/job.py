@@ -1,0 +1,109 @@
+"""What an extraction was asked to do, in plain values that travel to other processes and machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from featurecache.backbones.registry import request_digest
+from featurecache.hashing import digest_json
+from featurecache.sources.source import Source, SourceSpec, check_modality, open_spec
+from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec
+from featurecache.store.shards import load_hdf5
+
+if TYPE_CHECKING:
+    from featurecache.backbones.backbone import Backbone
+    from featurecache.backbones.taps import Tap
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionJob:
+    """What was asked for. Nothing here is loaded or open, so a job pickles and means the same anywhere.
+
+    What a process derives from it (the open source, the loaded network) is kept with the job in that process, because
+    a scan and the worker after it need the same; it does not travel, and goes when the job goes.
+
+    Attributes
+    ----------
+    source : SourceSpec
+        Where the samples come from.
+    cache : Path
+        Folder of the cache; all processes that work on the job see it there.
+    backbone : BackboneRequest
+        Name, weights, changes to the preprocess.
+    taps : tuple of str
+        As they were asked for: ``default`` and groups of layers are resolved by each worker.
+    settings : ExtractionSettings
+        How to run.
+    views : ViewSpec, optional
+        Views to keep besides the plain features: heads that are trained on views are scored on plain features.
+    """
+
+    source: SourceSpec
+    cache: Path
+    backbone: BackboneRequest
+    taps: tuple[str, ...] = ("default",)
+    settings: ExtractionSettings = field(default_factory=ExtractionSettings)
+    views: ViewSpec | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what this process has derived."""
+        names = {each.name for each in fields(self)}
+        return {name: value for name, value in vars(self).items() if name in names}
+
+    @property
+    def variants(self) -> tuple[ViewSpec | None, ...]:
+        """Plain features, and those of views where they were asked for."""
+        return (None,) if self.views is None else (None, self.views)
+
+    @cached_property
+    def opened_source(self) -> Source:
+        """The source, opened in this process."""
+        return open_spec(self.source)
+
+    @cached_property
+    def network(self) -> LoadedNetwork:
+        """The backbone and the taps that were asked for, loaded in this process.
+
+        Raises
+        ------
+        FeatureCacheError
+            The request is wrong: an unknown backbone or tap, or one that takes another kind of sample.
+        """
+        started = perf_counter()
+        # Late: an unchanged source is recognised without torch.
+        from featurecache.backbones.taps import with_default_warning
+        from featurecache.extraction.continuity import load_or_continue
+        from featurecache.extraction.modality import modality_of
+
+        load_hdf5()
+        backbone, taps = load_or_continue(self.cache, self.backbone, self.taps)
+        check_modality(self.opened_source, backbone.preprocess, backbone.name)
+        modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
+        return LoadedNetwork(with_default_warning(backbone, self.taps), taps, perf_counter() - started)
+
+    def digest(self, views: ViewSpec | None) -> str | None:
+        """Return what the request is remembered by; ``None`` where the same words may mean something else tomorrow."""
+        if self._backbone_digest is None:
+            return None
+        request: dict[str, Any] = {"backbone": self._backbone_digest, "taps": list(self.taps)}
+        if views is not None:
+            request["views"] = asdict(views)
+        # Notes of edition 1 were made when other defaults held.
+        return digest_json("request", 2, request)
+
+    @cached_property
+    def _backbone_digest(self) -> str | None:
+        return request_digest(self.backbone)  # of a weights file it reads every byte
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A backbone in this process, the taps of the job, and how long loading took."""
+
+    backbone: Backbone
+    taps: tuple[Tap, ...]
+    seconds: float

@@ -1,0 +1,98 @@
+"""A shard that this worker has taken: its lease, its inputs, and the features that have come so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from featurecache.extraction.drafts import Draft
+from featurecache.extraction.modality import Stages
+from featurecache.extraction.pipeline import Outcome, joined
+from featurecache.sources.inputs import Input
+from featurecache.store.samples import Rows
+
+MOST_DIGESTED = 4
+"""Rows of a shard that are digested at each stage, so that two good ones are among them although some are bad."""
+_REFERENCE_ROWS = 2
+"""Good rows of a shard whose digests before the network are kept, for the drift guard of later runs."""
+_ROWS_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
+"""What is worth writing by itself: the lesser of the two. Batches are small on a CPU, and a write for each of them cost
+more calls to the system than bytes."""
+
+
+@dataclass(eq=False)
+class OpenShard:
+    """A shard whose lease is held, on its way through the pipeline.
+
+    Attributes
+    ----------
+    taps : tuple of str
+        Those that still miss it.
+    rows : ndarray of int64
+    inputs : sequence of Input
+        One for each row.
+    lease : ExitStack
+        Gives the lease back.
+    drafts : list of Draft
+        One for each tap; opened when the first features come, so that not every shard that is loaded ahead has files
+        open.
+    num_unwritten : int
+        Rows whose features are not in the drafts.
+    """
+
+    taps: tuple[str, ...]
+    rows: Rows
+    inputs: Sequence[Input]
+    lease: ExitStack
+    drafts: list[Draft] = field(default_factory=list)
+    num_unwritten: int = 0
+    _collected: list[Outcome] = field(default_factory=list)
+    _num_rows: int = 0
+    _num_bytes: int = 0
+    _num_come: int = 0
+    _stages: dict[int, Stages] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.num_unwritten = len(self.rows)
+
+    def collect(self, outcome: Outcome) -> Outcome | None:
+        """Take the next features; return all that wait where they are worth writing, or are the last."""
+        self._stages |= {self._num_come + index: s for index, s in enumerate(outcome.stages) if s is not None}
+        self._collected.append(outcome)
+        self._num_come += len(outcome.problems)
+        self._num_rows += len(outcome.problems)
+        self._num_bytes += sum(values.nbytes for values in outcome.features.values())
+        is_last = self._num_come == len(self.rows)
+        if not (is_last or self._num_rows >= _ROWS_AT_A_TIME or self._num_bytes >= _BYTES_AT_A_TIME):
+            return None
+        waiting, self._collected, self._num_rows, self._num_bytes = joined(self._collected), [], 0, 0
+        return waiting
+
+    def publish(self, ids: Any, record: Mapping[str, Any]) -> bool:
+        """Commit the features of every tap; False where another worker was first with one.
+
+        Parameters
+        ----------
+        ids : column of sample ids
+        record : mapping
+            What each commit says of how they were made.
+        """
+        record = {**record, "probe": self._reference_rows()}
+        won = [draft.publish(self.rows, ids[self.rows], record) for draft in self.drafts]  # none may be left out
+        return all(won)
+
+    def close(self) -> None:
+        """Give the lease back, and leave nothing behind that is not committed."""
+        with self.lease:
+            for draft in self.drafts:
+                draft.__exit__()
+
+    def _reference_rows(self) -> list[list[Any]]:
+        """Row, and digests before the network, of the first good inputs."""
+        good = [index for index in sorted(self._stages) if index not in self.drafts[0].bad]
+        return [
+            [int(self.rows[index]), self._stages[index].decoded, self._stages[index].prepared]
+            for index in good[:_REFERENCE_ROWS]
+        ]

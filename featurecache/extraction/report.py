@@ -1,0 +1,136 @@
+"""What an extraction found and did, for people and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from featurecache.errors import ReportWarning, unique_warnings
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.meter import Usage
+from featurecache.extraction.work import WorkerReport
+from featurecache.ignored import IgnoredFiles
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.flatness import rows_recorded
+from featurecache.store.listings import Listing
+from featurecache.store.soundness import float32_warning, warnings_of
+from featurecache.store.store import FeatureStore
+
+
+@dataclass
+class ExtractionReport:
+    """What a run found and did."""
+
+    store: FeatureStore
+    sets: list[FeatureSet]
+    num_files: int
+    num_samples: int
+    num_extracted: int = 0
+    """Samples that were computed now; with views, plain features and those of views count separately."""
+    num_cached: int = 0
+    """Samples that needed nothing, counted likewise."""
+    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
+    """Files that are no inputs by their name."""
+    num_cut: int = 0
+    """Samples of which only the beginning fits into the network."""
+    noun: str = "files"
+    """What the inputs of the source are called."""
+    bad: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Every bad input that the source holds: path -> (status, reason)."""
+    postponed: dict[str, str] = field(default_factory=dict)
+    """Files that changed or vanished during the run; the next run takes them."""
+    runtime: str | None = None
+    seconds: float = 0.0
+    trial: dict[str, float] = field(default_factory=dict)
+    """Inputs per second of each runtime that was tried before one was chosen."""
+    startup_seconds: float = 0.0
+    """Of those, until the network was loaded and its runtime ready."""
+    warnings: list[ReportWarning] = field(default_factory=list)
+    """What is doubtful, of the source, the backbone and the stored features."""
+    usage: list[Usage] = field(default_factory=list)
+    """Where the time went, for each pass over inputs: of the plain ones, and of views."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "cache": str(self.store.path),
+            "features": [s.to_json() for s in self.sets],
+            "files": self.num_files,
+            "samples": self.num_samples,
+            "extracted": self.num_extracted,
+            "ignored_files": self.ignored.count,
+            "cut": self.num_cut,
+            "bad": [{"path": path, "status": status, "reason": why} for path, (status, why) in self.bad.items()],
+            "postponed": self.postponed,
+            "runtime": self.runtime,
+            "trial": {name: round(rate, 2) for name, rate in self.trial.items()},
+            "seconds": round(self.seconds, 3),
+            "startup_seconds": round(self.startup_seconds, 3),
+            "usage": [usage.to_json() for usage in self.usage],
+            "warnings": [warning.to_json() for warning in self.warnings],
+        }
+
+
+def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, *, seconds: float) -> ExtractionReport:
+    """Return the report of a job that all workers have left.
+
+    Parameters
+    ----------
+    job : ExtractionJob
+    listing : Listing
+        What the source held at the scan.
+    work : WorkerReport
+        The sum over all workers.
+    seconds : float
+        That all of it took.
+    """
+    store = FeatureStore(job.cache)  # the scan has looked at it: to open it once more would walk all its folders again
+    sets = [found for name in work.sets if (found := store.feature_set_at(PurePosixPath(name))) is not None]
+    num_samples = len(listing.unique_rows)
+    return ExtractionReport(
+        store,
+        sets,
+        num_files=len(listing.paths),
+        num_samples=num_samples,
+        num_extracted=work.num_rows,
+        num_cached=num_samples * len(job.variants) - work.num_rows,
+        ignored=listing.ignored,
+        num_cut=_count_cut(listing, sets),
+        noun=job.opened_source.noun,
+        bad=_bad_inputs(listing, sets),
+        postponed=dict(work.postponed),
+        runtime=work.runtime,
+        seconds=seconds,
+        trial=dict(work.trial),
+        startup_seconds=work.startup_seconds,
+        warnings=_warnings(job, listing, store, sets),
+        usage=list(work.usage),
+    )
+
+
+def _warnings(
+    job: ExtractionJob, listing: Listing, store: FeatureStore, sets: Sequence[FeatureSet]
+) -> list[ReportWarning]:
+    """Return what is doubtful, of a set and of its views once; and where ``auto`` stands for another type."""
+    found = [*listing.ignored.warnings(), *(w for s in sets for w in warnings_of(s, listing.unique_rows))]
+    if job.settings.dtype == "auto":
+        found += [w for s in sets if (w := float32_warning(store, s)) is not None]
+    return unique_warnings(found)
+
+
+def _count_cut(listing: Listing, sets: Sequence[FeatureSet]) -> int:
+    commits = [commit for feature_set in sets for commit in feature_set.open().commits]
+    return len(rows_recorded(commits, "cut", listing.unique_rows))
+
+
+def _bad_inputs(listing: Listing, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:
+    bad = {path: ("unreadable", reason) for path, reason in listing.problems.items()}
+    for feature_set in sets:
+        rows = feature_set.open().bad
+        for index in np.flatnonzero(np.isin(listing.rows, list(rows))).tolist():
+            bad[listing.paths[index]] = rows[int(listing.rows[index])]
+    return dict(sorted(bad.items()))

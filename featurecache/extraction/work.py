@@ -1,0 +1,162 @@
+"""What a worker does with a job: take a free shard of what is missing, compute it, commit it, until nothing is left.
+
+Any number of workers may be at one job at once, in this process, in others, on other machines. They need nothing of
+each other: leases in the cache say who is at which shard, the first commit of a shard counts, and the record that the
+first of them leaves says for all which runtime and size of batches make the features. Nothing here imports torch until
+something has to be computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from featurecache.errors import RequestError
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.meter import Usage
+from featurecache.extraction.plan import missing_shards
+from featurecache.extraction.progress import Progress, Silent
+from featurecache.extraction.recall import Variant, recall
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.store import FeatureStore
+
+if TYPE_CHECKING:
+    from featurecache.backbones.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What one worker found and did, in plain values.
+
+    Attributes
+    ----------
+    sets : tuple of str
+        Folder, in the cache, of each feature set of the job.
+    num_rows : int
+        Rows that this worker committed, of all sets; with views, plain ones and those of views count separately.
+    postponed : mapping of str to str
+        Inputs that changed or vanished during the run, and how: the next run takes them.
+    runtime : str or None
+        That computed; ``None`` where nothing was to be done.
+    trial : mapping of str to float
+        Inputs per second of each runtime that was tried before one was chosen.
+    startup_seconds : float
+        Until the network was loaded and its runtime ready and compared with what had been made before.
+    usage : tuple of Usage
+        Where the time went, for each pass over inputs.
+    """
+
+    sets: tuple[str, ...] = ()
+    num_rows: int = 0
+    postponed: Mapping[str, str] = field(default_factory=dict)
+    runtime: str | None = None
+    trial: Mapping[str, float] = field(default_factory=dict)
+    startup_seconds: float = 0.0
+    usage: tuple[Usage, ...] = ()
+
+    def __add__(self, other: WorkerReport) -> WorkerReport:
+        return WorkerReport(
+            sets=tuple(dict.fromkeys([*self.sets, *other.sets])),
+            num_rows=self.num_rows + other.num_rows,
+            postponed={**self.postponed, **other.postponed},
+            runtime=other.runtime or self.runtime,
+            trial={**self.trial, **other.trial},
+            startup_seconds=self.startup_seconds + other.startup_seconds,
+            usage=(*self.usage, *other.usage),
+        )
+
+
+def work(
+    job: ExtractionJob, *, device: str | None = None, cores: int | None = None, progress: Progress | None = None
+) -> WorkerReport:
+    """Work on a job until nothing is left that this worker could do.
+
+    Parameters
+    ----------
+    job : ExtractionJob
+        Its source was scanned into its cache: see `featurecache.extraction.scan.scan`.
+    device : str, optional
+        Where this worker computes, instead of the job's own device: ``cuda:1``.
+    cores : int, optional
+        Threads of this worker that read and decode; all cores where left out.
+    progress : Progress, optional
+        Told how far it is.
+
+    Returns
+    -------
+    WorkerReport
+
+    Raises
+    ------
+    RequestError
+        The source was not scanned into this cache.
+    DriftError
+        This machine makes other features than those that are there.
+    """
+    job, progress = _on_machine(job, device, cores), progress or Silent()
+    store = FeatureStore.open(job.cache)
+    listing = store.listings.load(job.opened_source.root)
+    if listing is None:
+        raise RequestError(f"{job.cache} holds no listing of {job.source.url}; scan the source before work begins")
+    report, types = WorkerReport(), dict[str, str]()
+    for views, sets in recall(job, store).items():
+        if sets is None or missing_shards(sets, listing.unique_rows, shard_rows=job.settings.shard_rows):
+            backbone, taps = job.network.backbone, job.network.taps
+            started = perf_counter()
+            from featurecache.extraction.stored_type import choose_types
+            from featurecache.extraction.worker import Worker
+
+            types = types or choose_types(job, store, listing)
+            sets = _add_sets(job, store, views, types)
+            worker = Worker(
+                store=store,
+                sets=sets,
+                source=job.opened_source,
+                listing=listing,
+                backbone=backbone,
+                taps={tap.name: tap for tap in taps},
+                settings=job.settings,
+                progress=progress,
+            )
+            preparation = perf_counter() - started
+            report += worker.run(listing.unique_rows) + WorkerReport(startup_seconds=preparation)
+            if (digest := job.digest(views)) is not None:
+                store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])
+        report += WorkerReport(sets=tuple(s.folder.path.relative_to(store.path).as_posix() for s in sets))
+    return report + WorkerReport(startup_seconds=job.network.seconds) if types else report
+
+
+def _on_machine(job: ExtractionJob, device: str | None, cores: int | None) -> ExtractionJob:
+    """Return a job as one worker does it; the same object, with all that is loaded, where it is told nothing else."""
+    if device is None and cores is None:
+        return job
+    settings = job.settings
+    return replace(
+        job,
+        settings=replace(settings, device=device or settings.device, num_workers=settings.num_workers or cores),
+    )
+
+
+def _add_sets(job: ExtractionJob, store: FeatureStore, views: Variant, types: Mapping[str, str]) -> list[FeatureSet]:
+    """Make room for the features of each tap, and keep with them what is doubtful about the backbone."""
+    backbone, taps = job.network.backbone, job.network.taps
+    identity = backbone.identity.with_views(views)
+    sets = [store.add_feature_set(identity, about(backbone), tap.name, types[tap.name]) for tap in taps]
+    for feature_set in sets:
+        for warning in backbone.warnings:
+            feature_set.keep_warning(warning)
+    return sets
+
+
+def about(backbone: Backbone) -> dict[str, Any]:
+    """Return what `info` says of a backbone besides its identity."""
+    return {
+        "num_parameters": backbone.num_parameters,
+        "num_trainable": backbone.num_trainable,
+        "weights_source": backbone.weights_source,
+        "license": backbone.license,
+        "classifier": backbone.classifier,
+        "notes": list(backbone.notes),
+    }
