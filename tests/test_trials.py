@@ -12,15 +12,15 @@ import pytest
 from conftest import REPOSITORY
 
 LEAST_TRIALS = {
-    "kill": (20, 8),
-    "faults": (20, 5),
+    "kill": (8, 8),
+    "faults": (8, 5),
     "flips": (100, 80, 10, 80, 80, 150),
     "hostile": (1, 5, 5, 5, 5, 2, 5, 5),
-    "races": (4, 4, 4, 4),
-    "gc": (5,),
+    "races": (2, 2, 2, 2),
+    "gc": (3,),
     "publish": (6, 12),
-    "fsync": (100, 14),
-    "images": (700,),
+    "fsync": (50, 14),
+    "images": (280,),
     "changes": (30, 10),
     "durability": (1,),
     "size": (5,),

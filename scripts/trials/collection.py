@@ -33,7 +33,7 @@ def try_gc(options: Options) -> list[Tally]:
     truth = Truth.of(whole)
     rows = next(iter(truth.rows.values()))
     by_id = {truth.ids[row].tobytes().hex(): data for row, data in rows.items()}
-    cases = [(options.scratch, by_id, number) for number in range(5 if options.quick else 200)]
+    cases = [(options.scratch, by_id, number) for number in range(3 if options.quick else 200)]
     tally = Tally("collections over overlapping shards of killed writers lost or changed a row, or left what is gone")
     counts: Counter[str] = Counter()
     for (_, _, number), result in zip(cases, for_each(cases, _collect, jobs=options.jobs), strict=True):

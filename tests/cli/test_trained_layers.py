@@ -271,7 +271,7 @@ def test_exported_files_answer_as_predict(cache: Path, call: Callable, format: s
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(
     cache: Path, call: Callable, images: bool
 ) -> None:
-    options = train("--head", "tail", "--epochs", 12, "--batch-size", 4)
+    options = train("--head", "tail", "--epochs", 8, "--batch-size", 4)
     options += ["--from-tap", "input:none", "--augment", "mixup"]
     if images:
         options[-4:] = ["--from-images", cache.parent / "photos", "--augment", "views"]
@@ -282,7 +282,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(
     # Killed in the first fit of the protocol, and stopped in a later one.
     for count, number in ((1, signal.SIGKILL), (3, signal.SIGTERM)):
         process = subprocess.Popen([str(part) for part in command], env=environment, stderr=subprocess.PIPE, text=True)
-        while process.poll() is None and _num_steps(cache) < 5 + 60 * (count - 1):
+        while process.poll() is None and _num_steps(cache) < 5 + 40 * (count - 1):
             time.sleep(0.01)
         assert process.poll() is None, "it was to be killed before its end"
         process.send_signal(number)

@@ -49,7 +49,7 @@ def num_commits(cache: Path) -> int:
 @pytest.mark.parametrize(
     ("how", "more"),
     [
-        pytest.param(signal.SIGKILL, (), id="kill-plain"),
+        pytest.param(signal.SIGKILL, (), id="kill-plain", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, ("--views", "2"), id="interrupt-views"),
         pytest.param(signal.SIGKILL, ("--views", "2"), id="kill-views", marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, (), id="interrupt-plain", marks=pytest.mark.slow),
