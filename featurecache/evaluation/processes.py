@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 from joblib import Parallel, delayed
 from joblib.externals.loky import reusable_executor
 
 Result = TypeVar("Result")
+_SECONDS_BETWEEN_CHECKS = 0.5
 
 
 def in_processes(
@@ -30,10 +35,30 @@ def in_processes(
     # joblib takes one process for none; of two, only so many get work at a time.
     parallel = Parallel(n_jobs=max(workers, 2), backend="loky", return_as="generator_unordered", pre_dispatch=workers)
     try:  # processes are started by the call, before there are results
-        yield from parallel(delayed(work)(*each) for each in arguments)
+        yield from parallel(delayed(_call)(os.getpid(), work, each) for each in arguments)
     except BaseException:
         _kill()
         raise
+
+
+def _call(parent: int, work: Callable[..., Result], arguments: tuple[object, ...]) -> Result:
+    _end_with(parent)
+    return work(*arguments)
+
+
+@cache
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent is gone, also one that was killed and could tell nobody.
+
+    Otherwise a fit in compiled code would keep a core busy for hours, for a result that nobody takes.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _kill() -> None:
