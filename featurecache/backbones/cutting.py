@@ -21,8 +21,7 @@ from torch import Tensor, fx, nn
 from featurecache.backbones.backbone import Backbone, freeze
 from featurecache.backbones.depth import depth_groups
 from featurecache.backbones.entrances import entrance_of, is_text
-from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, flops_of, probe_with_costs
-from featurecache.backbones.narrowing import made_up_activations, narrowed
+from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, probe_with_costs
 from featurecache.backbones.probing import (
     INPUT,
     PRE_LOGITS,
@@ -91,7 +90,6 @@ class CutInfo:
     flops_before: int
     """Floating-point operations of one sample, forward, two for each multiply-add."""
     flops_after: int
-    """As it is trained: see `featurecache.backbones.narrowing`."""
     speedup: float | None
     """An epoch with the layers before the cut recomputed, in units of an epoch from the cache: (before + 3 after) /
     (3 after) operations. ``None`` where no operation after the cut is counted."""
@@ -185,8 +183,6 @@ def _end_of(backbone: Backbone) -> str:
 def _describe(found: Cut, flops: Mapping[str, int], flops_until_end: int) -> CutInfo:
     before = flops[found.tap.node]
     after = flops_until_end - before
-    if (narrow := narrowed(found.tail, found.tap.shape)) is not found.tail:
-        after = flops_of(narrow, made_up_activations(found.tap.shape))
     return CutInfo(
         tap=found.tap.name,
         shape=found.tap.shape,

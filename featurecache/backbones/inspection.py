@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurecache.backbones.backbone import Backbone
@@ -76,14 +75,6 @@ def probe_with_costs(backbone: Backbone) -> CostedProbe:
         seen = probe(backbone, also=note)
     num_images = next(iter(seen.shapes.values()))[0] if seen.shapes else 1
     return CostedProbe(seen, {node: count // num_images for node, count in flops.items()})
-
-
-def flops_of(module: nn.Module, inputs: Tensor) -> int:
-    """Count the operations of one sample in a forward pass of some, (B, ...)."""
-    counter = FlopCounterMode(display=False)
-    with counter, _slow_attention(), torch.inference_mode():
-        module(inputs)
-    return counter.get_total_flops() // len(inputs)
 
 
 def bytes_per_sample(tap: Tap, *, itemsize: int = _FLOAT16_BYTES) -> int:

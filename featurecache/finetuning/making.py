@@ -20,7 +20,6 @@ from torch import nn
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.cutting import cut
-from featurecache.backbones.narrowing import narrowed
 from featurecache.backbones.providers.python_factory import import_factory
 from featurecache.backbones.taps import DEFAULT, resolve_taps
 from featurecache.errors import HeadError, NotAgreedError, first_line
@@ -86,10 +85,9 @@ def _of_tail(backbone: Backbone, tap: str, *, joined: bool) -> MakeLayers:
     (features,) = resolve_taps(backbone, [DEFAULT])  # pooled as heads on the last layer have them
     shape, pool = (found.shape, None) if found.joined else (features.shape, features.pool)
     width = math.prod(shape)
-    tail = narrowed(found.tail, found.tap.shape)
 
     def make(num_outputs: int) -> TrainableLayers:
-        body, output = copy.deepcopy(tail), nn.Linear(width, num_outputs)
+        body, output = copy.deepcopy(found.tail), nn.Linear(width, num_outputs)
         return TrainableLayers(body, output, found.trainable, pool=pool, joined=found.joined)
 
     return make
