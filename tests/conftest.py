@@ -6,15 +6,15 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from featurecache.store.listings import Listing
-from featurecache.store.store import FeatureStore
-from featurecache.text import TextColumn
+if TYPE_CHECKING:
+    from featurecache.store.store import FeatureStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
@@ -66,6 +66,10 @@ def content_id(content: str) -> np.ndarray:
 
 def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
     """A cache that knows files by their content, without any pixels."""
+    from featurecache.store.listings import Listing
+    from featurecache.store.store import FeatureStore
+    from featurecache.text import TextColumn
+
     store = FeatureStore.create(tmp_path / "cache")
     ids = np.stack([content_id(content) for content in files.values()])
     rows = store.samples.append(ids, list(files), np.ones(len(files)))

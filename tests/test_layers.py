@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.quick
 
 PACKAGE = Path(__file__).resolve().parent.parent / "featurecache"
 FLOORS = {
@@ -49,9 +52,14 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> list[tuple[int, str]]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featurecache."):
             found.append((node.lineno, (node.module or "").split(".")[1]))
         elif isinstance(node, ast.Import):
@@ -63,17 +71,20 @@ def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in MODULES} == set(FLOORS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_only_point_down(path: Path) -> None:
-    room = room_of(path)
-    for line, target in imported(path):
-        if target == room:
-            continue
-        same_floor_file = FLOORS[room] == FLOORS[target] == 1  # the plain files of floor 1 build on each other
-        assert FLOORS[target] < FLOORS[room] or same_floor_file, f"{path}:{line}: {room} must not import {target}"
-        assert (room, target) not in FORBIDDEN, f"{path}:{line}: {room} must not import {target}"
+def test_imports_only_point_down() -> None:
+    wrong = []
+    for path in MODULES:
+        room = room_of(path)
+        for line, target in imported(path):
+            if target == room:
+                continue
+            same_floor_file = FLOORS[room] == FLOORS[target] == 1  # the plain files of floor 1 build on each other
+            if not (FLOORS[target] < FLOORS[room] or same_floor_file) or (room, target) in FORBIDDEN:
+                wrong.append(f"{path}:{line}: {room} must not import {target}")
+    assert wrong == []
 
 
+@pytest.mark.full
 def test_heads_are_listed_and_used_without_torch() -> None:
     """It is loaded by heads that are fitted on it, and by nobody else."""
     code = (
@@ -83,18 +94,25 @@ def test_heads_are_listed_and_used_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.full
+def test_tests_of_the_store_are_collected_without_torch() -> None:
+    """They are run after every change: what they do not need must not cost seconds."""
+    code = "import sys, pytest; pytest.main(['--collect-only', '-qq', 'tests/store']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("room", ["store", "sources", "evaluation", "reporting"])
 def test_room_knows_no_torch(room: str) -> None:
     for path in (PACKAGE / room).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             names = [n.name for n in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [n for n in names if n.split(".")[0] in {"torch", "torchvision", "timm"}], f"{path}:{node}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_print_outside_the_command_line(path: Path) -> None:
-    if room_of(path) == "cli":
-        return
-    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
-    assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+def test_no_print_outside_the_command_line() -> None:
+    for path in MODULES:
+        calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+        printed = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+        assert room_of(path) == "cli" or not printed, f"{path}:{printed[0].lineno}"

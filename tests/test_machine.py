@@ -9,6 +9,8 @@ import pytest
 
 from featurecache import machine
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.records import encode_record, read_record, read_small_file
 from featurecache.tables import TableError, write_table
 
+pytestmark = pytest.mark.quick
+
 BODY = {"rows": [[0, 3]], "name": "é", "x": 1.5, "nested": {"a": None}}
 
 
@@ -140,6 +142,7 @@ def test_a_folder_that_fails_half_way_leaves_the_one_before(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_a_table_is_written_as_its_rows_come(tmp_path: Path, suffix: str) -> None:
     """Of rows that would take hundreds of megabytes, only those of one group are held."""

@@ -15,6 +15,8 @@ from tiny_texts import ANIMALS, some_texts, write_encoder, write_table
 
 import featurecache as fc
 
+pytestmark = pytest.mark.quick
+
 Make = Callable[..., Path]
 TORCH = fc.ExtractionSettings(runtime="torch", batch_size=8)
 RIDGE_AND_KNN = fc.TrainingSettings(heads=("ridge", "knn"), n_jobs=1)
@@ -102,6 +104,7 @@ def test_an_output_that_cannot_be_written_does_not_cost_the_heads(
     assert "ridge" in out
 
 
+@pytest.mark.full
 def test_texts_have_their_labels_in_the_same_table(tmp_path: Path) -> None:
     texts = list(dict.fromkeys(some_texts(40)))
     labels = ["animal" if any(word in text for word in ANIMALS) else "other" for text in texts]
@@ -114,6 +117,7 @@ def test_texts_have_their_labels_in_the_same_table(tmp_path: Path) -> None:
     assert "--text-column NAME" in str(done.predict_command)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "code",
     [

@@ -10,6 +10,8 @@ import pytest
 from featurecache.errors import RequestError
 from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec, TextPreprocessSpec, ViewSpec
 
+pytestmark = pytest.mark.quick
+
 IDENTITY = FeatureIdentity(backbone="a:b", architecture="0" * 64, weights="1" * 64, preprocess=PreprocessSpec())
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from featurecache.text import TextColumn
 
+pytestmark = pytest.mark.quick
+
 names = st.lists(st.binary(max_size=6).map(lambda data: data.decode("utf-8", "surrogateescape")), max_size=20)
 
 

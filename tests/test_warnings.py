@@ -14,6 +14,8 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
 
+pytestmark = pytest.mark.quick
+
 ARCHIVE = Path(__file__).parent / "store" / "archives" / "format-1.0" / "cache"
 WARNING = ReportWarning(kind="flat_images", count=7, text="7 images are flat; use --range", examples=("a.png", "b.png"))
 

@@ -10,6 +10,8 @@ import pytest
 
 from featurecache.cli import build_parser
 
+pytestmark = pytest.mark.quick
+
 VALUES = ("1", "0.5,0.5,0.5", "float32", "1,2")
 
 

@@ -8,6 +8,8 @@ from sklearn.metrics import log_loss
 
 from featurecache.evaluation.calibration import NUM_BINS, calibration
 
+pytestmark = pytest.mark.quick
+
 
 def said(certainty: np.ndarray, right: np.ndarray) -> dict:
     """Answers of the first class with a certainty, which are right or not."""

@@ -10,6 +10,8 @@ from scipy.stats import binomtest
 
 from featurecache.evaluation.comparison import compare
 
+pytestmark = pytest.mark.quick
+
 
 def outcomes(won: int, lost: int, both: int, none: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = np.repeat([1, 0, 1, 0], [won, lost, both, none])
@@ -45,6 +47,7 @@ def test_turned_round_it_says_the_opposite() -> None:
     assert np.allclose([one.low, one.high], [-other.high, -other.low])
 
 
+@pytest.mark.full
 def test_equal_heads_are_rarely_told_apart_and_the_interval_covers() -> None:
     rng = np.random.default_rng(0)
     for n, share in ((50, 0.1), (200, 0.3), (1000, 0.02)):

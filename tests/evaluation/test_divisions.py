@@ -14,6 +14,8 @@ from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.parts import Part
 from featurecache.store.splits import strata_of_numbers
 
+pytestmark = pytest.mark.quick
+
 
 def part(start: int, counts: list[int]) -> Part:
     """Samples whose only feature is their own number."""

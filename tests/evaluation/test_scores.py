@@ -11,6 +11,8 @@ from featurecache.errors import TaskError
 from featurecache.evaluation.intervals import bootstrap, intervals, summaries, wilson
 from featurecache.evaluation.scores import confusion, per_class, score
 
+pytestmark = pytest.mark.quick
+
 
 @st.composite
 def predictions(draw):
@@ -27,6 +29,7 @@ def _sklearn(y_true, y_pred):
     ]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true", "ignore:A single label was found")
 @settings(max_examples=60, deadline=None)
 @given(predictions())
@@ -50,6 +53,7 @@ def _imperfect(n=60, seed=0):
     return y_true, np.where(rng.random(n) < 0.7, y_true, rng.integers(0, 4, n))
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
 def test_bootstrap_of_cells_is_the_bootstrap_of_rows():
     y_true, y_pred = _imperfect()

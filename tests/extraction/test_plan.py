@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.extraction.plan import plan_extraction
+
+pytestmark = pytest.mark.quick
 
 ROWS = st.sets(st.integers(0, 60)).map(lambda rows: np.array(sorted(rows), np.int64))
 

@@ -18,6 +18,8 @@ from featurecache.sources.decoding.deep import to_eight_bits
 from featurecache.sources.decoding.images import decode, load_image
 from featurecache.specs import FeatureIdentity, PreprocessSpec
 
+pytestmark = pytest.mark.quick
+
 SPEC = PreprocessSpec(resize=64, crop=64)
 RNG = np.random.default_rng(0)
 RAMP = np.clip(np.linspace(0, 1, 64)[None].repeat(64, 0) + RNG.normal(0, 0.01, (64, 64)), 0, 1)

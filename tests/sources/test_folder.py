@@ -15,6 +15,8 @@ from featurecache.errors import SourceError
 from featurecache.sources import folder
 from featurecache.sources.folder import Entries, FolderSource, find_images
 
+pytestmark = pytest.mark.quick
+
 
 def touch(path: Path, content: str = "x") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ from featurecache.sources.folder import FolderSource, find_images
 from featurecache.specs import PreprocessSpec
 from featurecache.store.schemas import IgnoredBody, check_body
 
+pytestmark = pytest.mark.quick
+
 Call = Callable[..., tuple[int, str, str]]
 SPEC = PreprocessSpec(resize=32, crop=32)
 
@@ -143,6 +145,7 @@ def test_a_million_suffixes_make_no_record_too_long(tmp_path: Path) -> None:
     assert IgnoredFiles.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+@pytest.mark.full
 def test_every_verb_says_it_and_the_cache_keeps_it(folder: Path, tmp_path: Path, call: Call) -> None:
     cache, said = tmp_path / "c", "8 files left out by their name: 2 .nef"
     status, out, _ = call("run", folder, "--cache", cache, "--backbone", TINY, "--head", "ridge", "--json", *RUNTIME)

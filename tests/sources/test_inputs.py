@@ -13,6 +13,8 @@ from featurecache.sources import inputs
 from featurecache.sources.folder import FolderSource
 from featurecache.sources.inputs import FileInput
 
+pytestmark = pytest.mark.quick
+
 
 def stamp(path: Path) -> tuple[int, int, int, int]:
     status = path.stat()

@@ -18,6 +18,8 @@ from featurecache.store.convert import stored_arrays
 from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
 
+pytestmark = pytest.mark.quick
+
 
 def value_of(row: int) -> list[float]:
     return [row, row / 2, -row]
@@ -64,6 +66,7 @@ def read_by_h5py(folder: ShardFolder, dtype: str, row: int) -> np.ndarray:
     raise AssertionError(row)
 
 
+@pytest.mark.full
 @settings(max_examples=60)
 @given(
     dtype=st.sampled_from(["float16", "float32", "bfloat16", "int8"]),
@@ -144,6 +147,7 @@ def test_files_are_open_while_they_are_mapped_and_no_longer(tmp_path: Path) -> N
         assert values.tolist() == [value_of(row) for row in range(40)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("hard", [400, 60])
 def test_more_shards_than_a_process_may_hold_open(tmp_path: Path, hard: int) -> None:
     folder = ShardFolder(tmp_path)

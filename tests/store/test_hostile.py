@@ -20,7 +20,6 @@ import pytest
 from conftest import COLOURS, TINY, write_image
 
 from featurecache.cli import main
-from featurecache.deployment.saved import open_head
 from featurecache.errors import CorruptError, FeatureCacheError, HeadError, StoreError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.heads.bundle import save_head
@@ -410,6 +409,8 @@ def test_a_scale_cannot_be_stretched(cache: Path) -> None:
     "entry", [{"sha256": "\0"}, {"sha256": "../../x"}, {"bytes": 10**30}, {"bytes": -1}, {"bytes": True}]
 )
 def test_a_head_with_impossible_arrays_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
+    from featurecache.deployment.saved import open_head  # imports torch, which no other test here needs
+
     rng = np.random.default_rng(0)
     head = make_head("majority").fit(rng.normal(size=(6, 4)), [0, 1, 0, 1, 0, 1])
     save_head(tmp_path / "h", head, {})

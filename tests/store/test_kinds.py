@@ -18,6 +18,8 @@ from featurecache.store.labels import TableLabels, labels_from_csv
 from featurecache.store.schemas import TASK
 from featurecache.store.store import FeatureStore
 
+pytestmark = pytest.mark.quick
+
 FILES = {f"{k:03d}.jpg": f"content {k}" for k in range(100)}
 
 

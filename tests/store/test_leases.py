@@ -8,7 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from featurecache.store.leases import Leases
+
+pytestmark = pytest.mark.quick
 
 
 def test_a_held_lease_is_not_given_twice_and_comes_back(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featurecache.store.naming import distinct_names
+
+pytestmark = pytest.mark.quick
 
 FINGERPRINTS = ["ab" * 32, "ab" * 31 + "cd", "abababab" + "0" * 56, "12" * 32]
 SETS = st.fixed_dictionaries(

@@ -19,6 +19,8 @@ from featurecache.store.precision import (
     widest,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def features(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import SampleTable, find_ids
 
+pytestmark = pytest.mark.quick
+
 
 def ids_of(numbers: list[int]) -> np.ndarray:
     digests = [hashlib.sha256(str(n).encode()).digest() for n in numbers]

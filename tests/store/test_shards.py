@@ -21,6 +21,8 @@ from featurecache.store.folders import ShardFolder
 from featurecache.store.gathering import RowGatherer
 from featurecache.store.shards import ShardWriter
 
+pytestmark = pytest.mark.quick
+
 ARRAYS = st.fixed_dictionaries(
     {
         "features": hnp.arrays(np.float16, hnp.array_shapes(min_dims=1, max_dims=4, max_side=9)),

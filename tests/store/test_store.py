@@ -13,6 +13,8 @@ from featurecache.errors import FormatVersionError, RequestError, StoreError, Un
 from featurecache.specs import FeatureIdentity, PreprocessSpec
 from featurecache.store.store import FeatureStore, check_name
 
+pytestmark = pytest.mark.quick
+
 ABOUT = {
     "num_parameters": 1,
     "num_trainable": 0,

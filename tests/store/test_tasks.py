@@ -21,6 +21,8 @@ from featurecache.store.splits import stratified_splits
 from featurecache.store.store import FeatureStore
 from featurecache.text import TextColumn
 
+pytestmark = pytest.mark.quick
+
 
 def table(**labels: str) -> TableLabels:
     return TableLabels(labels=tuple(Label(key, *value.split("/")) for key, value in labels.items()), origin="test")
