@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_recorded_weights_options, features_of, memory_of
 from featurecache.cli.output import print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError
-from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
+from featurecache.finetuning.settings import FineTuning
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
     from featurecache.finetuning.ladder import Ladder
-    from featurecache.finetuning.training import FineTuning
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
-_GIVEN = (
-    *("epochs", "batch_size", "layer_decay", "weight_decay", "warmup", "clip", "patience", "batch_norm", "precision"),
-    *("device", "resume", "checkpoint_seconds"),
-)
-_OF_LAYERS = (
-    *("from_tap", "from_images", *_GIVEN, "learning_rate", "pretrained_factor", "start", "augment"),
-    *("weights", "weights_key"),
-)
+_SETTINGS = fields(FineTuning)
+_NAMES = tuple(setting.name for setting in _SETTINGS)
+_OF_LAYERS = ("from_tap", "from_images", *_NAMES, "weights", "weights_key")
 """Options that say nothing where no layers are trained."""
 
 
@@ -50,39 +45,8 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         help="train on the images themselves, decoded each time; repeat where the cache is of several folders",
     )
     add_recorded_weights_options(group)
-    group.add_argument("--epochs", type=int, metavar="N", help="default: 10, and at least 100 steps")
-    group.add_argument("--batch-size", type=int, metavar="N", help="rows in a step (32)")
-    group.add_argument(
-        "--learning-rate",
-        type=float,
-        action="append",
-        metavar="R",
-        help="of new layers (0.001); repeat to choose",
-    )
-    group.add_argument(
-        "--pretrained-factor",
-        type=float,
-        action="append",
-        metavar="F",
-        help="learning rate of pretrained layers, as part of that (0.1); repeat to choose",
-    )
-    group.add_argument("--layer-decay", type=float, metavar="F", help="rate of a layer as part of the next one's (1)")
-    group.add_argument("--weight-decay", type=float, metavar="D", help="of AdamW (0.05)")
-    group.add_argument("--warmup", type=float, metavar="S", help="share of the steps (0.1)")
-    group.add_argument("--clip", type=float, metavar="L", help="longest gradient (1; 0: any)")
-    group.add_argument("--patience", type=int, metavar="N", help="epochs without progress (5)")
-    group.add_argument(
-        "--start", action="append", choices=("fresh", "probe"), help="output layer at first: drawn, or a linear head"
-    )
-    group.add_argument(
-        "--augment",
-        action="append",
-        choices=("none", *get_args(TrainingAugmentation)),
-        help="of activations (none); views: random parts of images, with --from-images; repeat to choose",
-    )
-    group.add_argument("--batch-norm", choices=get_args(BatchNormPolicy), help="statistics of norms (frozen)")
-    group.add_argument("--precision", choices=get_args(TrainingPrecision), help="of the steps (float32)")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, mps; auto (default): the GPU that is there")
+    for setting in _SETTINGS:
+        _add_setting(group, setting)
     group.add_argument(
         "--depths", choices=("auto",), help="a linear head, then tails from every cached layer, deeper and deeper"
     )
@@ -92,8 +56,17 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="for all of --depths auto; what would take longer is left out, and stopped",
     )
-    group.add_argument("--resume", action="store_true", default=None, help="go on with a training that was killed")
-    group.add_argument("--checkpoint-seconds", type=float, metavar="S", help="between keeping (30)")
+
+
+def _add_setting(group: Any, setting: Field[Any]) -> None:
+    """Add the option of a field of `FineTuning`: several values where the field holds several."""
+    option, default = dict(setting.metadata), setting.default
+    if isinstance(default, tuple):
+        option["action"], default = "append", default[0] or "none"
+    if default:
+        option["help"] += f" (default: {default})"
+    # None, whatever the default: an option that is given where no layers are trained is an error.
+    group.add_argument("--" + setting.name.replace("_", "-"), default=None, **option)
 
 
 def train_layers_too(
@@ -244,12 +217,8 @@ def _images(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[F
 
 
 def _tuning(args: argparse.Namespace) -> FineTuning:
-    from featurecache.finetuning.training import FineTuning
-
-    given = {name: value for name in _GIVEN if (value := getattr(args, name)) is not None}
-    for name in ("learning_rate", "pretrained_factor", "start"):
-        if value := getattr(args, name):
-            given[name] = tuple(dict.fromkeys(value))
-    if args.augment:
-        given["augment"] = tuple(None if name == "none" else name for name in dict.fromkeys(args.augment))
+    given = {name: value for name, value in vars(args).items() if value is not None and name in _NAMES}
+    given |= {name: tuple(dict.fromkeys(value)) for name, value in given.items() if isinstance(value, list)}
+    if "augment" in given:
+        given["augment"] = tuple(None if name == "none" else name for name in given["augment"])
     return FineTuning(**given)

@@ -34,7 +34,8 @@ from featurecache.finetuning.planning import (
     seconds_of_a_flop,
     speed_by_operations,
 )
-from featurecache.finetuning.training import FineTuning, check_views, forget, train_on
+from featurecache.finetuning.settings import FineTuning
+from featurecache.finetuning.training import check_views, forget, train_on
 from featurecache.heads.gradient.trainings import Cost, Trainings
 from featurecache.heads.registry import last_step
 from featurecache.store.feature_sets import FeatureSet

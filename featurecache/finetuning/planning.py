@@ -19,7 +19,8 @@ from featurecache.backbones.entrances import entrance_of
 from featurecache.backbones.probing import made_up_inputs
 from featurecache.evaluation.selection import folds
 from featurecache.finetuning.images import ImageSet
-from featurecache.finetuning.training import FineTuning
+from featurecache.finetuning.settings import FineTuning
+from featurecache.finetuning.training import apart
 from featurecache.heads.gradient.trainable import TrainableLayers, parameter_groups
 from featurecache.heads.gradient.trainings import Cost
 from featurecache.heads.gradient.tuner import FineTuned
@@ -120,12 +121,12 @@ def plan_rung(task: Task, feature_set: FeatureSet, tuning: FineTuning, *, flops:
         held_out, whole = math.ceil(train / num_folds), train
         once = [Fit(num_rows=(train - held_out) * views, num_judged=held_out)] * num_folds
     last = Fit(num_rows=whole * views, num_judged=counts.get("test", counts.get("validation", 0)))
-    apart, settings = len(tuning.apart(feature_set)), len(tuning.grid())
+    num_augmentations, num_settings = len(apart(tuning, feature_set)), len(tuning.grid())
     return RungPlan(
         tap=feature_set.tap,
-        num_settings=settings * apart,
+        num_settings=num_settings * num_augmentations,
         num_folds=num_folds,
-        fits=tuple((once * settings + [last]) * apart),
+        fits=tuple((once * num_settings + [last]) * num_augmentations),
         flops=flops,
     )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,82 +14,25 @@ from typing import Any
 from sklearn.base import BaseEstimator
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import ReportWarning, RequestError, unique_warnings
 from featurecache.evaluation.protocol import HeadResult
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.images import ImageSet
 from featurecache.finetuning.making import maker, needs_backbone
+from featurecache.finetuning.settings import FineTuning
 from featurecache.hashing import digest_json
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
 from featurecache.heads.gradient.trainable import layer_factors
 from featurecache.heads.gradient.trainings import Trainings
 from featurecache.heads.gradient.tuner import FineTuned, MakeLayers
 from featurecache.heads.registry import registered
-from featurecache.specs import BatchNormPolicy, TrainingAugmentation, TrainingPrecision
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 
 _NO_LIMIT = 1 << 62
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """How layers are trained; what has several values is chosen among them, as a head's settings are.
-
-    See `featurecache.heads.gradient.tuner.FineTuned` for what each means.
-    """
-
-    learning_rate: Sequence[float] = (1e-3,)
-    pretrained_factor: Sequence[float] = (0.1,)
-    start: Sequence[str] = ("fresh",)
-    augment: Sequence[TrainingAugmentation | None] = (None,)
-    layer_decay: float = 1.0
-    weight_decay: float = 0.05
-    batch_size: int = 32
-    epochs: int | None = None
-    warmup: float = 0.1
-    clip: float = 1.0
-    batch_norm: BatchNormPolicy = "frozen"
-    precision: TrainingPrecision = "float32"
-    patience: int = 5
-    device: str = "auto"
-    checkpoint_seconds: float = 30.0
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        # What a killed training is known by says on which device it was.
-        object.__setattr__(self, "device", str(checked_device(self.device)))
-        if not (math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds >= 0):
-            raise RequestError(f"checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}")
-        for setting in self.grid():
-            try:
-                FineTunedClassifier(**{**self.fixed(), **setting}).check_settings()
-            except ValueError as error:
-                raise RequestError(str(error)) from None
-
-    _SEARCHED = ("learning_rate", "pretrained_factor", "start")
-
-    def grid(self) -> list[dict[str, Any]]:
-        """Return all settings to choose among."""
-        varying = [name for name in self._SEARCHED if name == "learning_rate" or len(getattr(self, name)) > 1]
-        values = product(*(getattr(self, name) for name in varying))
-        # Said of each head, as heads with and without augmentation stand in one table.
-        always = {} if self.augment == (None,) else {"augment": self.augment[0]}
-        return [dict(zip(varying, each, strict=True)) | always for each in values]
-
-    def fixed(self) -> dict[str, Any]:
-        """Return what all settings have in common, or what a setting may say otherwise."""
-        several = (*self._SEARCHED, "augment")
-        return {name: value[0] if name in several else value for name, value in vars(self).items()}
-
-    def apart(self, feature_set: FeatureSet) -> list[FineTuning]:
-        """Return one for each augmentation that is for a feature set: views are of images alone."""
-        fit = [each for each in self.augment if each != "views" or isinstance(feature_set, ImageSet)]
-        return [replace(self, augment=(each,)) for each in fit or [None]]
 
 
 def train_layers(
@@ -176,7 +118,7 @@ def train_on(
     reading = feature_set.reader.undisturbed() if isinstance(feature_set, ImageSet) else nullcontext()
     how: dict[str, Any] = {**judging, "n_jobs": 1, "memory": memory, "max_numbers": _NO_LIMIT}
     with reading:
-        for one in tuning.apart(feature_set):
+        for one in apart(tuning, feature_set):
             place = place_of(store, task, feature_set, head, one, **judging)
             factory = partial(_estimator, make, task, one, feature_set, head, place, trainings)
             with registered(head, factory, partial(_same_for_all, one.grid()), kind=task.kind):
@@ -241,11 +183,17 @@ def forget(
 ) -> None:
     """Remove what trainings that are done kept; the folder around them with the last."""
     for feature_set, head in product(sets, heads):
-        for one in tuning.apart(feature_set):
+        for one in apart(tuning, feature_set):
             place = place_of(store, task, feature_set, head, one, **judging)
             shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):
                 place.parent.rmdir()
+
+
+def apart(tuning: FineTuning, feature_set: FeatureSet) -> list[FineTuning]:
+    """Return one for each augmentation that is for a feature set: views are of images alone."""
+    fit = [each for each in tuning.augment if each != "views" or isinstance(feature_set, ImageSet)]
+    return [replace(tuning, augment=(each,)) for each in fit or [None]]
 
 
 def keeps_statistics(head: TrainedHead) -> bool:

@@ -26,7 +26,8 @@ from featurecache.deployment.answering import as_one_network, can_be_one_network
 from featurecache.deployment.predict import predict
 from featurecache.deployment.saved import open_head, with_layers
 from featurecache.errors import HeadError
-from featurecache.finetuning.training import FineTuning, forget, place_of, train_layers, train_on
+from featurecache.finetuning.settings import FineTuning
+from featurecache.finetuning.training import forget, place_of, train_layers, train_on
 from featurecache.records import encode_record, read_record
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.gc import TRAINING, collect_garbage

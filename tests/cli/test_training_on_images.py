@@ -18,7 +18,8 @@ from featurecache.deployment.predict import predict
 from featurecache.errors import RequestError
 from featurecache.finetuning import images as images_module
 from featurecache.finetuning.images import TAP, ImageSet, images_of
-from featurecache.finetuning.training import FineTuning, train_layers, train_on
+from featurecache.finetuning.settings import FineTuning
+from featurecache.finetuning.training import train_layers, train_on
 from featurecache.heads.gradient.reading import Draw
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore

@@ -15,7 +15,7 @@ from featurecache.evaluation.comparison import compare
 from featurecache.finetuning.choosing import LEVEL, shallowest_unless_better
 from featurecache.finetuning.ladder import Ladder, climb
 from featurecache.finetuning.planning import Fit, LadderPlan, Speed, num_steps, speed_by_operations
-from featurecache.finetuning.training import FineTuning
+from featurecache.finetuning.settings import FineTuning
 from featurecache.heads.gradient.trainings import Cost, Trainings, rise
 from featurecache.store.store import FeatureStore
 
