@@ -37,7 +37,7 @@ def classifier_input(name: str, seed: int) -> Any:
     """Features (1, ...) that the untouched network hands to its output layer, caught by a plain pre-hook."""
     import torch
 
-    from featurecache.backbones.probing import made_up_inputs
+    from featurecache.backbones.dry_run import example_inputs
     from featurecache.backbones.registry import load_backbone
     from featurecache.specs import BackboneRequest
 
@@ -52,7 +52,7 @@ def classifier_input(name: str, seed: int) -> Any:
         layer = full.module.get_submodule(path)
         layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].detach().clone()))
     with torch.inference_mode():
-        full.module(made_up_inputs(full, 1))
+        full.module(example_inputs(full, 1))
     return seen[-1] if len(layers) == 1 else torch.cat(seen, dim=1)
 
 
@@ -60,14 +60,14 @@ def try_one(name: str, seed: int = 0) -> dict[str, Any]:
     """Inspect one network and compare its default tap."""
     import torch
 
-    from featurecache.backbones.inspection import list_nodes, probe_with_costs, suggested_taps
-    from featurecache.backbones.probing import made_up_inputs
+    from featurecache.backbones.dry_run import example_inputs
+    from featurecache.backbones.inspection import dry_run_with_costs, list_nodes, suggested_taps
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import TappedBackbone, resolve_taps
     from featurecache.specs import BackboneRequest
 
     backbone = load_backbone(BackboneRequest(name=name, init="random", seed=seed))
-    costed = probe_with_costs(backbone)
+    costed = dry_run_with_costs(backbone)
     nodes = list_nodes(backbone, costed)
     suggested = suggested_taps(nodes)
     row: dict[str, Any] = {
@@ -81,7 +81,7 @@ def try_one(name: str, seed: int = 0) -> dict[str, Any]:
     }
     (tap,) = resolve_taps(backbone, ["default"], seen=costed.seen)
     with torch.inference_mode():
-        features = TappedBackbone(backbone, [tap])(made_up_inputs(backbone, 1))[tap.name]
+        features = TappedBackbone(backbone, [tap])(example_inputs(backbone, 1))[tap.name]
     del backbone, costed, nodes  # the largest fit into memory once
     row |= {"status": "ok", "default_tap": tap.name, "classifier_input": compare(features, tap, name, seed)}
     return row
@@ -183,8 +183,8 @@ def read_rows(table: Path) -> list[dict[str, Any]]:
 
 def survey(names: list[str], table: Path, *, minutes: float, gigabytes: float, seconds: float) -> None:
     """Append one row for each network that has none."""
+    import featurecache.backbones.dry_run
     import featurecache.backbones.inspection
-    import featurecache.backbones.probing
     import featurecache.backbones.taps  # noqa: F401 (loaded once, for all processes to come)
 
     done = {row["name"] for row in read_rows(table)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 from dataclasses import dataclass
@@ -54,10 +55,10 @@ def freeze(module: nn.Module) -> None:
     module.requires_grad_(False)
 
 
-def remove_layer(module: nn.Module, path: str) -> None:
-    """Put an identity in the place of a layer."""
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, nn.Identity())
+def copy_sharing_tensors(module: nn.Module) -> nn.Module:
+    """Copy the tree of a module; its parameters and buffers are shared with the original."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 def weights_digest(module: nn.Module) -> str:

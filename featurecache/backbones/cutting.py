@@ -18,25 +18,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from featurecache.backbones.backbone import Backbone, freeze
+from featurecache.backbones.backbone import Backbone, copy_sharing_tensors, freeze
 from featurecache.backbones.depth import depth_groups
-from featurecache.backbones.entrances import entrance_of, is_text
-from featurecache.backbones.inspection import CostedProbe, bytes_per_sample, probe_with_costs
-from featurecache.backbones.probing import (
+from featurecache.backbones.dry_run import (
     INPUT,
     PRE_LOGITS,
-    Probe,
+    DryRun,
+    dry_run,
+    example_inputs,
     first_tensor,
     layer_of,
-    made_up_inputs,
     node_modules,
-    probe,
     watch,
 )
+from featurecache.backbones.input_kinds import input_kind_of, is_text
+from featurecache.backbones.inspection import CostedDryRun, bytes_per_sample, dry_run_with_costs
 from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import resolve_taps
-from featurecache.backbones.tracing import Trace, UncuttableError, sharing_copy
+from featurecache.backbones.tracing import Trace, UncuttableError
 from featurecache.errors import BackboneError, first_line
 
 _log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def cut(backbone: Backbone, name: str, *, joined: bool = True) -> Cut:
         raise BackboneError(
             f"{backbone.name} cannot be cut: it reads texts, and later layers need to know which tokens are padding"
         )
-    seen = probe(backbone)
+    seen = dry_run(backbone)
     tap = _unpooled(backbone, seen, name)
     outputs = _watch_layers(backbone, seen, [tap.node])
     blocks = suggested_nodes(backbone, seen)["blocks"]
@@ -131,14 +131,14 @@ def cut(backbone: Backbone, name: str, *, joined: bool = True) -> Cut:
     return replace(found, trainable=depth_groups(seen, blocks, found.trainable))
 
 
-def each_cut(backbone: Backbone, seen: Probe | None = None) -> Iterator[Cut]:
+def each_cut(backbone: Backbone, seen: DryRun | None = None) -> Iterator[Cut]:
     """Cut a network after each stage and block where that is valid, one after another.
 
     Every cut holds a copy of the layers after it, so don't keep them all.
     """
     if is_text(backbone.preprocess):
         return
-    seen = seen or probe(backbone)
+    seen = seen or dry_run(backbone)
     groups = suggested_nodes(backbone, seen)
     suggested = {node for nodes in groups.values() for node in nodes} - {_end_of(backbone)}
     network, outputs = _copy_of(backbone), _watch_layers(backbone, seen, suggested)
@@ -153,7 +153,7 @@ def each_cut(backbone: Backbone, seen: Probe | None = None) -> Iterator[Cut]:
         yield replace(found, trainable=depth_groups(seen, groups["blocks"], found.trainable))
 
 
-def valid_cuts(backbone: Backbone, costed: CostedProbe | None = None) -> list[CutInfo]:
+def valid_cuts(backbone: Backbone, costed: CostedDryRun | None = None) -> list[CutInfo]:
     """Return the stages and blocks after which a network can be cut, in the order in which they run.
 
     Parameters
@@ -169,7 +169,7 @@ def valid_cuts(backbone: Backbone, costed: CostedProbe | None = None) -> list[Cu
     inputs and activations, the output layer, and that a layer may be slower than its operations say. Every cut is
     tried, which takes about half a forward pass of two images each.
     """
-    costed = costed or probe_with_costs(backbone)
+    costed = costed or dry_run_with_costs(backbone)
     end = _end_of(backbone)
     flops_until_end = costed.flops[layer_of(end, costed.seen.modules) or end]
     return [_describe(found, costed.flops, flops_until_end) for found in each_cut(backbone, costed.seen)]
@@ -195,7 +195,7 @@ def _describe(found: Cut, flops: Mapping[str, int], flops_until_end: int) -> Cut
     )
 
 
-def _unpooled(backbone: Backbone, seen: Probe, name: str) -> Tap:
+def _unpooled(backbone: Backbone, seen: DryRun, name: str) -> Tap:
     node, _, pooling = name.partition(":")
     (tap,) = resolve_taps(backbone, [f"{node}:{pooling or 'none'}"], seen=seen)
     if tap.pooling != "none":
@@ -206,7 +206,7 @@ def _unpooled(backbone: Backbone, seen: Probe, name: str) -> Tap:
     return tap
 
 
-def _watch_layers(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> dict[str, Tensor]:
+def _watch_layers(backbone: Backbone, seen: DryRun, nodes: Iterable[str]) -> dict[str, Tensor]:
     """Run the network once and return what layers and it itself put out, (B, ...), and the output layer's input."""
     outputs: dict[str, Tensor] = {}
 
@@ -222,7 +222,7 @@ def _watch_layers(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> dict
     ]
     try:
         with torch.inference_mode():
-            end = first_tensor(entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone)))
+            end = first_tensor(input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone)))
     finally:
         for handle in handles:
             handle.remove()
@@ -247,7 +247,7 @@ def _cut(
     _check_statistics(before, rest)
     frozen = {id(p) for layer in before.values() for p in _parameters(layer)}
     own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
-    used = _places_of_calls(rest)
+    used = _first_uses(rest)
     trainable = dict.fromkeys(sorted((name for name, p in own.items() if id(p) not in frozen), key=used), 0)
     if not trainable:
         raise UncuttableError("no parameters come after it; cache it pooled and train a head")
@@ -262,14 +262,14 @@ def _cut(
     return Cut(tap=tap, tail=tail, trainable=trainable, shared=shared, shape=shape, joined=is_joined)
 
 
-def _places_of_calls(rest: fx.GraphModule) -> Callable[[str], int]:
+def _first_uses(rest: fx.GraphModule) -> Callable[[str], int]:
     """Return what tells when a parameter is first used: a graph holds its layers in another order."""
     targets = [str(node.target) for node in rest.graph.nodes if node.op in ("call_module", "get_attr")]
 
-    def place(parameter: str) -> int:
+    def first_use(parameter: str) -> int:
         return next(i for i, target in enumerate(targets) if f"{parameter}.".startswith(f"{target}."))
 
-    return place
+    return first_use
 
 
 class _Rest(NamedTuple):
@@ -286,7 +286,7 @@ def _follow(backbone: Backbone, network: nn.Module, node: str, *, training: bool
     into = backbone.classifier if last == PRE_LOGITS else layer_of(last, node_modules(backbone))
     if node == last or (into is not None and f"{into}.".startswith(f"{node}.")):
         raise UncuttableError("it is or holds the output layer")
-    call = entrance_of(backbone.preprocess).call
+    call = input_kind_of(backbone.preprocess).call
     layers = _output_layers(backbone, network) if joined and last == PRE_LOGITS else [into] if into is not None else []
     through = [path for path in (node, *(layers or [last])) if path not in (INPUT, PRE_LOGITS)]
     try:
@@ -294,7 +294,7 @@ def _follow(backbone: Backbone, network: nn.Module, node: str, *, training: bool
             network,
             call,
             through=through,
-            batch=lambda count: made_up_inputs(backbone, count),
+            batch=lambda count: example_inputs(backbone, count),
             training=training,
         )
         ends = {trace.call_of(path).args[0] for path in layers if trace.is_called(path)}
@@ -324,7 +324,7 @@ def _output_layers(backbone: Backbone, network: nn.Module) -> list[str]:
 
 def _copy_of(backbone: Backbone) -> nn.Module:
     try:
-        return sharing_copy(backbone.module)
+        return copy_sharing_tensors(backbone.module)
     # A network may object to being copied with any exception at all.
     except Exception as error:
         raise BackboneError(f"{backbone.name} cannot be cut: it cannot be copied ({first_line(error)})") from error
@@ -355,8 +355,8 @@ def _try(tail: nn.Module, activations: Tensor, expected: Tensor) -> None:
         raise UncuttableError("the rest of the network alone computes something else")
 
 
-def _nearest(seen: Probe, node: str, valid: list[str]) -> str:
+def _nearest(seen: DryRun, node: str, valid: list[str]) -> str:
     before = [other for other in valid if seen.order[other] < seen.order[node]]
     after = [other for other in valid if seen.order[other] > seen.order[node]]
-    near = [f"{nodes[place]} ({word})" for nodes, place, word in ((before, -1, "before"), (after, 0, "after")) if nodes]
+    near = [f"{nodes[index]} ({word})" for nodes, index, word in ((before, -1, "before"), (after, 0, "after")) if nodes]
     return f"nearest cuts: {', '.join(near)}" if near else "it cannot be cut after any stage or block"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from featurecache.backbones.probing import Probe
+from featurecache.backbones.dry_run import DryRun
 
 
-def depth_groups(seen: Probe, blocks: Sequence[str], names: Iterable[str]) -> dict[str, int]:
+def depth_groups(seen: DryRun, blocks: Sequence[str], names: Iterable[str]) -> dict[str, int]:
     """Return the group of each parameter, from 0 at the input, without gaps.
 
     Parameters
@@ -29,7 +29,7 @@ def depth_groups(seen: Probe, blocks: Sequence[str], names: Iterable[str]) -> di
     return {name: numbers[depth] for name, depth in depths.items()}
 
 
-def _depth(seen: Probe, blocks: Sequence[str], name: str) -> int:
+def _depth(seen: DryRun, blocks: Sequence[str], name: str) -> int:
     """Return 0 before the first block, 1 in it, and so on; one more than there are blocks after the last."""
     for number, block in enumerate(blocks):
         if name.startswith(f"{block}."):

@@ -8,7 +8,6 @@ norm is seen in a pass, not read from names. Measured on two cores: MobileNetV3-
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
-from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
-from featurecache.backbones.probing import INPUT_OF, made_up_inputs
+from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
+from featurecache.backbones.dry_run import INPUT_OF, example_inputs
+from featurecache.backbones.input_kinds import input_kind_of
 
 # Subclasses that only pad differently. Others may do something to their weights on the way.
 _CONVOLUTIONS = {"Conv2d", "Conv2dSame", "Conv2dStaticSamePadding", "Conv2dDynamicSamePadding"}
@@ -40,12 +39,6 @@ class _AfterNorm(nn.Module):
         return torch.as_tensor(self.act(self.drop(maps_BCHW)))
 
 
-def shared_copy(module: nn.Module) -> nn.Module:
-    """Copy a module's tree; parameters and buffers are shared with the original."""
-    shared = {id(tensor): tensor for tensor in [*module.parameters(), *module.buffers()]}
-    return copy.deepcopy(module, shared)
-
-
 def fold_batch_norms(backbone: Backbone, tapped: Collection[str] = ()) -> tuple[Backbone, int]:
     """Return a backbone that computes the same with fewer layers, and how many were folded.
 
@@ -59,7 +52,7 @@ def fold_batch_norms(backbone: Backbone, tapped: Collection[str] = ()) -> tuple[
     if not any(type(module).__name__ in _NORMS for module in backbone.module.modules()):
         return backbone, 0
     try:
-        folded = replace(backbone, module=shared_copy(backbone.module))
+        folded = replace(backbone, module=copy_sharing_tensors(backbone.module))
     # Whatever somebody's own module objects with; it computes without, too.
     except Exception:
         return backbone, 0
@@ -72,9 +65,8 @@ def fold_batch_norms(backbone: Backbone, tapped: Collection[str] = ()) -> tuple[
     for conv, norm in pairs:
         fused = fuse_conv_bn_eval(conv, norm)
         conv.weight, conv.bias = fused.weight, fused.bias
-        path, _, name = names[norm].rpartition(".")
         rest = _AfterNorm(norm) if type(norm).__name__ == "BatchNormAct2d" else nn.Identity()
-        setattr(folded.module.get_submodule(path), name, rest)
+        folded.module.set_submodule(names[norm], rest)
     return folded, len(pairs)
 
 
@@ -101,7 +93,7 @@ def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
             handles.append(module.register_forward_pre_hook(before_norm))
     try:
         with torch.inference_mode():
-            entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone, 1))
+            input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone, 1))
     finally:
         for handle in handles:
             handle.remove()

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import INPUT, PRE_LOGITS, Probe, layer_of, probe
+from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, DryRun, dry_run, layer_of
 from featurecache.backbones.suggestions import GROUPS, class_name, suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import DEFAULT, usual_tap
@@ -45,17 +45,17 @@ class NodeInfo:
 
 
 @dataclass(frozen=True)
-class CostedProbe:
+class CostedDryRun:
     """A dry run that also counted operations: enough to list the nodes, and to resolve taps without another run."""
 
-    seen: Probe
+    seen: DryRun
     flops: dict[str, int]
     """Operations of one sample until a node's last call has ended, by node."""
 
 
-def list_nodes(backbone: Backbone, costed: CostedProbe | None = None) -> list[NodeInfo]:
+def list_nodes(backbone: Backbone, costed: CostedDryRun | None = None) -> list[NodeInfo]:
     """Return every module as a possible tap, in the order of the network's definition, ``pre_logits`` last."""
-    costed = costed or probe_with_costs(backbone)
+    costed = costed or dry_run_with_costs(backbone)
     seen, flops = costed.seen, costed.flops
     default = (backbone.default.tap or "").partition(":")[0]
     groups = {DEFAULT: [default], **suggested_nodes(backbone, seen)}
@@ -63,8 +63,8 @@ def list_nodes(backbone: Backbone, costed: CostedProbe | None = None) -> list[No
     return [_describe(backbone, seen, node, flops.get(node), groups) for node in nodes]
 
 
-def probe_with_costs(backbone: Backbone) -> CostedProbe:
-    """Probe under torch's counter; a node's count is what the counter shows when its last call has ended."""
+def dry_run_with_costs(backbone: Backbone) -> CostedDryRun:
+    """DryRun under torch's counter; a node's count is what the counter shows when its last call has ended."""
     counter = FlopCounterMode(display=False)
     flops: dict[str, int] = {}
 
@@ -72,9 +72,9 @@ def probe_with_costs(backbone: Backbone) -> CostedProbe:
         flops[node] = counter.get_total_flops()
 
     with counter, _slow_attention():
-        seen = probe(backbone, also=note)
+        seen = dry_run(backbone, also=note)
     num_images = next(iter(seen.shapes.values()))[0] if seen.shapes else 1
-    return CostedProbe(seen, {node: count // num_images for node, count in flops.items()})
+    return CostedDryRun(seen, {node: count // num_images for node, count in flops.items()})
 
 
 def bytes_per_sample(tap: Tap, *, itemsize: int = _FLOAT16_BYTES) -> int:
@@ -87,7 +87,7 @@ def suggested_taps(nodes: list[NodeInfo]) -> dict[str, list[str]]:
     return {group: [node.tap for node in nodes if group in node.suggested and node.tap] for group in (DEFAULT, *GROUPS)}
 
 
-def _describe(backbone: Backbone, seen: Probe, node: str, flops: int | None, groups: dict[str, list[str]]) -> NodeInfo:
+def _describe(backbone: Backbone, seen: DryRun, node: str, flops: int | None, groups: dict[str, list[str]]) -> NodeInfo:
     layer, tap = layer_of(node, seen.modules), usual_tap(backbone, seen, node)
     what = _NO_LAYERS.get(node) or (f"input of {layer}" if layer else None)
     return NodeInfo(

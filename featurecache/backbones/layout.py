@@ -11,17 +11,17 @@ import math
 from torch import nn
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of, is_text
+from featurecache.backbones.dry_run import PRE_LOGITS, DryRun
+from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.pooling import Layout
-from featurecache.backbones.probing import PRE_LOGITS, Probe
 
 _CHANNELS_FIRST_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 # How many class and distillation tokens a network may have that its provider knows nothing about.
 _MOST_UNKNOWN_PREFIX_TOKENS = 2
 
 
-def layout_of(backbone: Backbone, seen: Probe, node: str) -> Layout | None:
-    """Tell the layout of a node that gives one row per image; ``None`` where channels cannot be told from places."""
+def layout_of(backbone: Backbone, seen: DryRun, node: str) -> Layout | None:
+    """Tell the layout of a node that gives one row per image; ``None`` where channels cannot be told from positions."""
     shape = seen.per_sample(node)
     if is_text(backbone.preprocess):
         return "text" if shape is not None and len(shape) == 2 and shape[0] == num_tokens(backbone) else "other"
@@ -57,7 +57,7 @@ def prefix_tokens_at(backbone: Backbone, num_tokens: int) -> int | None:
 
 def num_tokens(backbone: Backbone) -> int:
     """Return how many tokens a text has in the network, padding included."""
-    return entrance_of(backbone.preprocess).shape(backbone.preprocess)[0]
+    return input_kind_of(backbone.preprocess).shape(backbone.preprocess)[0]
 
 
 def is_square(number: int) -> bool:

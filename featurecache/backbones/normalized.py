@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.taps import TappedBackbone
 from featurecache.specs import AnyPreprocess
 
@@ -27,7 +27,7 @@ class Normalized(nn.Module):
     def __init__(self, tapped: TappedBackbone, preprocess: AnyPreprocess) -> None:
         super().__init__()
         self.tapped = tapped
-        self.prepare = entrance_of(preprocess).prepare(preprocess)
+        self.prepare = input_kind_of(preprocess).prepare(preprocess)
 
     def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
         """Return the features in the order of the taps; a tuple, because tracing knows no other order."""

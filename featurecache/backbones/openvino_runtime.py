@@ -135,11 +135,11 @@ def logging_kept() -> Iterator[None]:
     Tracing also asks a network for everything it has, of which transformers tells stories.
     """
     root, talkative = logging.getLogger(), logging.getLogger("transformers")
-    level, filters, handlers, said = root.level, root.filters[:], root.handlers[:], talkative.level
+    level, filters, handlers, transformers_level = root.level, root.filters[:], root.handlers[:], talkative.level
     talkative.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        talkative.setLevel(said)
+        talkative.setLevel(transformers_level)
         root.setLevel(level)
         root.filters[:], root.handlers[:] = filters, handlers

@@ -39,8 +39,8 @@ def _load(point: EntryPoint) -> Provider:
     # Somebody else's code: anything can happen at its import.
     except (Exception, SystemExit) as error:
         raise BackboneError(f"{what} cannot be loaded: {type(error).__name__}: {error}") from error
-    wanted = ("build", "list_names", "own_weights_digest", "reproducible")
-    if missing := [name for name in wanted if not callable(getattr(provider, name, None))]:
+    methods = ("build", "list_names", "own_weights_digest", "reproducible")
+    if missing := [name for name in methods if not callable(getattr(provider, name, None))]:
         raise BackboneError(f"{what} is no provider: it has no {missing[0]}()")
     return provider  # type: ignore[no-any-return]
 

@@ -1,7 +1,7 @@
 """How a node's output becomes the features of a tap.
 
 Three layouts are known: maps (B, C, H, W), the same with the channels last (B, H, W, C), and tokens (B, T, D). Maps and
-patch tokens both have *places*; class, distillation and register tokens come before the patches and are no places.
+patch tokens both have *positions*; class, distillation and register tokens come before the patches and have none.
 
 Axes: B batch, C channels, H height, W width, T tokens, D features.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 Layout = Literal["BCHW", "BHWC", "BTD", "text", "other"]
-"""``text`` is (B, T, D) as well, but all of its tokens are places, and some of them are padding."""
+"""``text`` is (B, T, D) as well, but all of its tokens are positions, and some of them are padding."""
 
 POOLINGS = ("avg", "avgmax", "cls", "cls+mean", "flatten", "gem", "grid2", "max", "mean", "none")
 """Names to show; any ``gridN`` is a pooling too."""
@@ -71,16 +71,16 @@ def pool(
     """Pool a batch of outputs. Of texts, padding counts nowhere, and is zero where tokens are kept.
 
     ============  =====================================================================================
-    ``avg``       mean over the places of a map
+    ``avg``       mean over the positions of a map
     ``mean``      mean over the patch tokens
-    ``max``       largest value over the places
-    ``avgmax``    mean over the places, then the largest values: (B, 2 C)
-    ``gem``       generalised mean over the places, ``mean(max(x, 1e-6) ** p) ** (1 / p)`` with p = 3
+    ``max``       largest value over the positions
+    ``avgmax``    mean over the positions, then the largest values: (B, 2 C)
+    ``gem``       generalised mean over the positions, ``mean(max(x, 1e-6) ** p) ** (1 / p)`` with p = 3
                   (Radenovic, Tolias and Chum 2018). p = 1 would be ``avg``, a large p ``max``. Values below
                   the clamp count as zero, so it suits features that are not negative (after a ReLU)
     ``cls``       the class token
     ``cls+mean``  the class token, then the mean over the patch tokens: (B, 2 D)
-    ``gridN``     N x N means over the places, channels first: (B, C, N, N). Where N does not divide the
+    ``gridN``     N x N means over the positions, channels first: (B, C, N, N). Where N does not divide the
                   side, neighbouring cells overlap by a row or column
     ``flatten``   everything as one row
     ``none``      everything as it is
@@ -110,7 +110,7 @@ def pool(
     return _POOL[pooling](output, layout, num_prefix_tokens)
 
 
-def _places(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
+def _positions(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
     return output[:, num_prefix_tokens:] if layout == "BTD" else output
 
 
@@ -124,15 +124,15 @@ def _as_maps(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
 
 
 def _mean(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    return _places(output, layout, num_prefix_tokens).mean(dim=_AXES[layout])
+    return _positions(output, layout, num_prefix_tokens).mean(dim=_AXES[layout])
 
 
 def _max(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    return torch.amax(_places(output, layout, num_prefix_tokens), dim=_AXES[layout])
+    return torch.amax(_positions(output, layout, num_prefix_tokens), dim=_AXES[layout])
 
 
 def _gem(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
-    powers = _places(output, layout, num_prefix_tokens).clamp(min=GEM_EPS).pow(GEM_P)
+    powers = _positions(output, layout, num_prefix_tokens).clamp(min=GEM_EPS).pow(GEM_P)
     return powers.mean(dim=_AXES[layout]).pow(1 / GEM_P)
 
 

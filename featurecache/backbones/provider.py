@@ -13,7 +13,7 @@ from featurecache.specs import AnyPreprocess
 if TYPE_CHECKING:
     from torch import nn
 
-    from featurecache.backbones.checkpoints import Checkpoint
+    from featurecache.backbones.weights.checkpoints import Checkpoint
 
 
 def same_key(key: str) -> str:

@@ -19,7 +19,7 @@ from featurecache.backbones.providers.open_clip_models import OpenClipProvider
 from featurecache.backbones.providers.python_factory import PythonFactoryProvider
 from featurecache.backbones.providers.timm_models import TimmProvider
 from featurecache.backbones.providers.torchvision_models import TorchvisionProvider
-from featurecache.backbones.random_weights import random_source, seeded
+from featurecache.backbones.weights.random_weights import random_source, seeded
 from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import AnyPreprocess, BackboneRequest
@@ -82,9 +82,9 @@ def load_backbone(
     earlier
         One of `Backbone.earlier`: build the backbone that this request meant before a default changed.
     """
-    from featurecache.backbones import backbone as parts
-    from featurecache.backbones.checkpoints import check_exists
-    from featurecache.backbones.weights import check_finite
+    from featurecache.backbones import backbone as backbones
+    from featurecache.backbones.weights.checkpoints import check_exists
+    from featurecache.backbones.weights.loading import check_finite
 
     provider, local_name = _find_provider(request.name)
     if request.weights is not None:
@@ -101,7 +101,7 @@ def load_backbone(
         _remove_output_layers(provided)
     if request.init != "random":
         check_finite(provided.module, request.name if request.weights is None else str(request.weights))
-    parts.freeze(provided.module)
+    backbones.freeze(provided.module)
     return _assemble(request, provided, notes, joined=provided.join is not None and not keep_classifier)
 
 
@@ -123,7 +123,7 @@ def request_digest(request: BackboneRequest) -> str | None:
     if weights is None:
         return None
     # Where the name is a file or folder of this machine, what is in it counts beside weights from elsewhere.
-    is_place = (request.weights is not None or request.init == "random") and Path(local_name).expanduser().exists()
+    is_path = (request.weights is not None or request.init == "random") and Path(local_name).expanduser().exists()
     packages = ("featurecache", "torch", *provider.packages)
     settings = {
         "name": request.name,
@@ -132,7 +132,7 @@ def request_digest(request: BackboneRequest) -> str | None:
         "weights_name": request.weights.name if request.weights else None,
         # Left out where it is not given, as before there was a choice.
         **({} if request.weights_key is None else {"weights_key": request.weights_key}),
-        "place": provider.own_weights_digest(local_name) if is_place else None,
+        "place": provider.own_weights_digest(local_name) if is_path else None,
         "preprocess": [[name, _plain(value)] for name, value in sorted(request.preprocess)],
         "precision": request.precision,
         "versions": {package: _version(package) for package in packages},
@@ -177,7 +177,7 @@ def _find_output_layers(provided: Provided, request: BackboneRequest) -> None:
     """Find the output layers in the forward pass where the provider does not know them, on inputs as they will be."""
     if provided.classifiers is not None:
         return
-    from featurecache.backbones.output_layers import find_output_layers_of
+    from featurecache.backbones.default_tap.output_layers import find_output_layers_of
 
     found = find_output_layers_of(provided, request)
     provided.classifiers, provided.default = found.classifiers, found.default
@@ -198,18 +198,18 @@ def _names_every_setting(request: BackboneRequest, preprocess: AnyPreprocess) ->
 
 
 def _remove_output_layers(provided: Provided) -> None:
-    from featurecache.backbones.backbone import remove_layer
+    from torch import nn
 
     if provided.join is not None:
         provided.join()
         return
     for path in provided.classifiers or ():
-        remove_layer(provided.module, path)
+        provided.module.set_submodule(path, nn.Identity())
 
 
 def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier: bool) -> tuple[str, ...]:
-    from featurecache.backbones.checkpoints import read_checkpoint
-    from featurecache.backbones.weights import file_source, load_weights, name_warnings
+    from featurecache.backbones.weights.checkpoints import read_checkpoint
+    from featurecache.backbones.weights.loading import file_source, load_weights, name_warnings
 
     path, key = request.weights, request.weights_key
     assert path is not None
@@ -236,21 +236,21 @@ def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier:
 
 
 def _assemble(request: BackboneRequest, provided: Provided, notes: list[str], *, joined: bool) -> Backbone:
-    from featurecache.backbones import backbone as parts
+    from featurecache.backbones import backbone as backbones
     from featurecache.specs import FeatureIdentity
 
     module = provided.module
     preprocess = provided.preprocess.override(**dict(request.preprocess))
     identity = FeatureIdentity(
         backbone=provided.identity_name or request.name,
-        architecture=provided.architecture or parts.architecture_digest(module),
-        weights=parts.weights_digest(module),
+        architecture=provided.architecture or backbones.architecture_digest(module),
+        weights=backbones.weights_digest(module),
         preprocess=preprocess,
         precision=request.precision,
     )
     for note in notes:
         _log.info("%s: %s", request.name, note)
-    return parts.Backbone(
+    return backbones.Backbone(
         name=request.name,
         module=module,
         preprocess=preprocess,

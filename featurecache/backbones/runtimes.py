@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.folding import fold_batch_norms
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.normalized import Features, Normalized
-from featurecache.backbones.probing import made_up_inputs
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, checked_device, measured_rate
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
@@ -122,21 +122,21 @@ def open_runtime(
     size = batch_size or CPU_BATCH_SIZE
     num_batches = None if num_inputs is None else max(-(-num_inputs // size), 1)
     reference = TorchRuntime(backbone, taps, device=device, batch_size=batch_size, num_batches=num_batches)
-    wanted = _choose(reference.device, remembered) if runtime == "auto" else runtime
-    if wanted == "try" and (num_batches or _TOO_FEW_TO_PREPARE) < _TOO_FEW_TO_PREPARE:
-        wanted = "torch"
+    chosen = _choose(reference.device, remembered) if runtime == "auto" else runtime
+    if chosen == "try" and (num_batches or _TOO_FEW_TO_PREPARE) < _TOO_FEW_TO_PREPARE:
+        chosen = "torch"
     quick = reference
     torch_runtime: Runtime = reference
     if (folded := _folded(backbone, taps)) is not None:
         quick = TorchRuntime(folded, taps, device=device, batch_size=reference.batch_size, num_batches=num_batches)
         torch_runtime = ComparedRuntime(quick, reference, what="torch with folded batch norms")
-    if wanted == "torch":
+    if chosen == "torch":
         return torch_runtime
     example = _example_of(backbone, reference.batch_size)
     converted = _prepare_openvino(backbone, taps, example, required=runtime == "openvino")
     if converted is None:
         return torch_runtime
-    rates = _rates([quick, converted], example) if wanted == "try" else {}
+    rates = _rates([quick, converted], example) if chosen == "try" else {}
     if rates and rates["openvino"] <= rates["torch"]:
         converted.close()
         torch_runtime.trial = rates
@@ -296,7 +296,7 @@ def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
         folded, num_folded = fold_batch_norms(backbone, {tap.node for tap in taps})
         if not num_folded:
             return None
-        inputs = made_up_inputs(backbone)
+        inputs = example_inputs(backbone)
         with torch.inference_mode():
             found, expected = (
                 {name: values.cpu().numpy() for name, values in TappedBackbone(each, taps)(inputs).items()}
@@ -357,8 +357,8 @@ def _rate(runtime: Runtime, example: np.ndarray) -> float:
 
 def _example_of(backbone: Backbone, batch_size: int) -> np.ndarray:
     """Return a batch to trace with. Of texts it has padding, so that no branch is taken that full texts allow."""
-    entrance = entrance_of(backbone.preprocess)
-    example = np.zeros((batch_size, *entrance.shape(backbone.preprocess)), entrance.dtype)
-    if entrance.mask(torch.from_numpy(example)) is not None:
+    kind = input_kind_of(backbone.preprocess)
+    example = np.zeros((batch_size, *kind.shape(backbone.preprocess)), kind.dtype)
+    if kind.mask(torch.from_numpy(example)) is not None:
         example[:, example.shape[1] // 2 :] = -1
     return example

@@ -2,8 +2,8 @@
 
 Nothing here knows an architecture by name. A *block* is the outermost module with at least two layers that multiply
 (convolution, linear, attention) which is not itself a sequence of such modules. A *stage* is a run of blocks with
-equally many places; it ends where the next block halves the map. A network that never does so (a plain transformer) is
-cut into four equal runs.
+equally many positions; it ends where the next block halves the map. A network that never does so (a plain transformer)
+is cut into four equal runs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import nn
 from torch.export.unflatten import InterpreterModule, InterpreterModuleDispatcher, UnflattenedModule
 
 from featurecache.backbones.backbone import Backbone
+from featurecache.backbones.dry_run import PRE_LOGITS, DryRun
 from featurecache.backbones.layout import layout_of, prefix_tokens_at
-from featurecache.backbones.probing import PRE_LOGITS, Probe
 
 GROUPS = ("stages", "blocks")
 _NUM_EQUAL_RUNS = 4
@@ -27,20 +27,20 @@ _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU,
 _ACTIVATION_KINDS = {activation.__name__ for activation in _ACTIVATIONS}
 
 
-def suggested_nodes(backbone: Backbone, seen: Probe) -> dict[str, list[str]]:
+def suggested_nodes(backbone: Backbone, seen: DryRun) -> dict[str, list[str]]:
     """Return the nodes behind ``stages`` and ``blocks``, in the order in which they run."""
     blocks = _settle(backbone, seen, _find_blocks(backbone.module))
     blocks = blocks or _settle(backbone, seen, _find_activations(backbone.module))
     return {"stages": _stage_ends(backbone, seen, blocks), "blocks": blocks}
 
 
-def _settle(backbone: Backbone, seen: Probe, nodes: Iterable[str]) -> list[str]:
+def _settle(backbone: Backbone, seen: DryRun, nodes: Iterable[str]) -> list[str]:
     """Keep the nodes that run, each moved outwards until it gives one row of maps or tokens per image."""
     found = {_tappable(backbone, seen, node) for node in nodes if seen.num_calls[node]} - {None}
     return sorted((node for node in found if node is not None), key=seen.order.__getitem__)
 
 
-def _tappable(backbone: Backbone, seen: Probe, node: str) -> str | None:
+def _tappable(backbone: Backbone, seen: DryRun, node: str) -> str | None:
     while node:
         rows = seen.num_calls[node] == 1 and len(seen.per_sample(node) or ()) in (2, 3)
         if rows and layout_of(backbone, seen, node) is not None:
@@ -117,29 +117,29 @@ def _find_activations(module: nn.Module) -> Iterator[str]:
     )
 
 
-def _stage_ends(backbone: Backbone, seen: Probe, blocks: Sequence[str]) -> list[str]:
-    places = partial(_places, backbone, seen)
+def _stage_ends(backbone: Backbone, seen: DryRun, blocks: Sequence[str]) -> list[str]:
+    positions = partial(_stage_key, backbone, seen)
     # Where branches of several resolutions run side by side, the last run of each counts.
-    runs = list({key: list(run) for key, run in groupby(blocks, key=places)}.values())
+    runs = list({key: list(run) for key, run in groupby(blocks, key=positions)}.values())
     if len(runs) == 1:
-        cuts = [round(len(blocks) * part / _NUM_EQUAL_RUNS) for part in range(_NUM_EQUAL_RUNS + 1)]
+        cuts = [round(len(blocks) * run / _NUM_EQUAL_RUNS) for run in range(_NUM_EQUAL_RUNS + 1)]
         runs = [list(blocks[start:stop]) for start, stop in pairwise(cuts) if stop > start]
     return sorted((_outermost(backbone, seen, run, blocks) for run in runs), key=seen.order.__getitem__)
 
 
-def _outermost(backbone: Backbone, seen: Probe, run: Sequence[str], blocks: Sequence[str]) -> str:
+def _outermost(backbone: Backbone, seen: DryRun, run: Sequence[str], blocks: Sequence[str]) -> str:
     """Return the outermost module that ends with a run's last block and holds no block of another run."""
-    last, parts = run[-1], run[-1].split(".")
-    for depth in range(1, len(parts)):
-        ancestor = ".".join(parts[:depth])
+    last, names = run[-1], run[-1].split(".")
+    for depth in range(1, len(names)):
+        ancestor = ".".join(names[:depth])
         inside = {block for block in blocks if block.startswith(ancestor + ".")}
-        same = _places(backbone, seen, ancestor) == _places(backbone, seen, last)
+        same = _stage_key(backbone, seen, ancestor) == _stage_key(backbone, seen, last)
         if inside <= set(run) and seen.num_calls[ancestor] == 1 and same:
             return ancestor
     return last
 
 
-def _places(backbone: Backbone, seen: Probe, node: str) -> tuple[int, ...]:
+def _stage_key(backbone: Backbone, seen: DryRun, node: str) -> tuple[int, ...]:
     """Return what stays the same within a stage: the number of patch tokens, or the sides of a map."""
     shape = seen.per_sample(node) or ()
     if len(shape) == 2:

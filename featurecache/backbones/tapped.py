@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.dry_run import first_tensor, layer_of, node_modules, watch
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.pooling import Layout, pool
-from featurecache.backbones.probing import first_tensor, layer_of, node_modules, watch
 from featurecache.errors import BackboneError
 
 
@@ -30,7 +30,7 @@ class Tap:
     num_calls: int = 1
     """How often the node runs in one forward pass."""
     layout: Layout = "other"
-    """Which axes of the node's output are places, and which are channels."""
+    """Which axes of the node's output are positions, and which are channels."""
     num_prefix_tokens: int = 0
     """Tokens in front of the patch tokens at this node."""
 
@@ -41,7 +41,7 @@ class Tap:
 
     def pool(self, output: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Turn a node's output (B, ...) into float features (B, ...)."""
-        # A mean over many places would lose digits in half precision.
+        # A mean over many positions would lose digits in half precision.
         return pool(
             output.float(),
             pooling=self.pooling,
@@ -82,12 +82,12 @@ class TappedBackbone(nn.Module):
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return the features (B, ...) of every tap, by tap name. Not for several threads at once."""
         self.train(False)
-        entrance = entrance_of(self._backbone.preprocess)
+        kind = input_kind_of(self._backbone.preprocess)
         traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
-        catch = _Catch(self.taps, entrance.mask(inputs), stop_early=not traced)
+        catch = _Catch(self.taps, kind.mask(inputs), stop_early=not traced)
         handles = [watch(module, node, self._backbone, catch.hook(node)) for node, module in self._watched.items()]
         try:
-            entrance.call(self.network, inputs)
+            kind.call(self.network, inputs)
         except _DeepestTapSeen:
             pass
         finally:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of, is_text
+from featurecache.backbones.determinism import check_determinism
+from featurecache.backbones.dry_run import PRE_LOGITS, DryRun, dry_run, layer_of
+from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.layout import is_square, layout_of, prefix_tokens_at
 from featurecache.backbones.pooling import POOLINGS, Layout, grid_side, is_pooling, pooled_shape, takes
-from featurecache.backbones.probing import PRE_LOGITS, Probe, layer_of, probe
-from featurecache.backbones.steadiness import check_steadiness
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap as Tap
 from featurecache.backbones.tapped import TappedBackbone as TappedBackbone
@@ -27,7 +27,7 @@ from featurecache.errors import BackboneError, ReportWarning, UnknownNameError, 
 DEFAULT = "default"
 
 
-def resolve_taps(backbone: Backbone, names: Sequence[str], *, seen: Probe | None = None) -> tuple[Tap, ...]:
+def resolve_taps(backbone: Backbone, names: Sequence[str], *, seen: DryRun | None = None) -> tuple[Tap, ...]:
     """Turn tap names into taps of a backbone, by a dry run.
 
     Parameters
@@ -52,10 +52,10 @@ def resolve_taps(backbone: Backbone, names: Sequence[str], *, seen: Probe | None
     BackboneError
         The pooling does not fit the node, or the network does not give an image the same features every time.
     """
-    seen = seen or probe(backbone)
+    seen = seen or dry_run(backbone)
     taps = [tap for name in names for tap in _expand(backbone, seen, name)]
     unique = tuple({tap.name: tap for tap in taps}.values())
-    check_steadiness(backbone, unique)
+    check_determinism(backbone, unique)
     return unique
 
 
@@ -93,7 +93,7 @@ def choices(backbone: Backbone) -> list[str]:
     return [f"{tap} ({output if tap == PRE_LOGITS else ''}{size} numbers)" for tap, size in backbone.default.candidates]
 
 
-def usual_tap(backbone: Backbone, seen: Probe, node: str) -> Tap | None:
+def usual_tap(backbone: Backbone, seen: DryRun, node: str) -> Tap | None:
     """Return the tap of a node with the pooling that its shape suggests; ``None`` if it cannot be tapped."""
     try:
         return _resolve(backbone, seen, node)
@@ -101,7 +101,7 @@ def usual_tap(backbone: Backbone, seen: Probe, node: str) -> Tap | None:
         return None
 
 
-def _expand(backbone: Backbone, seen: Probe, name: str) -> list[Tap]:
+def _expand(backbone: Backbone, seen: DryRun, name: str) -> list[Tap]:
     if name == DEFAULT:
         return [_resolve(backbone, seen, default_of(backbone))]
     if name not in GROUPS:
@@ -112,7 +112,7 @@ def _expand(backbone: Backbone, seen: Probe, name: str) -> list[Tap]:
     return taps
 
 
-def _resolve(backbone: Backbone, seen: Probe, name: str) -> Tap:
+def _resolve(backbone: Backbone, seen: DryRun, name: str) -> Tap:
     node, colon, pooling = name.partition(":")
     known = seen.modules
     if node not in known and layer_of(node, known) is None:
@@ -128,7 +128,7 @@ def _resolve(backbone: Backbone, seen: Probe, name: str) -> Tap:
     shape = seen.per_sample(node)
     if shape is None:
         found = seen.shapes.get(node, "no tensor")
-        noun = entrance_of(backbone.preprocess).noun
+        noun = input_kind_of(backbone.preprocess).noun
         raise BackboneError(f"tap {node!r} does not give one row per {noun[:-1]} (two {noun} gave {found})")
     layout = layout_of(backbone, seen, node)
     pooling = pooling or _usual_pooling(backbone, layout, shape)
@@ -167,13 +167,13 @@ def _check_fit(backbone: Backbone, node: str, pooling: str, layout: Layout | Non
 
 
 def _misfit(backbone: Backbone, node: str, pooling: str, layout: Layout | None, shape: tuple[int, ...]) -> str | None:
-    wanted = takes(pooling)
-    if wanted is None:
+    layouts = takes(pooling)
+    if layouts is None:
         return None
     if layout is None:
-        return f"{node} gives {shape}, which does not tell channels from places"
-    if layout not in wanted:
-        return f"{pooling} pools {_in_words(wanted)}, {node} gives {shape}"
+        return f"{node} gives {shape}, which does not tell channels from positions"
+    if layout not in layouts:
+        return f"{pooling} pools {_in_words(layouts)}, {node} gives {shape}"
     if layout in ("BTD", "text"):
         return _token_misfit(backbone, node, pooling, shape[0])
     return _grid_misfit(node, pooling, shape[1])
@@ -191,8 +191,8 @@ def _token_misfit(backbone: Backbone, node: str, pooling: str, num_tokens: int) 
 
 
 def _grid_misfit(node: str, pooling: str, side: int) -> str | None:
-    if (wanted := grid_side(pooling)) and wanted > side:
-        return f"{node} has only {side}x{side} places"
+    if (grid := grid_side(pooling)) and grid > side:
+        return f"{node} has only {side}x{side} positions"
     return None
 
 

@@ -25,9 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
-from featurecache.backbones.folding import shared_copy
+from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.normalized import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import BackboneError, RequestError
@@ -74,7 +73,7 @@ class TorchRuntime:
         self._device = checked_device(device)
         self.device = str(self._device)
         self.trial: Mapping[str, float] = {}
-        self._names, self._entrance = [tap.name for tap in taps], entrance_of(backbone.preprocess)
+        self._names, self._kind = [tap.name for tap in taps], input_kind_of(backbone.preprocess)
         self.precision = backbone.identity.precision
         self._autocast = PRECISIONS[self.precision]
         # The permuted uint8 images are channels-last already; weights in the same layout save the conversions.
@@ -84,7 +83,7 @@ class TorchRuntime:
         self._num_batches = num_batches
         self._streams: _Streams | None = None
         if batch_size is None and self._device.type != "cpu":
-            batch_size = self._try_batch_sizes(self._entrance.shape(backbone.preprocess))
+            batch_size = self._try_batch_sizes(self._kind.shape(backbone.preprocess))
         self.batch_size = batch_size or CPU_BATCH_SIZE
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
@@ -104,7 +103,7 @@ class TorchRuntime:
         """Return the size of a batch beyond which the device gets no quicker, or has no memory; 32 at least."""
         best, best_rate = _GPU_BATCH_SIZES[0], 0.0
         for size in _GPU_BATCH_SIZES:
-            rate = self._rate(np.zeros((size, *shape), self._entrance.dtype))
+            rate = self._rate(np.zeros((size, *shape), self._kind.dtype))
             fits, self._most_at_once = self._most_at_once is None, None
             if not fits or rate < _WORTH_DOUBLING * best_rate:
                 break
@@ -120,7 +119,7 @@ class TorchRuntime:
         streams, running = self._streams, deque[Future[Features]]()
         try:
             for batch in batches:
-                self._entrance.check(batch)
+                self._kind.check(batch)
                 running.append(streams.submit(self._compute, batch))
                 # Twice as many as there are streams, so that none starves while the oldest result is waited for.
                 while running and (len(running) >= 2 * streams.count or running[0].done()):
@@ -141,7 +140,7 @@ class TorchRuntime:
         running: deque[_OnDevice] = deque()
         copying = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         for batch in batches:
-            self._entrance.check(batch)
+            self._kind.check(batch)
             running.append(self._launch(batch, copying))
             if len(running) > _GPU_BATCHES_AHEAD:
                 yield self._named(running.popleft().fetch())
@@ -164,19 +163,19 @@ class TorchRuntime:
             return _OnDevice(outputs, done, pinned)
 
     def _forward(self, module: nn.Module, inputs: Tensor) -> Sequence[Tensor]:
-        """Run a batch, in parts once it has shown to be too large for the memory."""
+        """Run a batch, in chunks once it has shown to be too large for the memory."""
         while True:
             size = min(self._most_at_once or len(inputs), len(inputs))
             try:
-                parts = [module(inputs[start : start + size]) for start in range(0, len(inputs), size)]
-                return parts[0] if len(parts) == 1 else [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+                chunks = [module(inputs[start : start + size]) for start in range(0, len(inputs), size)]
+                return chunks[0] if len(chunks) == 1 else [torch.cat(outputs) for outputs in zip(*chunks, strict=True)]
             except (RuntimeError, MemoryError) as error:
                 if not _is_lack_of_memory(error):
                     raise
                 if size == 1:
                     raise BackboneError(
                         f"the memory of device {self.device!r} does not hold one forward pass of a single "
-                        f"{self._entrance.noun[:-1]}; use a smaller network or crop, or another device"
+                        f"{self._kind.noun[:-1]}; use a smaller network or crop, or another device"
                     ) from error
             # Outside the handler, which keeps what the failed pass had allocated alive.
             self._most_at_once = size // 2
@@ -276,7 +275,7 @@ def _replicate(module: Normalized, count: int) -> list[nn.Module]:
     if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules()):
         return [module]
     try:
-        return [module, *(shared_copy(module) for _ in range(count - 1))]
+        return [module, *(copy_sharing_tensors(module) for _ in range(count - 1))]
     # Whatever somebody's own module objects with, one replica is enough to compute.
     except Exception:
         return [module]

@@ -8,7 +8,6 @@ Axes: B batch.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -32,7 +31,7 @@ class Trace:
     Parameters
     ----------
     network
-        From `sharing_copy`: a trace leaves things behind, in it and not in the network.
+        From `copy_sharing_tensors`: a trace leaves things behind, in it and not in the network.
     call
         Calls a network with a batch.
     through
@@ -67,9 +66,11 @@ class Trace:
             tracer = _Tracer(paths, decisions)
             try:
                 return tracer.trace(self._whole)
-            except _UndecidedError as question:
+            except _UndecidedError as undecided:
                 self._whole.eval()
-                found = [_Sizes(self._whole, tracer.graph).of(self._batch(n)).get(question.node) for n in (_FEW, _MORE)]
+                found = [
+                    _Sizes(self._whole, tracer.graph).of(self._batch(n)).get(undecided.node) for n in (_FEW, _MORE)
+                ]
                 self._whole.train(training)
                 if not all(isinstance(each, bool) for each in found) or found[0] != found[1]:
                     raise
@@ -109,27 +110,27 @@ class Trace:
         UncuttableError
             The end cannot be made from the start alone.
         """
-        entrances = _entrances(start)
+        starts = _starts(start)
         constants: dict[fx.Node, tuple[Any, Any]] = {}
-        if self._inputs & _ancestors(end, entrances):
+        if self._inputs & _ancestors(end, starts):
             # Sizes are the one thing that may pass by the cut: the same for each image, or a multiple of the batch.
-            after = _made_from(self._graph, entrances)
+            after = _made_from(self._graph, starts)
             constants = {node: sizes for node, sizes in self._find_sizes().items() if node not in after}
-        needed = _ancestors(end, entrances | set(constants))
-        self._check(needed - set(constants), entrances, end)
-        return self._build([node for node in self._graph.nodes if node in needed], entrances, constants, end)
+        needed = _ancestors(end, starts | set(constants))
+        self._check(needed - set(constants), starts, end)
+        return self._build([node for node in self._graph.nodes if node in needed], starts, constants, end)
 
-    def _check(self, needed: set[fx.Node], entrances: set[fx.Node], end: fx.Node) -> None:
+    def _check(self, needed: set[fx.Node], starts: set[fx.Node], end: fx.Node) -> None:
         """Refuse a cut that leaves something out, and name what."""
         if not self._inputs & needed:
             return
-        before = _made_from(self._graph, self._inputs) - _made_from(self._graph, entrances)
+        before = _made_from(self._graph, self._inputs) - _made_from(self._graph, starts)
         for node in self._graph.nodes:
             if node in needed & before and (node is end or any(user in needed - before for user in node.users)):
                 raise UncuttableError(f"{_name(node)} is used after it as well")
 
     def _build(
-        self, needed: list[fx.Node], entrances: set[fx.Node], constants: dict[fx.Node, tuple[Any, Any]], end: fx.Node
+        self, needed: list[fx.Node], starts: set[fx.Node], constants: dict[fx.Node, tuple[Any, Any]], end: fx.Node
     ) -> fx.GraphModule:
         graph = fx.Graph()
         activations = graph.placeholder("activations")
@@ -138,14 +139,14 @@ class Trace:
         length = graph.call_method("size", (activations, 0)) if constants else None
         copies: dict[fx.Node, Any] = {}
         for node in needed:
-            if node in entrances:
+            if node in starts:
                 copies[node] = start
             elif node in constants:
                 copies[node] = _size(graph, length, *constants[node])
             else:
                 copies[node] = _copy(graph, node, copies)
         graph.output(copies[end])
-        return fx.GraphModule(self._layers(n for n in needed if n not in entrances), graph, class_name="Tail")
+        return fx.GraphModule(self._layers(n for n in needed if n not in starts), graph, class_name="Tail")
 
     def _layers(self, nodes: Iterable[fx.Node]) -> dict[str, Any]:
         paths = [str(node.target) for node in nodes if node.op in ("call_module", "get_attr")]
@@ -156,12 +157,6 @@ class Trace:
             few, more = (_Sizes(self._whole, self._graph).of(self._batch(count)) for count in (_FEW, _MORE))
             self._sizes = {node: (value, more[node]) for node, value in few.items()}
         return self._sizes
-
-
-def sharing_copy(network: nn.Module) -> nn.Module:
-    """Copy the modules of a network but not their tensors."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 class _Whole(nn.Module):
@@ -238,11 +233,11 @@ def _made_from(graph: fx.Graph, sources: set[fx.Node]) -> set[fx.Node]:
     return made
 
 
-def _entrances(start: fx.Node) -> set[fx.Node]:
+def _starts(start: fx.Node) -> set[fx.Node]:
     """Return the values that the cached activations stand for: of a layer that puts out several things, the first."""
-    places = [user.args[1] if user.target is operator.getitem else None for user in start.users]
-    if places and all(isinstance(place, int) for place in places):
-        return {user for user, place in zip(start.users, places, strict=True) if place == 0}
+    indices = [user.args[1] if user.target is operator.getitem else None for user in start.users]
+    if indices and all(isinstance(index, int) for index in indices):
+        return {user for user, index in zip(start.users, indices, strict=True) if index == 0}
     return {start}
 
 

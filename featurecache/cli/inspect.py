@@ -39,12 +39,12 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load, run once, print."""
     from featurecache.backbones.cutting import valid_cuts
-    from featurecache.backbones.inspection import list_nodes, probe_with_costs
+    from featurecache.backbones.inspection import dry_run_with_costs, list_nodes
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import resolve_taps, with_default_warning
 
     backbone = load_backbone(request_of(args))
-    costed = probe_with_costs(backbone)
+    costed = dry_run_with_costs(backbone)
     nodes = list_nodes(backbone, costed)
     # A network without a default tap is shown all the same: that is how one is chosen.
     default = [] if backbone.default.tap is None else ["default"]
@@ -113,11 +113,11 @@ def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
 
 
 def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> None:
-    from featurecache.backbones.entrances import entrance_of
+    from featurecache.backbones.input_kinds import input_kind_of
     from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
     from featurecache.backbones.taps import choices
 
-    inputs = entrance_of(backbone.preprocess).sized(backbone.preprocess)
+    inputs = input_kind_of(backbone.preprocess).sized(backbone.preprocess)
     print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, {inputs}")
     print_line("trainable parameters: " + str(backbone.num_trainable))
     print_line(f"output layer removed: {', '.join(backbone.output_layers) or 'none was found'}")

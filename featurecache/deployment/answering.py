@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import PRE_LOGITS
-from featurecache.backbones.rounding import round_as
+from featurecache.backbones.dry_run import PRE_LOGITS
 from featurecache.backbones.taps import Tap, TappedBackbone
+from featurecache.deployment.rounding import round_as
 from featurecache.deployment.saved import SavedHead
 from featurecache.heads.gradient.trainable import TrainableLayers
 from featurecache.heads.gradient.tuner import FineTuned

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from featurecache.atomic import published, published_folder
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.deployment.exporting.format import FORMATS, Exported
@@ -200,7 +200,7 @@ def _expected(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[NDArray[An
 
 def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[str, Any]:
     """Return all that is needed to prepare inputs and to read answers, as JSON values."""
-    name = entrance_of(network.preprocess).noun
+    name = input_kind_of(network.preprocess).noun
     output = "numbers" if saved.kind == "numbers" else "probabilities"
     return {
         "format": "featurecache.export",

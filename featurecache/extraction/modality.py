@@ -1,7 +1,7 @@
 """A modality: what turns the bytes of one input into arrays of one fixed shape, and what is known of the way.
 
 Everything above knows inputs as bytes and batches as arrays. Another modality is a preprocess in ``specs.py``, a class
-here, and an entrance to the network in ``backbones/entrances.py``.
+here, and its way into a network in ``backbones/input_kinds.py``.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from typing import cast
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.providers.hub_access import no_network
-from featurecache.backbones.random_weights import seed_of
 from featurecache.backbones.registry import is_listed, load_backbone
-from featurecache.backbones.weights import key_of
+from featurecache.backbones.weights.loading import key_of
+from featurecache.backbones.weights.random_weights import seed_of
 from featurecache.errors import BackboneMismatchError, DownloadNeededError, NotAgreedError
 from featurecache.specs import BackboneRequest, FeatureIdentity, InitName, PrecisionName
 

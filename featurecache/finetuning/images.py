@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.backbones.entrances import entrance_of
-from featurecache.backbones.probing import INPUT
+from featurecache.backbones.dry_run import INPUT
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.errors import InputError, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.inventory import take_inventory
@@ -128,7 +128,7 @@ class ImageReader:
     def __init__(self, files: Sequence[Input], preprocess: PreprocessSpec) -> None:
         self.preprocess = preprocess
         self.files = files
-        self._prepare = entrance_of(preprocess).prepare(preprocess)
+        self._prepare = input_kind_of(preprocess).prepare(preprocess)
         self._threads = ThreadPoolExecutor(num_cores())
 
     def __call__(self, places: NDArray[np.int64], draw: Draw | None) -> Tensor:

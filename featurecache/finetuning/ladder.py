@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.inspection import CostedProbe, probe_with_costs
-from featurecache.backbones.probing import INPUT, PRE_LOGITS
+from featurecache.backbones.dry_run import INPUT, PRE_LOGITS
+from featurecache.backbones.inspection import CostedDryRun, dry_run_with_costs
 from featurecache.errors import BackboneError, HeadError, ReportWarning, RequestError
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
@@ -155,7 +155,7 @@ def climb(
     tuning = replace(tuning or FineTuning(), start=("probe",))
     check_views(sets, tuning)
     judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
-    costed = probe_with_costs(network)
+    costed = dry_run_with_costs(network)
     whole.sort(key=lambda each: -costed.seen.order[_node(each)])
     plans = [_plan(task, each, tuning, costed, random_state) for each in whole]
     plan = LadderPlan(rungs=tuple(plans))
@@ -188,7 +188,7 @@ class _Budget:
     def __init__(
         self,
         network: Backbone,
-        costed: CostedProbe,
+        costed: CostedDryRun,
         tuning: FineTuning,
         *,
         deadline: float,
@@ -263,7 +263,7 @@ def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> Non
     report.heads.sort(key=lambda head: head is not heads[number])  # a stable sort: the others stay by score
 
 
-def _plan(task: Task, feature_set: FeatureSet, tuning: FineTuning, costed: CostedProbe, random_state: int) -> RungPlan:
+def _plan(task: Task, feature_set: FeatureSet, tuning: FineTuning, costed: CostedDryRun, random_state: int) -> RungPlan:
     before = 0 if _node(feature_set) == INPUT else costed.flops.get(_node(feature_set), 0)
     flops = max(costed.flops[PRE_LOGITS] - before, 0)
     return plan_rung(task, feature_set, tuning, flops=flops, random_state=random_state)

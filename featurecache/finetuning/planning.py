@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of
-from featurecache.backbones.probing import made_up_inputs
+from featurecache.backbones.dry_run import example_inputs
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.evaluation.selection import folds
 from featurecache.finetuning.images import ImageSet
 from featurecache.finetuning.settings import FineTuning
@@ -202,7 +202,7 @@ def measured_speed(
 
 def seconds_of_a_flop(backbone: Backbone, flops: int, *, clock: Clock) -> float:
     """Time a forward pass of a whole network, whose operations for one input are ``flops``."""
-    call, inputs = entrance_of(backbone.preprocess).call, made_up_inputs(backbone)
+    call, inputs = input_kind_of(backbone.preprocess).call, example_inputs(backbone)
     with all_threads(), torch.inference_mode():
         seconds = _timed(clock, lambda: call(backbone.module, inputs))
     return seconds / max(flops * len(inputs), 1)

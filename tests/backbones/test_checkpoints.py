@@ -26,7 +26,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from featurecache.backbones.checkpoints import read_checkpoint
+from featurecache.backbones.weights.checkpoints import read_checkpoint
 from featurecache.errors import WeightsError
 
 TENSORS = {"0.weight": torch.arange(6.0).reshape(2, 3), "0.bias": torch.ones(2)}
@@ -266,7 +266,7 @@ def test_records_are_bounded_before_they_are_inflated(tmp_path: Path, name: str)
     code = (
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
-        "from featurecache.backbones.checkpoints import read_checkpoint\n"
+        "from featurecache.backbones.weights.checkpoints import read_checkpoint\n"
         "from featurecache.errors import WeightsError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try:\n"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from featurecache.backbones.cutting import cut, each_cut, valid_cuts
-from featurecache.backbones.probing import made_up_inputs
+from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.registry import load_backbone
 from featurecache.errors import BackboneError, UnknownNameError
 from featurecache.specs import BackboneRequest
@@ -111,7 +111,7 @@ def test_the_rest_after_every_valid_cut_has_the_values_gradients_and_statistics_
     random_backbone, name, crop, num_valid
 ):
     backbone = random_backbone(name, crop=crop)
-    inputs = made_up_inputs(backbone, 3)  # not the number that was traced with
+    inputs = example_inputs(backbone, 3)  # not the number that was traced with
     nodes = []
     for found in each_cut(backbone):
         check_is_the_rest(backbone, found, inputs)
@@ -143,7 +143,7 @@ def test_a_cut_between_the_blocks_that_nobody_suggests(random_backbone):
             with pytest.raises(BackboneError, match="no parameters come after it; cache it pooled and train a head"):
                 cut(backbone, node)
         else:
-            check_is_the_rest(backbone, cut(backbone, node), made_up_inputs(backbone, 3))
+            check_is_the_rest(backbone, cut(backbone, node), example_inputs(backbone, 3))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_sizes_may_pass_by_a_cut_for_any_length_of_batch(node):
     cut(backbone, node)
     assert all(torch.equal(before[name], buffer) for name, buffer in backbone.module.named_buffers())
     for num_images in (1, 2, 5):
-        check_is_the_rest(backbone, cut(backbone, node), made_up_inputs(backbone, num_images))
+        check_is_the_rest(backbone, cut(backbone, node), example_inputs(backbone, num_images))
 
 
 def test_code_between_the_layers_that_depends_on_the_mode_is_refused():
@@ -262,7 +262,7 @@ def test_text_encoders_are_refused(tmp_path):
 def test_all_of_a_network_comes_after_its_input(random_backbone, name):
     backbone = random_backbone(name)
     found = cut(backbone, "input")
-    images = made_up_inputs(backbone, 3)
+    images = example_inputs(backbone, 3)
     with torch.inference_mode():
         assert torch.equal(found.tail(images), backbone.module(images))
     everything = {name for name, p in backbone.module.named_parameters() if p.is_floating_point()}
@@ -272,7 +272,7 @@ def test_all_of_a_network_comes_after_its_input(random_backbone, name):
 def test_a_network_that_looks_how_large_its_images_are_can_be_cut(random_backbone):
     backbone = random_backbone("timm:test_vit")  # it resizes its positions where the size is not that of training
     found = cut(backbone, "blocks.2")
-    check_is_the_rest(backbone, found, made_up_inputs(backbone, 3))
+    check_is_the_rest(backbone, found, example_inputs(backbone, 3))
 
 
 def test_a_tail_learns():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from featurecache.backbones.cutting import cut
-from featurecache.backbones.entrances import entrance_of
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.taps import TappedBackbone, resolve_taps, with_default_warning
 from featurecache.cli import main
@@ -174,7 +174,7 @@ def test_a_network_gets_its_own_copy_of_a_batch() -> None:
     before = images_BCHW.clone()
     (tap,) = resolve_taps(backbone, ["input:none"])
     with torch.inference_mode():
-        entrance_of(backbone.preprocess).call(backbone.module, images_BCHW)
+        input_kind_of(backbone.preprocess).call(backbone.module, images_BCHW)
         features = TappedBackbone(backbone, [tap])(images_BCHW)[tap.name]
     assert np.array_equal(images_BCHW, before)
     assert np.array_equal(features, before)

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from featurecache.backbones.depth import depth_groups
-from featurecache.backbones.probing import probe
+from featurecache.backbones.dry_run import dry_run
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.heads.gradient.trainable import TrainableLayers, layer_factors
@@ -46,7 +46,7 @@ def drawn(name, crop=None):
 
 
 def groups_of(backbone):
-    seen = probe(backbone)
+    seen = dry_run(backbone)
     blocks = suggested_nodes(backbone, seen)["blocks"]
     names = [name for name, _ in backbone.module.named_parameters()]
     return seen, blocks, depth_groups(seen, blocks, names)

@@ -17,8 +17,8 @@ from tiny_backbones import TinyNet
 from torch import Tensor, nn
 
 from featurecache.backbones.cutting import cut, valid_cuts
+from featurecache.backbones.dry_run import dry_run, first_tensor
 from featurecache.backbones.inspection import list_nodes
-from featurecache.backbones.probing import first_tensor, probe
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.suggestions import suggested_nodes
@@ -171,13 +171,13 @@ def test_suggested_taps_and_cuts_are_those_of_the_network(name: str, tmp_path: P
     backbone = load(written(whole, tmp_path / "p.pt2", side), keep_classifier=False)
     assert backbone.classifier == original.classifier
     assert backbone.num_parameters == original.num_parameters
-    groups = [suggested_nodes(each, probe(each)) for each in (original, backbone)]
+    groups = [suggested_nodes(each, dry_run(each)) for each in (original, backbone)]
     assert groups[0] == groups[1]
     assert groups[0]["blocks"]
     cuts = [[(c.tap, c.shape, c.num_trainable) for c in valid_cuts(each)] for each in (original, backbone)]
     assert cuts[0] == cuts[1] != []
     classes = [{node.name: node.class_name for node in list_nodes(each)} for each in (original, backbone)]
-    called = {path for path in probe(backbone).order if path in classes[0]}
+    called = {path for path in dry_run(backbone).order if path in classes[0]}
     assert {path: classes[1][path] for path in called} == {path: classes[0][path] for path in called}
     # A copy of the rest learns, under the names of the network.
     found = cut(backbone, cuts[1][-1][0])

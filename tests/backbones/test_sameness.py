@@ -16,7 +16,7 @@ import torch
 from conftest import need
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.probing import made_up_inputs, probe
+from featurecache.backbones.dry_run import dry_run, example_inputs
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.suggestions import suggested_nodes
@@ -121,7 +121,7 @@ def truth_of(case_name: str) -> Truth:
     images_BHWC = np.random.default_rng(0).integers(0, 256, (BATCH, size, size, 3), np.uint8)
     images = (images_BHWC.astype(np.float64) / 255 - spec.mean) / spec.std
     images_BCHW = torch.from_numpy(images.transpose(0, 3, 1, 2)).float()
-    groups = suggested_nodes(backbone, probe(backbone))
+    groups = suggested_nodes(backbone, dry_run(backbone))
     hooked = seen_by_hooks(backbone, groups["stages"] + groups["blocks"], images_BCHW)
     expected = {}
     for node, output in hooked.items():
@@ -156,7 +156,7 @@ def test_branches_with_an_output_layer_each_are_joined(name):
     parent = full.output_layers[0].rpartition(".")[0]
     for branch in full.module.get_submodule(parent):
         branch.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    images_BCHW = made_up_inputs(full)
+    images_BCHW = example_inputs(full)
     with torch.inference_mode():
         full.module(images_BCHW)
         (features,) = TappedBackbone(backbone, resolve_taps(backbone, ["default"]))(images_BCHW).values()
@@ -167,7 +167,7 @@ def test_branches_with_an_output_layer_each_are_joined(name):
 def test_pool_by_attention_gives_the_token_that_asks():
     name, crop = "timm:resnet50_clip", 64  # not among the architectures: its softmax enlarges what runtimes round
     backbone = load(name, crop)
-    images_BCHW = made_up_inputs(backbone)
+    images_BCHW = example_inputs(backbone)
     taps = resolve_taps(backbone, ["default", "stages"])
     assert [tap.name for tap in taps] == ["pre_logits:cls", *(f"stages.{stage}:avg" for stage in range(4))]
     with torch.inference_mode():

@@ -145,7 +145,7 @@ def test_channels_last_is_decided_by_shape():
         ("body:median", UnknownNameError, "unknown pooling 'median'"),
         ("body:cls", BackboneError, "cls pools tokens"),
         ("head:avg", BackboneError, "avg pools maps"),
-        ("body:grid9", BackboneError, "body has only 8x8 places"),
+        ("body:grid9", BackboneError, "body has only 8x8 positions"),
         ("body:cls+mean", BackboneError, "poolings that fit: avg, avgmax, flatten, gem, grid2, max, none"),
         ("head:gem", BackboneError, "poolings that fit: flatten, none"),
         ("block", UnknownNameError, "unknown tap 'block'; did you mean 'blocks'"),
@@ -161,7 +161,7 @@ def test_cls_needs_a_class_token(random_backbone):
     vit = random_backbone("timm:vit_tiny_patch16_224")
     with pytest.raises(BackboneError, match="has no class token"):
         resolve_taps(vit, ["patch_embed:cls"])
-    with pytest.raises(BackboneError, match="does not tell channels from places"):
+    with pytest.raises(BackboneError, match="does not tell channels from positions"):
         resolve_taps(vit, ["blocks.0.attn.q_norm:avg"])
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from featurecache.backbones.checkpoints import read_checkpoint
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.backbones.torchvision_compat import import_torchvision, torchvision_state
-from featurecache.backbones.weights import LoadedWeights, check_finite, key_of, load_weights
+from featurecache.backbones.weights.checkpoints import read_checkpoint
+from featurecache.backbones.weights.loading import LoadedWeights, check_finite, key_of, load_weights
 from featurecache.errors import RequestError, WeightsError
 from featurecache.hashing import digest_file
 from featurecache.specs import BackboneRequest
@@ -185,9 +185,9 @@ def test_prefixes_are_found_or_named() -> None:
 
 
 def _checkpoint(tensors: State) -> Any:
-    from featurecache.backbones.checkpoints import Checkpoint
+    from featurecache.backbones.weights.checkpoints import Checkpoint
 
-    return Checkpoint(path=Path("x.pth"), key="", tensors=tensors, parts=dict.fromkeys(tensors, ""), taken_before="")
+    return Checkpoint(path=Path("x.pth"), key="", tensors=tensors, sections=dict.fromkeys(tensors, ""), taken_before="")
 
 
 def test_old_names_are_changed_behind_what_wraps_them(tmp_path: Path) -> None:

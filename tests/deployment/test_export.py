@@ -17,12 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from tiny_texts import MAX_TOKENS, some_texts, write_encoder, write_table
 
 import featurecache as fc
-from featurecache.backbones.rounding import round_as
 from featurecache.cli import main
 from featurecache.deployment import export as export_module
 from featurecache.deployment.export import export_head
 from featurecache.deployment.exporting import format as formats
 from featurecache.deployment.exporting.format import FORMATS
+from featurecache.deployment.rounding import round_as
 from featurecache.deployment.saved import keep_head
 from featurecache.errors import (
     BackboneError,

@@ -8,9 +8,9 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from featurecache.backbones.checkpoints import read_checkpoint
 from featurecache.backbones.provider import Provided
-from featurecache.backbones.weights import load_weights
+from featurecache.backbones.weights.checkpoints import read_checkpoint
+from featurecache.backbones.weights.loading import load_weights
 from featurecache.errors import MissingExtraError
 from featurecache.hashing import digest_file
 from featurecache.specs import PreprocessSpec

@@ -37,7 +37,7 @@ class ExportedProgramProvider:
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Load the program, which can run code, and make its modules."""
-        from featurecache.backbones.exported_network import load_program
+        from featurecache.backbones.providers.exported_network import load_program
 
         if not pretrained and weights is None:
             raise BackboneError(

@@ -53,9 +53,9 @@ def _reachable(endpoint: str) -> bool:
     # Behind a proxy a direct connection says nothing.
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
-    parts = urlsplit(endpoint)
+    url = urlsplit(endpoint)
     try:
-        with socket.create_connection((parts.hostname, parts.port or 443), timeout=_TIMEOUT_S):
+        with socket.create_connection((url.hostname, url.port or 443), timeout=_TIMEOUT_S):
             return True
     except OSError:
         return False

@@ -40,7 +40,7 @@ class HubCheckoutProvider:
             untrained = not pretrained and weights is None
             provided = provide(PREFIX + name, function, untrained=untrained, options=options)
         provided.weights_source = f"checkout {folder.name}, entry point {entry}"
-        # The place of the checkout says nothing about the features.
+        # Where the checkout lies says nothing about the features.
         provided.identity_name = f"{PREFIX}{folder.name}:{entry}"
         return provided
 
@@ -54,10 +54,10 @@ class HubCheckoutProvider:
 
 
 def _parse(name: str) -> tuple[Path, str]:
-    place, _, entry = name.rpartition(":")
-    if not place or not entry:
+    path, _, entry = name.rpartition(":")
+    if not path or not entry:
         raise BackboneError(f"{PREFIX}{name} should read {PREFIX}FOLDER:entrypoint")
-    folder = Path(place).expanduser().resolve()
+    folder = Path(path).expanduser().resolve()
     if not (folder / "hubconf.py").is_file():
         raise BackboneError(f"{PREFIX}{name}: {folder} has no hubconf.py; clone the repository there")
     return folder, entry

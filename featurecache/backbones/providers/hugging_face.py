@@ -17,8 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from featurecache.backbones.checkpoints import Checkpoint
-from featurecache.backbones.key_prefixes import choose_part
 from featurecache.backbones.provider import EarlierDefault, Provided
 from featurecache.backbones.providers.hub_access import quick_hub
 from featurecache.backbones.providers.image_processors import read_preprocess
@@ -30,18 +28,20 @@ from featurecache.backbones.providers.text_encoders import (
     read_text_settings,
 )
 from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.backbones.weights.checkpoints import Checkpoint
+from featurecache.backbones.weights.key_prefixes import choose_section
 from featurecache.errors import BackboneError, MissingExtraError, RequestError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
 
 PREFIX = "hf:"
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json (images) or tokenizer.json (texts)")
-# Two-tower models: only the image tower is wanted.
+# Two-tower models: only the image tower is needed.
 _TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel", "siglip2": "SiglipVisionModel"}
-# Encoders and decoders: only the encoder is wanted.
+# Encoders and decoders: only the encoder is needed.
 _TEXT_TOWERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
 _NO_CLASS_TOKEN = {"siglip", "siglip2", "siglip_vision_model", "ijepa"}
-# Never run a model's own code; tell what does not fit instead of raising, so that one check judges all of it.
+# Never run a model's own code; tell what does not fit instead of raising, so that one check covers all of it.
 _STRICT = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
 _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -81,9 +81,9 @@ class HuggingFaceProvider:
             else partial(_load_file, kind, settings, module.state_dict(), keep_classifier=keep_classifier),
             identity_name=f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else None,
             **(
-                _text_parts(name, config)
+                _text_fields(name, config)
                 if is_text_encoder(config)
-                else _image_parts(transformers, name, settings, module)
+                else _image_fields(transformers, name, settings, module)
             ),
         )
 
@@ -144,7 +144,7 @@ def _pretrained(kind: Any, name: str, config: Any, *, keep_classifier: bool) -> 
 
 def _load_file(kind: Any, config: Any, own: dict[str, Any], checkpoint: Checkpoint, *, keep_classifier: bool) -> Any:
     """Load a file by transformers' rules: the names in published files are older than those of its networks."""
-    state = choose_part(checkpoint, own, kind.__name__)
+    state = choose_section(checkpoint, own, kind.__name__)
     with _quiet(_import_transformers()):
         module, report = kind.from_pretrained(None, config=config, state_dict=state, **_STRICT)
     _check_complete(module, report, str(checkpoint.path), keep_classifier=keep_classifier)
@@ -156,7 +156,7 @@ def _check_complete(module: Any, report: dict[str, Any], what: str, *, keep_clas
     forgiven = () if keep_classifier else _classifiers(module)
     gaps = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if any(key.startswith("pooler.") for key in gaps):
-        # Many encoders were published without the layer that their class puts on top; it is no part of the features.
+        # Many encoders were published without the layer that their class puts on top; it does not touch the features.
         module.pooler = None
         gaps = [key for key in gaps if not key.startswith("pooler.")]
     if gaps := [key for key in gaps if not key.startswith(forgiven)]:
@@ -187,7 +187,7 @@ def _num_prefix_tokens(config: Any, module: Any) -> int:
     return num_single + int(getattr(config, "num_register_tokens", 0) or 0)
 
 
-def _text_parts(name: str, config: Any) -> dict[str, Any]:
+def _text_fields(name: str, config: Any) -> dict[str, Any]:
     folder = Path(name).expanduser()
     text = read_text_settings(PREFIX + name, config, folder_reader(folder) if folder.is_dir() else _hub_reader(name))
     return {
@@ -199,9 +199,9 @@ def _text_parts(name: str, config: Any) -> dict[str, Any]:
     }
 
 
-def _image_parts(transformers: Any, name: str, settings: Any, module: Any) -> dict[str, Any]:
+def _image_fields(transformers: Any, name: str, settings: Any, module: Any) -> dict[str, Any]:
     before = _preprocess_before(name, settings)
-    parts: dict[str, Any] = {"num_prefix_tokens": _num_prefix_tokens(settings, module)}
+    fields: dict[str, Any] = {"num_prefix_tokens": _num_prefix_tokens(settings, module)}
     try:
         with quick_hub():
             preprocess = read_preprocess(transformers, name, PREFIX + name)
@@ -213,9 +213,9 @@ def _image_parts(transformers: Any, name: str, settings: Any, module: Any) -> di
         now = EarlierDefault(
             kind="preprocess", now=f"this preprocess would be refused now ({refusal})", preprocess=before
         )
-        return {**parts, "preprocess": before, "refusal": refusal, "earlier": (now,)}
+        return {**fields, "preprocess": before, "refusal": refusal, "earlier": (now,)}
     return {
-        **parts,
+        **fields,
         "preprocess": preprocess,
         "earlier": changed_rules(before, preprocess, "transformers' own processor"),
     }

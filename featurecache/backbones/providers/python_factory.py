@@ -69,7 +69,7 @@ def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options:
     """
     import torch
 
-    from featurecache.backbones.random_weights import reinitialise
+    from featurecache.backbones.weights.random_weights import reinitialise
 
     takes_pretrained = "pretrained" in parameters_of(factory)
     if untrained and takes_pretrained:

@@ -79,7 +79,7 @@ def prepared(image: Image.Image, preprocess: PreprocessSpec) -> NDArray[np.float
     """Return an RGB image as the network sees it, (C, H, W)."""
     import torch  # providers are listed without it
 
-    from featurecache.backbones.entrances import Normalise
+    from featurecache.backbones.input_kinds import Normalise
 
     pixels_1HWC = torch.from_numpy(np.array(resize_and_crop(image, preprocess)))[None]
     with torch.no_grad():

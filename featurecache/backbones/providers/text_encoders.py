@@ -1,4 +1,4 @@
-"""What a folder of a text encoder holds beside its network: tokenizer, length, and how its tokens are pooled.
+"""What a folder of a text encoder holds besides its network: tokenizer, length, and how its tokens are pooled.
 
 Folders are laid out as on a hub's page: ``config.json``, ``model.safetensors``, ``tokenizer.json``, and for sentence
 encoders ``sentence_bert_config.json`` and ``1_Pooling/config.json``. Nothing in them is code, or is run.
@@ -27,7 +27,7 @@ ReadJson = Callable[[str], dict[str, Any] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """All that a backbone of texts needs beside its network."""
+    """All that a backbone of texts needs besides its network."""
 
     tokenizer: str
     preprocess: TextPreprocessSpec
@@ -38,8 +38,8 @@ class TextSettings:
 
 def is_text_encoder(config: Any) -> bool:
     """Tell by a transformers configuration whether a network reads tokens and nothing else."""
-    looks = any(getattr(config, name, None) is not None for name in ("vision_config", "image_size", "num_channels"))
-    return getattr(config, "vocab_size", None) is not None and not looks
+    sees = any(getattr(config, name, None) is not None for name in ("vision_config", "image_size", "num_channels"))
+    return getattr(config, "vocab_size", None) is not None and not sees
 
 
 def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
@@ -76,8 +76,8 @@ def _definition(content: dict[str, Any]) -> str:
 
 
 def _length(config: Any, read: ReadJson) -> tuple[int, tuple[str, ...]]:
-    said = (read("sentence_bert_config.json") or {}).get("max_seq_length")
-    limits = [said, (read("tokenizer_config.json") or {}).get("model_max_length"), _positions(config)]
+    own_limit = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    limits = [own_limit, (read("tokenizer_config.json") or {}).get("model_max_length"), _positions(config)]
     # Tokenizers that know no limit say so with a number of thirty digits.
     known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit < 1 << 24]
     length = min(known, default=MOST_TOKENS)

@@ -165,7 +165,7 @@ def _classifier_paths(module: Any) -> tuple[str, ...]:
     """Return where timm says the output layers are; several for distilled networks."""
     declared = module.pretrained_cfg.get("classifier") or ()
     paths = (declared,) if isinstance(declared, str) else tuple(declared)
-    # A distilled network answers with the mean of two output layers, and one architecture declares the first alone.
+    # A distilled network puts out the mean of two output layers, and one architecture declares the first alone.
     twins = (f"{first}_dist{dot}{rest}" for first, dot, rest in (path.partition(".") for path in paths))
     present = dict(module.named_modules())
     return tuple(path for path in dict.fromkeys((*paths, *twins)) if path in present)
@@ -195,9 +195,9 @@ def _class_token(module: Any) -> Any:
 
 
 def _pools_by_attention(timm: ModuleType, module: Any) -> bool:
-    """Tell whether the mean of all places joins them as a token that asks the others: CLIP's ResNets."""
+    """Tell whether the mean of all positions joins them as a token that asks the others: CLIP's ResNets."""
     pools = (timm.layers.AttentionPool2d, timm.layers.RotAttentionPool2d)
-    return any(isinstance(part, pools) for part in module.modules())
+    return any(isinstance(layer, pools) for layer in module.modules())
 
 
 def _hub_name(config: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from featurecache.backbones.checkpoints import read_checkpoint
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.providers.hub_access import check_network_allowed
 from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.backbones.weights import load_weights, name_warnings
+from featurecache.backbones.weights.checkpoints import read_checkpoint
+from featurecache.backbones.weights.loading import load_weights, name_warnings
 from featurecache.errors import BackboneError, UnknownNameError, WeightsError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import PreprocessSpec
@@ -23,7 +23,7 @@ PREFIX = "torchvision:"
 _TIMEOUT_S = 10.0
 # torchvision's own loaders rename these keys of its DenseNet files, which are older than its DenseNet code.
 _OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-# These two undo the normalisation inside the network, but only when told that the weights want it.
+# These two undo the normalisation inside the network, but only when the weights are known to need it.
 _TRANSFORM_INPUT = {"googlenet", "inception_v3"}
 
 
@@ -146,7 +146,7 @@ def _classifier_path(module: Any) -> str:
     if linears:
         return linears[-1]
     if isinstance(layer := getattr(module, "classifier", None), nn.Sequential):
-        return next(f"classifier.{path}" for path, part in layer.named_children() if isinstance(part, nn.Conv2d))
+        return next(f"classifier.{path}" for path, child in layer.named_children() if isinstance(child, nn.Conv2d))
     raise BackboneError(f"{type(module).__name__} has no output layer that is known here")
 
 

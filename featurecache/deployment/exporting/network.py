@@ -15,9 +15,9 @@ from torch.fx import Node
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.normalized import Normalized
-from featurecache.backbones.rounding import round_as
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.deployment.exporting.head_layers import head_layers
+from featurecache.deployment.rounding import round_as
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import BackboneError, first_line
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of, is_text
-from featurecache.backbones.probing import INPUT, PRE_LOGITS, first_tensor, made_up_inputs, node_modules, watch
+from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, example_inputs, first_tensor, node_modules, watch
+from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.tapped import Tap, TappedBackbone
 from featurecache.errors import BackboneError, first_line
 
@@ -28,9 +28,9 @@ from featurecache.errors import BackboneError, first_line
 _SAME_RUN, _SAME_IMAGE = 1e-5, 1e-3
 
 
-def check_steadiness(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
+def check_determinism(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
     """Refuse a backbone whose features for an input are not the same alone, in company, and again."""
-    tapped, inputs = TappedBackbone(backbone, taps), made_up_inputs(backbone)
+    tapped, inputs = TappedBackbone(backbone, taps), example_inputs(backbone)
     one, many = _nouns(backbone)
     with torch.inference_mode():
         together = tapped(inputs)
@@ -62,7 +62,7 @@ def _check_finite(backbone: Backbone, tapped: TappedBackbone, features: Mapping[
     if not broken:
         return
     # Made-up inputs are of unit variance; a network that takes roots of pixels is right to object to those.
-    pixels = tapped(_made_up_pixels(backbone)) if not is_text(backbone.preprocess) else features
+    pixels = tapped(_example_pixels(backbone)) if not is_text(backbone.preprocess) else features
     broken = [tap for tap in broken if not pixels[tap].isfinite().flatten(1).all(1).any()]
     if broken:
         one, _ = _nouns(backbone)
@@ -72,26 +72,26 @@ def _check_finite(backbone: Backbone, tapped: TappedBackbone, features: Mapping[
         raise BackboneError(f"{backbone.name} gives NaN or infinity on every {every} (tap {broken[0]!r}): {where}")
 
 
-def _made_up_pixels(backbone: Backbone) -> Tensor:
-    entrance = entrance_of(backbone.preprocess)
-    shape = (2, *entrance.shape(backbone.preprocess))
+def _example_pixels(backbone: Backbone) -> Tensor:
+    kind = input_kind_of(backbone.preprocess)
+    shape = (2, *kind.shape(backbone.preprocess))
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    prepared: Tensor = entrance.prepare(backbone.preprocess)(pixels)
-    return prepared.to(made_up_inputs(backbone, 1).device)
+    prepared: Tensor = kind.prepare(backbone.preprocess)(pixels)
+    return prepared.to(example_inputs(backbone, 1).device)
 
 
 def _first_layer_not_finite(backbone: Backbone) -> str | None:
     found: list[str] = []
 
-    def look(node: str, output: Any) -> None:
+    def record(node: str, output: Any) -> None:
         tensor = first_tensor(output)
         if not found and tensor is not None and tensor.is_floating_point() and not tensor.isfinite().all():
             found.append(node)
 
     modules = {node: module for node, module in node_modules(backbone).items() if node not in (INPUT, PRE_LOGITS)}
-    handles = [watch(module, node, backbone, partial(look, node)) for node, module in modules.items()]
+    handles = [watch(module, node, backbone, partial(record, node)) for node, module in modules.items()]
     try:
-        entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone))
+        input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone))
     finally:
         for handle in handles:
             handle.remove()
@@ -113,8 +113,8 @@ def _agree_in_double(backbone: Backbone, taps: tuple[Tap, ...], inputs: Tensor) 
 
 
 def _nouns(backbone: Backbone) -> tuple[str, str]:
-    entrance = entrance_of(backbone.preprocess)
-    return entrance.one, entrance.noun
+    kind = input_kind_of(backbone.preprocess)
+    return kind.one, kind.noun
 
 
 def _run_alone(backbone: Backbone, tapped: TappedBackbone, one_input: Tensor) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurecache.backbones.checkpoints import Checkpoint
-from featurecache.backbones.file_kinds import differing_digest
-from featurecache.backbones.key_prefixes import choose_tensors, fits
+from featurecache.backbones.weights.checkpoints import Checkpoint
+from featurecache.backbones.weights.file_formats import differing_digest
+from featurecache.backbones.weights.key_prefixes import choose_tensors, fits
 from featurecache.errors import ReportWarning, WeightsError
 from featurecache.hashing import digest_file
 
@@ -40,12 +40,12 @@ class LoadedWeights:
 
 
 def file_source(path: Path, key: str | None) -> str:
-    """Say which file weights came from, and which part of it; `key_of` reads the part back."""
+    """Say which file weights came from, and which section of it; `key_of` reads the section back."""
     return f"file {path.name} (sha256 {digest_file(path)[:12]})" + ("" if key is None else f", key {key}")
 
 
 def key_of(weights_source: str) -> str | None:
-    """Return the part of a weights file that was loaded, where one was named."""
+    """Return the section of a weights file that was loaded, where one was named."""
     found = _FILE_SOURCE.match(weights_source)
     return found[1] if found else None
 
@@ -151,21 +151,21 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _renamed(checkpoint: Checkpoint, rename_key: Callable[[str], str]) -> Checkpoint:
-    """Rename each tensor within its part, behind what wraps all names of the part."""
-    fronts = {part: _wrapper(checkpoint, part) for part in set(checkpoint.parts.values())}
-    tensors, parts = {}, {}
+    """Rename each tensor within its section, behind what wraps all names of the section."""
+    fronts = {section: _wrapper(checkpoint, section) for section in set(checkpoint.sections.values())}
+    tensors, sections = {}, {}
     for name, tensor in checkpoint.tensors.items():
-        part = checkpoint.parts[name]
-        front = fronts[part]
+        section = checkpoint.sections[name]
+        front = fronts[section]
         new = front + rename_key(name[len(front) :])
-        tensors[new], parts[new] = tensor, part
-    return replace(checkpoint, tensors=tensors, parts=parts)
+        tensors[new], sections[new] = tensor, section
+    return replace(checkpoint, tensors=tensors, sections=sections)
 
 
-def _wrapper(checkpoint: Checkpoint, part: str) -> str:
-    """Return what all names of a part begin with: the part itself, then what training put in front."""
-    front = f"{part}." if part else ""
-    names = [name for name, each in checkpoint.parts.items() if each == part]
+def _wrapper(checkpoint: Checkpoint, section: str) -> str:
+    """Return what all names of a section begin with: the section itself, then what training put in front."""
+    front = f"{section}." if section else ""
+    names = [name for name, each in checkpoint.sections.items() if each == section]
     while added := next((w for w in _WRAPPERS if all(name.startswith(front + w) for name in names)), None):
         front += added
     return front

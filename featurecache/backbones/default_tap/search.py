@@ -6,10 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from featurecache.backbones.dataflow import Call, Dataflow, Value
-from featurecache.backbones.probing import INPUT_OF
-from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap
-from featurecache.backbones.walking import (
+from featurecache.backbones.default_tap.recording import Call, Dataflow, Value
+from featurecache.backbones.default_tap.walks import (
     Ends,
     base_of,
     common_ancestor,
@@ -19,12 +17,14 @@ from featurecache.backbones.walking import (
     is_convolution,
     is_made_nearby,
     is_open,
-    is_part_of,
+    is_slice_of,
     kernel_of,
     layers_between,
     step_back,
     width_of,
 )
+from featurecache.backbones.dry_run import INPUT_OF
+from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap
 
 _PROJECTION_NAMES = ("proj", "embed")
 _GIVEN = "it puts out features as well as what its last layers make of them, and the features are taken"
@@ -94,25 +94,25 @@ class OutputSearch:
     def _decide(self, heads: list[Value], marks: set[str]) -> Found:
         if "relu" in marks and not all(is_convolution(head) or width_of(head) == 1 for head in heads):
             return self._refuse_hidden(heads[0])
-        entrances = [self._entrance(head, heads) for head in heads]
-        inputs = {base_of(each.input) for each in entrances if each is not None and each.input is not None}
-        if None not in entrances and len(inputs) == 1:
+        layers = [self._last_layer(head, heads) for head in heads]
+        inputs = {base_of(each.input) for each in layers if each is not None and each.input is not None}
+        if None not in layers and len(inputs) == 1:
             (features,) = inputs
             if features is self._flow.input and any(is_convolution(head) for head in heads):
                 return self._without_output_layer()
             if (given := self._given_features(features)) is not None:
                 return self._take(given, heads, _GIVEN, also=[features])
             return self._take(features, heads, self._doubt_of(heads, marks))
-        return self._decide_among(heads, [each for each in entrances if each is not None], marks)
+        return self._decide_among(heads, [each for each in layers if each is not None], marks)
 
-    def _decide_among(self, heads: list[Value], entrances: Sequence[Call], marks: set[str]) -> Found:
+    def _decide_among(self, heads: list[Value], layers: Sequence[Call], marks: set[str]) -> Found:
         """Output layers that see different values: their common input, or the deepest of them."""
         sources = [base_of(source) for head in heads for source in head.sources]
         common, between = common_ancestor(sources, set(heads))
-        inputs = list(dict.fromkeys(base_of(call.input) for call in entrances if call.input is not None))
-        if not between and len(entrances) == len(heads) and all(is_part_of(value, common) for value in inputs):
-            doubt = "its output layers see different parts of the features, of which the first is taken"
-            return self._take(inputs[0], heads, doubt, paths=tuple(dict.fromkeys(call.path for call in entrances)))
+        inputs = list(dict.fromkeys(base_of(call.input) for call in layers if call.input is not None))
+        if not between and len(layers) == len(heads) and all(is_slice_of(value, common) for value in inputs):
+            doubt = "its output layers see different slices of the features, of which the first is taken"
+            return self._take(inputs[0], heads, doubt, paths=tuple(dict.fromkeys(call.path for call in layers)))
         near = len(between) <= len(heads) and all(len(each.shape) == 2 and not is_convolution(each) for each in between)
         if near and common is not self._flow.input:
             doubt = "its output layers have hidden layers before them, and one common input, which is taken"
@@ -170,7 +170,7 @@ class OutputSearch:
     def _begins_with(self, call: Call, features: Value, head: Value, heads: Sequence[Value]) -> bool:
         return call.input is not None and base_of(call.input) is features
 
-    def _entrance(self, head: Value, heads: Sequence[Value]) -> Call | None:
+    def _last_layer(self, head: Value, heads: Sequence[Value]) -> Call | None:
         """Return the innermost layer that an output is made in and whose input it is made of, layer by layer."""
         for call in reversed(head.calls):
             if call.input is not None and is_made_nearby(head, call.input, set(heads)):
@@ -208,7 +208,7 @@ class OutputSearch:
         if any(is_convolution(head) and kernel_of(head) > 1 for head in heads):
             return "its last convolution, taken for the output layer, is larger than 1x1"
         if any(len(self._outputs[n].shape) == 3 and self._outputs[n].shape[1] > 1 for n in self._made_by(heads)):
-            return "its output layer gives an output for each token or place"
+            return "its output layer gives an output for each token or position"
         others = [name for name in self._made_by_others(heads) if self._is_dense(name)]
         if others:
             return "it puts out maps or images as well"

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featurecache.backbones.dataflow import Dataflow, record
-from featurecache.backbones.entrances import entrance_of
-from featurecache.backbones.output_search import OutputSearch
-from featurecache.backbones.probing import objections
+from featurecache.backbones.default_tap.recording import Dataflow, record
+from featurecache.backbones.default_tap.search import OutputSearch
+from featurecache.backbones.default_tap.walks import base_of
+from featurecache.backbones.dry_run import objections
+from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap, EarlierDefault, Provided
-from featurecache.backbones.walking import base_of
 from featurecache.specs import BackboneRequest
 
 
@@ -54,10 +54,10 @@ class OutputLayers:
 def find_output_layers_of(provided: Provided, request: BackboneRequest) -> OutputLayers:
     """Find the output layers of a network as it comes, on inputs of the size that was asked for."""
     preprocess = provided.preprocess.override(**dict(request.preprocess))
-    entrance = entrance_of(preprocess)
-    inputs = entrance.made_up(preprocess, provided.tokenizer, 2)
+    kind = input_kind_of(preprocess)
+    inputs = kind.example(preprocess, provided.tokenizer, 2)
     with objections(request.name, preprocess):
-        return find_output_layers(provided.module.eval(), entrance.call, inputs)
+        return find_output_layers(provided.module.eval(), kind.call, inputs)
 
 
 def find_output_layers(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs: Tensor) -> OutputLayers:
@@ -107,14 +107,14 @@ def _still_runs(
         layers = {path: network.get_submodule(path) for path in paths}
         try:
             for path in paths:
-                _put(network, path, nn.Identity())
+                network.set_submodule(path, nn.Identity())
             after = _input_of(network, call, inputs, paths[0])
         # Code that looks into the layer, or wants its shape, objects with any exception at all.
         except Exception:
             return False
         finally:
             for path, layer in layers.items():
-                _put(network, path, layer)
+                network.set_submodule(path, layer)
     return before is not None and after is not None and torch.equal(before.nan_to_num(), after.nan_to_num())
 
 
@@ -130,8 +130,3 @@ def _input_of(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inpu
     finally:
         handle.remove()
     return seen[0] if len(seen) == 1 else None
-
-
-def _put(network: nn.Module, path: str, layer: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, layer)

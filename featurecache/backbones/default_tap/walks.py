@@ -7,22 +7,22 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featurecache.backbones.dataflow import Constant, Value
-from featurecache.backbones.operations import (
+from featurecache.backbones.default_tap.operations import (
     ACTIVATIONS,
     CONVOLUTIONS,
     MATRIX_PRODUCTS,
     NORMS,
     OPEN,
     OUTER,
-    PARTS,
     POOLS,
     ROW_NORMS,
     SAME_NUMBERS,
     SHAPES,
+    SLICES,
     SQUASHES,
     SUMS,
 )
+from featurecache.backbones.default_tap.recording import Constant, Value
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def width_of(value: Value) -> int:
 
 
 def kernel_of(value: Value) -> int:
-    """Return the number of places that a convolution sees at once."""
+    """Return the number of positions that a convolution sees at once."""
     return math.prod(max(value.constants, key=lambda constant: len(constant.shape)).shape[2:])
 
 
@@ -129,7 +129,7 @@ def _marks(value: Value) -> frozenset[str]:
 
 def _feed_each_other(products: Iterable[Value]) -> bool:
     ordered = sorted(products, key=lambda product: product.index)
-    return any(is_ancestor(first, second) for place, first in enumerate(ordered) for second in ordered[place + 1 :])
+    return any(is_ancestor(first, second) for index, first in enumerate(ordered) for second in ordered[index + 1 :])
 
 
 def is_ancestor(ancestor: Value, value: Value) -> bool:
@@ -207,10 +207,10 @@ def is_made_nearby(head: Value, start: Value, heads: set[Value]) -> bool:
     return True
 
 
-def is_part_of(value: Value, whole: Value) -> bool:
-    """Tell whether a value is a part of another: one token of all, half of the channels."""
+def is_slice_of(value: Value, whole: Value) -> bool:
+    """Tell whether a value is a slice of another: one token of all, half of the channels."""
     while value is not whole:
-        if value.op not in PARTS | SAME_NUMBERS or len(value.sources) != 1:
+        if value.op not in SLICES | SAME_NUMBERS or len(value.sources) != 1:
             return False
         value = value.sources[0]
     return True

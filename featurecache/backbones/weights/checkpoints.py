@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.backbones.file_kinds import SAFETENSORS, NotWeightsError, damaged, differing_digest, format_of
+from featurecache.backbones.weights.file_formats import (
+    SAFETENSORS,
+    NotWeightsError,
+    damaged,
+    differing_digest,
+    format_of,
+)
 from featurecache.errors import WeightsError, nearest, shortened
 from featurecache.files import why_not_regular
 
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOP = "."
-"""The key of tensors that lie in no named part of a file."""
+"""The key of tensors that lie in no named section of a file."""
 _MAX_DEPTH = 16
 _SHOWN = 6
 # Releases before --weights-key existed took the first of these, again and again.
@@ -78,19 +84,19 @@ class Checkpoint:
     path
         The file.
     key
-        The part of it that was asked for; empty for all of it, `TOP` for what lies in no named part.
+        The section of it that was asked for; empty for all of it, `TOP` for what lies in no named section.
     tensors
-        By dotted name within that part: keys of mappings and numbers of lists, joined by dots.
-    parts
+        By dotted name within that section: keys of mappings and numbers of lists, joined by dots.
+    sections
         By dotted name of a tensor, that of the mapping which holds it.
     taken_before
-        The part that releases before ``--weights-key`` took.
+        The section that releases before ``--weights-key`` took.
     """
 
     path: Path
     key: str
     tensors: dict[str, Tensor]
-    parts: dict[str, str]
+    sections: dict[str, str]
     taken_before: str
 
 
@@ -102,7 +108,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     path
         What it is is told from its first bytes, whatever its suffix.
     key
-        Dotted name of the part to read, as ``--weights-key`` has it.
+        Dotted name of the section to read, as ``--weights-key`` has it.
 
     Raises
     ------
@@ -111,17 +117,17 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     """
     check_exists(path)
     content = _content(path)
-    tensors, parts = {}, {}
-    for part, name, tensor in _walk(content, "", depth=0, seen=set()):
-        full = f"{part}.{name}" if part else name
-        tensors[full], parts[full] = tensor, part
+    tensors, sections = {}, {}
+    for section, name, tensor in _walk(content, "", depth=0, seen=set()):
+        full = f"{section}.{name}" if section else name
+        tensors[full], sections[full] = tensor, section
     if not tensors:
         raise WeightsError(f"weights file {path} holds no tensors by name ({_instead(content)})")
     key = (key or "").strip()
     key = key if key == TOP else key.strip(".")
     if key and key != TOP:
-        tensors, parts = _under(key, tensors, parts, path)
-    return Checkpoint(path=path, key=key, tensors=tensors, parts=parts, taken_before=_taken_before(content))
+        tensors, sections = _under(key, tensors, sections, path)
+    return Checkpoint(path=path, key=key, tensors=tensors, sections=sections, taken_before=_taken_before(content))
 
 
 def check_exists(path: Path) -> None:
@@ -133,10 +139,10 @@ def check_exists(path: Path) -> None:
 
 
 def tensor_counts(checkpoint: Checkpoint) -> dict[str, int]:
-    """Return the parts of a file that hold tensors, and how many."""
+    """Return the sections of a file that hold tensors, and how many."""
     counts: dict[str, int] = {}
-    for part in checkpoint.parts.values():
-        counts[part] = counts.get(part, 0) + 1
+    for section in checkpoint.sections.values():
+        counts[section] = counts.get(section, 0) + 1
     return counts
 
 
@@ -187,8 +193,8 @@ def _why_unreadable(path: Path, error: str) -> str:
     return damaged(path.stat().st_size)
 
 
-def _walk(content: Any, part: str, *, depth: int, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield all tensors with the part that holds them; a part that occurs twice counts once, a very deep one never."""
+def _walk(content: Any, section: str, *, depth: int, seen: set[int]) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield each tensor with the section that holds it; one that occurs twice counts once, a very deep one never."""
     import torch
 
     if depth > _MAX_DEPTH or id(content) in seen:
@@ -196,9 +202,9 @@ def _walk(content: Any, part: str, *, depth: int, seen: set[int]) -> Iterator[tu
     seen.add(id(content))
     for key, value in _items(content):
         if isinstance(value, torch.Tensor):
-            yield part, key, value
+            yield section, key, value
         else:
-            yield from _walk(value, f"{part}.{key}" if part else key, depth=depth + 1, seen=seen)
+            yield from _walk(value, f"{section}.{key}" if section else key, depth=depth + 1, seen=seen)
 
 
 def _items(content: Any) -> Iterator[tuple[str, Any]]:
@@ -218,17 +224,17 @@ def _instead(content: Any) -> str:
 
 
 def _under(
-    key: str, tensors: Mapping[str, Tensor], parts: Mapping[str, str], path: Path
+    key: str, tensors: Mapping[str, Tensor], sections: Mapping[str, str], path: Path
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return what lies under a key, by the rest of its name."""
     inside = [name for name in tensors if name.startswith(f"{key}.")]
     if not inside:
-        known = list(dict.fromkeys(part for part in parts.values() if part))
+        known = list(dict.fromkeys(section for section in sections.values() if section))
         near = nearest(key, known) or known[:_SHOWN]
         there = f"there is {', '.join(near)}" if near else "its tensors lie in no named part"
         raise WeightsError(f"weights file {path} has no tensors under the key {key!r}; {there}")
     start = len(key) + 1
-    return {name[start:]: tensors[name] for name in inside}, {name[start:]: parts[name][start:] for name in inside}
+    return {name[start:]: tensors[name] for name in inside}, {name[start:]: sections[name][start:] for name in inside}
 
 
 def _taken_before(content: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featurecache.backbones.checkpoints import TOP, Checkpoint
+from featurecache.backbones.weights.checkpoints import TOP, Checkpoint
 from featurecache.errors import ReportWarning, WeightsError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def choose_tensors(checkpoint: Checkpoint, own: Mapping[str, Tensor], forgiven: 
     return Choice(state=state, note=_note(chosen, len(checkpoint.tensors) - len(state)), warning=warning)
 
 
-def choose_part(checkpoint: Checkpoint, own: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+def choose_section(checkpoint: Checkpoint, own: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """Choose by most of the names, for a library that changes some of them when it loads: older files have older names.
 
     Parameters
@@ -123,7 +123,7 @@ def choose_part(checkpoint: Checkpoint, own: Mapping[str, Tensor], what: str) ->
     Raises
     ------
     WeightsError
-        Several parts of the file have about as many of the names.
+        Several sections of the file have about as many of the names.
     """
     found = find_candidates(checkpoint, own, list(own))
     if not found:
@@ -156,7 +156,7 @@ def find_candidates(checkpoint: Checkpoint, own: Mapping[str, Tensor], needed: l
 
 def _prefixes(name: str) -> list[str]:
     """Return the empty text and every beginning of a name that ends with a dot."""
-    return ["", *(name[: place + 1] for place, sign in enumerate(name) if sign == ".")]
+    return ["", *(name[: end + 1] for end, sign in enumerate(name) if sign == ".")]
 
 
 def _common_prefixes(names: list[str]) -> list[str]:
@@ -171,14 +171,14 @@ def _last(prefix: str) -> str:
 
 def _state(checkpoint: Checkpoint, chosen: Candidate, complete: Iterable[Candidate]) -> dict[str, Tensor]:
     """Return what lies beside the tensors that fit too: what the network does not know is an error, not left out."""
-    parts = {checkpoint.parts[name] for name in chosen.names.values()} or {""}
+    sections = {checkpoint.sections[name] for name in chosen.names.values()} or {""}
     others = tuple(
         each.prefix for each in complete if each.prefix != chosen.prefix and each.prefix.startswith(chosen.prefix)
     )
     return {
         chosen.front + name[len(chosen.prefix) :]: tensor
         for name, tensor in checkpoint.tensors.items()
-        if name.startswith(chosen.prefix) and checkpoint.parts[name] in parts and not name.startswith(others)
+        if name.startswith(chosen.prefix) and checkpoint.sections[name] in sections and not name.startswith(others)
     }
 
 

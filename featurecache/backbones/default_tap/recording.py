@@ -46,7 +46,7 @@ class Value:
     """Tensors that do not depend on the batch and had a part in it."""
     calls: tuple[Call, ...] = ()
     """Layers that were running, the innermost last; the network itself is left out."""
-    part: int = 0
+    result_index: int = 0
     """Which of several results of one operation it is."""
     floating: bool = True
     elementwise: bool = False
@@ -158,14 +158,14 @@ class _Recorder(TorchDispatchMode):
         self.ended: list[Call] = []
 
     def begin(self, inputs: Tensor) -> Value:
-        """Take a batch as the beginning of everything."""
+        """Take a batch as what everything is made of."""
         value = self._make("input", inputs, (), ())
         self._known[inputs] = _Known(value, _Memory())
         return value
 
     def value_of(self, tensor: Tensor) -> Value | None:
         """Return the value that a tensor holds now."""
-        known = self._look_up(tensor)
+        known = self._find(tensor)
         written = known.memory.written
         if written is None or (known.value is not None and written.index <= known.value.index):
             return known.value
@@ -181,7 +181,7 @@ class _Recorder(TorchDispatchMode):
         self._note(func, operands, results, list(_written(func, args, kwargs or {})))
         return result
 
-    def _look_up(self, tensor: Tensor) -> _Known:
+    def _find(self, tensor: Tensor) -> _Known:
         known: _Known | None = self._known.get(tensor)
         if known is None:
             learned = id(tensor) in self._parameters or isinstance(tensor, nn.Parameter)
@@ -192,17 +192,22 @@ class _Recorder(TorchDispatchMode):
         values = [self.value_of(tensor) for tensor in operands]
         sources = tuple(dict.fromkeys(value for value in values if value is not None))
         fixed = [tensor for tensor, value in zip(operands, values, strict=True) if value is None]
-        learned = any(self._look_up(tensor).learned for tensor in fixed)
+        learned = any(self._find(tensor).learned for tensor in fixed)
         constants = tuple(self._constant(tensor) for tensor in fixed)
-        for part, tensor in enumerate({id(each): each for each in [*written, *results]}.values()):
-            value = self._make(func, tensor, sources, constants, part) if sources else None
+        for index, tensor in enumerate({id(each): each for each in [*written, *results]}.values()):
+            value = self._make(func, tensor, sources, constants, index) if sources else None
             memory = self._memory_of(tensor, operands)
             if any(tensor is each for each in written):
                 memory.written = value or memory.written
             self._known[tensor] = _Known(value, memory, learned and not sources)
 
     def _make(
-        self, op: Any, tensor: Tensor, sources: tuple[Value, ...], constants: tuple[Constant, ...], part: int = 0
+        self,
+        op: Any,
+        tensor: Tensor,
+        sources: tuple[Value, ...],
+        constants: tuple[Constant, ...],
+        result_index: int = 0,
     ) -> Value:
         self._count += 1
         return Value(
@@ -212,19 +217,19 @@ class _Recorder(TorchDispatchMode):
             sources=sources,
             constants=constants,
             calls=tuple(self.running),
-            part=part,
+            result_index=result_index,
             floating=tensor.is_floating_point(),
             elementwise=not isinstance(op, str) and torch.Tag.pointwise in op.tags,
         )
 
     def _constant(self, tensor: Tensor) -> Constant:
         strides = tensor.stride() if tensor.layout == torch.strided else (1,) * tensor.ndim
-        return Constant(tuple(tensor.shape), tuple(strides), self._look_up(tensor).learned)
+        return Constant(tuple(tensor.shape), tuple(strides), self._find(tensor).learned)
 
     def _memory_of(self, tensor: Tensor, operands: list[Tensor]) -> _Memory:
-        place = _address(tensor)
-        same = [other for other in operands if place is not None and _address(other) == place]
-        return self._look_up(same[0]).memory if same else _Memory()
+        address = _address(tensor)
+        same = [other for other in operands if address is not None and _address(other) == address]
+        return self._find(same[0]).memory if same else _Memory()
 
 
 def _address(tensor: Tensor) -> int | None:
@@ -233,9 +238,9 @@ def _address(tensor: Tensor) -> int | None:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Return the tensors that an operation writes into."""
-    for place, argument in enumerate(func._schema.arguments):
+    for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[place] if place < len(args) else kwargs.get(argument.name)
+            given = args[index] if index < len(args) else kwargs.get(argument.name)
             yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.entrances import entrance_of, is_text
+from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.provider import PRE_LOGITS as PRE_LOGITS
 from featurecache.errors import BackboneError, first_line
 from featurecache.specs import AnyPreprocess
@@ -24,11 +24,11 @@ INPUT = "input"
 INPUT_OF = ".input"
 """After a layer's path: what goes into that layer."""
 # Two inputs, so that an output whose first axis does not count inputs gives itself away.
-_NUM_PROBES = 2
+_NUM_EXAMPLES = 2
 
 
 @dataclass
-class Probe:
+class DryRun:
     """What a dry run saw, by node name."""
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Probe:
     def per_sample(self, node: str) -> tuple[int, ...] | None:
         """Return the shape for one input, or ``None`` if the output is not one row per input."""
         shape = self.shapes.get(node)
-        return shape[1:] if shape and len(shape) > 1 and shape[0] == _NUM_PROBES else None
+        return shape[1:] if shape and len(shape) > 1 and shape[0] == _NUM_EXAMPLES else None
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -76,7 +76,7 @@ def pre_logits_module(backbone: Backbone) -> nn.Module:
     return backbone.module if backbone.classifier is None else backbone.module.get_submodule(backbone.classifier)
 
 
-def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None) -> Probe:
+def dry_run(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None) -> DryRun:
     """Run two inputs through the backbone and note every layer's output.
 
     Parameters
@@ -86,7 +86,7 @@ def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None
     also
         Called with a node's name when one of its calls has ended.
     """
-    seen = Probe(modules=node_modules(backbone))
+    seen = DryRun(modules=node_modules(backbone))
 
     def note(node: str, output: Any) -> None:
         _note(seen, node, output)
@@ -106,10 +106,10 @@ def probe(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None
     return seen
 
 
-def made_up_inputs(backbone: Backbone, count: int = _NUM_PROBES) -> Tensor:
+def example_inputs(backbone: Backbone, count: int = _NUM_EXAMPLES) -> Tensor:
     """Make inputs up, the same ones each time, as a `TappedBackbone` takes them."""
     device = next((p.device for p in backbone.module.parameters()), torch.device("cpu"))
-    return entrance_of(backbone.preprocess).made_up(backbone.preprocess, backbone.tokenizer, count).to(device)
+    return input_kind_of(backbone.preprocess).example(backbone.preprocess, backbone.tokenizer, count).to(device)
 
 
 def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> RemovableHandle:
@@ -134,7 +134,7 @@ def watch_input(module: nn.Module, see: Callable[[Any], None]) -> RemovableHandl
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _note(seen: Probe, node: str, output: Any) -> None:
+def _note(seen: DryRun, node: str, output: Any) -> None:
     seen.num_calls[node] += 1
     seen.num_seen += 1
     seen.order[node] = seen.num_seen
@@ -148,7 +148,7 @@ def _note(seen: Probe, node: str, output: Any) -> None:
 def _run(backbone: Backbone) -> None:
     backbone.module.eval()
     with torch.inference_mode(), objections(backbone.name, backbone.preprocess):
-        entrance_of(backbone.preprocess).call(backbone.module, made_up_inputs(backbone))
+        input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone))
 
 
 @contextmanager
@@ -157,7 +157,5 @@ def objections(name: str, preprocess: AnyPreprocess) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        entrance = entrance_of(preprocess)
-        raise BackboneError(
-            f"{name} rejects {entrance.sized(preprocess)}: {first_line(error)}; {entrance.advice}"
-        ) from error
+        kind = input_kind_of(preprocess)
+        raise BackboneError(f"{name} rejects {kind.sized(preprocess)}: {first_line(error)}; {kind.advice}") from error

@@ -11,7 +11,7 @@ SAME_NUMBERS = _names(
     "view unsafe_view reshape reshape_alias flatten unflatten squeeze unsqueeze clone contiguous to_copy "
     "to detach alias lift_fresh dropout native_dropout feature_dropout alpha_dropout"
 )
-PARTS = _names("select slice index index_select gather split split_with_sizes chunk unbind narrow diagonal take")
+SLICES = _names("select slice index index_select gather split split_with_sizes chunk unbind narrow diagonal take")
 SHAPES = _names(
     "transpose t permute expand movedim repeat tile roll flip stack cat constant_pad_nd pad "
     "reflection_pad2d replication_pad2d pixel_shuffle as_strided unfold im2col col2im written copy "
@@ -44,7 +44,7 @@ ACTIVATIONS = _names(
     "relu leaky_relu prelu rrelu rrelu_with_noise elu celu selu gelu silu mish hardswish hardtanh "
     "softshrink hardshrink glu threshold"
 )
-OPEN = SAME_NUMBERS | PARTS | SHAPES | POOLS | SQUASHES | SUMS | NORMS | ROW_NORMS
+OPEN = SAME_NUMBERS | SLICES | SHAPES | POOLS | SQUASHES | SUMS | NORMS | ROW_NORMS
 CONVOLUTIONS = _names(
     "convolution conv1d conv2d conv3d convolution_overrideable mkldnn_convolution cudnn_convolution "
     "slow_conv2d_forward conv_depthwise2d conv_transpose1d conv_transpose2d conv_transpose3d "

@@ -23,7 +23,7 @@ from featurecache.specs import AnyPreprocess, PreprocessSpec, TextPreprocessSpec
 
 
 @dataclass(frozen=True)
-class Entrance:
+class InputKind:
     """What is particular to one modality between a batch of the loader and the network."""
 
     one: str
@@ -38,7 +38,7 @@ class Entrance:
     call: Callable[[nn.Module, Tensor], Any]
     mask: Callable[[Tensor], Tensor | None]
     """Which tokens are there (B, T); ``None`` where every input fills its array."""
-    made_up: Callable[[Any, str | None, int], Tensor]
+    example: Callable[[Any, str | None, int], Tensor]
     """By preprocess, tokenizer and number: inputs as `call` takes them, the same each time, to try a network with."""
     sized: Callable[[Any], str]
     """Names the inputs with their size, by preprocess."""
@@ -72,14 +72,14 @@ class Normalise(nn.Module):
         return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean_C11) / self.std_C11
 
 
-def entrance_of(preprocess: AnyPreprocess) -> Entrance:
-    """Return the entrance for a preprocess; its type decides."""
-    return _ENTRANCES[type(preprocess)]
+def input_kind_of(preprocess: AnyPreprocess) -> InputKind:
+    """Return the kind of input that a preprocess makes; its type decides."""
+    return _KINDS[type(preprocess)]
 
 
 def is_text(preprocess: AnyPreprocess) -> bool:
     """Tell whether inputs are sequences of tokens that don't fill their arrays."""
-    return entrance_of(preprocess).mask is not _all_there
+    return input_kind_of(preprocess).mask is not _all_there
 
 
 def _all_there(_: Tensor) -> None:
@@ -102,7 +102,7 @@ def _call_with_images(network: nn.Module, images_BCHW: Tensor) -> Any:
     return network(images_BCHW.clone())
 
 
-def _made_up_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Tensor:
+def _example_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Tensor:
     """Images with large and small structures like photographs, of about unit variance, as after normalisation.
 
     Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
@@ -113,19 +113,19 @@ def _made_up_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Te
     return interpolate(coarse_BCHW, size=shape, mode="bilinear") + 0.2 * fine_BCHW
 
 
-def _made_up_texts(preprocess: TextPreprocessSpec, definition: str | None, count: int) -> Tensor:
+def _example_texts(preprocess: TextPreprocessSpec, definition: str | None, count: int) -> Tensor:
     """Texts of any tokens, the first as long as can be, each other one shorter than that."""
     length, generator = preprocess.max_tokens, torch.Generator().manual_seed(0)
     assert definition is not None
     tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_str(definition)
     tokens_BT = torch.randint(tokenizer.get_vocab_size(), (count, length), generator=generator, dtype=torch.int32)
-    for place in range(1, count):
-        tokens_BT[place, max(1, length * 2 // (place + 2)) :] = -1
+    for index in range(1, count):
+        tokens_BT[index, max(1, length * 2 // (index + 2)) :] = -1
     return tokens_BT
 
 
-_ENTRANCES: dict[type[Any], Entrance] = {
-    PreprocessSpec: Entrance(
+_KINDS: dict[type[Any], InputKind] = {
+    PreprocessSpec: InputKind(
         one="an image",
         noun="images",
         shape=lambda preprocess: (*preprocess.crop_shape, 3),
@@ -134,11 +134,11 @@ _ENTRANCES: dict[type[Any], Entrance] = {
         prepare=Normalise,
         call=_call_with_images,
         mask=_all_there,
-        made_up=_made_up_images,
+        example=_example_images,
         sized=lambda preprocess: "images of {}x{} pixels".format(*preprocess.crop_shape[::-1]),
         advice="--crop and --resize set another size",
     ),
-    TextPreprocessSpec: Entrance(
+    TextPreprocessSpec: InputKind(
         one="a text",
         noun="texts",
         shape=lambda preprocess: (preprocess.max_tokens,),
@@ -147,7 +147,7 @@ _ENTRANCES: dict[type[Any], Entrance] = {
         prepare=lambda preprocess: nn.Identity(),
         call=_call_with_tokens,
         mask=_token_mask,
-        made_up=_made_up_texts,
+        example=_example_texts,
         sized=lambda preprocess: f"texts of {preprocess.max_tokens} tokens",
         advice="--max-tokens sets another length",
     ),

@@ -1,0 +1,1 @@
+"""Finding the default tap: a forward pass is recorded, and walked back from the outputs to the output layers."""
