@@ -168,12 +168,12 @@ def run(
     check_name("task", task)
     _check_report_path(report)
     _check_tta(training, opened, views)
-    said = _read_labels(labels, Path(source), opened.root, text_column, id_column)
-    _check_labels(said, opened)
-    _check_heads(training, said)
+    found = _read_labels(labels, Path(source), opened.root, text_column, id_column)
+    _check_labels(found, opened)
+    _check_heads(training, found)
     extraction = run_extraction(
         source,
-        _cache_beside(Path(source)) if cache is None else cache,
+        _default_cache(Path(source)) if cache is None else cache,
         request,
         taps=taps,
         text_column=text_column,
@@ -184,8 +184,8 @@ def run(
         progress=progress,
     )
     store = extraction.store
-    _check_same_origin(store, task, said.origin)
-    added = store.add_task(task, said, allow_missing=allow_missing, replace=True, random_state=training.random_state)
+    _check_same_origin(store, task, found.origin)
+    added = store.add_task(task, found, allow_missing=allow_missing, replace=True, random_state=training.random_state)
     # Heads on plain features and on views stand in one table: validation data tell whether views help.
     trained = train(store, added, extraction.sets, training, progress=progress)
     # What concerns features stands in both reports, and is shown once.
@@ -287,7 +287,7 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
     return shlex.join(command)
 
 
-def _cache_beside(source: Path) -> Path:
+def _default_cache(source: Path) -> Path:
     source = source.absolute()
     return source.with_name(f"{source.stem if source.is_file() else source.name}.cache")
 
@@ -355,7 +355,7 @@ def _write_report(path: Path, done: RunReport, source: Source, source_path: Path
     from featurecache.store.tasks import class_counts
 
     best, document = done.training.best, done.training.to_json()
-    look = document["last_look"]
+    final = document["last_look"]
     listing = done.extraction.store.listings.load(source.root)
     assert listing is not None, "the source was just extracted"
     y_true, names = _names_of_samples(done, source, listing)
@@ -372,9 +372,9 @@ def _write_report(path: Path, done: RunReport, source: Source, source_path: Path
             y_pred=best.result.y_pred,
             probabilities=best.result.proba,
             names=names,
-            outputs=look[f"per_{TASK_NOUN[document['kind']]}"],
-            confusion=look.get("confusion"),
-            calibration=look.get("calibration"),
+            outputs=final[f"per_{TASK_NOUN[document['kind']]}"],
+            confusion=final.get("confusion"),
+            calibration=final.get("calibration"),
         ),
         bad_inputs=done.extraction.to_json()["bad"],
         predict_command=done.predict_command,

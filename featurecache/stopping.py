@@ -47,8 +47,8 @@ class _State:
         self.is_active = is_active
         self.number: int | None = None
         """The signal that came first."""
-        self.farewell: Callable[[], str] = lambda: "stopped"
-        self.has_said = False
+        self.exit_message: Callable[[], str] = lambda: "stopped"
+        self.is_printed = False
         self.must_end = False
         self.has_ended = threading.Event()
 
@@ -78,9 +78,9 @@ def status_of(error: KeyboardInterrupt) -> int:
     return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
-def say_farewell(farewell: Callable[[], str]) -> None:
+def set_exit_message(message: Callable[[], str]) -> None:
     """Set what is said when a signal ends this command."""
-    _state.farewell = farewell
+    _state.exit_message = message
 
 
 def put_in_order() -> None:
@@ -91,12 +91,12 @@ def put_in_order() -> None:
 
 
 def _say() -> None:
-    if not _state.has_said:
-        _state.has_said = True
+    if not _state.is_printed:
+        _state.is_printed = True
         # Not `print`: the thread that holds the lock of the stream may be the one that hangs.
         with suppress(OSError, ValueError):
             shown = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar that was cut off hides the cursor
-            os.write(2, f"{shown}featurecache: {_state.farewell()}\n".encode(errors="backslashreplace"))
+            os.write(2, f"{shown}featurecache: {_state.exit_message()}\n".encode(errors="backslashreplace"))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, plain_text, shortened
-from featurecache.stopping import put_in_order, say_farewell, status_of, stops_cleanly
+from featurecache.stopping import put_in_order, set_exit_message, status_of, stops_cleanly
 
 _STARTED = time.monotonic()
 
@@ -127,7 +127,7 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
-    say_farewell(lambda: f"stopped; {_what_is_kept(args)}")
+    set_exit_message(lambda: f"stopped; {_what_is_kept(args)}")
     try:
         status: int = args.run(args)
         sys.stdout.flush()

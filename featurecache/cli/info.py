@@ -39,20 +39,14 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Gather and print."""
-    from featurecache.store import overview
+    from featurecache.store.overview import describe_cache
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(args.cache)
     info = {
+        **describe_cache(store),
         "cache": str(args.cache),
-        "samples": len(store.samples),
-        "orphaned_samples": overview.count_orphans(store),
-        "sources": overview.describe_sources(store),
-        "features": overview.list_features(store),
-        "tasks": overview.describe_tasks(store),
-        "heads": store.head_names(),
-        "bad": overview.list_bad(store),
-        "now": _look_now(store, args) if args.source else None,
+        "now": _describe_now(store, args) if args.source else None,
     }
     if args.json:
         print_json(info)
@@ -61,16 +55,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _look_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, Any]:
-    """Say what a folder holds now, beside what the cache knows of it."""
+def _describe_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, Any]:
     from featurecache.extraction.inventory import take_inventory
     from featurecache.sources.source import open_source
 
     source = open_source(args.source, text_column=args.text_column, id_column=args.id_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        inventory = take_inventory(store, source, progress)
-    cached = [{**s.to_json(), "samples": inventory.count_cached(s.open())} for s in store.feature_sets()]
-    return {**inventory.to_json(), "cached": cached, "orphaned_samples": inventory.count_orphans(store)}
+        return take_inventory(store, source, progress).describe(store)
 
 
 def _print_now(now: dict[str, Any]) -> None:
@@ -105,9 +96,9 @@ def _print(info: dict[str, Any]) -> None:
         _print_now(info["now"])
     print_features(info["features"])
     for item in info["features"]:
-        _print_making(item)
+        _print_provenance(item)
     for task in info["tasks"]:
-        counts = ", ".join(f"{count} {part}" for part, count in task["counts"].items())
+        counts = ", ".join(f"{count} {split}" for split, count in task["counts"].items())
         about = task["about"]
         print_line(f"task {task['task']}: {len(task['classes'])} classes ({counts}), from {about['origin']}")
         if about["num_conflicts"]:
@@ -118,7 +109,7 @@ def _print(info: dict[str, Any]) -> None:
         print_table(["file", "status", "reason"], [[b["path"], b["status"], b["reason"]] for b in info["bad"]])
 
 
-def _print_making(item: dict[str, Any]) -> None:
+def _print_provenance(item: dict[str, Any]) -> None:
     preprocess, ran = item["preprocess"], item["provenance"]
     print_line(f"{item['backbone']} {item['tap']}: {item['num_parameters']:,} parameters in all")
     print_line(f"  trainable parameters: {item['num_trainable']}")

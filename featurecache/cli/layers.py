@@ -83,7 +83,7 @@ def train_layers_too(
     layers = [head for head in args.head or () if is_layers(head)]
     args.head = [head for head in args.head or () if not is_layers(head)]
     if not layers:
-        if given := [name for name in _OF_LAYERS if getattr(args, name) is not None]:
+        if given := [name for name in _OF_LAYERS if vars(args)[name] is not None]:
             option = "--" + given[0].replace("_", "-")
             raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
         return train_heads(), None

@@ -230,7 +230,7 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
     from featurecache.specs import PreprocessSpec, TextPreprocessSpec
 
     names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "range", "mean", "std", "max_tokens")
-    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    changes = {name: value for name, value in vars(args).items() if name in names and value is not None}
     # Impossible numbers must fail before a network is loaded.
     if "max_tokens" in changes:
         TextPreprocessSpec(tokenizer="").override(**changes)
@@ -274,7 +274,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
 
 def features_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the options say of the cached features that are wanted, as `FeatureStore.find` takes it."""
-    return {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype", "views")}
+    return {"backbone": args.backbone, "fingerprint": args.fingerprint, "dtype": args.dtype, "views": args.views}
 
 
 def memory_of(args: argparse.Namespace) -> int | None:
@@ -284,19 +284,19 @@ def memory_of(args: argparse.Namespace) -> int | None:
     return None if args.memory is None else int(args.memory * 1e9)
 
 
-def check_places(places: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, replace: bool) -> None:
+def check_outputs(outputs: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, replace: bool) -> None:
     """Raise `RequestError` where a file cannot be written, or has been, before there is anything to lose.
 
     Parameters
     ----------
-    places
+    outputs
         By option, the file that it names and the endings that it may have.
     replace
         Files that are there may be replaced.
     """
     from featurecache.tables import TableError, check_writable
 
-    named = {option: (path, suffixes) for option, (path, suffixes) in places.items() if path is not None}
+    named = {option: (path, suffixes) for option, (path, suffixes) in outputs.items() if path is not None}
     for option, (path, suffixes) in named.items():
         try:
             check_writable(path)
@@ -307,7 +307,7 @@ def check_places(places: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, r
         if path.exists() and not replace:
             raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
     if replace and not named:
-        raise RequestError(f"--replace is for what {' and '.join(places)} name, and nothing is named; leave it out")
+        raise RequestError(f"--replace is for what {' and '.join(outputs)} name, and nothing is named; leave it out")
 
 
 def add_raw_cells_option(parser: Any) -> None:
@@ -330,7 +330,7 @@ def write_table_at(
     numbers: Collection[str] | None = None,
     raw: bool = False,
 ) -> None:
-    """Write a table at a place that `check_places` has looked at; raise `RequestError` where that fails after all."""
+    """Write a table where `check_outputs` allowed it; raise `RequestError` where that fails after all."""
     from featurecache.tables import TableError, write_table
 
     try:
@@ -341,7 +341,8 @@ def write_table_at(
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     """Return the settings that the options name."""
-    given = {name: getattr(args, name) for name in ("dtype", "shard_rows") if hasattr(args, name)}
+    # Verbs that store nothing do not have these.
+    given = {name: value for name, value in vars(args).items() if name in ("dtype", "shard_rows")}
     return ExtractionSettings(
         runtime=args.runtime, device=args.device, batch_size=args.batch_size, num_workers=args.jobs, **given
     )
@@ -358,7 +359,7 @@ def _pixel_range(text: str) -> str | tuple[float, ...]:
     if text in ("full", "image"):
         return text
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(map(float, text.split(",")))
     except ValueError:
         values = ()
     if len(values) != 2:
@@ -368,7 +369,7 @@ def _pixel_range(text: str) -> str | tuple[float, ...]:
 
 def _three_numbers(text: str) -> tuple[float, ...]:
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(map(float, text.split(",")))
     except ValueError:
         values = ()
     if len(values) != 3:

@@ -15,8 +15,8 @@ from featurecache.extraction.progress import Progress, Silent
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    for part in json.JSONEncoder(indent=1, allow_nan=False).iterencode(value):
-        sys.stdout.write(part.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves raw
+    for chunk in json.JSONEncoder(indent=1, allow_nan=False).iterencode(value):
+        sys.stdout.write(chunk.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves raw
     print()
 
 
@@ -34,7 +34,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
+        table.add_row(*(_plain(value) for value in row))
     console = _console()
     with console.capture() as drawn:  # rich ends the process itself where nobody reads any more
         console.print(table)
@@ -87,7 +87,7 @@ def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
         TextColumn("[red]{task.fields[bad]}"),
         console=Console(stderr=True),
     )
@@ -115,7 +115,7 @@ class _Drawn:
         self._bad = 0
 
     def start(self, phase: str, total: int) -> None:
-        self._task = self._bars.add_task(phase, total=total or None, rate="", bad="", said="")
+        self._task = self._bars.add_task(phase, total=total or None, rate="", bad="", status="")
         self._bad = 0
 
     def advance(self, count: int, *, bad: int = 0) -> None:
@@ -126,13 +126,13 @@ class _Drawn:
 
     def say(self, text: str) -> None:
         if self._task is not None:
-            self._bars.update(self._task, said=plain_text(text))
+            self._bars.update(self._task, status=plain_text(text))
 
 
-def _plain(cell: Any) -> Any:
+def _plain(value: Any) -> Any:
     from rich.text import Text
 
-    return Text(plain_text(str(cell)))  # never markup: cells hold names of files and classes
+    return Text(plain_text(str(value)))  # never markup: cells hold names of files and classes
 
 
 def _console() -> Any:

@@ -18,7 +18,7 @@ from featurecache.cli.options import (
     add_raw_cells_option,
     add_runtime_options,
     add_table_options,
-    check_places,
+    check_outputs,
     settings_of,
     verb_parser,
     write_table_at,
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.csv and args.out:
         raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
-    check_places({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
+    check_outputs({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     warnings: list[ReportWarning] = []
     with progress_on_stderr(quiet=args.quiet) as progress:
         predictions = predict(
@@ -162,24 +162,24 @@ def _print_json(
         else:
             for _ in kept():
                 pass
-        said = dumped([warning.to_json() for warning in warnings])
-        file.write(f'\n ],\n "warnings": {said}\n}}\n')
+        values = dumped([warning.to_json() for warning in warnings])
+        file.write(f'\n ],\n "warnings": {values}\n}}\n')
         file.seek(0)
         shutil.copyfileobj(file, sys.stdout)
 
 
 def _row(item: Prediction, names: list[str]) -> dict[str, Any]:
     """Return a row of a table for programs."""
-    said: dict[str, Any] = {name: item.numbers.get(name) for name in names}
-    said = said or {"label": item.label, "probability": item.probability}
-    return {"path": item.path, **said, "status": item.status, "reason": item.reason}
+    values: dict[str, Any] = {name: item.numbers.get(name) for name in names}
+    values = values or {"label": item.label, "probability": item.probability}
+    return {"path": item.path, **values, "status": item.status, "reason": item.reason}
 
 
 def _shown(item: Prediction, names: list[str]) -> list[str]:
     """Return a row of a table for people."""
-    said = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
-    said = said or [item.label or "-", _probability(item)]
-    return [item.path, *said, "" if item.status == "ok" else f"{item.status}: {item.reason}"]
+    values = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
+    values = values or [item.label or "-", _probability(item)]
+    return [item.path, *values, "" if item.status == "ok" else f"{item.status}: {item.reason}"]
 
 
 def _probability(item: Prediction) -> str:

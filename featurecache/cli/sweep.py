@@ -10,7 +10,8 @@ from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
     add_raw_cells_option,
-    check_places,
+    check_outputs,
+    features_of,
     memory_of,
     verb_parser,
     write_table_at,
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.tables import TABLE_SUFFIXES
 
     plan, memory = _plan(args), memory_of(args)
-    check_places({"--out": (args.out, TABLE_SUFFIXES), "--picture": (args.picture, (".svg",))}, replace=args.replace)
+    check_outputs({"--out": (args.out, TABLE_SUFFIXES), "--picture": (args.picture, (".svg",))}, replace=args.replace)
     store = FeatureStore.open(args.cache)
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
     if not tasks:
@@ -165,9 +166,8 @@ def _sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
     from featurecache.heads.registry import needs_tokens
     from featurecache.store.feature_sets import pooled_if_any
 
-    where = {name: getattr(args, name) for name in ("backbone", "fingerprint", "dtype")}
-    views = args.views or 0
-    sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, views=views, **where)]
+    where = features_of(args) | {"views": args.views or 0}
+    sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, **where)]
     if args.tap is None and not any(map(needs_tokens, args.head or ())):
         sets = pooled_if_any(sets)
     return list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
@@ -191,11 +191,11 @@ def _print(lines: list[dict[str, Any]]) -> None:
 
     names = distinct_names(lines)
     for measure in dict.fromkeys(line["measure"] for line in lines):
-        figures = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]
+        numeric = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]
         print_table(
-            ["task", "head", "tap", *figures, "judged on", "against the best"],
+            ["task", "head", "tap", *numeric, "judged on", "against the best"],
             [_row(line, name) for line, name in zip(lines, names, strict=True) if line["measure"] == measure],
-            numbers=figures,
+            numbers=numeric,
         )
     if uncompared(lines):
         print_line(

@@ -65,7 +65,10 @@ def add_parser(verbs: Any) -> None:
 def add_label_options(parser: argparse.ArgumentParser) -> None:
     """Add how a table says what the inputs are."""
     parser.add_argument(
-        "--label-column", action="append", metavar="NAME", help="what is said of an input (default: label); may repeat"
+        "--label-column",
+        action="append",
+        metavar="NAME",
+        help="what is content of an input (default: label); may repeat",
     )
     parser.add_argument(
         "--kind",
@@ -138,6 +141,7 @@ def labels_of(
 def run_add(args: argparse.Namespace) -> int:
     """Add a task and say what is in it."""
     from featurecache.sources.source import open_source
+    from featurecache.store.overview import describe_task
     from featurecache.store.store import FeatureStore
 
     if args.from_folders == (args.labels is not None):
@@ -149,7 +153,7 @@ def run_add(args: argparse.Namespace) -> int:
         args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.random_state
     )
     if args.json:
-        print_json(_describe(store, task))
+        print_json(describe_task(store, task))
     else:
         print_task(store, task)
     return 0
@@ -157,14 +161,15 @@ def run_add(args: argparse.Namespace) -> int:
 
 def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -> None:
     """Say what a task holds and what was left out of it."""
+    from featurecache.store.overview import count_without_target
     from featurecache.store.tasks import class_counts
 
-    counts = ", ".join(f"{count} {part}" for part, count in task.counts().items())
+    counts = ", ".join(f"{count} {split}" for split, count in task.counts().items())
     about = task.about
     groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
     weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
-    said = f"{len(task.classes)} {task.kind}, {counts}{groups}{weights}"
-    print_line(f"task {task.name}: {said} (splits {about['splits']})")
+    content = f"{len(task.classes)} {task.kind}, {counts}{groups}{weights}"
+    print_line(f"task {task.name}: {content} (splits {about['splits']})")
     unknown = task.num_unknown()
     more = ["not known"] if any(unknown.values()) else []
     rows: list[list[Any]]
@@ -180,11 +185,11 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
         print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")
     if about["num_moved"]:
-        print_line(f"{about['num_moved']} samples had copies in several parts; each stays in the last part only")
+        print_line(f"{about['num_moved']} samples had copies in several parts; each stays in the last split only")
     if about["num_missing"]:
         print_line(f"{about['num_missing']} labels are for files that are not in the cache")
-    if unlabelled := _num_unlabelled(store, task):
-        print_line(f"{unlabelled} samples of the cache have no label in this task")
+    if num_without := count_without_target(store, task):
+        print_line(f"{num_without} samples of the cache have no label in this task")
     if with_warnings:
         print_warnings([warning.to_json() for warning in task.warnings()])
 
@@ -204,7 +209,7 @@ def run_ls(args: argparse.Namespace) -> int:
             [
                 task["task"],
                 f"{len(task['classes'])} {task['kind']}",
-                *(task["counts"].get(part, "") for part in ("train", "validation", "test")),
+                *(task["counts"].get(split, "") for split in ("train", "validation", "test")),
                 task["about"]["origin"],
                 task["about"]["splits"],
             ]
@@ -213,29 +218,3 @@ def run_ls(args: argparse.Namespace) -> int:
         numbers=["train", "validation", "test"],
     )
     return 0
-
-
-def _describe(store: FeatureStore, task: Task) -> dict[str, Any]:
-    from featurecache.store.tasks import class_counts
-
-    return {
-        "task": task.name,
-        "kind": task.kind,
-        "classes": class_counts(task),
-        "counts": task.counts(),
-        "unknown": task.num_unknown(),
-        "warnings": [warning.to_json() for warning in task.warnings()],
-        "about": task.about,
-        "groups": None if task.groups is None else int(task.groups.max()) + 1,
-        "weights": None if task.weights is None else [float(task.weights.min()), float(task.weights.max())],
-        "unlabelled": _num_unlabelled(store, task),
-    }
-
-
-def _num_unlabelled(store: FeatureStore, task: Task) -> int:
-    import numpy as np
-
-    from featurecache.store.listings import merged_rows
-
-    held = merged_rows(store.listings.all())
-    return int((~np.isin(held, store.samples.rows_of(task.ids))).sum()) - task.about["num_conflicts"]

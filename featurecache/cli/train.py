@@ -152,17 +152,17 @@ def print_results(document: dict[str, Any]) -> None:
     best, titles = document["results"][0], document["figures"]
     primary, *others = titles
     looked_at = f"{best['reported']} {titles[primary]}"
-    figures = [f"by {best['protocol']}", looked_at, "95 % interval", *(titles[name] for name in others), "seconds"]
+    numeric = [f"by {best['protocol']}", looked_at, "95 % interval", *(titles[name] for name in others), "seconds"]
     names = distinct_names(document["results"])
     rows = [_row(result, name, primary, others) for result, name in zip(document["results"], names, strict=True)]
-    print_table(["head", "tap", "settings", *figures, "against the chosen"], rows, numbers=figures)
+    print_table(["head", "tap", "settings", *numeric, "against the chosen"], rows, numbers=numeric)
     by = best["protocol"] + (", by balanced accuracy" if best["balanced"] else "")
     print_line(f"chosen by {by}: {best['head']} on {names[0]}")
     print_line("against the chosen: on the rows by which it was chosen, paired, at 95 %; equivalent: within one point")
     print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
-    if said := document["last_look"].get("calibration"):
-        error = f"{said['expected_calibration_error']:.3f} on average (expected calibration error)"
-        print_line(f"its probabilities there: log loss {said['log_loss']:.3f}, off by {error}")
+    if calibration := document["last_look"].get("calibration"):
+        error = f"{calibration['expected_calibration_error']:.3f} on average (expected calibration error)"
+        print_line(f"its probabilities there: log loss {calibration['log_loss']:.3f}, off by {error}")
     _print_outputs(document)
     if best["judged_on"] == "views":
         print_line(f"a sample was judged by the mean over its {best['judged_views']} views, as `predict --tta` does")

@@ -82,6 +82,11 @@ class Inventory:
             "warnings": [warning.to_json() for warning in self.now.ignored.warnings()],
         }
 
+    def describe(self, store: FeatureStore) -> dict[str, Any]:
+        """Return `to_json`, with the samples that each feature set of the cache has, and those that no source holds."""
+        cached = [{**s.to_json(), "samples": self.count_cached(s.open())} for s in store.feature_sets()]
+        return {**self.to_json(), "cached": cached, "orphaned_samples": self.count_orphans(store)}
+
     def count_cached(self, features: Features) -> int:
         """Count the samples that the source holds now and that have a row in some features."""
         return int(np.isin(self.now.unique_rows, features.rows).sum())

@@ -11,9 +11,23 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.listings import Listing, merged_rows
 from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
-from featurecache.store.tasks import class_counts
+from featurecache.store.tasks import Task, class_counts
 
 _BUILDING = ("num_parameters", "num_trainable", "weights_source", "license", "classifier", "notes")
+
+
+def describe_cache(store: FeatureStore) -> dict[str, Any]:
+    """Describe samples, sources, features, tasks, heads and bad inputs of a cache."""
+    return {
+        "cache": str(store.path),
+        "samples": len(store.samples),
+        "orphaned_samples": count_orphans(store),
+        "sources": describe_sources(store),
+        "features": list_features(store),
+        "tasks": describe_tasks(store),
+        "heads": store.head_names(),
+        "bad": list_bad(store),
+    }
 
 
 def list_features(store: FeatureStore) -> list[dict[str, Any]]:
@@ -59,6 +73,28 @@ def describe_tasks(store: FeatureStore) -> list[dict[str, Any]]:
         }
         for task in tasks
     ]
+
+
+def describe_task(store: FeatureStore, task: Task) -> dict[str, Any]:
+    """Describe one task: what it holds, what is doubtful, and the samples of the cache that have no target in it."""
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "classes": class_counts(task),
+        "counts": task.counts(),
+        "unknown": task.num_unknown(),
+        "warnings": [warning.to_json() for warning in task.warnings()],
+        "about": task.about,
+        "groups": None if task.groups is None else int(task.groups.max()) + 1,
+        "weights": None if task.weights is None else [float(task.weights.min()), float(task.weights.max())],
+        "unlabelled": count_without_target(store, task),
+    }
+
+
+def count_without_target(store: FeatureStore, task: Task) -> int:
+    """Count the samples that some source holds and the task says nothing of; those with two labels are apart."""
+    held = merged_rows(store.listings.all())
+    return int((~np.isin(held, store.samples.rows_of(task.ids))).sum()) - task.about["num_conflicts"]
 
 
 def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
