@@ -181,6 +181,15 @@ def try_output(what: str, write: Callable[[], Written], failures: list[OutputFai
 
     Drawing and formatting run other people's code, and hours of fits stand behind it: whatever it raises, the results
     must not be lost with it.
+
+    Parameters
+    ----------
+    what : str
+        Name of the output, for people.
+    write : callable
+        Writes it.
+    failures : list of OutputFailure
+        Takes what failed.
     """
     try:
         return write()

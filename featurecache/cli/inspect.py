@@ -11,8 +11,8 @@ from featurecache.cli.output import print_json, print_line, print_table, print_w
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
     from featurecache.backbones.cutting import CutInfo
+    from featurecache.backbones.description import Description
     from featurecache.backbones.inspection import NodeInfo
-    from featurecache.backbones.tapped import Tap
 
 
 def add_parser(verbs: Any) -> None:
@@ -37,57 +37,18 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, run once, print."""
-    from featurecache.backbones.cutting import valid_cuts
-    from featurecache.backbones.inspection import dry_run_with_costs, list_nodes
-    from featurecache.backbones.registry import load_backbone
-    from featurecache.backbones.taps import resolve_taps, with_default_warning
+    """Describe a backbone."""
+    from featurecache.backbones.description import describe_backbone
 
-    backbone = load_backbone(request_of(args))
-    costed = dry_run_with_costs(backbone)
-    nodes = list_nodes(backbone, costed)
-    # A network without a default tap is shown all the same: that is how one is chosen.
-    default = [] if backbone.default.tap is None else ["default"]
-    backbone = with_default_warning(backbone, ["default"])
-    taps = resolve_taps(backbone, [*default, *(args.tap or [])], seen=costed.seen)
-    cuts = valid_cuts(backbone, costed) if args.tails else None
+    description = describe_backbone(request_of(args), taps=args.tap or [], tails=args.tails)
     if args.json:
-        print_json(_document(backbone, nodes, taps, cuts))
-    else:
-        _print_tree(nodes, depth=args.depth)
-        _print_summary(backbone, nodes, taps)
-        if cuts is not None:
-            _print_tails(backbone, cuts)
+        print_json(description.to_json())
+        return 0
+    _print_tree(description.nodes, depth=args.depth)
+    _print_summary(description)
+    if description.cuts is not None:
+        _print_tails(description.backbone, description.cuts)
     return 0
-
-
-def _document(
-    backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...], cuts: list[CutInfo] | None
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
-
-    return {
-        "backbone": backbone.name,
-        "num_parameters": backbone.num_parameters,
-        "num_trainable": backbone.num_trainable,
-        "output_layer_removed": backbone.classifier,
-        "output_layers": list(backbone.output_layers),
-        "default_tap": taps[0].name if backbone.default.tap else None,
-        "default_shape": list(taps[0].shape) if backbone.default.tap else None,
-        "default_candidates": [tap for tap, _ in backbone.default.candidates],
-        "taps": [{"name": t.name, "shape": list(t.shape), "bytes_per_sample": bytes_per_sample(t)} for t in taps],
-        "suggested_taps": suggested_taps(nodes),
-        "fingerprint": backbone.identity.fingerprint,
-        "weights_source": backbone.weights_source,
-        "license": backbone.license,
-        "notes": list(backbone.notes),
-        "warnings": [warning.to_json() for warning in backbone.warnings],
-        "preprocess": asdict(backbone.preprocess),
-        "nodes": [asdict(node) for node in nodes],
-        **({} if cuts is None else {"tails": [asdict(cut) for cut in cuts]}),
-    }
 
 
 def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
@@ -112,22 +73,23 @@ def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
     )
 
 
-def _print_summary(backbone: Backbone, nodes: list[NodeInfo], taps: tuple[Tap, ...]) -> None:
+def _print_summary(description: Description) -> None:
     from featurecache.backbones.input_kinds import input_kind_of
     from featurecache.backbones.inspection import bytes_per_sample, suggested_taps
     from featurecache.backbones.taps import choices
 
+    backbone = description.backbone
     inputs = input_kind_of(backbone.preprocess).sized(backbone.preprocess)
     print_line(f"{backbone.name}: {backbone.num_parameters:,} parameters in all, {inputs}")
     print_line("trainable parameters: " + str(backbone.num_trainable))
     print_line(f"output layer removed: {', '.join(backbone.output_layers) or 'none was found'}")
     if backbone.default.tap is None:
         print_line(f"default tap: none, {backbone.default.doubt}; choose with --tap: {', '.join(choices(backbone))}")
-    for index, tap in enumerate(taps):
+    for index, tap in enumerate(description.taps):
         what = f"{tap.name}, {'x'.join(map(str, tap.shape))} numbers per sample"
         title = "default tap" if index == 0 and backbone.default.tap else "tap"
         print_line(f"{title}: {what}, {bytes_per_sample(tap) / 1000:.2f} kB on disk")
-    for group, names in suggested_taps(nodes).items():
+    for group, names in suggested_taps(description.nodes).items():
         if group != "default" and names:
             print_line(f"--tap {group}: {len(names)} taps, {names[0]} to {names[-1]}")
     print_line("kB/sample: on disk in float16, id included; GFLOP: two operations for each multiply-add")

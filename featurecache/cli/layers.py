@@ -72,7 +72,17 @@ def _add_setting(group: Any, setting: Field[Any]) -> None:
 def train_layers_too(
     store: FeatureStore, task: Task, args: argparse.Namespace, train_heads: Callable[[], TrainingReport]
 ) -> tuple[TrainingReport, Ladder | None]:
-    """Train heads on pooled features and layers on activations, as far as each is asked for."""
+    """Train heads on pooled features and layers on activations, as far as each is asked for.
+
+    Parameters
+    ----------
+    store, task
+        What to train on.
+    args
+        Of a parser with `add_layers_options`.
+    train_heads
+        Trains the heads that are no layers.
+    """
     from featurecache.finetuning.making import is_layers
     from featurecache.finetuning.training import train_layers
 

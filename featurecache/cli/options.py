@@ -30,7 +30,19 @@ if TYPE_CHECKING:
 
 
 def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool = False) -> argparse.ArgumentParser:
-    """Add a verb with the options that every verb has."""
+    """Add a verb with the options that every verb has.
+
+    Parameters
+    ----------
+    verbs
+        What `argparse` gives for sub-commands.
+    name, help
+        The verb, and what it does.
+    example
+        A command that works, for the end of its help.
+    quiet
+        The verb draws progress, and has an option not to.
+    """
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=help,
@@ -46,7 +58,17 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
 
 
 def add_renamed_option(parser: Any, name: str, earlier: str, **settings: Any) -> None:
-    """Add an option that had another name, which is taken for one more release and stands in no help."""
+    """Add an option that had another name, which is taken for one more release and stands in no help.
+
+    Parameters
+    ----------
+    parser
+        A parser or a group of one.
+    name, earlier
+        The option now, and before.
+    **settings
+        As for `argparse.ArgumentParser.add_argument`.
+    """
     parser.add_argument(name, **settings)
     settings |= {"dest": name.removeprefix("--").replace("-", "_"), "help": argparse.SUPPRESS}
     parser.add_argument(earlier, **(settings | {"default": argparse.SUPPRESS}))
@@ -330,7 +352,15 @@ def write_table_at(
     numbers: Collection[str] | None = None,
     raw: bool = False,
 ) -> None:
-    """Write a table where `check_outputs` allowed it; raise `RequestError` where that fails after all."""
+    """Write a table where `check_outputs` allowed it; raise `RequestError` where that fails after all.
+
+    Parameters
+    ----------
+    option
+        The option that names the file.
+    path, columns, rows, replace, numbers, raw
+        As for `featurecache.tables.write_table`.
+    """
     from featurecache.tables import TableError, write_table
 
     try:

@@ -26,7 +26,17 @@ def dumped(value: Any) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numbers: Sequence[str] = ()) -> None:
-    """Print a table; the columns named in ``numbers`` are aligned right."""
+    """Print a table.
+
+    Parameters
+    ----------
+    columns
+        Titles.
+    rows
+        Cells of each row; anything that `str` writes.
+    numbers
+        Titles of columns that are aligned right.
+    """
     from rich import box
     from rich.table import Table
 

@@ -160,7 +160,17 @@ def run_add(args: argparse.Namespace) -> int:
 
 
 def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -> None:
-    """Say what a task holds and what was left out of it."""
+    """Print what a task holds and what was left out of it.
+
+    Parameters
+    ----------
+    store
+        The cache, for the samples that have no target.
+    task
+        What to print.
+    with_warnings
+        Print what is doubtful, too; else the caller does, with other warnings.
+    """
     from featurecache.store.overview import count_without_target
     from featurecache.store.tasks import class_counts
 
