@@ -157,18 +157,19 @@ def run(
     from featurecache.deployment.saved import keep_head
     from featurecache.extraction.extract import run_extraction
     from featurecache.extraction.progress import Silent
-    from featurecache.sources.source import open_source
+    from featurecache.sources.opening import open_source
+    from featurecache.sources.source import check_source
     from featurecache.store.store import check_name
 
     training, progress = training or TrainingSettings(), progress or Silent()
     request = backbone if isinstance(backbone, BackboneRequest) else BackboneRequest(name=backbone)
     opened = open_source(source, text_column=text_column, id_column=id_column)
-    opened.check()
+    check_source(opened)
     # A mistake in a name, an option or a label must not cost an extraction.
     check_name("task", task)
     _check_report_path(report)
     _check_tta(training, opened, views)
-    found = _read_labels(labels, Path(source), opened.root, text_column, id_column)
+    found = _read_labels(labels, Path(source), Path(opened.key), text_column, id_column)
     _check_labels(found, opened)
     _check_heads(training, found)
     extraction = run_extraction(
@@ -300,7 +301,7 @@ def _check_report_path(path: str | Path | None) -> None:
 
 def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int | None) -> None:
     if training.tta:
-        check_takes_views(source.modality, f"the source {source.root}", option="--tta")
+        check_takes_views(source.modality, f"the source {source.key}", option="--tta")
         if views is None:
             raise RequestError("--tta judges heads on views of each image; add --views K")
 
@@ -326,10 +327,11 @@ def _read_labels(
 
 
 def _check_labels(labels: FolderLabels | TableLabels, source: Source) -> None:
+    from featurecache.sources.entries import Entries
     from featurecache.store.joining import check_labels
     from featurecache.store.labels import FolderLabels
 
-    listed = labels.of(source.find().paths) if isinstance(labels, FolderLabels) else labels.labels
+    listed = labels.of(Entries.of(source).names) if isinstance(labels, FolderLabels) else labels.labels
     check_labels(listed, labels)
 
 
@@ -356,7 +358,7 @@ def _write_report(path: Path, done: RunReport, source: Source, source_path: Path
 
     best, document = done.training.best, done.training.to_json()
     final = document["last_look"]
-    listing = done.extraction.store.listings.load(source.root)
+    listing = done.extraction.store.listings.load(source.key)
     assert listing is not None, "the source was just extracted"
     y_true, names = _names_of_samples(done, source, listing)
     data = ReportData(
@@ -394,7 +396,6 @@ def _names_of_samples(done: RunReport, source: Source, listing: Listing) -> tupl
     for row, uri in zip(rows.tolist(), uris, strict=True):
         name = listing.paths_of([row])[0] if row in listed else uri
         if source.modality == "text" and row in listed:  # the number of a row tells a reader nothing
-            (item,) = source.inputs([name], [""])
-            name = f"{name}: {shortened(item.read().decode(errors='replace'))}"
+            name = f"{name}: {shortened(source.open(name, stamp=None).decode(errors='replace'))}"
         names.append(name)
     return y_true, names

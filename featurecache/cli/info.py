@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _describe_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, Any]:
     from featurecache.extraction.inventory import take_inventory
-    from featurecache.sources.source import open_source
+    from featurecache.sources.opening import open_source
 
     source = open_source(args.source, text_column=args.text_column, id_column=args.id_column)
     with progress_on_stderr(quiet=args.quiet) as progress:

@@ -140,13 +140,13 @@ def labels_of(
 
 def run_add(args: argparse.Namespace) -> int:
     """Add a task and say what is in it."""
-    from featurecache.sources.source import open_source
+    from featurecache.sources.opening import open_source
     from featurecache.store.overview import describe_task
     from featurecache.store.store import FeatureStore
 
     if args.from_folders == (args.labels is not None):
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
-    root = None if args.source is None else open_source(args.source, text_column=args.text_column).root
+    root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
     labels = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
     task = store.add_task(

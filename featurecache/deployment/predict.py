@@ -26,9 +26,10 @@ from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import options_to_agree
 from featurecache.heads.gradient.tuner import FineTuned
-from featurecache.sources.folder import find_images
-from featurecache.sources.inputs import FileInput, Input, TextInput
-from featurecache.sources.text_table import TableSource
+from featurecache.ignored import IgnoredFiles
+from featurecache.sources.inputs import Input, inputs_of
+from featurecache.sources.opening import open_source, open_sources
+from featurecache.sources.source import check_modality
 from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
 from featurecache.store.dtypes import decode
 from featurecache.store.flatness import FlatCounter
@@ -145,8 +146,7 @@ def predict(
         check_takes_views(saved.identity.preprocess.modality, f"the head {head}", option="--tta")
         views = replace(saved.identity.views or ViewSpec(), count=tta)
     warnings = [] if warnings is None else warnings
-    modality = saved.identity.preprocess.modality
-    found = _find([Path(item) for item in inputs], modality, text_column, id_column, warnings)
+    found = _inputs(saved, inputs, text_column, id_column, warnings)
     made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(
         saved.identity,
@@ -164,25 +164,35 @@ def predict(
     return Predictions(saved, _predict(saved, network, found, views, settings, progress or Silent(), warnings))
 
 
-def _find(
-    paths: list[Path],
-    modality: str,
+def _inputs(
+    saved: SavedHead,
+    named: Sequence[str | Path],
     text_column: str | None,
     id_column: str | None,
     warnings: list[ReportWarning],
 ) -> Sequence[Input]:
-    if (modality == "text") != (text_column is not None):
+    """Return every sample of the sources that were named; of folders, warn of pictures that are left out."""
+    preprocess = saved.identity.preprocess
+    if not any("://" in str(name) for name in named) and (preprocess.modality == "text") != (text_column is not None):
         raise RequestError(
             "this head labels texts: name tables, and the column that holds the texts with --text-column"
-            if modality == "text"
+            if preprocess.modality == "text"
             else f"this head labels images; leave --text-column {text_column} out"
         )
-    if text_column is None:
-        return [FileInput(path) for path in find_images(paths, warnings=warnings)]
-    tables = {path: TableSource(path, text_column, id_column).all_inputs() for path in paths}
-    if len(tables) == 1:
-        return tables[paths[0]]
-    return [TextInput(f"{path}: {text.name}", text.data) for path, texts in tables.items() for text in texts]
+    if text_column is not None:
+        tables = [(path, open_source(path, text_column=text_column, id_column=id_column)) for path in named]
+        return [
+            each for path, table in tables for each in inputs_of(table, prefix=f"{path}: " if len(tables) > 1 else "")
+        ]
+    found: list[Input] = []
+    for source in open_sources(named):
+        check_modality(source, preprocess, "this head")
+        found += inputs_of(source)
+        name = (getattr(source, "prefix", "") or source.key).rstrip("/")
+        # Classes without an image matter to nobody here.
+        left_out = replace(getattr(source, "ignored", IgnoredFiles()), folders=(), num_folders=0).warnings()
+        warnings += left_out if len(named) == 1 else [each.about(name) for each in left_out]
+    return found
 
 
 def _predict(

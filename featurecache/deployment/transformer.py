@@ -17,7 +17,9 @@ from featurecache.errors import InputError
 from featurecache.extraction.extract import make_request
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline, to_stored
-from featurecache.sources.inputs import FileInput, Input, TextInput
+from featurecache.sources.files import NamedFiles
+from featurecache.sources.in_memory import InMemory
+from featurecache.sources.inputs import Input, inputs_of
 from featurecache.specs import InitName, PrecisionName
 
 
@@ -126,10 +128,9 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
 
     def _inputs(self, X: Sequence[str | Path]) -> Sequence[Input]:
         if self.network_.preprocess.modality == "text":
-            return [
-                TextInput(f"text {place}", str(text).encode(errors="surrogatepass")) for place, text in enumerate(X)
-            ]
-        return [FileInput(Path(path)) for path in X]
+            texts = {f"text {index}": str(text).encode(errors="surrogatepass") for index, text in enumerate(X)}
+            return list(inputs_of(InMemory(texts, "text")))
+        return list(inputs_of(NamedFiles([Path(path) for path in X])))
 
 
 def _refuse_problems(inputs: Sequence[Input], start: int, problems: Mapping[int, InputError]) -> None:

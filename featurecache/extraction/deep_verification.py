@@ -166,7 +166,7 @@ def _compute(
     try:
         with modality.undisturbed():
             for outcome in run_pipeline(
-                inputs_of_rows(source, listing, group[0].samples, rows),
+                inputs_of_rows(source, listing, group[0].samples, rows, by_stamp=False),
                 runtime,
                 modality,
                 num_workers=inputs.settings.num_workers,

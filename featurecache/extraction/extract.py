@@ -13,7 +13,7 @@ from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.report import ExtractionReport, report_extraction
 from featurecache.extraction.scan import scan
 from featurecache.extraction.work import WorkerReport
-from featurecache.sources.source import source_spec
+from featurecache.sources.opening import source_spec
 from featurecache.specs import MAX_FILE_BYTES, BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
 from featurecache.store.store import FeatureStore
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.scan import identified, known_rows, listing_of_source
+from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source, check_modality
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -164,7 +165,7 @@ def take_inventory(store: FeatureStore, source: Source, progress: Progress | Non
     SourceError
         The folder is missing, or holds no images.
     """
-    before, entries = store.listings.load(source.root), source.find()
+    before, entries = store.listings.load(source.key), Entries.of(source)
     rows, new = known_rows(entries, before, len(store.samples)), [np.zeros((0, 32), np.uint8)]
     for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress or Silent()):
         rows[indices] = found = store.samples.rows_of(ids)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.registry import request_digest
 from featurecache.hashing import digest_json
-from featurecache.sources.source import Source, SourceSpec, check_modality, open_spec
+from featurecache.sources.opening import SourceSpec, open_spec
+from featurecache.sources.source import Source, check_modality
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec
 from featurecache.store.shards import load_hdf5
 

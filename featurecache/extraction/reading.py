@@ -9,8 +9,12 @@ from featurecache.sources.source import Source
 from featurecache.store.listings import Listing
 from featurecache.store.samples import Rows, SampleTable
 
+_NO_STAMP = (0, 0, -1, 0)
 
-def inputs_of_rows(source: Source, listing: Listing, samples: SampleTable, rows: Rows) -> Sequence[Input]:
+
+def inputs_of_rows(
+    source: Source, listing: Listing, samples: SampleTable, rows: Rows, *, by_stamp: bool = True
+) -> Sequence[Input]:
     """Return one input for each row; reading it says so where it is not what it was at the scan.
 
     Parameters
@@ -21,6 +25,12 @@ def inputs_of_rows(source: Source, listing: Listing, samples: SampleTable, rows:
     samples : SampleTable
         Has the id of each row.
     rows : ndarray of int64
+    by_stamp : bool
+        What still has the stamp of the scan is taken for unchanged, as in the next scan; else only its bytes tell.
     """
-    ids = [identity.tobytes().hex() for identity in samples.ids[rows]]
-    return source.inputs(listing.paths_of(rows), ids, listing.stamps_of(rows))
+    prefix = str(getattr(source, "prefix", ""))
+    stamps = listing.stamps_of(rows).tolist() if by_stamp else [_NO_STAMP] * len(rows)
+    return [
+        Input(source, name, identity.tobytes().hex(), tuple(stamp) if stamp[2] >= 0 else None, prefix)
+        for name, identity, stamp in zip(listing.paths_of(rows), samples.ids[rows], stamps, strict=True)
+    ]

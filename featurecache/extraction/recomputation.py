@@ -18,7 +18,8 @@ from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import may_be, reproduce_backbone
 from featurecache.extraction.worker import Worker
-from featurecache.sources.source import Source, open_source
+from featurecache.sources.opening import open_source
+from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.listings import Listing
@@ -32,7 +33,7 @@ class Inputs:
 
     Attributes
     ----------
-    source : Path
+    source : path or URL
         Folder of images, or a table of texts.
     text_column, id_column : str, optional
         Of a table, the columns that hold and that name the texts.
@@ -46,7 +47,7 @@ class Inputs:
         Device and decoding threads count; what may change bits (batch size, runtime) is the cache's own.
     """
 
-    source: Path
+    source: str | Path
     backbone: str | None = None
     weights: Path | None = None
     weights_key: str | None = None

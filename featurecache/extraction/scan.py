@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featurecache.errors import InputError
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recall import recall
-from featurecache.sources.folder import Entries
-from featurecache.sources.source import Source
+from featurecache.machine import num_cores
+from featurecache.sources.entries import Entries
+from featurecache.sources.source import Source, check_source
 from featurecache.specs import check_takes_views
 from featurecache.store.listings import Listing
 from featurecache.store.samples import Ids
 from featurecache.store.store import FeatureStore
+
+_BLOCK = 1 << 18
+"""Samples that get their rows at once."""
+_HANDFUL = 8
+"""Samples that a thread reads before it asks for more: handing them out one by one took longer than small files do."""
 
 
 def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
@@ -37,17 +49,17 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     """
     source, progress = job.opened_source, progress or Silent()
     if job.views is not None:
-        check_takes_views(source.modality, f"the source {source.root}")
-    source.check()
+        check_takes_views(source.modality, f"the source {source.key}")
+    check_source(source)
     store = FeatureStore.open(job.cache) if (job.cache / "FORMAT.json").exists() else None
     if not all(recall(job, store).values()):
         _ = job.network
     store = store or FeatureStore.create(job.cache)
-    before = store.listings.load(source.root)
-    entries = source.find()
+    before = store.listings.load(source.key)
+    entries = Entries.of(source)
     rows = known_rows(entries, before, len(store.samples))
     for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress):
-        rows[indices] = store.samples.append(ids, entries.paths.take(indices), entries.stamps[indices, 0])
+        rows[indices] = store.samples.append(ids, entries.names.take(indices), entries.stamps[indices, 0])
     listing = listing_of_source(source, entries, rows)
     return listing if before is not None and listing.same_as(before) else store.listings.save(listing)
 
@@ -55,23 +67,79 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
 def identified(
     source: Source, entries: Entries, unknown: NDArray[np.int64], progress: Progress
 ) -> Iterator[tuple[NDArray[np.int64], Ids]]:
-    """Read some entries and yield blocks of (indices, ids); what cannot be read is in ``entries.problems``.
+    """Read some entries and yield blocks of (indices, ids): an id is the SHA-256 of the bytes.
 
     Parameters
     ----------
-    source, entries : Source, Entries
+    source : Source
+    entries : Entries
+        What cannot be read is added to its ``problems``.
     unknown : ndarray of int64
         Indices of the entries to read.
     progress : Progress
+        Told of each entry that was read.
     """
     progress.start("reading", len(unknown))
-    return source.identify(entries, unknown, on_read=progress.advance)
+    if not entries.has_stamps:
+        return _read_whole(source, entries, progress)
+    return _read_each(source, entries, unknown, progress)
+
+
+def _read_each(
+    source: Source, entries: Entries, unknown: NDArray[np.int64], progress: Progress
+) -> Iterator[tuple[NDArray[np.int64], Ids]]:
+    """Open entries one by one in threads: storage answers several at once, and digests take every core."""
+    with ThreadPoolExecutor(num_cores()) as pool:
+        for first in range(0, len(unknown), _BLOCK):
+            block = unknown[first : first + _BLOCK]
+            names = [entries.names[index] for index in block.tolist()]
+            ids, readable = np.zeros((len(block), 32), np.uint8), np.ones(len(block), bool)
+            handfuls = (names[start : start + _HANDFUL] for start in range(0, len(names), _HANDFUL))
+            for i, digest in enumerate(chain.from_iterable(pool.map(partial(_digests, source), handfuls))):
+                if isinstance(digest, str):
+                    entries.problems[names[i]] = digest
+                    readable[i] = False
+                else:
+                    ids[i] = np.frombuffer(digest, np.uint8)
+                progress.advance(1)
+            yield block[readable], ids[readable]
+
+
+def _digests(source: Source, names: Sequence[str]) -> list[bytes | str]:
+    """Return the digest of each sample, or why it cannot be read."""
+    found: list[bytes | str] = []
+    for name in names:
+        try:
+            found.append(sha256(source.open(name, stamp=None)).digest())
+        except InputError as error:
+            found.append(error.reason)
+    return found
+
+
+def _read_whole(source: Source, entries: Entries, progress: Progress) -> Iterator[tuple[NDArray[np.int64], Ids]]:
+    """Read every unit in one go, where no entry has a stamp: of a table that is one pass instead of a million calls."""
+    index_of = {name: index for index, name in enumerate(entries.names)}
+    indices, lengths, digests = array("q"), array("q"), bytearray()
+    for unit in source.units():
+        for name, data in source.read(unit):
+            indices.append(index_of.pop(name))
+            lengths.append(len(data))
+            digests += sha256(data).digest()
+        progress.advance(len(indices))
+    for name in index_of:
+        entries.problems.setdefault(name, "its source lists it and does not give it out")
+    entries.stamps[indices, 0] = lengths
+    order = np.argsort(indices)  # rows follow the names, not the order of a table: two writers must agree on them
+    ids = np.frombuffer(digests, np.uint8).reshape(-1, 32)
+    for first in range(0, len(order), _BLOCK):
+        block = order[first : first + _BLOCK]
+        yield np.array(indices, np.int64)[block], ids[block]
 
 
 def known_rows(entries: Entries, before: Listing | None, num_samples: int) -> NDArray[np.int64]:
     """Return the row of each entry that is as it was when the source was last extracted, -1 for the others."""
     if before is None:
-        return np.full(len(entries.paths), -1, np.int64)
+        return np.full(len(entries.names), -1, np.int64)
     indices = entries.unchanged_since(before.paths, before.stamps)
     rows = np.where(indices < 0, -1, before.rows[indices])
     return np.where(rows < num_samples, rows, -1)
@@ -79,5 +147,4 @@ def known_rows(entries: Entries, before: Listing | None, num_samples: int) -> ND
 
 def listing_of_source(source: Source, entries: Entries, rows: NDArray[np.int64]) -> Listing:
     """Return what a source holds as a cache keeps it."""
-    root = str(source.root.resolve())
-    return Listing(root, entries.paths, entries.stamps, rows, entries.problems, ignored=entries.ignored)
+    return Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)

@@ -97,7 +97,7 @@ def work(
     """
     job, progress = _on_machine(job, device, cores), progress or Silent()
     store = FeatureStore.open(job.cache)
-    listing = store.listings.load(job.opened_source.root)
+    listing = store.listings.load(job.opened_source.key)
     if listing is None:
         raise RequestError(f"{job.cache} holds no listing of {job.source.url}; scan the source before work begins")
     report, types = WorkerReport(), dict[str, str]()

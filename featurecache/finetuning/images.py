@@ -28,11 +28,13 @@ from featurecache.extraction import drift
 from featurecache.extraction.inventory import take_inventory
 from featurecache.extraction.modality import ImageModality
 from featurecache.extraction.progress import Progress
+from featurecache.extraction.reading import inputs_of_rows
 from featurecache.hashing import digest_arrays
 from featurecache.heads.gradient.reading import Draw
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
-from featurecache.sources.source import check_modality, open_source
+from featurecache.sources.opening import open_source
+from featurecache.sources.source import check_modality
 from featurecache.specs import PreprocessSpec, ViewSpec
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -213,10 +215,7 @@ def images_of(
         check_modality(source, preprocess, feature_set.identity.backbone)
         listing = take_inventory(store, source, progress).now
         rows = np.setdiff1d(np.intersect1d(listing.unique_rows, wanted), list(files))
-        ids = [identity.tobytes().hex() for identity in store.samples.ids[rows]]
-        files |= dict(
-            zip(rows.tolist(), source.inputs(listing.paths_of(rows), ids, listing.stamps_of(rows)), strict=True)
-        )
+        files |= dict(zip(rows.tolist(), inputs_of_rows(source, listing, store.samples, rows), strict=True))
     if missing := sorted(set(wanted.tolist()) - set(files)):
         raise RequestError(
             f"{len(missing)} of {len(wanted)} images of task {task.name!r} are not in "

@@ -4,166 +4,104 @@ from __future__ import annotations
 
 import os
 import time
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from featurecache.errors import ReportWarning, SourceError
+from featurecache.errors import InputError, SourceError
 from featurecache.files import reason_of, why_not_regular
-from featurecache.hashing import digest_file
 from featurecache.ignored import IgnoredCounter, IgnoredFiles
-from featurecache.machine import num_cores
 from featurecache.sources.decoding.images import FORMATS, SUFFIXES
-from featurecache.sources.inputs import FileInput
+from featurecache.sources.entries import ENCODING, ERRORS
+from featurecache.sources.files import read_file
+from featurecache.sources.source import Entry, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.text import TextColumn
 
 IMAGE_SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES[name])
-
-Stamp = tuple[int, int, int, int]
-"""What tells that a file is unchanged: size, mtime and ctime in ns, inode."""
 
 _SUFFIXES = frozenset(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
 _UNSETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 _UNREADABLE: Stamp = (0, 0, -1, 0)
-_BLOCK = 1 << 18
-"""Files whose digests are handed over at once."""
-_HANDFUL = 8
-"""Files that a thread reads without looking up."""
 
 
-@dataclass(frozen=True)
-class Entries:
-    """The inputs that a source holds now, sorted by the bytes of their paths; no file was read.
-
-    Attributes
-    ----------
-    paths : TextColumn
-        Relative to the source, with forward slashes; of a table, the keys of its rows.
-    stamps : ndarray of int64, shape (n, 4)
-        Size, mtime and ctime in ns, inode. The ctime of a file that was written just now is -1: it could be written
-        again within one tick of the clock, so the next scan reads it again.
-    problems : dict of str to str
-        Path -> why it could not be looked at.
-    ignored : IgnoredFiles
-        Files that are no inputs by their name.
-    """
-
-    paths: TextColumn
-    stamps: NDArray[np.int64]
-    problems: dict[str, str]
-    ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
-
-    def unchanged_since(self, paths: TextColumn, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the place of each file in an earlier listing; -1 where it was not there, or may have changed."""
-        places = paths.find_all(self.paths)
-        known = np.flatnonzero(places >= 0)
-        differs = (self.stamps[known] != stamps[places[known]]).any(axis=1) | (self.stamps[known, 2] < 0)
-        places[known[differs]] = -1
-        return places
-
-
-@dataclass(frozen=True)
 class FolderSource:
-    """All images in a folder and the folders below it.
+    """All images in a folder and the folders below it, named by their path in it, with forward slashes.
 
     Hidden files and folders (whose names begin with a dot) are left out. Links are followed, but no folder is
     entered twice, so a link that leads back up ends the walk instead of making it endless.
+
+    Parameters
+    ----------
+    url : path
+        The folder.
+    max_bytes : int
+        Larger files are not read, not even to identify them.
+
+    Attributes
+    ----------
+    ignored : IgnoredFiles
+        What it held besides images when it was last listed.
     """
 
-    root: Path
-    max_bytes: int = MAX_FILE_BYTES
-    """Larger files are not read, not even to identify them."""
-
     modality = "image"
-    noun = "files"
 
-    def find(self) -> Entries:
-        """List the images without reading any.
+    def __init__(self, url: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        self.root, self._max_bytes = Path(url), max_bytes
+        self.ignored = IgnoredFiles()
+
+    @property
+    def key(self) -> str:
+        """The absolute path."""
+        return str(self.root.resolve())
+
+    @property
+    def prefix(self) -> str:
+        """The folder as it was given."""
+        return str(self.root / "x")[:-1]
+
+    def units(self) -> Iterator[Unit]:
+        """Yield one unit: names come sorted, and no folder twice, only where one walk lists all of them."""
+        yield Unit("")
+
+    def list(self, unit: Unit) -> Iterator[Entry]:
+        """Yield the images, sorted by the bytes of their paths; each folder is asked once.
+
+        The ctime of a file that was written just now is -1: it could be written again within one tick of the clock.
 
         Raises
         ------
         SourceError
-            The folder is missing, or holds no images.
+            The folder is missing or cannot be listed, or holds no images.
         """
         self._check_folder()
-        stamps, problems, walk = array("q"), dict[str, str](), _Walk(self.root)
-        paths = TextColumn.pack(self._images(stamps, problems, walk))
-        if not len(paths):
-            raise self._empty(walk)
-        return Entries(paths, np.frombuffer(stamps, np.int64).reshape(-1, 4), problems, walk.ignored.result())
-
-    def identify(
-        self, listing: Entries, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Read some files of a listing and yield blocks of (places, ids): ids are the SHA-256 of the bytes.
-
-        Parameters
-        ----------
-        listing : Entries
-            Files that cannot be read are added to its ``problems`` and left out of the blocks.
-        places : ndarray of int64
-            Which files to read.
-        on_read : callable, optional
-            Called with a number of files that were read since.
-        """
-        with ThreadPoolExecutor(num_cores()) as pool:
-            for first in range(0, len(places), _BLOCK):
-                block = places[first : first + _BLOCK]
-                paths = [listing.paths[place] for place in block.tolist()]
-                ids, readable = np.zeros((len(block), 32), np.uint8), np.ones(len(block), bool)
-                handfuls = (paths[start : start + _HANDFUL] for start in range(0, len(paths), _HANDFUL))
-                for i, digest in enumerate(chain.from_iterable(pool.map(self._digest_all, handfuls))):
-                    if isinstance(digest, str):
-                        listing.problems[paths[i]] = digest
-                        readable[i] = False
-                    else:
-                        ids[i] = np.frombuffer(digest, np.uint8)
-                    on_read(1)
-                yield block[readable], ids[readable]
-
-    def inputs(
-        self, paths: Sequence[str], ids: Sequence[str], stamps: NDArray[np.int64] | None = None
-    ) -> list[FileInput]:
-        """Return some files to be read, which must still hold the bytes that were seen at the scan.
-
-        With their stamps of the scan, files that still have them are taken at their word, as in the next scan.
-        """
-        seen = (
-            [None] * len(paths)
-            if stamps is None
-            else [tuple(stamp) if stamp[2] >= 0 else None for stamp in stamps.tolist()]
-        )
-        return [
-            FileInput(self.root / path, identity, stamp) for path, identity, stamp in zip(paths, ids, seen, strict=True)
-        ]
-
-    def _digest_all(self, paths: Sequence[str]) -> list[bytes | str]:
-        return [_digest(self.root / path, self.max_bytes) for path in paths]
-
-    def _images(self, stamps: array[int], problems: dict[str, str], walk: _Walk) -> Iterator[bytes]:
-        """Yield the paths of the images, and fill in what else a listing needs."""
-        now = time.time_ns()
-        for entry, path in walk.images():
+        walk, settled, is_empty = _Walk(self.root), time.time_ns() - _UNSETTLED_NS, True
+        for found, path in walk.images():
+            is_empty = False
+            name = path.decode(ENCODING, ERRORS)
             try:
-                stamps.extend(_stamp(entry.stat(), now))
+                status = found.stat()
             except OSError as error:
-                stamps.extend(_UNREADABLE)
-                problems[os.fsdecode(path)] = why_not_regular(os.fsdecode(entry.path)) or reason_of(error)
-            yield path
-
-    def check(self) -> None:
-        """Raise `SourceError` when there is no such folder, or no image in it."""
-        self._check_folder()
-        walk = _Walk(self.root)
-        if next(walk.images(), None) is None:
+                yield Entry(name, _UNREADABLE, why_not_regular(os.fsdecode(found.path)) or reason_of(error))
+                continue
+            mtime, ctime = status.st_mtime_ns, status.st_ctime_ns
+            yield Entry(
+                name, (status.st_size, mtime, ctime if mtime < settled and ctime < settled else -1, status.st_ino)
+            )
+        if is_empty:
             raise self._empty(walk)
+        self.ignored = walk.ignored.result()
+
+    def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
+        """Yield the paths and bytes of the images that can be read."""
+        for name, _, _ in self.list(unit):
+            try:
+                yield name, self.open(name, stamp=None)
+            except InputError:
+                continue
+
+    def open(self, name: str, *, stamp: Stamp | None) -> bytes:
+        """Return the bytes of a file; see `featurecache.sources.files.read_file`."""
+        return read_file(self.root / name, stamp=stamp, max_bytes=self._max_bytes)
 
     def _check_folder(self) -> None:
         if not self.root.exists():
@@ -184,30 +122,6 @@ class FolderSource:
         return SourceError(
             f"{self.root} holds no images; looked for names ending in {', '.join(sorted(IMAGE_SUFFIXES))}{left_out}"
         )
-
-
-def find_images(inputs: list[Path], *, warnings: list[ReportWarning] | None = None) -> list[Path]:
-    """List the images that files and folders name, folders recursively; a named file counts whatever its suffix.
-
-    Parameters
-    ----------
-    inputs : list of Path
-    warnings : list of ReportWarning, optional
-        Takes what is to be said of files that folders hold beside images.
-    """
-    images: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            listing = FolderSource(path).find()
-            images += [path / relative for relative in listing.paths]
-            if warnings is not None:
-                found = replace(listing.ignored, folders=(), num_folders=0).warnings()  # classes matter to nobody here
-                warnings += found if len(inputs) == 1 else [warning.about(str(path)) for warning in found]
-        elif os.path.lexists(path):  # why a link cannot be read is said where it is read
-            images.append(path)
-        else:
-            raise SourceError(f"no input at {path}: there is no such file or folder")
-    return images
 
 
 _Found = tuple[bytes, bytes, os.DirEntry[bytes] | None]
@@ -285,17 +199,5 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _stamp(status: os.stat_result, now_ns: int) -> Stamp:
-    settled = max(status.st_mtime_ns, status.st_ctime_ns) < now_ns - _UNSETTLED_NS
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns if settled else -1, status.st_ino
-
-
 def _is_image(entry: os.DirEntry[bytes]) -> bool:
     return os.path.splitext(entry.name)[1].lower() in _SUFFIXES  # noqa: PTH122 - once for every file
-
-
-def _digest(path: Path, max_bytes: int) -> bytes | str:
-    try:
-        return bytes.fromhex(digest_file(path, max_bytes=max_bytes))
-    except OSError as error:
-        return reason_of(error)

@@ -1,84 +1,76 @@
-"""One input of a source, to be read when its turn comes."""
+"""One sample of a source, to be read when its turn comes."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 from featurecache.errors import InputError
-from featurecache.files import GrowingError, TooLargeError, open_regular, read_open, reason_of
 from featurecache.hashing import digest_bytes
+from featurecache.sources.source import Source, Stamp
 
 
-class Input(Protocol):
-    """Something whose bytes can be had."""
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A sample to read; with ``id`` given, it must still hold the bytes that were seen at the scan.
+
+    Attributes
+    ----------
+    source : Source
+    entry : str
+        Its name there.
+    id : str, optional
+        SHA-256 (hex) of its bytes.
+    stamp : Stamp, optional
+        That it had at the scan. Where it still has it, its bytes need no digest.
+    prefix : str
+        What stands in front of the name when people read it.
+    """
+
+    source: Source
+    entry: str
+    id: str | None = None
+    stamp: Stamp | None = None
+    prefix: str = ""
 
     @property
     def name(self) -> str:
         """What people call it."""
-        ...
+        return self.prefix + self.entry
 
     def read(self, max_bytes: int | None = None) -> bytes:
-        """Return its bytes; one beyond the limit is not read at all.
+        """Return its bytes; one that is known to be beyond the limit is not read.
 
         Raises
         ------
         InputError
             It cannot be read, or is not what it was at the scan.
         """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class FileInput:
-    """A file to read; with ``id`` (hex) given, it must still hold the bytes that were seen at the scan.
-
-    A ``stamp`` (size, mtime and ctime in ns, inode) that the file had then, still has, and has after reading, tells
-    that without a digest: any write since would have given it another ctime.
-    """
-
-    path: Path
-    id: str | None = None
-    stamp: tuple[int, int, int, int] | None = None
-
-    @property
-    def name(self) -> str:
-        """Where it lies."""
-        return str(self.path)
-
-    def read(self, max_bytes: int | None = None) -> bytes:
-        """Return the file's bytes; a file beyond the limit is not read at all."""
-        try:
-            with open_regular(self.path, max_bytes=max_bytes) as (file, before):
-                data = read_open(file, before)
-                untouched = self.stamp is not None and self._has_stamp(before, os.fstat(file.fileno()))
-        except FileNotFoundError:
-            raise InputError("missing", "the file was removed while the run went on") from None
-        except TooLargeError as error:
-            raise InputError("too_large", reason_of(error)) from None
-        except GrowingError as error:
-            raise InputError("changed", reason_of(error)) from None
-        except OSError as error:
-            raise InputError("unreadable", reason_of(error)) from None
-        if self.id is not None and not untouched and digest_bytes(data) != self.id:
+        if max_bytes is not None and self.stamp is not None and self.stamp[0] > max_bytes:
+            raise InputError("too_large", f"the file has {self.stamp[0]} bytes, the limit is {max_bytes}")
+        if self.stamp is not None:
+            try:
+                return self.source.open(self.entry, stamp=self.stamp)
+            except InputError as error:
+                if error.status != "changed" or self.id is None:
+                    raise
+        # Without a stamp, or touched and perhaps not edited: the bytes tell.
+        data = self.source.open(self.entry, stamp=None)
+        if self.id is not None and digest_bytes(data) != self.id:
             raise InputError("changed", "the file was edited while the run went on")
         return data
 
-    def _has_stamp(self, *statuses: os.stat_result) -> bool:
-        return all((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) == self.stamp for s in statuses)
 
+def inputs_of(source: Source, *, prefix: str | None = None) -> Iterator[Input]:
+    """Yield every sample of a source, in the order in which it lists them.
 
-@dataclass(frozen=True, slots=True)
-class TextInput:
-    """A text that is in memory already."""
-
-    name: str
-    data: bytes
-
-    def read(self, max_bytes: int | None = None) -> bytes:
-        """Return its bytes."""
-        if max_bytes is not None and len(self.data) > max_bytes:
-            raise InputError("too_large", f"the text has {len(self.data)} bytes, the limit is {max_bytes}")
-        return self.data
+    Parameters
+    ----------
+    source : Source
+    prefix : str, optional
+        What stands in front of each name when people read it; the source's own when left out.
+    """
+    prefix = str(getattr(source, "prefix", "")) if prefix is None else prefix
+    for unit in source.units():
+        for entry in source.list(unit):
+            yield Input(source, entry.name, prefix=prefix)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featurecache.errors import SourceError, UnknownNameError
-from featurecache.sources.folder import Entries
-from featurecache.sources.inputs import TextInput
+from featurecache.sources.source import Entry, Stamp, Unit
 from featurecache.tables import Table, TableError, open_table, to_bytes
 from featurecache.text import TextColumn
 
-_BLOCK = 1 << 18
 
-
-@dataclass(frozen=True)
-class TableSource:
+class TextTable:
     """The texts in one column of a CSV or TSV file.
 
-    It is read once, when it is first looked at; later edits of the file are for the next source.
+    It is read once, when it is first looked at; later edits of the file are for the next source. Its rows have no
+    stamps: that of the file tells of no row, and the table is read in any case.
 
     Parameters
     ----------
-    path : Path
+    url : path
         The file.
     text_column : str
         The column that holds the texts.
@@ -36,79 +28,43 @@ class TableSource:
         The column that names the rows, each once; ``row 000000001`` and so on where left out.
     """
 
-    path: Path
-    text_column: str
-    id_column: str | None = None
-
     modality = "text"
-    noun = "rows"
+
+    def __init__(self, url: str | Path, *, text_column: str, id_column: str | None = None) -> None:
+        self.path, self.text_column, self.id_column = Path(url), text_column, id_column
 
     @property
-    def root(self) -> Path:
+    def key(self) -> str:
         """The table and its column: another column of the same table is another source."""
-        return self.path.with_name(f"{self.path.name}:{self.text_column.replace('/', '%2F')}")
+        return str(self.path.with_name(f"{self.path.name}:{self.text_column.replace('/', '%2F')}").resolve())
 
-    def check(self) -> None:
-        """Raise `SourceError` when there is no such table or column, or no row in it."""
-        _ = self._rows
+    def units(self) -> Iterator[Unit]:
+        """Yield one unit: the table."""
+        yield Unit("")
 
-    def find(self) -> Entries:
-        """List the rows, sorted by the bytes of their keys.
+    def list(self, unit: Unit) -> Iterator[Entry]:
+        """Yield the rows, in the order of the table.
 
         Raises
         ------
         SourceError
             The table is missing, is no table, lacks a column, has no rows, or names one twice.
         """
-        keys, texts, order = self._keys, self._texts, self._order
-        lengths = np.diff(texts.starts).astype(np.int64)[order]
-        stamps = np.zeros((len(keys), 4), np.int64)
-        # The ctime of -1 says: look at it again. The table is read in any case, and one file's stamp speaks of no row.
-        stamps[:, 0], stamps[:, 2] = lengths, -1
-        return Entries(keys.take(order), stamps, {})
+        return (Entry(key, None) for key in self._rows[0])
 
-    def identify(
-        self, listing: Entries, places: NDArray[np.int64], *, on_read: Callable[[int], None] = lambda count: None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-        """Yield blocks of (places, ids): ids are the SHA-256 of the texts' bytes."""
-        for first in range(0, len(places), _BLOCK):
-            block = places[first : first + _BLOCK]
-            texts = self._texts.take(self._order[block])
-            digests = b"".join(sha256(text).digest() for text in texts.encoded())
-            on_read(len(block))
-            yield block, np.frombuffer(digests, np.uint8).reshape(-1, 32)
+    def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
+        """Yield the keys and texts, in the order of the table."""
+        keys, texts = self._rows
+        return zip(keys, texts.encoded(), strict=True)
 
-    def inputs(
-        self, paths: Sequence[str], ids: Sequence[str] = (), stamps: NDArray[np.int64] | None = None
-    ) -> list[TextInput]:
-        """Return the texts of some rows, by key; they are in memory, so they are what they were at the scan."""
-        places = (self._place_of[path] for path in paths)
-        return [TextInput(path, self._bytes(place)) for path, place in zip(paths, places, strict=True)]
-
-    def all_inputs(self) -> list[TextInput]:
-        """Return every text, in the order of the table."""
-        return [TextInput(key, text) for key, text in zip(self._keys, self._texts.encoded(), strict=True)]
-
-    def _bytes(self, place: int) -> bytes:
-        start, stop = int(self._texts.starts[place]), int(self._texts.starts[place + 1])
-        return self._texts.text[start:stop].tobytes()
-
-    @property
-    def _keys(self) -> TextColumn:
-        return self._rows[0]
-
-    @property
-    def _texts(self) -> TextColumn:
-        return self._rows[1]
+    def open(self, name: str, *, stamp: Stamp | None) -> bytes:
+        """Return the text of a row; it is in memory, so it is what it was at the scan."""
+        index, texts = self._index_of[name], self._rows[1]
+        return texts.text[int(texts.starts[index]) : int(texts.starts[index + 1])].tobytes()
 
     @cached_property
-    def _place_of(self) -> dict[str, int]:
-        return {key: place for place, key in enumerate(self._keys)}
-
-    @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        keys = list(self._keys.encoded())
-        return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+    def _index_of(self) -> dict[str, int]:
+        return {key: index for index, key in enumerate(self._rows[0])}
 
     @cached_property
     def _rows(self) -> tuple[TextColumn, TextColumn]:
@@ -147,7 +103,7 @@ class TableSource:
             raise SourceError(f"{self.path} line {line}: the {self.id_column} is empty; fill it or drop the line")
         return key
 
-    def _check_unique(self, keys: list[bytes]) -> None:
+    def _check_unique(self, keys: Sequence[bytes]) -> None:
         first: dict[bytes, int] = {}
         for number, key in enumerate(keys, start=1):
             if (before := first.setdefault(key, number)) != number:

@@ -29,6 +29,7 @@ class Listing:
     """
 
     root: str
+    """Key of the source: the absolute path of a folder, a URL."""
     paths: TextColumn
     stamps: NDArray[np.int64]
     """What told at the scan that a file was unchanged, ``(n, 4)``: size, mtime, ctime, inode."""
@@ -90,9 +91,9 @@ class Listings:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def load(self, root: Path) -> Listing | None:
-        """Return the last listing of the source at ``root``, if there is one."""
-        return _load(self._folder(root))
+    def load(self, source: str | Path) -> Listing | None:
+        """Return the last listing of a source, if there is one: by its key, or by the path of its folder."""
+        return _load(self._folder(source))
 
     def all(self) -> list[Listing]:
         """Return the last listing of every source, the one extracted last at the end."""
@@ -105,7 +106,7 @@ class Listings:
 
         Views are derived, so older ones are dropped.
         """
-        folder = self._folder(Path(listing.root))
+        folder = self._folder(listing.root)
         arrays = {
             "stamp": ("int64", listing.stamps.astype("<i8", copy=False)),
             "row": ("int64", listing.rows.astype("<i8", copy=False)),
@@ -122,9 +123,9 @@ class Listings:
         # If another writer was first, or is already further, its listing is as good: both have just looked.
         return _load(folder) or listing
 
-    def _folder(self, root: Path) -> ShardFolder:
-        key = digest_bytes(str(root.resolve()).encode(errors="surrogateescape"))[:16]
-        return ShardFolder(self._path / key, SOURCE)
+    def _folder(self, source: str | Path) -> ShardFolder:
+        key = str(source.resolve()) if isinstance(source, Path) else source
+        return ShardFolder(self._path / digest_bytes(key.encode(errors="surrogateescape"))[:16], SOURCE)
 
 
 def merged_rows(listings: Sequence[Listing]) -> Rows:

@@ -42,9 +42,10 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def find_files(folder: Path, limit: int) -> list[Path]:
     """Return images of every class in turn, so that a part has the classes of the whole."""
-    from featurecache.sources.folder import find_images
+    from featurecache.sources.entries import Entries
+    from featurecache.sources.folder import FolderSource
 
-    files = find_images([folder])
+    files = [folder / name for name in Entries.of(FolderSource(folder)).names]
     step = max(len(files) // limit, 1)
     return files[::step][:limit]
 

@@ -62,12 +62,13 @@ def add_growth_options(parser: argparse.ArgumentParser) -> None:
 def bench_growth(args: argparse.Namespace) -> dict[str, Any]:
     """Extract all but one in a hundred images, then add those, then all again into another cache."""
     from featurecache.extraction.extract import make_request, run_extraction
-    from featurecache.sources.folder import find_images
+    from featurecache.sources.entries import Entries
+    from featurecache.sources.folder import FolderSource
 
     request = make_request(args.backbone)
     shares, added, full, startup = [], [], [], []
     with tempfile.TemporaryDirectory() as scratch:
-        files = find_images([args.source])
+        files = [args.source / name for name in Entries.of(FolderSource(args.source)).names]
         for repeat in range(args.repeats):
             folder, cache = Path(scratch) / f"files{repeat}", Path(scratch) / f"cache{repeat}"
             folder.mkdir()

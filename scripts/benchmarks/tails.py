@@ -81,13 +81,14 @@ def _images(args: argparse.Namespace, preprocess: Any) -> tuple[Callable[[Any], 
     import torch
 
     from featurecache.finetuning.images import ImageReader
-    from featurecache.sources.inputs import FileInput
+    from featurecache.sources.files import NamedFiles
+    from featurecache.sources.inputs import inputs_of
 
     if args.images is None:
         return None, torch.randn(args.rows, 3, preprocess.crop, preprocess.crop)
     files = find_files(args.images, args.rows)
     args.rows = len(files)
-    reader = ImageReader([FileInput(file) for file in files], preprocess)
+    reader = ImageReader(list(inputs_of(NamedFiles(files))), preprocess)
     return lambda places: reader(places, None), reader(np.arange(len(files)), None)
 
 

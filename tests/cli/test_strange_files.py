@@ -19,7 +19,7 @@ from featurecache.errors import InputError
 from featurecache.files import FileError, GrowingError, open_regular, read_open, read_regular
 from featurecache.hashing import digest_file
 from featurecache.reporting.pictures import thumbnail
-from featurecache.sources.inputs import FileInput
+from featurecache.sources.files import read_file
 
 Call = Callable[..., tuple[int, str, str]]
 REASONS = {
@@ -145,7 +145,9 @@ def test_a_file_that_grows_while_it_is_read_is_no_sample(tmp_path: Path) -> None
     assert len(read_regular(path)) == 1004
 
 
-@pytest.mark.parametrize("read", [digest_file, lambda path: FileInput(path).read()], ids=["digest", "read"])
+@pytest.mark.parametrize(
+    "read", [digest_file, lambda path: read_file(path, stamp=None, max_bytes=1 << 30)], ids=["digest", "read"]
+)
 def test_a_file_that_somebody_is_writing_ends_where_it_ended_at_first(
     tmp_path: Path, read: Callable[[Path], object]
 ) -> None:

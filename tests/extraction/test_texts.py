@@ -31,7 +31,7 @@ from featurecache.extraction.deep_verification import verify_deep
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.recomputation import Inputs, recompute_set_aside
 from featurecache.extraction.report import ExtractionReport
-from featurecache.sources.source import open_source
+from featurecache.sources.opening import open_source
 from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.store import FeatureStore
 
@@ -74,7 +74,7 @@ def test_features_equal_a_loop_of_one_text_at_a_time(encoder: Path, tmp_path: Pa
     poolings = ("mean", "cls", "max", "cls+mean", "avgmax", "gem", "none", "flatten")
     taps = [f"encoder.layer.1:{pooling}" for pooling in poolings]
     store = run(table, tmp_path / "c", encoder, taps=("default", *taps)).store
-    listing = store.listings.load(open_source(table, text_column="text").root)
+    listing = store.listings.load(open_source(table, text_column="text").key)
     assert listing is not None
     assert list(listing.paths[:2]) == ["row 000000001", "row 000000002"]
     features = {s.tap: s.open().read(listing.rows) for s in store.feature_sets()}
@@ -178,7 +178,7 @@ def test_labels_join_by_the_text_and_predictions_equal_cached_answers(encoder: P
     report = fc.train_heads(store, task, store.feature_sets(), ["logistic"], n_jobs=1)
     folder = keep_head(store, "best", report.best)
     answers = list(fc.predict(folder, [table], text_column="text", backbone=f"hf:{encoder}", settings=SETTINGS))
-    listing = store.listings.load(open_source(table, text_column="text").root)
+    listing = store.listings.load(open_source(table, text_column="text").key)
     assert listing is not None
     expected = open_head(folder).probabilities(store.features().read(listing.rows).astype(np.float32))
     assert [answer.path for answer in answers] == list(listing.paths)

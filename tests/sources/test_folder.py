@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,14 @@ import numpy as np
 import pytest
 
 from featurecache.errors import SourceError
-from featurecache.sources import folder
-from featurecache.sources.folder import Entries, FolderSource, find_images
+from featurecache.extraction.progress import Silent
+from featurecache.extraction.scan import identified
+from featurecache.sources import files, folder
+from featurecache.sources.entries import Entries
+from featurecache.sources.folder import FolderSource
+from featurecache.sources.inputs import inputs_of
+from featurecache.sources.opening import open_sources
+from featurecache.sources.source import check_source
 
 pytestmark = pytest.mark.quick
 
@@ -33,18 +40,27 @@ class Scan:
     num_read: int
 
 
+class Counting(Silent):
+    """Counts what is read."""
+
+    num_read = 0
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        self.num_read += count
+
+
 def scan(root: Path, before: Scan | None = None) -> Scan:
     source = FolderSource(root)
-    listing = source.find()
-    places = np.full(len(listing.paths), -1)
-    ids = np.zeros((len(places), 32), np.uint8)
+    listing = Entries.of(source)
+    indices = np.full(len(listing.names), -1)
+    ids = np.zeros((len(indices), 32), np.uint8)
     if before is not None:
-        places = listing.unchanged_since(before.listing.paths, before.listing.stamps)
-        ids[places >= 0] = before.ids[places[places >= 0]]
-    counts: list[int] = []
-    for read, found in source.identify(listing, np.flatnonzero(places < 0), on_read=counts.append):
+        indices = listing.unchanged_since(before.listing.names, before.listing.stamps)
+        ids[indices >= 0] = before.ids[indices[indices >= 0]]
+    progress = Counting()
+    for read, found in identified(source, listing, np.flatnonzero(indices < 0), progress):
         ids[read] = found
-    return Scan(listing, ids, sum(counts))
+    return Scan(listing, ids, progress.num_read)
 
 
 @pytest.fixture
@@ -60,7 +76,7 @@ def test_finds_images_recursively_sorted_without_hidden_ones(tmp_path: Path) -> 
     for name in (".hidden/1.jpg", "a/.2.jpg", ".3.png"):
         touch(tmp_path / name)
     found = scan(tmp_path)
-    assert list(found.listing.paths) == ["a/1.webp", "a/deep/er/x.tiff", "b/10.png", "b/2.JPG", "z.gif"]
+    assert list(found.listing.names) == ["a/1.webp", "a/deep/er/x.tiff", "b/10.png", "b/2.JPG", "z.gif"]
     assert found.listing.ignored.others == {".txt": 1, ".db": 1, "hidden": 3}
 
 
@@ -78,7 +94,7 @@ def test_order_is_that_of_the_whole_paths(tmp_path: Path) -> None:
     ]
     for name in names:
         touch(tmp_path / name)
-    paths = list(FolderSource(tmp_path).find().paths)
+    paths = list(Entries.of(FolderSource(tmp_path)).names)
     assert paths == sorted(names, key=os.fsencode)
 
 
@@ -101,7 +117,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "src/broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "src/itself.jpg").symlink_to(tmp_path / "src/itself.jpg")
     found = scan(tmp_path / "src")
-    assert list(found.listing.paths) == ["a/1.jpg", "broken.jpg", "file.jpg", "itself.jpg", "linked/2.jpg"]
+    assert list(found.listing.names) == ["a/1.jpg", "broken.jpg", "file.jpg", "itself.jpg", "linked/2.jpg"]
     assert set(found.listing.problems) == {"broken.jpg", "itself.jpg"}
 
 
@@ -146,14 +162,14 @@ def test_a_file_written_just_now_is_read_again_next_time(tmp_path: Path) -> None
 def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "a.jpg", "a")
     touch(tmp_path / "b.jpg", "b")
-    real = folder.digest_file
+    real = files.open_regular
 
-    def refuse(path: Path, **limit: int) -> str:
+    def refuse(path: Path, **limit: int) -> AbstractContextManager:
         if path.name == "a.jpg":
             raise PermissionError(13, "Permission denied")
         return real(path, **limit)
 
-    monkeypatch.setattr(folder, "digest_file", refuse)
+    monkeypatch.setattr(files, "open_regular", refuse)
     found = scan(tmp_path)
     assert found.listing.problems == {"a.jpg": "Permission denied"}
     assert found.ids[1].any()
@@ -161,19 +177,20 @@ def test_an_unreadable_file_is_reported_not_fatal(tmp_path: Path, monkeypatch: p
 
 def test_empty_missing_and_wrong_sources_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "docs/readme.txt")
-    for call in (FolderSource(tmp_path / "docs").find, FolderSource(tmp_path / "docs").check):
+    for call in (Entries.of, check_source):
         with pytest.raises(SourceError, match="holds no images; looked for names ending in .apng"):
-            call()
+            call(FolderSource(tmp_path / "docs"))
     with pytest.raises(SourceError, match="there is no such folder; name the folder that holds the images"):
-        FolderSource(tmp_path / "none").check()
+        check_source(FolderSource(tmp_path / "none"))
     with pytest.raises(SourceError, match="is a file; name the folder"):
-        FolderSource(tmp_path / "docs/readme.txt").check()
+        check_source(FolderSource(tmp_path / "docs/readme.txt"))
 
 
-def test_find_images_takes_files_and_folders(tmp_path: Path) -> None:
+def test_sources_are_files_and_folders_in_the_order_in_which_they_are_named(tmp_path: Path) -> None:
     touch(tmp_path / "f/b.jpg")
     touch(tmp_path / "f/a.png")
     odd = touch(tmp_path / "scan.dat")
-    assert find_images([odd, tmp_path / "f"]) == [odd, tmp_path / "f/a.png", tmp_path / "f/b.jpg"]
+    names = [each.name for source in open_sources([odd, tmp_path / "f", odd]) for each in inputs_of(source)]
+    assert names == [str(odd), str(tmp_path / "f/a.png"), str(tmp_path / "f/b.jpg"), str(odd)]
     with pytest.raises(SourceError, match="no input at .*none.jpg"):
-        find_images([tmp_path / "none.jpg"])
+        open_sources([tmp_path / "none.jpg"])

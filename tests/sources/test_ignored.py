@@ -18,7 +18,11 @@ from PIL import Image, features
 from featurecache.errors import SourceError
 from featurecache.ignored import IgnoredFiles, begins_like_an_image
 from featurecache.sources.decoding.images import decode, load_image
-from featurecache.sources.folder import FolderSource, find_images
+from featurecache.sources.entries import Entries
+from featurecache.sources.folder import FolderSource
+from featurecache.sources.inputs import inputs_of
+from featurecache.sources.opening import open_sources
+from featurecache.sources.source import check_source
 from featurecache.specs import PreprocessSpec
 from featurecache.store.schemas import IgnoredBody, check_body
 
@@ -34,7 +38,7 @@ def smooth(width: int = 64, height: int = 48) -> Image.Image:
 
 
 def ignored(folder: Path) -> IgnoredFiles:
-    return FolderSource(folder).find().ignored
+    return Entries.of(FolderSource(folder)).ignored
 
 
 def put(folder: Path, *names: str, content: bytes = b"x") -> None:
@@ -129,9 +133,9 @@ def test_no_picture_is_seen_where_none_is(tmp_path: Path) -> None:
 
 def test_a_folder_of_nothing_but_other_pictures_says_which(tmp_path: Path) -> None:
     put(tmp_path, "1.cr3", "2.cr3", "notes.txt")
-    for call in (FolderSource(tmp_path).find, FolderSource(tmp_path).check):
+    for call in (Entries.of, check_source):
         with pytest.raises(SourceError, match="holds no images; .*; 2 files left out by their name: 2 .cr3"):
-            call()
+            call(FolderSource(tmp_path))
 
 
 def test_a_million_suffixes_make_no_record_too_long(tmp_path: Path) -> None:
@@ -190,8 +194,8 @@ def test_formats_of_phones_and_scanners_are_read(tmp_path: Path, kind: str, suff
 
     path = tmp_path / f"it{suffix}"
     smooth().save(path, kind)
-    assert list(FolderSource(tmp_path).find().paths) == [path.name]
-    assert find_images([tmp_path]) == [path]
+    assert list(Entries.of(FolderSource(tmp_path)).names) == [path.name]
+    assert [each.name for each in inputs_of(*open_sources([tmp_path]))] == [str(path)]
     shown = load_image(path.read_bytes(), SPEC).astype(int)
     plain = io.BytesIO()
     smooth().save(plain, "PNG")
@@ -229,8 +233,8 @@ def test_without_pillow_heif_the_line_that_brings_it_is_given(tmp_path: Path) ->
     put(source, "birds/1.HEIC", "birds/2.heic", "cats/3.heif")
     code = (
         "import sys; sys.modules['pillow_heif'] = None\n"
-        "from pathlib import Path; from featurecache.sources.folder import FolderSource\n"
-        "print(FolderSource(Path(sys.argv[1])).find().ignored.warnings()[0].text)"
+        "from featurecache.sources.entries import Entries; from featurecache.sources.folder import FolderSource\n"
+        "print(Entries.of(FolderSource(sys.argv[1])).ignored.warnings()[0].text)"
     )
     said = subprocess.run([sys.executable, "-c", code, source], capture_output=True, text=True, check=True).stdout
     assert said.startswith("3 files left out by their name: 2 .heic, 1 .heif (HEIC is read with: pip install ")

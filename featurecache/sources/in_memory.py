@@ -1,0 +1,34 @@
+"""Samples that are in memory already, as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from featurecache.sources.source import Entry, Stamp, Unit
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Bytes by name; they are what they are, so they have no stamps."""
+
+    samples: Mapping[str, bytes]
+    modality: str
+
+    key = "memory"
+
+    def units(self) -> Iterator[Unit]:
+        """Yield one unit."""
+        yield Unit("")
+
+    def list(self, unit: Unit) -> Iterator[Entry]:
+        """Yield the names."""
+        return (Entry(name, None) for name in self.samples)
+
+    def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
+        """Yield names and bytes."""
+        return iter(self.samples.items())
+
+    def open(self, name: str, *, stamp: Stamp | None) -> bytes:
+        """Return the bytes of one."""
+        return self.samples[name]
