@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import logging
 import os
 import shlex
 import sys
@@ -127,6 +128,9 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
+    # The notice of `backbones.providers.code_notice`, named here so that `--help` imports none of that.
+    quiet = getattr(args, "quiet", False)
+    logging.getLogger("featurecache.code_notice").setLevel(logging.ERROR if quiet else logging.NOTSET)
     set_exit_message(lambda: f"stopped; {_what_is_kept(args)}")
     try:
         status: int = args.run(args)

@@ -137,8 +137,8 @@ def _network(*, agreed: bool) -> AbstractContextManager[None]:
 def with_recorded_architecture(network: Backbone, identity: FeatureIdentity, made_with: str) -> Backbone:
     """Return an exported program under the digest that an earlier release gave its architecture.
 
-    Before it was the digest of the file, it was one of the calls in it. That it is the very file, the record of where
-    the weights came from tells.
+    Release 0.1 digested the file, or the calls in it by other rules. That it is the very file, the record of where the
+    weights came from tells.
     """
     before = replace(network.identity, architecture=identity.architecture)
     same_file = made_with.startswith("program ") and made_with == network.weights_source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from featurecache.backbones.cutting import cut, valid_cuts
 from featurecache.backbones.dry_run import dry_run, first_tensor
 from featurecache.backbones.inspection import list_nodes
+from featurecache.backbones.providers.code_notice import LOGGER, notice_code_of_others
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.suggestions import suggested_nodes
@@ -56,6 +58,37 @@ class Pair(nn.Module):
         return low.exp(), low
 
 
+class Varying(nn.Module):
+    """A block and a layer in it run several times, and do not do the same each time."""
+
+    def __init__(self, seed: int = 5) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.stem, self.block, self.fc = nn.Conv2d(3, 8, 3, 2, 1), VaryingBlock(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(self.block(self.stem(x)), times=2)
+        return self.fc(self.block(x).mean((2, 3)))
+
+
+class VaryingBlock(nn.Module):
+    """By an argument, and by the sizes that its own layer sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.scale = nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), Scale()
+
+    def forward(self, x: Tensor, times: int = 1) -> Tensor:
+        for factor in range(times):
+            x = self.scale(self.norm(self.conv(x)), factor + times)
+        return x if times == 1 else x.sigmoid()
+
+
+class Scale(nn.Module):
+    def forward(self, x: Tensor, factor: int) -> Tensor:
+        return x.relu() * factor
+
+
 def written(network: nn.Module, path: Path, side: int = 32, *, sizes: Any = ANY_NUMBER, channels: int = 3) -> Path:
     """Export a network, as it is, and save it."""
     with warnings.catch_warnings():
@@ -74,13 +107,13 @@ def program(tmp_path: Path) -> Path:
     return written(TinyNet().eval(), tmp_path / "tiny.pt2")
 
 
-@pytest.fixture(scope="module", params=[*NAMES, "tiny", "reusing"])
+@pytest.fixture(scope="module", params=[*NAMES, "tiny", "reusing", "varying"])
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, random_backbone: Callable
 ) -> tuple[nn.Module, Path, int]:
     """A network in eval mode, a program of it, and the side of its images."""
     path = tmp_path_factory.mktemp("exported") / "network.pt2"
-    if (small := {"tiny": TinyNet, "reusing": Reusing}.get(request.param)) is not None:
+    if (small := {"tiny": TinyNet, "reusing": Reusing, "varying": Varying}.get(request.param)) is not None:
         network = small().eval()
         return network, written(network, path), 32
     need(request.param.partition(":")[0])
@@ -225,22 +258,65 @@ class Small(nn.Module):
         return self.fc(self.activation(self.conv(x)).mean((2, 3)))
 
 
-def test_a_program_is_known_by_the_bytes_of_its_file_wherever_it_lies(tmp_path: Path) -> None:
+def test_a_program_is_known_by_what_it_computes_wherever_it_lies_and_whenever_it_was_exported(tmp_path: Path) -> None:
     first = load(written(Small().eval(), tmp_path / "p.pt2"))
     (tmp_path / "elsewhere").mkdir()
-    again = load(shutil.copy(tmp_path / "p.pt2", tmp_path / "elsewhere" / "p.pt2"))
-    assert again.identity == first.identity
+    copied = load(shutil.copy(tmp_path / "p.pt2", tmp_path / "elsewhere" / "p.pt2"))
+    assert copied.identity == first.identity
     assert first.identity.backbone == "file:p.pt2"
-    assert first.weights_source == f"program p.pt2 (sha256 {first.identity.architecture[:12]})"
+    assert first.weights_source.startswith("program p.pt2 (sha256 ")
+    written(Small().eval(), tmp_path / "elsewhere" / "again.pt2").rename(tmp_path / "elsewhere" / "p.pt2")
+    again = load(tmp_path / "elsewhere" / "p.pt2")
+    assert again.weights_source != first.weights_source  # a file holds its first name, and the lines it was traced from
+    assert again.identity == first.identity
     for number, other in enumerate((Small(torch.nn.functional.gelu), Small(stride=1))):
         found = load(written(other.eval(), tmp_path / f"{number}.pt2"))
         assert found.identity.weights == first.identity.weights
         assert found.identity.architecture != first.identity.architecture
 
 
+def test_programs_that_differ_only_in_which_layer_runs_are_told_apart(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self, used: str) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.fc1, self.fc2, self.used = nn.Linear(3, 3), nn.Linear(3, 3), used
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc2(self.fc1(x.mean((2, 3))))
+            return self.get_submodule(self.used)(x) * self.scale
+
+    first, second = (load(written(Two(used).eval(), tmp_path / f"{used}.pt2")) for used in ("fc1", "fc2"))
+    assert first.identity.weights == second.identity.weights
+    assert first.identity.architecture != second.identity.architecture
+
+
+def test_a_layer_whose_calls_differ_is_one_layer_with_one_set_of_weights(tmp_path: Path) -> None:
+    network, other = Varying().eval(), Varying(seed=6).eval()
+    path = written(network, tmp_path / "p.pt2")
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    for backbone, expected in ((load(path), network), (load(path, weights=tmp_path / "w.pth"), other)):
+        (tap,) = resolve_taps(backbone, ["block.scale:none"])
+        assert tap.num_calls == 4
+        images_BCHW = torch.randn(2, 3, 32, 32)
+        with torch.inference_mode():
+            for _ in range(2):
+                (values,) = TappedBackbone(backbone, [tap])(images_BCHW).values()
+                torch.testing.assert_close(values, outputs_of(expected, images_BCHW)["block.scale"][-1])
+    with pytest.raises(BackboneError, match="cannot be cut at block: it runs 3 times"):
+        cut(load(path, keep_classifier=False), "block")
+    with pytest.raises(LookupError, match="block@1"):
+        resolve_taps(load(path), ["block@1"])
+
+
 def test_that_code_in_a_file_can_run_is_said_when_it_is_opened(program: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notice_code_of_others.cache_clear()
+    caplog.set_level(logging.WARNING, LOGGER)  # a command before may have been a quiet one
     load(program)
-    assert f"file:{program} is opened by torch.export.load, which can run code that is in the file" in caplog.messages
+    load(program)
+    notice = f"file:{program} is opened by torch.export.load, which can run code that is in the file"
+    assert caplog.messages.count(notice) == 1
 
 
 def test_a_request_is_known_by_the_content_of_the_program_and_of_the_weights(program: Path, tmp_path: Path) -> None:

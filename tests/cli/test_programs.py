@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import RUNTIME, TINY, need
+from conftest import REPOSITORY, RUNTIME, TINY, need
 from tiny_backbones import TinyNet
 
+from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.store.store import FeatureStore
 
 PREPROCESS = ["--resize", 32, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
@@ -59,10 +63,56 @@ def test_an_unchanged_folder_is_known_by_the_content_of_the_program(
     command = ["extract", tmp_path / "photos", "--cache", cache, *PREPROCESS, *TAPS, *RUNTIME, "--json"]
     before = json.loads(call(*command, "--backbone", f"file:{program}")[1])
     assert before["extracted"] == 0
+    exported = program.read_bytes()
+    written(TinyNet(), program.with_name("again.pt2")).replace(program)
+    assert program.read_bytes() != exported
+    assert json.loads(call(*command, "--backbone", f"file:{program}")[1])["extracted"] == 0
     written(TinyNet(seed=1), program)
     after = json.loads(call(*command, "--backbone", f"file:{program}")[1])
     assert after["extracted"] == after["samples"]
     assert not {s["fingerprint"] for s in after["features"]} & {s["fingerprint"] for s in before["features"]}
+
+
+NOTICED = """
+import sys, warnings
+from featurecache.cli import main
+warnings.simplefilter("ignore")
+for name in sys.argv[1:]:
+    for _ in range(2):
+        assert main(["inspect", name, "--json"]) == 0
+"""
+
+
+def test_a_line_on_stderr_says_whose_code_runs(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "hubconf.py").write_text("from tiny_backbones import tiny\n")
+    names = [TINY, f"hub:{tmp_path / 'nets'}:tiny", f"file:{program}"]
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", NOTICED, *names], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        f"{TINY} imports tiny_backbones and runs its code",
+        f"{names[1]} imports hubconf.py of that folder and runs its code",
+        f"{names[2]} is opened by torch.export.load, which can run code that is in the file",
+    ]
+    decoder, documents, rest = json.JSONDecoder(), [], done.stdout
+    while rest := rest.lstrip():
+        document, end = decoder.raw_decode(rest)
+        documents, rest = [*documents, document], rest[end:]
+    assert len(documents) == 2 * len(names)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_quiet_command_leaves_that_line_out(
+    quiet: bool, make_folder: Callable[..., Path], tmp_path: Path, call: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    notice_code_of_others.cache_clear()
+    options = ["--cache", tmp_path / "c", "--backbone", TINY, *(RUNTIME if quiet else RUNTIME[:-1])]
+    assert RUNTIME[-1] == "--quiet"
+    assert call("extract", make_folder(per_class=2), *options)[0] == 0
+    assert (f"{TINY} imports tiny_backbones and runs its code" in caplog.messages) != quiet
 
 
 def test_a_head_finds_its_program_by_content_wherever_it_lies(

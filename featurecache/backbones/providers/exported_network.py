@@ -5,9 +5,10 @@ Axes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import getitem
 from pathlib import Path
@@ -44,6 +45,7 @@ class ExportedNetwork(UnflattenedModule):
         for name in _LEFTOVERS:
             vars(self).pop(name, None)
         _hide_order_of_outputs(self)
+        _join_calls(self, set())
         for module in self.modules():
             for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor):  # a constant: only buffers move with the network
@@ -65,6 +67,23 @@ class ExportedNetwork(UnflattenedModule):
         several = isinstance(outputs, (tuple, list))
         return outputs[0] if several and len(outputs) == 1 else tuple(outputs) if several else outputs
 
+    def digest(self) -> str:
+        """SHA-256 (hex) of what the program computes, but for the numbers in its tensors.
+
+        The bytes of the file would not do: they hold the file's name, and for each operation the line of Python that
+        it was traced from, so that the same network exported again makes another file.
+        """
+        hasher = hashlib.sha256()
+        first: dict[int, str] = {}
+        # Shared tensors under every name: two layers of equal graphs are told apart by whose weights they use.
+        for name, tensor in (*self.named_parameters(remove_duplicate=False), *self.named_buffers()):
+            hasher.update(f"{name} is {first.setdefault(id(tensor), name)}\n".encode())
+        for path, module in self.named_modules():
+            # Blocks of operations, as those without gradients, are graphs of torch's own kind.
+            for graph in [module.graph] if isinstance(module, fx.GraphModule) else _graphs_of(module):
+                hasher.update(f"{path} {getattr(module, '_ty', '')}\n{_text_of(graph)}\n".encode())
+        return hasher.hexdigest()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move tensors, and let those that the program creates be made where they are now."""
         super()._apply(fn, recurse)
@@ -77,8 +96,75 @@ class ExportedNetwork(UnflattenedModule):
 
     def _graphs(self) -> Iterator[fx.Graph]:
         for module in self.modules():
-            calls = module.call_modules() if isinstance(module, InterpreterModuleDispatcher) else [module]
-            yield from (call.graph for call in calls if isinstance(call, InterpreterModule | UnflattenedModule))
+            yield from _graphs_of(module)
+
+
+class LayerOfSeveralGraphs(InterpreterModule):
+    """A layer whose calls differ, by the shapes or arguments that they get: each kind of call has its own graph.
+
+    torch makes modules ``act`` and ``act@1`` of these, with the weights twice. Here the layer is one again, so that its
+    tap is what its last call puts out, as for any other network, and a weights file has each tensor once.
+
+    Parameters
+    ----------
+    calls
+        The modules that torch made, by the number of the first call that each is for.
+    """
+
+    def __init__(self, calls: Mapping[int, InterpreterModule]) -> None:
+        first = calls[0]
+        super().__init__(first.graph, first.type_name())
+        self.graphs = {number: call.graph for number, call in calls.items()}
+        for call in calls.values():
+            self._parameters.update(call._parameters)
+            self._buffers.update(call._buffers)
+            self._modules.update(call._modules)
+
+    def forward(self, *args: Any, call: int = 0) -> Any:
+        """Run the graph of a call, whose number stands in the graph that calls."""
+        return fx.Interpreter(self, graph=self.graphs[call]).run(*args, enable_io_processing=False)
+
+
+def _graphs_of(module: nn.Module) -> list[fx.Graph]:
+    if isinstance(module, LayerOfSeveralGraphs):
+        return list(module.graphs.values())
+    # What was exported with a preserved signature has a module of torch's in front of its calls.
+    calls = module.call_modules() if isinstance(module, InterpreterModuleDispatcher) else [module]
+    return [call.graph for call in calls if isinstance(call, InterpreterModule | UnflattenedModule)]
+
+
+def _text_of(graph: fx.Graph) -> str:
+    """Write a graph down, its nodes numbered: their names are torch's affair, and so is how it prints a graph."""
+    numbers = {node: f"%{number}" for number, node in enumerate(graph.nodes)}
+    lines = []
+    for node in graph.nodes:
+        target = node.target if isinstance(node.target, str) else fx.node._get_qualified_name(node.target)
+        arguments = fx.node.map_arg((node.args, node.kwargs), numbers.__getitem__)
+        lines.append(f"{node.op} {'' if node.op == 'placeholder' else target} {arguments}")
+    return "\n".join(lines)
+
+
+def _join_calls(module: nn.Module, joined: set[nn.Module]) -> None:
+    """Make one layer of each group ``act``, ``act@1``, ... beneath a module, and have the graphs name it."""
+    if module in joined:
+        return
+    joined.add(module)
+    for graph in _graphs_of(module):
+        for node in graph.nodes:
+            if node.op == "call_module" and "@" in node.target:
+                path, _, number = node.target.rpartition("@")
+                node.target, node.kwargs = path, {**node.kwargs, "call": int(number)}
+    calls: dict[str, dict[int, Any]] = {}
+    for name, child in module._modules.items():
+        base, _, number = name.partition("@")
+        calls.setdefault(base, {})[int(number or 0)] = child
+    for base, by_number in calls.items():
+        if len(by_number) > 1:
+            module._modules[base] = LayerOfSeveralGraphs(by_number)
+            for number in by_number.keys() - {0}:
+                del module._modules[f"{base}@{number}"]
+    for child in module.children():
+        _join_calls(child, joined)
 
 
 def _hide_order_of_outputs(network: UnflattenedModule) -> None:

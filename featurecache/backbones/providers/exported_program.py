@@ -6,11 +6,11 @@ backbone does. ``torch.export.unflatten`` gives the modules back under the paths
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.errors import BackboneError
 from featurecache.files import why_not_regular
 from featurecache.hashing import digest_file
@@ -19,7 +19,6 @@ from featurecache.specs import PreprocessSpec
 if TYPE_CHECKING:
     from torch import nn
 
-_log = logging.getLogger(__name__)
 PREFIX = "file:"
 # What libraries call the parameters of tokens that stand in front of the patches.
 _CLASS_TOKENS = {"cls_token", "class_token", "class_embedding"}
@@ -47,22 +46,21 @@ class ExportedProgramProvider:
         path = Path(name).expanduser()
         if reason := why_not_regular(path):
             raise BackboneError(f"{PREFIX}{name} cannot be used: {reason}; check the path")
-        _log.warning("%s%s is opened by torch.export.load, which can run code that is in the file", PREFIX, name)
+        notice_code_of_others(PREFIX + name, "is opened by torch.export.load, which can run code that is in the file")
         network = load_program(f"{PREFIX}{name}", path)
         preprocess = _preprocess(network.side)
         num_class, num_other = _prefix_tokens(network)
-        digest = digest_file(path)
         return Provided(
             module=network,
             preprocess=preprocess,
             classifiers=None,
             num_prefix_tokens=num_class + num_other,
             has_class_token=num_class > 0,
-            weights_source=f"program {path.name} (sha256 {digest[:12]})",
+            weights_source=f"program {path.name} (sha256 {digest_file(path)[:12]})",
             notes=_notes(network.side, preprocess, num_class + num_other),
-            # The folder of the file says nothing about the features; its content says all.
+            # The folder of the file says nothing about the features; what it computes says all.
             identity_name=f"{PREFIX}{path.name}",
-            architecture=digest,
+            architecture=network.digest(),
         )
 
     def own_weights_digest(self, name: str) -> str | None:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.backbones.providers.python_factory import parameters_of, provide
 from featurecache.backbones.torchvision_compat import retry_with_torchvision
 from featurecache.errors import BackboneError, UnknownNameError, first_line
@@ -34,6 +35,7 @@ class HubCheckoutProvider:
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Call the entry point; its argument ``pretrained`` is set if it has one."""
         folder, entry = _parse(name)
+        notice_code_of_others(PREFIX + name, "imports hubconf.py of that folder and runs its code")
         with _on_path(folder):
             function = _entry_point(folder, entry)
             options = {"pretrained": pretrained} if "pretrained" in parameters_of(function) else {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.provider import Provided
+from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.backbones.torchvision_compat import retry_with_torchvision
 from featurecache.errors import BackboneError, first_line
 from featurecache.specs import PreprocessSpec
@@ -127,6 +128,7 @@ def import_factory(full: str, name: str) -> Any:
     path, separator, attribute = name.partition(":")
     if not separator or not path or not attribute:
         raise BackboneError(f"{full} should read python:package.module:factory")
+    notice_code_of_others(full, f"imports {path} and runs its code")
     # An installed command does not have the working folder on its path, where people's own networks live.
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
