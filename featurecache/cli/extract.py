@@ -12,6 +12,7 @@ from featurecache.cli.options import (
     add_table_options,
     request_of,
     settings_of,
+    source_argument,
     verb_parser,
     views_of,
 )
@@ -35,7 +36,7 @@ def add_parser(verbs: Any) -> None:
         """,
         quiet=True,
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of images, or a CSV or TSV file")
+    parser.add_argument("source", type=source_argument, metavar="SOURCE", help="folder of images, or a CSV or TSV file")
     add_table_options(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
     add_backbone_options(parser, required=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.ls import print_features
-from featurecache.cli.options import add_table_options, verb_parser
+from featurecache.cli.options import add_table_options, source_argument, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("cache", type=Path, metavar="DIR")
     parser.add_argument(
         "--source",
-        type=Path,
+        type=source_argument,
         metavar="SOURCE",
         help="look at this folder or table now: what was added, edited, renamed",
     )

@@ -177,6 +177,11 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
 
 
+def source_argument(text: str) -> str | Path:
+    """Return a source as it was named: a path, or a URL, of whose slashes a path would drop one."""
+    return text if "://" in text else Path(text)
+
+
 def add_table_options(parser: Any) -> None:
     """Add which columns of a table hold and name the texts."""
     parser.add_argument("--text-column", metavar="NAME", help="SOURCE is a CSV or TSV file; this column has the texts")
@@ -226,7 +231,9 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
 def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
     """Add where the inputs of a cache lie, and what its backbones need beside their names."""
     group = parser.add_argument_group("inputs", purpose)
-    group.add_argument("--source", type=Path, metavar="SOURCE", help="folder or table that the cache was made from")
+    group.add_argument(
+        "--source", type=source_argument, metavar="SOURCE", help="folder or table that the cache was made from"
+    )
     add_table_options(group)
     add_recorded_weights_options(group)
     group.add_argument(

@@ -20,6 +20,7 @@ from featurecache.cli.options import (
     add_table_options,
     check_outputs,
     settings_of,
+    source_argument,
     verb_parser,
     write_table_at,
 )
@@ -46,7 +47,7 @@ def add_parser(verbs: Any) -> None:
     )
     add_head_options(parser)
     parser.add_argument(
-        "inputs", type=Path, nargs="+", metavar="INPUT", help="image files and folders, or tables of texts"
+        "inputs", type=source_argument, nargs="+", metavar="INPUT", help="image files and folders, or tables of texts"
     )
     add_table_options(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")

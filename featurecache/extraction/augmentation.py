@@ -84,7 +84,16 @@ def make_views(
 
 
 def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:
-    """Return the seed of one view; the number of views has no part in it, so that more views keep the first ones."""
+    """Return the seed of one view. The number of views does not count, so that more views keep the first ones.
+
+    Parameters
+    ----------
+    views : ViewSpec
+    sample : str
+        Its id (hex).
+    number : int
+        Of the view, from 0.
+    """
     digest = digest_json("view", views.rules, {"seed": views.seed, "sample": sample, "view": number})
     return int(digest[:16], 16)
 
@@ -92,23 +101,36 @@ def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:
 def make_view(
     image: Image.Image, sample: str, number: int, preprocess: PreprocessSpec, views: ViewSpec
 ) -> NDArray[np.uint8]:
-    """Make one view, (H, W, C) uint8, of an upright image whose file has the digest ``sample``."""
+    """Make one view (H, W, C) uint8 of an image.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Upright RGB.
+    sample : str
+        Id (hex) of the sample.
+    number : int
+        Of the view, from 0.
+    preprocess : PreprocessSpec
+        Its crop, interpolation and trimming.
+    views : ViewSpec
+    """
     image = trimmed(image, preprocess)
     crop, recolour = _transforms(views, preprocess.crop_shape)
     generator = torch.Generator().manual_seed(seed_of_view(views, sample, number))
     with DrawFrom(generator):
         box = crop.make_params([image])
         left, top = box["left"], box["top"]
-        part = image.crop((left, top, left + box["width"], top + box["height"]))
-        return np.asarray(recolour(resized(part, preprocess.crop_shape[::-1], preprocess)), np.uint8)
+        cropped = image.crop((left, top, left + box["width"], top + box["height"]))
+        return np.asarray(recolour(resized(cropped, preprocess.crop_shape[::-1], preprocess)), np.uint8)
 
 
 @lru_cache(maxsize=8)
 def _transforms(views: ViewSpec, crop: tuple[int, int]) -> tuple[Any, Any]:
-    """Return what draws the part, and what flips it and shifts its colours."""
+    """Return what draws the crop, and what flips it and shifts its colours."""
     with _importing:  # two decoding threads must not import and repair at once
         import_torchvision()  # first, because of installations on which the plain import fails
         v2 = import_module("torchvision.transforms.v2")
     jitter = v2.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
-    part = v2.RandomResizedCrop(crop, scale=views.scale, ratio=views.ratio)
-    return part, v2.Compose([v2.RandomHorizontalFlip(views.flip), jitter])
+    resized_crop = v2.RandomResizedCrop(crop, scale=views.scale, ratio=views.ratio)
+    return resized_crop, v2.Compose([v2.RandomHorizontalFlip(views.flip), jitter])

@@ -6,7 +6,7 @@ Every change of a default that would give features of another fingerprint, tap o
   tap), and `continue_earlier` loads that where the cache holds such features and none of today's;
 * the stored type that ``--dtype auto`` stands for is that of the features which are there: see `stored_types`.
 
-A second tap, type or fingerprint never begins beside an old one in silence.
+A second tap, type or fingerprint never begins next to an old one in silence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ from featurecache.store.store import FeatureStore
 
 
 def load_or_continue(cache: Path, request: BackboneRequest, names: Sequence[str]) -> tuple[Backbone, tuple[Tap, ...]]:
-    """Load the backbone of a request as a cache needs it, which may not be there yet; see `continue_earlier`."""
+    """Load the backbone of a request as a cache needs it; see `continue_earlier`.
+
+    Parameters
+    ----------
+    cache : Path
+        Its folder, which may not be there yet.
+    request : BackboneRequest
+    names : sequence of str
+        Taps, ``default`` among them.
+    """
     store = FeatureStore.open(cache) if (cache / "FORMAT.json").exists() else None
     try:
         backbone = load_backbone(request)

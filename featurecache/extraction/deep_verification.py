@@ -1,4 +1,4 @@
-"""Does a cache tell the truth? Sampled rows are computed again from their inputs and compared with what is stored.
+"""Deep verification: sampled rows are computed again from their inputs and compared with what is stored.
 
 The other levels of verification (in ``store/``) ask whether a cache is what it was; this one asks whether it was right.
 """
@@ -72,12 +72,12 @@ class _Again:
     def of(self, features: Features) -> _Again:
         """Keep the rows that are cached, and whose files are still what they were."""
         kept = [problem is None or problem.status not in TRANSIENT for problem in self.problems]
-        places = np.flatnonzero(np.array(kept, bool) & np.isin(self.rows, features.rows))
+        indices = np.flatnonzero(np.array(kept, bool) & np.isin(self.rows, features.rows))
         return _Again(
-            self.rows[places],
-            [self.paths[place] for place in places.tolist()],
-            {tap: values[places] for tap, values in self.features.items()},
-            [self.problems[place] for place in places.tolist()],
+            self.rows[indices],
+            [self.paths[index] for index in indices.tolist()],
+            {tap: values[indices] for tap, values in self.features.items()},
+            [self.problems[index] for index in indices.tolist()],
         )
 
 
@@ -146,7 +146,7 @@ def _by_fingerprint(sets: Sequence[FeatureSet]) -> Iterator[list[FeatureSet]]:
 def _compute(
     group: Sequence[FeatureSet], rows: Rows, source: Source, listing: Listing, inputs: Inputs, progress: Progress
 ) -> tuple[_Again, list[str]]:
-    """Run one pass for all taps of a fingerprint; say also what has changed on the machine since they were stored."""
+    """Run one pass for all taps of a fingerprint; return also what has changed on the machine since."""
     backbone = inputs.reproduce(group[0])
     taps = resolve_taps(backbone, list(dict.fromkeys(feature_set.tap for feature_set in group)))
     last = group[0].folder.last()
@@ -188,7 +188,7 @@ def _compare(
     rounded = "float32" if feature_set.dtype == "int8" else feature_set.dtype  # its steps depend on the whole shard
     stored, bad_now = to_stored(again.features[feature_set.tap], again.problems, rounded)
     statuses = [features.bad[row][0] if row in features.bad else "good" for row in again.rows.tolist()]
-    statuses_now = [bad_now[place].status if place in bad_now else "good" for place in range(len(statuses))]
+    statuses_now = [bad_now[index].status if index in bad_now else "good" for index in range(len(statuses))]
     good = np.array([pair == ("good", "good") for pair in zip(statuses, statuses_now, strict=True)], bool)
     errors = np.zeros(len(good))
     errors[good] = _relative_errors(features.read(again.rows[good]), decode(stored[good], rounded))

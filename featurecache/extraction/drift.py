@@ -1,4 +1,4 @@
-"""Drift guard: before a cache is used in another environment, look whether the numbers still agree.
+"""Drift guard: before a cache is used in another environment, check whether the numbers still agree.
 
 Library versions, the runtime and the device are not part of the fingerprint, because most changes of them mean nothing.
 Some mean a lot. So when they differ from what made the stored features, a few stored samples are computed again (or,
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import DriftError, InputError
-from featurecache.extraction.modality import Modality, Stages
+from featurecache.extraction.modality import InputDigests, Modality
 from featurecache.sources.inputs import Input
 from featurecache.specs import shape_of_row
 from featurecache.store.feature_sets import FeatureSet
@@ -46,7 +46,15 @@ def provenance(runtime: Runtime) -> dict[str, Any]:
 
 
 def provenance_record(runtime: str, device: str, batch_size: int) -> dict[str, Any]:
-    """Return the record of a runtime with these properties, on this machine."""
+    """Return the record of a runtime with these properties, on this machine.
+
+    Parameters
+    ----------
+    runtime, device : str
+        Its name, and where it computes.
+    batch_size : int
+        Inputs in a forward pass.
+    """
     return {
         "runtime": runtime,
         "device": device,
@@ -105,7 +113,7 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
     DriftError
         The features differ beyond tolerance.
     """
-    recorded = {row: Stages(*digests) for c in features.commits for row, *digests in c.body.get("probe", [])}
+    recorded = {row: InputDigests(*digests) for c in features.commits for row, *digests in c.body.get("probe", [])}
     readable: dict[int, bytes] = {}
     for row in list(recorded):
         if row in inputs and len(readable) < _MOST_SAMPLES:
@@ -117,14 +125,14 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
         return
     rows = np.array(sorted(readable), np.int64)
     now = _run([readable[row] for row in rows.tolist()], runtime, modality)[features.tap]
-    stages = [(recorded[row], _stages(readable[row], modality)) for row in rows.tolist()]
+    digests = [(recorded[row], _digests_of(readable[row], modality)) for row in rows.tolist()]
     limit = tolerance(features.dtype, runtime.precision)
     if difference := _difference(features.read(rows), now, limit):
-        raise _drifted(difference, limit, features.tap, stages, modality)
+        raise _drifted(difference, limit, features.tap, digests, modality)
 
 
 def reference_rows(features: Features) -> list[int]:
-    """Rows whose stages before the network were recorded."""
+    """Rows of which a digest of each stage before the network is kept."""
     return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
 
 
@@ -135,15 +143,24 @@ def reference_record(runtime: Runtime, modality: Modality) -> dict[str, Any]:
 
 def record_of(features: Mapping[str, NDArray[np.float32]], modality: Modality) -> dict[str, Any]:
     """Return what `reference_record` records of the features (n, ...) of the program's own inputs."""
-    stages = [_stages(data, modality) for data in modality.reference_inputs]
+    digests = [_digests_of(data, modality) for data in modality.reference_inputs]
     return {
-        "stages": [[s.decoded, s.prepared] for s in stages],
+        "stages": [[s.decoded, s.prepared] for s in digests],
         "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
     }
 
 
 def check_reference(recorded: Mapping[str, Any], tap: str, runtime: Runtime, modality: Modality) -> None:
     """Compare the program's own inputs with what `reference_record` recorded when the features were made.
+
+    Parameters
+    ----------
+    recorded : mapping
+        As it is kept with the features, or with a head.
+    tap : str
+        Whose features are compared.
+    runtime, modality
+        Of this machine.
 
     Raises
     ------
@@ -152,10 +169,10 @@ def check_reference(recorded: Mapping[str, Any], tap: str, runtime: Runtime, mod
     """
     now = reference_record(runtime, modality)
     before, after = (np.array(record["features"][tap], np.float32) for record in (recorded, now))
-    stages = [[Stages(*pair) for pair in record["stages"]] for record in (recorded, now)]
+    digests = [[InputDigests(*pair) for pair in record["stages"]] for record in (recorded, now)]
     limit = tolerance("float32", runtime.precision)
     if difference := _difference(before, after, limit):
-        raise _drifted(difference, limit, tap, list(zip(*stages, strict=True)), modality)
+        raise _drifted(difference, limit, tap, list(zip(*digests, strict=True)), modality)
 
 
 def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[str, NDArray[np.float32]]:
@@ -164,8 +181,8 @@ def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[
     batches, batch_size = [], runtime.batch_size
     for start in range(0, len(arrays), batch_size):
         batch = modality.empty(batch_size)
-        part = arrays[start : start + batch_size]
-        batch[: len(part)] = part
+        some = arrays[start : start + batch_size]
+        batch[: len(some)] = some
         batches.append(batch)
     outputs = list(runtime.map(batches))
     features = {tap: np.concatenate([output[tap] for output in outputs])[: len(arrays)] for tap in outputs[0]}
@@ -175,10 +192,10 @@ def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[
     }
 
 
-def _stages(data: bytes, modality: Modality) -> Stages:
-    stages = modality.load(data, digested=True).stages
-    assert stages is not None
-    return stages
+def _digests_of(data: bytes, modality: Modality) -> InputDigests:
+    digests = modality.load(data, digested=True).digests
+    assert digests is not None
+    return digests
 
 
 def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -194,12 +211,12 @@ def _difference(before: NDArray[Any], after: NDArray[Any], limit: float) -> floa
 
 
 def _drifted(
-    difference: float, limit: float, tap: str, stages: Sequence[tuple[Stages, Stages]], modality: Modality
+    difference: float, limit: float, tap: str, digests: Sequence[tuple[InputDigests, InputDigests]], modality: Modality
 ) -> DriftError:
     """Name the first stage that changed."""
-    if any(before.decoded != now.decoded for before, now in stages):
+    if any(before.decoded != now.decoded for before, now in digests):
         stage = modality.stage_names[0]
-    elif any(before.prepared != now.prepared for before, now in stages):
+    elif any(before.prepared != now.prepared for before, now in digests):
         stage = modality.stage_names[1]
     else:
         stage = "features"

@@ -103,7 +103,13 @@ def make_request(
     seed: int = 0,
     precision: PrecisionName = "float32",
 ) -> BackboneRequest:
-    """Bundle what identifies a backbone for a caller."""
+    """Bundle what identifies a backbone for a caller.
+
+    Parameters
+    ----------
+    backbone, weights, weights_key, preprocess, init, seed, precision
+        As for `extract`.
+    """
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(
         name=backbone,
@@ -127,7 +133,15 @@ def make_job(
     id_column: str | None = None,
     settings: ExtractionSettings | None = None,
 ) -> ExtractionJob:
-    """Bundle what was asked for; the parameters are those of `extract`, ``request`` as `make_request` returns it."""
+    """Bundle what was asked for.
+
+    Parameters
+    ----------
+    source, cache, taps, views, text_column, id_column, settings
+        As for `extract`.
+    request : BackboneRequest
+        As `make_request` returns it.
+    """
     return ExtractionJob(
         source=source_spec(
             source,
@@ -157,7 +171,19 @@ def run_extraction(
     engine: str = "local",
     progress: Progress | None = None,
 ) -> ExtractionReport:
-    """Do what `extract` does, with the same parameters, and report what was done."""
+    """Do what `extract` does, and report what was done.
+
+    Parameters
+    ----------
+    source, cache, taps, views, text_column, id_column, settings, engine, progress
+        As for `extract`.
+    request : BackboneRequest
+        As `make_request` returns it.
+
+    Returns
+    -------
+    ExtractionReport
+    """
     job = make_job(
         source, cache, request, taps=taps, views=views, text_column=text_column, id_column=id_column, settings=settings
     )

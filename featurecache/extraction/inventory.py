@@ -29,7 +29,7 @@ from featurecache.text import TextColumn
 
 @dataclass(frozen=True)
 class Inventory:
-    """A source now, beside what it was when it was last extracted.
+    """A source now, compared with what it was when it was last extracted.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Inventory:
 
     @cached_property
     def added(self) -> list[str]:
-        """Files with bytes that the cache has never seen, which took the place of none."""
+        """Files with bytes that the cache has never seen, under names that were free."""
         return self._names(self._changes.added)
 
     @cached_property
@@ -68,7 +68,7 @@ class Inventory:
         """Files of before that are gone, or that another one was renamed over."""
         if self.before is None:
             return []
-        return [self.before.paths[place] for place in self._changes.removed.tolist()]
+        return [self.before.paths[index] for index in self._changes.removed.tolist()]
 
     def to_json(self) -> dict[str, Any]:
         """Return how many files are in which state, as plain JSON values."""
@@ -97,8 +97,8 @@ class Inventory:
         others = [each for each in store.listings.all() if each.root != self.now.root]
         return len(store.samples) - len(merged_rows([self.now, *others]))
 
-    def _names(self, places: NDArray[np.int64]) -> list[str]:
-        return [self.now.paths[place] for place in places.tolist()]
+    def _names(self, indices: NDArray[np.int64]) -> list[str]:
+        return [self.now.paths[index] for index in indices.tolist()]
 
     @cached_property
     def _changes(self) -> _Changes:

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, which part of the machine it waits for, and what would help.
+"""Where the time of a run goes, what in the machine it waits for, and what would help.
 
 Stages are ``read``, ``decode``, ``forward`` and ``write``. For each there are the seconds that threads were at it, and
 the seconds in which the run had nothing to do but wait for it. On a CPU decoding and the forward pass share the cores,
@@ -87,12 +87,12 @@ class Usage:
 
     def summary(self) -> str:
         """Return one line for the end of a run."""
-        parts = [f"{stage} {self.work[stage]:.1f} s" for stage in STAGES]
+        work = [f"{stage} {self.work[stage]:.1f} s" for stage in STAGES]
         waits = [f"{stage} {self.waited[stage]:.1f} s" for stage in STAGES if self.waited[stage] >= 0.05]
         waited = f"; waited for {', '.join(waits)}" if waits else ""
         busy = self.cpu_seconds / max(self.seconds, 1e-9)
         return (
-            f"{self.rate:.0f} inputs/s on {self.device}; work: {', '.join(parts)}{waited}; "
+            f"{self.rate:.0f} inputs/s on {self.device}; work: {', '.join(work)}{waited}; "
             f"{busy:.1f} of {self.cores} cores busy; the limit: {self.bottleneck}; to speed up: {self.advice}"
         )
 
@@ -138,7 +138,15 @@ class Meter:
             self._started = None
 
     def add_loading(self, *, read: float, decode: float, cpu_seconds: float) -> None:
-        """Add what a thread did that loads."""
+        """Add what a thread did that loads.
+
+        Parameters
+        ----------
+        read, decode : float
+            Seconds at each.
+        cpu_seconds : float
+            Of both, on a core: the rest was waiting for storage, or for other threads.
+        """
         with self._lock:
             self._work["read"] += read
             self._work["decode"] += decode

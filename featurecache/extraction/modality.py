@@ -25,7 +25,7 @@ from featurecache.specs import AnyPreprocess, PreprocessSpec, TextPreprocessSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
+class InputDigests:
     """Digests of what an input was at each stage before the network."""
 
     decoded: str
@@ -38,8 +38,8 @@ class Loaded(NamedTuple):
     arrays: NDArray[Any]
     """Once for each view."""
     cut: bool = False
-    """Only its beginning is in there."""
-    stages: Stages | None = None
+    """It is longer than the network takes."""
+    digests: InputDigests | None = None
     """If they were asked for."""
     flat: str = ""
     """An image that is nearly of one colour to the network, though not in its file: ``deep`` or ``transparent``."""
@@ -100,7 +100,7 @@ class ImageModality:
         """Decode, once, and orient; then resize and crop, or make the views."""
         image, flat = decode(data, self._decoding)
         arrays = make_views(image, data, self._spec, self.views)
-        return Loaded(arrays, stages=_stages(image.tobytes(), arrays) if digested else None, flat=flat)
+        return Loaded(arrays, digests=_digests_of(image.tobytes(), arrays) if digested else None, flat=flat)
 
     def load_view(self, data: bytes, number: int) -> NDArray[np.uint8]:
         """Make one view (H, W, C) by its number, which may be beyond those that `load` makes."""
@@ -130,8 +130,8 @@ class TextModality:
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode and tokenize."""
         tokens_T, cut = self._tokenizer.tokens_of(data)
-        stages = _stages(text_of(data, self._spec).encode(), tokens_T) if digested else None
-        return Loaded(tokens_T[None], cut, stages)
+        digests = _digests_of(text_of(data, self._spec).encode(), tokens_T) if digested else None
+        return Loaded(tokens_T[None], cut, digests)
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Nothing is global here."""
@@ -161,5 +161,5 @@ _MODALITIES: dict[type[Any], Callable[[Any, Any, Any], Modality]] = {
 }
 
 
-def _stages(decoded: bytes, prepared: NDArray[Any]) -> Stages:
-    return Stages(digest_bytes(decoded)[:16], digest_bytes(prepared.tobytes())[:16])
+def _digests_of(decoded: bytes, prepared: NDArray[Any]) -> InputDigests:
+    return InputDigests(digest_bytes(decoded)[:16], digest_bytes(prepared.tobytes())[:16])

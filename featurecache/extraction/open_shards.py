@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featurecache.extraction.drafts import Draft
-from featurecache.extraction.modality import Stages
+from featurecache.extraction.modality import InputDigests
 from featurecache.extraction.pipeline import Outcome, joined
 from featurecache.sources.inputs import Input
 from featurecache.store.samples import Rows
@@ -52,14 +52,14 @@ class OpenShard:
     _num_rows: int = 0
     _num_bytes: int = 0
     _num_come: int = 0
-    _stages: dict[int, Stages] = field(default_factory=dict)
+    _digests: dict[int, InputDigests] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.num_unwritten = len(self.rows)
 
     def collect(self, outcome: Outcome) -> Outcome | None:
         """Take the next features; return all that wait where they are worth writing, or are the last."""
-        self._stages |= {self._num_come + index: s for index, s in enumerate(outcome.stages) if s is not None}
+        self._digests |= {self._num_come + index: s for index, s in enumerate(outcome.digests) if s is not None}
         self._collected.append(outcome)
         self._num_come += len(outcome.problems)
         self._num_rows += len(outcome.problems)
@@ -91,8 +91,8 @@ class OpenShard:
 
     def _reference_rows(self) -> list[list[Any]]:
         """Row, and digests before the network, of the first good inputs."""
-        good = [index for index in sorted(self._stages) if index not in self.drafts[0].bad]
+        good = [index for index in sorted(self._digests) if index not in self.drafts[0].bad]
         return [
-            [int(self.rows[index]), self._stages[index].decoded, self._stages[index].prepared]
+            [int(self.rows[index]), self._digests[index].decoded, self._digests[index].prepared]
             for index in good[:_REFERENCE_ROWS]
         ]

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from featurecache.backbones.runtimes import Runtime
 from featurecache.errors import InputError
 from featurecache.extraction.meter import Meter
-from featurecache.extraction.modality import Modality, Stages
+from featurecache.extraction.modality import InputDigests, Modality
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
 from featurecache.specs import ViewSpec, num_views, shape_of_row
@@ -48,7 +48,7 @@ _HANDFULS_AHEAD = 16
 Chunk = TypeVar("Chunk")
 
 TRANSIENT = frozenset({"missing", "changed", "unreadable", "no_memory"})
-"""Statuses that say nothing about the bytes: the row is left for the next run instead of being kept as bad."""
+"""Statuses that do not follow from the bytes: the row is left for the next run instead of being kept as bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Outcome:
     features: dict[str, NDArray[np.float32]]
     problems: list[InputError | None]
     cut: list[bool] = field(default_factory=list)
-    """Inputs of which only the beginning was seen."""
-    stages: list[Stages | None] = field(default_factory=list)
+    """Inputs that are longer than the network takes."""
+    digests: list[InputDigests | None] = field(default_factory=list)
     """Of inputs that were digested on their way."""
     flat: list[str] = field(default_factory=list)
     """As `Loaded.flat`."""
@@ -76,7 +76,7 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         {tap: np.concatenate([o.features[tap] for o in outcomes]) for tap in outcomes[0].features},
         [problem for o in outcomes for problem in o.problems],
         [cut for o in outcomes for cut in o.cut],
-        [stages for o in outcomes for stages in o.stages],
+        [digests for o in outcomes for digests in o.digests],
         [flat for o in outcomes for flat in o.flat],
     )
 
@@ -88,7 +88,16 @@ def run_pipeline(
     *,
     num_workers: int | None = None,
 ) -> Iterator[Outcome]:
-    """Yield the features of all inputs in their order, a batch or so at a time, with bounded memory."""
+    """Yield the features of all inputs in their order, a batch or so at a time, with bounded memory.
+
+    Parameters
+    ----------
+    inputs : sequence of Input
+    runtime, modality
+        What computes, and what loads.
+    num_workers : int, optional
+        Threads that load; one per core by default.
+    """
     chunks = [(None, inputs)] if inputs else []
     for _, outcome in run_chunks(chunks, runtime, modality, num_workers=num_workers):
         yield outcome
@@ -146,7 +155,7 @@ def run_chunks(
                         pending.take(len(items)),
                         [item.problem for item in items],
                         [item.cut for item in items],
-                        [item.stages for item in items],
+                        [item.digests for item in items],
                         [item.flat for item in items],
                     ),
                 )
@@ -163,6 +172,15 @@ def to_stored(
     values: NDArray[np.float32], problems: list[InputError | None], dtype: str
 ) -> tuple[NDArray[Any], dict[int, InputError]]:
     """Convert features to a stored type; rows that have none, or none that fit the type, become NaN.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (n, ...)
+        Left as they are.
+    problems : list of InputError or None
+        Why a row has no features.
+    dtype : str
+        The stored type.
 
     Returns
     -------
@@ -220,7 +238,7 @@ class _Item:
     digested: bool = False
     problem: InputError | None = None
     cut: bool = False
-    stages: Stages | None = None
+    digests: InputDigests | None = None
     flat: str = ""
 
 
@@ -318,7 +336,7 @@ def _load_into(item: _Item, source: Input, modality: Modality) -> float:
     try:
         data = source.read(modality.max_bytes)
         was_read = perf_counter()
-        arrays, item.cut, item.stages, item.flat = modality.load(data, digested=item.digested)
+        arrays, item.cut, item.digests, item.flat = modality.load(data, digested=item.digested)
         for slot, array in zip(item.slots, arrays, strict=True):
             slot[...] = array
     except InputError as error:

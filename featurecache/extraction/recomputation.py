@@ -1,7 +1,7 @@
 """Features computed again from their inputs: what `repair` set aside comes back, row for row as it was.
 
 The backbone is built from what the cache records of it, and must come out with the same identity. Code of a stranger
-(``python:``) runs only when the caller names it, and inputs are looked for only where the caller says.
+(``python:``) runs only when the caller names it, and inputs are read only from the source that the caller names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from featurecache.store.store import FeatureStore
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Where the inputs of a cache lie, and what its backbones need beside their names.
+    """Where the inputs of a cache lie, and what its backbones need besides their names.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Inputs:
     text_column, id_column : str, optional
         Of a table, the columns that hold and that name the texts.
     backbone : str, optional
-        Only this backbone's features are looked at; needed to agree to the code of a ``python:`` backbone.
+        Only this backbone's features; needed to agree to the code of a ``python:`` backbone.
     weights : Path, optional
         The weights file that the features were made with.
     weights_key : str, optional
@@ -81,6 +81,14 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
     Shards that are there again, and rows that the source does not hold any more, are left alone. New files of the
     source are left to `extract`.
 
+    Parameters
+    ----------
+    store : FeatureStore
+    inputs : Inputs
+        Where the inputs lie, and how the backbone is made again.
+    progress : Progress, optional
+        Told how far it is.
+
     Raises
     ------
     BackboneMismatchError
@@ -89,28 +97,28 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
         This machine makes other features than those that are there.
     """
     lost = shards_set_aside(store)
-    lost = [part for part in lost if inputs.concern(part.feature_set)]
+    lost = [each for each in lost if inputs.concern(each.feature_set)]
     if not lost:
         return 0
     progress = progress or Silent()
     source = inputs.open_source()
-    fitting = sets_for(source, [part.feature_set for part in lost])
-    lost = [part for part in lost if part.feature_set in fitting]
+    fitting = sets_for(source, [each.feature_set for each in lost])
+    lost = [each for each in lost if each.feature_set in fitting]
     listing = take_inventory(store, source, progress).now
-    return sum(_recompute(store, part, source, listing, inputs, progress) for part in lost)
+    return sum(_recompute(store, each, source, listing, inputs, progress) for each in lost)
 
 
 def _recompute(
-    store: FeatureStore, part: SetAside, source: Source, listing: Listing, inputs: Inputs, progress: Progress
+    store: FeatureStore, shards: SetAside, source: Source, listing: Listing, inputs: Inputs, progress: Progress
 ) -> int:
-    feature_set, ran = part.feature_set, part.provenance
+    feature_set, ran = shards.feature_set, shards.provenance
     backbone = inputs.reproduce(feature_set)
     (tap,) = resolve_taps(backbone, [feature_set.tap])
     # The same batch size and runtime, and one shard for all rows, so that equal work gives equal bytes.
     same = {
         "batch_size": ran["batch_size"] if ran["device"] == str(checked_device(inputs.settings.device)) else None,
         "runtime": ran["runtime"],
-        "shard_rows": max(len(part.rows), 1),
+        "shard_rows": max(len(shards.rows), 1),
     }
     worker = Worker(
         store=store,
@@ -122,4 +130,4 @@ def _recompute(
         settings=replace(inputs.settings, **same),
         progress=progress,
     )
-    return worker.run(np.intersect1d(part.rows, listing.unique_rows)).num_rows
+    return worker.run(np.intersect1d(shards.rows, listing.unique_rows)).num_rows

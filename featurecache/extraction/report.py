@@ -36,7 +36,7 @@ class ExtractionReport:
     ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
     """Files that are no inputs by their name."""
     num_cut: int = 0
-    """Samples of which only the beginning fits into the network."""
+    """Samples that are longer than the network takes."""
     noun: str = "files"
     """What the inputs of the source are called."""
     bad: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     seconds : float
         That all of it took.
     """
-    store = FeatureStore(job.cache)  # the scan has looked at it: to open it once more would walk all its folders again
+    store = FeatureStore(job.cache)  # the scan has checked it: to open it once more would walk all its folders again
     sets = [found for name in work.sets if (found := store.feature_set_at(PurePosixPath(name))) is not None]
     num_samples = len(listing.unique_rows)
     return ExtractionReport(

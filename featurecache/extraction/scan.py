@@ -137,7 +137,17 @@ def _read_whole(source: Source, entries: Entries, progress: Progress) -> Iterato
 
 
 def known_rows(entries: Entries, before: Listing | None, num_samples: int) -> NDArray[np.int64]:
-    """Return the row of each entry that is as it was when the source was last extracted, -1 for the others."""
+    """Return the row of each entry that is as it was when the source was last extracted, -1 for the others.
+
+    Parameters
+    ----------
+    entries : Entries
+        What the source lists now.
+    before : Listing or None
+        What the cache knows of it.
+    num_samples : int
+        Rows of the sample table: a listing may be newer than a table that was restored from a copy.
+    """
     if before is None:
         return np.full(len(entries.names), -1, np.int64)
     indices = entries.unchanged_since(before.paths, before.stamps)
@@ -146,5 +156,13 @@ def known_rows(entries: Entries, before: Listing | None, num_samples: int) -> ND
 
 
 def listing_of_source(source: Source, entries: Entries, rows: NDArray[np.int64]) -> Listing:
-    """Return what a source holds as a cache keeps it."""
+    """Return what a source holds as a cache keeps it.
+
+    Parameters
+    ----------
+    source : Source
+    entries : Entries
+    rows : ndarray of int64
+        Of each entry; -1 where it has none.
+    """
     return Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)

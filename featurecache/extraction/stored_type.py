@@ -2,7 +2,7 @@
 
 The samples are those of the source with the smallest ids, so the choice depends neither on the order of the files nor
 on how many workers there are. The first choice is kept and holds for all writers; features of views have the type of
-the plain ones, because heads on views are judged on these.
+the plain ones, because heads on views are scored on these.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from featurecache.store.store import FeatureStore
 _ROWS_MEASURED = 16
 """Good samples whose features are computed to choose a type."""
 _MOST_TRIED = 1024
-"""Samples that are looked at to find them, where many are bad."""
+"""Samples that are tried to find them, where many are bad."""
 _BATCH_SIZE = 8
 _IDS_AT_ONCE = 1 << 20
 _ORDER = np.dtype(">u8")
@@ -115,7 +115,17 @@ def _in_order_of_ids(store: FeatureStore, listing: Listing) -> Iterator[Rows]:
 
 
 def smallest(ids: Column | Ids, rows: Rows, count: int) -> Rows:
-    """Return the rows with the smallest ids, in the order of these; ids of any number are read block by block."""
+    """Return the rows with the smallest ids, in the order of these.
+
+    Parameters
+    ----------
+    ids : Column or ndarray
+        Ids by row; they are read block by block, however many there are.
+    rows : ndarray of int64
+        Among which rows.
+    count : int
+        How many.
+    """
     kept, keys = np.zeros(0, np.int64), np.zeros(0, np.uint64)
     for start in range(0, len(rows), _IDS_AT_ONCE):
         block = rows[start : start + _IDS_AT_ONCE]

@@ -1,9 +1,9 @@
 """What a worker does with a job: take a free shard of what is missing, compute it, commit it, until nothing is left.
 
 Any number of workers may be at one job at once, in this process, in others, on other machines. They need nothing of
-each other: leases in the cache say who is at which shard, the first commit of a shard counts, and the record that the
-first of them leaves says for all which runtime and size of batches make the features. Nothing here imports torch until
-something has to be computed.
+each other: leases in the cache show who is at which shard, the first commit of a shard counts, and the record that the
+first of them leaves decides for all which runtime and size of batches make the features. Nothing here imports torch
+until something has to be computed.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def work(
 
 
 def _on_machine(job: ExtractionJob, device: str | None, cores: int | None) -> ExtractionJob:
-    """Return a job as one worker does it; the same object, with all that is loaded, where it is told nothing else."""
+    """Return a job as one worker does it; the same object, with all that is loaded, where nothing else is given."""
     if device is None and cores is None:
         return job
     settings = job.settings
@@ -151,7 +151,7 @@ def _add_sets(job: ExtractionJob, store: FeatureStore, views: Variant, types: Ma
 
 
 def about(backbone: Backbone) -> dict[str, Any]:
-    """Return what `info` says of a backbone besides its identity."""
+    """Return what `info` shows of a backbone besides its identity."""
     return {
         "num_parameters": backbone.num_parameters,
         "num_trainable": backbone.num_trainable,

@@ -45,8 +45,10 @@ from featurecache.store.store import FeatureStore
 _MOST_UNWRITTEN = 2
 """Writes that may wait: more would fill the memory with features where the disk is the slower."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-"""Seconds until shards that other workers hold are looked at again."""
+"""Seconds until shards that other workers hold are tried again: short at first, because most shards take seconds, then
+longer, because a worker that waits must not keep the file system busy."""
 _SECONDS_BETWEEN_REMARKS = 1.0
+"""Of what the run is waiting for: more often than a reader could follow would cost a draw for each batch."""
 
 
 @dataclass
@@ -181,8 +183,8 @@ class Worker:
     def _keep_references(self) -> None:
         """See what the program's own inputs give, so that `predict` can notice another environment elsewhere.
 
-        The record that is published first stays, and says for all workers which runtime and which size of batches make
-        the features: several that begin at once may find one or the other faster.
+        The record that is published first stays, and decides for all workers which runtime and which size of batches
+        make the features: several that begin at once may find one or the other faster.
         """
         lacking = [feature_set for feature_set in self.sets if feature_set.reference() is None]
         if not lacking:

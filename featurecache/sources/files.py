@@ -33,7 +33,7 @@ class NamedFiles:
         yield Unit("")
 
     def list(self, unit: Unit) -> Iterator[Entry]:
-        """Yield the paths as they were given; why one cannot be read is told where it is read."""
+        """Yield the paths as they were given; why one cannot be read is an error where it is read."""
         return (Entry(str(path), None) for path in self.paths)
 
     def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:

@@ -89,7 +89,13 @@ def open_spec(spec: SourceSpec) -> Source:
 
 
 def open_source(path: str | Path, *, text_column: str | None = None, id_column: str | None = None) -> Source:
-    """Open what a path and the options of a table stand for; the parameters are those of `source_spec`."""
+    """Open what a path or URL and the options of a table stand for.
+
+    Parameters
+    ----------
+    path, text_column, id_column
+        As for `source_spec`.
+    """
     return open_spec(source_spec(path, text_column=text_column, id_column=id_column))
 
 

@@ -15,7 +15,7 @@ from featurecache.text import TextColumn
 class TextTable:
     """The texts in one column of a CSV or TSV file.
 
-    It is read once, when it is first looked at; later edits of the file are for the next source. Its rows have no
+    It is read once, when it is first needed; later edits of the file are for the next source. Its rows have no
     stamps: that of the file tells of no row, and the table is read in any case.
 
     Parameters

@@ -12,6 +12,7 @@ from conftest import TINY
 
 import featurecache as fc
 from featurecache import plugins
+from featurecache.cli import main
 from featurecache.deployment.saved import keep_head
 from featurecache.errors import InputError, SourceError, UnknownNameError
 from featurecache.extraction.deep_verification import verify_deep
@@ -68,7 +69,7 @@ def shelf(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> str:
     return "shelf://photos"
 
 
-def test_it_is_used_wherever_a_folder_is(shelf: str, tmp_path: Path) -> None:
+def test_it_is_used_wherever_a_folder_is(shelf: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = run_extraction(shelf, tmp_path / "c", make_request(TINY), settings=SETTINGS)
     assert (report.num_files, report.num_extracted, report.bad) == (12, 12, {})
     folder = fc.extract(tmp_path / "photos", tmp_path / "folder", backbone=TINY, settings=SETTINGS)
@@ -82,6 +83,11 @@ def test_it_is_used_wherever_a_folder_is(shelf: str, tmp_path: Path) -> None:
     head = keep_head(store, "best", fc.train_heads(store, task, store.feature_sets(), ["ridge"]).best)
     labels = {p.path: p.label for p in fc.predict(head, [shelf], backbone=TINY, settings=SETTINGS)}
     assert labels == {name: name.split("/")[0] for name in Entries.of(Shelf(shelf)).names}
+    cache = str(tmp_path / "c")
+    assert main(["extract", shelf, "--cache", cache, "--backbone", TINY, "--quiet"]) == 0
+    assert main(["predict", str(head), shelf, "--backbone", TINY, "--quiet"]) == 0
+    assert main(["info", cache, "--source", shelf]) == 0
+    assert "shelf://photos now: 12 files; since it was extracted: unchanged" in capsys.readouterr().out
     first = next(iter(OBJECTS))
     OBJECTS[first] = (2, OBJECTS[first][1] + b" ")
     assert take_inventory(store, open_source(shelf)).edited == [first.removeprefix("photos/")]

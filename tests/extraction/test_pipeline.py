@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from featurecache.errors import InputError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.meter import Meter, Usage
-from featurecache.extraction.modality import Loaded, Stages
+from featurecache.extraction.modality import InputDigests, Loaded
 from featurecache.extraction.pipeline import run_chunks, to_stored
 from featurecache.extraction.progress import Silent
 from featurecache.specs import ExtractionSettings, ViewSpec
@@ -55,7 +55,7 @@ class Numbers:
 
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         arrays = np.array([[int(data) + view / 10] for view in range(self._num_views)])
-        return Loaded(arrays, stages=Stages(data.decode(), "") if digested else None)
+        return Loaded(arrays, digests=InputDigests(data.decode(), "") if digested else None)
 
 
 @dataclass
@@ -127,7 +127,7 @@ def test_the_first_good_inputs_of_each_part_are_digested_on_their_way() -> None:
     parts = [("a", [Number(n) for n in (7, -1, 8, 9)]), ("b", [Number(1)])]
     found: dict[str, list[Any]] = {"a": [], "b": []}
     for part, outcome in run_chunks(parts, Echo(3), Numbers(), num_digested=3):
-        found[part] += [stages and stages.decoded for stages in outcome.stages]
+        found[part] += [digests and digests.decoded for digests in outcome.digests]
     assert found == {"a": ["7", None, "8", None], "b": ["1"]}
 
 

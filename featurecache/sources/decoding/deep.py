@@ -61,7 +61,17 @@ def to_eight_bits(values: NDArray[Any], pixel_range: PixelRange) -> NDArray[np.u
 
 
 def is_flattened(values: NDArray[Any], shown: NDArray[np.uint8], pixel_range: PixelRange) -> bool:
-    """Tell whether an image with more in it became nearly one colour; or of ``full``, mostly black or white."""
+    """Return whether an image with more in it became nearly one colour; or of ``full``, mostly black or white.
+
+    Parameters
+    ----------
+    values : ndarray, shape (H, W) or (H, W, C)
+        All bits.
+    shown : ndarray of uint8
+        What `to_eight_bits` made of them.
+    pixel_range : str or (float, float)
+        By which it did.
+    """
     if seems_flat(Image.fromarray(shown)):
         return _num_distinct(values) > _num_distinct(shown)
     if pixel_range != "full":  # somebody chose what to cut off
@@ -82,7 +92,15 @@ def has_deep_colours(image: Image.Image) -> bool:
 
 
 def deep_colours(image: Image.Image, lower: Image.Image, *, grey: bool) -> NDArray[np.uint16]:
-    """Return the colours (H, W, C) of all bits, without alpha, from the images of the upper and of the lower bytes."""
+    """Return the colours (H, W, C) of all bits, without alpha.
+
+    Parameters
+    ----------
+    image, lower : PIL.Image.Image
+        Of the upper and of the lower bytes.
+    grey : bool
+        A PNG of grey and alpha, as `read_lower_bytes` reports it.
+    """
     lower_HWC = np.asarray(lower, np.uint16)
     if grey:  # a PNG of grey and alpha, read by `read_lower_bytes` as it lies in the file
         return np.bitwise_or(lower_HWC[..., :1] << np.uint16(8), lower_HWC[..., 1:2])

@@ -175,7 +175,7 @@ class Decoded(NamedTuple):
 
 
 def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
-    """Decode an image to upright RGB, a large JPEG perhaps at a part of its size; raises as `load_image` does."""
+    """Decode an image to upright RGB, a large JPEG perhaps at a fraction of its size; raises as `load_image` does."""
     if not data:
         raise InputError("empty", "the file has no bytes")
     if len(data) > spec.max_bytes:
@@ -255,6 +255,6 @@ def _upright(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
 
 
 def _reason(error: BaseException) -> str:
-    said = libtiff.take_lines()
-    text = " ".join(f"{error} {f'({said})' if said else ''}".split())
+    lines = libtiff.take_lines()
+    text = " ".join(f"{error} {f'({lines})' if lines else ''}".split())
     return (text or type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""What libtiff says of a damaged file: it would print that on stderr, without the file's name.
+"""What libtiff reports of a damaged file: it would print that on stderr, without the file's name.
 
 Pillow leaves libtiff's own handler of errors in place. While images are decoded, ours stands there: it keeps the lines
 of each thread, so that they become the reason of the file which that thread decodes. Where Pillow was built so that the
@@ -29,12 +29,12 @@ _lines = _Lines()
 
 
 def forget_lines() -> None:
-    """Begin a file: what was said before is of another."""
+    """Begin a file: lines of before are of another."""
     _lines.kept.clear()
 
 
 def take_lines() -> str:
-    """Return what libtiff said in this thread since `forget_lines`."""
+    """Return what libtiff reported in this thread since `forget_lines`."""
     text = "; ".join(_lines.kept)
     _lines.kept.clear()
     return text
