@@ -167,10 +167,10 @@ STUCK = """
 import hashlib, subprocess, sys, time
 from pathlib import Path
 from featurecache.atomic import partial_name
-from featurecache.stopping import say_farewell, stops_cleanly
+from featurecache.stopping import set_exit_message, stops_cleanly
 
 with stops_cleanly():
-    say_farewell(lambda: "stopped; this test is true")
+    set_exit_message(lambda: "stopped; this test is true")
     partial_name(Path(sys.argv[1]) / "file").write_text("half")
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     while True:  # wherever the signal comes, it is swallowed
