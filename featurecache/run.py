@@ -15,7 +15,7 @@ from featurecache.specs import DEFAULT_BACKBONE, TASK_NOUN, BackboneRequest, che
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featurecache.evaluation.protocol import HeadResult
+    from featurecache.evaluation.search import HeadLike, HeadResult
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.progress import Progress
     from featurecache.extraction.report import ExtractionReport
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class TrainingSettings:
     """How heads are trained and compared."""
 
-    heads: tuple[str, ...] = ()
-    """Names of heads; when empty, all that the kind of the task has."""
+    heads: tuple[HeadLike, ...] = ()
+    """Names of heads, or estimators with names; when empty, all that the kind of the task has."""
     tta: bool = False
     """Score heads on the mean over the cached views of each sample, instead of on its plain features."""
     balanced: bool = False
@@ -231,7 +231,8 @@ def train(
     from featurecache.evaluation.training import train_heads
     from featurecache.heads.registry import list_heads
 
-    names = settings.heads or list_heads(kind=task.kind)
+    heads: Sequence[HeadLike] = settings.heads or list_heads(kind=task.kind)
+    names = [head if isinstance(head, str) else head.name for head in heads]
     left = Counter({name: len(sets) for name in names})
     progress.start("training heads", len(names) * len(sets))
 
@@ -283,8 +284,8 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
         command += ["--backbone", feature_set.identity.backbone if request is None else request.name]
     if head.result.head.startswith("python:"):
         command += ["--layers", head.result.head]
-    if head.judged_on == "views":
-        command += ["--tta", str(head.judged_set.num_views)]
+    if head.evaluated_on == "views":
+        command += ["--tta", str(head.eval_set.num_views)]
     return shlex.join(command)
 
 
@@ -336,11 +337,11 @@ def _check_labels(labels: FolderLabels | TableLabels, source: Source) -> None:
 
 
 def _check_heads(training: TrainingSettings, labels: FolderLabels | TableLabels) -> None:
-    from featurecache.heads.registry import make_head
+    from featurecache.evaluation.search import resolve
     from featurecache.store.labels import TableLabels
 
-    for name in training.heads:
-        make_head(name, kind=labels.kind if isinstance(labels, TableLabels) else "classes")
+    for head in training.heads:
+        resolve(head, labels.kind if isinstance(labels, TableLabels) else "classes")
 
 
 def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:

@@ -93,7 +93,6 @@ def main() -> None:
         "tails": (tails.bench_tails, tails.add_options),
         "heads": (heads.bench_heads, heads.add_heads_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
-        "tasks": (heads.bench_tasks, heads.add_tasks_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
     }
     for name, (bench, add_options) in benches.items():

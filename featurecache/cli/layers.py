@@ -83,15 +83,16 @@ def train_layers_too(
     train_heads
         Trains the heads that are no layers.
     """
-    from featurecache.finetuning.making import is_layers
+    from featurecache.finetuning.making import PYTHON, is_layers
     from featurecache.finetuning.training import train_layers
 
     if args.depths:
         return _climb(store, task, args)
     if args.minutes is not None:
         raise RequestError("--minutes is how long --depths auto may take; leave it out, or add that")
-    layers = [head for head in args.head or () if is_layers(head)]
-    args.head = [head for head in args.head or () if not is_layers(head)]
+    on_activations = bool(args.from_tap or args.from_images)
+    layers = [head for head in args.head or () if is_layers(head) and (on_activations or not head.startswith(PYTHON))]
+    args.head = [head for head in args.head or () if head not in layers]
     if not layers:
         if given := [name for name in _OF_LAYERS if vars(args)[name] is not None]:
             option = "--" + given[0].replace("_", "-")

@@ -26,6 +26,7 @@ from featurecache.specs import (
 )
 
 if TYPE_CHECKING:
+    from featurecache.evaluation.search import HeadLike
     from featurecache.extraction.recomputation import Inputs
 
 
@@ -93,6 +94,15 @@ def add_device_option(parser: Any) -> None:
     )
 
 
+def heads_of(names: Sequence[str] | None) -> tuple[HeadLike, ...]:
+    """Return the heads that ``--head`` names; none where all are asked for."""
+    from featurecache.deployment.python_heads import python_head
+
+    if "all" in (names or ["all"]):
+        return ()
+    return tuple(python_head(name) if name.startswith("python:") else name for name in names or ())
+
+
 def add_head_options(parser: argparse.ArgumentParser) -> None:
     """Add a saved head, and what its backbone needs to be made again."""
     parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
@@ -102,7 +112,7 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help="agree to run the code of a python:, hub: or file: backbone; the place of an hf: one",
     )
-    parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers")
+    parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers, or of a python: head")
 
 
 def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:

@@ -12,6 +12,7 @@ from featurecache.cli.options import (
     add_raw_cells_option,
     check_outputs,
     features_of,
+    heads_of,
     memory_of,
     verb_parser,
     write_table_at,
@@ -57,7 +58,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--dtype", metavar="D", help="only features stored as this type")
     parser.add_argument("--views", type=int, metavar="K", help="K cached views of each sample; 0 (default): plain")
     parser.add_argument(
-        "--head", action="append", metavar="H", help="head, or 'all' for the kind of task (default); repeat for several"
+        "--head",
+        action="append",
+        metavar="H",
+        help="head, or 'all' for the kind of task (default); python:MODULE:FACTORY for a scikit-learn estimator of "
+        "your own, whose results are not kept; repeat for several",
     )
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (default 1)")
     parser.add_argument(
@@ -102,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     sets = _sets(store, args)
     num_kept, left_out = 0, {}
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("training heads", plan.num_cells(tasks, len(sets)))
+        progress.start("training heads", plan.num_searches(tasks, len(sets)))
 
         def count(row: dict[str, Any], kept: bool) -> None:
             nonlocal num_kept
@@ -151,12 +156,12 @@ def _plan(args: argparse.Namespace) -> Plan:
     if args.seeds < 1:
         raise RequestError(f"--seeds must be 1 or more, got {args.seeds}")
     return Plan(
-        heads=() if "all" in (args.head or ["all"]) else args.head,
+        heads=heads_of(args.head),
         seeds=range(args.seeds),
         num_folds=args.folds,
         shots=args.shots or (),
         shares=args.share or (),
-        look_at_test=args.look_at_test,
+        on_test=args.look_at_test,
         tta=args.tta,
         balanced=args.balanced,
     )
@@ -208,7 +213,7 @@ def _print(lines: list[dict[str, Any]]) -> None:
 
 def _reason(row: dict[str, Any]) -> str:
     """Return why a head was left out, as the rest of a sentence."""
-    from featurecache.evaluation.selection import HOLDS_ALL_ROWS
+    from featurecache.evaluation.search import HOLDS_ALL_ROWS
 
     reason = str(row["error"]).removeprefix(f"head {row['head']!r} ")
     return HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason

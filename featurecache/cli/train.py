@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
-from featurecache.cli.options import add_jobs_option, add_memory_option, features_of, memory_of, verb_parser
+from featurecache.cli.options import (
+    add_jobs_option,
+    add_memory_option,
+    features_of,
+    heads_of,
+    memory_of,
+    verb_parser,
+)
 from featurecache.cli.output import (
     print_json,
     print_line,
@@ -70,7 +77,11 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     """Add how heads are trained."""
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--head", action="append", metavar="H", help="head to train, or 'all' (default); repeat for several"
+        "--head",
+        action="append",
+        metavar="H",
+        help="head to train, or 'all' (default); python:MODULE:FACTORY for a scikit-learn estimator of your own, or "
+        "with --from-tap or --from-images for layers; repeat for several",
     )
     group.add_argument(
         "--tta",
@@ -134,7 +145,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
     from featurecache.run import TrainingSettings
 
     return TrainingSettings(
-        heads=() if "all" in (args.head or ["all"]) else tuple(args.head),
+        heads=heads_of(args.head),
         tta=args.tta,
         balanced=args.balanced,
         n_jobs=args.jobs or -1,

@@ -91,7 +91,7 @@ def export_head(
     out, kind = Path(out), FORMATS[format]
     _check_place(out, format, replace=replace)
     kind.check_packages()
-    saved = open_head(head)
+    saved = open_head(head, agreed=layers)
     _check_head(saved, head)
     made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(

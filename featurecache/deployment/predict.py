@@ -140,7 +140,7 @@ def predict(
     BackboneMismatchError
         The backbone here would give other features than those the head was trained on.
     """
-    saved = open_head(head)
+    saved = open_head(head, agreed=layers)
     views = None
     if tta is not None:
         check_takes_views(saved.identity.preprocess.modality, f"the head {head}", option="--tta")

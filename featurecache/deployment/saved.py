@@ -5,20 +5,23 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.errors import FeatureCacheError, HeadError, RequestError, shortened
+from featurecache.backbones.providers.python_factory import PREFIX
+from featurecache.deployment.python_heads import python_head
+from featurecache.errors import FeatureCacheError, HeadError, NotAgreedError, RequestError, shortened
 from featurecache.evaluation.training import TrainedHead
 from featurecache.finetuning.library import PREFIX as LIBRARY_PREFIX
 from featurecache.finetuning.making import check_agreed, is_layers, maker
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.gradient.tuner import FineTuned
-from featurecache.heads.probability import answers_for, predict_proba
+from featurecache.heads.head import HeadMixin
+from featurecache.heads.probability import predict_outputs, predict_proba
 from featurecache.specs import FeatureIdentity, TaskKind
 from featurecache.store.store import FeatureStore, check_name
 from featurecache.store.verify import Problem
@@ -70,7 +73,7 @@ class SavedHead:
         if self.kind == "classes":
             every = predict_proba(self.estimator, rows, self.temperature, len(self.classes))
         else:
-            every = answers_for(self.estimator, rows)
+            every = predict_outputs(self.estimator, rows)
         answers = every.reshape(len(features), num_views, -1).mean(axis=1)
         return answers.clip(0, 1) if self.kind == "labels" else answers  # a regression may say more than one
 
@@ -92,7 +95,7 @@ def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
             "dtype": head.feature_set.dtype,
             "task": head.task.name,
             "kind": head.task.kind,
-            "judged_on": head.judged_on,
+            "judged_on": head.evaluated_on,
             "classes": head.task.classes,
             "temperature": head.result.temperature,
             **{key: result[key] for key in ("head", "params", "protocol", "validation", "test")},
@@ -101,16 +104,32 @@ def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
     return folder
 
 
-def open_head(folder: str | Path) -> SavedHead:
+def open_head(folder: str | Path, *, agreed: str | None = None) -> SavedHead:
     """Read a saved head.
+
+    Parameters
+    ----------
+    folder : path
+    agreed : str, optional
+        Name of somebody's own head, ``python:MODULE:FACTORY``, whose code the caller agrees to run.
 
     Raises
     ------
     HeadError
         There is none, or it is damaged.
+    NotAgreedError
+        It is of a class that the caller has not named.
     """
     folder = Path(folder)
-    estimator, meta = load_head(folder)
+
+    def brought(meta: dict[str, Any]) -> type[HeadMixin] | None:
+        name = str(meta.get("head"))
+        if not name.startswith(PREFIX):
+            return None
+        check_agreed(name, agreed)
+        return cast("type[HeadMixin]", type(python_head(name).estimator))
+
+    estimator, meta = load_head(folder, other_class=brought)
     try:
         saved = SavedHead(
             estimator=estimator,
@@ -153,7 +172,7 @@ def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) 
     """
     estimator, head = saved.estimator, str(saved.meta.get("head"))
     if not isinstance(estimator, FineTuned):
-        if agreed is not None:
+        if agreed is not None and agreed != head:
             raise RequestError(f"this head is {head}, not layers of somebody's own; leave --layers {agreed} out")
         return saved
     check_agreed(head, agreed)
@@ -184,6 +203,8 @@ def verify_heads(store: FeatureStore) -> list[Problem]:
     for name in store.head_names():
         try:
             open_head(store.heads_path / name)
+        except NotAgreedError:  # of somebody's own class: only who names it may run it
+            continue
         except (FeatureCacheError, OSError) as error:
             advice = "remove it, or save it again with `featurecache train --save`"
             problems.append(Problem(f"heads/{name}", shortened(error, 500), advice))

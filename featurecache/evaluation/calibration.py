@@ -11,7 +11,7 @@ NUM_BINS = 10
 
 
 def calibration(y: np.ndarray, proba: np.ndarray) -> dict[str, Any]:
-    """Compare what a head says of its answers with how often they are right.
+    """Compare the probabilities of a head's predictions with how often they are right.
 
     Parameters
     ----------
@@ -22,16 +22,17 @@ def calibration(y: np.ndarray, proba: np.ndarray) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``log_loss`` in nats; ``expected_calibration_error``, the mean difference between the probability of the answer
-        and the share of right answers, over bins of about as many samples each (Guo et al., "On Calibration of Modern
-        Neural Networks", ICML 2017, equation 3; equal bins after Nguyen & O'Connor, EMNLP 2015); and those bins:
+        ``log_loss`` in nats; ``expected_calibration_error``, the mean difference between the probability of the
+        prediction and the share of right predictions, over bins of about as many samples each (Guo et al., "On
+        Calibration of Modern Neural Networks", ICML 2017, equation 3; equal bins after Nguyen & O'Connor, EMNLP 2015);
+        and those bins:
         ``{"n", "probability", "right"}``, from the least certain to the most.
     """
-    certainty, right = proba.max(axis=1), proba.argmax(axis=1) == y
+    confidence, right = proba.max(axis=1), proba.argmax(axis=1) == y
     bins = []
-    for places in np.array_split(np.argsort(certainty, kind="stable"), min(NUM_BINS, len(y))):
-        said, was = float(certainty[places].mean()), float(right[places].mean())
-        bins.append({"n": len(places), "probability": said, "right": was})
+    for indices in np.array_split(np.argsort(confidence, kind="stable"), min(NUM_BINS, len(y))):
+        stated, observed = float(confidence[indices].mean()), float(right[indices].mean())
+        bins.append({"n": len(indices), "probability": stated, "right": observed})
     error = sum(each["n"] * abs(each["probability"] - each["right"]) for each in bins) / len(y)
     return {"log_loss": log_loss(y, proba), "expected_calibration_error": float(error), "bins": bins}
 

@@ -89,13 +89,13 @@ def _compare_groups(
     y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, *, balanced: bool
 ) -> Comparison:
     won = (first == y).astype(np.float64) - (second == y)
-    _, places = np.unique(groups, return_inverse=True)
+    _, indices = np.unique(groups, return_inverse=True)
     if balanced:
         counts = np.bincount(y)
         weight = len(y) / (np.count_nonzero(counts) * counts[y])
     else:
         weight = np.ones(len(y))
-    won_G, size_G = np.bincount(places, weights=weight * won), np.bincount(places, weights=weight)
+    won_G, size_G = np.bincount(indices, weights=weight * won), np.bincount(indices, weights=weight)
     # Weights of balanced classes are rounded, and a mean of -1 may come out below it.
     mean, count = float(np.clip(won_G.sum() / len(y), -1.0, 1.0)), len(size_G)
     if count < 2:

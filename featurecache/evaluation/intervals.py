@@ -1,6 +1,6 @@
 """95 % intervals of accuracy, balanced accuracy and macro F1, computed from the confusion matrix alone.
 
-The three figures depend on the rows only through the confusion matrix, and drawing n rows with replacement changes
+The three scores depend on the rows only through the confusion matrix, and drawing n rows with replacement changes
 that matrix into a multinomial draw of its cells. So the bootstrap over rows (Efron, 1979; percentile interval) is
 done on the non-zero cells, exactly, without touching a row.
 """
@@ -50,7 +50,7 @@ def summaries(correct: np.ndarray, actual: np.ndarray, predicted: np.ndarray) ->
 def intervals(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the lower and upper 95 % bounds of accuracy, balanced accuracy and macro F1.
 
-    The percentile bootstrap over rows, widened where needed to hold the observed figure. When every row or no row is
+    The percentile bootstrap over rows, widened where needed to hold the observed score. When every row or no row is
     right, all resamples are alike and the bootstrap claims certainty; then accuracy gets its Wilson score interval
     (Wilson, 1927), and the others are computed from a table in which the recall of each class is moved to its own
     Wilson bound, with the errors spread evenly over the other classes. Moving all classes at once is conservative.
@@ -75,10 +75,10 @@ def intervals(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> tup
 
 def group_cells(y_true: np.ndarray, y_pred: np.ndarray, groups: np.ndarray, n_classes: int) -> sparse.csr_array:
     """Return how often each group has each (label, prediction), (n_groups, n_classes * n_classes) int64."""
-    numbers, places = np.unique(groups, return_inverse=True)
+    numbers, indices = np.unique(groups, return_inverse=True)
     cells = np.asarray(y_true, np.int64) * n_classes + np.asarray(y_pred, np.int64)
     shape = (len(numbers), n_classes * n_classes)
-    return sparse.coo_array((np.ones(len(cells), np.int64), (places, cells)), shape=shape).tocsr()
+    return sparse.coo_array((np.ones(len(cells), np.int64), (indices, cells)), shape=shape).tocsr()
 
 
 def group_intervals(

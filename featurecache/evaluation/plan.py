@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurecache.errors import RequestError
-from featurecache.evaluation.divisions import Division
-from featurecache.heads.registry import kinds_of_head, list_heads, make_head
+from featurecache.evaluation.resampling import Resampling
+from featurecache.evaluation.search import HeadLike, resolve
+from featurecache.heads.head import NamedHead
+from featurecache.heads.registry import kinds_of_head, list_heads
 from featurecache.store.tasks import Task
 
 
@@ -18,29 +20,30 @@ class Plan:
 
     Attributes
     ----------
-    heads : sequence of str
+    heads : sequence of str or NamedHead
         Where it is empty, all heads for the kind of each task, and that can weigh its samples where these have weights.
     seeds : sequence of int
     num_folds : int or None
-        Judge on each fold of so many, instead of on the validation part.
+        Evaluate on each fold of so many, instead of on the validation split.
     shots : sequence of int
         Samples of each class to fit on; for tasks with classes only.
     shares : sequence of float
         Share of the labels to fit on; all of them where both are empty.
-    look_at_test : bool
+    on_test : bool
+        Evaluate on the test split.
     tta : bool
-        Judge on the mean over the views of a sample.
+        Evaluate on the mean over the views of a sample.
     balanced : bool
         Choose settings by balanced accuracy, and give all classes the same total weight where the head can; for tasks
         with classes only.
     """
 
-    heads: Sequence[str] = ()
+    heads: Sequence[HeadLike] = ()
     seeds: Sequence[int] = (0,)
     num_folds: int | None = None
     shots: Sequence[int] = ()
     shares: Sequence[float] = ()
-    look_at_test: bool = False
+    on_test: bool = False
     tta: bool = False
     balanced: bool = False
 
@@ -49,7 +52,7 @@ class Plan:
             raise RequestError("a sweep needs at least one seed")
         if self.num_folds is not None and self.num_folds < 2:
             raise RequestError(f"folds must be 2 or more, got {self.num_folds}")
-        if self.num_folds and self.look_at_test:
+        if self.num_folds and self.on_test:
             raise RequestError("folds divide train and validation samples, so they never look at test; leave one out")
         if any(shots < 1 for shots in self.shots):
             raise RequestError(f"shots must be 1 or more, got {min(self.shots)}")
@@ -57,27 +60,36 @@ class Plan:
             wrong = next(share for share in self.shares if not 0 < share <= 1)
             raise RequestError(f"shares must be above 0 and at most 1, got {wrong}")
 
-    def divisions(self) -> list[Division]:
-        """Return every way to divide the samples of a task."""
+    def resamplings(self) -> list[Resampling]:
+        """Return every way to split the samples of a task."""
         budgets: list[dict[str, Any]] = [{"shots": shots} for shots in dict.fromkeys(self.shots)]
         budgets += [{"share": share} for share in dict.fromkeys(self.shares)]
         folds = range(self.num_folds) if self.num_folds else [None]
         return [
-            Division(seed=seed, fold=fold, num_folds=self.num_folds, look_at_test=self.look_at_test, **budget)
+            Resampling(seed=seed, fold=fold, num_folds=self.num_folds, on_test=self.on_test, **budget)
             for budget in budgets or [{}]
             for seed in dict.fromkeys(self.seeds)
             for fold in folds
         ]
 
-    def heads_for(self, task: Task) -> list[str]:
-        """Return the heads that are fitted for a task."""
-        return list(dict.fromkeys(self.heads)) or list_heads(
+    def heads_for(self, task: Task) -> list[NamedHead]:
+        """Return the heads that are fitted for a task.
+
+        Raises
+        ------
+        RequestError, UnknownNameError
+            A head that is for other kinds of task, or that there is not at all.
+        """
+        for head in self.heads:
+            _check_head(head, task)
+        heads: Sequence[HeadLike] = self.heads or list_heads(
             kind=task.kind, weighted=task.weights is not None, partial=task.is_partial
         )
+        return list({head.name: head for head in (resolve(each, task.kind) for each in heads)}.values())
 
-    def num_cells(self, tasks: Sequence[Task], num_sets: int) -> int:
+    def num_searches(self, tasks: Sequence[Task], num_sets: int) -> int:
         """Return how many heads are fitted for these tasks on so many feature sets."""
-        return num_sets * len(self.divisions()) * sum(len(self.heads_for(task)) for task in tasks)
+        return num_sets * len(self.resamplings()) * sum(len(self.heads_for(task)) for task in tasks)
 
     def check(self, task: Task) -> None:
         """Raise what is wrong with the plan for a task.
@@ -89,8 +101,7 @@ class Plan:
         UnknownNameError
             A head that there is not at all.
         """
-        for head in self.heads_for(task):
-            _check_head(head, task)
+        self.heads_for(task)
         if task.kind == "classes":
             return
         about = f"are for tasks with classes, and {task.name!r} has {task.kind}"
@@ -100,11 +111,13 @@ class Plan:
             raise RequestError(f"balanced classes {about}; leave --balanced out, or name tasks with classes")
 
 
-def _check_head(head: str, task: Task) -> None:
-    if (kinds := kinds_of_head(head)) and task.kind not in kinds:
+def _check_head(head: HeadLike, task: Task) -> None:
+    name = head if isinstance(head, str) else head.name
+    kinds = kinds_of_head(head) if isinstance(head, str) else sorted(head.kinds)
+    if kinds and task.kind not in kinds:
         able = list_heads(tokens=True, kind=task.kind)
         raise RequestError(
-            f"task {task.name!r} has {task.kind}, and head {head!r} is for {' or '.join(kinds)}; for {task.kind} there "
+            f"task {task.name!r} has {task.kind}, and head {name!r} is for {' or '.join(kinds)}; for {task.kind} there "
             f"are {', '.join(able)}: choose among them, or name other tasks with --task"
         )
-    make_head(head, kind=task.kind)
+    resolve(head, task.kind)

@@ -1,72 +1,175 @@
-"""The bootstrap by weights: how often each resample holds each sample, and what is computed from that at once."""
+"""Splitting labelled samples for a sweep: what is fitted on, what is evaluated on, and how few labels there are.
+
+==================  ==============================================  =============================================
+asked for           heads are evaluated on                          fitted on
+==================  ==============================================  =============================================
+nothing             the validation split; where there is none, a    the train split, or the rest of it
+                    quarter of each stratum of train, by seed
+``folds``           one fold of train and validation, by seed       the other folds: nested cross-validation, since
+                                                                    settings are chosen inside them
+``on_test``         the test split                                  train (and validation, where no labels are
+                                                                    taken away)
+==================  ==============================================  =============================================
+
+Groups are never split. ``shots`` and ``share`` take labels away from what is fitted on: so many samples of each
+class, or that share of each stratum. With one seed, fewer labels are always a subset of more. Strata are classes, or
+the fifths in which numbers lie; tasks of labels have one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from featurecache.evaluation.intervals import Z95, wilson
+from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.memory_budget import MemoryBudget
+from featurecache.evaluation.splits import SplitData, smallest_class
+from featurecache.specs import TaskKind
+from featurecache.store.splits import strata_of_numbers
 
-_NUMBERS_AT_ONCE = 4_000_000
-_RESAMPLES = 2000
-
-
-def weights_of_resamples(num_samples: int, groups: np.ndarray | None, random_state: int) -> Iterator[np.ndarray]:
-    """Yield how often each resample holds each sample, (R, num_samples) float64."""
-    rng = np.random.default_rng(random_state)
-    places = np.arange(num_samples) if groups is None else np.unique(groups, return_inverse=True)[1]
-    count = int(places.max()) + 1
-    at_once = max(1, _NUMBERS_AT_ONCE // num_samples)
-    for start in range(0, _RESAMPLES, at_once):
-        times = rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, _RESAMPLES - start))
-        yield times[:, places].astype(np.float64)
+HELD_OUT_SHARE = 0.25
+_QUARTERS = round(1 / HELD_OUT_SHARE)
 
 
-def num_units(num_samples: int, groups: np.ndarray | None) -> int:
-    """Return how many things are drawn: samples, or groups."""
-    return num_samples if groups is None else len(np.unique(groups))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resampling:
+    """One way to split the samples of a task.
 
-
-def expanded(point: Any, ends: np.ndarray, count: int) -> tuple[Any, Any]:
-    """Return percentiles made as much wider as Student's t is, and as few units vary too little among themselves.
-
-    Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015, section 5.3.
+    Attributes
+    ----------
+    seed : int
+        Of what is drawn, and of the head.
+    fold, num_folds : int or None
+        Evaluate on this fold of so many.
+    shots : int or None
+        Samples of each class to fit on; for tasks with classes only.
+    share : float or None
+        Share of each stratum to fit on.
+    on_test : bool
+        Evaluate on the test split.
     """
-    low, high = ends
-    if count < 2:
-        return low, high
-    factor = float(student_t.ppf(0.975, count - 1)) / Z95 * np.sqrt(count / (count - 1))
-    return point - factor * np.maximum(point - low, 0.0), point + factor * np.maximum(high - point, 0.0)
+
+    seed: int = 0
+    fold: int | None = None
+    num_folds: int | None = None
+    shots: int | None = None
+    share: float | None = None
+    on_test: bool = False
+
+    @property
+    def evaluated_on(self) -> str:
+        """``fold``, ``test``, or ``validation``, which may be held out from train."""
+        return "fold" if self.num_folds else "test" if self.on_test else "validation"
+
+    @property
+    def takes_labels_away(self) -> bool:
+        """Tell whether heads see some of the labels only."""
+        return self.shots is not None or (self.share is not None and self.share < 1)
 
 
-def slack(count: int) -> float:
-    """Return how far from certain so many samples are that were all alike."""
-    return float(1 - wilson(count, count)[0])
+def resample(
+    splits: dict[str, SplitData],
+    resampling: Resampling,
+    *,
+    kind: TaskKind = "classes",
+    budget: MemoryBudget | None = None,
+) -> dict[str, SplitData]:
+    """Return splits as `evaluate_head` takes them.
+
+    Parameters
+    ----------
+    splits : dict
+        The splits of a task, train among them.
+    resampling : Resampling
+    kind : str
+    budget : MemoryBudget, optional
+        Where features of samples that are taken out of a split are laid out; in memory when left out. A split that is
+        taken as a whole stays where it is.
+
+    Raises
+    ------
+    RequestError
+        The test split of a task that has none, or features that neither memory nor disk would hold.
+    TaskError
+        Too few samples, or classes too small to be split.
+    """
+    assert resampling.shots is None or kind == "classes"
+    train, rest = splits["train"], {name: data for name, data in splits.items() if name != "train"}
+    kept, held_out = np.arange(len(train)), None
+    if resampling.num_folds:
+        train = train if "validation" not in rest else train.with_samples_of(rest["validation"])
+        kept, held_out = _fold_of(train, resampling, kind)
+    elif resampling.on_test:
+        if "test" not in rest:
+            raise RequestError("the task has no test split to look at; leave --look-at-test out")
+        rest = {"test": rest["test"]} if resampling.takes_labels_away else rest
+    elif "validation" in rest:
+        rest = {"validation": rest["validation"]}
+    else:
+        kept, held_out = _held_out(train, resampling.seed, kind)
+    kept = _fewer(train, kept, resampling, kind)
+    fitted = train if len(kept) == len(train) else train.take(kept, budget)
+    return {"train": fitted, **(rest if held_out is None else {"validation": train.take(held_out, budget)})}
 
 
-def ranked(y: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order from the greatest answer on, what holds in that order, and where runs of equal answers end."""
-    order = np.argsort(-answers, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(answers[order])), len(y) - 1)
-    return order, y[order].astype(np.float64), ends
+def _fold_of(pool: SplitData, resampling: Resampling, kind: TaskKind) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of what is fitted on, and of the fold that is held out."""
+    assert resampling.num_folds is not None
+    assert resampling.fold is not None
+    strata, noun = (
+        _strata(pool.y, pool.groups, kind, resampling.num_folds),
+        "samples" if pool.groups is None else "groups",
+    )
+    if (smallest := smallest_class(strata, pool.groups)) < resampling.num_folds:
+        where = "the smallest class" if kind == "classes" else "the task"
+        raise TaskError(
+            f"{where} has {smallest} {noun}, too few for {resampling.num_folds} folds; ask for fewer folds, or add a "
+            "validation split to the task"
+        )
+    splitter = StratifiedKFold if pool.groups is None else StratifiedGroupKFold
+    folds = splitter(resampling.num_folds, shuffle=True, random_state=resampling.seed)
+    fitted, held_out = list(folds.split(strata, strata, pool.groups))[resampling.fold]
+    return fitted, held_out
 
 
-def ranked_where(known: np.ndarray, y: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Do what `ranked` does for the samples whose label is known; the order is among all samples."""
-    places = np.flatnonzero(known)
-    order, holds, ends = ranked(y[places], answers[places])
-    return places[order], holds, ends
+def _held_out(train: SplitData, seed: int, kind: TaskKind) -> tuple[np.ndarray, np.ndarray]:
+    if train.groups is not None:
+        return _fold_of(train, Resampling(seed=seed, fold=0, num_folds=_QUARTERS), kind)
+    order = _shuffled_strata(train.y, train.groups, seed, kind)
+    held_out = np.concatenate([indices[: round(HELD_OUT_SHARE * len(indices))] for indices in order])
+    if not len(held_out):
+        few = "no class has enough train samples" if kind == "classes" else f"{len(train)} train samples are too few"
+        raise TaskError(f"{few} to hold out a quarter; add a validation split to the task")
+    return np.setdiff1d(np.arange(len(train.y)), held_out), np.sort(held_out)
 
 
-def average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return average precision for weights (R, n), as scikit-learn defines it; NaN where no sample holds."""
-    drawn = weights[:, order]
-    hits, seen = np.cumsum(drawn * holds, axis=1)[:, ends], np.cumsum(drawn, axis=1)[:, ends]
-    total = hits[:, -1:]
-    precision = hits / np.maximum(seen, 1e-300)
-    gained = np.diff(hits, axis=1, prepend=0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((precision * gained).sum(axis=1) / total[:, 0])
+def _fewer(train: SplitData, kept: np.ndarray, resampling: Resampling, kind: TaskKind) -> np.ndarray:
+    """Return the indices, of those that are kept, whose labels are not taken away."""
+    if not resampling.takes_labels_away:
+        return kept
+    groups = None if train.groups is None else train.groups[kept]
+    # Another stream than the one that holds out: which samples are taken must not depend on that.
+    order = _shuffled_strata(train.y[kept], groups, resampling.seed + 1_000_003, kind)
+    counts = [resampling.shots or max(1, math.ceil((resampling.share or 0) * len(indices))) for indices in order]
+    indices = np.concatenate([indices[:count] for indices, count in zip(order, counts, strict=True)])
+    return kept[np.sort(indices)]
+
+
+def _shuffled_strata(y: np.ndarray, groups: np.ndarray | None, seed: int, kind: TaskKind) -> list[np.ndarray]:
+    generator, strata = np.random.default_rng(seed), _strata(y, groups, kind, _QUARTERS)
+    return [generator.permutation(np.flatnonzero(strata == each)) for each in np.unique(strata)]
+
+
+def _strata(y: np.ndarray, groups: np.ndarray | None, kind: TaskKind, at_least: int) -> np.ndarray:
+    """Return the stratum of each sample, (n_samples,) int: what all sides of a resampling should be alike in.
+
+    Numbers of which a fifth has fewer than ``at_least`` samples, or groups, are one stratum, as labels always are.
+    """
+    if kind == "classes":
+        return y
+    if kind == "numbers" and smallest_class(fifths := strata_of_numbers(y), groups) >= at_least:
+        return fifths
+    return np.zeros(len(y), np.int64)

@@ -1,4 +1,4 @@
-"""How good predictions are: scikit-learn's figures, each with a 95 % interval."""
+"""How good predictions are: scikit-learn's scores, each with a 95 % interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.intervals import group_cells, group_intervals, intervals
-from featurecache.heads.fitting import check_labelled
+from featurecache.heads.fitting import check_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ def score(
 ) -> Scores:
     """Score predictions.
 
-    The figures are scikit-learn's; the intervals come from `featurecache.evaluation.intervals.intervals`.
+    The scores are scikit-learn's; the intervals come from `featurecache.evaluation.intervals.intervals`.
 
     Parameters
     ----------
@@ -78,12 +78,12 @@ def score(
     point = np.array(
         [accuracy_score(y_true, y_pred), balanced, f1_score(y_true, y_pred, average="macro", zero_division=0.0)]
     )
-    # The last digit may differ between the two ways to compute a figure; an interval holds its figure.
+    # The last digit may differ between the two ways to compute a score; an interval holds its score.
     low, high = np.minimum(low, point), np.maximum(high, point)
-    figures: dict[str, float] = {}
+    values: dict[str, float] = {}
     for i, name in enumerate(("accuracy", "balanced_accuracy", "macro_f1")):
-        figures |= {name: float(point[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
-    return Scores(n=len(y_true), **figures)
+        values |= {name: float(point[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
+    return Scores(n=len(y_true), **values)
 
 
 def evaluate(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> Scores:
@@ -101,7 +101,7 @@ def evaluate(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> Scores:
     TaskError, HeadError
         No rows, or features that are not finite.
     """
-    X, y = check_labelled(X, y)
+    X, y = check_rows(X, y)
     y_pred = np.asarray(estimator.predict(X))
     classes, indices = np.unique(np.concatenate([y, y_pred]), return_inverse=True)
     return score(indices[: len(y)], indices[len(y) :], len(classes))

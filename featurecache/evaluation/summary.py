@@ -1,4 +1,4 @@
-"""What the results of a sweep say: means over divisions, their intervals, and which heads are worse than the best."""
+"""What the results of a sweep say: means over resamplings, their intervals, and which heads are worse than the best."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from featurecache.evaluation.intervals import Z95, holding, wilson
 from featurecache.evaluation.measures import measure_of
 
 _CONTEST = ("task", "kind", "measure", "shots", "share", "part")
-"""What lines share that are compared: figures of another kind, or of other labels, are not of one scale."""
+"""What lines share that are compared: scores of another kind, or of other labels, are not of one scale."""
 _GROUP = (*_CONTEST, "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced")
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one line for each head on each tap of each task with the same labels to fit on, the best first.
 
-    A line gives ``score``, the figure ``measure`` of the task's kind, as a mean over divisions, and its interval from
-    ``low`` to ``high``. Where each division is judged on samples of its own (folds, or held out by seed), the interval
-    is that of the corrected resampled t-test (Nadeau & Bengio, "Inference for the generalization error", Machine
-    Learning 52, 2003): variance times ``1 / J + n_test / n_train``. Where all are judged on one part, or fewer labels
-    are drawn than there are, the spread between draws and the sampling of that part are added: binomial for accuracy,
-    for other figures what the bootstrap intervals of the divisions imply. ``against_best`` compares with the best line
-    of the task with as many labels, division by division, likewise.
+    A line gives ``score``, the score ``measure`` of the task's kind, as a mean over resamplings, and its interval from
+    ``low`` to ``high``. Where each resampling is evaluated on samples of its own (folds, or held out by seed), the
+    interval is that of the corrected resampled t-test (Nadeau & Bengio, "Inference for the generalization error",
+    Machine Learning 52, 2003): variance times ``1 / J + n_test / n_train``. Where all are evaluated on one split, or
+    fewer labels are drawn than there are, the spread between draws and the sampling of that split are added: binomial
+    for accuracy, for other scores what the bootstrap intervals of the resamplings imply. ``against_best`` compares with
+    the best line of the task with as many labels, resampling by resampling, likewise.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def _line(names: dict[str, Any], group: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _interval(rows: list[dict[str, Any]]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean score over divisions."""
+    """Return the 95 % interval of the mean score over resamplings."""
     if len(rows) == 1:
         return rows[0]["score_low"], rows[0]["score_high"]
     scores = np.array([row["score"] for row in rows])
@@ -98,7 +98,7 @@ def _interval(rows: list[dict[str, Any]]) -> tuple[float, float]:
     if half := _half_width(scores, rows, float(np.mean([_sampling_variance(row, mean) for row in rows]))):
         least, most = measure_of(rows[0]["kind"], 1, balanced=rows[0]["balanced"]).range_of(rows[0]["measure"])
         return max(mean - half, least), min(mean + half, most)
-    # All alike, which is no certainty: as with one division.
+    # All alike, which is no certainty: as with one resampling.
     if rows[0]["measure"] == "accuracy":
         low, high = wilson(round(mean * rows[0]["n"]), rows[0]["n"])
         return float(low), float(high)
@@ -106,14 +106,14 @@ def _interval(rows: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def _sampling_variance(row: dict[str, Any], score: float) -> float:
-    """Return the variance of a score that comes from which samples are judged."""
+    """Return the variance of a score that comes from which samples are evaluated."""
     if row["measure"] == "accuracy":
         return score * (1 - score) / float(row["n"])
     return float((row["score_high"] - row["score_low"]) / (2 * Z95)) ** 2
 
 
 def _half_width(values: np.ndarray, rows: list[dict[str, Any]], sampling: float) -> float:
-    """Return half of a 95 % interval of a mean over divisions; ``sampling`` is the variance of the part judged on."""
+    """Return half of a 95 % interval of a mean over resamplings; ``sampling``: variance of the evaluated split."""
     spread, count = float(values.var(ddof=1)), len(values)
     n, n_train = float(np.mean([row["n"] for row in rows])), float(np.mean([row["n_train"] for row in rows]))
     all_labels = rows[0]["shots"] is None and rows[0]["share"] in (None, 1.0)
@@ -125,7 +125,7 @@ def _half_width(values: np.ndarray, rows: list[dict[str, Any]], sampling: float)
 
 
 def _against(rows: list[dict[str, Any]], best: list[dict[str, Any]]) -> str | None:
-    """Say whether a line is worse than the best; None where there is one division: `train` compares those by sample."""
+    """Say whether a line is worse than the best; None for one resampling, as `train` compares by sample."""
     theirs = {(row["seed"], row["fold"]): row for row in best}
     shared = [(row, theirs[key]) for row in rows if (key := (row["seed"], row["fold"])) in theirs]
     if len(shared) < 2:
@@ -140,8 +140,8 @@ def _against(rows: list[dict[str, Any]], best: list[dict[str, Any]]) -> str | No
 def _sampling_variance_of_difference(row: dict[str, Any], other: dict[str, Any]) -> float:
     """Return what the variance of a difference of scores, on the same samples, is at most; it is not known here."""
     if row["measure"] == "accuracy":
-        # Of one sample, the difference is 1, 0 or -1, and its variance at most the share of samples that are judged
+        # Of one sample, the difference is 1, 0 or -1, and its variance at most the share of samples that are evaluated
         # differently, which is at most the sum of both shares of errors.
         return float(min(2 - row["score"] - other["score"], 1.0) / row["n"])
-    # Both heads find the same samples hard, so their figures go up and down together, not against each other.
+    # Both heads find the same samples hard, so their scores go up and down together, not against each other.
     return sum(_sampling_variance(each, each["score"]) for each in (row, other))

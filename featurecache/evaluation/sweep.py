@@ -1,7 +1,7 @@
-"""Many heads on many taps of many tasks, with several seeds and few labels: each result is kept, none computed twice.
+"""A sweep is a table of searches: heads on taps of tasks, with several seeds and few labels; none is computed twice.
 
-A result is named by the digest of all it depends on: identity of the features, ids of the samples in each part and
-what is said of them, the division, the head with its settings, and the versions of what computes. A sweep that was
+A result is named by the digest of all it depends on: identity of the features, ids and targets of the samples in each
+split, the resampling, the head with its settings, and the versions of what computes. A sweep that was
 killed goes on where it was, and a larger one takes over what a smaller one did.
 """
 
@@ -9,43 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from featurecache.evaluation.divisions import Division, divide
-from featurecache.evaluation.jobs import Cell, State, computed, num_samples_taken
+from featurecache.evaluation.fits import PlannedSearch, State, num_samples_copied, run_searches
 from featurecache.evaluation.measures import OfClasses, OfLabels, OfNumbers
-from featurecache.evaluation.pairs import (
-    Pair,
-    Place,
-    labelled_parts,
-    on_the_same_samples,
-    open_pairs,
-    read_parts,
-    rows_of_part,
-)
-from featurecache.evaluation.parts import Part
+from featurecache.evaluation.memory_budget import memory_budget
 from featurecache.evaluation.plan import Plan
-from featurecache.evaluation.staging import Staging, staging
+from featurecache.evaluation.resampling import Resampling, resample
+from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.task_features import (
+    TaskFeatures,
+    open_task_features,
+    read_splits,
+    rows_of_split,
+    splits_without_features,
+)
 from featurecache.hashing import digest_bytes, digest_json
-from featurecache.heads.registry import head_grid, make_head
+from featurecache.heads.head import NamedHead
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 from featurecache.versions import installed_versions
 
-_FIGURES = dict.fromkeys(name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.titles)
+_SCORES = dict.fromkeys(name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.titles)
 COLUMNS = (
     "task", "kind", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced", "seed", "fold",
     "num_folds", "shots", "share", "part", "n_train", "n_available", "n", "params", "measure", "score",
     "score_low", "score_high",
-    *(name + end for name in _FIGURES for end in ("", "_low", "_high")), "log_loss",
+    *(name + end for name in _SCORES for end in ("", "_low", "_high")), "log_loss",
     "expected_calibration_error", "selection_accuracy", "selection_score", "seconds", "converged", "error",
 )  # fmt: skip
-"""Of a row of the table. ``score`` is the figure that ``measure`` names, by which settings are chosen; figures of other
+"""Of a row of the table. ``score`` is the score that ``measure`` names, by which settings are chosen; scores of other
 kinds of task are None. ``n_available`` samples could have been fitted on, had no labels been taken away. A head that
-could not be fitted has ``error`` and no figures."""
+could not be fitted has ``error`` and no scores."""
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
 
@@ -74,7 +72,7 @@ def run_sweep(
     memory : int, optional
         Bytes of features in memory at most, with what each process takes out of them; half of what is free when left
         out. Where there are more, they are laid out in a file of the cache as in `train_heads`, and so is, for all
-        processes together, what a division takes out of them. Results don't depend on it.
+        processes together, what a resampling takes out of them. Results don't depend on it.
     on_result : callable
         Called with each row, and whether it was there before.
     on_left_out : callable
@@ -84,115 +82,107 @@ def run_sweep(
     Returns
     -------
     rows
-        One for each cell, by column, in the order of tasks, sets, heads and divisions, without those left out.
+        One for each search, by column, in the order of tasks, sets, heads and resamplings, without those left out.
 
     Raises
     ------
     RequestError, UnknownNameError, TaskError
-        What does not go with a task, or cannot be divided or read. A head that refuses a division is a row with
+        What does not go with a task, or cannot be split or read. A head that refuses a resampling is a row with
         ``error``; so is one that was asked for by name and has to hold more in memory than may be there.
     """
     for task in tasks:
         plan.check(task)
-    pairs = open_pairs(store, tasks, sets, tta=plan.tta, balanced=plan.balanced)
-    order: dict[Place, list[str]] = {}
-    found: dict[Place, dict[str, dict[str, Any]]] = {}
-    for places in on_the_same_samples(pairs):
+    opened = open_task_features(store, tasks, sets, tta=plan.tta, balanced=plan.balanced)
+    without_features = [splits_without_features(each.task, each.features, each.eval_features)[1] for each in opened]
+    for each, splits in zip(opened, without_features, strict=True):
+        # What cannot be split must not cost the fits before it, nor the reading of features.
+        for resampling in plan.resamplings():
+            num_samples_copied(splits, resampling, each.measure.kind)
+    rows = []
+    for each, splits in zip(opened, without_features, strict=True):
+        planned = _planned(each, plan)
+        found: dict[str, dict[str, Any]] = {}
         # Closed at once when somebody stops: a file of features may be open.
-        with closing(_cells(store, [pairs[each] for each in places], plan, n_jobs, memory)) as cells:
-            for number, key, row, state in cells:
-                if row is None:
-                    order.setdefault(places[number], []).append(key)
-                elif state == "no room" and not plan.heads:
+        with closing(_results(store, each, splits, planned, plan, n_jobs, memory)) as results:
+            for key, row, state in results:
+                if state == "left out" and not plan.heads:
                     on_left_out(row)
                 else:
-                    found.setdefault(places[number], {})[key] = row
+                    found[key] = row
                     on_result(row, state == "kept")
-    return [found[pair][key] for pair in sorted(found) for key in order[pair] if key in found[pair]]
+        rows += [found[one.key] for one in planned if one.key in found]
+    return rows
 
 
-def _cells(
-    store: FeatureStore, pairs: list[Pair], plan: Plan, n_jobs: int, memory: int | None
-) -> Generator[tuple[int, str, dict[str, Any] | None, State]]:
-    """Yield all keys of pairs on the same samples in order, without rows; then each with its row and how it was got.
+def _planned(features: TaskFeatures, plan: Plan) -> list[PlannedSearch]:
+    labels = _digest_of_labels(features)
+    return [
+        PlannedSearch(_key(head, resampling, features, labels), head, resampling)
+        for head in plan.heads_for(features.task)
+        for resampling in plan.resamplings()
+    ]
 
-    Before each stands the place of the pair.
-    """
-    cells: list[Cell] = []
-    for place, pair in enumerate(pairs):
-        labels = _digest_of_labels(pair)
-        for head in plan.heads_for(pair.task):
-            for division in plan.divisions():
-                key = _key(head, division, pair, labels)
-                cells.append(Cell(key, place, labels, head, division))
-                yield place, key, None, "asked for"
-    to_do: dict[str, list[Cell]] = {}
-    for cell in cells:
-        if (row := store.recall_result(cell.key)) is not None and set(row) == set(COLUMNS):
-            # The names of a task and its features are this cache's; the figures belong to their contents.
-            yield cell.place, cell.key, row | _names(pairs[cell.place]), "kept"
+
+def _results(
+    store: FeatureStore,
+    features: TaskFeatures,
+    splits: dict[str, SplitData],
+    planned: list[PlannedSearch],
+    plan: Plan,
+    n_jobs: int,
+    memory: int | None,
+) -> Generator[tuple[str, dict[str, Any], State]]:
+    """Yield the key of each result with its row and how it was got; those that are kept first."""
+    # What a head does that somebody brought along may change without its name changing.
+    brought = {head.name for head in plan.heads if isinstance(head, NamedHead)}
+    to_do = []
+    for each in planned:
+        row = None if each.head.name in brought else store.recall_result(each.key)
+        if row is not None and set(row) == set(COLUMNS):
+            # The names of a task and its features are this cache's; the scores belong to their contents.
+            yield each.key, row | _names(features), "kept"
         else:
-            to_do.setdefault(cell.key, []).append(cell)
+            to_do.append(each)
     if not to_do:
         return
-    first = [alike[0] for alike in to_do.values()]
-    said = [labelled_parts(pair.task, pair.features, pair.judged)[1] for pair in pairs]
-    # What cannot be divided must not cost the fits before it, nor the reading of features.
-    divided = dict.fromkeys((cell.place, cell.division) for cell in first)
-    num_taken = max(num_samples_taken(said[place], division, pairs[place].measure.kind) for place, division in divided)
-    with staging(store.path, memory) as room:
-        parts = _parts_of_each(pairs, said, room)
-        measures = [pair.measure for pair in pairs]
-        results = computed(
-            first, parts, measures, n_jobs, num_taken, store.path, room, memory=memory, asked_for=bool(plan.heads)
+    task = features.task
+    fit_splits = [split for split in SPLITS if split != "test" and task.has(split)]
+    with memory_budget(store.path, memory) as budget:
+        whole = read_splits(task, features.features, features.eval_features, fit_splits, budget)
+        results = run_searches(
+            to_do, whole, features.measure, budget, store.path, n_jobs=n_jobs, memory=memory, named=bool(plan.heads)
         )
-        for done, figures, state in results:
-            for cell in to_do[done.key]:
-                about = _about(cell, pairs[cell.place], said[cell.place])
-                row = dict.fromkeys(COLUMNS) | _names(pairs[cell.place]) | about | figures
-                if state == "computed" and cell.place == done.place:
-                    store.remember_result(cell.key, row)
-                    yield cell.place, cell.key, row, state
-                else:
-                    yield cell.place, cell.key, row, "kept" if state == "computed" else state
+        for each, scores, state in results:
+            row = dict.fromkeys(COLUMNS) | _names(features) | _about(each, features, splits) | scores
+            if state == "computed" and each.head.name not in brought:
+                store.remember_result(each.key, row)
+            yield each.key, row, state
 
 
-def _parts_of_each(pairs: list[Pair], said: list[dict[str, Part]], room: Staging) -> list[dict[str, Part]]:
-    """Return the parts of pairs on the same samples: those on one feature set have the same arrays."""
-    read: dict[str, dict[str, Part]] = {}
-    found = []
-    for pair, mine in zip(pairs, said, strict=True):
-        if (key := pair.feature_set.key) not in read:
-            fitted = [split for split in SPLITS if split != "test" and pair.task.has(split)]
-            read[key] = read_parts(pair.task, pair.features, pair.judged, fitted, room)
-        whole = read[key].items()
-        found.append({name: replace(part, y=mine[name].y, groups=mine[name].groups) for name, part in whole})
-    return found
-
-
-def _about(cell: Cell, pair: Pair, parts: dict[str, Part]) -> dict[str, Any]:
-    division, measure = cell.division, pair.measure
-    with_all_labels = divide(parts, replace(division, shots=None, share=None), kind=measure.kind)
+def _about(planned: PlannedSearch, features: TaskFeatures, splits: dict[str, SplitData]) -> dict[str, Any]:
+    resampling, measure = planned.resampling, features.measure
+    with_all_labels = resample(splits, replace(resampling, shots=None, share=None), kind=measure.kind)
+    own_split = resampling.num_folds or features.task.has(resampling.evaluated_on)
     return {
-        "judged_on": "plain" if pair.judged_set.num_views is None else "views",
+        "judged_on": "plain" if features.eval_set.num_views is None else "views",
         "kind": measure.kind,
         "measure": measure.chosen_by,
-        "head": cell.head,
+        "head": planned.head.name,
         "balanced": measure.balanced,
-        "seed": division.seed,
-        "fold": division.fold,
-        "num_folds": division.num_folds,
-        "shots": division.shots,
-        "share": division.share,
+        "seed": resampling.seed,
+        "fold": resampling.fold,
+        "num_folds": resampling.num_folds,
+        "shots": resampling.shots,
+        "share": resampling.share,
         "n_available": len(with_all_labels["train"]),
-        "part": division.judges_on if division.num_folds or pair.task.has(division.judges_on) else "held out",
+        "part": resampling.evaluated_on if own_split else "held out",
     }
 
 
-def _names(pair: Pair) -> dict[str, Any]:
-    feature_set = pair.feature_set
+def _names(features: TaskFeatures) -> dict[str, Any]:
+    feature_set = features.feature_set
     return {
-        "task": pair.task.name,
+        "task": features.task.name,
         "backbone": feature_set.identity.backbone,
         "fingerprint": feature_set.fingerprint,
         "tap": feature_set.tap,
@@ -201,15 +191,15 @@ def _names(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _digest_of_labels(pair: Pair) -> str:
-    """Digest which samples are in each part, and what is said of them."""
-    task = pair.task
+def _digest_of_labels(features: TaskFeatures) -> str:
+    """Digest which samples are in each split, and their targets."""
+    task = features.task
     assert task.samples is not None
     document: dict[str, Any] = {"kind": task.kind, "classes": task.classes}
     exact = "<f8" if task.kind == "numbers" else "<i8"
     for split in SPLITS:
         if task.has(split):
-            rows, y = rows_of_part(task, pair.features, pair.judged, split)
+            rows, y = rows_of_split(task, features.features, features.eval_features, split)
             groups, weights = task.groups_of(rows), task.weights_of(rows)
             content = task.samples.ids[rows].tobytes() + y.astype(exact).tobytes()
             content += b"" if groups is None else groups.astype("<i4").tobytes()
@@ -218,15 +208,23 @@ def _digest_of_labels(pair: Pair) -> str:
     return digest_json("labels", 2, document)
 
 
-def _key(head: str, division: Division, pair: Pair, labels: str) -> str:
-    measure = pair.measure
-    features, judged = ([each.fingerprint, each.tap, each.dtype] for each in (pair.feature_set, pair.judged_set))
+def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels: str) -> str:
+    measure = features.measure
+    fit_set, eval_set = ([each.fingerprint, each.tap, each.dtype] for each in (features.feature_set, features.eval_set))
     document = {
-        "features": features,
-        "judged": judged,
+        "features": fit_set,
+        "judged": eval_set,
         "labels": labels,
-        "head": [head, repr(make_head(head, kind=measure.kind)), head_grid(head, 1_000_000, kind=measure.kind)],
-        "division": asdict(division),
+        "head": [head.name, repr(head.estimator), head.settings_for(1_000_000)],
+        # The words of earlier releases, whose results are taken up.
+        "division": {
+            "seed": resampling.seed,
+            "fold": resampling.fold,
+            "num_folds": resampling.num_folds,
+            "shots": resampling.shots,
+            "share": resampling.share,
+            "look_at_test": resampling.on_test,
+        },
         "kind": measure.kind,
         "balanced": measure.balanced,
         "versions": installed_versions(_COMPUTES),

@@ -1,6 +1,6 @@
 """Heads trained on cached features of a task: one result for each feature set and head.
 
-Heads that are trained on augmented views are judged on the plain features of the same samples, or on the mean of the
+Heads that are trained on augmented views are evaluated on the plain features of the same samples, or on the mean of the
 probabilities over their views.
 """
 
@@ -13,17 +13,24 @@ from typing import Any
 import numpy as np
 
 from featurecache.errors import ReportWarning, unique_warnings
-from featurecache.evaluation.affording import cannot_afford, check_affordable
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.comparison import Comparison
+from featurecache.evaluation.limits import check_limits, reason_to_leave_out
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.pairs import MAX_NUMBERS, Place, on_the_same_samples, open_pairs, read_parts, rows_of_part
-from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import HeadResult, evaluate_heads
+from featurecache.evaluation.memory_budget import memory_budget
 from featurecache.evaluation.scores import confusion
-from featurecache.evaluation.selection import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN
-from featurecache.evaluation.staging import staging
-from featurecache.heads.registry import list_heads, make_head
+from featurecache.evaluation.search import (
+    HOLDS_ALL_ROWS,
+    NEEDS_ALL_KNOWN,
+    HeadLike,
+    HeadResult,
+    evaluate_heads,
+    resolve,
+)
+from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.task_features import MAX_NUMBERS, open_task_features, read_splits, rows_of_split
+from featurecache.heads.head import NamedHead
+from featurecache.heads.registry import find_head, list_heads
 from featurecache.specs import TASK_NOUN
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
@@ -40,21 +47,21 @@ class TrainedHead:
     task: Task
     feature_set: FeatureSet
     result: HeadResult
-    judged_set: FeatureSet
-    """What it was judged on: the feature set itself, the plain one of a set of views, or views of a plain one."""
+    eval_set: FeatureSet
+    """What it was evaluated on: the feature set itself, the plain one of a set of views, or views of a plain one."""
 
     @property
-    def judged_on(self) -> str:
+    def evaluated_on(self) -> str:
         """``plain`` or ``views``."""
-        return "plain" if self.judged_set.num_views is None else "views"
+        return "plain" if self.eval_set.num_views is None else "views"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             **self.result.to_json(),
             "views": self.feature_set.num_views,
-            "judged_on": self.judged_on,
-            "judged_views": self.judged_set.num_views,
+            "judged_on": self.evaluated_on,
+            "judged_views": self.eval_set.num_views,
             "tap": self.feature_set.tap,
             "task": self.task.name,
             "backbone": self.feature_set.identity.backbone,
@@ -121,28 +128,28 @@ class TrainingReport:
             ],
             "heads_left_out": self.heads_left_out,
             "warnings": [warning.to_json() for warning in self.warnings],
-            "last_look": self.last_look(),
+            "last_look": self.details(),
             "results": [
                 {**head.to_json(), "against_chosen": None if comparison is None else comparison.to_json()}
                 for head, comparison in compared
             ],
         }
 
-    def last_look(self) -> dict[str, Any]:
-        """Where the chosen head was right and wrong: figures for each class, label or number.
+    def details(self) -> dict[str, Any]:
+        """Return where the chosen head was right and wrong: scores for each class, label or number.
 
         Of classes also the confusion matrix and the calibration.
         """
         _, y_true = reported_rows(self.best)
         y_pred = self.best.result.y_pred
         measure = measure_of(self.task.kind, len(self.task.classes))
-        look = {
+        details = {
             "part": self.best.result.reported,
             f"per_{TASK_NOUN[self.task.kind]}": measure.per_output(y_true, y_pred, self.task.classes),
         }
         if self.task.kind != "classes":
-            return look
-        return look | {
+            return details
+        return details | {
             "calibration": calibration(y_true, self.best.result.proba),
             "confusion": confusion(y_true, y_pred, len(self.task.classes)).tolist(),
         }
@@ -152,7 +159,7 @@ def train_heads(
     store: FeatureStore,
     task: Task,
     sets: Sequence[FeatureSet],
-    heads: Sequence[str] = (),
+    heads: Sequence[HeadLike] = (),
     *,
     tta: bool = False,
     balanced: bool = False,
@@ -162,22 +169,22 @@ def train_heads(
     on_result: Callable[[HeadResult], None] | None = None,
     max_numbers: int = MAX_NUMBERS,
 ) -> TrainingReport:
-    """Train heads on every feature set; see `evaluate_head` for how hyper-parameters are chosen.
+    """Train heads on every feature set; see `featurecache.evaluation.search` for how settings are chosen.
 
     Parameters
     ----------
     store : FeatureStore
         The cache that holds task and features.
     task : Task
-        Labels and splits.
+        Targets and splits.
     sets : sequence of FeatureSet
         What to train on. Of a set with views, each view is a row to train on.
-    heads : sequence of str
-        Names of heads; when empty, all that can weigh samples where these have weights, and that read features from
-        the disk where memory does not hold them.
+    heads : sequence of str or NamedHead
+        Names of heads, or estimators with names; when empty, all that can weigh samples where these have weights, and
+        that read features from the disk where memory does not hold them.
     tta : bool
-        Judge heads on the mean of the probabilities over the cached views of each sample, instead of on its plain
-        features: over those of a set with views, or the most that are cached beside a plain one.
+        Evaluate heads on the mean of the probabilities over the cached views of each sample, instead of on its plain
+        features: over those of a set with views, or the most that are cached for a plain one.
     balanced : bool
         Choose by balanced accuracy, and give all classes the same total weight where the head can; for tasks with
         classes only.
@@ -189,43 +196,33 @@ def train_heads(
     random_state : int
         Seed of heads, folds and bootstrap.
     on_result : callable, optional
-        Called with each result as it comes, of the feature sets in any order.
+        Called with each result as it comes.
     max_numbers : int
         Features that have more numbers per sample are refused: heads for pooled features would take for ever.
 
     Raises
     ------
     RequestError
-        A set with views without the plain features that heads are judged on; test-time views without views.
+        A set with views without the plain features that heads are evaluated on; test-time views without views.
     """
-    for name in heads:
-        make_head(name, kind=task.kind)  # an unknown name must not cost the fits before it
+    named = [resolve(head, task.kind) for head in heads]  # an unknown name must not cost the fits before it
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
-    pairs = open_pairs(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers)
-    for pair in pairs.values():
-        report.left_out |= {**task.left_out(pair.features), **task.left_out(pair.judged)}
-    # Samples of the last part are looked at once and never fitted on.
-    fitted = [split for split in SPLITS if task.has(split)][:-1]
-    found: dict[Place, list[HeadResult]] = {}
-    for places in on_the_same_samples(pairs, memory):
-        with staging(store.path, memory) as room:
-            taps = [read_parts(task, pairs[place].features, pairs[place].judged, fitted, room) for place in places]
-            on_disk = any(parts["train"].on_disk for parts in taps)
-            able = list_heads(
-                kind=task.kind, weighted=task.weights is not None, streaming=on_disk, partial=task.is_partial
-            )
-            report.heads_left_out |= {} if heads else _left_out(task, able)
-            for name in heads:
-                check_affordable(name, taps[0], len(task.classes), memory=memory)
-            if not heads:
-                dear = _too_dear(able, task, taps[0], memory)
+    # Samples of the last split are used once and never fitted on.
+    fit_splits = [split for split in SPLITS if task.has(split)][:-1]
+    for each in open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers):
+        report.left_out |= {**task.left_out(each.features), **task.left_out(each.eval_features)}
+        with memory_budget(store.path, memory) as budget:
+            splits = read_splits(task, each.features, each.eval_features, fit_splits, budget)
+            for head in named:
+                check_limits(head, splits, len(task.classes), memory=memory)
+            able = named
+            if not named:
                 # On the features of one tap it may be too much, and on those of another not.
-                where = "" if len(sets) == 1 else f" (on {pairs[places[0]].feature_set.tap})"
-                report.heads_left_out |= {name: reason + where for name, reason in dear.items()}
-                able = [name for name in able if name not in dear]
+                where = "" if len(sets) == 1 else f" (on {each.feature_set.tap})"
+                able = _able_heads(task, splits, memory, report.heads_left_out, where)
             results = evaluate_heads(
-                list(heads) or able,
-                taps,
+                able,
+                splits,
                 len(task.classes),
                 n_jobs=n_jobs,
                 kind=task.kind,
@@ -233,40 +230,36 @@ def train_heads(
                 random_state=random_state,
                 progress=on_result,
             )
-        found |= zip(places, results, strict=True)
-    for place, pair in pairs.items():
-        report.heads += [TrainedHead(task, pair.feature_set, result, pair.judged_set) for result in found[place]]
+        report.heads += [TrainedHead(task, each.feature_set, result, each.eval_set) for result in results]
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
 
 
-def _too_dear(able: Sequence[str], task: Task, parts: Mapping[str, Part], memory: int | None) -> dict[str, str]:
-    """Return why heads that nobody named are left out because of their cost, by name."""
-    reasons = {name: cannot_afford(name, parts, len(task.classes), memory=memory, asked_for=False) for name in able}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def _left_out(task: Task, able: Sequence[str]) -> dict[str, str]:
-    """Say of each head for a task that is not among those that can be fitted, why."""
-    weighing = list_heads(kind=task.kind, weighted=task.weights is not None)
-    partial = list_heads(kind=task.kind, partial=task.is_partial)
-    return {
-        name: "cannot weigh samples"
-        if name not in weighing
-        else NEEDS_ALL_KNOWN
-        if name not in partial
-        else HOLDS_ALL_ROWS
-        for name in list_heads(kind=task.kind)
-        if name not in able
-    }
+def _able_heads(
+    task: Task, splits: Mapping[str, SplitData], memory: int | None, left_out: dict[str, str], where: str
+) -> list[NamedHead]:
+    """Return the heads that can be fitted on some features, and add to those left out why."""
+    able = []
+    for head in (find_head(name, kind=task.kind) for name in list_heads(kind=task.kind)):
+        if task.weights is not None and not head.takes_weights:
+            left_out[head.name] = "cannot weigh samples"
+        elif task.is_partial and not head.takes_unknown:
+            left_out[head.name] = NEEDS_ALL_KNOWN
+        elif splits["train"].on_disk and not head.streams:
+            left_out[head.name] = HOLDS_ALL_ROWS
+        elif reason := reason_to_leave_out(head, splits, len(task.classes), memory=memory, named=False):
+            left_out[head.name] = reason + where
+        else:
+            able.append(head)
+    return able
 
 
 def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
     """Rows of the samples, and what is said of them, on which the head's last look was taken."""
-    return rows_of_part(head.task, head.feature_set.open(), head.judged_set.open(), head.result.reported)
+    return rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), head.result.reported)
 
 
 def selection_rows(head: TrainedHead) -> Rows:
     """Rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
     split = "validation" if head.result.protocol == "validation" else "train"
-    return rows_of_part(head.task, head.feature_set.open(), head.judged_set.open(), split)[0]
+    return rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), split)[0]

@@ -37,7 +37,6 @@ from featurecache.finetuning.planning import (
 from featurecache.finetuning.settings import FineTuning
 from featurecache.finetuning.training import check_views, forget, train_on
 from featurecache.heads.gradient.trainings import Cost, Trainings
-from featurecache.heads.registry import last_step
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
@@ -163,7 +162,7 @@ def climb(
         on_plan(plan)
     begun = clock()
     report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
-    linear = last_step(report.best.result.estimator)
+    linear = report.best.result.estimator
     size = linear.coef_.size + np.size(linear.intercept_)
     rungs = [Rung(tap=first.tap, num_bytes=first.num_bytes, head=report.best, num_trainable=size)]
     budget = _Budget(network, costed, tuning, deadline=deadline, clock=clock, beginning=clock() - begun)

@@ -117,8 +117,7 @@ def check_agreed(head: str, agreed: str | None) -> None:
     """Refuse to run code that a record names and the caller does not."""
     if options := options_to_agree(head, agreed):
         raise NotAgreedError(
-            f"this head has the layers {head!r}, which are code on this machine; if you trust it, pass "
-            f"{shlex.join(options)}",
+            f"this head is {head!r}, which is code on this machine; if you trust it, pass {shlex.join(options)}",
             options,
         )
 

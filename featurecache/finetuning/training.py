@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.errors import ReportWarning, RequestError, unique_warnings
-from featurecache.evaluation.protocol import HeadResult
+from featurecache.evaluation.search import HeadResult
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.images import ImageSet
@@ -26,7 +26,7 @@ from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTuned
 from featurecache.heads.gradient.trainable import layer_factors
 from featurecache.heads.gradient.trainings import Trainings
 from featurecache.heads.gradient.tuner import FineTuned, MakeLayers
-from featurecache.heads.registry import registered
+from featurecache.heads.head import NamedHead
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
@@ -120,9 +120,9 @@ def train_on(
     with reading:
         for one in apart(tuning, feature_set):
             place = place_of(store, task, feature_set, head, one, **judging)
-            factory = partial(_estimator, make, task, one, feature_set, head, place, trainings)
-            with registered(head, factory, partial(_same_for_all, one.grid()), kind=task.kind):
-                report.join(train_heads(store, task, [feature_set], [head], **how, on_result=on_result))
+            estimator = _estimator(make, task, one, feature_set, head, place, trainings)
+            named = NamedHead(head, estimator, partial(_same_for_all, one.grid()))
+            report.join(train_heads(store, task, [feature_set], [named], **how, on_result=on_result))
     report.warnings = unique_warnings([*report.warnings, *_warnings(report, feature_set, head, tuning, trainings)])
     return report
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 
 from featurecache.atomic import is_partial, make_folder, published_folder
-from featurecache.errors import CorruptError, FormatVersionError, HeadError, shortened
+from featurecache.errors import CorruptError, FormatVersionError, HeadError, NotAgreedError, shortened
 from featurecache.hashing import digest_bytes
-from featurecache.heads.encoding import Arrays, decode_estimator, encode_estimator
+from featurecache.heads.encoding import decode_estimator, encode_estimator
+from featurecache.heads.head import Arrays, HeadMixin
 from featurecache.records import encode_record, read_record, read_small_file
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -27,6 +30,7 @@ JSON_NAME = "head.json"
 ARRAYS_NAME = "head.safetensors"
 MAX_ARRAYS_BYTES = 16 << 30
 _ATTEMPTS = 30
+OtherClass = Callable[[dict[str, Any]], type[HeadMixin] | None]
 
 
 def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> None:
@@ -36,7 +40,7 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
     ----------
     folder : Path
     estimator : fitted classifier
-        A scikit-learn class that `encode_estimator` knows, or a `Pipeline` of them.
+        Must state its arrays; see `featurecache.heads.head.Head`.
     meta : dict
         JSON values that travel with the head (class names, tap, fingerprint, temperature, ...).
 
@@ -66,8 +70,14 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
         _copy_other_files(folder, partial)
 
 
-def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
+def load_head(folder: Path, *, other_class: OtherClass | None = None) -> tuple[BaseEstimator, dict[str, Any]]:
     """Read the head in ``folder``; its predictions are those of the saved one, bit for bit.
+
+    Parameters
+    ----------
+    folder : Path
+    other_class : callable, optional
+        Takes the meta data and returns the class of a head that is none of those that have a name, or None.
 
     Returns
     -------
@@ -82,14 +92,14 @@ def load_head(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     for _ in range(_ATTEMPTS):
         before = _state(folder)
         try:
-            return _load(folder)
+            return _load(folder, other_class)
         except HeadError:
             if _state(folder) == before:  # else it was replaced while it was read
                 raise
     raise HeadError(f"the head in {folder} is replaced faster than it can be read; try again")
 
 
-def _load(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
+def _load(folder: Path, other_class: OtherClass | None) -> tuple[BaseEstimator, dict[str, Any]]:
     path = folder / JSON_NAME
     try:
         document = read_record(path, "head")
@@ -98,16 +108,20 @@ def _load(folder: Path) -> tuple[BaseEstimator, dict[str, Any]]:
     except CorruptError as error:
         raise _unusable(path, str(error)) from None
     except OSError as error:
-        beside = names_of_heads(folder.parent)[:20]
-        advice = f"there are {', '.join(beside)} beside it" if beside else "save one there"
+        others = names_of_heads(folder.parent)[:20]
+        advice = f"there are {', '.join(others)} beside it" if others else "save one there"
         raise HeadError(f"no head in {folder}: {JSON_NAME} cannot be read ({error.strerror}); {advice}") from None
     meta = document.get("meta")
     if not isinstance(meta, dict):
         raise _unusable(path, "it has no meta data")
     arrays = _read_arrays(folder, document.get("arrays"))
     try:
-        return decode_estimator(document.get("estimator"), arrays), meta
-    except (HeadError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        return decode_estimator(
+            document.get("estimator"), arrays, other_class=None if other_class is None else partial(other_class, meta)
+        ), meta
+    except NotAgreedError:  # the head may be sound; nobody has named its code yet
+        raise
+    except (HeadError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
         raise _unusable(path, shortened(error)) from error
 
 
@@ -126,7 +140,7 @@ def _state(folder: Path) -> tuple[int, int] | None:
 
 
 def _copy_other_files(before: Path, folder: Path) -> None:
-    """Keep what people have put beside a head that is replaced."""
+    """Keep what people have put into the folder of a head that is replaced."""
     for path in before.iterdir() if before.is_dir() else ():
         if path.name not in (JSON_NAME, ARRAYS_NAME) and not path.name.startswith(".") and path.is_file():
             shutil.copy2(path, folder / path.name, follow_symlinks=False)

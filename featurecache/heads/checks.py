@@ -1,4 +1,4 @@
-"""What our own heads check of rows, labels, weights, strengths and folds; errors are scikit-learn's kind."""
+"""What our own heads check of rows, labels, weights, grids and folds; errors are scikit-learn's kind."""
 
 from __future__ import annotations
 
@@ -29,24 +29,17 @@ def is_small(num_rows: int, num_features: int) -> bool:
     return num_rows * num_features <= SMALL_PROBLEM
 
 
-def sets_of(Xs: Sequence[NDArray[Any]]) -> list[int]:
-    """Return for each array its number among the different ones, as they come; views of the same memory are equal."""
-    keys = [(X.__array_interface__["data"][0], X.shape, X.strides, X.dtype.str) for X in Xs]
-    numbers: dict[Any, int] = {}
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
-
-
-def known_cells(y: NDArray[Any]) -> NDArray[np.bool_]:
+def is_known(y: NDArray[Any]) -> NDArray[np.bool_]:
     """Tell which labels (0, 1 or `UNKNOWN`) or numbers (or NaN) are known, of the shape of ``y``."""
     return np.asarray(np.isfinite(y) if y.dtype.kind == "f" else y >= 0)
 
 
 def is_partial(y: NDArray[Any]) -> bool:
     """Tell whether any of several labels or numbers (n_samples, n_outputs) is not known."""
-    return y.ndim == 2 and not bool(known_cells(y).all())
+    return y.ndim == 2 and not bool(is_known(y).all())
 
 
-def alike_columns(known: NDArray[np.bool_]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+def columns_by_known_rows(known: NDArray[np.bool_]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
     """Return columns that are known for the same rows, and these rows: what is fitted together."""
     found: dict[bytes, list[int]] = {}
     for column in range(known.shape[1]):
@@ -59,7 +52,15 @@ def checked_rows(
 ) -> tuple[Any, NDArray[Any]]:
     """Return features, float64 or float32, or a memory map as it is, and labels.
 
-    With ``several``, labels may be (n_samples, n_outputs); with ``numbers`` they must be numbers.
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Gets to know the number of features.
+    X, y : array-like
+    several : bool
+        Labels may be (n_samples, n_outputs).
+    numbers : bool
+        They must be numbers.
 
     Raises
     ------
@@ -82,6 +83,12 @@ def checked_rows(
 
 def checked_numbers(estimator: BaseEstimator, X: Any, y: ArrayLike) -> tuple[Any, NDArray[Any]]:
     """Return features and numbers, (n_samples,) or (n_samples, n_targets); of several, some may be NaN: not known.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Gets to know the number of features.
+    X, y : array-like
 
     Raises
     ------
@@ -115,7 +122,7 @@ def checked_class_weight(given: Any, classes: NDArray[Any]) -> NDArray[np.float6
 
 
 def checked_indicator(y: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the places of the labels, and which of them each row has, (n_samples, n_labels), 0, 1 or `UNKNOWN`.
+    """Return the indices of the labels, and which of them each row has, (n_samples, n_labels), 0, 1 or `UNKNOWN`.
 
     Raises
     ------
@@ -155,19 +162,25 @@ def checked_to_fit(
 ) -> tuple[Any, NDArray[Any], NDArray[np.float64] | None, NDArray[np.int64] | None]:
     """Return features, labels or numbers, weights and groups of the rows that have a weight.
 
+    Parameters
+    ----------
+    estimator, X, y, numbers
+        As for `checked_rows`.
+    sample_weight, groups : array-like of shape (n_samples,), or None
+
     Raises
     ------
     ValueError
         What scikit-learn's estimators refuse too.
     """
-    rows, said = checked_rows(estimator, X, y, several=True, numbers=numbers)
+    rows, targets = checked_rows(estimator, X, y, several=True, numbers=numbers)
     if numbers:
-        said = said.astype(np.float64)
+        targets = targets.astype(np.float64)
     else:
-        check_classification_targets(said)
+        check_classification_targets(targets)
     weight = checked_weight(sample_weight, rows)
-    weight, rows, said, group = with_weight(weight, rows, said, checked_groups(groups, rows))
-    return rows, said, weight, group
+    weight, rows, targets, group = with_weight(weight, rows, targets, checked_groups(groups, rows))
+    return rows, targets, weight, group
 
 
 def checked_weight(sample_weight: ArrayLike | None, X: Any) -> NDArray[np.float64] | None:
@@ -205,7 +218,7 @@ def with_weight(weight: NDArray[np.float64] | None, *arrays: Any) -> list[Any]:
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Raise `ValueError` unless a parameter is a whole number that is large enough."""
+    """Raise `ValueError` unless ``value``, the parameter ``name``, is a whole number of at least ``least``."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
@@ -216,18 +229,18 @@ def check_prior_rows(given: Any) -> None:
         raise ValueError(f"prior_rows must be 0 or more, got {given!r}")
 
 
-def checked_strengths(given: float | Sequence[float], name: str) -> list[float]:
-    """Return strengths in increasing order, each once.
+def checked_grid_values(given: float | Sequence[float], name: str) -> list[float]:
+    """Return values of C or alpha in increasing order, each once.
 
     Raises
     ------
     ValueError
         One that is not positive.
     """
-    strengths = sorted({float(each) for each in np.atleast_1d(np.asarray(given, np.float64))})
-    if not strengths or not all(np.isfinite(each) and each > 0 for each in strengths):
+    values = sorted({float(each) for each in np.atleast_1d(np.asarray(given, np.float64))})
+    if not values or not all(np.isfinite(each) and each > 0 for each in values):
         raise ValueError(f"{name} must be positive and finite, got {given!r}")
-    return strengths
+    return values
 
 
 def fold_of_rows(
@@ -235,7 +248,14 @@ def fold_of_rows(
 ) -> NDArray[np.int64]:
     """Return the fold of each row, (n_samples,); -1 for rows that are never held out.
 
-    Folds are stratified where rows have classes.
+    Parameters
+    ----------
+    cv : int, splitter or iterable of (train, test)
+    y : ndarray (n_samples,), or (n_samples, n_outputs)
+    groups : array-like of shape (n_samples,), or None
+    random_state : int or None
+    classes : bool
+        Rows have classes: a number of folds is stratified then.
 
     Raises
     ------
@@ -251,6 +271,6 @@ def fold_of_rows(
     fold = np.full(len(y), -1)
     for number, (_, held_out) in enumerate(cv.split(np.zeros(len(y)), y, groups) if hasattr(cv, "split") else cv):
         if (fold[held_out] >= 0).any():
-            raise ValueError("cv must hold out each row once; pass a splitter that divides the rows into folds")
+            raise ValueError("cv must hold out each row once; pass a splitter that puts each row into one fold")
         fold[held_out] = number
     return fold

@@ -1,73 +1,23 @@
 """A fitted head as plain data: a tree for JSON and a flat mapping of arrays. No pickle, no class looked up by name.
 
-The classes below are the only ones that are written or built. For each, the listed attributes are those that its
-predictions need; anything else that fitting left behind (optimiser state, loss curves) is not kept.
+A head states its arrays itself (`Head.to_arrays`); classes are looked up among the heads that there are.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import LabelBinarizer, Normalizer, StandardScaler
-from sklearn.svm import SVC, LinearSVC
 
 from featurecache.errors import HeadError
-from featurecache.heads.gaussian import GaussianDiscriminant, NearestMean
-from featurecache.heads.gradient.attentive import AttentiveProbe
-from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
-from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
-from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-from featurecache.heads.linear.ridge import RidgeProbe, RidgeRegressor
-from featurecache.heads.nearest import CosineKnn, CosineKnnRegressor
-from featurecache.heads.soundness import check_sound
+from featurecache.heads.head import Arrays, HeadMixin
+from featurecache.heads.registry import list_heads, saved_class
 
-Arrays = dict[str, np.ndarray]
-
-_SVC_STATE = (
-    "support_ support_vectors_ _n_support dual_coef_ _dual_coef_ intercept_ _intercept_ _probA _probB fit_status_ "
-    "shape_fit_ _sparse _gamma class_weight_ classes_ _effective_probability _num_iter n_iter_"
-)
-_KNN_STATE = (
-    "_fit_X _y classes_ outputs_2d_ effective_metric_ effective_metric_params_ _fit_method _tree n_samples_fit_"
-)
-_STATE: dict[type, str] = {
-    StandardScaler: "mean_ var_ scale_ n_samples_seen_",
-    Normalizer: "",
-    LabelBinarizer: "classes_ y_type_ sparse_input_",
-    LogisticRegression: "classes_ coef_ intercept_ n_iter_",
-    LinearSVC: "classes_ coef_ intercept_ n_iter_",
-    SVC: _SVC_STATE,
-    MLPClassifier: "classes_ coefs_ intercepts_ n_layers_ n_outputs_ out_activation_ _label_binarizer n_iter_",
-    KNeighborsClassifier: _KNN_STATE,
-    RidgeClassifier: "classes_ coef_ intercept_ n_iter_ solver_ _label_binarizer",
-    LogisticProbe: "classes_ coef_ intercept_ n_iter_ multilabel_",
-    LinearSvmProbe: "classes_ coef_ intercept_ n_iter_",
-    RidgeProbe: "classes_ coef_ intercept_",
-    RidgeRegressor: "coef_ intercept_",
-    MlpProbe: "classes_ coefs_ intercepts_ n_iter_ multilabel_",
-    MlpRegressor: "coefs_ intercepts_ n_iter_ flat_ target_mean_ target_scale_",
-    AttentiveProbe: "classes_ queries_ coef_ intercept_ n_iter_ multilabel_",
-    CosineKnn: "classes_ directions_ labels_",
-    CosineKnnRegressor: "directions_ targets_",
-    GaussianDiscriminant: "classes_ coef_ intercept_",
-    NearestMean: "classes_ coef_ intercept_",
-    FineTunedClassifier: "classes_ names_ arrays_ n_iter_ multilabel_ joined_",
-    FineTunedRegressor: "names_ arrays_ n_iter_ flat_ target_mean_ target_scale_ joined_",
-    DummyClassifier: "classes_ class_prior_ n_classes_ n_outputs_ _strategy sparse_output_",
-    DummyRegressor: "constant_ n_outputs_",
-}
-_GONE = frozenset({"BoostedTrees", "BoostedTreesRegressor"})
-_CLASSES = {cls.__name__: cls for cls in (Pipeline, *_STATE)}
-# A property in some scikit-learn releases and an attribute in others: written when there, never required.
-_OPTIONAL = {"classes_", "_effective_probability", "_num_iter", "_probA", "_probB", "n_iter_", "multilabel_", "joined_"}
+_NO_LONGER = {"BoostedTrees": "boosted trees", "BoostedTreesRegressor": "boosted trees"}
+"""Classes that earlier releases saved, and what they were."""
 
 
 def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:
@@ -76,39 +26,82 @@ def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:
     Raises
     ------
     HeadError
-        The head, one of its steps or one of its values is of a kind that cannot be saved, or it is not fitted.
+        The head states no arrays, one of its values is of a kind that cannot be saved, or it is not fitted.
     """
+    name = type(estimator).__name__
+    if not hasattr(estimator, "to_arrays") or not hasattr(estimator, "from_arrays"):
+        raise HeadError(
+            f"a {name} cannot be saved: it states no arrays (to_arrays, from_arrays of featurecache.heads.head.Head); "
+            f"heads that do: {', '.join(list_heads(tokens=True))}"
+        )
     arrays: Arrays = {}
-    return _encode_node(estimator, "head", arrays), arrays
+    params = {key: _encode(value, f"head.{key}", arrays) for key, value in _changed_params(estimator).items()}
+    state = {key: _encode_array(array, f"head.{key}", arrays) for key, array in estimator.to_arrays().items()}
+    return {"type": name, "params": params, "state": state}, arrays
 
 
-def decode_estimator(tree: Any, arrays: Arrays) -> BaseEstimator:
-    """Rebuild the head that `encode_estimator` described.
+def decode_estimator(
+    tree: Any, arrays: Arrays, *, other_class: Callable[[], type[HeadMixin] | None] | None = None
+) -> BaseEstimator:
+    """Rebuild the head that `encode_estimator` described, or an earlier release.
+
+    Parameters
+    ----------
+    tree : JSON value
+    arrays : dict of str to ndarray
+    other_class : callable, optional
+        Returns the class of a head that is none of those that have a name, or None.
 
     Raises
     ------
     HeadError
-        The tree names an unknown class, parameter, attribute or array.
+        The tree names an unknown class, parameter, attribute or array; or arrays do not belong together.
     """
-    return _decode_node(tree, arrays)
+    name = tree.get("type") if isinstance(tree, dict) else None
+    steps: list[tuple[str, Any]] = [("", tree)]
+    if name == "Pipeline":  # as releases up to 0.1 put steps before a head
+        *before, (_, tree) = _steps(tree)
+        steps = [*((f"{step}.", node) for step, node in before), ("", tree)]
+        name = tree.get("type") if isinstance(tree, dict) else None
+    if name in _NO_LONGER:
+        raise HeadError(
+            f"it holds {_NO_LONGER[name]}, which this release no longer has; predict with featurecache 0.1, or train "
+            "another head"
+        )
+    cls = saved_class(str(name)) or (None if other_class is None else other_class())
+    if cls is None:
+        raise HeadError(f"it names the unknown class {name!r}; known: {', '.join(list_heads(tokens=True))}")
+    params = {key: _decode(value, arrays) for key, value in _mapping(tree, "params").items()}
+    estimator = cast("type[BaseEstimator]", cls)()
+    kept = estimator.get_params(deep=False).keys() - getattr(cls, "not_kept", set())
+    if name == cls.__name__ and (unknown := params.keys() - kept):
+        raise HeadError(f"a {name} has no parameter {min(unknown)!r}")
+    state: Arrays = {}
+    for prefix, node in steps:
+        for key, value in _mapping(node, "state").items():
+            state |= _as_arrays(f"{prefix}{key}", _decode(value, arrays))
+    if len(steps) > 1 or (name != cls.__name__ and hasattr(cls, "from_earlier")):
+        return cast("BaseEstimator", cls.from_earlier(state, params))
+    return cast("BaseEstimator", cls.from_arrays(state, **params))
 
 
-def _encode_node(estimator: BaseEstimator, where: str, arrays: Arrays) -> dict[str, Any]:
-    cls = type(estimator)
-    if cls not in _CLASSES.values():
-        raise HeadError(f"a {cls.__name__} cannot be saved; heads that can: {', '.join(sorted(_CLASSES))}")
-    if isinstance(estimator, Pipeline):
-        steps = [[name, _encode_node(step, f"{where}.{name}", arrays)] for name, step in estimator.steps]
-        return {"type": "Pipeline", "steps": steps}
-    return {
-        "type": cls.__name__,
-        "params": {k: _encode(v, f"{where}.{k}", arrays) for k, v in _changed_params(estimator).items()},
-        "state": {k: _encode(v, f"{where}.{k}", arrays) for k, v in _state(estimator).items()},
-    }
+def _steps(tree: dict[str, Any]) -> list[tuple[str, Any]]:
+    steps = tree.get("steps")
+    if not isinstance(steps, list) or not steps or not all(isinstance(s, list) and len(s) == 2 for s in steps):
+        raise HeadError("its pipeline has no list of steps")
+    return [(str(name), node) for name, node in steps]
+
+
+def _as_arrays(name: str, value: Any) -> Arrays:
+    """Return a value of an earlier release as arrays, lists item by item."""
+    if isinstance(value, list | tuple) and not all(isinstance(item, str) for item in value):
+        items = [_as_arrays(f"{name}.{index}", item) for index, item in enumerate(value)]
+        return {key: array for each in items for key, array in each.items()}
+    return {} if value is None else {name: np.asarray(value)}
 
 
 def _changed_params(estimator: BaseEstimator) -> dict[str, Any]:
-    # Only what differs from the default, so that a parameter which a later scikit-learn drops does no harm unused.
+    # Only what differs from the default, so that a parameter which a later release drops does no harm unused.
     defaults, needless = type(estimator)().get_params(deep=False), getattr(estimator, "not_kept", ())
     given = estimator.get_params(deep=False)
     return {k: v for k, v in given.items() if k not in needless and not _same(v, defaults[k])}
@@ -116,17 +109,6 @@ def _changed_params(estimator: BaseEstimator) -> dict[str, Any]:
 
 def _same(value: Any, default: Any) -> bool:
     return type(value) is type(default) and not isinstance(value, np.ndarray) and bool(value == default)
-
-
-def _state(estimator: BaseEstimator) -> dict[str, Any]:
-    fitted = vars(estimator)
-    names = ["n_features_in_", *_STATE[type(estimator)].split()]
-    optional = _OPTIONAL | (
-        {"n_features_in_"} if isinstance(estimator, LabelBinarizer | DummyClassifier | DummyRegressor) else set()
-    )
-    if missing := [name for name in names if name not in fitted and name not in optional]:
-        raise HeadError(f"{type(estimator).__name__} has no {missing[0]}; fit the head before saving it")
-    return {name: fitted[name] for name in names if name in fitted}
 
 
 def _encode(value: Any, where: str, arrays: Arrays) -> Any:
@@ -139,8 +121,6 @@ def _encode(value: Any, where: str, arrays: Arrays) -> Any:
     if isinstance(value, list | tuple):
         items = [_encode(item, f"{where}.{i}", arrays) for i, item in enumerate(value)]
         return {"list" if isinstance(value, list) else "tuple": items}
-    if isinstance(value, BaseEstimator):
-        return {"estimator": _encode_node(value, where, arrays)}
     if isinstance(value, dict) and not value:
         return {"dict": {}}
     raise HeadError(f"{where} is a {type(value).__name__}, which cannot be saved; use a plain value")
@@ -152,7 +132,9 @@ def _finite(value: Any, where: str) -> Any:
     return value
 
 
-def _encode_array(value: np.ndarray, where: str, arrays: Arrays) -> dict[str, Any]:
+def _encode_array(value: np.ndarray, where: str, arrays: Arrays) -> Any:
+    if value.ndim == 0:
+        return _finite(value.item(), where)
     if value.dtype.kind in "UO":
         if not all(isinstance(item, str) for item in value.ravel().tolist()) or value.ndim != 1:
             raise HeadError(f"{where} holds objects that are not text, which cannot be saved; use text or numbers")
@@ -163,51 +145,11 @@ def _encode_array(value: np.ndarray, where: str, arrays: Arrays) -> dict[str, An
     return {"array": where, "order": "F" if fortran else "C"}
 
 
-def _decode_node(tree: Any, arrays: Arrays) -> BaseEstimator:
-    name = tree.get("type") if isinstance(tree, dict) else None
-    if name in _GONE:
-        raise HeadError(
-            "it holds boosted trees, which this release no longer has; predict with featurecache 0.1, or train "
-            "another head"
-        )
-    if not isinstance(name, str) or name not in _CLASSES:
-        raise HeadError(f"it names the unknown class {name!r}; known: {', '.join(sorted(_CLASSES))}")
-    if name == "Pipeline":
-        return _decode_pipeline(tree, arrays)
-    cls = _CLASSES[name]
-    params = {k: _decode(v, arrays) for k, v in _mapping(tree, "params").items()}
-    state = {k: _decode(v, arrays) for k, v in _mapping(tree, "state").items()}
-    estimator = cls()
-    _refuse_unknown(name, "parameter", params, estimator.get_params(deep=False))
-    _refuse_unknown(
-        name, "parameter", params, estimator.get_params(deep=False).keys() - getattr(cls, "not_kept", set())
-    )
-    _refuse_unknown(name, "attribute", state, ["n_features_in_", *_STATE[cls].split()])
-    estimator.set_params(**params)
-    for key, value in state.items():
-        setattr(estimator, key, value)
-    _state(estimator)
-    check_sound(estimator)
-    return estimator
-
-
-def _decode_pipeline(tree: dict[str, Any], arrays: Arrays) -> Pipeline:
-    steps = tree.get("steps")
-    if not isinstance(steps, list) or not steps or not all(isinstance(s, list) and len(s) == 2 for s in steps):
-        raise HeadError("its pipeline has no list of steps")
-    return Pipeline([(str(name), _decode_node(node, arrays)) for name, node in steps])
-
-
 def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    value = tree.get(key, {})
+    value = tree.get(key, {}) if isinstance(tree, dict) else None
     if not isinstance(value, dict):
-        raise HeadError(f"{key!r} of a {tree['type']} is not a mapping")
+        raise HeadError(f"{key!r} of a head is not a mapping")
     return value
-
-
-def _refuse_unknown(cls: str, kind: str, given: dict[str, Any], known: Any) -> None:
-    if unknown := [name for name in given if name not in known]:
-        raise HeadError(f"a {cls} of this scikit-learn has no {kind} {unknown[0]!r}")
 
 
 def _decode(value: Any, arrays: Arrays) -> Any:
@@ -225,8 +167,6 @@ def _decode(value: Any, arrays: Arrays) -> Any:
             return [_decode(item, arrays) for item in items]
         case {"tuple": list(items), **rest} if not rest:
             return tuple(_decode(item, arrays) for item in items)
-        case {"estimator": node, **rest} if not rest:
-            return _decode_node(node, arrays)
         case {"dict": dict(empty), **rest} if not rest and not empty:
             return {}
     raise HeadError(f"it holds a value that this release cannot read: {str(value)[:60]}")

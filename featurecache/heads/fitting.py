@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib import import_module
 from inspect import signature
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone, is_regressor
-from sklearn.dummy import DummyRegressor
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
-from featurecache.errors import HeadError, RequestError, TaskError
-from featurecache.heads.checks import is_partial, known_cells
-from featurecache.heads.linear.tasks import FitsTasks
-from featurecache.heads.preparation import mean_and_scale
-from featurecache.heads.registry import last_step, make_head
+from featurecache.errors import FeatureCacheError, HeadError, TaskError
+from featurecache.heads.baseline import MajorityClassifier
+from featurecache.heads.checks import is_known, is_partial
+from featurecache.heads.head import Setting
+from featurecache.heads.registry import make_head
+from featurecache.heads.solver.classifier import LinearClassifier
 
 _MORE_ITERATIONS = 5
 _ROWS_BYTES = 64 << 20
-"""Of features that are looked at at a time."""
+"""Of features that are checked at a time."""
 
 
 def fit_estimator(
@@ -44,10 +41,11 @@ def fit_estimator(
 
     Parameters
     ----------
-    estimator : classifier
+    estimator : estimator
         Unfitted; changed in place.
     X : ndarray of shape (n_samples, n_features), float32 or float64
-    y : ndarray of shape (n_samples,)
+    y : ndarray of shape (n_samples,), or (n_samples, n_outputs)
+        Class indices; labels or numbers.
     weight : ndarray of shape (n_samples,), optional
         How much each row counts, for heads that take weights.
     groups : ndarray of shape (n_samples,), optional
@@ -60,27 +58,28 @@ def fit_estimator(
     HeadError
         scikit-learn refuses the data; the message names the head.
     """
-    y = _with_unknown(estimator, y)
-    beside = _beside(estimator, weight, groups)
-    with _refusals(estimator, X, y, name):
-        if _converges(estimator, X, y, beside):
+    y, limit = _with_unknown(estimator, y), estimator.get_params(deep=False).get("max_iter")
+    given = {"sample_weight": weight, "groups": groups}
+    fit_params = {key: each for key, each in given.items() if each is not None and has_fit_parameter(estimator, key)}
+    for more in (1, _MORE_ITERATIONS):
+        if more > 1:
+            if not isinstance(limit, int) or limit < 1:
+                return False
+            estimator.set_params(max_iter=more * limit)
+        with refusals(estimator, X, y, name), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            estimator.fit(X, y, **fit_params)
+        for warning in caught:
+            if not issubclass(warning.category, ConvergenceWarning):
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if not any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
             return True
-        limit = last_step(estimator).get_params(deep=False).get("max_iter")
-        if not isinstance(limit, int) or limit < 1:
-            return False
-        last_step(estimator).set_params(max_iter=_MORE_ITERATIONS * limit)
-        return _converges(estimator, X, y, beside)
-
-
-def load_arithmetic(head: BaseEstimator) -> None:
-    """Load the library that a head computes with, so that a limit on its threads that is set next holds for it."""
-    if hasattr(last_step(head), "fit_folds"):
-        import_module("torch")
+    return False
 
 
 def fit_folds(
     estimator: BaseEstimator,
-    grid: Sequence[Mapping[str, Any]],
+    settings: Sequence[Setting],
     X: np.ndarray,
     y: np.ndarray,
     fold: np.ndarray,
@@ -88,15 +87,15 @@ def fit_folds(
     groups: np.ndarray | None = None,
     *,
     name: str = "",
-) -> Iterator[tuple[dict[str, Any], list[BaseEstimator]]]:
-    """Fit every setting of a grid without each fold: side by side where the head can, else one after the other.
+) -> Iterator[tuple[Setting, list[BaseEstimator]]]:
+    """Fit every setting without each fold: together where the head can, else one after the other.
 
     Parameters
     ----------
-    estimator : classifier
+    estimator : estimator
         Unfitted; is not changed.
-    grid : sequence of mapping
-        Settings of the classifier, the simplest model first.
+    settings : sequence of mapping
+        Parameters of the estimator, the simplest model first.
     X : ndarray of shape (n_samples, n_features)
     y : ndarray of shape (n_samples,), or (n_samples, n_outputs)
         Classes; or labels, or numbers.
@@ -109,169 +108,64 @@ def fit_folds(
     name : str
         How to call the head in an error message.
 
-    Yields
-    ------
-    (setting, estimators)
+    Returns
+    -------
+    iterator of (setting, estimators)
         One fitted estimator for each fold; a single one where no row is held out. A fold without which one class is
-        left gets an estimator that always names that.
-
-    Raises
-    ------
-    HeadError
-        The head refuses the data.
+        left gets an estimator that always predicts that. What a head refuses is raised as it comes; see `refusals`.
     """
-    y, kept = _with_unknown(estimator, y), _kept(fold)
-    if _goes_side_by_side(estimator, grid, y, fold):
-        beside = {"sample_weight": weight, "groups": groups}
-        known = signature(estimator.fit_folds).parameters
-        given = {key: each for key, each in beside.items() if each is not None and key in known}
-        with _refusals(estimator, X, y, name):
-            yield from estimator.fit_folds(X, y, fold, grid, **given)
-        return
-    for setting in grid:
+    y = _with_unknown(estimator, y)
+    if not fits_together(estimator, settings, y, fold):
+        return _fit_each(estimator, settings, X, y, fold, weight, groups, name)
+    given, known = {"sample_weight": weight, "groups": groups}, signature(estimator.fit_path).parameters
+    fit_params = {key: each for key, each in given.items() if each is not None and key in known}
+    found: Iterator[tuple[Setting, list[BaseEstimator]]] = estimator.fit_path(X, y, fold, settings, **fit_params)
+    return found
+
+
+def fits_together(estimator: BaseEstimator, settings: Sequence[Setting], y: np.ndarray, fold: np.ndarray) -> bool:
+    """Tell whether a head fits these settings and folds together.
+
+    Parameters
+    ----------
+    estimator : estimator
+    settings : sequence of mapping
+    y, fold : ndarray
+        As for `fit_folds`. All folds must leave all classes, or three, where a head with one output for each class can
+        do without some.
+    """
+    names = {key for setting in settings for key in setting}
+    if not names or not names <= getattr(estimator, "path_params", frozenset()):
+        return False
+    enough = min(_num_classes(y), 3) if isinstance(estimator, LinearClassifier) else _num_classes(y)
+    return all(_num_classes(y[kept]) >= enough for kept in _outside_folds(fold))
+
+
+def _fit_each(
+    estimator: BaseEstimator,
+    settings: Sequence[Setting],
+    X: np.ndarray,
+    y: np.ndarray,
+    fold: np.ndarray,
+    weight: np.ndarray | None,
+    groups: np.ndarray | None,
+    name: str,
+) -> Iterator[tuple[Setting, list[BaseEstimator]]]:
+    for setting in settings:
         fitted = []
-        for each in kept:
-            one_class = _num_classes(y[each]) == 1
-            fitted.append(make_head("majority") if one_class else clone(estimator))
-            if not one_class:
-                last_step(fitted[-1]).set_params(**setting)
+        for kept in _outside_folds(fold):
+            one_class = _num_classes(y[kept]) == 1
+            fitted.append(MajorityClassifier() if one_class else clone(estimator).set_params(**setting))
             rows: list[Any] = [X, y, weight, groups]
-            if not each.all():
-                rows = [None if array is None else array[each] for array in rows]
+            if not kept.all():
+                rows = [None if array is None else array[kept] for array in rows]
             fit_estimator(fitted[-1], *rows, name=name)
         yield dict(setting), fitted
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TaskToFit:
-    """Rows, what one task says of them, and how settings are tried on it."""
-
-    head: BaseEstimator
-    """Unfitted; is not changed."""
-    grid: Sequence[Mapping[str, Any]]
-    X: np.ndarray
-    y: np.ndarray
-    fold: np.ndarray
-    groups: np.ndarray | None = None
-
-
-def fit_folds_of_tasks(
-    tasks: Sequence[TaskToFit], weight: np.ndarray | None = None, *, name: str = ""
-) -> Iterator[tuple[int, dict[str, Any], list[BaseEstimator]]]:
-    """Do what `fit_folds` does for several tasks: side by side where the head can.
-
-    They are on the same rows, or on as many with other features, that weigh alike.
-
-    Yields
-    ------
-    (place, setting, estimators)
-        The place of the task, and what `fit_folds` yields for it.
-
-    Raises
-    ------
-    HeadError
-        The head refuses the data of one of the tasks.
-    """
-    tasks = [replace(task, y=_with_unknown(task.head, task.y)) for task in tasks]
-    heads, Xs, ys, folds = ([getattr(task, field) for task in tasks] for field in ("head", "X", "y", "fold"))
-    keys = [
-        (_shared_settings(task.head), repr(task.grid))
-        if _goes_side_by_side(task.head, task.grid, task.y, task.fold)
-        else (None, "")
-        for task in tasks
-    ]
-    for batch in _batches(heads, keys, Xs, ys, folds):
-        first = tasks[batch[0]]
-        if len(batch) == 1:
-            fitted = fit_folds(first.head, first.grid, first.X, first.y, first.fold, weight, first.groups, name=name)
-            for setting, estimators in fitted:
-                yield batch[0], setting, estimators
-            continue
-        mine = [[each[place] for place in batch] for each in (Xs, ys, folds)]
-        new = [clone(heads[place]) for place in batch]
-        with _refusals(first.head, first.X, first.y, name):
-            for setting, found in first.head.fit_folds_of_tasks(new, *mine, first.grid, weight):
-                for place, estimators in zip(batch, found, strict=True):
-                    yield place, setting, estimators
-
-
-def fit_tasks(
-    estimators: Sequence[BaseEstimator],
-    Xs: Sequence[np.ndarray],
-    ys: Sequence[np.ndarray],
-    weight: np.ndarray | None = None,
-    groups: Sequence[np.ndarray | None] | None = None,
-    *,
-    name: str = "",
-) -> list[bool]:
-    """Fit an estimator for each of several tasks, and tell which converged; see `fit_estimator`.
-
-    The tasks are on the same rows, or on as many with other features, that weigh alike.
-    """
-    ys = [_with_unknown(estimator, y) for estimator, y in zip(estimators, ys, strict=True)]
-    groups = groups or [None] * len(ys)
-    weighted = weight is not None and not bool((weight > 0).all())
-    keys = [
-        (None if weighted or _num_classes(y) == 1 else _shared_settings(estimator), "")
-        for estimator, y in zip(estimators, ys, strict=True)
-    ]
-    never = [np.full(len(X), -1) for X in Xs]
-    converged = [False] * len(ys)
-    for batch in _batches(estimators, keys, Xs, ys, never):
-        mine = [estimators[place] for place in batch]
-        rows, said = ([each[place] for place in batch] for each in (Xs, ys))
-        with _refusals(mine[0], rows[0], said[0], name):
-            done = mine[0].fit_tasks(mine, rows, said, weight) if len(batch) > 1 else [False]
-        for place, is_done in zip(batch, done, strict=True):
-            # One that did not converge is given more looks, by itself.
-            more = estimators[place], Xs[place], ys[place], weight, groups[place]
-            converged[place] = is_done or fit_estimator(*more, name=name)
-    return converged
-
-
-def _shared_settings(head: BaseEstimator) -> str | None:
-    """Return what the heads of tasks must have in common to be fitted together; None for one that never is."""
-    known = head.get_params(deep=False)
-    if not isinstance(head, FitsTasks) or any(known.get(name) is not None for name in ("Cs", "alphas")):
-        return None
-    own = {*head.side_by_side, "class_weight", "random_state"}
-    return repr((type(head), sorted((name, value) for name, value in known.items() if name not in own)))
-
-
-def _batches(
-    heads: Sequence[BaseEstimator],
-    keys: Sequence[tuple[str | None, str]],
-    *of_tasks: Sequence[np.ndarray],
-) -> list[list[int]]:
-    """Return the places of tasks that are fitted together: of equal keys, and as many as a head wants."""
-    alike: dict[Any, list[int]] = {}
-    for place, key in enumerate(keys):
-        alike.setdefault(place if key[0] is None else key, []).append(place)
-    found = []
-    for places in alike.values():
-        of_these = [[each[place] for place in places] for each in of_tasks]
-        batches = [[0]] if len(places) == 1 else heads[places[0]].batches(*of_these)
-        found += [[places[each] for each in batch] for batch in batches]
-    return found
-
-
-def _kept(fold: np.ndarray) -> list[np.ndarray]:
+def _outside_folds(fold: np.ndarray) -> list[np.ndarray]:
     """Return which rows are outside each fold; all of them where no row is held out."""
     return [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
-
-
-def _goes_side_by_side(
-    estimator: BaseEstimator, grid: Sequence[Mapping[str, Any]], y: np.ndarray, fold: np.ndarray
-) -> bool:
-    """Tell whether a head fits these settings and folds side by side.
-
-    All folds must leave all classes, or three, where a head with one output for each class can do without some.
-    """
-    names = {key for setting in grid for key in setting}
-    if not names or not names <= getattr(estimator, "side_by_side", frozenset()):
-        return False
-    enough = min(_num_classes(y), 3) if isinstance(estimator, FitsTasks) else _num_classes(y)
-    return all(_num_classes(y[each]) >= enough for each in _kept(fold))
 
 
 def _num_classes(y: np.ndarray) -> int:
@@ -297,14 +191,14 @@ def fit_head(name: str, X: np.ndarray, y: np.ndarray, **params: Any) -> BaseEsti
         Fewer than two classes, no rows, features that are not finite, or that the head refuses.
     """
     estimator = make_head(name, **params)
-    X, y = check_labelled(X, y)
+    X, y = check_rows(X, y)
     if len(np.unique(y)) < 2:
         raise TaskError(f"all {len(y)} rows have the same label; a head needs rows of two classes or more")
     fit_estimator(estimator, X, y, name=name)
     return estimator
 
 
-def check_features(X: np.ndarray, part: str) -> np.ndarray:
+def check_features(X: np.ndarray, split: str) -> np.ndarray:
     """Return ``X`` as a contiguous (n_samples, n_features) array of float32 or float64, all finite.
 
     Raises
@@ -314,9 +208,11 @@ def check_features(X: np.ndarray, part: str) -> np.ndarray:
     """
     X = X if isinstance(X, np.memmap) else np.asarray(X)
     if X.ndim != 2 or X.shape[1] == 0:
-        raise HeadError(f"{part} features have shape {X.shape}, heads need (n_samples, n_features); pool the tap first")
+        raise HeadError(
+            f"{split} features have shape {X.shape}, heads need (n_samples, n_features); pool the tap first"
+        )
     if X.dtype.kind not in "fiub":
-        raise HeadError(f"{part} features are {X.dtype}, heads need real numbers; convert them first")
+        raise HeadError(f"{split} features are {X.dtype}, heads need real numbers; convert them first")
     if not (X.flags.c_contiguous and X.dtype in (np.float32, np.float64)):
         X = np.ascontiguousarray(X, dtype=X.dtype if X.dtype == np.float64 else np.float32)
     step = max(_ROWS_BYTES // (X.shape[1] * X.itemsize), 1)
@@ -326,13 +222,13 @@ def check_features(X: np.ndarray, part: str) -> np.ndarray:
     if not finite.all():
         row = int(np.argmin(finite))
         raise HeadError(
-            f"{part} features are not finite in {int((~finite).sum())} of {len(X)} rows, first in row {row}; "
+            f"{split} features are not finite in {int((~finite).sum())} of {len(X)} rows, first in row {row}; "
             "extract these rows again in float32 or leave them out"
         )
     return X
 
 
-def check_labelled(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_rows(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return ``X`` as `check_features` does and ``y``, of any kind, as an array of as many labels.
 
     Raises
@@ -352,53 +248,30 @@ def _with_unknown(estimator: BaseEstimator, y: np.ndarray) -> np.ndarray:
     """Return labels or numbers as an estimator takes those that are not known: a regressor as NaN."""
     if not is_partial(y):
         return y
-    return np.where(known_cells(y), y, np.nan) if is_regressor(last_step(estimator)) else y
-
-
-def _fit_mean(estimator: DummyRegressor, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> None:
-    """Fit the mean of each number over the rows where it is known; scikit-learn's own refuses others."""
-    estimator.fit(X, np.nan_to_num(y))
-    estimator.constant_ = mean_and_scale(y, weight)[0][None]
-
-
-def _converges(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, beside: dict[str, np.ndarray]) -> bool:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        if isinstance(estimator, DummyRegressor) and is_partial(y):
-            _fit_mean(estimator, X, y, beside.get("sample_weight"))
-        else:
-            estimator.fit(X, y, **beside)
-    for warning in caught:
-        if not issubclass(warning.category, ConvergenceWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    return not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-
-
-def _beside(estimator: BaseEstimator, weight: np.ndarray | None, groups: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return weights and groups as ``fit`` takes them: by name for each step of a pipeline that takes any."""
-    steps = estimator.steps if isinstance(estimator, Pipeline) else [("", estimator)]
-    given = {"sample_weight": weight, "groups": groups}
-    return {
-        f"{name}__{key}" if name else key: each
-        for name, step in steps
-        for key, each in given.items()
-        if each is not None and has_fit_parameter(step, key)
-    }
+    return np.where(is_known(y), y, np.nan) if is_regressor(estimator) else y
 
 
 @contextmanager
-def _refusals(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, name: str) -> Iterator[None]:
-    """Say which head could not be fitted on what, where it raises."""
+def refusals(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, name: str) -> Iterator[None]:
+    """Raise `HeadError` that names the head and the data where fitting raises.
+
+    Parameters
+    ----------
+    estimator : estimator
+    X, y : ndarray
+        What it is fitted on.
+    name : str
+        Of the head; its class when empty.
+    """
     try:
         yield
-    except RequestError:  # an input that is gone is not the head's fault
+    except FeatureCacheError:  # says already what is wrong, and is not always the head's fault
         raise
     except (ValueError, RuntimeError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
-        raise HeadError(_refusal(name or type(last_step(estimator)).__name__, X, y, error)) from error
-
-
-def _refusal(name: str, X: np.ndarray, y: np.ndarray, error: BaseException) -> str:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    classes = f" in {count} classes" if (count := _num_classes(np.asarray(y))) else ""
-    size = f"{X.shape[0]} rows of {X.shape[1]} features" if np.ndim(X) == 2 else f"an array of shape {np.shape(X)}"
-    return f"head {name!r} cannot be fitted on {size}{classes}: {reason}. Choose another head or check the features"
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        classes = f" in {count} classes" if (count := _num_classes(np.asarray(y))) else ""
+        size = f"{X.shape[0]} rows of {X.shape[1]} features" if np.ndim(X) == 2 else f"an array of shape {np.shape(X)}"
+        raise HeadError(
+            f"head {(name or type(estimator).__name__)!r} cannot be fitted on {size}{classes}: {reason}. Choose "
+            "another head or check the features"
+        ) from error

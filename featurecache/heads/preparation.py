@@ -40,7 +40,7 @@ def rows_to_stop_by(
     Returns
     -------
     ndarray of int64
-        Places in increasing order; none where there are too few rows.
+        Indices in increasing order; none where there are too few rows.
     """
     if not fraction or seen_Fn.sum(1).min() < _ENOUGH_ROWS:
         return np.zeros(0, np.int64)
@@ -54,8 +54,8 @@ def rows_to_stop_by(
         return np.zeros(0, np.int64)
     drawn = []
     for each in range(counts.shape[1]):
-        places = generator.permutation(np.flatnonzero(y == each))
-        drawn.append(places[: math.ceil(len(places) * fraction)])
+        rows = generator.permutation(np.flatnonzero(y == each))
+        drawn.append(rows[: math.ceil(len(rows) * fraction)])
     return np.sort(np.concatenate(drawn))
 
 
@@ -108,6 +108,17 @@ def balanced_weights(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 def shrunk_variance(variance: Any, varies: Any, weight: float, prior_rows: float) -> Any:
     """Return variances of features (D,) that are drawn to their mean as by so many more rows that have it.
 
+    Parameters
+    ----------
+    variance : array or Tensor (D,)
+    varies : array or Tensor of bool (D,)
+        Features of which the mean is taken.
+    weight : float
+        Total weight of the rows.
+    prior_rows : float
+
+    Notes
+    -----
     With a handful of rows a feature's own variance is mostly chance, and dividing by its root makes most of those
     features that happened to vary least. Under a common inverse-gamma prior this is one over what is expected of one
     over the variance (Smyth, "Linear models and empirical Bayes methods", Stat. Appl. Genet. Mol. Biol. 3, 2004).

@@ -50,18 +50,31 @@ def predict_proba(estimator: BaseEstimator, X: np.ndarray, temperature: float | 
         raise HeadError(f"temperature must be positive and finite, got {temperature!r}; fit it with fit_temperature")
     if needs_temperature(estimator):
         return softmax(decision_values(estimator, X, n_classes) / temperature, axis=1)
+    if not hasattr(estimator, "predict_proba"):
+        raise HeadError(
+            f"a {type(estimator).__name__} has neither predict_proba nor decision_function; wrap it in scikit-learn's "
+            "CalibratedClassifierCV, or choose another head"
+        )
     proba = _aligned(estimator, estimator.predict_proba(X), n_classes, missing=0.0)
     return proba / proba.sum(axis=1, keepdims=True)
 
 
-def answers_for(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
-    """Return what a head for labels or numbers says, (n_samples, n_outputs) float64: probabilities where there are."""
-    answers = estimator.predict_proba(X) if hasattr(estimator, "predict_proba") else estimator.predict(X)
-    return np.asarray(answers, np.float64).reshape(len(X), -1)
+def predict_outputs(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
+    """Return labels or numbers of a head for them, (n_samples, n_outputs) float64: probabilities where there are."""
+    found = estimator.predict_proba(X) if hasattr(estimator, "predict_proba") else estimator.predict(X)
+    if isinstance(found, list):  # of scikit-learn's own, for each label the probabilities of its absence and presence
+        found = np.stack([each[:, -1] for each in found], axis=1)
+    return np.asarray(found, np.float64).reshape(len(X), -1)
 
 
 def decision_values(estimator: BaseEstimator, X: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return decision values as (n_samples, n_classes) float64; minus infinity for a class never trained on."""
+    """Return decision values as (n_samples, n_classes) float64; minus infinity for a class never trained on.
+
+    Parameters
+    ----------
+    estimator, X, n_classes
+        As for `predict_proba`.
+    """
     values = np.asarray(estimator.decision_function(X), dtype=np.float64)
     if values.ndim == 1:
         # Half each way: the softmax of the two columns is then the sigmoid of the one margin.

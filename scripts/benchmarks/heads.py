@@ -40,8 +40,8 @@ def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
     from sklearn.model_selection import StratifiedKFold
     from sklearn.preprocessing import StandardScaler
 
-    from featurecache.heads.linear.estimators import LogisticProbe
-    from featurecache.heads.linear.ridge import RidgeProbe
+    from featurecache.heads.logistic import LogisticProbe
+    from featurecache.heads.ridge import RidgeProbe
 
     X, y, X_test, y_test = read_task(args.cache, args.task, args.rows)
     Cs = np.logspace(-6, 5, args.strengths)
@@ -172,7 +172,7 @@ def fit_within(folder: Path, num_features: int, gigabytes: float) -> dict[str, A
     """Fit within a limit on the memory that is not a file's."""
     import resource
 
-    from featurecache.heads.linear.estimators import LogisticProbe
+    from featurecache.heads.logistic import LogisticProbe
 
     resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 1e9),) * 2)
     y = np.load(folder / "y.npy")
@@ -196,22 +196,22 @@ def bench_mlp(args: argparse.Namespace) -> dict[str, Any]:
     What all of them take less than one after the other is what they share: reading, and the time of a step that is not
     arithmetic. The matrix products of the linear ones are a bound that nothing can share away.
     """
-    from featurecache.heads.gradient.mlp import MlpProbe
+    from featurecache.heads.mlp import MlpClassifier
 
     X, y, X_test, y_test = read_task(args.cache, args.task, args.rows)
     never = np.full(len(y), -1)
     rates = np.geomspace(1e-5, 1e-1, args.heads).tolist()
     result: dict[str, Any] = {"rows x features, classes": f"{X.shape[0]} x {X.shape[1]}, {len(np.unique(y))}"}
     single = [{"learning_rate": rates[len(rates) // 2]}]
-    list(MlpProbe(0, epochs=1).fit_folds(X, y, never, single))  # loading libraries is no part of a fit
+    list(MlpClassifier(0, epochs=1).fit_path(X, y, never, single))  # loading libraries is no part of a fit
     for hidden_layers in (0, 1):
-        head = MlpProbe(hidden_layers, epochs=args.epochs, patience=args.epochs + 1)
+        head = MlpClassifier(hidden_layers, epochs=args.epochs, patience=args.epochs + 1)
         one, all_of_them, fitted = [], [], []
         for _ in range(args.repeats):
-            one.append(timed(lambda head=head, single=single: list(head.fit_folds(X, y, never, single))))
+            one.append(timed(lambda head=head, single=single: list(head.fit_path(X, y, never, single))))
             settings = [{"learning_rate": rate} for rate in rates]
             keep = partial(fitted.extend)
-            all_of_them.append(timed(lambda h=head, s=settings, k=keep: k(h.fit_folds(X, y, never, s))))
+            all_of_them.append(timed(lambda h=head, s=settings, k=keep: k(h.fit_path(X, y, never, s))))
         best = max(estimator.score(X_test, y_test) for _, (estimator,) in fitted)
         result[f"{hidden_layers} hidden layers of {head.width}"] = {
             "one, seconds": spread(one),
@@ -239,76 +239,3 @@ def _products(X: np.ndarray, batch_size: int, num_outputs: int, epochs: int) -> 
     for _ in range(epochs):
         for batch in batches:
             torch.mm(batch.T, torch.mm(batch, weights))
-
-
-def add_tasks_options(parser: argparse.ArgumentParser) -> None:
-    """Add which tasks on which taps, and how many fits."""
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("--task", action="append", required=True, help="repeat; all on the same samples")
-    parser.add_argument("--tap", action="append", help="repeat; all of as many features")
-    parser.add_argument("--rows", type=int, default=50_000, help="training rows, at most (default 50000)")
-    parser.add_argument("--strengths", type=int, default=29)
-    parser.add_argument("--folds", type=int, default=5)
-
-
-def bench_tasks(args: argparse.Namespace) -> dict[str, Any]:
-    """All strengths and folds of several tasks on several taps as one problem, against one after the other."""
-    from sklearn.model_selection import StratifiedKFold
-
-    import featurecache as fc
-    from featurecache.heads.fitting import TaskToFit, fit_folds, fit_folds_of_tasks
-    from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-    from featurecache.heads.linear.ridge import RidgeProbe
-
-    store, taps = fc.FeatureStore.open(args.cache), args.tap or [None]
-    sets = [store.features(tap=tap) for tap in taps]
-    read = {
-        (name, place): shuffled(*store.task(name).select(features, split="train"), args.rows)
-        for name in args.task
-        for place, features in enumerate(sets)
-    }
-    ys = [read[name, 0][1] for name in args.task]
-    kinds = [read[args.task[0], place][0] for place in range(len(sets))]
-    if not all(np.array_equal(X, kinds[place]) for (_, place), (X, _) in read.items()):
-        raise SystemExit("these tasks are on different samples; name some that share their training part")
-    X = kinds[0]
-    splitter = StratifiedKFold(args.folds, shuffle=True, random_state=0)
-    folds = [np.full(len(X), -1) for _ in ys]
-    for fold, y in zip(folds, ys, strict=True):
-        for number, (_, held_out) in enumerate(splitter.split(X, y)):
-            fold[held_out] = number
-    grids = {
-        LogisticProbe(): [{"C": C} for C in np.logspace(-6, 1, args.strengths).tolist()],
-        LinearSvmProbe(): [{"C": C} for C in np.logspace(-8, -1, args.strengths).tolist()],
-        RidgeProbe(): [{"alpha": alpha} for alpha in np.logspace(7, -2, args.strengths).tolist()],
-    }
-    result: dict[str, Any] = {
-        "rows x features": f"{X.shape[0]} x {X.shape[1]}",
-        "taps": len(kinds),
-        "classes of each task": ", ".join(str(len(np.unique(y))) for y in ys),
-        "strengths x folds": f"{args.strengths} x {args.folds}",
-    }
-    for head, grid in grids.items():
-        tasks = [
-            TaskToFit(head=head, grid=grid, X=kind, y=y, fold=fold)
-            for kind in kinds
-            for y, fold in zip(ys, folds, strict=True)
-        ]
-
-        def alone(tasks: list[TaskToFit] = tasks) -> None:
-            for task in tasks:
-                list(fit_folds(task.head, task.grid, task.X, task.y, task.fold))
-
-        seconds = [
-            (timed(lambda tasks=tasks: list(fit_folds_of_tasks(tasks))), timed(alone)) for _ in range(args.repeats)
-        ]
-        result[type(head).__name__] = {
-            "together, seconds": spread([each for each, _ in seconds]),
-            "one after the other, seconds": spread([each for _, each in seconds]),
-            "one after the other / together": spread([apart / together for together, apart in seconds]),
-        }
-    return result
-
-
-if __name__ == "__main__":
-    print(json.dumps(fit_within(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

@@ -22,14 +22,15 @@ from conftest import COLOURS, REPOSITORY, TINY, need
 from featurecache.atomic import is_partial
 from featurecache.cli import main
 from featurecache.errors import HeadError, ReportWarning, UnknownNameError
-from featurecache.evaluation.divisions import Division, divide
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.pairs import read_parts
 from featurecache.evaluation.plan import Plan
-from featurecache.evaluation.protocol import evaluate_head, evaluate_tasks
+from featurecache.evaluation.resampling import Resampling, resample
+from featurecache.evaluation.search import evaluate_head, search
 from featurecache.evaluation.sweep import COLUMNS, run_sweep
+from featurecache.evaluation.task_features import read_splits
 from featurecache.heads import registry
-from featurecache.heads.registry import list_heads, streams, takes_weights
+from featurecache.heads.knn import CosineKnn
+from featurecache.heads.registry import list_heads
 from featurecache.store.store import FeatureStore
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
@@ -108,7 +109,7 @@ def leftovers(cache: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"look_at_test": True}, {"num_folds": 3}, {"shares": [0.5, 1]}, {"shots": [3], "seeds": [0, 1]}],
+    [{}, {"on_test": True}, {"num_folds": 3}, {"shares": [0.5, 1]}, {"shots": [3], "seeds": [0, 1]}],
     ids=lambda changes: "-".join(changes) or "plain",
 )
 @pytest.mark.parametrize("n_jobs", [1, 2])
@@ -163,7 +164,7 @@ def test_heads_for_which_there_is_no_room(
     assert sweep(*asked, *LITTLE)["rows"] == more["rows"]
     # Those that nobody named are left out, but for what is there already.
     everything = sweep("--tap", "stem.0:avg", *LITTLE)
-    able = {name for name in list_heads() if streams(name)}
+    able = set(list_heads(streaming=True))
     assert {row["head"] for row in everything["rows"]} == able | {"knn"}
     left_out = {each["head"]: each for each in everything["heads_left_out"]}
     assert set(left_out) == set(list_heads()) - able - {"knn"}
@@ -211,86 +212,44 @@ def of_several_tasks(cached: Path, tmp_path: Path) -> Path:
     return cached
 
 
-TOGETHER = ["logistic", "linear_svm", "ridge"]
-
-
 @pytest.mark.parametrize(
     ("changes", "memory"),
-    [({}, None), ({"look_at_test": True}, None), ({"num_folds": 2}, None), ({"shots": [3]}, None), ({}, 0)],
+    [({}, None), ({"on_test": True}, None), ({"num_folds": 2}, None), ({"shots": [3]}, None), ({}, 0)],
     ids=["plain", "test", "folds", "shots", "on disk"],
 )
-def test_tasks_and_taps_of_the_same_samples_are_fitted_together_and_each_as_if_alone(
-    of_several_tasks: Path, changes: dict[str, Any], memory: int | None, monkeypatch: pytest.MonkeyPatch
+def test_a_table_of_tasks_and_taps_holds_what_each_gives_alone(
+    of_several_tasks: Path, changes: dict[str, Any], memory: int | None
 ) -> None:
     store = FeatureStore.open(of_several_tasks)
     plain = not changes and memory is None
     tasks = [store.task(name) for name in ("hue", "half", "again", "third", "heavy")[: 5 if plain else 2]]
-    sets = [store.find(tap=tap) for tap in ("stem.0:avg", "pre_logits:none", "stem.2:avg")]
-    plan = Plan(heads=[*TOGETHER, "majority"] if plain else ["logistic"], **changes)
-    sizes: list[tuple[str, int]] = []
-
-    def evaluate(name: str, parts: Any, *rest: Any) -> Any:
-        sizes.append((name, len(parts)))
-        return evaluate_tasks(name, parts, *rest)
-
-    monkeypatch.setattr("featurecache.evaluation.jobs.evaluate_tasks", evaluate)
+    sets = [store.find(tap=tap) for tap in ("stem.0:avg", "pre_logits:none")]
+    plan = Plan(heads=["ridge", "majority"] if plain else ["ridge"], **changes)
     together = run_sweep(store, tasks, sets, plan, n_jobs=1, memory=memory)
-    # Two taps are of as many features; three tasks have the same samples, which divisions of their own divide unlike.
-    whole = {1, 2, 3, 6} if plain else {2, 4}
-    assert {size for name, size in sizes if name in TOGETHER} == (
-        {1, 2} if {"num_folds", "shots"} & set(changes) else whole
-    )
-    assert {size for name, size in sizes if name not in TOGETHER} <= {1}
     shutil.rmtree(of_several_tasks / "results")
     if plain:
         assert figures(run_sweep(store, tasks, sets, plan, n_jobs=2)) == figures(together)
         shutil.rmtree(of_several_tasks / "results")
-    # Every task and every tap, but not each of one with each of the other.
-    some = {(task.name, sets[place % 3].tap): (task, sets[place % 3]) for place, task in enumerate(tasks)}
     alone = [
-        row for task, one in some.values() for row in run_sweep(store, [task], [one], plan, n_jobs=1, memory=memory)
+        row for task in tasks for one in sets for row in run_sweep(store, [task], [one], plan, n_jobs=1, memory=memory)
     ]
-    names = ("task", "tap", "head", "fold")
-    together = [row for row in together if (row["task"], row["tap"]) in some]
-    assert [[row[name] for name in names] for row in together] == [[row[name] for name in names] for row in alone]
-    for ours, theirs in zip(figures(together), figures(alone), strict=True):
-        assert ours["error"] is None
-        for name in COLUMNS[:-1]:
-            if isinstance(theirs.get(name), float):
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9), name
-            elif name != "seconds":
-                assert ours[name] == theirs[name], name
-    assert main(["verify", str(of_several_tasks)]) == 0
+    assert figures(together) == figures(alone)
+    assert {row["error"] for row in together} == {None}
 
 
-def test_tasks_of_the_same_contents_are_computed_once(of_several_tasks: Path, tmp_path: Path) -> None:
-    assert main(["task", "add", str(of_several_tasks), "twin", str(tmp_path / "hue.csv")]) == 0
-    store, told = FeatureStore.open(of_several_tasks), []
-    tasks, sets = [store.task(name) for name in ("hue", "twin", "half")], [store.find(tap="stem.0:avg")]
-    plan = Plan(heads=["ridge", "knn"])
-    found = run_sweep(store, tasks, sets, plan, n_jobs=1, on_result=lambda row, kept: told.append((row["task"], kept)))
-    assert sorted(told) == [*[("half", False)] * 2, *[("hue", False)] * 2, *[("twin", True)] * 2]
-    assert [row["task"] for row in found] == ["hue", "hue", "twin", "twin", "half", "half"]
-    assert [row | {"task": "hue"} for row in found[2:4]] == found[:2]
-
-
-def test_what_a_batch_refuses_each_task_is_asked_by_itself(
+def test_what_a_head_refuses_of_one_task_costs_no_other(
     of_several_tasks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore.open(of_several_tasks)
     tasks, sets = [store.task(name) for name in ("hue", "half", "third")], [store.find(tap="stem.0:avg")]
-    asked = []
 
-    def evaluate(name: str, parts: list[Any], measures: list[Any], random_state: int) -> Any:
-        asked.append([measure.n_outputs for measure in measures])
-        if any(measure.n_outputs == 2 for measure in measures):
+    def refuse(head: Any, splits: Any, measure: Any, random_state: int) -> Any:
+        if measure.n_outputs == 2:
             raise HeadError("two classes are too few for it")
-        return evaluate_tasks(name, parts, measures, random_state)
+        return search(head, splits, measure, random_state)
 
-    monkeypatch.setattr("featurecache.evaluation.jobs.evaluate_tasks", evaluate)
+    monkeypatch.setattr("featurecache.evaluation.fits.search", refuse)
     found = run_sweep(store, tasks, sets, Plan(heads=["ridge"]), n_jobs=1)
-    counts = [len(task.classes) for task in tasks]
-    assert asked == [counts, *([count] for count in counts)]
     assert [row["error"] for row in found] == [None, "two classes are too few for it", None]
     assert [row["score"] is None for row in found] == [False, True, False]
 
@@ -330,9 +289,9 @@ def test_each_kind_has_its_heads_and_figures(of_all_kinds: Path, sweep: Callable
     document = sweep(*args)
     store, rows = FeatureStore.open(of_all_kinds), document["rows"]
     for task in (store.task(name) for name in MEASURES):
-        assert Plan().heads_for(task) == list_heads(kind=task.kind)
+        assert [head.name for head in Plan().heads_for(task)] == list_heads(kind=task.kind)
         mine = [row for row in rows if row["task"] == task.name]
-        assert len(mine) == Plan(heads=["knn", "ridge"], shares=[0.5, 1]).num_cells([task], 1) == 4
+        assert len(mine) == Plan(heads=["knn", "ridge"], shares=[0.5, 1]).num_searches([task], 1) == 4
         for row in mine:
             assert (row["kind"], row["measure"]) == (task.kind, MEASURES[task.name])
             ends = ("", "_low", "_high")
@@ -351,14 +310,14 @@ def test_a_score_is_what_the_head_gets_alone_on_that_division(
     store, balanced = FeatureStore.open(of_all_kinds), bool(options)
     task, feature_set = store.task(task_name), store.find(tap="stem.0:avg")
     plan = Plan(heads=["knn"], seeds=[0, 1], num_folds=3, shares=[0.4, 1], balanced=balanced)
-    parts = read_parts(task, feature_set.open(), feature_set.open(), ["train", "validation"])
+    parts = read_splits(task, feature_set.open(), feature_set.open(), ["train", "validation"])
     rows = run_sweep(store, [task], [feature_set], plan, n_jobs=1)
     assert len(rows) == 2 * 3 * 2
     for row in rows:
-        division = Division(**{name: row[name] for name in ("seed", "fold", "num_folds", "shots", "share")})
+        division = Resampling(**{name: row[name] for name in ("seed", "fold", "num_folds", "shots", "share")})
         alone = evaluate_head(
             "knn",
-            divide(parts, division, kind=task.kind),
+            resample(parts, division, kind=task.kind),
             len(task.classes),
             kind=task.kind,
             balanced=balanced,
@@ -419,7 +378,7 @@ def test_weights_belong_to_a_result_and_choose_the_heads(cached: Path, tmp_path:
         table.write_text("\n".join(["path,label,weight", *rows]))
         assert main(["task", "add", str(cached), name, str(table), "--weight-column", "weight"]) == 0
     task = FeatureStore.open(cached).task("uneven")
-    assert Plan().heads_for(task) == [name for name in list_heads() if takes_weights(name)] != list_heads()
+    assert [head.name for head in Plan().heads_for(task)] == list_heads(weighted=True) != list_heads()
     both = sweep("--task", "even", "--task", "uneven", "--head", "ridge", "--tap", "stem.0:avg", "--share", "0.5")
     assert both["computed"] == 2
     refused = sweep("--task", "even", "--head", "knn", "--tap", "stem.0:avg", status=1)
@@ -464,7 +423,7 @@ def test_an_unknown_head_fails_before_anything_is_fitted(cached: Path) -> None:
         (["--balanced"], "balanced classes are for tasks with classes, and 'redness' has numbers; leave --balanced"),
         (
             ["--head", "ridge", "--head", "logistic"],
-            "task 'redness' has numbers, and head 'logistic' is for classes or labels; for numbers there are ridge, ",
+            "task 'redness' has numbers, and head 'logistic' is for classes or labels; for numbers there are mlp, ",
         ),
         (
             ["--task", "tags", "--head", "mean", "--head", "gda"],
@@ -497,9 +456,7 @@ def test_a_result_belongs_to_contents_not_to_names(sweep: Callable, cached: Path
 
 def test_a_changed_head_is_fitted_again(sweep: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep("--head", "knn")["computed"] == 2
-    monkeypatch.setattr(registry, "_HEADS", dict(registry._HEADS))
-    del registry._HEADS["classes", "knn"]
-    registry.register_head("knn", registry._knn, lambda n_samples: [{"n_neighbors": 1}])
+    monkeypatch.setattr(CosineKnn, "grid", {"n_neighbors": [1]})
     assert sweep("--head", "knn")["computed"] == 2
 
 
@@ -519,7 +476,7 @@ def test_a_head_that_cannot_be_fitted_is_a_row_and_status_one(sweep: Callable, m
         def fit(self, X: Any, y: Any) -> Any:
             raise ValueError("not today")
 
-    monkeypatch.setattr(registry, "_HEADS", dict(registry._HEADS))
+    monkeypatch.setattr(registry, "_REGISTERED", {})
     registry.register_head("fussy", Fussy, lambda n_samples: [{}])
     document = sweep("--head", "fussy", "--head", "knn", "--tap", "pre_logits:none", status=1)
     errors = {row["head"]: row["error"] for row in document["rows"]}

@@ -285,7 +285,7 @@ def test_bad_images_are_left_out(make_folder: Callable[..., Path], tmp_path: Pat
         (["--head", "ridge", "--from-images", "{}/photos"], "--from-images is for layers that are trained"),
         (["--head", "tail", "--tap", "pre_logits", "--augment", "views"], "--augment views shows another part of each"),
         (["--depths", "auto", "--tap", "pre_logits", "--augment", "views"], "a ladder needs whole activations"),
-        (["--head", "tail", "--from-images", "{}/photos", "--tta"], "holds no views to judge heads on"),
+        (["--head", "tail", "--from-images", "{}/photos", "--tta"], "holds no views to evaluate heads on"),
         (["--head", "tail", "--from-images", "{}/photos", "--views", "3"], "--views is of cached views"),
     ],
 )

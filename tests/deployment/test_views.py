@@ -66,7 +66,7 @@ def test_time_views_average_probabilities(made: tuple) -> None:
         X, _ = task.select_views(views, "test")
         every = predict_proba(head.result.estimator, X.reshape(-1, 16), head.result.temperature, 3).reshape(-1, 3, 3)
         np.testing.assert_allclose(head.result.proba, every.mean(axis=1), atol=1e-12)
-        assert head.judged_on == "views"
+        assert head.evaluated_on == "views"
 
 
 @pytest.mark.parametrize("head_name", HEADS)
@@ -118,17 +118,17 @@ def test_what_is_missing_is_said(made: tuple, tmp_path: Path) -> None:
     without = fc.FeatureStore.open(tmp_path / "c")
     with pytest.raises(
         RequestError,
-        match="judged on its plain features, which are not in .* as float16; run `featurecache extract SOURCE --cache "
-        f".*c --backbone {TINY} --tap pre_logits:none --dtype float16`, or pass --tta",
+        match="evaluated on its plain features, which are not in .* as float16; run `featurecache extract SOURCE "
+        f"--cache .*c --backbone {TINY} --tap pre_logits:none --dtype float16`, or pass --tta",
     ):
         train(without)
     assert train(without, tta=True).heads
     judged = fc.train_heads(store, store.task("colour"), [plain], HEADS, tta=True).best
-    assert (judged.feature_set.num_views, judged.judged_set.num_views) == (None, 3)
+    assert (judged.feature_set.num_views, judged.eval_set.num_views) == (None, 3)
     shutil.copytree(store.path, tmp_path / "p")
     shutil.rmtree(tmp_path / "p" / "features" / store.find(views=3).fingerprint)
     alone = fc.FeatureStore.open(tmp_path / "p")
-    with pytest.raises(RequestError, match="holds no views to judge heads on; leave --tta out"):
+    with pytest.raises(RequestError, match="holds no views to evaluate heads on; leave --tta out"):
         fc.train_heads(alone, alone.task("colour"), [alone.find()], HEADS, tta=True)
     with pytest.raises(RequestError, match="has 3 views of each sample; take them with select_views"):
         store.task("colour").select(store.features(views=3), "train")
@@ -195,7 +195,7 @@ def test_test_time_views_need_views(made: tuple, tmp_path: Path, capsys: pytest.
     assert "2 views" in (tmp_path / "c" / "report.html").read_text()
     fc.extract(source, tmp_path / "d", backbone=TINY, settings=SETTINGS).add_task("colour", fc.labels_from_folders())
     assert main(["train", str(tmp_path / "d"), "--task", "colour", "--tta"]) == 2
-    assert "holds no views to judge heads on" in capsys.readouterr().err
+    assert "holds no views to evaluate heads on" in capsys.readouterr().err
     assert main([*run, "--views", "2", "--tta"]) == 0
     out = capsys.readouterr().out
     assert "judged by the mean over its 2 views" in out

@@ -8,19 +8,19 @@ import pytest
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import compare
 from featurecache.evaluation.intervals import group_cells, group_intervals
-from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import evaluate_head
 from featurecache.evaluation.scores import score
+from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import folds
+from featurecache.evaluation.splits import SplitData
 
 
 @pytest.mark.parametrize("counts", [(40, 40), (40, 7), (40, 1)])
 def test_folds_keep_groups_whole(counts):
     y = np.repeat([0, 1], counts)
     groups = np.random.default_rng(0).integers(0, 9, len(y))
-    divide = folds(y, groups, random_state=0)
+    resample = folds(y, groups, random_state=0)
     held_out = np.zeros(len(y), int)
-    for kept, out in divide.split(y, y, groups):
+    for kept, out in resample.split(y, y, groups):
         assert not set(groups[kept]) & set(groups[out])
         held_out[out] += 1
     assert (held_out == 1).all()
@@ -98,10 +98,10 @@ def test_settings_are_chosen_on_groups_that_are_held_out():
     X = np.repeat(rng.normal(size=(40, 5)), 6, axis=0).astype(np.float32)
     y = np.repeat(rng.integers(0, 2, 40), 6)
     groups = np.repeat(np.arange(40), 6)
-    whole = Part(y=y, fitted=X[:, None], judged=X[:, None], groups=groups)
+    whole = SplitData(y=y, fit_views=X[:, None], eval_views=X[:, None], groups=groups)
     parts = {"train": whole.take(np.arange(180)), "test": whole.take(np.arange(180, 240))}
     honest = evaluate_head("knn", parts, 2)
-    blind = {name: Part(y=p.y, fitted=p.fitted, judged=p.judged) for name, p in parts.items()}
+    blind = {name: SplitData(y=p.y, fit_views=p.fit_views, eval_views=p.eval_views) for name, p in parts.items()}
     fooled = evaluate_head("knn", blind, 2)
     assert fooled.selection_accuracy > 0.95
     assert honest.selection_accuracy < 0.75

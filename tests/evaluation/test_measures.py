@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
 
 from featurecache.errors import TaskError
+from featurecache.evaluation.bootstrap import weights_of_resamples
 from featurecache.evaluation.measures import OfLabels, OfNumbers, measure_of
-from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import evaluate_head, evaluate_heads
-from featurecache.evaluation.resampling import weights_of_resamples
+from featurecache.evaluation.search import evaluate_head, evaluate_heads
+from featurecache.evaluation.splits import SplitData
 from featurecache.heads.registry import list_heads
 
 OTHER = ("labels", "numbers")
@@ -89,7 +89,7 @@ def test_intervals_hold_the_truth(kind):
     truth = measure.point(y, answers(y, 2))[0]
     for seed in range(60):
         _, y = rows(kind, 150, 100 + seed)
-        found = measure.figures(y, answers(y, 1000 + seed), None, random_state=0)
+        found = measure.scores(y, answers(y, 1000 + seed), None, random_state=0)
         held += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
     assert held >= 52  # of 60 at 95 %
 
@@ -118,7 +118,7 @@ def test_resamples_in_which_nothing_varies_say_nothing():
     y[7] = 1001.1
     answers = y + 0.1 * np.random.default_rng(0).normal(size=y.shape)
     measure = OfNumbers(1)
-    found = measure.figures(y, answers, None, random_state=0)
+    found = measure.scores(y, answers, None, random_state=0)
     assert -5 < found["r2_low"] <= found["r2"] <= found["r2_high"] <= 1
     worse = measure.compare(y, answers, answers + 0.1, None)
     assert -5 < worse.low <= worse.difference <= worse.high < 5
@@ -128,7 +128,7 @@ def test_resamples_in_which_nothing_varies_say_nothing():
 def test_all_right_is_not_certain(kind):
     measure = measure_of(kind, 3)
     _, y = rows(kind, 30, 5)
-    found = measure.figures(y, y.astype(float), None, random_state=0)
+    found = measure.scores(y, y.astype(float), None, random_state=0)
     assert found[measure.primary] == 1
     assert 0.8 < found[f"{measure.primary}_low"] < 0.95
 
@@ -145,8 +145,8 @@ def test_every_head_under_every_protocol(kind, head, names):
     assert figures["n"] == 90
     assert result.y_pred.shape == (90, 3)
     assert result.selection_accuracy is None
-    assert result.selection_score == pytest.approx(measure.goodness(result.selection_y, result.selection_pred))
-    assert figures[measure.primary] == pytest.approx(measure.goodness(y, result.y_pred))
+    assert result.selection_score == pytest.approx(measure.score(result.selection_y, result.selection_pred))
+    assert figures[measure.primary] == pytest.approx(measure.score(y, result.y_pred))
     for name in measure.titles:
         assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
@@ -161,7 +161,7 @@ def test_every_head_under_every_protocol(kind, head, names):
 @pytest.mark.parametrize("kind", OTHER)
 def test_heads_are_ordered_by_what_they_were_chosen_by(kind):
     parts = {name: rows(kind, 90, seed, noise=1.0) for seed, name in enumerate(("train", "test"))}
-    (results,) = evaluate_heads(list_heads(kind=kind), [parts], 3, kind=kind, n_jobs=1)
+    results = evaluate_heads(list_heads(kind=kind), parts, 3, kind=kind, n_jobs=1)
     scores = [result.selection_score for result in results]
     assert scores == sorted(scores, reverse=True)
     assert results[-1].head == "mean"
@@ -173,7 +173,7 @@ def test_settings_are_chosen_on_groups_held_out(kind):
     rng = np.random.default_rng(0)
     X = np.repeat(rng.normal(size=(40, 5)), 6, axis=0).astype(np.float32)
     y = np.repeat(rng.integers(0, 2, (40, 2)) if kind == "labels" else rng.normal(size=(40, 2)), 6, axis=0)
-    whole = Part(y=y, fitted=X[:, None], judged=X[:, None], groups=np.repeat(np.arange(40), 6))
+    whole = SplitData(y=y, fit_views=X[:, None], eval_views=X[:, None], groups=np.repeat(np.arange(40), 6))
     parts = {"train": whole.take(np.arange(180)), "test": whole.take(np.arange(180, 240))}
     blind = {name: replace(part, groups=None) for name, part in parts.items()}
     honest, fooled = (evaluate_head("knn", each, 2, kind=kind).selection_score for each in (parts, blind))
@@ -200,7 +200,7 @@ def test_bounds_hold_their_figure(kind, seed, number, noise, num_groups):
     answers, others = (y + noise * rng.normal(size=y.shape) for _ in range(2))
     groups = None if num_groups is None else rng.integers(0, num_groups, number)
     measure = measure_of(kind, 2)
-    found = measure.figures(y, answers, groups, random_state=0)
+    found = measure.scores(y, answers, groups, random_state=0)
     for name in measure.titles:
         assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
     compared = measure.compare(y, answers, others, groups)

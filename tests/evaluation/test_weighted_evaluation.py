@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from featurecache.errors import HeadError
-from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import evaluate_head
+from featurecache.evaluation.search import evaluate_head
+from featurecache.evaluation.splits import SplitData
 from featurecache.heads.fitting import fit_estimator, fit_folds
-from featurecache.heads.registry import head_grid, list_heads, make_head, takes_weights
+from featurecache.heads.registry import head_grid, list_heads, make_head
 
 KINDS = ("classes", "labels", "numbers")
-WEIGHING = [(kind, name) for kind in KINDS for name in list_heads(kind=kind) if takes_weights(name, kind=kind)]
+WEIGHING = [(kind, name) for kind in KINDS for name in list_heads(kind=kind, weighted=True)]
 
 NO_ONE_OPTIMUM = ("mlp", "rbf_svm")
 """What these find depends on the order and number of rows."""
@@ -38,8 +38,8 @@ def test_a_weight_is_a_number_of_copies(kind, name):
     fold = np.arange(90) // 30
     grid = head_grid(name, 90, kind=kind)[10:14] or [{}]
     head = make_head(name, kind=kind)
-    weighed = fit_folds(head, grid, X, y, fold, weight.astype(float), name=name)
-    copied = fit_folds(head, grid, *(np.repeat(each, weight, axis=0) for each in (X, y, fold)), name=name)
+    weighed = fit_folds(head, grid, X, y, fold, weight.astype(float))
+    copied = fit_folds(head, grid, *(np.repeat(each, weight, axis=0) for each in (X, y, fold)))
     for (setting, here), (setting_there, there) in zip(weighed, copied, strict=True):
         assert setting == setting_there
         for first, second in zip(here, there, strict=True):
@@ -70,7 +70,7 @@ def test_every_weighing_head_under_every_protocol(kind, name, names):
         X, y = rows(kind, 60, seed=0)
         X = X + np.random.default_rng(seed).normal(size=X.shape) / 10
         views = np.stack([X, X + 0.01], axis=1)
-        given[part] = Part(y=y, fitted=views, judged=X[:, None], weight=np.linspace(0.1, 2.0, 60))
+        given[part] = SplitData(y=y, fit_views=views, eval_views=X[:, None], weight=np.linspace(0.1, 2.0, 60))
     result = evaluate_head(name, given, 3, kind=kind)
     assert result.n_train == 2 * 60 * (len(names) - 1)
 
@@ -78,6 +78,6 @@ def test_every_weighing_head_under_every_protocol(kind, name, names):
 @pytest.mark.parametrize("name", ["knn", "gda", "nearest_mean"])
 def test_a_head_that_cannot_weigh_says_which_can(name):
     X, y = rows("classes", 60)
-    part = Part(y=y, fitted=X[:, None], judged=X[:, None], weight=np.ones(60))
+    part = SplitData(y=y, fit_views=X[:, None], eval_views=X[:, None], weight=np.ones(60))
     with pytest.raises(HeadError, match=f"head '{name}' cannot weigh samples, and these have .* choose among logistic"):
         evaluate_head(name, {"train": part, "test": part}, 3)

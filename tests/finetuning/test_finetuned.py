@@ -84,7 +84,7 @@ def test_a_memory_map_gives_the_same_numbers(tmp_path: Path) -> None:
 def test_folds_are_fitted_as_if_their_rows_were_not_there() -> None:
     X, y = rows()
     fold = np.arange(len(y)) % 3
-    ((_, fitted),) = head(epochs=2).fit_folds(X, y, fold, [{"learning_rate": 0.01}])
+    ((_, fitted),) = head(epochs=2).fit_path(X, y, fold, [{"learning_rate": 0.01}])
     for number, each in enumerate(fitted):
         alone = head(epochs=2).fit(X[fold != number], y[fold != number])
         np.testing.assert_array_equal(each.predict_proba(X), alone.predict_proba(X))
@@ -441,7 +441,7 @@ def test_a_head_of_an_earlier_release_does_not_end_in_what_joins_several_output_
     ]
     assert "joined_" not in encode_estimator(plain)[0]["state"]
     joined.joined_ = "yes"
-    with pytest.raises(HeadError, match="what its layers end in"):
+    with pytest.raises(HeadError, match="joined_ of its layers is neither true nor false"):
         decode_estimator(*encode_estimator(joined))
 
 
@@ -485,7 +485,7 @@ def test_rows_without_weight_are_not_there_for_folds_either() -> None:
     X, y = rows(60)
     weight = np.where(np.arange(60) < 40, 1.0, 0.0)
     fold = np.arange(60) % 2
-    ((_, fitted),) = head(epochs=2).fit_folds(X, y, fold, [{"learning_rate": 0.01}], sample_weight=weight)
+    ((_, fitted),) = head(epochs=2).fit_path(X, y, fold, [{"learning_rate": 0.01}], sample_weight=weight)
     for number, each in enumerate(fitted):
         alone = head(epochs=2).fit(X[(fold != number) & (weight > 0)], y[(fold != number) & (weight > 0)])
         np.testing.assert_array_equal(each.predict_proba(X), alone.predict_proba(X))
@@ -495,10 +495,10 @@ def test_a_setting_that_diverges_leaves_and_the_others_stay() -> None:
     X, y = rows(60)
     wild, tame = {"learning_rate": 1e30}, {"learning_rate": 0.01}
     untamed = head(epochs=2, clip=0.0, warmup=0.0)
-    found = list(untamed.fit_folds(X, y, np.full(60, -1), [wild, tame]))
+    found = list(untamed.fit_path(X, y, np.full(60, -1), [wild, tame]))
     assert [setting for setting, _ in found] == [tame]
     with pytest.raises(ValueError, match="diverges"):
-        list(untamed.fit_folds(X, y, np.full(60, -1), [wild]))
+        list(untamed.fit_path(X, y, np.full(60, -1), [wild]))
 
 
 def test_layers_may_keep_what_they_computed_from_one_pass_to_the_next() -> None:

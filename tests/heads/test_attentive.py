@@ -13,9 +13,9 @@ from sklearn.base import clone
 
 from featurecache.cli import main
 from featurecache.errors import HeadError
-from featurecache.evaluation.protocol import evaluate_head
-from featurecache.heads.gradient.attentive import AttentiveProbe
-from featurecache.heads.linear.estimators import LogisticProbe
+from featurecache.evaluation.search import evaluate_head
+from featurecache.heads.attentive import AttentiveClassifier
+from featurecache.heads.logistic import LogisticProbe
 
 
 def marked(
@@ -34,12 +34,12 @@ def marked(
 def test_it_finds_the_token_that_matters():
     rng = np.random.default_rng(0)
     (X, y), (X_new, y_new) = marked(rng), marked(rng)
-    head = AttentiveProbe(16).fit(X, y)
+    head = AttentiveClassifier(16).fit(X, y)
     mean, mean_new = (each.reshape(400, 16, 8).mean(1) for each in (X, X_new))
     assert head.score(X_new, y_new) > 0.95
     assert LogisticProbe(1.0).fit(mean, y).score(mean_new, y_new) < 0.75
     assert LogisticProbe(0.01).fit(X, y).score(X_new, y_new) < 0.75
-    looks = head.look(X_new)
+    looks = head.attention(X_new)
     assert looks.shape == (400, 16, 8)
     np.testing.assert_allclose(looks.sum(1), 1)
 
@@ -47,7 +47,7 @@ def test_it_finds_the_token_that_matters():
 def test_equal_to_a_slow_reference():
     rng = np.random.default_rng(1)
     X, y = rng.normal(3, 2, (50, 5 * 6)), rng.integers(0, 3, 50)
-    head = AttentiveProbe(5, num_queries=4, epochs=2).fit(X, y)
+    head = AttentiveClassifier(5, num_queries=4, epochs=2).fit(X, y)
     assert head.queries_.shape == (6, 3)  # four do not divide six features
     for row, logits in zip(X, head.decision_function(X), strict=True):
         tokens, pooled = row.reshape(5, 6), np.zeros(6)
@@ -60,13 +60,13 @@ def test_equal_to_a_slow_reference():
         np.testing.assert_allclose(logits, pooled @ head.coef_ + head.intercept_, atol=1e-9)
 
 
-def test_side_by_side_each_is_what_it_is_alone():
+def test_path_params_each_is_what_it_is_alone():
     X, y = marked(np.random.default_rng(2), 300)
     fold = np.arange(300) % 3
     settings = [{"weight_decay": 1.0}, {"learning_rate": 0.03}, {"num_queries": 2}]
-    head = AttentiveProbe(16, epochs=3)
-    for setting, estimators in head.fit_folds(X, y, fold, settings):
-        ((_, alone),) = clone(head).fit_folds(X, y, fold, [setting])
+    head = AttentiveClassifier(16, epochs=3)
+    for setting, estimators in head.fit_path(X, y, fold, settings):
+        ((_, alone),) = clone(head).fit_path(X, y, fold, [setting])
         for found, expected in zip(estimators, alone, strict=True):
             np.testing.assert_allclose(found.decision_function(X), expected.decision_function(X), rtol=0, atol=1e-9)
 
@@ -74,8 +74,8 @@ def test_side_by_side_each_is_what_it_is_alone():
 def test_features_are_standardised_alike_for_all_tokens():
     X, y = marked(np.random.default_rng(3), 200)
     stretched = (X.reshape(200, 16, 8) * np.geomspace(1e-2, 1e3, 8) + 7).reshape(200, -1)
-    found = AttentiveProbe(16, epochs=2).fit(stretched, y).decision_function(stretched)
-    np.testing.assert_allclose(found, AttentiveProbe(16, epochs=2).fit(X, y).decision_function(X), atol=1e-6)
+    found = AttentiveClassifier(16, epochs=2).fit(stretched, y).decision_function(stretched)
+    np.testing.assert_allclose(found, AttentiveClassifier(16, epochs=2).fit(X, y).decision_function(X), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_features_are_standardised_alike_for_all_tokens():
 def test_bad_parameters(params, message):
     X, y = marked(np.random.default_rng(0), 50)
     with pytest.raises(ValueError, match=message):
-        AttentiveProbe(**params).fit(X, y)
+        AttentiveClassifier(**params).fit(X, y)
 
 
 def test_features_without_tokens_are_refused():

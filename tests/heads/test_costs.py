@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from featurecache.errors import HeadError
-from featurecache.evaluation.affording import cannot_afford, check_affordable
-from featurecache.evaluation.parts import Part
-from featurecache.heads.costs import MAX_SECONDS, memory_needed, seconds_needed
-from featurecache.heads.registry import list_heads
+from featurecache.evaluation.limits import check_limits, reason_to_leave_out
+from featurecache.evaluation.splits import SplitData
+from featurecache.heads.head import MAX_SECONDS
+from featurecache.heads.registry import find_head, kinds_of_head, list_heads
 from featurecache.specs import TaskKind
 
 KINDS: tuple[TaskKind, ...] = ("classes", "labels", "numbers")
@@ -21,7 +21,7 @@ NAMES = sorted({name for kind in KINDS for name in list_heads(tokens=True, kind=
 MEASURE = """
 import resource, sys, warnings
 import numpy as np
-from featurecache.evaluation.protocol import evaluate_head
+from featurecache.evaluation.search import evaluate_head
 warnings.simplefilter("ignore")
 name, n, d, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 rng = np.random.default_rng(0)
@@ -40,10 +40,12 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_head_says_what_memory_it_needs(name: str) -> None:
-    small, large = (memory_needed(name, n, 1000, 3) for n in (1000, 100_000))
-    assert small is not None
-    assert large is not None
-    assert 0 < small <= large
+    for kind in kinds_of_head(name):
+        head = find_head(name, kind=kind)
+        small, large = (head.memory_needed(n, 1000, 3) for n in (1000, 100_000))
+        assert small is not None
+        assert large is not None
+        assert 0 < small <= large
 
 
 @pytest.mark.slow
@@ -58,22 +60,22 @@ def test_every_head_says_what_memory_it_needs(name: str) -> None:
 def test_no_head_takes_much_more_than_it_says(name: str, n: int, d: int) -> None:
     command = [sys.executable, "-c", MEASURE, name, str(n), str(d), "classes"]
     taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    stated = memory_needed(name, n, d, 2)
+    stated = find_head(name).memory_needed(n, d, 2)
     assert stated is not None
     assert taken <= 1.5 * stated
     assert stated <= 6 * taken + (600 << 20)  # what is stated far too high keeps heads from those who have the memory
 
 
-def part(n: int, d: int) -> Part:
-    """Return a part as large as is said, of no memory."""
+def split(n: int, d: int) -> SplitData:
+    """Return a split as large as is said, of no memory."""
     features = np.broadcast_to(np.float32(0), (n, 1, d))
-    return Part(y=np.zeros(n, np.int64), fitted=features, judged=features)
+    return SplitData(y=np.zeros(n, np.int64), fit_views=features, eval_views=features)
 
 
 def afford(
-    name: str, n: int, d: int, *, outputs: int = 10, memory: int | None = None, asked_for: bool = False
+    name: str, n: int, d: int, *, outputs: int = 10, memory: int | None = None, named: bool = False
 ) -> str | None:
-    return cannot_afford(name, {"train": part(n, d)}, outputs, memory=memory, asked_for=asked_for)
+    return reason_to_leave_out(find_head(name), {"train": split(n, d)}, outputs, memory=memory, named=named)
 
 
 def test_a_head_that_would_take_hours_is_left_out_unless_it_is_named() -> None:
@@ -83,26 +85,27 @@ def test_a_head_that_would_take_hours_is_left_out_unless_it_is_named() -> None:
     assert "would take about" in reason
     assert "days;" in reason or " h;" in reason
     assert "--head rbf_svm" in reason
-    assert afford("rbf_svm", 120_000, 512, memory=1 << 50, asked_for=True) is None
+    assert afford("rbf_svm", 120_000, 512, memory=1 << 50, named=True) is None
     for name in list_heads():
         assert afford(name, 5000, 768) is None, name
 
 
 def test_a_head_that_needs_more_memory_than_there_is_is_left_out() -> None:
     assert afford("gda", 24, 31_360) is None  # in the space of the rows
-    for asked_for in (False, True):
-        reason = afford("gda", 40_000, 31_360, memory=4 << 30, asked_for=asked_for)
+    for named in (False, True):
+        reason = afford("gda", 40_000, 31_360, memory=4 << 30, named=named)
         assert reason is not None
         assert reason.startswith(("needs about 5", "needs about 6"))
         assert "4.3 GB may be used (--memory)" in reason
     with pytest.raises(HeadError, match="head 'gda' needs about .* GB of memory"):
-        check_affordable("gda", {"train": part(40_000, 31_360)}, 3, memory=4 << 30)
+        check_limits(find_head("gda"), {"train": split(40_000, 31_360)}, 3, memory=4 << 30)
     assert afford("logistic", 1000, 512, memory=0) is None
 
 
 def test_time_grows_with_the_square_of_the_rows_where_it_does() -> None:
-    assert seconds_needed("rbf_svm", 5000, 64, 2) == pytest.approx(4 * seconds_needed("rbf_svm", 2500, 64, 2))
-    assert seconds_needed("rbf_svm", 2500, 64, 2) < 60
-    assert 3600 < seconds_needed("rbf_svm", 120_000, 512, 2) < 10**6
-    assert seconds_needed("logistic", 10**7, 2048, 1000) == 0
+    svm, logistic = find_head("rbf_svm"), find_head("logistic")
+    assert svm.seconds_needed(5000, 64, 2) == pytest.approx(4 * svm.seconds_needed(2500, 64, 2))
+    assert svm.seconds_needed(2500, 64, 2) < 60
+    assert 3600 < svm.seconds_needed(120_000, 512, 2) < 10**6
+    assert logistic.seconds_needed(10**7, 2048, 1000) == 0
     assert MAX_SECONDS <= 3600

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featurecache.evaluation.bootstrap import weights_of_resamples
 from featurecache.evaluation.comparison import compare
-from featurecache.evaluation.divisions import Division, divide
-from featurecache.evaluation.parts import Part
-from featurecache.evaluation.protocol import evaluate_head
-from featurecache.evaluation.resampling import weights_of_resamples
+from featurecache.evaluation.memory_budget import MemoryBudget
+from featurecache.evaluation.resampling import Resampling, resample
+from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import folds
-from featurecache.evaluation.staging import Staging
+from featurecache.evaluation.splits import SplitData
 from featurecache.heads.fitting import fit_head
 from featurecache.heads.registry import head_grid, make_head
 from featurecache.machine import free_memory
@@ -69,7 +69,7 @@ def test_near_neighbours_weigh_more() -> None:
 
 
 def test_half_of_the_free_memory_is_for_features(tmp_path: Path) -> None:
-    share = Staging(tmp_path).left / free_memory()
+    share = MemoryBudget(tmp_path).left / free_memory()
     assert 0.35 < share < 0.65  # heads need as much again for their own copies
 
 
@@ -83,7 +83,7 @@ def test_folds_leave_most_rows_to_fit_on_and_are_few() -> None:
 def test_a_quarter_is_held_out_where_there_is_no_validation_part() -> None:
     y = np.arange(200) % 2
     X = np.zeros((200, 1, 1), np.float32)
-    divided = divide({"train": Part(y=y, fitted=X, judged=X)}, Division(seed=0))
+    divided = resample({"train": SplitData(y=y, fit_views=X, eval_views=X)}, Resampling(seed=0))
     assert len(divided["validation"]) == 50
     assert np.bincount(divided["validation"].y).tolist() == [25, 25]
 

@@ -14,7 +14,7 @@ from sklearn.covariance import ledoit_wolf
 
 from featurecache.heads.encoding import encode_estimator
 from featurecache.heads.fitting import fit_head
-from featurecache.heads.gaussian import GaussianDiscriminant
+from featurecache.heads.gda import GaussianDiscriminant
 from featurecache.heads.registry import make_head
 
 
@@ -49,7 +49,7 @@ def test_both_forms_are_the_shrunk_covariance(seed, n_samples, n_features, n_cla
         + mean
         + rng.normal(size=(n_classes, n_features))[y]
     )
-    head, new = GaussianDiscriminant().fit(X, y), X[:4] + 0.1 * rng.normal(size=(4, n_features))
+    head, new = GaussianDiscriminant(standardize=False).fit(X, y), X[:4] + 0.1 * rng.normal(size=(4, n_features))
     shrinkage = ledoit_wolf(X - np.stack([X[y == k].mean(axis=0) for k in range(n_classes)])[y], assume_centered=True)[
         1
     ]
@@ -62,7 +62,7 @@ def test_both_forms_are_the_shrunk_covariance(seed, n_samples, n_features, n_cla
 def test_classes_of_single_rows():
     """No residual is left, so all directions are alike: the class of the nearest row."""
     X = np.random.default_rng(0).normal(size=(6, 40))
-    head = GaussianDiscriminant().fit(X, np.arange(6))
+    head = GaussianDiscriminant(standardize=False).fit(X, np.arange(6))
     assert head.predict(X + 0.01).tolist() == list(range(6))
     assert np.allclose(head.predict_log_proba(X), reference(X, np.arange(6), X), rtol=1e-8, atol=1e-8)
 

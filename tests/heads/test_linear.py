@@ -17,19 +17,20 @@ from sklearn.preprocessing import StandardScaler
 
 from featurecache.heads import checks
 from featurecache.heads.fitting import fit_folds
-from featurecache.heads.linear import losses
-from featurecache.heads.linear.classifier import named
-from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-from featurecache.heads.linear.history import History
-from featurecache.heads.linear.normal_equations import System
-from featurecache.heads.linear.objective import Labelling, Objective
-from featurecache.heads.linear.path import LinearFamily, search
-from featurecache.heads.linear.ridge import RidgeProbe
-from featurecache.heads.linear.solver import Minimiser, Tolerance
-from featurecache.heads.nearest import CosineKnn
-from featurecache.heads.rows import Rows
+from featurecache.heads.fold_blocks import FoldBlocks, Moments
+from featurecache.heads.knn import CosineKnn
+from featurecache.heads.linear_svm import LinearSvmProbe
+from featurecache.heads.logistic import LogisticProbe
+from featurecache.heads.ridge import RidgeProbe
+from featurecache.heads.solver import path
+from featurecache.heads.solver.classifier import class_of_margins
+from featurecache.heads.solver.history import History
+from featurecache.heads.solver.minimiser import Minimiser, Tolerance
+from featurecache.heads.solver.normal_equations import System
+from featurecache.heads.solver.objective import LinearProblem, Objective, Softmax, SquaredHinge
+from featurecache.heads.solver.path import LinearPath, search_path
 
-STRENGTHS = [1e-4, 1e-2, 1.0]
+VALUES = [1e-4, 1e-2, 1.0]
 
 
 def rows(n_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +53,7 @@ def standardised(probe: LogisticProbe, scaler: StandardScaler) -> tuple[np.ndarr
     return W, probe.intercept_ + probe.coef_ @ scaler.mean_
 
 
-@pytest.mark.parametrize("C", STRENGTHS)
+@pytest.mark.parametrize("C", VALUES)
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("class_weight", [None, "balanced", {0: 3.0, 1: 0.5}], ids=str)
 def test_logistic_has_the_optimum_of_scikit_learn(n_classes: int, C: float, class_weight: object) -> None:
@@ -86,11 +87,11 @@ def test_few_rows_are_solved_where_they_vary(
 
     def solve() -> list[LogisticProbe]:
         found = [each for _, fitted in fit_folds(probe, grid, X, y, fold) for each in fitted]
-        return [*found, clone(probe).fit(X, y, weight), clone(probe).set_params(Cs=STRENGTHS, cv=3).fit(X, y)]
+        return [*found, clone(probe).fit(X, y, weight), clone(probe).set_params(Cs=VALUES, cv=3).fit(X, y)]
 
     few = solve()
     repeated = np.repeat(X, weight, axis=0), np.repeat(y, weight)
-    monkeypatch.setattr(LinearFamily, "_in_row_space", LinearFamily._solve)
+    monkeypatch.setattr(path, "has_few_rows", lambda num_rows, num_features: False)
     many = solve()
     for ours, theirs in zip(few[:-2], many[:-2], strict=True):  # as near as the tolerance of a search is
         np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), atol=0.05)
@@ -171,7 +172,7 @@ def test_folds_side_by_side_equal_folds_one_by_one(head: LogisticProbe, n_classe
     X, y = rows(n_classes)
     fold = np.arange(len(y)) % 4 - 1  # some rows are never held out
     param = "alpha" if isinstance(head, RidgeProbe) else "C"
-    for setting, estimators in head.fit_folds(X, y, fold, [{param: each} for each in STRENGTHS]):
+    for setting, estimators in head.fit_path(X, y, fold, [{param: each} for each in VALUES]):
         assert len(estimators) == 3
         for number, estimator in enumerate(estimators):
             alone = clone(head).set_params(**setting).fit(X[fold != number], y[fold != number])
@@ -183,10 +184,10 @@ def test_folds_side_by_side_equal_folds_one_by_one(head: LogisticProbe, n_classe
 def test_a_search_chooses_by_rows_that_were_held_out() -> None:
     X, y = rows(3)
     cv = StratifiedKFold(4, shuffle=True, random_state=1)
-    probe = LogisticProbe(Cs=STRENGTHS, cv=cv).fit(X, y)
-    by_hand = [np.mean(cross_val_predict(LogisticProbe(C=C), X, y, cv=cv) == y) for C in STRENGTHS]
+    probe = LogisticProbe(Cs=VALUES, cv=cv).fit(X, y)
+    by_hand = [np.mean(cross_val_predict(LogisticProbe(C=C), X, y, cv=cv) == y) for C in VALUES]
     assert np.allclose(probe.scores_, by_hand, atol=1.5 / len(y))
-    assert STRENGTHS[int(probe.scores_.argmax())] == probe.C_
+    assert VALUES[int(probe.scores_.argmax())] == probe.C_
     assert np.allclose(probe.coef_, LogisticProbe(C=probe.C_).fit(X, y).coef_, rtol=1e-5, atol=1e-8)
 
 
@@ -220,7 +221,7 @@ def test_a_file_larger_than_memory_gives_the_same_head(tmp_path: Path) -> None:
     memory = X.astype(np.float32)
     mapped = np.memmap(tmp_path / "x.bin", np.float32, "w+", shape=memory.shape)
     mapped[:] = memory
-    for Cs in (None, STRENGTHS):
+    for Cs in (None, VALUES):
         a, b = (LogisticProbe(C=0.01, Cs=Cs).fit(each, y) for each in (memory, mapped))
         assert np.allclose(a.coef_, b.coef_, rtol=1e-3, atol=1e-6)
         assert a.C_ == b.C_
@@ -263,8 +264,8 @@ def test_a_path_takes_far_fewer_looks_at_the_rows_than_its_strengths_by_themselv
     X, y = load_digits(return_X_y=True)
 
     def looks(Cs: list[float]) -> int:
-        path = LogisticProbe().fit_folds(X.astype(np.float32), y, np.arange(len(y)) % 5, [{"C": C} for C in Cs])
-        return sum(max(estimator.n_iter_ for estimator in fitted) for _, fitted in path)
+        found = LogisticProbe().fit_path(X.astype(np.float32), y, np.arange(len(y)) % 5, [{"C": C} for C in Cs])
+        return sum(max(estimator.n_iter_ for estimator in fitted) for _, fitted in found)
 
     Cs = np.logspace(-4, 0, 17).tolist()
     assert looks(Cs) < 0.27 * sum(looks([C]) for C in Cs)
@@ -273,15 +274,15 @@ def test_a_path_takes_far_fewer_looks_at_the_rows_than_its_strengths_by_themselv
 def test_what_is_remembered_of_the_curvature_stays_exact_when_the_strength_changes() -> None:
     X, y = rows(3)
     never = np.full(len(y), -1)
-    labelling = Labelling(y=y, fold=never, num_classes=3, loss=losses.Softmax(), left_out=[-1])
-    objective = Objective([Rows(X, y, never, dtype=torch.float64)], [labelling])
+    data = FoldBlocks(X, y, never, dtype=torch.float64)
+    objective = Objective(data, LinearProblem(Softmax(), [-1]), Moments.of(data), data)
     minimiser = Minimiser(objective, Tolerance(decrease=1e-6, gradient=1e-6, max_iter=5), torch.float64)
     before, after = torch.tensor([0.1]), torch.tensor([0.003])
     theta, group = minimiser.solve(before), torch.tensor([0])
     history, shape = minimiser._history, theta.shape
     count = int(history.count[0])
     old = history._changed[0, :count].clone()
-    minimiser._change_strength(after)
+    minimiser._change_penalty(after)
     assert count
     for place in range(count):
         moved = history._moved[0, place].view(shape)
@@ -336,12 +337,12 @@ def test_a_feature_that_varies_in_one_fold_alone_is_none_for_the_others() -> Non
     y = (X[:, 0] + 0.3 * rng.normal(size=400) > 0).astype(int)
     X[:, 7] = np.where(fold == 0, rng.normal(size=400), 0.0)
     for head, settings in ((LogisticProbe(), [{"C": 1e-2}, {"C": 1.0}]), (RidgeProbe(), [{"alpha": 10.0}])):
-        for _, (first, *_rest) in head.fit_folds(X, y, fold, settings):
+        for _, (first, *_rest) in head.fit_path(X, y, fold, settings):
             assert abs(first.coef_[0, 7]) < 0.01
             assert first.score(X[fold == 0], y[fold == 0]) > 0.8
 
 
-@pytest.mark.parametrize("head", [LogisticProbe(Cs=STRENGTHS), RidgeProbe(alphas=STRENGTHS, cv=5)], ids=str)
+@pytest.mark.parametrize("head", [LogisticProbe(Cs=VALUES), RidgeProbe(alphas=VALUES, cv=5)], ids=str)
 def test_rows_without_weight_are_as_if_they_were_not_there(head: LogisticProbe) -> None:
     X, y = rows(3)
     weight, groups = np.where(np.arange(len(y)) % 5 == 0, 0.0, 1.0), np.arange(len(y)) // 2
@@ -363,11 +364,10 @@ def test_rows_without_weight_are_as_if_they_were_not_there(head: LogisticProbe) 
 def test_a_class_that_is_in_one_fold_alone_is_not_named_without_it() -> None:
     X, y = rows(3)
     fold = np.where(y == 2, 0, 1 + np.arange(len(y)) % 2)
-    for loss in (losses.Softmax(), losses.SquaredHinge()):
-        labelling = Labelling(y=y, fold=fold, num_classes=3, loss=loss, left_out=[0, 1, 2])
-        found = search(LinearFamily(), Rows(X, y, fold), labelling, STRENGTHS)
-        assert not (named(found.margins[fold == 0]) == 2).any()
-        assert (named(found.margins[fold != 0]) == y[fold != 0]).mean() > 0.9
+    for loss in (Softmax(), SquaredHinge()):
+        found = search_path(LinearPath(), FoldBlocks(X, y, fold), LinearProblem(loss, [0, 1, 2]), VALUES)
+        assert not (class_of_margins(found.margins[fold == 0]) == 2).any()
+        assert (class_of_margins(found.margins[fold != 0]) == y[fold != 0]).mean() > 0.9
 
 
 def test_the_scale_of_features_does_not_end_a_fit_early() -> None:
@@ -376,7 +376,7 @@ def test_the_scale_of_features_does_not_end_a_fit_early() -> None:
     kept = np.concatenate([np.flatnonzero(y == each)[:45] for each in range(3)])
     X, y = StandardScaler().fit_transform(X[kept]), y[kept]
     plain, small = (
-        LogisticProbe(standardize=False, Cs=[C / scale**2 for C in STRENGTHS]).fit(X * scale, y) for scale in (1, 1e-9)
+        LogisticProbe(standardize=False, Cs=[C / scale**2 for C in VALUES]).fit(X * scale, y) for scale in (1, 1e-9)
     )
     assert np.allclose(plain.scores_, small.scores_, atol=0.02)
 

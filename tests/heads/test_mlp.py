@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import HeadError
 from featurecache.heads.fitting import fit_estimator
-from featurecache.heads.gradient.mlp import MlpProbe
+from featurecache.heads.mlp import MlpClassifier
 
 SETTINGS: list[dict[str, Any]] = [
     {"hidden_layers": 0, "learning_rate": 0.01},
@@ -30,14 +30,14 @@ def digits(num_rows: int = 1797, dtype: Any = np.float64) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("num_rows", [300, 1797])  # all steps, and stopped early
-def test_side_by_side_each_is_what_it_is_alone(num_rows):
+def test_path_params_each_is_what_it_is_alone(num_rows):
     X, y = digits(num_rows)
     fold = np.arange(len(y)) % 4 - 1  # some rows are never held out
-    head = MlpProbe(width=16, epochs=6, patience=2)
-    together = list(head.fit_folds(X, y, fold, SETTINGS))
+    head = MlpClassifier(width=16, epochs=6, patience=2)
+    together = list(head.fit_path(X, y, fold, SETTINGS))
     assert [setting for setting, _ in together] == SETTINGS
     for setting, estimators in together:
-        ((_, alone),) = clone(head).fit_folds(X, y, fold, [setting])
+        ((_, alone),) = clone(head).fit_path(X, y, fold, [setting])
         assert len(estimators) == 3
         for found, expected in zip(estimators, alone, strict=True):
             assert found.get_params() == clone(head).set_params(**setting).get_params()
@@ -48,12 +48,12 @@ def test_side_by_side_each_is_what_it_is_alone(num_rows):
 def test_a_fold_is_never_seen():
     X, y = digits(1200)
     fold = np.where(np.arange(len(y)) < 300, 0, -1)
-    head = MlpProbe(epochs=3, width=8)
+    head = MlpClassifier(epochs=3, width=8)
     spoiled = X.copy()
     spoiled[:300] = np.random.default_rng(0).normal(50, 30, (300, X.shape[1]))
     changed = np.where(fold == 0, (y + 1) % 10, y)
-    ((_, (first,)),) = head.fit_folds(X, y, fold, [{}])
-    ((_, (second,)),) = clone(head).fit_folds(spoiled, changed, fold, [{}])
+    ((_, (first,)),) = head.fit_path(X, y, fold, [{}])
+    ((_, (second,)),) = clone(head).fit_path(spoiled, changed, fold, [{}])
     np.testing.assert_allclose(first.decision_function(X), second.decision_function(X), atol=1e-9)
 
 
@@ -61,7 +61,7 @@ def test_a_memory_map_trains_the_same(tmp_path):
     X, y = digits(dtype=np.float32)
     np.save(tmp_path / "X.npy", X)
     mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
-    found, expected = (MlpProbe(epochs=3, width=16).fit(rows, y) for rows in (mapped, X))
+    found, expected = (MlpClassifier(epochs=3, width=16).fit(rows, y) for rows in (mapped, X))
     for ours, theirs in zip(found.coefs_, expected.coefs_, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -70,7 +70,7 @@ def test_weights_are_those_of_the_round_that_did_best():
     X, y = digits()
     wrong = (np.random.default_rng(0).random(len(y)) < 0.4) & (np.arange(len(y)) < 1200)
     noisy = np.where(wrong, (y + 3) % 10, y)
-    head = MlpProbe(epochs=60, width=256, learning_rate=0.01, weight_decay=0, patience=4)
+    head = MlpClassifier(epochs=60, width=256, learning_rate=0.01, weight_decay=0, patience=4)
     stopped = clone(head).fit(X[:1200], noisy[:1200])
     through = clone(head).set_params(validation_fraction=0).fit(X[:1200], noisy[:1200])
     assert stopped.n_iter_ < through.n_iter_ == 60 * 5
@@ -82,7 +82,9 @@ def test_without_hidden_layers_it_approaches_logistic_regression():
     from sklearn.linear_model import LogisticRegression
 
     X, y = digits(300)
-    head = MlpProbe(0, learning_rate=0.05, weight_decay=0, validation_fraction=0, batch_size=300, epochs=1500).fit(X, y)
+    head = MlpClassifier(0, learning_rate=0.05, weight_decay=0, validation_fraction=0, batch_size=300, epochs=1500).fit(
+        X, y
+    )
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=1e6, max_iter=5000)).fit(X, y)
     losses = [log_loss(y, each.predict_proba(X)) for each in (head, plain)]
     assert losses[0] < losses[1] + 1e-3
@@ -91,11 +93,11 @@ def test_without_hidden_layers_it_approaches_logistic_regression():
 def test_class_weights():
     X, y = digits(900)
     counts = np.bincount(y)
-    balanced = MlpProbe(epochs=3, class_weight="balanced").fit(X, y)
-    by_hand = MlpProbe(epochs=3, class_weight=dict(enumerate(len(y) / 10 / counts))).fit(X, y)
+    balanced = MlpClassifier(epochs=3, class_weight="balanced").fit(X, y)
+    by_hand = MlpClassifier(epochs=3, class_weight=dict(enumerate(len(y) / 10 / counts))).fit(X, y)
     np.testing.assert_allclose(balanced.decision_function(X), by_hand.decision_function(X), atol=1e-9)
-    ignored = MlpProbe(epochs=3, class_weight={3: 0.0}).fit(X, y)
-    assert (MlpProbe(epochs=3).fit(X, y).predict(X) == 3).sum() > 50
+    ignored = MlpClassifier(epochs=3, class_weight={3: 0.0}).fit(X, y)
+    assert (MlpClassifier(epochs=3).fit(X, y).predict(X) == 3).sum() > 50
     assert (ignored.predict(X) == 3).sum() < 5
 
 
@@ -103,8 +105,8 @@ def test_rows_without_weight_are_not_there():
     X, y = digits(900)
     weight = (np.arange(len(y)) % 3 > 0).astype(float)
     X[weight == 0] = 1e3
-    found = MlpProbe(epochs=3).fit(X, y, sample_weight=weight)
-    expected = MlpProbe(epochs=3).fit(X[weight > 0], y[weight > 0])
+    found = MlpClassifier(epochs=3).fit(X, y, sample_weight=weight)
+    expected = MlpClassifier(epochs=3).fit(X[weight > 0], y[weight > 0])
     np.testing.assert_array_equal(found.decision_function(X), expected.decision_function(X))
 
 
@@ -126,13 +128,13 @@ def test_rows_without_weight_are_not_there():
 def test_bad_parameters(changes, message):
     X, y = digits(200)
     with pytest.raises(ValueError, match=message):
-        MlpProbe(**({"hidden_layers": 2, "epochs": 2} | changes)).fit(X, y)
+        MlpClassifier(**({"hidden_layers": 2, "epochs": 2} | changes)).fit(X, y)
 
 
 def test_one_that_diverges_does_no_harm_to_those_beside_it():
     X, y = digits(400)
     settings = [{"learning_rate": 1e300}, {"learning_rate": 0.01}]
-    (_, (lost,)), (_, (found,)) = MlpProbe(2, epochs=5).fit_folds(X, y, np.full(400, -1), settings)
+    (_, (lost,)), (_, (found,)) = MlpClassifier(2, epochs=5).fit_path(X, y, np.full(400, -1), settings)
     np.testing.assert_allclose(lost.predict_proba(X), 0.1)
     assert found.score(X, y) > 0.9
 
@@ -140,4 +142,4 @@ def test_one_that_diverges_does_no_harm_to_those_beside_it():
 def test_a_head_that_diverges_is_named():
     X, y = digits(200)
     with pytest.raises(HeadError, match="head 'mlp' cannot be fitted .*: training diverges"):
-        fit_estimator(MlpProbe(2, learning_rate=1e300), X, y, name="mlp")
+        fit_estimator(MlpClassifier(2, learning_rate=1e300), X, y, name="mlp")

@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
@@ -14,14 +13,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import HeadError, UnknownNameError
+from featurecache.heads.baseline import MeanRegressor
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.encoding import decode_estimator, encode_estimator
 from featurecache.heads.fitting import fit_folds
-from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
-from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-from featurecache.heads.linear.ridge import RidgeRegressor
-from featurecache.heads.nearest import CosineKnnRegressor
+from featurecache.heads.knn import CosineKnnRegressor
+from featurecache.heads.linear_svm import LinearSvmProbe
+from featurecache.heads.logistic import LogisticProbe
+from featurecache.heads.mlp import MlpClassifier, MlpRegressor
 from featurecache.heads.registry import head_grid, list_heads, make_head, register_head
+from featurecache.heads.ridge import RidgeRegressor
 
 KINDS = [(kind, name) for kind in ("labels", "numbers") for name in list_heads(kind=kind)]
 
@@ -58,11 +59,11 @@ def test_heads_learn_and_are_kept(kind, name, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
-def test_folds_side_by_side_are_what_each_is_alone(kind, name):
+def test_folds_path_params_are_what_each_is_alone(kind, name):
     X, y = data(kind)
     fold, grid = np.arange(120) % 3, head_grid(name, 80, kind=kind)[:4]
     head = make_head(name, kind=kind)
-    found = list(fit_folds(head, grid, X, y, fold, name=name))
+    found = list(fit_folds(head, grid, X, y, fold))
     assert [setting for setting, _ in found] == grid
     for setting, estimators in found[-1:]:
         for number, estimator in enumerate(estimators):
@@ -90,7 +91,7 @@ def test_a_label_that_never_or_always_holds():
     said = LogisticProbe(C=1.0).fit(X, y).predict_proba(X)
     assert (said[:, 0] < 0.1).all()
     assert (said[:, 1] > 0.9).all()
-    assert np.isfinite(MlpProbe().fit(X, y).predict_proba(X)).all()
+    assert np.isfinite(MlpClassifier().fit(X, y).predict_proba(X)).all()
 
 
 def test_strengths_are_chosen_for_all_labels():
@@ -142,7 +143,7 @@ def test_numbers_far_from_zero_are_learned():
     assert np.ptp(MlpRegressor().fit(X, np.full(120, 7.0)).predict(X)) < 1
 
 
-@pytest.mark.parametrize("head", [LogisticProbe, MlpProbe])
+@pytest.mark.parametrize("head", [LogisticProbe, MlpClassifier])
 def test_what_labels_cannot_be(head):
     X, y = data("labels")
     with pytest.raises(ValueError, match="given as zeros and ones"):
@@ -156,8 +157,8 @@ def test_what_labels_cannot_be(head):
 @pytest.mark.parametrize(
     ("head", "name", "spoil", "message"),
     [
-        (DummyRegressor(), "constant_", lambda a: np.tile(a, (2, 1)), "not as many finite ones"),
-        (DummyRegressor(), "constant_", lambda a: a * np.nan, "not as many finite ones"),
+        (MeanRegressor(), "constant_", lambda a: np.tile(a, (2, 1)), "not finite ones in one row"),
+        (MeanRegressor(), "constant_", lambda a: a * np.nan, "not finite ones in one row"),
         (RidgeRegressor(), "intercept_", lambda a: a[:1], "do not belong together"),
         (RidgeRegressor(), "coef_", lambda a: np.full_like(a, np.nan), "not finite"),
         (CosineKnnRegressor(), "targets_", lambda a: a[:5], "do not belong together"),

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from featurecache.evaluation.parts import Part
+from featurecache.evaluation.splits import SplitData
 from featurecache.heads.fitting import fit_folds
 from featurecache.heads.gradient import training
-from featurecache.heads.gradient.mlp import MlpProbe, MlpRegressor
-from featurecache.heads.linear.estimators import LinearSvmProbe, LogisticProbe
-from featurecache.heads.linear.ridge import RidgeProbe
+from featurecache.heads.linear_svm import LinearSvmProbe
+from featurecache.heads.logistic import LogisticProbe
+from featurecache.heads.mlp import MlpClassifier, MlpRegressor
 from featurecache.heads.preparation import mean_and_scale, rows_to_stop_by
+from featurecache.heads.ridge import RidgeProbe
 
 SETTING = {LogisticProbe: {"C": 0.1}, LinearSvmProbe: {"C": 0.01}, RidgeProbe: {"alpha": 3.0}}
 
@@ -42,22 +43,22 @@ def test_views_of_a_sample_and_samples_of_a_group_are_handed_on_together(monkeyp
     rng = np.random.default_rng(0)
     views = rng.normal(size=(30, 2, 4))
     for groups in (None, np.arange(30) // 3):
-        part = Part(y=np.arange(30) % 3, fitted=views, judged=views[:, :1], groups=groups)
-        X, y, weight, of_rows = part.rows_to_fit()
-        head = MlpProbe(epochs=1)
+        part = SplitData(y=np.arange(30) % 3, fit_views=views, eval_views=views[:, :1], groups=groups)
+        X, y, weight, of_rows = part.fit_rows()
+        head = MlpClassifier(epochs=1)
         for _ in fit_folds(head, [{"learning_rate": 1e-3}], X, y, np.repeat(np.arange(30) // 10, 2), weight, of_rows):
             pass
         expected = np.repeat(np.arange(30) if groups is None else groups, 2)
         np.testing.assert_array_equal(seen.pop(), expected)
-    plain = Part(y=np.arange(30) % 3, fitted=views[:, :1], judged=views[:, :1])
-    assert plain.rows_to_fit().groups is None
+    plain = SplitData(y=np.arange(30) % 3, fit_views=views[:, :1], eval_views=views[:, :1])
+    assert plain.fit_rows().groups is None
 
 
 def test_units_are_those_of_the_rows_that_are_fitted_on():
     rng = np.random.default_rng(0)
     X, fold = rng.normal(size=(90, 4)), np.arange(90) // 30
     y = X[:, :1] + np.array([0.0, 100.0, 10_000.0])[fold][:, None]
-    ((_, fitted),) = MlpRegressor(epochs=1).fit_folds(X, y, fold, [{"learning_rate": 1e-3}])
+    ((_, fitted),) = MlpRegressor(epochs=1).fit_path(X, y, fold, [{"learning_rate": 1e-3}])
     for each, estimator in enumerate(fitted):
         mean, scale = mean_and_scale(y[fold != each], None)
         np.testing.assert_array_equal([estimator.target_mean_, estimator.target_scale_], [mean, scale])
@@ -75,7 +76,7 @@ def test_shrunk_variances_are_those_of_rescaled_features(probe, rows, features):
     found = clone(probe).set_params(prior_rows=10.0).fit(X, y)
     by_hand = clone(probe).set_params(standardize=False).fit((X - X.mean(axis=0)) / scale, y)
     np.testing.assert_allclose(found.coef_ * scale, by_hand.coef_, rtol=1e-4, atol=1e-6)
-    ((_, (held_out, *_)),) = found.fit_folds(X, y, np.arange(rows) // (rows // 2), [SETTING[type(probe)]])
+    ((_, (held_out, *_)),) = found.fit_path(X, y, np.arange(rows) // (rows // 2), [SETTING[type(probe)]])
     half = slice(rows // 2, None)
     again = clone(found).set_params(**SETTING[type(probe)]).fit(X[half], y[half])
     # The search ends within its tolerance of the optimum, the last fit at the optimum.

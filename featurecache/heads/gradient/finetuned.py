@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, MultiOutputMixin, RegressorMixin
 
+from featurecache.heads.classifiers import LogitMixin
 from featurecache.heads.gradient.tuner import FineTuned
-from featurecache.heads.labelled import LogitMixin
-from featurecache.heads.linear.estimators import LogisticProbe
-from featurecache.heads.linear.ridge import RidgeRegressor
+from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.preparation import mean_and_scale
+from featurecache.heads.ridge import RidgeRegressor
 from featurecache.specs import TaskKind
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _STRENGTHS = [1e-4, 1e-3, 1e-2, 1e-1]
 
 
 class FineTunedClassifier(LogitMixin, ClassifierMixin, FineTuned):
     """Layers for classes, or for labels; see `FineTuned`."""
+
+    arrays: ClassVar[tuple[str, ...]] = ("classes_",)
+    optional_arrays: ClassVar[tuple[str, ...]] = ("n_iter_", "multilabel_", "joined_")
+
+    def to_module(self) -> nn.Module:
+        """Return probabilities, (B, n_classes)."""
+        return self._with_probabilities(super().to_module())
 
     @property
     def num_outputs(self) -> int:
@@ -55,6 +65,9 @@ class FineTunedClassifier(LogitMixin, ClassifierMixin, FineTuned):
 class FineTunedRegressor(MultiOutputMixin, RegressorMixin, FineTuned):
     """Layers for numbers; see `FineTuned`."""
 
+    arrays: ClassVar[tuple[str, ...]] = ("flat_", "target_mean_", "target_scale_")
+    optional_arrays: ClassVar[tuple[str, ...]] = ("n_iter_", "joined_")
+
     flat_: bool
     """Numbers came as (n_samples,)."""
     target_mean_: NDArray[np.float64]
@@ -69,6 +82,14 @@ class FineTunedRegressor(MultiOutputMixin, RegressorMixin, FineTuned):
     def num_outputs(self) -> int:
         """How many numbers there are."""
         return len(self.target_mean_)
+
+    def to_module(self) -> nn.Module:
+        """Return the numbers, (B, n_targets)."""
+        from torch import nn
+
+        from featurecache.heads.modules import Rescale
+
+        return nn.Sequential(super().to_module(), Rescale(mean=self.target_mean_, scale=self.target_scale_))
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the numbers, (n_samples,) or (n_samples, n_targets)."""

@@ -19,7 +19,8 @@ from featurecache.heads.checks import (
     checked_to_fit,
     is_small,
 )
-from featurecache.heads.labelled import LogitMixin
+from featurecache.heads.classifiers import LogitMixin
+from featurecache.heads.head import HeadMixin
 from featurecache.heads.preparation import mean_and_scale
 from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
     from featurecache.heads.gradient.training import Trained
 
 
-class GradientEstimator(BaseEstimator):
+class GradientEstimator(HeadMixin, BaseEstimator):
     """Training, whatever is said of a row."""
 
     streams: ClassVar[bool] = True
     takes_unknown: ClassVar[bool] = True
     """Whether some of several labels or numbers of a row may be unknown."""
-    side_by_side: ClassVar[frozenset[str]]
+    path_params: ClassVar[frozenset[str]]
     """Parameters in which settings may differ that are trained side by side."""
     _shape: ClassVar[tuple[str, ...]]
     """Those of them that say the shape of a model."""
@@ -99,11 +100,11 @@ class GradientEstimator(BaseEstimator):
         # torch is loaded by those who fit, not by those who list heads.
         import torch
 
+        from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks
         from featurecache.heads.gradient.bank import Setting
         from featurecache.heads.gradient.training import Schedule, Weighting, train
-        from featurecache.heads.rows import NO_FOLD, Rows
 
-        own = {name: getattr(self, name) for name in self.side_by_side}
+        own = {name: getattr(self, name) for name in self.path_params}
         models = []
         for merged in (own | dict(setting) for setting in settings):
             self._check(merged)
@@ -117,7 +118,7 @@ class GradientEstimator(BaseEstimator):
         )
         left_out = [int(each) for each in np.unique(fold) if each != NO_FOLD] or [NO_FOLD]
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        rows = Rows(X, y, fold, weight, group, dtype=dtype, device=self.device)
+        rows = FoldBlocks(X, y, fold, weight, group, dtype=dtype, device=self.device)
         balanced = isinstance(class_weight, str)
         weighting = Weighting(balanced=balanced, of_class=None if isinstance(class_weight, str) else class_weight)
         # Steps on few rows are so short that threads spend them waiting for each other.
@@ -143,8 +144,8 @@ class GradientEstimator(BaseEstimator):
         return self
 
 
-class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
-    """Use `MlpProbe` or `AttentiveProbe`."""
+class GradientClassifier(LogitMixin, ClassifierMixin, GradientEstimator):
+    """Use `MlpClassifier` or `AttentiveClassifier`."""
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
@@ -171,7 +172,7 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
         self._refuse_divergence(trained)
         return self._fitted(trained, rows.dtype)
 
-    def fit_folds(
+    def fit_path(
         self,
         X: NDArray[Any],
         y: NDArray[Any],
@@ -189,7 +190,7 @@ class GradientProbe(LogitMixin, ClassifierMixin, GradientEstimator):
         fold : ndarray of int (n_samples,)
             -1 for rows that are never held out. The rows outside each fold must be of all classes.
         settings : sequence of mapping
-            Parameters among `side_by_side`, others stay as they are.
+            Parameters among `path_params`, others stay as they are.
         sample_weight, groups : ndarray (n_samples,), optional
             As for `fit`; weights above 0.
 
@@ -236,7 +237,7 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         Parameters
         ----------
         X, sample_weight, groups
-            As for `GradientProbe.fit`.
+            As for `GradientClassifier.fit`.
         y : array-like of shape (n_samples,) or (n_samples, n_targets)
 
         Raises
@@ -249,7 +250,7 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         self._refuse_divergence(trained)
         return self._fitted(trained, rows.dtype)
 
-    def fit_folds(
+    def fit_path(
         self,
         X: NDArray[Any],
         y: NDArray[Any],
@@ -258,7 +259,7 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         sample_weight: NDArray[np.float64] | None = None,
         groups: NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[Mapping[str, Any], list[Self]]]:
-        """Train all settings side by side; see `GradientProbe.fit_folds`. Each fold has units of its own."""
+        """Train all settings side by side; see `GradientClassifier.fit_path`. Each fold has units of its own."""
         self.n_features_in_ = X.shape[1]
         fitted: list[list[Self]] = [[] for _ in settings]
         for each in np.unique(fold[fold >= 0]).tolist() or [None]:

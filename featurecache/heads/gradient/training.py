@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
 from featurecache.heads.gradient.bank import Bank, Layers, Setting, Sizes
 from featurecache.heads.preparation import balanced_weights, rows_to_stop_by
-from featurecache.heads.rows import NO_FOLD, Moments, Rows
 from featurecache.specs import TaskKind
 
 _ROWS_TO_LOOK_AT = 4096
@@ -71,7 +71,7 @@ class Weighting:
     balanced: bool = False
     of_class: NDArray[np.float64] | None = None
 
-    def of_rows(self, rows: Rows, counts_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    def of_rows(self, rows: FoldBlocks, counts_C: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the weight of each row, given the total weight of each class among those that are fitted on."""
         weight = np.ones(len(rows.y)) if rows.weight is None else rows.weight.copy()
         if self.balanced:
@@ -89,7 +89,7 @@ class Trained(NamedTuple):
 
 
 def train(
-    rows: Rows,
+    rows: FoldBlocks,
     settings: Sequence[Setting],
     left_out: Sequence[int],
     schedule: Schedule,
@@ -103,7 +103,7 @@ def train(
 
     Parameters
     ----------
-    rows : Rows
+    rows : FoldBlocks
         Features are read by the batch.
     settings : sequence of Setting
     left_out : sequence of int
@@ -138,7 +138,7 @@ class _Trainer:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: FoldBlocks,
         settings: Sequence[Setting],
         left_out: Sequence[int],
         schedule: Schedule,

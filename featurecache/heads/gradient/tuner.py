@@ -6,6 +6,7 @@ function that makes them, and keeps what training changed.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from abc import abstractmethod
@@ -19,15 +20,19 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featurecache.errors import HeadError
 from featurecache.hashing import digest_arrays
 from featurecache.heads.checks import check_whole_number, checked_to_fit
 from featurecache.heads.gradient.reading import Draw, InputReader, ahead, blocks
 from featurecache.heads.gradient.trainings import Trainings, rise
+from featurecache.heads.head import Arrays, HeadMixin
 from featurecache.heads.preparation import rows_to_stop_by
 from featurecache.heads.threads import all_threads, one_thread
 from featurecache.specs import BatchNormPolicy, TaskKind, TrainingAugmentation, TrainingPrecision
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from featurecache.heads.gradient.checkpoints import Checkpoint
     from featurecache.heads.gradient.descent import RowsToTrain
     from featurecache.heads.gradient.trainable import TrainableLayers
@@ -50,7 +55,7 @@ _EPOCHS, _LEAST_STEPS = 10, 100
 _ROWS_AT_A_TIME = 64
 
 
-class FineTuned(BaseEstimator):
+class FineTuned(HeadMixin, BaseEstimator):
     """Use `FineTunedClassifier` or `FineTunedRegressor`.
 
     Parameters
@@ -121,7 +126,7 @@ class FineTuned(BaseEstimator):
     """
 
     streams: ClassVar[bool] = True
-    side_by_side: ClassVar[frozenset[str]] = frozenset(
+    path_params: ClassVar[frozenset[str]] = frozenset(
         {
             "learning_rate",
             "pretrained_factor",
@@ -133,6 +138,7 @@ class FineTuned(BaseEstimator):
             "augment",
         }
     )
+    relative_seconds: ClassVar[float] = 1000.0
     not_kept: ClassVar[frozenset[str]] = frozenset(
         {"layers", "description", "device", "checkpoints", "checkpoint_seconds", "resume", "reader", "trainings"}
     )
@@ -253,7 +259,7 @@ class FineTuned(BaseEstimator):
         )
         return self._fit_on(np.arange(len(rows)), rows, said, weight, group, self._digest_of(rows))
 
-    def fit_folds(
+    def fit_path(
         self,
         X: NDArray[Any],
         y: NDArray[Any],
@@ -291,6 +297,43 @@ class FineTuned(BaseEstimator):
             yield setting, fitted
         if diverged is not None and not num_good:
             raise diverged
+
+    def to_arrays(self) -> Arrays:
+        """See `featurecache.heads.head.Head`: the tensors that training changed."""
+        kept = {f"arrays_.{index}": np.asarray(array) for index, array in enumerate(self.arrays_)}
+        return super().to_arrays() | {"names_": np.array(self.names_, dtype=object)} | kept
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, **params: Any) -> Self:
+        """See `featurecache.heads.head.Head`; the head can predict when its layers are attached."""
+        kept = [arrays[f"arrays_.{index}"] for index in range(len(arrays)) if f"arrays_.{index}" in arrays]
+        names = arrays.get("names_")
+        own = {name: array for name, array in arrays.items() if name != "names_" and "." not in name}
+        if names is None or names.ndim != 1 or len(own) + len(kept) + 1 != len(arrays) or len(kept) != len(names):
+            raise HeadError("the names and values of its layers do not belong together")
+        head = super().from_arrays(own, **params)
+        head.names_, head.arrays_ = names.tolist(), kept
+        head._check_layers()
+        return head
+
+    def to_module(self) -> nn.Module:
+        """Return what the layers give, (B, n_outputs)."""
+        from featurecache.heads.modules import TrainedLayers
+
+        return TrainedLayers(copy.deepcopy(self.fitted_layers).cpu(), self.shape)
+
+    def _check_layers(self) -> None:
+        """Refuse tensors that are not numbers, and activations that have another size than the rows."""
+        if not all(isinstance(name, str) for name in self.names_) or len(set(self.names_)) < len(self.names_):
+            raise HeadError("the names of its layers are not different texts")
+        if not all(each.dtype.kind in "fib" and not np.isnan(each).any() for each in self.arrays_):
+            raise HeadError("the values of its layers are not finite numbers")
+        if not isinstance(self.shape, tuple) or not all(type(size) is int and size > 0 for size in self.shape):
+            raise HeadError(f"the shape of its activations is {self.shape!r:.80}")
+        if not isinstance(getattr(self, "joined_", False), bool):
+            raise HeadError("joined_ of its layers is neither true nor false")
+        if math.prod(self.shape) != self.n_features_in_:
+            raise HeadError(f"its activations of shape {self.shape} are not {self.n_features_in_} numbers")
 
     def _like_rows(self, X: NDArray[Any]) -> Self:
         self.n_features_in_ = X.shape[1]

@@ -1,0 +1,74 @@
+"""The bootstrap by weights: how often each resample holds each sample, and what is computed from that at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from featurecache.evaluation.intervals import Z95, wilson
+
+_NUMBERS_AT_ONCE = 4_000_000
+_RESAMPLES = 2000
+
+
+def weights_of_resamples(num_samples: int, groups: np.ndarray | None, random_state: int) -> Iterator[np.ndarray]:
+    """Yield how often each resample holds each sample, (R, num_samples) float64."""
+    rng = np.random.default_rng(random_state)
+    indices = np.arange(num_samples) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(indices.max()) + 1
+    at_once = max(1, _NUMBERS_AT_ONCE // num_samples)
+    for start in range(0, _RESAMPLES, at_once):
+        times = rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, _RESAMPLES - start))
+        yield times[:, indices].astype(np.float64)
+
+
+def num_units(num_samples: int, groups: np.ndarray | None) -> int:
+    """Return how many things are drawn: samples, or groups."""
+    return num_samples if groups is None else len(np.unique(groups))
+
+
+def expanded(point: Any, ends: np.ndarray, count: int) -> tuple[Any, Any]:
+    """Return percentiles made as much wider as Student's t is, and as few units vary too little among themselves.
+
+    Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015, section 5.3.
+    """
+    low, high = ends
+    if count < 2:
+        return low, high
+    factor = float(student_t.ppf(0.975, count - 1)) / Z95 * np.sqrt(count / (count - 1))
+    return point - factor * np.maximum(point - low, 0.0), point + factor * np.maximum(high - point, 0.0)
+
+
+def slack(count: int) -> float:
+    """Return how far from certain so many samples are that were all alike."""
+    return float(1 - wilson(count, count)[0])
+
+
+def ranked(y: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the order from the greatest prediction on, what holds in that order, and where runs of equal ones end."""
+    order = np.argsort(-predictions, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(predictions[order])), len(y) - 1)
+    return order, y[order].astype(np.float64), ends
+
+
+def ranked_where(
+    known: np.ndarray, y: np.ndarray, predictions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Do what `ranked` does for the samples whose label is known; the order is among all samples."""
+    indices = np.flatnonzero(known)
+    order, holds, ends = ranked(y[indices], predictions[indices])
+    return indices[order], holds, ends
+
+
+def average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return average precision for weights (R, n), as scikit-learn defines it; NaN where no sample holds."""
+    drawn = weights[:, order]
+    hits, seen = np.cumsum(drawn * holds, axis=1)[:, ends], np.cumsum(drawn, axis=1)[:, ends]
+    total = hits[:, -1:]
+    precision = hits / np.maximum(seen, 1e-300)
+    gained = np.diff(hits, axis=1, prepend=0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((precision * gained).sum(axis=1) / total[:, 0])

@@ -1,0 +1,68 @@
+"""Which heads can be fitted here: those that need more memory or time than there is are left out, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from featurecache.errors import HeadError
+from featurecache.evaluation.splits import SplitData
+from featurecache.heads.head import MAX_SECONDS, NamedHead
+from featurecache.machine import free_memory
+
+_LEAST_BUDGET = 1 << 30
+"""Bytes that a head may take in any case: a budget says how many features are held, and may be nothing."""
+_ROWS_OF_A_BLOCK = 4096
+_SHARE = 0.5
+"""Of the memory that is free, as in `MemoryBudget`."""
+
+
+def reason_to_leave_out(
+    head: NamedHead, splits: Mapping[str, SplitData], n_outputs: int, *, memory: int | None, named: bool
+) -> str | None:
+    """Return why a head is left out of a training, or None.
+
+    Parameters
+    ----------
+    head : NamedHead
+    splits : mapping
+        As they are evaluated; all but the last are fitted on.
+    n_outputs : int
+        Classes, labels or numbers.
+    memory : int or None
+        Bytes that may be taken; half of what is free when left out.
+    named : bool
+        Somebody asked for it by name, and has the time.
+    """
+    fit_views = [data.fit_views for name, data in splits.items() if name != "test"]
+    n_samples, n_features = sum(each.shape[0] * each.shape[1] for each in fit_views), fit_views[0].shape[2]
+    if any(data.on_disk for data in splits.values()):  # heads that stream hold a block of rows
+        n_samples = min(n_samples, _ROWS_OF_A_BLOCK)
+    budget = max(int(_SHARE * free_memory()) if memory is None else memory, _LEAST_BUDGET)
+    needed = head.memory_needed(n_samples, n_features, n_outputs)
+    if needed is not None and needed > budget:
+        return f"needs about {needed / 1e9:.1f} GB of memory, and {budget / 1e9:.1f} GB may be used (--memory)"
+    seconds = head.seconds_needed(n_samples, n_features, n_outputs)
+    if seconds > MAX_SECONDS and not named:
+        return f"would take about {in_words(seconds)}; name it with --head {head.name} to train it all the same"
+    return None
+
+
+def check_limits(head: NamedHead, splits: Mapping[str, SplitData], n_outputs: int, *, memory: int | None) -> None:
+    """Raise `HeadError` for a head that was asked for and needs more memory than there is.
+
+    Parameters
+    ----------
+    head, splits, n_outputs, memory
+        As for `reason_to_leave_out`.
+    """
+    reason = reason_to_leave_out(head, splits, n_outputs, memory=memory, named=True)
+    if reason is not None:
+        raise HeadError(f"head {head.name!r} {reason}; choose another head, or fewer features")
+
+
+def in_words(seconds: float) -> str:
+    """Write how long something takes about."""
+    for name, unit in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{max(seconds, 1):.0f} s"

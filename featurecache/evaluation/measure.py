@@ -1,0 +1,205 @@
+"""What a measure is: how heads of one kind of task predict, and by which scores they are chosen and shown.
+
+Scores of labels and numbers are scikit-learn's; their intervals, and comparisons of two heads, come from a bootstrap
+over samples, or over groups of them (Efron, 1979; Davison & Hinkley, 1997, 3.8), in which each resample is a weight for
+each sample: the scores are computed from weights for all resamples at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.stats import t as student_t
+from sklearn.base import BaseEstimator
+
+from featurecache.evaluation.bootstrap import expanded, num_units, slack, weights_of_resamples
+from featurecache.evaluation.comparison import Comparison, verdict_of
+from featurecache.evaluation.intervals import holding
+from featurecache.evaluation.prediction import split_outputs
+from featurecache.evaluation.scores import Scores
+from featurecache.evaluation.splits import SplitData
+from featurecache.specs import TaskKind
+
+
+class ScoreValues(dict[str, float]):
+    """Scores by name, each with ``_low`` and ``_high``, and ``n``, the number of samples."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of plain numbers, all finite."""
+        return dict(self)
+
+
+class Measure(ABC):
+    """How heads of one kind of task are evaluated.
+
+    Parameters
+    ----------
+    n_outputs : int
+        Classes, labels or numbers.
+    """
+
+    kind: ClassVar[TaskKind]
+    primary: ClassVar[str]
+    """The score by which heads are compared on the test split."""
+    titles: ClassVar[dict[str, str]]
+    """All scores, the primary first, and what tables call them."""
+    balanced: bool = False
+    """Classes count alike."""
+
+    def __init__(self, n_outputs: int) -> None:
+        self.n_outputs = n_outputs
+
+    @property
+    def chosen_by(self) -> str:
+        """Name of the score that `score` gives."""
+        return self.primary
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """Return the least and the greatest that a score can be."""
+        return 0.0, 1.0
+
+    @abstractmethod
+    def check(self, name: str, y: np.ndarray) -> np.ndarray:
+        """Return what is said of the samples of a split as an array, or raise `TaskError`."""
+
+    @abstractmethod
+    def score(self, y: np.ndarray, predictions: np.ndarray) -> float:
+        """Return the score by which settings and heads are chosen; the greater the better."""
+
+    @abstractmethod
+    def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
+        """Return what a head predicts, as `score` and `scores` take it.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+        data : SplitData
+        temperature : float
+            Divides the decision values of heads without probabilities of their own.
+        """
+
+    @abstractmethod
+    def predict_proba(
+        self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
+    ) -> np.ndarray:
+        """Return probabilities of classes or labels, (n_samples, n_outputs); the numbers themselves.
+
+        Parameters
+        ----------
+        estimator, data, temperature
+            As for `predict`.
+        predictions : ndarray
+            What `predict` returned.
+        """
+
+    @abstractmethod
+    def scores(
+        self, y: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None, *, random_state: int
+    ) -> Scores | ScoreValues:
+        """Return all scores with their intervals.
+
+        Parameters
+        ----------
+        y : ndarray
+            Targets, as `check` returns them.
+        predictions : ndarray
+            What `predict` returned.
+        groups : ndarray of int (n_samples,), or None
+            Samples with the same number are drawn together.
+        random_state : int
+            Of the bootstrap.
+        """
+
+    @abstractmethod
+    def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
+        """Compare the predictions of two heads for the same samples.
+
+        Parameters
+        ----------
+        y, groups
+            As for `scores`.
+        first, second : ndarray
+            Predictions of each.
+        """
+
+    @abstractmethod
+    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+        """Return scores of each class, label or number by itself.
+
+        Parameters
+        ----------
+        y, predictions
+            As for `scores`.
+        names : list of str
+            Of the classes, labels or numbers.
+        """
+
+
+class ResampledMeasure(Measure):
+    """Scores that are computed from weights."""
+
+    unbounded: ClassVar[tuple[str, ...]] = ()
+    """Scores with units, which nothing bounds from above."""
+
+    def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
+        """Return what a head predicts, (n_samples, n_outputs): the mean over what a sample is evaluated on."""
+        return split_outputs(estimator, data)
+
+    def predict_proba(
+        self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
+    ) -> np.ndarray:
+        """Return the predictions: they are what `Measure` asks for."""
+        return predictions
+
+    def scores(
+        self, y: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None, *, random_state: int
+    ) -> ScoreValues:
+        """See `Measure`."""
+        weighted = self.weighted(y, predictions)
+        draws = np.concatenate([weighted(weights) for weights in weights_of_resamples(len(y), groups, random_state)])
+        point, count = np.array(self.point(y, predictions)), num_units(len(y), groups)
+        low, high = expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), count)
+        found = ScoreValues(n=len(y))
+        for index, name in enumerate(self.titles):
+            # Where every resample is alike, the bootstrap claims a certainty that there is not.
+            certain = high[index] - low[index] < 1e-12 and name not in self.unbounded
+            wider = slack(count) if certain else 0.0
+            found[name] = float(point[index])
+            least, most = self.range_of(name)
+            ends = float(max(low[index] - wider, least)), float(min(high[index] + wider, most))
+            found[f"{name}_low"], found[f"{name}_high"] = holding(found[name], *ends)
+        return found
+
+    def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
+        """Compare by a bootstrap of the difference: both heads on the same resamples."""
+        index = list(self.titles).index(self.primary)
+        one, other = self.weighted(y, first), self.weighted(y, second)
+        draws = np.concatenate([one(w)[:, index] - other(w)[:, index] for w in weights_of_resamples(len(y), groups, 0)])
+        draws = draws[np.isfinite(draws)]
+        difference = float(self.point(y, first)[index] - self.point(y, second)[index])
+        if not len(draws):  # what is compared varies in no resample
+            return Comparison(difference, -np.inf, np.inf, 1.0, "cannot tell")
+        count = num_units(len(y), groups)
+        ends = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
+        low, high = holding(difference, *ends)
+        if high - low < 1e-12:
+            low, high = low - slack(count), high + slack(count)
+            return Comparison(difference, low, high, 1.0, verdict_of(low, high))
+        error = float(draws.std()) * np.sqrt(count / (count - 1))
+        p_value = float(2 * student_t.sf(abs(difference) / error, count - 1))
+        return Comparison(difference, low, high, p_value, verdict_of(low, high))
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """See `Measure`."""
+        return 0.0, np.inf if name in self.unbounded else 1.0
+
+    @abstractmethod
+    def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
+        """Return scikit-learn's scores, in the order of ``titles``."""
+
+    @abstractmethod
+    def weighted(self, y: np.ndarray, predictions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what gives the scores (R, n_figures) of the samples for weights (R, n_samples)."""

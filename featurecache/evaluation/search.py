@@ -1,0 +1,334 @@
+"""A search chooses one head's setting on validation rows, fits it again on all it may see, and scores it once on test.
+
+==================  =====================================  ==================  ======================
+splits given        the setting is chosen by               fitted again on     reported on
+==================  =====================================  ==================  ======================
+validation, test    score on validation                    train + validation  test
+test                cross-validation inside train          train               test
+validation          cross-validation inside train          train               validation
+==================  =====================================  ==================  ======================
+
+Nothing that is reported as "test" is used before the last column; standardisation is part of the head and sees
+the rows that the head is fitted on, no others. Groups (of one photo, of one patient) are never divided by folds, and
+intervals and comparisons draw whole groups. Heads that are fitted on several views of each sample are scored by the
+same table: on the plain features of a sample, or on the mean of the probabilities over its views.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from joblib import effective_n_jobs
+from sklearn.base import BaseEstimator, clone
+
+from featurecache.errors import HeadError
+from featurecache.evaluation.measure import Measure, ScoreValues
+from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.processes import in_processes
+from featurecache.evaluation.scores import Scores
+from featurecache.evaluation.selection import Selection
+from featurecache.evaluation.splits import SplitData, Splits, check_splits
+from featurecache.heads.checks import is_partial
+from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
+from featurecache.heads.head import NamedHead
+from featurecache.heads.registry import find_head, list_heads
+from featurecache.heads.threads import one_thread
+from featurecache.specs import TaskKind
+
+# Below this many feature values, starting a second process takes longer than fitting all heads in this one.
+WORTH_A_PROCESS = 500_000
+NEEDS_ALL_KNOWN = "needs all labels or numbers of a sample"
+HOLDS_ALL_ROWS = "holds all rows in memory"
+"""Why a head is left out where memory does not hold them."""
+HeadLike = str | NamedHead
+"""The name of a head, or a head with the name that it gets in tables."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class HeadResult:
+    """What a search found: the setting that was chosen, its scores, and the fitted estimator."""
+
+    head: str
+    params: dict[str, Any]
+    """The setting that was chosen from the head's grid."""
+    seconds: float
+    protocol: str
+    """How the setting was chosen: "validation" or "cross-validation"."""
+    selection_accuracy: float | None
+    """On the rows by which the setting was chosen; None where there are no classes."""
+    selection_score: float
+    """By which setting and head are chosen, never by the test split: `Measure.score` on those rows."""
+    balanced: bool
+    """Classes count alike, in choosing and, where the head can, in fitting."""
+    selection_y: np.ndarray
+    """Class indices of these rows, (n,) int64."""
+    selection_pred: np.ndarray
+    """What the chosen setting predicted for them, fitted on others, (n,) int64: for comparisons with other heads."""
+    selection_groups: np.ndarray | None
+    """Groups of these rows, (n,), or None."""
+    validation: Scores | ScoreValues
+    """On the validation rows, or out of fold inside train when there are none."""
+    test: Scores | ScoreValues | None
+    reported: str
+    """The split that `y_pred` and `proba` are about: "test" or "validation"."""
+    y_pred: np.ndarray
+    """Class indices on the reported split, (n,) int64; probabilities of labels, or numbers, (n, n_outputs) float64."""
+    proba: np.ndarray
+    """Probabilities of classes or labels there, (n, n_classes) float64; of numbers, the numbers."""
+    estimator: BaseEstimator
+    """Fitted on train, or on train and validation where there is a test split."""
+    temperature: float
+    """Goes with `estimator` to `predict_proba`; 1.0 for heads with probabilities of their own."""
+    converged: bool
+    n_train: int
+    """Rows that `estimator` was fitted on; each view is one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain, finite JSON values, without arrays and estimator."""
+        return {
+            "head": self.head,
+            "params": self.params,
+            "seconds": round(self.seconds, 3),
+            "protocol": self.protocol,
+            "selection_accuracy": self.selection_accuracy,
+            "selection_score": self.selection_score,
+            "balanced": self.balanced,
+            "reported": self.reported,
+            "converged": self.converged,
+            "validation": self.validation.to_json(),
+            "test": None if self.test is None else self.test.to_json(),
+        }
+
+
+def evaluate_head(
+    head: HeadLike,
+    splits: Splits,
+    n_classes: int,
+    *,
+    kind: TaskKind = "classes",
+    balanced: bool = False,
+    random_state: int = 0,
+) -> HeadResult:
+    """Choose, fit and score one head by the protocol at the top of this module.
+
+    Parameters
+    ----------
+    head : str or NamedHead
+        One of `featurecache.heads.registry.list_heads()`, or an estimator with a name.
+    splits : mapping
+        ``{"train": (X, y), "validation": (X, y), "test": (X, y)}``, the last or the middle one may be absent;
+        X (n_samples, n_features) real, y (n_samples,) class indices, or (n_samples, n_classes) labels or numbers. A
+        `SplitData` in the place of a pair has several views of each sample.
+    n_classes : int
+        Or number of labels, or of numbers.
+    kind : str
+        Of the task: ``classes``, ``labels`` or ``numbers``.
+    balanced : bool
+        Choose by balanced accuracy, and give all classes the same total weight where the head can.
+    random_state : int
+        Seeds folds, heads and bootstrap.
+
+    Raises
+    ------
+    TaskError
+        Splits that cannot be learned from or evaluated on.
+    HeadError
+        Features that are not finite, or that the head refuses.
+    """
+    named, measure = resolve(head, kind), measure_of(kind, n_classes, balanced=balanced)
+    return search(named, check_splits(splits, measure.check), measure, random_state)
+
+
+def evaluate_heads(
+    heads: Sequence[HeadLike],
+    splits: Splits,
+    n_classes: int,
+    *,
+    n_jobs: int = -1,
+    kind: TaskKind = "classes",
+    balanced: bool = False,
+    random_state: int = 0,
+    progress: Callable[[HeadResult], None] | None = None,
+) -> list[HeadResult]:
+    """Evaluate several heads, in parallel processes where the data is large enough to be worth it.
+
+    Parameters
+    ----------
+    heads, splits, n_classes, kind, balanced, random_state
+        As for `evaluate_head`.
+    n_jobs : int
+        Processes at most; -1 is one per core. Results do not depend on it.
+    progress : callable, optional
+        Called in this process with each `HeadResult` as it is ready.
+
+    Returns
+    -------
+    list of HeadResult
+        The highest selection score first; of equals, the order of ``heads``.
+
+    Raises
+    ------
+    TaskError, HeadError
+        As `evaluate_head`; a head that refuses the data is named.
+    """
+    named = {head.name: head for head in (resolve(each, kind) for each in heads)}
+    measure = measure_of(kind, n_classes, balanced=balanced)
+    checked = check_splits(splits, measure.check)
+    train = checked["train"]
+    slowest_first = sorted(named.values(), key=lambda head: -head.relative_seconds)
+    worth_it = train.fit_views.size >= WORTH_A_PROCESS and not train.on_disk
+    workers = min(effective_n_jobs(n_jobs), len(named)) if worth_it else 1
+    results = []
+    if workers == 1 and not (worth_it and any(not head.interruptible for head in named.values())):
+        for head in slowest_first:
+            results.append(search(head, checked, measure, random_state))
+            if progress is not None:
+                progress(results[-1])
+    else:
+        # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
+        arguments = ((head, checked, measure, random_state) for head in slowest_first)
+        for result in in_processes(search, arguments, workers=workers):
+            results.append(result)
+            if progress is not None:
+                progress(result)
+    return sorted(results, key=lambda each: (-each.selection_score, list(named).index(each.head)))
+
+
+def search(head: NamedHead, splits: dict[str, SplitData], measure: Measure, random_state: int) -> HeadResult:
+    """Choose the setting of a head, fit it again and score it, by the protocol at the top of this module.
+
+    Parameters
+    ----------
+    head : NamedHead
+    splits : dict
+        As `check_splits` returns them.
+    measure : Measure
+    random_state : int
+
+    Raises
+    ------
+    HeadError
+        The head refuses the data.
+    """
+    splits = {name: data if data.on_disk else data.in_memory() for name, data in splits.items()}
+    train, validation = splits["train"], splits.get("validation") if "test" in splits else None
+    reported = "test" if "test" in splits else "validation"
+    estimator = configured(head, train, measure, random_state)
+    if hasattr(estimator, "fit_path"):
+        import_module("torch")  # what it computes with: a limit on threads that is set next holds for it then
+    start = time.perf_counter()
+    # One thread always, also without other processes: sums in another order would give other last digits.
+    with one_thread():
+        selection = Selection(train, validation, measure, random_state)
+        X, y, weight, groups = train.fit_rows()
+        num_views = train.fit_views.shape[1]
+        settings = head.settings_for(selection.num_fitted * num_views)
+        fold = np.repeat(selection.fold, num_views)
+        with refusals(estimator, X, y, head.name):
+            for params, fitted in fit_folds(estimator, settings, X, y, fold, weight, groups, name=head.name):
+                selection.offer(params, fitted)
+        if validation is not None:
+            X, y, weight, groups = train.with_samples_of(validation).fit_rows()
+        final = clone(estimator).set_params(**selection.params)
+        converged = fit_estimator(final, X, y, weight, groups, name=head.name)
+        temperature, data = selection.temperature(), splits[reported]
+        y_pred = measure.predict(final, data, temperature)
+        proba = measure.predict_proba(final, data, temperature, y_pred)
+        scores = measure.scores(data.y, y_pred, data.groups, random_state=random_state)
+        chosen = scores
+        if reported == "test":
+            chosen = measure.scores(
+                selection.data.y, selection.y_pred, selection.data.groups, random_state=random_state
+            )
+    return HeadResult(
+        head=head.name,
+        params=selection.params,
+        seconds=time.perf_counter() - start,
+        protocol=selection.protocol,
+        selection_accuracy=selection.accuracy,
+        selection_score=selection.score,
+        balanced=measure.balanced,
+        selection_y=selection.data.y,
+        selection_pred=selection.y_pred,
+        selection_groups=selection.data.groups,
+        validation=chosen,
+        test=scores if reported == "test" else None,
+        reported=reported,
+        y_pred=y_pred,
+        proba=proba,
+        estimator=final,
+        temperature=temperature,
+        converged=converged,
+        n_train=len(y),
+    )
+
+
+def resolve(head: HeadLike, kind: TaskKind) -> NamedHead:
+    """Return the head of a name, or what is a head already.
+
+    Raises
+    ------
+    HeadError, UnknownNameError
+        It is for other kinds of task, or there is none.
+    """
+    found = find_head(head, kind=kind) if isinstance(head, str) else head
+    if kind not in found.kinds:
+        raise HeadError(f"head {found.name!r} is for {' or '.join(sorted(found.kinds))}, and the task has {kind}")
+    return found
+
+
+def configured(head: NamedHead, train: SplitData, measure: Measure, random_state: int) -> BaseEstimator:
+    """Return an unfitted estimator with this random state, and balanced classes, where it has such parameters.
+
+    Parameters
+    ----------
+    head : NamedHead
+    train : SplitData
+    measure : Measure
+    random_state : int
+
+    Raises
+    ------
+    HeadError
+        A head that needs tokens, and features without; that cannot weigh samples, and samples with weights; or that
+        holds all rows in memory, and features that do not fit there.
+    """
+    if train.weight is not None and not head.takes_weights:
+        able = ", ".join(list_heads(kind=measure.kind, weighted=True))
+        raise HeadError(f"head {head.name!r} cannot weigh samples, and these have weights; choose among {able}")
+    if is_partial(train.y) and not head.takes_unknown:
+        raise HeadError(f"head {head.name!r} {NEEDS_ALL_KNOWN}, and some of these are not; choose another head")
+    check_streams(head, train, kind=measure.kind)
+    if head.needs_tokens and train.num_tokens == 1:
+        raise HeadError(
+            f"head {head.name!r} looks at tokens, and these features have none; extract a tap that keeps them, such as "
+            "blocks.11:none"
+        )
+    estimator = clone(head.estimator)
+    known = estimator.get_params(deep=False)
+    values: dict[str, Any] = {"random_state": random_state, "num_tokens": train.num_tokens}
+    values |= {"class_weight": "balanced"} if measure.balanced else {}
+    return estimator.set_params(**{name: value for name, value in values.items() if name in known})
+
+
+def check_streams(head: NamedHead, train: SplitData, *, kind: TaskKind) -> None:
+    """Raise `HeadError` for a head that holds all rows in memory, and features that do not fit there.
+
+    Parameters
+    ----------
+    head : NamedHead
+    train : SplitData
+    kind : str
+        Of the task.
+    """
+    if train.on_disk and not head.streams:
+        able = ", ".join(list_heads(kind=kind, streaming=True))
+        raise HeadError(
+            f"head {head.name!r} {HOLDS_ALL_ROWS}, and these features are too large for it; allow more with "
+            f"--memory, or choose among {able}"
+        )

@@ -1,0 +1,233 @@
+"""Tasks on feature sets: what heads are fitted and evaluated on in each split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.measure import Measure
+from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.memory_budget import MemoryBudget
+from featurecache.evaluation.splits import SplitData
+from featurecache.specs import check_takes_views
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.features import Features
+from featurecache.store.labels import SPLITS
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task, read_views
+
+MAX_NUMBERS = 1_000_000
+"""Per sample, in features for heads."""
+
+
+class TaskFeatures(NamedTuple):
+    """A task, what heads are fitted on, and what they are evaluated on."""
+
+    task: Task
+    measure: Measure
+    feature_set: FeatureSet
+    eval_set: FeatureSet
+    features: Features
+    eval_features: Features
+
+
+def open_task_features(
+    store: FeatureStore,
+    tasks: Sequence[Task],
+    sets: Sequence[FeatureSet],
+    *,
+    tta: bool,
+    balanced: bool,
+    max_numbers: int = MAX_NUMBERS,
+) -> list[TaskFeatures]:
+    """Open each feature set once, for all tasks, with what its heads are evaluated on.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    tasks : sequence of Task
+    sets : sequence of FeatureSet
+    tta : bool
+        Evaluate on the views of each sample.
+    balanced : bool
+        By balanced accuracy.
+    max_numbers : int
+        Features that have more numbers per sample are refused.
+
+    Returns
+    -------
+    list of TaskFeatures
+        Of each task the feature sets in order.
+
+    Raises
+    ------
+    RequestError
+        A set with views without the plain features that heads are evaluated on; test-time views where there are none;
+        features with more numbers per sample than heads for pooled ones can be fitted to.
+    """
+    opened = []
+    for feature_set in sets:
+        eval_set = _eval_set_of(store, feature_set, tta=tta)
+        features = feature_set.open()
+        if (num_numbers := math.prod(features.view_shape)) > max_numbers:
+            raise RequestError(f"tap {feature_set.tap!r} has {num_numbers} numbers per sample; pool it")
+        opened.append((feature_set, eval_set, features, eval_set.open()))
+    return [
+        TaskFeatures(task, measure_of(task.kind, len(task.classes), balanced=balanced), *each)
+        for task in tasks
+        for each in opened
+    ]
+
+
+def rows_of_split(
+    task: Task, features: Features, eval_features: Features, split: str
+) -> tuple[Rows, np.ndarray[Any, Any]]:
+    """Return rows and targets of the samples of a split that are good as both features.
+
+    Parameters
+    ----------
+    task : Task
+    features, eval_features : Features
+        What heads are fitted on, and what they are evaluated on.
+    split : str
+    """
+    rows, y = task.rows(features, split)
+    if eval_features.num_views == features.num_views:
+        return rows, y
+    good = np.isin(rows, task.rows(eval_features, split)[0])
+    return rows[good], y[good]
+
+
+def read_splits(
+    task: Task,
+    features: Features,
+    eval_features: Features,
+    fit_splits: Sequence[str],
+    budget: MemoryBudget | None = None,
+) -> dict[str, SplitData]:
+    """Read every split of a task.
+
+    Parameters
+    ----------
+    task : Task
+    features, eval_features : Features
+        What heads are fitted on, and what they are evaluated on.
+    fit_splits : sequence of str
+        Splits whose ``features`` are read too, where the two differ.
+    budget : MemoryBudget, optional
+        Where features are held, the splits of a task one after the other; in memory when left out.
+
+    Raises
+    ------
+    RequestError
+        Labelled samples without features.
+    TaskError
+        A split without good samples.
+    """
+    rows, splits = splits_without_features(task, features, eval_features)
+    eval_views = _read_into_one(eval_features, rows, budget)
+    same = eval_features.num_views == features.num_views
+    fit_views = {} if same else _read_into_one(features, {split: rows[split] for split in fit_splits}, budget)
+    shape = features.view_shape
+    on_disk = any(isinstance(each, np.memmap) for each in (*eval_views.values(), *fit_views.values()))
+    return {
+        split: replace(
+            data,
+            fit_views=fit_views.get(split, eval_views[split]),
+            eval_views=eval_views[split],
+            num_tokens=shape[0] if len(shape) == 2 else 1,
+            on_disk=on_disk,
+        )
+        for split, data in splits.items()
+    }
+
+
+def splits_without_features(
+    task: Task, features: Features, eval_features: Features
+) -> tuple[dict[str, Rows], dict[str, SplitData]]:
+    """Return the rows of every split of a task, and the splits without any features: enough to resample them.
+
+    Parameters
+    ----------
+    task, features, eval_features
+        As for `read_splits`.
+
+    Raises
+    ------
+    TaskError
+        A split without good samples.
+    """
+    rows, splits = {}, {}
+    for split in (split for split in SPLITS if task.has(split)):
+        rows[split], y = rows_of_split(task, features, eval_features, split)
+        if len(y) == 0:
+            raise TaskError(
+                f"all {split} samples of task {task.name!r} are bad inputs for tap {features.tap!r}; "
+                "see `featurecache info` for the reasons"
+            )
+        nothing = np.empty((len(y), 1, 0), np.float32)
+        groups, weight = task.groups_of(rows[split]), task.weights_of(rows[split])
+        splits[split] = SplitData(y=y, fit_views=nothing, eval_views=nothing, groups=groups, weight=weight)
+    return rows, splits
+
+
+def _read_into_one(
+    features: Features, rows: dict[str, Rows], budget: MemoryBudget | None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Read the rows of all splits into one array, and return each split's rows in it."""
+    count = sum(map(len, rows.values()))
+    num_views = features.num_views or 1
+    shape = (count, num_views, math.prod(features.view_shape))
+    whole = np.empty(shape, np.float32) if budget is None else budget.empty(shape)
+    found, start = {}, 0
+    for split, some in rows.items():
+        found[split] = read_views(features, some, whole[start : start + len(some)])
+        start += len(some)
+    features.let_go()
+    return found
+
+
+def _eval_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> FeatureSet:
+    """Return what heads on a feature set are evaluated on."""
+    if tta:
+        check_takes_views(feature_set.identity.preprocess.modality, f"the cached {feature_set}", option="--tta")
+    if tta and feature_set.num_views is None:
+        return _views_of(store, feature_set)
+    if tta or feature_set.num_views is None:
+        return feature_set
+    plain, tap, dtype = feature_set.identity.plain, feature_set.tap, feature_set.dtype
+    for other in store.feature_sets():
+        if (other.fingerprint, other.tap, other.dtype) == (plain.fingerprint, tap, dtype):
+            return other
+    raise RequestError(
+        f"heads on views of tap {tap!r} are evaluated on its plain features, which are not in {store.path} as {dtype}; "
+        f"run `featurecache extract SOURCE --cache {store.path} --backbone {plain.backbone} --tap {tap} "
+        f"--dtype {dtype}`, or pass --tta"
+    )
+
+
+def _views_of(store: FeatureStore, plain: FeatureSet) -> FeatureSet:
+    """Return the views of the samples of a plain feature set: the most that are cached."""
+    tap, dtype = plain.tap, plain.dtype
+    found = [
+        each for each in store.feature_sets() if each.num_views is not None and (each.tap, each.dtype) == (tap, dtype)
+    ]
+    found = [each for each in found if each.identity.plain.fingerprint == plain.fingerprint]
+    if not found:
+        raise RequestError(
+            f"{plain} holds no views to evaluate heads on; leave --tta out, or run `featurecache extract --views K`"
+        )
+    most = max(each.num_views or 0 for each in found)
+    first, *others = [each for each in found if each.num_views == most]
+    if others:
+        raise RequestError(
+            f"--tta may evaluate on {first} or on {others[0]}; name one with --views {most} --fingerprint, to train on "
+            "its views too, or remove the other"
+        )
+    return first

@@ -1,0 +1,105 @@
+"""``majority`` and ``mean``: what is said without looking at the features, which every other head has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.dummy import DummyClassifier, DummyRegressor
+
+from featurecache.errors import HeadError
+from featurecache.heads.head import ANY_FIT_BYTES, Arrays, HeadMixin
+from featurecache.heads.preparation import mean_and_scale
+from featurecache.specs import TaskKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class MajorityClassifier(HeadMixin, DummyClassifier):
+    """The share of each class among the rows fitted on; see scikit-learn's ``DummyClassifier`` for the parameters."""
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    defaults: ClassVar[dict[str, Any]] = {"random_state": 0}
+    arrays: ClassVar[tuple[str, ...]] = ("classes_", "class_prior_")
+    earlier_names: ClassVar[tuple[str, ...]] = ("DummyClassifier",)
+    streams: ClassVar[bool] = True
+    n_features_in_: int
+    class_prior_: NDArray[np.float64]
+
+    @classmethod
+    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
+        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
+        return ANY_FIT_BYTES + 4 * n_samples * n_features
+
+    @classmethod
+    def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
+        """Return what releases up to 0.1 saved, without what follows from it."""
+        return super().from_earlier(_known(arrays, cls.arrays), params)
+
+    def check_arrays(self) -> None:
+        """Refuse shares that are not those of its classes."""
+        prior, num_classes = self.class_prior_, np.size(self.classes_)
+        if (
+            self.strategy != "prior"
+            or np.shape(prior) != (num_classes,)
+            or not (np.isfinite(prior) & (prior >= 0)).all()
+        ):
+            raise HeadError("the shares of its MajorityClassifier are not those of its classes")
+        self.n_classes_, self.n_outputs_, self._strategy, self.sparse_output_ = num_classes, 1, "prior", False
+
+    def to_module(self) -> nn.Module:
+        """Return probabilities, (B, n_classes)."""
+        from featurecache.heads.modules import Constant
+
+        return Constant(value=self.class_prior_)
+
+
+class MeanRegressor(HeadMixin, DummyRegressor):
+    """The mean of each number over the rows where it is known; see ``DummyRegressor`` for the parameters."""
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"labels", "numbers"})
+    arrays: ClassVar[tuple[str, ...]] = ("constant_",)
+    earlier_names: ClassVar[tuple[str, ...]] = ("DummyRegressor",)
+    streams: ClassVar[bool] = True
+    takes_unknown: ClassVar[bool] = True
+    n_features_in_: int
+    constant_: NDArray[np.float64]
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit ``X`` and ``y``, weighed by ``sample_weight``; of several numbers, some may be NaN: not known."""
+        numbers = np.asarray(y)
+        unknown = numbers.ndim == 2 and numbers.dtype.kind == "f" and np.isnan(numbers).any()
+        super().fit(X, np.nan_to_num(numbers) if unknown else y, sample_weight)
+        if unknown:
+            weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
+            self.constant_ = mean_and_scale(numbers, weight)[0][None]
+        return self
+
+    @classmethod
+    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
+        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
+        return ANY_FIT_BYTES + 4 * n_samples * n_features
+
+    @classmethod
+    def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
+        """Return what releases up to 0.1 saved, without what follows from it."""
+        return super().from_earlier(_known(arrays, cls.arrays), params)
+
+    def check_arrays(self) -> None:
+        """Refuse numbers that are no numbers."""
+        if np.ndim(self.constant_) != 2 or len(self.constant_) != 1 or not np.isfinite(self.constant_).all():
+            raise HeadError("the numbers of its MeanRegressor are not finite ones in one row")
+        self.n_outputs_ = self.constant_.shape[1]
+
+    def to_module(self) -> nn.Module:
+        """Return the numbers, (B, n_targets)."""
+        from featurecache.heads.modules import Constant
+
+        return Constant(value=self.constant_[0])
+
+
+def _known(arrays: Arrays, names: tuple[str, ...]) -> Arrays:
+    return {name: arrays[name] for name in ("n_features_in_", *names) if name in arrays}

@@ -1,0 +1,182 @@
+"""Features in blocks of rows: from an array in memory, or from anything that is read as it is needed.
+
+Each block holds rows of one fold only, so that the problems that leave that fold out skip it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featurecache.heads.preparation import shrunk_variance
+
+_BLOCK_BYTES = 24 << 20
+NO_FOLD = -1
+"""The fold of rows that no problem leaves out; a problem that leaves out this one leaves out nothing."""
+
+
+class Readable(Protocol):
+    """Rows that are read as they are needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n_samples, n_features)."""
+        ...
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Return some of the rows, real numbers; indices are in increasing order."""
+        ...
+
+
+class Block(NamedTuple):
+    """Rows of one fold."""
+
+    fold: int
+    X: Tensor
+    """(n, n_features); or (n_groups, n, n_features), other features for each group of problems."""
+    weight_n: Tensor | None
+    index_n: Tensor
+    """Which rows they are, int64."""
+
+
+@dataclass(eq=False)
+class FoldBlocks:
+    """Rows with targets, in blocks by fold.
+
+    Parameters
+    ----------
+    X : ndarray or Readable of shape (n_samples, n_features)
+        An array stays in memory, sorted by fold; anything else is read once for each pass over the rows.
+    y : ndarray of int64 (n_samples,), or (n_samples, n_outputs)
+        Class indices; or several labels, 0 or 1, or several numbers.
+    fold : ndarray of int64 (n_samples,)
+        `NO_FOLD` for rows that every problem is fitted on.
+    weight : ndarray (n_samples,) or None
+    group : ndarray (n_samples,) or None
+        Rows with the same number are drawn together where some are held out to stop by.
+    dtype, device
+        Of the blocks.
+    num_classes : int
+        Or labels, or numbers; 0: as many as ``y`` has.
+    prior_rows : float
+        See `shrunk_variance`.
+    """
+
+    X: NDArray[Any] | Readable
+    y: NDArray[Any]
+    fold: NDArray[np.int64]
+    weight: NDArray[np.float64] | None = None
+    group: NDArray[np.int64] | None = None
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    num_classes: int = 0
+    prior_rows: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.num_rows, self.num_features = (int(size) for size in self.X.shape)
+        if not self.num_classes:
+            self.num_classes = int(self.y.max()) + 1 if self.y.ndim == 1 else self.y.shape[1]
+        self.folds = [int(fold) for fold in np.unique(self.fold)]
+        self._block_rows = max(_BLOCK_BYTES // (self.num_features * self.dtype.itemsize), 64)
+
+    def blocks(self) -> Iterable[Block]:
+        """Hand out all rows, each once."""
+        in_memory = isinstance(self.X, np.ndarray) and not isinstance(self.X, np.memmap)
+        return self._in_memory if in_memory else self._read()
+
+    def without_folds(self) -> FoldBlocks:
+        """Return the same rows in blocks that do not heed folds."""
+        return self if self.folds == [NO_FOLD] else replace(self, fold=np.full(self.num_rows, NO_FOLD))
+
+    @cached_property
+    def _in_memory(self) -> list[Block]:
+        blocks = []
+        assert isinstance(self.X, np.ndarray)
+        for fold in self.folds:
+            rows = np.flatnonzero(self.fold == fold)
+            for start in range(0, len(rows), self._block_rows):
+                some = rows[start : start + self._block_rows]
+                blocks.append(self._block(fold, self.X[some], some))
+        return blocks
+
+    def _read(self) -> Iterator[Block]:
+        for start in range(0, self.num_rows, self._block_rows):
+            X = np.asarray(self.X[start : start + self._block_rows])
+            folds = self.fold[start : start + self._block_rows]
+            for fold in np.unique(folds):
+                index = np.flatnonzero(folds == fold)
+                yield self._block(int(fold), X if len(index) == len(X) else X[index], start + index)
+
+    def _block(self, fold: int, X: NDArray[Any], rows: NDArray[np.int64]) -> Block:
+        weight = None if self.weight is None else self._tensor(self.weight[rows])
+        return Block(fold, self._tensor(X), weight, torch.from_numpy(rows).to(self.device))
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(self.device, self.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over each fold, in float64: what standardising and class weights need for any set of folds."""
+
+    folds: list[int]
+    weight_F: Tensor
+    """Total weight of each fold."""
+    sum_FD: Tensor
+    square_FD: Tensor
+    counts_FC: Tensor
+    """Weight of each class, or of each label; the sum of each number."""
+    shift_D: Tensor
+    """Taken off before squares are summed, so that nothing is lost where means are large."""
+    prior_rows: float = 0.0
+    """See `shrunk_variance`."""
+
+    @classmethod
+    def of(cls, data: FoldBlocks) -> Moments:
+        """Compute the sums in one pass over the rows."""
+        sizes: tuple[tuple[int, ...], ...] = ((), (data.num_features,), (data.num_features,), (data.num_classes,))
+        weight, total, square, counts = (
+            torch.zeros(len(data.folds), *size, dtype=torch.float64, device=data.device) for size in sizes
+        )
+        y, shift = torch.from_numpy(data.y).to(data.device), None
+        for block in data.blocks():
+            X, fold = block.X.double(), data.folds.index(block.fold)
+            shift = X.mean(0) if shift is None else shift
+            X = X - shift
+            share_n = X.new_ones(len(X)) if block.weight_n is None else block.weight_n.double()
+            weight[fold] += share_n.sum()
+            total[fold] += share_n @ X
+            square[fold] += share_n @ X.square_()
+            y_n = y[block.index_n]
+            if y_n.ndim == 1:
+                counts[fold].index_add_(0, y_n, share_n)
+            else:
+                counts[fold] += share_n @ y_n.double()
+        assert shift is not None
+        if not bool(total.isfinite().all() and square.isfinite().all()):
+            raise ValueError("Input X contains NaN or infinity, or values too large to be squared")
+        return cls(data.folds, weight, total, square, counts, shift, data.prior_rows)
+
+    def without(self, fold: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return total weight, mean (D,), scale (D,) and weight of each class (C,) of all folds but one.
+
+        The scale of a feature that does not vary is one, as in scikit-learn's ``StandardScaler``.
+        """
+        kept = torch.tensor([each != fold or each == NO_FOLD for each in self.folds], device=self.weight_F.device)
+        weight = self.weight_F[kept].sum()
+        mean = self.sum_FD[kept].sum(0) / weight
+        variance = (self.square_FD[kept].sum(0) / weight - mean * mean).clamp(min=0.0)
+        centre = mean + self.shift_D
+        # A feature may vary in the fold that is left out alone: what rounding leaves of it elsewhere is no variance.
+        spread = self.square_FD[kept].sum(0) / weight
+        flat = variance <= torch.maximum((1e-9 * centre) ** 2, 1e-14 * spread)
+        variance = shrunk_variance(variance, ~flat, float(weight), self.prior_rows)
+        scale = torch.where(flat, torch.ones_like(variance), variance.sqrt())
+        return weight, centre, scale, self.counts_FC[kept].sum(0)

@@ -1,0 +1,212 @@
+"""``gda``: one Gaussian for each class, with a covariance that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_factor, cho_solve, eigh
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import validate_data
+
+from featurecache.errors import HeadError
+from featurecache.heads.checks import REAL_TYPES, checked_labels
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Arrays
+from featurecache.heads.solver.classifier import ProbabilisticClassifier
+from featurecache.specs import TaskKind
+
+_LEAST_SHRINKAGE = 1e-6
+"""Share of the mean variance that is added to all: without it, features that say the same have no inverse."""
+_BLOCK_BYTES = 64 << 20
+
+# n rows, D features, K classes
+
+
+class GaussianDiscriminant(ProbabilisticClassifier):
+    """Linear discriminant analysis: Gaussians that share one covariance, shrunk as Ledoit and Wolf found best.
+
+    On cached features it equals adapters that are trained by gradient descent (Wang et al., "A Hard-to-Beat Baseline
+    for Training-Free CLIP-based Adaptation", ICLR 2024). Unlike scikit-learn's ``LinearDiscriminantAnalysis``, the
+    shrinkage is found for the residuals of all classes together (Ledoit & Wolf, "A well-conditioned estimator for
+    large-dimensional covariance matrices", J. Multivariate Anal. 88, 2004), so that classes may have a single row.
+
+    Parameters
+    ----------
+    standardize : bool
+        Divide features by their standard deviations first, so that the shrinkage is the same in all units.
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    coef_, intercept_ : ndarray, float64
+        As in `LinearClassifier`: the log density of each class, but for a constant.
+    shrinkage_ : float
+        Share of the scaled identity in the covariance.
+
+    Notes
+    -----
+    The covariance is ``a R'R + b I`` with the residuals ``R`` (n, D). Where features outnumber rows, its inverse is
+    taken in the space of the rows, ``(I - R' (R R' + b/a I)^-1 R) / b`` (Woodbury), so that nothing of D x D numbers is
+    ever held; the result is the same.
+    """
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    relative_seconds: ClassVar[float] = 4.0
+
+    def __init__(self, *, standardize: bool = True) -> None:
+        self.standardize = standardize
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            Data that scikit-learn's estimators refuse too.
+        """
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
+        self.classes_, y_index = checked_labels(y)
+        scaler = StandardScaler(with_mean=self.standardize, with_std=self.standardize).fit(rows)
+        rows = scaler.transform(rows)
+        means, counts = class_means(rows, y_index, len(self.classes_))
+        solve = _in_row_space if rows.shape[0] < rows.shape[1] else _in_feature_space
+        weights_DK, self.shrinkage_ = solve(rows, means, y_index)
+        intercept = np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1)
+        return self._fitted(*_for_raw_features(weights_DK.T, intercept, scaler.mean_, scaler.scale_))
+
+    @classmethod
+    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
+        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
+        # scikit-learn's scaler takes a copy in float64, and the rows of a fold are one more.
+        return ANY_FIT_BYTES + 24 * n_samples * n_features + 24 * min(n_samples, n_features) ** 2
+
+    @classmethod
+    def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
+        """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
+        least, most = sorted((n_samples, n_features))
+        return (NUM_FOLDS * 0.8 + 1) * (5e-11 * most * least**2 + 1e-10 * least**3)
+
+    @classmethod
+    def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
+        """Return what releases up to 0.1 saved: on features that a step before it had standardised."""
+        steps = {name: arrays.pop(f"standardscaler.{name}", None) for name in ("mean_", "scale_")}
+        arrays = {name: array for name, array in arrays.items() if "." not in name}
+        head = super().from_earlier(arrays, params)
+        mean, scale = steps["mean_"], steps["scale_"]
+        if mean is not None and scale is not None:
+            if not mean.shape == scale.shape == (head.n_features_in_,) or not (scale > 0).all():
+                raise HeadError("the means and scales of its StandardScaler do not fit its features")
+            head.coef_, head.intercept_ = _for_raw_features(head.coef_, head.intercept_, mean, scale)
+        return head
+
+
+def _for_raw_features(
+    weights_KD: NDArray[Any], intercept_K: NDArray[Any], mean: NDArray[Any] | None, scale: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return weights and intercepts for features that are not standardised by mean and scale."""
+    if mean is None or scale is None:
+        return weights_KD, intercept_K
+    raw_KD = weights_KD / scale
+    return raw_KD, intercept_K - raw_KD @ mean
+
+
+def class_means(
+    rows: NDArray[Any], y: NDArray[np.int64], num_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the mean of each class, (n_classes, n_features), and how many rows it has.
+
+    Parameters
+    ----------
+    rows : ndarray (n_samples, n_features)
+    y : ndarray of int (n_samples,)
+        Class indices.
+    num_classes : int
+    """
+    means = np.stack([rows[y == index].mean(axis=0, dtype=np.float64) for index in range(num_classes)])
+    return means, np.bincount(y, minlength=num_classes)
+
+
+def _in_feature_space(
+    rows: NDArray[Any], means_KD: NDArray[np.float64], y: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], float]:
+    """Return the inverse covariance times each mean, (D, K), and the shrinkage, by products of features."""
+    num_rows, num_features = rows.shape
+    covariance, fourth = np.zeros((num_features,) * 2), 0.0
+    step = max(_BLOCK_BYTES // (num_features * rows.itemsize), 1)
+    for start in range(0, num_rows, step):
+        some = slice(start, start + step)
+        residuals = rows[some] - means_KD[y[some]].astype(rows.dtype)
+        covariance += residuals.T @ residuals
+        fourth += float(((residuals.astype(np.float64) ** 2).sum(axis=1) ** 2).sum())
+    covariance /= num_rows
+    square = float(np.einsum("ij,ij->", covariance, covariance))
+    shrinkage, variance = _shrinkage(square, float(np.trace(covariance)), fourth, num_rows, num_features)
+    covariance *= 1 - shrinkage
+    covariance[np.diag_indices_from(covariance)] += _of_all_directions(shrinkage, variance)
+    factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
+    return cho_solve(factor, means_KD.T), shrinkage
+
+
+def _in_row_space(
+    rows: NDArray[Any], means_KD: NDArray[np.float64], y: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], float]:
+    """Return what `_in_feature_space` does, by products of rows: for fewer rows than features."""
+    num_rows, num_features = rows.shape
+    gram = np.zeros((num_rows,) * 2)
+    means_in_rows = np.zeros((num_rows, len(means_KD)))
+    for some, residuals in _columns(rows, means_KD, y):
+        gram += residuals @ residuals.T
+        means_in_rows += residuals @ means_KD[:, some].T
+    trace, fourth = float(np.trace(gram)) / num_rows, float((np.diag(gram) ** 2).sum())
+    square = float(np.einsum("ij,ij->", gram, gram)) / num_rows**2
+    shrinkage, variance = _shrinkage(square, trace, fourth, num_rows, num_features)
+    least = _of_all_directions(shrinkage, variance)
+    # Not divided by the share of the residuals: they have none where all is shrunk.
+    share = (1 - shrinkage) / num_rows
+    lengths, axes = eigh(gram, overwrite_a=True, check_finite=False)
+    curvature = share / (share * lengths.clip(min=0.0) + least)
+    mixed = axes @ (curvature[:, None] * (axes.T @ means_in_rows))
+    weights_DK = np.empty((num_features, len(means_KD)))
+    for some, residuals in _columns(rows, means_KD, y):
+        weights_DK[some] = (means_KD[:, some].T - residuals.T @ mixed) / least
+    return weights_DK, shrinkage
+
+
+def _columns(
+    rows: NDArray[Any], means_KD: NDArray[np.float64], y: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yield some features at a time, with the residuals of all rows there, (n, some) float64."""
+    step = max(_BLOCK_BYTES // (8 * len(rows)), 1)
+    for start in range(0, rows.shape[1], step):
+        some = slice(start, start + step)
+        yield some, rows[:, some] - means_KD[:, some][y]
+
+
+def _of_all_directions(shrinkage: float, variance: float) -> float:
+    """Return what is added to the variance in each direction; where no class has two rows that differ all are alike."""
+    return shrinkage * variance + (_LEAST_SHRINKAGE * variance if variance > 0 else 1.0)
+
+
+def _shrinkage(square: float, trace: float, fourth: float, num_rows: int, num_features: int) -> tuple[float, float]:
+    """Return the share that Ledoit and Wolf give to the scaled identity, and the mean variance, its scale.
+
+    Parameters
+    ----------
+    square, trace : float
+        Squared Frobenius norm and trace of the covariance.
+    fourth : float
+        Sum of the fourth powers of the lengths of the residuals.
+    """
+    variance = trace / num_features
+    if num_features == 1:
+        return 0.0, variance
+    distance = (square - 2 * variance * trace + num_features * variance**2) / num_features
+    error = min((fourth / num_rows - square) / (num_features * num_rows), distance)
+    return (error / distance if error > 0 else 0.0), variance

@@ -1,0 +1,302 @@
+"""What a head is: a scikit-learn estimator that also states what it can learn, what is searched, and how it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, is_classifier
+from sklearn.utils.validation import has_fit_parameter
+
+from featurecache.errors import HeadError
+from featurecache.specs import TaskKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Arrays = dict[str, NDArray[Any]]
+Setting = dict[str, Any]
+
+NUM_FOLDS = 5
+"""By which settings are chosen; what memory and time are stated for."""
+ANY_FIT_BYTES = 64 << 20
+"""Blocks of rows, and what libraries take for themselves."""
+MAX_SECONDS = 1800.0
+"""Of a head that nobody asked for by name: half an hour, in which all others together are done on most tasks."""
+
+
+class Head(Protocol):
+    """What the package asks of a head; all but `kinds` and `grid` may be absent from a scikit-learn estimator.
+
+    An installed package adds heads by entry points of the group ``featurecache.heads``, each a class like this.
+    """
+
+    kinds: ClassVar[frozenset[TaskKind]]
+    """Kinds of task that it can learn."""
+    grid: ClassVar[Mapping[str, Sequence[Any]]]
+    """Values to search of each parameter, the simplest model first: of equally good settings the earlier one is kept
+    unless its probabilities are worse."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit ``X`` (n_samples, n_features) and ``y`` (n_samples,), or (n_samples, n_outputs)."""
+        ...
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return classes, labels or numbers."""
+        ...
+
+    def to_arrays(self) -> Arrays:
+        """Return all that predictions need, beside parameters; numbers or text."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, **params: Any) -> Self:
+        """Return a fitted head of these parameters; raises `HeadError` for arrays that do not belong together."""
+        ...
+
+    def to_module(self) -> nn.Module:
+        """Return a network from (B, n_features) to what `predict_proba` returns, or `decision_function`, or `predict`.
+
+        The first of these that there is.
+        """
+        ...
+
+
+class HeadMixin:
+    """What most heads share; stands before their other bases."""
+
+    kinds: ClassVar[frozenset[TaskKind]]
+    grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Parameters in which the head that people ask for by name differs from the class."""
+    arrays: ClassVar[tuple[str, ...]] = ()
+    """Fitted attributes that predictions need."""
+    optional_arrays: ClassVar[tuple[str, ...]] = ()
+    """Others that are kept where there are any."""
+    earlier_names: ClassVar[tuple[str, ...]] = ()
+    """Classes under which earlier releases saved it."""
+    needs_tokens: ClassVar[bool] = False
+    """Whether it is for features that keep their tokens."""
+    streams: ClassVar[bool] = False
+    """Whether it is fitted on rows that are read as they are needed (``numpy.memmap``)."""
+    takes_unknown: ClassVar[bool] = False
+    """Whether some of several labels or numbers of a row may be unknown."""
+    path_params: ClassVar[frozenset[str]] = frozenset()
+    """Parameters in which settings may differ that `fit_path` fits together."""
+    interruptible: ClassVar[bool] = True
+    """False for one that spends minutes in compiled code, which no signal reaches."""
+    relative_seconds: ClassVar[float] = 1.0
+    """About how long it takes on a small task: the slowest begin first."""
+
+    @classmethod
+    def settings(cls, n_samples: int) -> list[Setting]:
+        """Return the settings to search on so many rows, the simplest model first."""
+        return product_of(cls.grid)
+
+    @classmethod
+    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int | None:
+        """Return how many bytes it takes at most beside the features; None where that is not known.
+
+        Parameters
+        ----------
+        n_samples, n_features, n_outputs : int
+            Rows, each view one; features; classes, labels or numbers.
+        """
+        return None
+
+    @classmethod
+    def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
+        """Return about how long it takes on one core; 0 where time grows with the rows and no faster.
+
+        Parameters
+        ----------
+        n_samples, n_features, n_outputs : int
+            As for `memory_needed`.
+
+        Notes
+        -----
+        Seconds of all heads were measured on one core of a server (Intel Xeon of 2023), memory as the growth of the
+        largest resident size; both for a search on five folds and the last fit, and right within a factor of three.
+        """
+        return 0.0
+
+    def to_arrays(self) -> Arrays:
+        """Return what predictions need; see `Head`."""
+        fitted = vars(self)
+        if missing := [name for name in ("n_features_in_", *self.arrays) if name not in fitted]:
+            raise HeadError(f"{type(self).__name__} has no {missing[0]}; fit the head before saving it")
+        names = ("n_features_in_", *self.arrays, *self.optional_arrays)
+        return {name: np.asarray(fitted[name]) for name in names if name in fitted}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, **params: Any) -> Self:
+        """Return a fitted head; see `Head`."""
+        head, name = cls(**params), cls.__name__
+        required = ("n_features_in_", *cls.arrays)
+        if unknown := arrays.keys() - {*required, *cls.optional_arrays}:
+            raise HeadError(f"a {name} has no attribute {min(unknown)!r}")
+        if missing := [each for each in required if each not in arrays]:
+            raise HeadError(f"its {name} has no {missing[0]}")
+        head.__dict__.update({key: array.item() if array.ndim == 0 else array for key, array in arrays.items()})
+        head.check_arrays()
+        return head
+
+    @classmethod
+    def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
+        """Return what an earlier release saved; attributes of steps before the last have the step's name in front."""
+        return cls.from_arrays(arrays, **params)
+
+    def check_arrays(self) -> None:
+        """Raise `HeadError` for arrays that do not belong together.
+
+        A stranger's may be anything: numpy would stretch some of it to fit without a word, and compiled code read
+        beyond its end.
+        """
+
+
+class FitsPath(Protocol):
+    """A head that fits all settings and folds together for less than one by one."""
+
+    path_params: ClassVar[frozenset[str]]
+
+    def fit_path(
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> Iterator[tuple[Setting, list[Self]]]:
+        """Fit every setting without each fold.
+
+        Parameters
+        ----------
+        X : ndarray (n_samples, n_features)
+        y : ndarray (n_samples,), or (n_samples, n_outputs)
+        fold : ndarray of int (n_samples,)
+            -1 for rows that are never held out.
+        settings : sequence of mapping
+            Parameters among `path_params`, others stay as they are.
+        sample_weight : ndarray (n_samples,), optional
+            Above 0.
+
+        Yields
+        ------
+        (setting, heads)
+            One fitted head for each fold, which was not fitted on it; a single one, fitted on all rows, where no row is
+            held out.
+        """
+        ...
+
+
+def product_of(grid: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """Return all combinations of the values of a grid; those of the last parameter change fastest."""
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def powers_of_ten(first: int, last: int, per_decade: int = 1) -> list[float]:
+    """Return the powers of ten between two exponents.
+
+    Parameters
+    ----------
+    first, last : int
+        Exponents.
+    per_decade : int
+        Values to a decade.
+
+    Notes
+    -----
+    Not ``10.0 ** e``: that is 9.999999999999999e-05 for some exponents, and people read these numbers.
+    """
+    step, steps = (1 if last >= first else -1), abs(last - first) * per_decade + 1
+    return [float(f"{10 ** (first + step * number / per_decade):.3g}") for number in range(steps)]
+
+
+@dataclass(frozen=True, eq=False)
+class NamedHead:
+    """A head that is searched: what tables call it, and the estimator.
+
+    Parameters
+    ----------
+    name : str
+    estimator : BaseEstimator
+        Unfitted. Any scikit-learn estimator; what it does not state of `Head` is taken as scikit-learn has it.
+    settings : callable, optional
+        Takes the number of rows to fit, and returns the settings to search; the estimator's own when left out.
+    """
+
+    name: str
+    estimator: BaseEstimator
+    settings: Callable[[int], list[Setting]] | None = None
+
+    def settings_for(self, n_samples: int) -> list[Setting]:
+        """Return the settings to search on so many rows."""
+        own = self.settings or getattr(self.estimator, "settings", None)
+        return own(n_samples) if own is not None else product_of(getattr(self.estimator, "grid", {}))
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether samples may count differently in fitting."""
+        path = getattr(self.estimator, "fit_path", None)
+        return has_fit_parameter(self.estimator, "sample_weight") and (
+            path is None or "sample_weight" in signature(path).parameters
+        )
+
+    @property
+    def streams(self) -> bool:
+        """Whether it is fitted on rows that are read as they are needed (``numpy.memmap``)."""
+        return getattr(self.estimator, "streams", False)
+
+    @property
+    def takes_unknown(self) -> bool:
+        """Whether it is fitted where some of several labels or numbers of a sample are not known."""
+        return getattr(self.estimator, "takes_unknown", False)
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether it is for features that keep their tokens."""
+        return getattr(self.estimator, "needs_tokens", False)
+
+    @property
+    def interruptible(self) -> bool:
+        """False for one that spends minutes in compiled code, which no signal reaches."""
+        return getattr(self.estimator, "interruptible", True)
+
+    @property
+    def relative_seconds(self) -> float:
+        """About how long it takes on a small task; what does not say so is taken for slow."""
+        return getattr(self.estimator, "relative_seconds", 1000.0)
+
+    @property
+    def kinds(self) -> frozenset[TaskKind]:
+        """Kinds of task that it can learn; those of scikit-learn's own by what they are."""
+        classifier: frozenset[TaskKind] = frozenset({"classes", "labels"})
+        regressor: frozenset[TaskKind] = frozenset({"labels", "numbers"})
+        return getattr(self.estimator, "kinds", classifier if is_classifier(self.estimator) else regressor)
+
+    def memory_needed(self, n_samples: int, n_features: int, n_outputs: int) -> int | None:
+        """Return how many bytes it takes at most beside the features; None where that is not known.
+
+        Parameters
+        ----------
+        n_samples, n_features, n_outputs : int
+            Rows, each view one; features; classes, labels or numbers.
+        """
+        stated = getattr(self.estimator, "memory_needed", None)
+        return None if stated is None else stated(n_samples, n_features, n_outputs)
+
+    def seconds_needed(self, n_samples: int, n_features: int, n_outputs: int) -> float:
+        """Return about how long it takes on one core; 0 where time grows with the rows and no faster.
+
+        Parameters
+        ----------
+        n_samples, n_features, n_outputs : int
+            As for `memory_needed`.
+        """
+        stated = getattr(self.estimator, "seconds_needed", None)
+        return 0.0 if stated is None else stated(n_samples, n_features, n_outputs)

@@ -1,0 +1,230 @@
+"""``knn``: nearest neighbours by cosine, as DINO's protocol weighs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.preprocessing import normalize
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featurecache.errors import HeadError
+from featurecache.heads.checks import REAL_TYPES, checked_labels, checked_numbers, columns_by_known_rows, is_known
+from featurecache.heads.head import ANY_FIT_BYTES, HeadMixin, Setting
+from featurecache.specs import TaskKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_BLOCK_BYTES = 64 << 20
+
+
+class _Neighbours(HeadMixin):
+    """The parameters of both heads, and what they cost."""
+
+    grid: ClassVar[dict[str, list[Any]]] = {"n_neighbors": [50, 20, 10, 5, 3, 1]}
+    relative_seconds: ClassVar[float] = 5.0
+    n_features_in_: int
+    directions_: NDArray[Any]
+
+    def __init__(self, n_neighbors: int = 20, *, temperature: float = 0.07) -> None:
+        self.n_neighbors = n_neighbors
+        self.temperature = temperature
+
+    @classmethod
+    def settings(cls, n_samples: int) -> list[Setting]:
+        """Return the numbers of neighbours that so many rows have, the most first."""
+        return [{"n_neighbors": count} for count in cls.grid["n_neighbors"] if count <= max(n_samples, 1)]
+
+    @classmethod
+    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
+        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
+        # Similarities of a block, their indices as int64, and what is sorted of both.
+        return ANY_FIT_BYTES + 16 * n_samples * n_features + (384 << 20)
+
+    @classmethod
+    def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
+        """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
+        return 6 * 5e-11 * n_samples**2 * n_features
+
+    def _check_directions(self) -> None:
+        name, count, temperature = type(self).__name__, self.n_neighbors, self.temperature
+        if type(count) is not int or count < 1 or not isinstance(temperature, int | float) or not temperature > 0:
+            raise HeadError(f"its {name} has {count!r} neighbours and the temperature {temperature!r}")
+        directions = self.directions_
+        if np.ndim(directions) != 2 or np.shape(directions)[1] != self.n_features_in_ or len(directions) == 0:
+            raise HeadError(f"the rows of its {name} do not fit its features")
+        if directions.dtype.kind != "f" or not np.isfinite(directions).all():
+            raise HeadError(f"the rows of its {name} are not finite numbers")
+
+    def _module(self, targets: NDArray[Any]) -> nn.Module:
+        """Return the weighted mean of the targets of the nearest rows, (B, n_outputs)."""
+        from torch import nn
+
+        from featurecache.heads.modules import Neighbours, UnitLength
+
+        if np.isnan(targets).any():
+            raise HeadError(
+                "nearest neighbours of which some labels or numbers are unknown cannot be exported; choose another head"
+            )
+        count = min(self.n_neighbors, len(self.directions_))
+        mean = Neighbours(count, directions=self.directions_, targets=targets, temperature=self.temperature)
+        return nn.Sequential(UnitLength(), mean)
+
+
+class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
+    """k nearest neighbours by cosine similarity, each with the weight ``exp(similarity / temperature)``.
+
+    The protocol of Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, appendix F.4
+    (temperature 0.07, and 20 neighbours as the value that does well everywhere).
+
+    Parameters
+    ----------
+    n_neighbors : int
+        Where there are fewer rows, all of them.
+    temperature : float
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    directions_ : ndarray (n_samples, n_features)
+        The rows, normalised.
+    labels_ : ndarray (n_samples,), int64
+        Index of each row's class.
+    """
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    defaults: ClassVar[dict[str, Any]] = {"n_neighbors": 5}
+    arrays: ClassVar[tuple[str, ...]] = ("classes_", "directions_", "labels_")
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Keep the rows, normalised.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+        y : array-like of shape (n_samples,)
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
+        _check_parameters(self.n_neighbors, self.temperature)
+        self.classes_, self.labels_ = checked_labels(y)
+        self.directions_ = normalize(rows)
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return each class's share of the votes, (n_samples, n_classes)."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        votes = np.empty((len(rows), len(self.classes_)))
+        for block, nearest, weight in _neighbours(self.directions_, rows, self.n_neighbors, self.temperature):
+            for index in range(len(self.classes_)):
+                votes[block, index] = (weight * (self.labels_[nearest] == index)).sum(axis=1)
+        return votes / votes.sum(axis=1, keepdims=True)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the class with most votes, (n_samples,)."""
+        probability = self.predict_proba(X)
+        return np.asarray(self.classes_[probability.argmax(axis=1)])
+
+    def check_arrays(self) -> None:
+        """Refuse votes that would be lost or made up: what a try on a few rows does not show."""
+        self._check_directions()
+        labels, n_classes = self.labels_, len(self.classes_)
+        if np.shape(labels) != (len(self.directions_),):
+            raise HeadError("the rows and labels of its CosineKnn do not belong together")
+        if labels.dtype.kind != "i" or labels.min() < 0 or labels.max() >= n_classes or n_classes > len(labels):
+            raise HeadError("the labels of its CosineKnn are not those of its classes")
+
+    def to_module(self) -> nn.Module:
+        """Return the share of the votes of each class, (B, n_classes)."""
+        return self._module(np.eye(len(self.classes_))[self.labels_])
+
+
+class CosineKnnRegressor(_Neighbours, MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """The mean of one number or several over the nearest neighbours; weights and parameters are those of `CosineKnn`.
+
+    Attributes
+    ----------
+    directions_ : ndarray (n_samples, n_features)
+        The rows, normalised.
+    targets_ : ndarray (n_samples,) or (n_samples, n_targets), float64
+        Those that are not known, NaN, are passed over: neighbours are the nearest rows for which a number is known.
+    """
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"labels", "numbers"})
+    takes_unknown: ClassVar[bool] = True
+    arrays: ClassVar[tuple[str, ...]] = ("directions_", "targets_")
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Keep the rows, normalised, and ``y``, (n_samples,) or (n_samples, n_targets).
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, y = checked_numbers(self, X, y)
+        _check_parameters(self.n_neighbors, self.temperature)
+        self.targets_ = np.array(y, np.float64)
+        self.directions_ = normalize(rows)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the weighted means, (n_samples,) or (n_samples, n_targets)."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        targets = self.targets_ if self.targets_.ndim == 2 else self.targets_[:, None]
+        means = np.zeros((len(rows), targets.shape[1]))
+        for columns, known in columns_by_known_rows(is_known(targets)):
+            if not known.any():
+                continue
+            kept, known_targets = (
+                (self.directions_, targets) if known.all() else (self.directions_[known], targets[known])
+            )
+            for block, nearest, weight in _neighbours(kept, rows, self.n_neighbors, self.temperature):
+                share = weight / weight.sum(axis=1, keepdims=True)
+                means[block, columns] = np.einsum("nk,nkt->nt", share, known_targets[nearest][:, :, columns])
+        return means.reshape(len(rows), *self.targets_.shape[1:])
+
+    def check_arrays(self) -> None:
+        """Refuse rows and numbers that do not belong together."""
+        self._check_directions()
+        targets = self.targets_
+        if targets.ndim not in (1, 2) or len(targets) != len(self.directions_):
+            raise HeadError("the rows and numbers of its CosineKnnRegressor do not belong together")
+        # Of several numbers of a row, some may be unknown.
+        if targets.dtype.kind != "f" or np.isinf(targets).any() or (targets.ndim == 1 and np.isnan(targets).any()):
+            raise HeadError("the rows or numbers of its CosineKnnRegressor are not finite numbers")
+
+    def to_module(self) -> nn.Module:
+        """Return the numbers, (B, n_targets)."""
+        return self._module(self.targets_.reshape(len(self.targets_), -1))
+
+
+def _check_parameters(n_neighbors: Any, temperature: Any) -> None:
+    if n_neighbors < 1 or not temperature > 0:
+        raise ValueError(f"n_neighbors and temperature must be positive, got {n_neighbors} and {temperature}")
+
+
+def _neighbours(
+    kept: NDArray[Any], rows: NDArray[Any], n_neighbors: int, temperature: float
+) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield blocks of rows with the indices of their neighbours, (n, k), and what each of them weighs."""
+    directions = normalize(rows).astype(kept.dtype)
+    count = min(n_neighbors, len(kept))
+    step = max(_BLOCK_BYTES // (len(kept) * kept.itemsize), 1)
+    for start in range(0, len(directions), step):
+        similarity = directions[start : start + step] @ kept.T
+        nearest = np.argpartition(similarity, -count, axis=1)[:, -count:]
+        close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
+        # The largest one taken off, so that no temperature overflows or leaves nothing.
+        weight = np.exp((close - close.max(axis=1, keepdims=True)) / temperature)
+        yield slice(start, start + step), nearest, weight

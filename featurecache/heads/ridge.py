@@ -1,0 +1,349 @@
+"""``ridge``: ridge regression on class indicators or numbers, every alpha and every left-out row in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.metrics import r2_score
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featurecache.errors import HeadError
+from featurecache.heads.checks import (
+    REAL_TYPES,
+    check_prior_rows,
+    checked_grid_values,
+    checked_labels,
+    checked_numbers,
+    checked_weight,
+    columns_by_known_rows,
+    fold_of_rows,
+    is_known,
+    is_partial,
+    is_small,
+    with_weight,
+)
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, HeadMixin, Setting, powers_of_ten
+from featurecache.heads.logistic import PRIOR_ROWS
+from featurecache.heads.solver.classifier import LinearClassifier, absent_classes, class_of_margins, drop_classes
+from featurecache.heads.solver.normal_equations import Real, System
+from featurecache.specs import TaskKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class _Ridge(HeadMixin, BaseEstimator):
+    """Values of alpha, and what is left out to choose from them."""
+
+    path_params: ClassVar[frozenset[str]] = frozenset({"alpha"})
+    streams: ClassVar[bool] = True
+    grid: ClassVar[dict[str, list[Any]]] = {"alpha": powers_of_ten(7, -2, per_decade=4)}
+    relative_seconds: ClassVar[float] = 6.0
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        alphas: Sequence[float] | None = None,
+        cv: Any = None,
+        standardize: bool = True,
+        prior_rows: float = 0.0,
+        random_state: int | None = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.alphas = alphas
+        self.cv = cv
+        self.standardize = standardize
+        self.prior_rows = prior_rows
+        self.random_state = random_state
+
+    def fit_path(
+        self,
+        X: NDArray[Any],
+        y: NDArray[Any],
+        fold: NDArray[np.int64],
+        settings: Sequence[Mapping[str, Any]],
+        sample_weight: NDArray[np.float64] | None = None,
+    ) -> Iterator[tuple[Setting, list[Self]]]:
+        """Fit all values of alpha by one decomposition for each fold; see `FitsPath`.
+
+        Parameters
+        ----------
+        X, y, fold, sample_weight
+            As for `FitsPath.fit_path`.
+        settings : sequence of mapping
+            ``{"alpha": value}``.
+
+        Yields
+        ------
+        (setting, heads)
+        """
+        one = copy(self)
+        systems = one._systems(X, one._targets_of(X, y), fold, sample_weight)
+        absent = absent_classes(y, fold)
+        for alpha in (setting["alpha"] for setting in settings):
+            heads = [copy(one) for _ in systems]
+            for head, system in zip(heads, systems, strict=True):
+                head.alpha = alpha
+                head._solved(alpha, *system.solution(alpha))
+            drop_classes(heads, absent)
+            yield {"alpha": alpha}, heads
+
+    @classmethod
+    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
+        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
+        axes = 8 * n_samples * n_features if 2 * n_samples <= n_features else 8 * n_features**2
+        return ANY_FIT_BYTES + (NUM_FOLDS + 4) * axes + 16 * n_samples * n_features
+
+    @classmethod
+    def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
+        """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
+        return (NUM_FOLDS + 1) * 5e-10 * min(2 * n_samples, n_features) ** 3
+
+    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
+        """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""
+        raise NotImplementedError
+
+    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
+        raise NotImplementedError
+
+    def _without_weightless(
+        self, rows: Any, y: NDArray[Any], sample_weight: ArrayLike | None, groups: ArrayLike | None, *, classes: bool
+    ) -> list[Any]:
+        """Return weights, rows, targets and folds, without rows that have no weight."""
+        search = self.alphas is not None and self.cv is not None
+        fold = fold_of_rows(self.cv, y, groups, self.random_state, classes=classes) if search else None
+        return with_weight(checked_weight(sample_weight, rows), rows, y, fold)
+
+    def _chosen(
+        self, rows: Real, targets: Real, weight: Any, fold: NDArray[np.int64] | None, score: Callable[[Real], float]
+    ) -> System:
+        """Solve for all rows, and choose the alpha of the best score of what each row gets when it is left out."""
+        alphas = checked_grid_values(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
+        system, self.alpha_ = self._system(rows, targets, weight), alphas[0]
+        if self.alphas is not None:
+            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
+            self.scores_ = np.array([score(values) for values in outcomes])
+            best = int(self.scores_.argmax())
+            self.alpha_, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
+        return system
+
+    def _systems(
+        self, X: Real, targets: Real, fold: NDArray[np.int64], weight: NDArray[np.float64] | None
+    ) -> list[_Systems]:
+        """Return the systems of all rows but those of each fold, or of all; targets are fitted where they are known."""
+        held_out = np.unique(fold[fold >= 0])
+        found = [_Systems([], targets.shape[1], X.shape[1]) for _ in range(max(len(held_out), 1))]
+        for columns, known in columns_by_known_rows(is_known(targets)):
+            for each, number in zip(found, held_out if len(held_out) else [-1], strict=True):
+                kept = known & ((fold != number) | (fold < 0))
+                if kept.all():
+                    system = self._system(X, targets[:, columns], weight)
+                elif isinstance(X, np.memmap):  # a row without weight is as good as none, and nothing is copied
+                    whole = np.ones(len(fold)) if weight is None else weight
+                    mine = np.where(known[:, None], targets[:, columns], 0.0)
+                    system = self._system(X, mine, np.where(kept, whole, 0.0))
+                elif kept.any():
+                    system = self._system(X[kept], targets[kept][:, columns], None if weight is None else weight[kept])
+                else:
+                    continue
+                each.of_columns.append((columns, system.drop_rows()))
+        return found
+
+    def _system(self, rows: Real, targets: Real, weight: Any) -> System:
+        check_prior_rows(self.prior_rows)
+        precise = rows.astype(np.float64, copy=False) if is_small(*rows.shape) else rows
+        return System(precise, targets, weight, standardize=self.standardize, prior_rows=self.prior_rows)
+
+
+class RidgeProbe(_Ridge, LinearClassifier):
+    """Ridge regression on class indicators (+1 and -1), on standardised features; the greatest value names the class.
+
+    Parameters
+    ----------
+    alpha : float
+        Weight of the penalty, as in scikit-learn's ``RidgeClassifier``. Not used when ``alphas`` is given.
+    alphas : sequence of float, optional
+        Values to choose from by the accuracy on left-out rows; of equals the largest. All of them together cost
+        little more than one.
+    cv : None, int, splitter or iterable of (train, test)
+        What is left out: each row by itself (None), or folds. Features are standardised once, by all rows.
+    standardize : bool
+        Without it, features are only centred.
+    prior_rows : float
+        As for `LogisticProbe`.
+    random_state : int or None
+        Of the folds.
+
+    Attributes
+    ----------
+    classes_ : ndarray (n_classes,)
+    coef_ : ndarray (n_classes, n_features) or (1, n_features), float64
+        For features as they come, not standardised.
+    intercept_ : ndarray (n_classes,) or (1,), float64
+    alpha_ : float
+    scores_ : ndarray (n_values,)
+        Accuracy on left-out rows of each value, from the largest to the smallest.
+    held_out_ : ndarray (n_samples, n_classes) or (n_samples, 1), float64
+        What each row gets from the chosen alpha when it is left out.
+    """
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    defaults: ClassVar[dict[str, Any]] = {"alpha": 1000.0, "prior_rows": PRIOR_ROWS}
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Fit ``X`` and ``y``, with ``sample_weight`` and ``groups`` as in `LogisticProbe.fit`.
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
+        weight, rows, labels, fold = self._without_weightless(rows, np.asarray(y), sample_weight, groups, classes=True)
+        targets = self._targets_of(rows, labels)
+        y_index = np.searchsorted(self.classes_, labels)
+
+        def accuracy(values: Real) -> float:
+            return float(np.average(class_of_margins(values) == y_index, weights=weight))
+
+        system = self._chosen(rows, targets, weight, fold, accuracy)
+        return self._solved(self.alpha_, *system.solution(self.alpha_))
+
+    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
+        self.n_features_in_ = X.shape[1]
+        self.classes_, y_index = checked_labels(y)
+        if len(self.classes_) == 2:
+            return (2.0 * y_index - 1.0)[:, None]
+        return np.where(y_index[:, None] == np.arange(len(self.classes_)), 1.0, -1.0)
+
+    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
+        self.alpha_ = alpha
+        return self._fitted(weights_DK.T, intercept_K)
+
+
+class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
+    """Ridge regression on standardised features, of one number or several; see `RidgeProbe` for the parameters.
+
+    Attributes
+    ----------
+    coef_ : ndarray (n_targets, n_features) or, for targets in one dimension, (n_features,), float64
+        For features as they come.
+    intercept_ : ndarray (n_targets,) or float
+    alpha_ : float
+    scores_ : ndarray (n_values,)
+        Coefficient of determination on left-out rows of each value, from the largest to the smallest; the mean over
+        targets.
+    held_out_ : ndarray (n_samples, n_targets), float64
+        What each row gets from the chosen alpha when it is left out.
+    """
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"labels", "numbers"})
+    defaults: ClassVar[dict[str, Any]] = {"prior_rows": PRIOR_ROWS}
+    takes_unknown: ClassVar[bool] = True
+    """Of several numbers some may be NaN: each is fitted on the rows where it is known."""
+    arrays: ClassVar[tuple[str, ...]] = ("coef_", "intercept_")
+    coef_: Real
+    intercept_: Real | float
+    _flat: bool
+    """Targets are in one dimension."""
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Fit ``X`` and ``y``, (n_samples,) or (n_samples, n_targets).
+
+        ``sample_weight`` and ``groups`` are as in `LogisticProbe.fit`.
+
+        Raises
+        ------
+        ValueError
+            Data or parameters that scikit-learn's estimators refuse too.
+        """
+        rows, y = checked_numbers(self, X, y)
+        numbers = np.asarray(y, np.float64)
+        if is_partial(numbers):
+            if self.alphas is not None:
+                raise ValueError("alphas are chosen where all numbers are known; set alpha, or choose among settings")
+            targets, weight = self._targets_of(rows, numbers), checked_weight(sample_weight, rows)
+            (systems,) = self._systems(rows, targets, np.full(len(numbers), -1), weight)
+            return self._solved(self.alpha, *systems.solution(self.alpha))
+        weight, rows, numbers, fold = self._without_weightless(rows, numbers, sample_weight, groups, classes=False)
+        seen = slice(None) if fold is None else fold >= 0
+
+        def determination(values: Real) -> float:
+            return float(
+                r2_score(_column(numbers)[seen], values[seen], sample_weight=None if weight is None else weight[seen])
+            )
+
+        system = self._chosen(rows, self._targets_of(rows, numbers), weight, fold, determination)
+        return self._solved(self.alpha_, *system.solution(self.alpha_))
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
+        return np.asarray((rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_)
+
+    def check_arrays(self) -> None:
+        """Refuse weights and intercepts that would be stretched to fit each other."""
+        coef, intercept = self.coef_, self.intercept_
+        if np.ndim(coef) not in (1, 2) or np.shape(intercept) != np.shape(coef)[:-1]:
+            raise HeadError("the weights and intercepts of its RidgeRegressor do not belong together")
+        if not np.isfinite(coef).all() or not np.isfinite(intercept).all():
+            raise HeadError("the weights of its RidgeRegressor are not finite numbers")
+
+    def to_module(self) -> nn.Module:
+        """Return the numbers, (B, n_targets)."""
+        from featurecache.heads.modules import Linear
+
+        return Linear(weight=np.atleast_2d(self.coef_).T, bias=np.atleast_1d(self.intercept_))
+
+    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
+        self.n_features_in_, self._flat = X.shape[1], y.ndim == 1
+        return _column(y.astype(np.float64, copy=False))
+
+    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
+        self.alpha_ = alpha
+        if self._flat:
+            self.coef_, self.intercept_ = weights_DK[:, 0].copy(), float(intercept_K[0])
+        else:
+            self.coef_, self.intercept_ = weights_DK.T.copy(), intercept_K.copy()
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class _Systems:
+    """The systems of targets that are known for different rows.
+
+    Attributes
+    ----------
+    of_columns : list of (columns, System)
+        A target that is known for no row is in none of them, and gets no weights.
+    num_targets, num_features : int
+    """
+
+    of_columns: list[tuple[NDArray[np.int64], System]]
+    num_targets: int
+    num_features: int
+
+    def solution(self, alpha: float) -> tuple[Real, Real]:
+        """Return weights (n_features, n_targets) and intercepts (n_targets,), as `System.solution` does."""
+        if len(self.of_columns) == 1 and len(self.of_columns[0][0]) == self.num_targets:
+            return self.of_columns[0][1].solution(alpha)
+        weights_DK, intercept_K = np.zeros((self.num_features, self.num_targets)), np.zeros(self.num_targets)
+        for columns, system in self.of_columns:
+            weights_DK[:, columns], intercept_K[columns] = system.solution(alpha)
+        return weights_DK, intercept_K
+
+
+def _column(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    return y[:, None] if y.ndim == 1 else y

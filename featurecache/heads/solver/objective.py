@@ -1,0 +1,263 @@
+"""The objective of many linear problems on the same rows, and its gradient, in one pass over the rows.
+
+Problem p leaves out one fold and has its own regularisation::
+
+    f_p = 1/S sum_i s_i loss(y_i, W_p' z_i + b_p) + penalty_p/2 |W_p|^2,   S = sum_i s_i,   z = (x - mean) / scale
+
+over the rows i that are not in the fold; mean and scale are those of these rows. That is scikit-learn's objective
+divided by ``C * S``, with ``penalty = 1 / (C * S)``.
+
+All problems share the products with the features. Where there are few rows, each group has features of its own
+instead (see `RowSpaces`), which is one more batch axis of the same products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from featurecache.heads.fold_blocks import NO_FOLD, Block, FoldBlocks, Moments
+
+ClassWeight = Literal["balanced"] | NDArray | None
+
+# P problems, G groups (of problems that leave out the same fold), M problems that see a block, D features, E = D + 1
+# (the last one is the intercept), K outputs, C classes, n rows of a block
+
+
+class Loss(Protocol):
+    """A loss that is convex in the margins."""
+
+    curvature: float
+    """A typical second derivative, for a first guess at the step."""
+
+    def num_outputs(self, num_classes: int) -> int:
+        """Return the margins of each row."""
+        ...
+
+    def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of each problem in each row (M, n), and its slope (M, K, n); ``margins_MKn`` is consumed."""
+        ...
+
+
+class Softmax:
+    """Multinomial logistic regression: the negative log of the label's probability."""
+
+    curvature = 0.05
+
+    def num_outputs(self, num_classes: int) -> int:
+        """One for each class; two classes need one only."""
+        return num_classes if num_classes > 2 else 1
+
+    def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Loss`."""
+        num_problems, num_outputs, n = margins_MKn.shape
+        if num_outputs == 1:
+            sign = 2.0 * y_n.to(margins_MKn.dtype) - 1.0
+            signed = margins_MKn * sign
+            return softplus(-signed)[:, 0], torch.sigmoid(-signed).mul_(-sign)
+        label = y_n.expand(num_problems, 1, n)
+        log_total = torch.logsumexp(margins_MKn, 1, keepdim=True)
+        loss = log_total - margins_MKn.gather(1, label)
+        slope = margins_MKn.sub_(log_total).exp_()
+        slope.scatter_add_(1, label, torch.full_like(slope[:, :1], -1.0))
+        return loss[:, 0], slope
+
+
+class Sigmoids:
+    """Logistic regression of each label by itself, several of which may hold; ``y_n`` is (n, K): 0, 1, or not known.
+
+    A label that is not known, below 0, has no loss: it is fitted on the rows where it is.
+    """
+
+    curvature = 0.1
+
+    def num_outputs(self, num_classes: int) -> int:
+        """One for each label."""
+        return num_classes
+
+    def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Loss`."""
+        sign = (2.0 * y_n.to(margins_MKn.dtype) - 1.0).T
+        unknown_Kn = y_n.T < 0
+        signed = margins_MKn.mul_(sign)
+        loss_MKn, slope_MKn = softplus(-signed), torch.sigmoid(-signed).mul_(-sign)
+        if bool(unknown_Kn.any()):
+            loss_MKn, slope_MKn = (each.masked_fill_(unknown_Kn, 0.0) for each in (loss_MKn, slope_MKn))
+        return loss_MKn.sum(1), slope_MKn
+
+
+class SquaredHinge:
+    """Support vector machine, one class against the rest: the square of what a margin lacks to one."""
+
+    curvature = 1.0
+
+    def num_outputs(self, num_classes: int) -> int:
+        """One for each class; two classes need one only."""
+        return num_classes if num_classes > 2 else 1
+
+    def __call__(self, margins_MKn: Tensor, y_n: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Loss`."""
+        num_outputs = margins_MKn.shape[1]
+        positive = y_n == (torch.arange(num_outputs, device=y_n.device)[:, None] if num_outputs > 1 else 1)
+        sign = 2.0 * positive.to(margins_MKn.dtype) - 1.0
+        lack = (1.0 - margins_MKn.mul_(sign)).clamp_(min=0.0)
+        return (lack * lack).sum(1), (-2.0 * sign) * lack
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProblem:
+    """What is minimised for each group.
+
+    Attributes
+    ----------
+    loss : Loss
+    left_out : sequence of int
+        The fold that each group leaves out.
+    class_weight : "balanced", ndarray (n_classes,) or None
+        Balanced: all classes of a group have the same total weight.
+    """
+
+    loss: Loss
+    left_out: Sequence[int]
+    class_weight: ClassWeight = None
+
+
+class Objective:
+    """Value and gradient of problems, each of a group.
+
+    Parameters
+    ----------
+    data : FoldBlocks
+        Targets, folds and weights of the rows.
+    problem : LinearProblem
+    moments : Moments
+        Of the features as they come, by fold.
+    blocks : sequence of Block or FoldBlocks
+        What is multiplied: the data's own blocks, by fold or not, or features of each group.
+    standardized : bool
+        The blocks are standardised by the rows of each group here; else they are taken as they are.
+
+    Attributes
+    ----------
+    weight_G, mean_GD, scale_GD : Tensor of float64
+        Of the rows of each group.
+    num_features, num_outputs : int
+    """
+
+    def __init__(
+        self,
+        data: FoldBlocks,
+        problem: LinearProblem,
+        moments: Moments,
+        blocks: Sequence[Block] | FoldBlocks,
+        *,
+        standardized: bool = True,
+    ) -> None:
+        self.data, self.loss, self._blocks, self.device = data, problem.loss, blocks, data.device
+        self.num_outputs = problem.loss.num_outputs(data.num_classes)
+        known = [moments.without(fold) for fold in problem.left_out]
+        self.weight_G, self.mean_GD, self.scale_GD, counts_GC = (torch.stack(each) for each in zip(*known, strict=True))
+        _, self.mean_D, self.scale_D, _ = moments.without(NO_FOLD)
+        if not standardized:
+            width = data.num_features if isinstance(blocks, FoldBlocks) else blocks[0].X.shape[-1]
+            self.mean_GD = self.mean_GD.new_zeros(len(known), width)
+            self.scale_GD = self.scale_GD.new_ones(len(known), width)
+            self.mean_D, self.scale_D = self.mean_D.new_zeros(width), self.scale_D.new_ones(width)
+        self.num_features = self.mean_GD.shape[1]
+        self._y, self._fold = (torch.from_numpy(each).to(data.device) for each in (data.y, data.fold))
+        self._left_out_G = torch.tensor(problem.left_out, device=data.device)
+        # Classes without rows get no margin, so no probability; labels by themselves are never lacking.
+        self._lacking_GC = (counts_GC <= 0) & (data.y.ndim == 1)
+        self._class_weight_GC = _class_weights(problem.class_weight, self.weight_G, counts_GC, self._lacking_GC)
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups there are."""
+        return len(self.weight_G)
+
+    def blocks(self) -> Sequence[Block]:
+        """Return all rows, in blocks."""
+        return self._blocks.blocks() if isinstance(self._blocks, FoldBlocks) else self._blocks  # type: ignore[return-value]
+
+    def __call__(self, theta_PKE: Tensor, penalty_P: Tensor, group_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values (P,) float64 and gradients like ``theta_PKE``, in whose type everything is computed."""
+        dtype, weights, intercept = theta_PKE.dtype, theta_PKE[:, :, :-1], theta_PKE[:, :, -1]
+        scale = self.scale_GD[group_P].to(dtype)[:, None]
+        offset = (self.mean_GD / self.scale_GD)[group_P].to(dtype)[:, None]
+        raw_PKD = weights / scale
+        constant_PK1 = (intercept - (weights * offset).sum(2))[:, :, None]
+        value_P = torch.zeros(len(theta_PKE), dtype=torch.float64, device=theta_PKE.device)
+        slope_PKD, total_PK1 = torch.zeros_like(raw_PKD), torch.zeros_like(constant_PK1)
+        left_out_P = self._left_out_G[group_P]
+        for block in self.blocks():
+            seen = torch.nonzero((left_out_P != block.fold) | (left_out_P == NO_FOLD))[:, 0]
+            if not len(seen):
+                continue
+            # A slice where all problems see the block: nothing is copied then.
+            M: slice | Tensor = slice(None) if len(seen) == len(group_P) else seen
+            group_M, raw_MKD, X = group_P[M], raw_PKD[M], block.X.to(dtype)
+            if X.ndim == 2:  # one product of all outputs of all problems; outputs stand first, three times as fast
+                product = torch.addmm(constant_PK1[M].flatten(0, 1), raw_MKD.flatten(0, 1), X.T)
+                margins_MKn = product.unflatten(0, raw_MKD.shape[:2])
+            else:
+                X = X if len(group_M) == len(X) else X[group_M]
+                margins_MKn = torch.baddbmm(constant_PK1[M], raw_MKD, X.mT)
+            y_n = self._y[block.index_n]
+            if self.num_outputs > 1 and bool(self._lacking_GC.any()):
+                # Far enough below any margin, and finite: a loss must not meet infinity minus infinity.
+                margins_MKn -= (1e30 * self._lacking_GC[group_M].to(dtype))[:, :, None]
+            loss_Mn, slope_MKn = self.loss(margins_MKn, y_n)
+            loss_Mn, slope_MKn = self._weighted(loss_Mn, slope_MKn, block, group_M, left_out_P[M])
+            value_P[M] += loss_Mn.double().sum(1)
+            total_PK1[M] += slope_MKn.sum(2, keepdim=True)
+            slope_PKD[M] += (slope_MKn.flatten(0, 1) @ X).view_as(raw_MKD) if X.ndim == 2 else slope_MKn @ X
+        weight_P = self.weight_G[group_P]
+        share = (1.0 / weight_P).to(dtype)[:, None, None]
+        slope_PKD = (slope_PKD / scale - offset * total_PK1) * share + penalty_P.to(dtype)[:, None, None] * weights
+        penalty = penalty_P / 2 * (weights.double() ** 2).sum((1, 2))
+        return value_P / weight_P + penalty, torch.cat([slope_PKD, total_PK1 * share], 2)
+
+    def raw(self, theta_GKE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights (G, K, D) and intercepts (G, K), float64, for features that are not standardised."""
+        theta = theta_GKE.double()
+        raw_GKD = theta[:, :, :-1] / self.scale_GD[:, None]
+        intercept_GK = theta[:, :, -1] - (raw_GKD * self.mean_GD[:, None]).sum(2)
+        if self.num_outputs > 1:
+            intercept_GK = intercept_GK - 1e30 * self._lacking_GC.double()
+        return raw_GKD, intercept_GK
+
+    def _weighted(
+        self, loss_Mn: Tensor, slope_MKn: Tensor, block: Block, group_M: Tensor, left_out_M: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses and slopes times what each row counts; slopes are consumed."""
+        if block.fold == NO_FOLD and bool((left_out_M != NO_FOLD).any()):  # blocks that do not heed folds
+            fold_n, left_out_M1 = self._fold[block.index_n], left_out_M[:, None]
+            out_Mn = (fold_n == left_out_M1) & (left_out_M1 != NO_FOLD)
+            # Not a product with zero: what a problem loses on a row that it must not see may be infinite.
+            loss_Mn = torch.where(out_Mn, 0.0, loss_Mn)
+            slope_MKn = slope_MKn.masked_fill_(out_Mn[:, None], 0.0)
+        factors, dtype = [], slope_MKn.dtype
+        if self._class_weight_GC is not None and self._y.ndim == 1:  # several labels have no weights of their own
+            factors.append(self._class_weight_GC[group_M].to(dtype)[:, self._y[block.index_n]])
+        if block.weight_n is not None:
+            factors.append(block.weight_n.to(dtype)[None])
+        for weight_Mn in factors:
+            loss_Mn = loss_Mn * weight_Mn
+            slope_MKn = slope_MKn.mul_(weight_Mn[:, None])
+        return loss_Mn, slope_MKn
+
+
+def _class_weights(given: ClassWeight, weight_G: Tensor, counts_GC: Tensor, lacking_GC: Tensor) -> Tensor | None:
+    if given is None:
+        return None
+    if isinstance(given, str):
+        present = (~lacking_GC).sum(1, keepdim=True)
+        alike = weight_G[:, None] / (present * counts_GC.clamp(min=1e-300))
+        return torch.where(lacking_GC, 0.0, alike)
+    return torch.from_numpy(given).to(counts_GC).expand_as(counts_GC)
