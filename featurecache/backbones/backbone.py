@@ -65,6 +65,7 @@ def weights_digest(module: nn.Module) -> str:
     """SHA-256 (hex) of every parameter and buffer by content, persistent or not."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     hasher = hashlib.sha256()
+    # By name, so that the order in which a constructor makes its layers does not count.
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
         hasher.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}\n".encode())
@@ -76,6 +77,7 @@ def architecture_digest(module: nn.Module) -> str:
     """SHA-256 (hex) of the module tree: one line per layer with its path, class and hyper-parameters."""
     hasher = hashlib.sha256()
     for path, layer in module.named_modules():
+        # extra_repr holds what a layer was built with (kernel, stride, padding), as text, and no tensor.
         hasher.update(f"{path} {type(layer).__qualname__} {layer.extra_repr()}\n".encode())
     return hasher.hexdigest()
 

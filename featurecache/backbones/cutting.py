@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -141,6 +141,7 @@ def each_cut(backbone: Backbone, seen: DryRun | None = None) -> Iterator[Cut]:
     seen = seen or dry_run(backbone)
     groups = suggested_nodes(backbone, seen)
     suggested = {node for nodes in groups.values() for node in nodes} - {_end_of(backbone)}
+    # One copy and one pass serve all cuts.
     network, outputs = _copy_of(backbone), _watch_layers(backbone, seen, suggested)
     for node in sorted(suggested, key=seen.order.__getitem__):
         shape = seen.per_sample(node)
@@ -239,6 +240,7 @@ def _cut(
     UncuttableError
         It cannot be done there.
     """
+    # Followed twice: code between the layers may ask for `self.training`, as dropout and stochastic depth do.
     in_training = _follow(backbone, network, tap.node, training=True, joined=joined).rest.graph
     trace, start, rest, is_joined = _follow(backbone, network, tap.node, training=False, joined=joined)
     if str(rest.graph) != str(in_training):
@@ -246,11 +248,15 @@ def _cut(
     before = trace.layers_before(start)
     _check_statistics(before, rest)
     frozen = {id(p) for layer in before.values() for p in _parameters(layer)}
+    # Whole numbers, as quantised weights are, do not learn.
     own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
-    used = _first_uses(rest)
-    trainable = dict.fromkeys(sorted((name for name, p in own.items() if id(p) not in frozen), key=used), 0)
+    # In the order of their first use: a module holds its layers in another one.
+    targets = [str(node.target) for node in rest.graph.nodes if node.op in ("call_module", "get_attr")]
+    names = [name for target in targets for name in own if f"{name}.".startswith(f"{target}.")]
+    trainable = dict.fromkeys((name for name in names if id(own[name]) not in frozen), 0)
     if not trainable:
         raise UncuttableError("no parameters come after it; cache it pooled and train a head")
+    # A copy of its own: training the tail must leave the backbone as the cache knows it.
     tail = copy.deepcopy(rest)
     freeze(tail)
     expected = outputs[_WHOLE if is_joined else _end_of(backbone)]
@@ -260,16 +266,6 @@ def _cut(
     shared = tuple(name for name in own if name not in trainable)
     shape = tuple(expected.shape[1:])
     return Cut(tap=tap, tail=tail, trainable=trainable, shared=shared, shape=shape, joined=is_joined)
-
-
-def _first_uses(rest: fx.GraphModule) -> Callable[[str], int]:
-    """Return what tells when a parameter is first used: a graph holds its layers in another order."""
-    targets = [str(node.target) for node in rest.graph.nodes if node.op in ("call_module", "get_attr")]
-
-    def first_use(parameter: str) -> int:
-        return next(i for i, target in enumerate(targets) if f"{parameter}.".startswith(f"{target}."))
-
-    return first_use
 
 
 class _Rest(NamedTuple):

@@ -34,6 +34,7 @@ def _depth(seen: DryRun, blocks: Sequence[str], name: str) -> int:
     for number, block in enumerate(blocks):
         if name.startswith(f"{block}."):
             return number + 1
+    # Parameters outside of all blocks: by when the layer that owns them has ended.
     owner = name.rpartition(".")[0]
     while owner and not seen.num_calls[owner]:  # a layer whose parameters another one uses itself
         owner = owner.rpartition(".")[0]

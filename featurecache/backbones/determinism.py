@@ -31,7 +31,8 @@ _SAME_RUN, _SAME_IMAGE = 1e-5, 1e-3
 def check_determinism(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
     """Refuse a backbone whose features for an input are not the same alone, in company, and again."""
     tapped, inputs = TappedBackbone(backbone, taps), example_inputs(backbone)
-    one, many = _nouns(backbone)
+    kind = input_kind_of(backbone.preprocess)
+    one, many = kind.one, kind.noun
     with torch.inference_mode():
         together = tapped(inputs)
         _check_finite(backbone, tapped, together)
@@ -65,8 +66,7 @@ def _check_finite(backbone: Backbone, tapped: TappedBackbone, features: Mapping[
     pixels = tapped(_example_pixels(backbone)) if not is_text(backbone.preprocess) else features
     broken = [tap for tap in broken if not pixels[tap].isfinite().flatten(1).all(1).any()]
     if broken:
-        one, _ = _nouns(backbone)
-        every = one.partition(" ")[2]
+        every = input_kind_of(backbone.preprocess).one.partition(" ")[2]
         layer = _first_layer_not_finite(backbone)
         where = f"the first layer to put it out is {layer}" if layer else "it comes from its own code"
         raise BackboneError(f"{backbone.name} gives NaN or infinity on every {every} (tap {broken[0]!r}): {where}")
@@ -112,17 +112,13 @@ def _agree_in_double(backbone: Backbone, taps: tuple[Tap, ...], inputs: Tensor) 
     return _differing({name: values[1:] for name, values in together.items()}, alone, _SAME_RUN) is None
 
 
-def _nouns(backbone: Backbone) -> tuple[str, str]:
-    kind = input_kind_of(backbone.preprocess)
-    return kind.one, kind.noun
-
-
 def _run_alone(backbone: Backbone, tapped: TappedBackbone, one_input: Tensor) -> dict[str, Tensor]:
     try:
         return tapped(one_input)
     # A network may object with any exception at all.
     except Exception as error:
-        one, many = _nouns(backbone)
+        kind = input_kind_of(backbone.preprocess)
+        one, many = kind.one, kind.noun
         raise BackboneError(
             f"{backbone.name} takes two {many} but not one ({first_line(error)}): the features of {one} must not "
             f"need other {many}"

@@ -62,18 +62,15 @@ def node_modules(backbone: Backbone) -> dict[str, nn.Module]:
         if path and not isinstance(module, torch.jit.ScriptModule)
     }
     first = {} if is_text(backbone.preprocess) else {INPUT: backbone.module}
-    return first | modules | {PRE_LOGITS: pre_logits_module(backbone)}
+    # Its input are the final features; its output, where there is no output layer.
+    last = backbone.module if backbone.classifier is None else backbone.module.get_submodule(backbone.classifier)
+    return first | modules | {PRE_LOGITS: last}
 
 
 def layer_of(node: str, modules: Collection[str]) -> str | None:
     """Return the layer whose input a node is, as ``fc.input`` is that of ``fc``; ``None`` for every other node."""
     path = node.removesuffix(INPUT_OF)
     return path if path != node and node not in modules and path in modules and path != PRE_LOGITS else None
-
-
-def pre_logits_module(backbone: Backbone) -> nn.Module:
-    """Return the module whose input (or output, where there is no classifier) are the final features."""
-    return backbone.module if backbone.classifier is None else backbone.module.get_submodule(backbone.classifier)
 
 
 def dry_run(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None) -> DryRun:
@@ -94,12 +91,15 @@ def dry_run(backbone: Backbone, *, also: Callable[[str], None] = lambda node: No
 
     handles: list[RemovableHandle] = []
     try:
+        # Hooks come off even where the pass fails: the network goes on to be used.
         for node, module in seen.modules.items():
             handles.append(watch(module, node, backbone, lambda output, node=node: note(node, output)))
             if layer_of(node + INPUT_OF, seen.modules) and node != INPUT:
                 note_input = partial(_note, seen, node + INPUT_OF)
                 handles.append(watch_input(module, note_input))
-        _run(backbone)
+        backbone.module.eval()
+        with torch.inference_mode(), input_errors(backbone.name, backbone.preprocess):
+            input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone))
     finally:
         for handle in handles:
             handle.remove()
@@ -108,6 +108,7 @@ def dry_run(backbone: Backbone, *, also: Callable[[str], None] = lambda node: No
 
 def example_inputs(backbone: Backbone, count: int = _NUM_EXAMPLES) -> Tensor:
     """Make inputs up, the same ones each time, as a `TappedBackbone` takes them."""
+    # A network without parameters has no device of its own.
     device = next((p.device for p in backbone.module.parameters()), torch.device("cpu"))
     return input_kind_of(backbone.preprocess).example(backbone.preprocess, backbone.tokenizer, count).to(device)
 
@@ -115,6 +116,19 @@ def example_inputs(backbone: Backbone, count: int = _NUM_EXAMPLES) -> Tensor:
 def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> RemovableHandle:
     """Call ``see`` with a node's output at every call of its module.
 
+    Parameters
+    ----------
+    module
+        From `node_modules`; of ``fc.input``, that of ``fc``.
+    node
+        Name of the node.
+    backbone
+        The network that it is in.
+    see
+        Gets the output; its own result is of no account.
+
+    Notes
+    -----
     For ``pre_logits`` that is the classifier's input, for ``input`` the network's, for ``fc.input`` that of ``fc``.
     """
     if layer_of(node, node_modules(backbone)) is not None:
@@ -145,14 +159,8 @@ def _note(seen: DryRun, node: str, output: Any) -> None:
         seen.shapes[node] = tuple(tensor.shape)
 
 
-def _run(backbone: Backbone) -> None:
-    backbone.module.eval()
-    with torch.inference_mode(), objections(backbone.name, backbone.preprocess):
-        input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone))
-
-
 @contextmanager
-def objections(name: str, preprocess: AnyPreprocess) -> Iterator[None]:
+def input_errors(name: str, preprocess: AnyPreprocess) -> Iterator[None]:
     """Turn what a network says against its input into one line; it may object with any exception at all."""
     try:
         yield

@@ -49,6 +49,7 @@ def fold_batch_norms(backbone: Backbone, tapped: Collection[str] = ()) -> tuple[
     tapped
         Nodes whose own output is wanted: such a convolution keeps it.
     """
+    # Networks without batch norms (ViT, ConvNeXt) are spared the copy and the pass.
     if not any(type(module).__name__ in _NORMS for module in backbone.module.modules()):
         return backbone, 0
     try:
@@ -97,6 +98,7 @@ def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     finally:
         for handle in handles:
             handle.remove()
+    # A convolution that feeds two norms cannot take both into its weights.
     shared = Counter(fed_by.values())
     return [
         (conv, norm)  # type: ignore[misc]

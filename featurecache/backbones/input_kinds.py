@@ -62,11 +62,13 @@ class Normalise(nn.Module):
     def __init__(self, preprocess: PreprocessSpec) -> None:
         super().__init__()
         self._flipped = preprocess.channel_order == "bgr"
+        # Not persistent: they belong to the preprocess, and a digest of weights must not see them.
         self.register_buffer("mean_C11", torch.tensor(preprocess.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(preprocess.std).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
         """Order the channels, subtract the mean and divide by the standard deviation."""
+        # On the device, where it is a view or a copy of bytes; the loader would copy every image.
         if self._flipped:
             images_BHWC = images_BHWC.flip(-1)
         return (images_BHWC.permute(0, 3, 1, 2).float() / 255 - self.mean_C11) / self.std_C11
@@ -108,6 +110,7 @@ def _example_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Te
     Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
     """
     shape, generator = preprocess.crop_shape, torch.Generator().manual_seed(0)
+    # Structures of about 28 pixels (of 224), as objects have, beside noise of one pixel.
     coarse_BCHW = torch.randn(count, 3, 8, 8, generator=generator)
     fine_BCHW = torch.randn(count, 3, *shape, generator=generator)
     return interpolate(coarse_BCHW, size=shape, mode="bilinear") + 0.2 * fine_BCHW
@@ -118,6 +121,7 @@ def _example_texts(preprocess: TextPreprocessSpec, definition: str | None, count
     length, generator = preprocess.max_tokens, torch.Generator().manual_seed(0)
     assert definition is not None
     tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_str(definition)
+    # Any tokens do: what is looked for are shapes, and whether texts of a batch mix.
     tokens_BT = torch.randint(tokenizer.get_vocab_size(), (count, length), generator=generator, dtype=torch.int32)
     for index in range(1, count):
         tokens_BT[index, max(1, length * 2 // (index + 2)) :] = -1

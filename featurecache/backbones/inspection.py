@@ -64,7 +64,7 @@ def list_nodes(backbone: Backbone, costed: CostedDryRun | None = None) -> list[N
 
 
 def dry_run_with_costs(backbone: Backbone) -> CostedDryRun:
-    """DryRun under torch's counter; a node's count is what the counter shows when its last call has ended."""
+    """Make a dry run under torch's counter; a node's count is what the counter shows when its last call has ended."""
     counter = FlopCounterMode(display=False)
     flops: dict[str, int] = {}
 
@@ -73,6 +73,7 @@ def dry_run_with_costs(backbone: Backbone) -> CostedDryRun:
 
     with counter, _slow_attention():
         seen = dry_run(backbone, also=note)
+    # The counter counts the whole batch, and every operation here is linear in its size.
     num_images = next(iter(seen.shapes.values()))[0] if seen.shapes else 1
     return CostedDryRun(seen, {node: count // num_images for node, count in flops.items()})
 
@@ -110,6 +111,7 @@ _NO_LAYERS = {PRE_LOGITS: "input of the output layer", INPUT: "images, normalise
 @contextmanager
 def _slow_attention() -> Iterator[None]:
     """Keep transformers from their fused kernels, which the counter takes for one operation that costs nothing."""
+    # Two switches: nn.TransformerEncoder has its own fast path, before scaled dot-product attention is asked.
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -21,7 +21,15 @@ _MOST_UNKNOWN_PREFIX_TOKENS = 2
 
 
 def layout_of(backbone: Backbone, seen: DryRun, node: str) -> Layout | None:
-    """Tell the layout of a node that gives one row per image; ``None`` where channels cannot be told from positions."""
+    """Tell the layout of a node that gives one row per image; ``None`` where channels cannot be told from positions.
+
+    Parameters
+    ----------
+    backbone, seen
+        The network, and a dry run of it.
+    node
+        Name of the node.
+    """
     shape = seen.per_sample(node)
     if is_text(backbone.preprocess):
         return "text" if shape is not None and len(shape) == 2 and shape[0] == num_tokens(backbone) else "other"
@@ -47,9 +55,11 @@ def prefix_tokens_at(backbone: Backbone, num_tokens: int) -> int | None:
     num_prefix = backbone.num_prefix_tokens
     if is_text(backbone.preprocess):
         return 0
+    # Before class and register tokens are joined, as after a patch embedding, the patches are alone.
     if is_square(num_tokens):
         return 0
     if num_prefix == 0:
+        # 197 tokens are 14 x 14 patches and one more, of which nobody has said anything: not averaged in silence.
         suspicious = any(is_square(num_tokens - extra) for extra in range(1, _MOST_UNKNOWN_PREFIX_TOKENS + 1))
         return None if suspicious else 0
     return num_prefix if num_tokens > num_prefix and is_square(num_tokens - num_prefix) else None
@@ -67,6 +77,7 @@ def is_square(number: int) -> bool:
 
 def _channels_last(shape: tuple[int, ...], module: nn.Module | None) -> bool | None:
     first, middle, last = shape
+    # Square maps: the two equal axes are height and width, wherever they stand.
     if (middle == last) != (first == middle):
         return first == middle
     return False if first == middle == last and isinstance(module, _CHANNELS_FIRST_LAYERS) else None

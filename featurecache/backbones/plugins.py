@@ -25,6 +25,7 @@ def load_plugin(prefix: str) -> Provider | None:
     found = list(entry_points(group=GROUP, name=prefix))
     if not found:
         return None
+    # The same value twice is one distribution that is on the path twice, as with an editable install.
     if len({point.value for point in found}) > 1:
         offers = ", ".join(sorted(f"{point.value} ({_distribution(point)})" for point in found))
         raise BackboneError(f"backbones {prefix}: are offered more than once: {offers}; uninstall all but one")

@@ -56,7 +56,15 @@ def takes(pooling: str) -> tuple[Layout, ...] | None:
 
 
 def pooled_shape(pooling: str, layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of one sample's features, from the shape of one sample's output."""
+    """Return the shape of one sample's features.
+
+    Parameters
+    ----------
+    pooling, layout
+        What is done with what.
+    shape
+        Of one sample's output.
+    """
     if takes(pooling) is None:
         return (math.prod(shape),) if pooling == "flatten" else shape
     num_channels = shape[0] if layout == "BCHW" else shape[-1]
@@ -119,6 +127,7 @@ def _as_maps(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
         return output
     if layout == "BHWC":
         return output.permute(0, 3, 1, 2)
+    # Rows of patches first: tokens are numbered along the width, as a convolution lays them out.
     patches_BDT = output[:, num_prefix_tokens:].transpose(1, 2)
     return patches_BDT.unflatten(2, (math.isqrt(patches_BDT.shape[2]),) * 2)
 
@@ -143,6 +152,7 @@ def _cls(output: Tensor, layout: Layout, num_prefix_tokens: int) -> Tensor:
 def _pool_text(tokens_BTD: Tensor, pooling: str, mask_BT1: Tensor) -> Tensor:
     # Not multiplied by zero: what stands at padding may be NaN.
     present_BTD = torch.where(mask_BT1, tokens_BTD, 0)
+    # At least 1: the mask has the first token of each text, of padding as well.
     counts_B1 = mask_BT1.sum(dim=1)
     if pooling in ("none", "flatten", "cls"):
         return _POOL[pooling](present_BTD, "text", 0)
@@ -154,6 +164,7 @@ def _pool_text(tokens_BTD: Tensor, pooling: str, mask_BT1: Tensor) -> Tensor:
     if pooling == "gem":
         powers_BTD = torch.where(mask_BT1, tokens_BTD.clamp(min=GEM_EPS).pow(GEM_P), 0)
         return (powers_BTD.sum(dim=1) / counts_B1).pow(1 / GEM_P)
+    # Padding is never the largest, also where all else is negative; each text has its first token.
     largest_BD = torch.amax(torch.where(mask_BT1, tokens_BTD, -torch.inf), dim=1)
     return largest_BD if pooling == "max" else torch.cat([mean_BD, largest_BD], dim=1)
 

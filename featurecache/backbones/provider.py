@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from featurecache.backbones.weights.checkpoints import Checkpoint
 
 
-def same_key(key: str) -> str:
-    """Leave a parameter name as it is."""
-    return key
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierDefault:
     """What an earlier release made of the same request, where a default has changed since.
@@ -48,6 +43,7 @@ class EarlierDefault:
     default_tap: str | None = None
 
 
+# timm's word for it.
 PRE_LOGITS = "pre_logits"
 """The input of the removed output layer, or the network's output where none is removed."""
 
@@ -105,8 +101,8 @@ class Provided:
     license: str | None = None
     weights_source: str = "none"
     """Where the provider's own weights came from."""
-    rename_key: Callable[[str], str] = same_key
-    """How parameter names of older weights files read today."""
+    rename_key: Callable[[str], str] | None = None
+    """How parameter names of older weights files read today; ``None``: as they are."""
     load_file: Callable[[Checkpoint], nn.Module] | None = None
     """Loads a weights file by the library's own rules, because its names are not the network's; returns the network."""
     file_loaded: bool = False
@@ -126,30 +122,49 @@ class Provided:
 
 
 class Provider(Protocol):
-    """Builds networks by name."""
+    """Builds networks by name. Who subclasses it writes `build`, and what else is not as here.
 
-    @property
-    def packages(self) -> tuple[str, ...]:
-        """Distributions whose versions may change the features."""
-        ...
+    Attributes
+    ----------
+    packages : tuple of str
+        Distributions whose versions may change the features.
+    """
+
+    packages: tuple[str, ...] = ()
 
     def list_names(self) -> list[str]:
-        """Return every full backbone name, prefix included; empty if the package is not installed."""
-        ...
+        """Return every full backbone name, prefix included; empty if the package is not installed, or nobody knows."""
+        return []
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Build the network; ``name`` comes without the prefix.
+        """Build the network.
 
-        The provider's own weights are loaded if ``pretrained``. Otherwise the caller loads the file ``weights``, at
-        whose name a provider may look to tell which preprocess belongs to it; or, if there is none, the weights stay as
-        the constructors draw them, and the caller has set the seed.
+        Parameters
+        ----------
+        name
+            Without the prefix.
+        pretrained
+            Load the provider's own weights. Otherwise the caller loads the file ``weights``; or, if there is none, the
+            weights stay as the constructors draw them, and the caller has set the seed.
+        weights
+            A file of weights, at whose name a provider may look to tell which preprocess belongs to it.
+        keep_classifier
+            The output layer stays, so its weights are needed too.
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such network.
+        WeightsError
+            Its weights cannot be had here.
         """
         ...
 
     def own_weights_digest(self, name: str) -> str | None:
         """Digest the provider's own weights file without importing torch; ``None`` if it cannot be located."""
-        ...
+        return None
 
     def reproducible(self, name: str) -> bool:
         """Tell whether name, versions and weights file say everything about the network."""
-        ...
+        # Code can change without its name changing: who knows better says so.
+        return False

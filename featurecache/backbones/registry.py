@@ -57,6 +57,7 @@ def list_backbones(pattern: str | None = None) -> list[str]:
     names = sorted({name for provider in _PROVIDERS.values() for name in provider.list_names()})
     if pattern is None:
         return names
+    # A word is taken for a part of a name, as in a search field.
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
     return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
@@ -100,6 +101,7 @@ def load_backbone(
     if not keep_classifier:
         _remove_output_layers(provided)
     if request.init != "random":
+        # Before it is frozen and digested: weights that hold NaN would become a fingerprint like any other.
         check_finite(provided.module, request.name if request.weights is None else str(request.weights))
     backbones.freeze(provided.module)
     return _assemble(request, provided, notes, joined=provided.join is not None and not keep_classifier)
@@ -114,6 +116,7 @@ def request_digest(request: BackboneRequest) -> str | None:
         ``None`` if that cannot be promised; then only loading the backbone tells.
     """
     provider, local_name = _find_provider(request.name)
+    # Code that may change at any time: only loading it, and digesting what it made, tells.
     if not provider.reproducible(local_name):
         return None
     if request.weights is None:
@@ -166,6 +169,7 @@ def _build(provider: Provider, name: str, request: BackboneRequest, *, keep_clas
         provided = provider.build(name, pretrained=pretrained, weights=request.weights, keep_classifier=keep_classifier)
         _find_output_layers(provided, request)
         return provided
+    # The seed stands before everything that may draw: also factories that initialise their layers themselves.
     with seeded(request.seed):
         provided = provider.build(name, pretrained=False, weights=None, keep_classifier=keep_classifier)
         _find_output_layers(provided, request)  # the first forward pass draws what lazy layers start with

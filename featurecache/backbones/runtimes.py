@@ -41,26 +41,14 @@ _TOO_FEW_TO_PREPARE = 9
 class Runtime(Protocol):
     """Runs batches through a backbone."""
 
-    @property
-    def name(self) -> str:
-        """``torch`` or ``openvino``: what computes the features from here on."""
-        ...
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Inputs in each batch that it wants."""
-        ...
-
-    @property
-    def precision(self) -> str:
-        """Arithmetic of the forward pass."""
-        ...
-
+    name: str
+    """``torch`` or ``openvino``: what computes the features from here on."""
+    device: str
+    """Where it computes."""
+    batch_size: int
+    """Inputs in each batch that it takes."""
+    precision: str
+    """Arithmetic of the forward pass."""
     trial: Mapping[str, float]
     """Inputs per second of each runtime that was tried before this one was chosen; empty if none was."""
 
@@ -112,6 +100,7 @@ def open_runtime(
     """
     if runtime not in ("auto", "torch", "openvino"):
         raise RequestError(f"unknown runtime {runtime!r}; known: auto, torch, openvino")
+    # Who asks for openvino by name has chosen the CPU, whatever GPU there is.
     if device == "auto" and runtime == "openvino":
         device = "cpu"
     on_cpu = checked_device(device).type == "cpu"
@@ -123,6 +112,7 @@ def open_runtime(
     num_batches = None if num_inputs is None else max(-(-num_inputs // size), 1)
     reference = TorchRuntime(backbone, taps, device=device, batch_size=batch_size, num_batches=num_batches)
     chosen = _choose(reference.device, remembered) if runtime == "auto" else runtime
+    # Converting and compiling takes seconds, as much as a few batches.
     if chosen == "try" and (num_batches or _TOO_FEW_TO_PREPARE) < _TOO_FEW_TO_PREPARE:
         chosen = "torch"
     quick = reference
@@ -132,11 +122,12 @@ def open_runtime(
         torch_runtime = ComparedRuntime(quick, reference, what="torch with folded batch norms")
     if chosen == "torch":
         return torch_runtime
+    # Of the batch size of the reference: OpenVINO compiles for one shape.
     example = _example_of(backbone, reference.batch_size)
     converted = _prepare_openvino(backbone, taps, example, required=runtime == "openvino")
     if converted is None:
         return torch_runtime
-    rates = _rates([quick, converted], example) if chosen == "try" else {}
+    rates = {each.name: _rate(each, example) for each in (quick, converted)} if chosen == "try" else {}
     if rates and rates["openvino"] <= rates["torch"]:
         converted.close()
         torch_runtime.trial = rates
@@ -169,29 +160,15 @@ class ComparedRuntime:
         required: bool = False,
         trial: Mapping[str, float] | None = None,
     ) -> None:
-        self._active, self._reference, self._what, self._required = fast, reference, what, required
+        self._reference, self._what, self._required = reference, what, required
         self.trial = trial or {}
         self._compared = False
+        self._use(fast)
 
-    @property
-    def name(self) -> str:
-        """The runtime in use; it can change from the fast one to ``torch`` with the first batch of a run only."""
-        return self._active.name
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-        return self._active.device
-
-    @property
-    def batch_size(self) -> int:
-        """Inputs in each batch."""
-        return self._active.batch_size
-
-    @property
-    def precision(self) -> str:
-        """Arithmetic of the forward pass."""
-        return self._active.precision
+    def _use(self, runtime: Runtime) -> None:
+        """Take what people see of a runtime from this one; it changes with the first batch of a run only."""
+        self._active, self.name, self.device = runtime, runtime.name, runtime.device
+        self.batch_size, self.precision = runtime.batch_size, runtime.precision
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
@@ -239,7 +216,8 @@ class ComparedRuntime:
             raise RuntimeMismatchError(f"{message}; use runtime torch")
         _log.warning("%s; continuing with plain torch", message)
         self._active.close()
-        self._active, self._compared = self._reference, True
+        self._use(self._reference)
+        self._compared = True
 
 
 class _Recorded:
@@ -278,8 +256,10 @@ def disagreement(features: Features, expected: Features) -> str | None:
         found = features[tap]
         if not np.isfinite(found).all():
             return f"tap {tap} has values that are not finite"
+        # A feature map of zeros has no scale of its own; the least normal number keeps the division defined.
         scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
         error = float(np.abs(found - reference).max()) / scale
+        # Written so that a NaN counts as a difference.
         if not error <= TOLERANCE:
             return f"tap {tap} differs by {error:.1e} of its largest value (tolerance {TOLERANCE:.0e})"
     return None
@@ -341,11 +321,6 @@ def _prepare_openvino(
             raise RuntimeMismatchError(f"{message}; use runtime torch") from error
         _log.warning("%s; continuing with torch", message)
         return None
-
-
-def _rates(runtimes: Sequence[Runtime], example: np.ndarray) -> dict[str, float]:
-    """Let all run for a moment; inputs per second by runtime."""
-    return {runtime.name: _rate(runtime, example) for runtime in runtimes}
 
 
 def _rate(runtime: Runtime, example: np.ndarray) -> float:

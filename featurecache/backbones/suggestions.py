@@ -20,6 +20,7 @@ from featurecache.backbones.dry_run import PRE_LOGITS, DryRun
 from featurecache.backbones.layout import layout_of, prefix_tokens_at
 
 GROUPS = ("stages", "blocks")
+# As many as convolutional networks have stages (ResNet, ConvNeXt, Swin).
 _NUM_EQUAL_RUNS = 4
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CONTAINER_KINDS = {container.__name__ for container in _CONTAINERS}
@@ -55,6 +56,7 @@ def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
     others: list[str] = []
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
+        # A single convolution, linear layer or norm is no block.
         if _num_products(child) < 2 or full == PRE_LOGITS:
             continue
         if class_name(child) in _CONTAINER_KINDS:
@@ -69,8 +71,12 @@ def _find_blocks(module: nn.Module, path: str = "") -> list[str]:
 
 def _is_stage(module: nn.Module) -> bool:
     """Tell whether a module is mainly a sequence of like blocks: itself, one of its children, or deeper inside."""
-    if any(_holds_like_blocks(m) for m in (module, *module.children()) if m is module or _is_container(m)):
+    containers = [
+        child for child in module.children() if isinstance(child, _CONTAINERS) or class_name(child) in _CONTAINER_KINDS
+    ]
+    if any(_holds_like_blocks(each) for each in (module, *containers)):
         return True
+    # A stage may begin with a downsampling layer beside its sequence of blocks: the larger half decides.
     half = _num_parameters(module) / 2
     return any(_num_parameters(child) > half and _is_stage(child) for child in module.children())
 
@@ -84,10 +90,6 @@ def _holds_like_blocks(module: nn.Module) -> bool:
         and len({class_name(item) for item in items}) == 1
         and all(_num_products(item) > 1 for item in items)
     )
-
-
-def _is_container(module: nn.Module) -> bool:
-    return isinstance(module, _CONTAINERS) or class_name(module) in _CONTAINER_KINDS
 
 
 def class_name(module: nn.Module) -> str:

@@ -83,6 +83,7 @@ class TappedBackbone(nn.Module):
         """Return the features (B, ...) of every tap, by tap name. Not for several threads at once."""
         self.train(False)
         kind = input_kind_of(self._backbone.preprocess)
+        # An exception ends the pass early, and no tracer could record that.
         traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
         catch = _Catch(self.taps, kind.mask(inputs), stop_early=not traced)
         handles = [watch(module, node, self._backbone, catch.hook(node)) for node, module in self._watched.items()]
@@ -114,6 +115,7 @@ class _Catch:
     def hook(self, node: str) -> Callable[[Any], None]:
         def see(output: Any) -> None:
             self._calls_left[node] -= 1
+            # Of a layer that runs several times the last call counts.
             if self._calls_left[node] <= 0:
                 tensor = first_tensor(output)
                 assert tensor is not None

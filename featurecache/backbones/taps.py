@@ -52,6 +52,7 @@ def resolve_taps(backbone: Backbone, names: Sequence[str], *, seen: DryRun | Non
     BackboneError
         The pooling does not fit the node, or the network does not give an image the same features every time.
     """
+    # By a pass and not by the code: only a pass tells what a layer puts out, and how often it runs.
     seen = seen or dry_run(backbone)
     taps = [tap for name in names for tap in _expand(backbone, seen, name)]
     unique = tuple({tap.name: tap for tap in taps}.values())
@@ -94,7 +95,15 @@ def choices(backbone: Backbone) -> list[str]:
 
 
 def usual_tap(backbone: Backbone, seen: DryRun, node: str) -> Tap | None:
-    """Return the tap of a node with the pooling that its shape suggests; ``None`` if it cannot be tapped."""
+    """Return the tap of a node with the pooling that its shape suggests; ``None`` if it cannot be tapped.
+
+    Parameters
+    ----------
+    backbone, seen
+        The network, and a dry run of it.
+    node
+        Name of the node.
+    """
     try:
         return _resolve(backbone, seen, node)
     except BackboneError:
@@ -115,6 +124,7 @@ def _expand(backbone: Backbone, seen: DryRun, name: str) -> list[Tap]:
 def _resolve(backbone: Backbone, seen: DryRun, name: str) -> Tap:
     node, colon, pooling = name.partition(":")
     known = seen.modules
+    # `fc.input` is no module, and exists where `fc` does.
     if node not in known and layer_of(node, known) is None:
         words = [DEFAULT, *GROUPS]
         stages = [node for nodes in suggested_nodes(backbone, seen).values() for node in nodes]
@@ -132,7 +142,9 @@ def _resolve(backbone: Backbone, seen: DryRun, name: str) -> Tap:
         raise BackboneError(f"tap {node!r} does not give one row per {noun[:-1]} (two {noun} gave {found})")
     layout = layout_of(backbone, seen, node)
     pooling = pooling or _usual_pooling(backbone, layout, shape)
-    _check_fit(backbone, node, pooling, layout, shape)
+    if (problem := _misfit(backbone, node, pooling, layout, shape)) is not None:
+        fitting = ", ".join(name for name in POOLINGS if _misfit(backbone, node, name, layout, shape) is None)
+        raise BackboneError(f"tap '{node}:{pooling}' does not fit: {problem}; poolings that fit: {fitting}")
     layout = layout or "other"
     num_prefix = prefix_tokens_at(backbone, shape[0]) if layout == "BTD" else 0
     return Tap(
@@ -146,6 +158,7 @@ def _resolve(backbone: Backbone, seen: DryRun, name: str) -> Tap:
 
 
 def _usual_pooling(backbone: Backbone, layout: Layout | None, shape: tuple[int, ...]) -> str:
+    # Sentence encoders say how they were trained; others are averaged, as sentence-transformers does by default.
     if layout == "text":
         return backbone.token_pooling or "mean"
     if layout == "BTD":
@@ -159,13 +172,6 @@ def _has_class_token_at(backbone: Backbone, num_tokens: int) -> bool:
     return backbone.has_class_token and bool(prefix_tokens_at(backbone, num_tokens))
 
 
-def _check_fit(backbone: Backbone, node: str, pooling: str, layout: Layout | None, shape: tuple[int, ...]) -> None:
-    """Refuse a pooling that makes no sense for a node's output, and name those that do."""
-    fitting = [name for name in POOLINGS if _misfit(backbone, node, name, layout, shape) is None]
-    if (problem := _misfit(backbone, node, pooling, layout, shape)) is not None:
-        raise BackboneError(f"tap '{node}:{pooling}' does not fit: {problem}; poolings that fit: {', '.join(fitting)}")
-
-
 def _misfit(backbone: Backbone, node: str, pooling: str, layout: Layout | None, shape: tuple[int, ...]) -> str | None:
     layouts = takes(pooling)
     if layouts is None:
@@ -173,7 +179,9 @@ def _misfit(backbone: Backbone, node: str, pooling: str, layout: Layout | None, 
     if layout is None:
         return f"{node} gives {shape}, which does not tell channels from positions"
     if layout not in layouts:
-        return f"{pooling} pools {_in_words(layouts)}, {node} gives {shape}"
+        maps, tokens = "maps (channels, height, width)", "tokens (tokens, features)"
+        both = tokens if "BCHW" not in layouts else maps if "BTD" not in layouts else f"{maps} or {tokens}"
+        return f"{pooling} pools {both}, {node} gives {shape}"
     if layout in ("BTD", "text"):
         return _token_misfit(backbone, node, pooling, shape[0])
     return _grid_misfit(node, pooling, shape[1])
@@ -194,8 +202,3 @@ def _grid_misfit(node: str, pooling: str, side: int) -> str | None:
     if (grid := grid_side(pooling)) and grid > side:
         return f"{node} has only {side}x{side} positions"
     return None
-
-
-def _in_words(layouts: tuple[Layout, ...]) -> str:
-    maps, tokens = "maps (channels, height, width)", "tokens (tokens, features)"
-    return tokens if "BCHW" not in layouts else maps if "BTD" not in layouts else f"{maps} or {tokens}"

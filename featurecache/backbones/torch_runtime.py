@@ -105,6 +105,7 @@ class TorchRuntime:
         for size in _GPU_BATCH_SIZES:
             rate = self._rate(np.zeros((size, *shape), self._kind.dtype))
             fits, self._most_at_once = self._most_at_once is None, None
+            # Twice the memory for less than 5 % of speed would be taken from other batches on their way.
             if not fits or rate < _WORTH_DOUBLING * best_rate:
                 break
             best, best_rate = size, rate
@@ -152,10 +153,12 @@ class TorchRuntime:
         with torch.inference_mode(), self._arithmetic():
             if copying is None:
                 return _OnDevice(self._forward(self._module, torch.from_numpy(batch).to(self._device)), None)
+            # Only from pinned memory does a copy run beside the computation.
             pinned = torch.from_numpy(batch).pin_memory()
             with torch.cuda.stream(copying):
                 inputs = pinned.to(self._device, non_blocking=True)
             torch.cuda.current_stream(self._device).wait_stream(copying)
+            # Made on another stream: without this its memory could be given away while the pass still reads it.
             inputs.record_stream(torch.cuda.current_stream(self._device))
             outputs = [o.to("cpu", non_blocking=True) for o in self._forward(self._module, inputs)]
             done = torch.cuda.Event()
@@ -197,7 +200,17 @@ class TorchRuntime:
 
 
 def measured_rate(run: Callable[[Iterable[np.ndarray]], Iterator[Features]], batch: np.ndarray, *, least: int) -> float:
-    """Return the inputs per second that ``run`` makes of copies of a batch, once what is slow at first is over."""
+    """Return the inputs per second that ``run`` makes of copies of a batch, once what is slow at first is over.
+
+    Parameters
+    ----------
+    run
+        As `Runtime.map`.
+    batch
+        (B, ...).
+    least
+        So many batches at least, first to warm up and then to measure.
+    """
     for _ in run([batch] * least):
         pass
     started = perf_counter()
@@ -233,9 +246,11 @@ class _Streams:
         replicas = _replicate(module, min(cores, num_batches or cores))
         self.count = len(replicas)
         self._idle: SimpleQueue[nn.Module] = SimpleQueue()
+        # A replica is lent to one batch at a time: hooks leave their results in the modules.
         for replica in replicas:
             self._idle.put(replica)
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="forward")
+        # Without a limit each of the threads would start as many of its own as there are cores.
         self._take_cores(max(cores // self.count, 1))
 
     def submit(self, work: Callable[[nn.Module, T], Any], item: T) -> Future[Any]:
@@ -284,6 +299,7 @@ def _replicate(module: Normalized, count: int) -> list[nn.Module]:
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """Keep GPUs from rounding to ten bits (TF32) what the fingerprint calls float32."""
+    # Put back afterwards: the process may train something else with it.
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -42,7 +42,9 @@ def import_torchvision() -> ModuleType:
         if _MISSING_OPERATOR not in str(error):
             raise
         _declare_operators()
-        _forget_partial_import()
+        # Dropped, because a retry would build on the halves that the failed import left behind.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
         importlib.import_module("torchvision.models")
     except ImportError as error:
         raise BackboneError(f"torchvision cannot be imported ({error}); install the release that fits torch") from error
@@ -68,6 +70,7 @@ def torchvision_state() -> Literal["ok", "without compiled operators", "missing"
     if find_spec("torchvision") is None:
         return "missing"
     import_torchvision()
+    # A private function, but the only one that tells whether compiled operators were loaded.
     extension = importlib.import_module("torchvision.extension")
     return "ok" if extension._has_ops() else "without compiled operators"
 
@@ -81,9 +84,3 @@ def _declare_operators() -> None:
     _library = torch.library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
         _library.define(schema)
-
-
-def _forget_partial_import() -> None:
-    """Drop the submodules that the failed import left behind; a retry would build on their halves."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]

@@ -115,6 +115,7 @@ class Trace:
         if self._inputs & _ancestors(end, starts):
             # Sizes are the one thing that may pass by the cut: the same for each image, or a multiple of the batch.
             after = _made_from(self._graph, starts)
+            # A size that was made from the cut itself is computed there, and needs no constant.
             constants = {node: sizes for node, sizes in self._find_sizes().items() if node not in after}
         needed = _ancestors(end, starts | set(constants))
         self._check(needed - set(constants), starts, end)
@@ -174,6 +175,7 @@ class _Tracer(fx.Tracer):
     def __init__(self, paths: Iterable[str], decisions: Iterable[bool]) -> None:
         super().__init__(param_shapes_constant=True)
         self._decisions = deque(decisions)
+        # Only what holds a layer in question is opened, so that code elsewhere is never followed symbolically.
         self._open = {path[:end] for path in paths for end, sign in enumerate(path) if sign == "."}
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:

@@ -7,6 +7,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# Named as below autograd, where `nn.Linear` is addmm or mm, and dropout in eval mode is nothing.
 SAME_NUMBERS = _names(
     "view unsafe_view reshape reshape_alias flatten unflatten squeeze unsqueeze clone contiguous to_copy "
     "to detach alias lift_fresh dropout native_dropout feature_dropout alpha_dropout"
@@ -23,6 +24,7 @@ POOLS = _names(
     "max_pool2d max_pool2d_with_indices upsample_bilinear2d upsample_nearest2d upsample_bicubic2d "
     "upsample_bilinear2d_aa upsample_nearest_exact2d argmax argmin topk sort any all cumsum cumprod"
 )
+# What may follow an output layer: activations between hidden layers stand apart, in ACTIVATIONS.
 SQUASHES = _names(
     "sigmoid tanh softmax log_softmax log_sigmoid log_sigmoid_forward softplus exp exp2 expm1 log log2 "
     "log10 log1p neg abs pow square sqrt rsqrt reciprocal clamp clamp_min clamp_max erf erfc floor ceil "
@@ -55,4 +57,5 @@ MATRIX_PRODUCTS = _names(
     "trilinear cdist cdist_forward euclidean_dist native_multi_head_attention mkldnn_linear "
     "addmm_activation linear_dynamic linear_relu_dynamic pairwise_distance"
 )
+# With broadcasting these make distances and scores from a row of activations and a matrix of prototypes.
 OUTER = {"mul", "add", "sub", "rsub", "div", "minimum", "maximum"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from featurecache.backbones.default_tap.recording import Dataflow, record
 from featurecache.backbones.default_tap.search import OutputSearch
 from featurecache.backbones.default_tap.walks import base_of
-from featurecache.backbones.dry_run import objections
+from featurecache.backbones.dry_run import input_errors
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap, EarlierDefault, Provided
 from featurecache.specs import BackboneRequest
@@ -56,7 +56,7 @@ def find_output_layers_of(provided: Provided, request: BackboneRequest) -> Outpu
     preprocess = provided.preprocess.override(**dict(request.preprocess))
     kind = input_kind_of(preprocess)
     inputs = kind.example(preprocess, provided.tokenizer, 2)
-    with objections(request.name, preprocess):
+    with input_errors(request.name, preprocess):
         return find_output_layers(provided.module.eval(), kind.call, inputs)
 
 
@@ -72,6 +72,7 @@ def find_output_layers(network: nn.Module, call: Callable[[nn.Module, Tensor], A
     inputs
         The batch (B, ...), of two samples or more.
     """
+    # A copy: a network may normalise its input in place, and these inputs are used again.
     flow = record(network, call, inputs.clone())
     found = OutputSearch(flow, len(inputs)).run()
     earlier = _last_linear_if_output(network, flow)
@@ -103,6 +104,7 @@ def _still_runs(
 ) -> bool:
     """Tell whether the network runs without its output layers, and hands the first what it did before."""
     with torch.inference_mode():
+        # Equal to the last bit: the same operations run on the same numbers before the output layer.
         before = _input_of(network, call, inputs, paths[0])
         layers = {path: network.get_submodule(path) for path in paths}
         try:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
+from featurecache.backbones.default_tap.operations import ACTIVATIONS
 from featurecache.backbones.default_tap.recording import Call, Dataflow, Value
 from featurecache.backbones.default_tap.walks import (
     Ends,
     base_of,
     common_ancestor,
     ends_of,
-    is_activation,
     is_ancestor,
     is_convolution,
     is_made_nearby,
@@ -28,6 +29,7 @@ from featurecache.backbones.provider import CERTAIN, PRE_LOGITS, DefaultTap
 
 _PROJECTION_NAMES = ("proj", "embed")
 _GIVEN = "it puts out features as well as what its last layers make of them, and the features are taken"
+_index = attrgetter("index")
 _MOST_LAYERS_OF_A_PROJECTION = 2
 _BETWEEN_LAYERS = {"relu", "gelu", "silu", "leaky_relu", "tanh", "native_batch_norm"}
 
@@ -69,6 +71,7 @@ class OutputSearch:
     def __init__(self, flow: Dataflow, batch_size: int) -> None:
         self._flow = flow
         outputs = {name: value for name, value in flow.outputs.items() if value.shape[:1] == (batch_size,)}
+        # Masks and indices are no features; a network that puts out nothing else is taken as it is.
         floating = {name: value for name, value in outputs.items() if value.floating}
         self._outputs = floating or outputs
         self._ends = {name: ends_of(value) for name, value in self._outputs.items()}
@@ -81,7 +84,8 @@ class OutputSearch:
             return self._refuse_maps(headed)
         if not flat:
             return self._without_output_layer()
-        embeddings = [name for name in flat if self._is_unit(name)]
+        # Rows of one length alone may be chance, or a softmax of two: the pass must have normalised them.
+        embeddings = [n for n in flat if self._outputs[n].unit and "norm of rows" in self._ends[n].marks]
         if len(embeddings) == len(flat):
             return self._of_embeddings(embeddings)
         names = [name for name in flat if name not in embeddings]
@@ -93,7 +97,8 @@ class OutputSearch:
 
     def _decide(self, heads: list[Value], marks: set[str]) -> Found:
         if "relu" in marks and not all(is_convolution(head) or width_of(head) == 1 for head in heads):
-            return self._refuse_hidden(heads[0])
+            doubt = "it ends with a linear layer and a ReLU, as a network without its output layer does"
+            return self._refuse(doubt, heads[0].sources)
         layers = [self._last_layer(head, heads) for head in heads]
         inputs = {base_of(each.input) for each in layers if each is not None and each.input is not None}
         if None not in layers and len(inputs) == 1:
@@ -113,11 +118,13 @@ class OutputSearch:
         if not between and len(layers) == len(heads) and all(is_slice_of(value, common) for value in inputs):
             doubt = "its output layers see different slices of the features, of which the first is taken"
             return self._take(inputs[0], heads, doubt, paths=tuple(dict.fromkeys(call.path for call in layers)))
+        # One hidden layer before each head at most, as detection and attribute networks have.
         near = len(between) <= len(heads) and all(len(each.shape) == 2 and not is_convolution(each) for each in between)
         if near and common is not self._flow.input:
             doubt = "its output layers have hidden layers before them, and one common input, which is taken"
             certain = not between or self._layers_after(common, heads)
             return self._take(common, heads, self._doubt_of(heads, marks) or ("" if certain else doubt))
+        # Auxiliary output layers (Inception, GoogLeNet, deep supervision) hang on shallower features.
         last = max(heads, key=lambda head: max(_origin(source).index for source in head.sources))
         deepest = max(last.sources, key=_index)
         if all(is_ancestor(_origin(source), deepest) for source in sources):
@@ -161,14 +168,11 @@ class OutputSearch:
         """Return the layers that take the features and make the outputs, if each runs once; otherwise none."""
         found = []
         for head in heads:
-            inside = [call for call in reversed(head.calls) if self._begins_with(call, features, head, heads)]
+            inside = [call for call in reversed(head.calls) if call.input and base_of(call.input) is features]
             if not inside or len(self._flow.calls_of(inside[0].path)) > 1:
                 return ()
             found.append(inside[0].path)
         return tuple(path for path in dict.fromkeys(found) if not any(path.startswith(f"{p}.") for p in found))
-
-    def _begins_with(self, call: Call, features: Value, head: Value, heads: Sequence[Value]) -> bool:
-        return call.input is not None and base_of(call.input) is features
 
     def _last_layer(self, head: Value, heads: Sequence[Value]) -> Call | None:
         """Return the innermost layer that an output is made in and whose input it is made of, layer by layer."""
@@ -197,9 +201,6 @@ class OutputSearch:
     def _made_by(self, heads: Sequence[Value]) -> list[str]:
         return [name for name, ends in self._ends.items() if ends.products & set(heads)]
 
-    def _made_by_others(self, heads: Sequence[Value]) -> list[str]:
-        return [name for name, ends in self._ends.items() if ends.products and not ends.products & set(heads)]
-
     def _doubt_of(self, heads: Sequence[Value], marks: set[str]) -> str:
         if "relu" in marks and any(width_of(head) > 1 for head in heads):
             return "its output layer is followed by a ReLU, as hidden layers are"
@@ -209,8 +210,8 @@ class OutputSearch:
             return "its last convolution, taken for the output layer, is larger than 1x1"
         if any(len(self._outputs[n].shape) == 3 and self._outputs[n].shape[1] > 1 for n in self._made_by(heads)):
             return "its output layer gives an output for each token or position"
-        others = [name for name in self._made_by_others(heads) if self._is_dense(name)]
-        if others:
+        made = self._made_by(heads)
+        if any(ends.products and name not in made and self._is_dense(name) for name, ends in self._ends.items()):
             return "it puts out maps or images as well"
         # Of the layer and what it is in, not of what the whole network may be wrapped in.
         paths = [head.calls[-1].path for head in heads if head.calls]
@@ -273,10 +274,6 @@ class OutputSearch:
             values += [base_of(source) for product in sorted(ends.products, key=_index) for source in product.sources]
         return self._refuse("it puts out vectors of one length, as networks that make embeddings do", values)
 
-    def _refuse_hidden(self, head: Value) -> Found:
-        return self._refuse("it ends with a linear layer and a ReLU, as a network without its output layer does",
-                            head.sources)  # fmt: skip
-
     def _refuse(self, doubt: str, values: Iterable[Value]) -> Found:
         candidates = dict.fromkeys([*self._candidates(values), *self._output_candidate()])
         return Found(default=DefaultTap(tap=None, doubt=doubt, candidates=tuple(candidates)))
@@ -298,11 +295,16 @@ class OutputSearch:
         calls = self._last_calls.values()
         outputs = [call for call in calls if call.output is not None and base_of(call.output) is base]
         if outputs:
+            # The outermost layer: in a table of layers people look for `layer4`, not for the last norm in it.
             call = min(outputs, key=lambda call: (call.path.count("."), len(call.path)))
             assert call.output is not None
-            return call.path + (":flatten" if _is_flattened(value, call.output) else "")
+            # Its usual pooling would average what goes into the output layer as it is.
+            shape = call.output.shape
+            flattened = len(shape) > 2 and value.shape == (shape[0], math.prod(shape[1:]))
+            return call.path + (":flatten" if flattened else "")
         inputs = [call for call in calls if call.input is not None and base_of(call.input) is base]
         if inputs:
+            # The innermost: what goes into a container is what goes into its first layer.
             call = max(inputs, key=lambda call: (call.path.count("."), call.path))
             return f"{call.path}.input"
         return None
@@ -311,7 +313,7 @@ class OutputSearch:
         """Return the tap of the nearest value with a name that a value was pooled or scaled from."""
         activated, before = False, value
         while (name := self._name(before)) is None and (earlier := step_back(before)) is not None:
-            activated |= is_activation(before)
+            activated |= before.op in ACTIVATIONS
             before = base_of(earlier)
         return name, activated
 
@@ -332,14 +334,6 @@ class OutputSearch:
         as_input = math.prod(shape) == math.prod(self._flow.input.shape)
         return as_input or (len(shape) > 3 and math.prod(shape[2:]) > 1)
 
-    def _is_unit(self, name: str) -> bool:
-        value = self._outputs[name]
-        return value.unit and "norm of rows" in self._ends[name].marks
-
-
-def _is_flattened(value: Value, output: Value) -> bool:
-    return len(output.shape) > 2 and value.shape == (output.shape[0], math.prod(output.shape[1:]))
-
 
 def _num_features(value: Value) -> int:
     """Return how many numbers a tap of a value has, usually pooled."""
@@ -351,7 +345,3 @@ def _origin(value: Value) -> Value:
     while is_open(base_of(value)) and (before := step_back(base_of(value))) is not None:
         value = before
     return base_of(value)
-
-
-def _index(value: Value) -> int:
-    return value.index

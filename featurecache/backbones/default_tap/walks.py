@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from featurecache.backbones.default_tap.operations import (
     ACTIVATIONS,
@@ -39,6 +40,7 @@ class Ends:
 
 def is_product(value: Value) -> bool:
     """Tell whether a value is a product of activations with weights."""
+    # Quantised layers keep their weights in an object of their own, which is no tensor.
     if not value.constants or not value.sources:
         return value.op == "linear_dynamic"
     if value.op in CONVOLUTIONS:
@@ -77,12 +79,10 @@ def is_open(value: Value) -> bool:
     return (value.op in OPEN or _is_fixed_product(value)) and not is_product(value)
 
 
-def ends_of(value: Value) -> Ends:
-    """Walk back from an output to the products that made it."""
-    return _ends(value, {})
-
-
-def _ends(value: Value, known: dict[Value, Ends]) -> Ends:
+def ends_of(value: Value, known: dict[Value, Ends] | None = None) -> Ends:
+    """Walk back from an output to the products that made it; ``known`` holds what was found on the way."""
+    # Without a memory a network of dense connections takes a time that doubles with every layer.
+    known = {} if known is None else known
     if value not in known:
         known[value] = _step(value, known)
     return known[value]
@@ -92,19 +92,22 @@ def _step(value: Value, known: dict[Value, Ends]) -> Ends:
     stop = Ends(stops=frozenset({value}))
     if is_product(value):
         return Ends(products=frozenset({value}))
+    # An output may be cut off at zero (counts, prices), or this may be a hidden layer: see `_before_relu`.
     if value.op == "relu":
-        return _before_relu(value, _ends(value.sources[0], known)) or stop
+        return _before_relu(value, ends_of(value.sources[0], known)) or stop
     if value.op in ACTIVATIONS or not value.sources:
         return stop
     if value.op in MATRIX_PRODUCTS | CONVOLUTIONS:
-        return _ends(value.sources[0], known) if _is_fixed_product(value) else stop
+        return ends_of(value.sources[0], known) if _is_fixed_product(value) else stop
     if value.op not in OPEN and not value.elementwise:
         return Ends(stops=frozenset({value}), marks=frozenset({"unknown"}))
-    found = [_ends(source, known) for source in value.sources]
+    found = [ends_of(source, known) for source in value.sources]
     marks = frozenset(mark for ends in found for mark in ends.marks) | _marks(value)
     products = frozenset(product for ends in found for product in ends.products)
     stops = frozenset(each for ends in found for each in ends.stops)
+    # Concatenated outputs of linear layers are several output layers; of convolutions, branches of one block.
     joins = len(value.sources) > 1 and (value.op != "cat" or any(is_convolution(product) for product in products))
+    # Asked last, and only where values join: it walks through all of the network between two products.
     if joins and ((products and stops) or _feed_each_other(products)):
         # A connection past a layer, or a gate: what comes out are activations of a hidden layer.
         return Ends(stops=frozenset({value}), marks=frozenset({"unknown"} & marks))
@@ -115,6 +118,7 @@ def _before_relu(value: Value, ends: Ends) -> Ends | None:
     """Go through a ReLU where the layer before it may be an output layer: linear, or a plain 1x1 convolution."""
     if ends.stops or not ends.products or ends.marks & {"norm"}:
         return None
+    # A 3x3 convolution, or one without a bias because a norm follows, belongs to a hidden layer.
     plain = all(not is_convolution(p) or (kernel_of(p) == 1 and len(p.constants) > 1) for p in ends.products)
     return Ends(ends.products, marks=ends.marks | {"relu"}) if plain else None
 
@@ -129,7 +133,7 @@ def _marks(value: Value) -> frozenset[str]:
 
 def _feed_each_other(products: Iterable[Value]) -> bool:
     ordered = sorted(products, key=lambda product: product.index)
-    return any(is_ancestor(first, second) for index, first in enumerate(ordered) for second in ordered[index + 1 :])
+    return any(is_ancestor(first, second) for first, second in combinations(ordered, 2))
 
 
 def is_ancestor(ancestor: Value, value: Value) -> bool:
@@ -194,7 +198,17 @@ def layers_between(start: Value, value: Value) -> list[Value] | None:
 
 
 def is_made_nearby(head: Value, start: Value, heads: set[Value]) -> bool:
-    """Tell whether an output layer's product is made of one value alone, without another layer between."""
+    """Tell whether an output layer's product is made of one value alone, without another layer between.
+
+    Parameters
+    ----------
+    head
+        The product.
+    start
+        The value.
+    heads
+        Output layers, which may lie between.
+    """
     target, waiting, seen = base_of(start), [base_of(source) for source in head.sources], set()
     while waiting:
         value = waiting.pop()
@@ -226,11 +240,6 @@ def step_back(value: Value) -> Value | None:
         return None
     start, between = common_ancestor(value.sources, set())
     return None if between else start
-
-
-def is_activation(value: Value) -> bool:
-    """Tell whether a value was made by an activation as between hidden layers."""
-    return value.op in ACTIVATIONS
 
 
 def _is_probability(value: Value) -> bool:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.weights.checkpoints import read_checkpoint
 from featurecache.backbones.weights.loading import load_weights
 from featurecache.errors import MissingExtraError
@@ -25,7 +25,7 @@ _PREPROCESS = PreprocessSpec(
 )  # fmt: skip
 
 
-class EfficientNetLiteProvider:
+class EfficientNetLiteProvider(Provider):
     """Provides the single name ``efficientnet_lite0``."""
 
     packages = (_CODE_PACKAGE, _WEIGHTS_PACKAGE)
@@ -35,7 +35,13 @@ class EfficientNetLiteProvider:
         return [_NAME]
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Build the network from the pip packages."""
+        """Build the network from the pip packages.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         try:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:

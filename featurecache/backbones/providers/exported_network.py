@@ -114,6 +114,7 @@ class LayerOfSeveralGraphs(InterpreterModule):
     def __init__(self, calls: Mapping[int, InterpreterModule]) -> None:
         first = calls[0]
         super().__init__(first.graph, first.type_name())
+        # By number of the call, because torch leaves gaps where a later call equals an earlier one: act, act@2.
         self.graphs = {number: call.graph for number, call in calls.items()}
         for call in calls.values():
             self._parameters.update(call._parameters)
@@ -146,6 +147,7 @@ def _text_of(graph: fx.Graph) -> str:
 
 def _join_calls(module: nn.Module, joined: set[nn.Module]) -> None:
     """Make one layer of each group ``act``, ``act@1``, ... beneath a module, and have the graphs name it."""
+    # Layers may be shared by several parents.
     if module in joined:
         return
     joined.add(module)

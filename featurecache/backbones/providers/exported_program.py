@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.errors import BackboneError
 from featurecache.files import why_not_regular
@@ -25,17 +25,17 @@ _CLASS_TOKENS = {"cls_token", "class_token", "class_embedding"}
 _OTHER_TOKENS = {"dist_token", "distillation_token", "reg_token", "register_tokens"}
 
 
-class ExportedProgramProvider:
+class ExportedProgramProvider(Provider):
     """Builds the network of a program: its modules under their paths, each of which can be tapped."""
 
-    packages = ()
-
-    def list_names(self) -> list[str]:
-        """Return nothing: files are not searched."""
-        return []
-
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Load the program, which can run code, and make its modules."""
+        """Load the program, which can run code, and make its modules.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         from featurecache.backbones.providers.exported_network import load_program
 
         if not pretrained and weights is None:
@@ -85,11 +85,13 @@ def _preprocess(side: int | None) -> PreprocessSpec:
 
 def _prefix_tokens(network: nn.Module) -> tuple[int, int]:
     """Count class tokens, and others in front of the patches, by the network's own parameters (1, tokens, features)."""
+    # By the last part of the name: a program may hold the network deeper down.
     leaves = {path.rpartition(".")[2]: tensor for path, tensor in network.named_parameters()}
 
     def count(names: set[str]) -> int:
         return sum(leaves[name].shape[-2] if leaves[name].ndim > 1 else 1 for name in names & set(leaves))
 
+    # A program carries no configuration: the names of its parameters are all there is to go by.
     return count(_CLASS_TOKENS), count(_OTHER_TOKENS)
 
 

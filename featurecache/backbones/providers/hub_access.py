@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from featurecache.errors import DownloadNeededError
 
+# A hub that answers does so well within this; its own clients go on trying for a minute.
 _TIMEOUT_S = 5.0
 _allowed: ContextVar[bool] = ContextVar("network_allowed", default=True)
 
@@ -38,6 +39,7 @@ def quick_hub() -> Iterator[None]:
     """Work from the hub's local cache where the hub cannot be reached."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
     before = constants.HF_HUB_OFFLINE
+    # Asked once here, instead of by every file that a model consists of.
     if not before and not (_allowed.get() and _reachable(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
     timeout = socket.getdefaulttimeout()

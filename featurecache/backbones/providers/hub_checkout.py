@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.backbones.providers.python_factory import parameters_of, provide
 from featurecache.backbones.torchvision_compat import retry_with_torchvision
@@ -23,17 +22,17 @@ from featurecache.errors import BackboneError, UnknownNameError, first_line
 PREFIX = "hub:"
 
 
-class HubCheckoutProvider:
+class HubCheckoutProvider(Provider):
     """Calls an entry point of a local ``hubconf.py``."""
 
-    packages = ()
-
-    def list_names(self) -> list[str]:
-        """Return nothing: folders are not searched."""
-        return []
-
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Call the entry point; its argument ``pretrained`` is set if it has one."""
+        """Call the entry point; its argument ``pretrained`` is set if it has one.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         folder, entry = _parse(name)
         notice_code_of_others(PREFIX + name, "imports hubconf.py of that folder and runs its code")
         with _on_path(folder):
@@ -45,14 +44,6 @@ class HubCheckoutProvider:
         # Where the checkout lies says nothing about the features.
         provided.identity_name = f"{PREFIX}{folder.name}:{entry}"
         return provided
-
-    def own_weights_digest(self, name: str) -> str | None:
-        """Return ``None``: only running the code tells."""
-        return None
-
-    def reproducible(self, name: str) -> bool:
-        """A checkout can change without its name changing."""
-        return False
 
 
 def _parse(name: str) -> tuple[Path, str]:
@@ -66,14 +57,7 @@ def _parse(name: str) -> tuple[Path, str]:
 
 
 def _entry_point(folder: Path, entry: str) -> Any:
-    hubconf = _import_hubconf(folder)
-    known = [name for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")]
-    if entry not in known:
-        raise UnknownNameError("entry point", entry, known)
-    return getattr(hubconf, entry)
-
-
-def _import_hubconf(folder: Path) -> ModuleType:
+    """Import ``hubconf.py`` and return one of its functions."""
     spec = spec_from_file_location("hubconf", folder / "hubconf.py")
     assert spec is not None
     assert spec.loader is not None
@@ -84,7 +68,11 @@ def _import_hubconf(folder: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         problem = f"{type(error).__name__}: {first_line(error)}"
         raise BackboneError(f"hubconf.py of {folder} cannot be loaded: {problem}") from error
-    return hubconf
+    # As torch.hub has it: what begins with an underscore is no entry point.
+    known = {name: value for name, value in vars(hubconf).items() if callable(value) and not name.startswith("_")}
+    if entry not in known:
+        raise UnknownNameError("entry point", entry, list(known))
+    return known[entry]
 
 
 @contextmanager

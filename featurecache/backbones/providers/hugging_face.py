@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from featurecache.backbones.provider import EarlierDefault, Provided
+from featurecache.backbones.provider import EarlierDefault, Provided, Provider
 from featurecache.backbones.providers.hub_access import quick_hub
 from featurecache.backbones.providers.image_processors import read_preprocess
 from featurecache.backbones.providers.reference_transform import changed_rules
@@ -46,17 +46,19 @@ _STRICT = {"trust_remote_code": False, "output_loading_info": True, "ignore_mism
 _INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-class HuggingFaceProvider:
+class HuggingFaceProvider(Provider):
     """Builds ``hf:NAME``."""
 
     packages = ("transformers", "tokenizers", "torchvision")
 
-    def list_names(self) -> list[str]:
-        """Return nothing: the hub is not searched."""
-        return []
-
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Build the network that ``config.json`` describes."""
+        """Build the network that ``config.json`` describes.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         transformers = _import_transformers()
         folder = Path(name).expanduser()
         with _quiet(transformers):
@@ -118,9 +120,8 @@ def _config(transformers: Any, name: str) -> Any:
 
 
 def _class(transformers: Any, config: Any) -> Any:
-    if tower := _TOWERS.get(config.model_type):
-        return getattr(transformers, tower)
-    if tower := _TEXT_TOWERS.get(config.model_type):
+    # A configuration names classes as text: what is not a class of transformers' own is passed over, never imported.
+    if tower := _TOWERS.get(config.model_type) or _TEXT_TOWERS.get(config.model_type):
         return getattr(transformers, tower)
     for architecture in config.architectures or ():
         if "ForImageClassification" in architecture and hasattr(transformers, architecture):

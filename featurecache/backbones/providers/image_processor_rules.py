@@ -17,7 +17,17 @@ _PER_CHANNEL = ("image_mean", "image_std")
 
 
 def refusal(name: str, field: str, value: Any, why: str) -> BackboneError:
-    """Return the error of a field that cannot be obeyed."""
+    """Return the error of a field that cannot be obeyed.
+
+    Parameters
+    ----------
+    name
+        Of the backbone.
+    field, value
+        In its file.
+    why
+        The rest of a sentence that begins with both.
+    """
     return BackboneError(
         f"{name}: {field} {str(value)[:80]} in its preprocessor_config.json {why}; change it there if the network may "
         "see other images than it was trained on"
@@ -34,7 +44,7 @@ def sides_of(size: Any) -> tuple[int, int] | None:
 
 
 def for_each_channel(value: Any) -> tuple[float, ...]:
-    """Return a number for each channel; one stands for all."""
+    """Return a number for each channel, as many as are given; a single number stands for all three."""
     return tuple(float(each) for each in value) if isinstance(value, list | tuple) else (float(value),) * 3
 
 
@@ -46,6 +56,7 @@ def _convnext(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     side = (settings.get("size") or {}).get("shortest_edge")
     if side is None:
         raise refusal(name, "size", settings.get("size"), "names no shortest_edge")
+    # As the class itself: large inputs are squeezed to a square, smaller ones cropped from a larger image.
     if side >= 384:
         settings |= {"size": {"height": side, "width": side}}
     else:
@@ -65,6 +76,7 @@ def _poolformer(settings: Settings, name: str) -> tuple[Settings, set[str]]:
 
 
 def _levit(settings: Settings, name: str) -> tuple[Settings, set[str]]:
+    # The class enlarges by 256 / 224 in its code, whatever crop its settings name.
     if side := (settings.get("size") or {}).get("shortest_edge"):
         settings |= {"size": {"shortest_edge": int(256 / 224 * side)}}
     return settings, set()
@@ -73,6 +85,7 @@ def _levit(settings: Settings, name: str) -> tuple[Settings, set[str]]:
 def _efficientnet(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     if settings.get("rescale_offset") and settings.get("do_rescale"):
         settings["offset"] = -1.0
+    # Its class divides by the standard deviation a second time for weights with an output layer.
     if settings.get("include_top"):
         settings["last_divisor"] = settings.get("image_std", 1.0)
     return settings, {"rescale_offset", "include_top", "offset", "last_divisor"}
@@ -114,12 +127,9 @@ def _aria(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     return settings, {"max_image_size", "min_image_size", "fill_color", "resize_rounding"}
 
 
-def _pi0(settings: Settings, name: str) -> tuple[Settings, set[str]]:
-    return settings | {"resize_rounding": "down"}, {"resize_rounding"}
-
-
-def _depth_pro(settings: Settings, name: str) -> tuple[Settings, set[str]]:
-    return settings | {"antialias": False}, {"antialias"}
+def _always(**fields: Any) -> Rule:
+    """Return the rule of a class that does something whatever its settings say."""
+    return lambda settings, name: (settings | fields, set(fields))
 
 
 def _perceiver(settings: Settings, name: str) -> tuple[Settings, set[str]]:
@@ -157,7 +167,7 @@ def _nougat(settings: Settings, name: str) -> tuple[Settings, set[str]]:
 def _slanext(settings: Settings, name: str) -> tuple[Settings, set[str]]:
     if settings.get("do_pad") and (sides := sides_of(settings.get("size"))):
         settings |= {"size": {"longest_edge": max(sides)}}
-    # The others are the words of its answers.
+    # The others name the words that it can write.
     return settings | {"antialias": False, "resample": 2}, {"antialias", "dict", "character", *_SLANEXT_TOKENS}
 
 
@@ -179,9 +189,9 @@ RULES: dict[str, Rule] = {
     "PPLCNetImageProcessor": _pp_lcnet,
     "JanusImageProcessor": _janus,
     "DeepseekVLImageProcessor": _janus,
-    "PI0ImageProcessor": _pi0,
+    "PI0ImageProcessor": _always(resize_rounding="down"),
     "AriaImageProcessor": _aria,
-    "DepthProImageProcessor": _depth_pro,
+    "DepthProImageProcessor": _always(antialias=False),
     "PerceiverImageProcessor": _perceiver,
     "DonutImageProcessor": _donut,
     "NougatImageProcessor": _nougat,

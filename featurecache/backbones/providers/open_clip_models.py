@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
 from featurecache.backbones.torchvision_compat import import_torchvision
@@ -24,7 +25,7 @@ from featurecache.specs import Interpolation, PreprocessSpec
 PREFIX = "open_clip:"
 
 
-class OpenClipProvider:
+class OpenClipProvider(Provider):
     """Builds ``open_clip:NAME``."""
 
     packages = ("open_clip_torch", "timm", "torchvision")
@@ -36,7 +37,13 @@ class OpenClipProvider:
         return [PREFIX + file.stem for folder in folders for file in sorted(folder.glob("model_configs/*.json"))]
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Build both towers and keep the image tower."""
+        """Build both towers and keep the image tower.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         open_clip = _import_open_clip()
         architecture, _, tag = name.partition("/")
         if PREFIX + architecture not in self.list_names():
@@ -45,7 +52,7 @@ class OpenClipProvider:
             _check_tag(open_clip, architecture, tag)
         with _quiet():
             tower = _create(open_clip, architecture, tag if pretrained else None).visual
-        settings = open_clip.get_model_preprocess_cfg(_Holder(tower))
+        settings = open_clip.get_model_preprocess_cfg(SimpleNamespace(visual=tower))  # reads nothing else of a model
         preprocess = _preprocess(name, settings)
         return Provided(
             module=tower,
@@ -55,20 +62,9 @@ class OpenClipProvider:
             weights_source=f"open_clip {tag}" if pretrained else "none",
         )
 
-    def own_weights_digest(self, name: str) -> str | None:
-        """Return ``None``: which file is used is known to open_clip only."""
-        return None
-
     def reproducible(self, name: str) -> bool:
         """The architecture is pinned by open_clip's version."""
         return True
-
-
-class _Holder:
-    """What ``get_model_preprocess_cfg`` looks at."""
-
-    def __init__(self, tower: Any) -> None:
-        self.visual = tower
 
 
 def _import_open_clip() -> Any:
@@ -94,9 +90,8 @@ def _check_tag(open_clip: Any, architecture: str, tag: str) -> None:
 
 def _create(open_clip: Any, architecture: str, tag: str | None) -> Any:
     if tag is not None and not open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub"):
-        check_network_allowed(
-            f"{PREFIX}{architecture}/{tag}"
-        )  # its own server is asked whether or not the file is here
+        # Its own server is asked whether or not the file is here.
+        check_network_allowed(f"{PREFIX}{architecture}/{tag}")
     try:
         with quick_hub():
             return open_clip.create_model(architecture, pretrained=tag, require_pretrained=tag is not None)
@@ -175,6 +170,7 @@ def _num_prefix_tokens(tower: Any) -> int:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep open_clip from warning about weights that are to come from a file, or from nowhere."""
+    # open_clip logs to the root logger, so that a level of its own cannot be set.
     logging.disable(logging.WARNING)
     try:
         yield

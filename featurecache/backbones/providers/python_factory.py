@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.backbones.torchvision_compat import retry_with_torchvision
 from featurecache.errors import BackboneError, first_line
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PREFIX = "python:"
 
 
-class PythonFactoryProvider:
+class PythonFactoryProvider(Provider):
     """Calls a factory that needs no arguments and returns a network.
 
     The factory may carry attributes: ``preprocess`` (a PreprocessSpec or a dict of its fields), ``classifier`` (the
@@ -30,28 +30,20 @@ class PythonFactoryProvider:
     ``pretrained=False`` for a network before any training; without it the layers' own ``reset_parameters`` are called.
     """
 
-    packages = ()
-
-    def list_names(self) -> list[str]:
-        """Return nothing: what can be imported is not listed."""
-        return []
-
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Import the factory and call it."""
+        """Import the factory and call it.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         full = PREFIX + name
         factory = import_factory(full, name)
         untrained = not pretrained and weights is None
         provided = provide(full, factory, untrained=untrained, options={})
         provided.weights_source = "python factory"
         return provided
-
-    def own_weights_digest(self, name: str) -> str | None:
-        """Return ``None``: only running the factory tells."""
-        return None
-
-    def reproducible(self, name: str) -> bool:
-        """Code can change without its name changing."""
-        return False
 
 
 def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options: dict[str, Any]) -> Provided:
@@ -72,6 +64,7 @@ def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options:
 
     from featurecache.backbones.weights.random_weights import reinitialise
 
+    # The convention of timm and torchvision, which most own code keeps.
     takes_pretrained = "pretrained" in parameters_of(factory)
     if untrained and takes_pretrained:
         options = {**options, "pretrained": False}
@@ -100,6 +93,7 @@ def _call(full: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn
         raise BackboneError(f"{full} failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise BackboneError(f"{full} returned {type(module).__name__}, not a torch.nn.Module")
+    # Hooks on its layers are never called.
     if isinstance(module, torch.jit.ScriptModule):
         raise BackboneError(
             f"{full} returned TorchScript, whose layers cannot be tapped: return the network that it was made of, or "

@@ -43,12 +43,21 @@ def check_same(preprocess: PreprocessSpec, reference: Callable[[Image.Image], An
             height, width = preprocess.crop_shape
             raise Mismatch(f"it makes an array of shape {theirs_CHW.shape}, not (3, {height}, {width})")
         error = relative_error(prepared(image, preprocess), theirs_CHW)
+        # Written so that a NaN counts as a difference.
         if not error <= TOLERANCE:
             raise Mismatch(f"inputs would differ by {error:.0%} of their spread")
 
 
 def check_own_transform(preprocess: PreprocessSpec, reference: Callable[[Image.Image], Any], name: str) -> None:
-    """Raise `BackboneError` unless a preprocess does what the transform that a library has for a backbone does."""
+    """Raise `BackboneError` unless a preprocess does what the transform that a library has for a backbone does.
+
+    Parameters
+    ----------
+    preprocess, reference
+        As for `check_same`.
+    name
+        Of the backbone, for the message.
+    """
     try:
         check_same(preprocess, reference)
     except Mismatch as mismatch:
@@ -105,6 +114,7 @@ def example_images(side: int) -> tuple[Image.Image, ...]:
 
 def _example(width: int, height: int, seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
+    # Squares of 60 and of 6 pixels, smoothed: a wrong crop shows in the large ones, a wrong filter in the small.
     coarse, fine = (rng.integers(0, 256, (height // n + 2, width // n + 2, 3), np.uint8) for n in (60, 6))
     large, small = (Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC) for each in (coarse, fine))
     image = Image.blend(large, small, 0.25)

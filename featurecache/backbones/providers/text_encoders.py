@@ -59,7 +59,8 @@ def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
             f"{name} has no tokenizer.json; save it there with "
             "transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    tokenizer = _definition(definition)
+    # What a definition says of cutting and padding is left out: both are done here, and stand in the preprocess.
+    tokenizer = canonical_json({**definition, "truncation": None, "padding": None})
     length, notes = _length(config, read)
     return TextSettings(
         tokenizer=tokenizer,
@@ -68,11 +69,6 @@ def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
         pooling=_pooling(read),
         notes=notes,
     )
-
-
-def _definition(content: dict[str, Any]) -> str:
-    """Leave out what a definition says of cutting and padding: both are ours, and stand in the preprocess."""
-    return canonical_json({**content, "truncation": None, "padding": None})
 
 
 def _length(config: Any, read: ReadJson) -> tuple[int, tuple[str, ...]]:
@@ -100,6 +96,7 @@ _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "m
 
 def _pooling(read: ReadJson) -> str | None:
     """Return the pooling that a sentence encoder was trained with, if it is one that exists here."""
+    # A file of sentence-transformers, which concatenates where several modes are on; no pooling here does that.
     settings = read("1_Pooling/config.json") or {}
     modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
     found = [pooling for mode, pooling in modes.items() if settings.get(mode)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_args
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
 from featurecache.backbones.torchvision_compat import import_torchvision
@@ -25,7 +25,7 @@ PREFIX = "timm:"
 _CROP_MODES: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash", "border": "longest"}
 
 
-class TimmProvider:
+class TimmProvider(Provider):
     """Builds ``timm:NAME``, with or without a pretrained tag."""
 
     packages = ("timm", "torchvision")
@@ -37,14 +37,21 @@ class TimmProvider:
         return [PREFIX + name for name in _import_timm().list_models()]
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Build the network; own weights come from the Hugging Face hub or its local cache."""
+        """Build the network; own weights come from the Hugging Face hub or its local cache.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         timm = _import_timm()
         _check_name(timm, name)
         module: Any = _create_pretrained(timm, name) if pretrained else timm.create_model(name)
         if pretrained and keep_classifier and not module.num_classes:
             raise WeightsError(f"weights of {PREFIX}{name} have no output layer")
         classifiers = _classifier_paths(module)
-        config: dict[str, Any] = module.pretrained_cfg
+        config: Mapping[str, Any] = module.pretrained_cfg
+        hub_name = config.get("hf_hub_id") or config.get("url") or "own weights"
         data_config = timm.data.resolve_model_data_config(module)
         preprocess = preprocess_of(timm, data_config, PREFIX + name)
         return Provided(
@@ -55,13 +62,9 @@ class TimmProvider:
             num_prefix_tokens=_num_prefix_tokens(timm, module),
             has_class_token=_class_token(module) is not None or _pools_by_attention(timm, module),
             license=config.get("license"),
-            weights_source=f"timm {_hub_name(config)}" if pretrained else "none",
+            weights_source=f"timm {hub_name}" if pretrained else "none",
             earlier=changed_rules(_preprocess_before(data_config), preprocess, "timm's own transform"),
         )
-
-    def own_weights_digest(self, name: str) -> str | None:
-        """Return ``None``: which file the hub's cache uses is known to timm only."""
-        return None
 
     def reproducible(self, name: str) -> bool:
         """The architecture is pinned by timm's version."""
@@ -78,6 +81,7 @@ def _import_timm() -> ModuleType:
 def _check_name(timm: ModuleType, name: str) -> None:
     if not timm.is_model(name):
         raise UnknownNameError("backbone", PREFIX + name, [PREFIX + known for known in timm.list_models()])
+    # A bare name takes the default weights; a tag has to be one that timm lists.
     if "." in name:
         tagged = timm.list_pretrained(name.partition(".")[0])
         if name not in tagged:
@@ -174,6 +178,7 @@ def _classifier_paths(module: Any) -> tuple[str, ...]:
 def _join(module: Any, classifiers: tuple[str, ...]) -> Callable[[], object] | None:
     """Return how branches with an output layer each (``head.0``, ``head.1``) are joined: CrossViT, EfficientViM."""
     branches = [path for path in classifiers if path.rpartition(".")[0] == classifiers[0].rpartition(".")[0]]
+    # An Identity for each would put out the branches apart; timm's own reset joins them.
     in_a_list = len(branches) > 1 and all(path.rpartition(".")[2].isdigit() for path in branches)
     return partial(module.reset_classifier, 0) if in_a_list else None
 
@@ -198,7 +203,3 @@ def _pools_by_attention(timm: ModuleType, module: Any) -> bool:
     """Tell whether the mean of all positions joins them as a token that asks the others: CLIP's ResNets."""
     pools = (timm.layers.AttentionPool2d, timm.layers.RotAttentionPool2d)
     return any(isinstance(layer, pools) for layer in module.modules())
-
-
-def _hub_name(config: dict[str, Any]) -> str:
-    return config.get("hf_hub_id") or config.get("url") or "own weights"

@@ -7,15 +7,16 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featurecache.backbones.provider import Provided
+from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.hub_access import check_network_allowed
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.backbones.weights.checkpoints import read_checkpoint
 from featurecache.backbones.weights.loading import load_weights, name_warnings
-from featurecache.errors import BackboneError, UnknownNameError, WeightsError
+from featurecache.errors import BackboneError, UnknownNameError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
 from featurecache.specs import PreprocessSpec
 
@@ -27,7 +28,7 @@ _OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 _TRANSFORM_INPUT = {"googlenet", "inception_v3"}
 
 
-class TorchvisionProvider:
+class TorchvisionProvider(Provider):
     """Builds ``torchvision:NAME``."""
 
     packages = ("torchvision",)
@@ -38,19 +39,26 @@ class TorchvisionProvider:
         return [PREFIX + name for name in torchvision.models.list_models(module=torchvision.models)]
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
-        """Build the network; own weights come from the torch hub's folder or its server."""
+        """Build the network; own weights come from the torch hub's folder or its server.
+
+        Parameters
+        ----------
+        name, pretrained, weights, keep_classifier
+            See `Provider.build`.
+        """
         models = import_torchvision().models
         if PREFIX + name not in self.list_names():
             raise UnknownNameError("backbone", PREFIX + name, self.list_names())
         edition = _edition(models.get_model_weights(name), weights)
         module = models.get_model(name, weights=None, **_options(name, edition))
+        rename_key = partial(_OLD_DENSENET_KEY.sub, r"\1\2.")
         provided = Provided(
             module=module,
             preprocess=_preprocess(edition),
             classifiers=(_classifier_path(module),),
             num_prefix_tokens=1 if isinstance(module, models.VisionTransformer) else 0,
             license=edition.meta.get("license"),
-            rename_key=_rename_key,
+            rename_key=rename_key,
         )
         if pretrained:
             _load_own(provided, name, edition, keep_classifier=keep_classifier)
@@ -89,7 +97,7 @@ def _load_own(provided: Provided, name: str, edition: Any, *, keep_classifier: b
         read_checkpoint(file),
         provided.classifiers or (),
         keep_classifier=keep_classifier,
-        rename_key=_rename_key,
+        rename_key=provided.rename_key,
         what=PREFIX + name,
     )
     provided.warnings += name_warnings(file)
@@ -105,8 +113,10 @@ def _fetch(backbone: str, url: str) -> Path:
         return file
     check_network_allowed(backbone)
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Publishers put the beginning of the SHA-256 into the name; torch.hub compares it while it downloads.
     promised = re.search(r"-([0-9a-f]{8,})\.", file.name)
     try:
+        # The one switch that people know; torch.hub has none.
         if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
         with _socket_timeout(_TIMEOUT_S):
@@ -114,7 +124,7 @@ def _fetch(backbone: str, url: str) -> Path:
     # urllib, http.client, ssl, socket and torch.hub each raise their own here.
     except Exception as error:
         raise WeightsError(
-            f"weights of {backbone} cannot be downloaded ({_one_line(error)}): bring {file.name} ({url}) to this "
+            f"weights of {backbone} cannot be downloaded ({first_line(error)}): bring {file.name} ({url}) to this "
             f"machine and pass --weights FILE, or put it in {file.parent}"
         ) from error
     return file
@@ -142,16 +152,13 @@ def _classifier_path(module: Any) -> str:
     """Find the output layer: the last linear layer, or SqueezeNet's convolution."""
     from torch import nn
 
+    # By class and not by name: fc, classifier.3, heads.head and head are all in use.
     linears = [path for path, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     if linears:
         return linears[-1]
     if isinstance(layer := getattr(module, "classifier", None), nn.Sequential):
         return next(f"classifier.{path}" for path, child in layer.named_children() if isinstance(child, nn.Conv2d))
     raise BackboneError(f"{type(module).__name__} has no output layer that is known here")
-
-
-def _rename_key(key: str) -> str:
-    return _OLD_DENSENET_KEY.sub(r"\1\2.", key)
 
 
 @contextmanager
@@ -162,7 +169,3 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TOP = "."
 """The key of tensors that lie in no named section of a file."""
+# Far deeper than trainers nest what they save.
 _MAX_DEPTH = 16
 _SHOWN = 6
 # Releases before --weights-key existed took the first of these, again and again.
@@ -172,6 +173,7 @@ def _read_torch(path: Path) -> Any:
     stand_ins += [(OrderedDict, name) for name in _DICT_NAMES]
     stand_ins += [(_empty_dict, "collections.defaultdict")]
     try:
+        # torch warns of old formats and of its own deprecations: nothing that who reads weights can act on.
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             warnings.simplefilter("ignore")
             # As an open file: torch has an opinion of its own on names that end in .safetensors.
@@ -197,6 +199,7 @@ def _walk(content: Any, section: str, *, depth: int, seen: set[int]) -> Iterator
     """Yield each tensor with the section that holds it; one that occurs twice counts once, a very deep one never."""
     import torch
 
+    # By identity: a list may hold itself.
     if depth > _MAX_DEPTH or id(content) in seen:
         return
     seen.add(id(content))

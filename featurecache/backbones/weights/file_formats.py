@@ -14,6 +14,7 @@ from pathlib import Path
 from featurecache.hashing import digest_file
 
 SAFETENSORS, CHECKPOINT = "safetensors", "a checkpoint of torch.save"
+# Enough for the header of a tar archive (512 bytes) and for the line that tells what a text is.
 _HEAD_BYTES = 4096
 _BLOCK = 1 << 20
 _MOST_INFLATED, _INFLATED_ANYWAY = 4, 1 << 20

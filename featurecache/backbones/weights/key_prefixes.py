@@ -132,13 +132,26 @@ def choose_section(checkpoint: Checkpoint, own: Mapping[str, Tensor], what: str)
     apart = [each for each in alike[1:] if not set(each.names.values()) & set(alike[0].names.values())]
     if apart and not _equal(checkpoint, [alike[0], *apart]):
         raise WeightsError(_several(checkpoint, [alike[0], *apart], len(own), what))
-    return _without(checkpoint, alike[0])
+    prefix = alike[0].prefix
+    return {name[len(prefix) :]: each for name, each in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
 def find_candidates(checkpoint: Checkpoint, own: Mapping[str, Tensor], needed: list[str]) -> list[Candidate]:
-    """Return every way to change a prefix that makes a tensor of the file fit, those that fit most first."""
+    """Return every way to change a prefix that makes a tensor of the file fit, those that fit most first.
+
+    Parameters
+    ----------
+    checkpoint
+        The file.
+    own
+        The network's tensors, by name.
+    needed
+        Those of their names that count.
+    """
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for front in _common_prefixes(needed):
+    # Only what all names of the network begin with can have been left out of a file.
+    first = needed[0] if needed else ""
+    for front in [prefix for prefix in _prefixes(first) if all(name.startswith(prefix) for name in needed)]:
         targets = {name[len(front) :]: name for name in needed}
         for name, tensor in checkpoint.tensors.items():
             for prefix in _prefixes(name):
@@ -149,7 +162,7 @@ def find_candidates(checkpoint: Checkpoint, own: Mapping[str, Tensor], needed: l
         Candidate(prefix=prefix, front=front, names=names)
         for (prefix, front), names in found.items()
         # The same change, said with a word more on both sides.
-        if not (front and f".{prefix}".endswith(f".{_last(front)}"))
+        if not (front and f".{prefix}".endswith(f".{front.removesuffix('.').rpartition('.')[2]}."))
     ]
     return sorted(candidates, key=lambda each: -len(each.names))  # stable: the order of the file
 
@@ -159,19 +172,10 @@ def _prefixes(name: str) -> list[str]:
     return ["", *(name[: end + 1] for end, sign in enumerate(name) if sign == ".")]
 
 
-def _common_prefixes(names: list[str]) -> list[str]:
-    return (
-        [prefix for prefix in _prefixes(names[0]) if all(name.startswith(prefix) for name in names)] if names else [""]
-    )
-
-
-def _last(prefix: str) -> str:
-    return prefix.removesuffix(".").rpartition(".")[2] + "."
-
-
 def _state(checkpoint: Checkpoint, chosen: Candidate, complete: Iterable[Candidate]) -> dict[str, Tensor]:
     """Return what lies beside the tensors that fit too: what the network does not know is an error, not left out."""
     sections = {checkpoint.sections[name] for name in chosen.names.values()} or {""}
+    # A second complete network inside the first, as a teacher in its student: its tensors are not unexpected.
     others = tuple(
         each.prefix for each in complete if each.prefix != chosen.prefix and each.prefix.startswith(chosen.prefix)
     )
@@ -179,14 +183,6 @@ def _state(checkpoint: Checkpoint, chosen: Candidate, complete: Iterable[Candida
         chosen.front + name[len(chosen.prefix) :]: tensor
         for name, tensor in checkpoint.tensors.items()
         if name.startswith(chosen.prefix) and checkpoint.sections[name] in sections and not name.startswith(others)
-    }
-
-
-def _without(checkpoint: Checkpoint, chosen: Candidate) -> dict[str, Tensor]:
-    return {
-        name[len(chosen.prefix) :]: tensor
-        for name, tensor in checkpoint.tensors.items()
-        if name.startswith(chosen.prefix)
     }
 
 

@@ -98,12 +98,14 @@ def load_weights(
         Name of the network, for messages.
     """
     own = module.state_dict()
+    # Of the layer that goes anyway: weights of another number of classes fit the backbone as well.
     forgiven = () if keep_classifier else tuple(f"{path}." for path in classifiers)
     if rename_key is not None:
         checkpoint = _renamed(checkpoint, rename_key)
     choice = choose_tensors(checkpoint, own, forgiven, what)
     misfits = [name for name, tensor in choice.state.items() if name in own and not fits(tensor, own[name])]
     fitting = {name: tensor for name, tensor in choice.state.items() if name not in misfits}
+    # Not strict: what is missing or unexpected is reported below, all at once.
     result = module.load_state_dict(fitting, strict=False)
     missing = [name for name in result.missing_keys if name not in misfits]
     problems = {"missing": missing, "unexpected": list(result.unexpected_keys), "of another shape or type": misfits}
@@ -164,6 +166,7 @@ def _renamed(checkpoint: Checkpoint, rename_key: Callable[[str], str]) -> Checkp
 
 def _wrapper(checkpoint: Checkpoint, section: str) -> str:
     """Return what all names of a section begin with: the section itself, then what training put in front."""
+    # DataParallel in a compiled network puts both in front, in either order.
     front = f"{section}." if section else ""
     names = [name for name, each in checkpoint.sections.items() if each == section]
     while added := next((w for w in _WRAPPERS if all(name.startswith(front + w) for name in names)), None):

@@ -48,6 +48,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def reinitialise(name: str, module: nn.Module) -> None:
     """Draw every parameter anew, in place; a layer that does not say how is refused."""
+    # Before anything is drawn, so that a refusal leaves the network as it was.
     unknown = [
         path or "the network itself"
         for path, layer in module.named_modules()
