@@ -131,7 +131,8 @@ def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> Removab
     -----
     For ``pre_logits`` that is the classifier's input, for ``input`` the network's, for ``fc.input`` that of ``fc``.
     """
-    if layer_of(node, node_modules(backbone)) is not None:
+    # The name first: this is asked at every pass, and listing the modules of a large network takes a millisecond.
+    if node.endswith(INPUT_OF) and layer_of(node, node_modules(backbone)) is not None:
         return watch_input(module, see)
     before = (node == PRE_LOGITS and backbone.classifier is not None) or (node == INPUT and module is backbone.module)
     if before:
