@@ -28,7 +28,7 @@ _NORMS = {"BatchNorm2d", "BatchNormAct2d"}
 
 
 class _AfterNorm(nn.Module):
-    """What timm's norm with an activation does beside normalising, under the same names."""
+    """What timm's norm with an activation does besides normalising, under the same names."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()

@@ -110,7 +110,7 @@ def _example_images(preprocess: PreprocessSpec, _: str | None, count: int) -> Te
     Not zeros: a network that mixes images, or draws at random, may do that to zeros without a trace.
     """
     shape, generator = preprocess.crop_shape, torch.Generator().manual_seed(0)
-    # Structures of about 28 pixels (of 224), as objects have, beside noise of one pixel.
+    # Structures of about 28 pixels (of 224), as objects have, and noise of one pixel.
     coarse_BCHW = torch.randn(count, 3, 8, 8, generator=generator)
     fine_BCHW = torch.randn(count, 3, *shape, generator=generator)
     return interpolate(coarse_BCHW, size=shape, mode="bilinear") + 0.2 * fine_BCHW

@@ -1,4 +1,4 @@
-"""The seam between the registry and the places that networks come from. Imports no torch."""
+"""The seam between the registry and what networks come from. Imports no torch."""
 
 from __future__ import annotations
 

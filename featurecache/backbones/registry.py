@@ -125,7 +125,7 @@ def request_digest(request: BackboneRequest) -> str | None:
         weights = digest_file(request.weights) if request.weights.is_file() else None
     if weights is None:
         return None
-    # Where the name is a file or folder of this machine, what is in it counts beside weights from elsewhere.
+    # Where the name is a file or folder of this machine, what is in it counts as well as weights from elsewhere.
     is_path = (request.weights is not None or request.init == "random") and Path(local_name).expanduser().exists()
     packages = ("featurecache", "torch", *provider.packages)
     settings = {

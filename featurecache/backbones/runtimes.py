@@ -98,14 +98,8 @@ def open_runtime(
         How many inputs there are, if that is known and nothing will come later: for few of them, preparing a faster
         runtime takes longer than it saves.
     """
-    if runtime not in ("auto", "torch", "openvino"):
-        raise RequestError(f"unknown runtime {runtime!r}; known: auto, torch, openvino")
-    # Who asks for openvino by name has chosen the CPU, whatever GPU there is.
-    if device == "auto" and runtime == "openvino":
-        device = "cpu"
+    device = _device_for(runtime, device)
     on_cpu = checked_device(device).type == "cpu"
-    if runtime == "openvino" and not on_cpu:
-        raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")
     if batch_size is None and not on_cpu and num_inputs is not None and num_inputs <= _FEW_FOR_A_GPU:
         batch_size = max(num_inputs, 1)  # a trial of sizes would take longer
     size = batch_size or CPU_BATCH_SIZE
@@ -134,6 +128,18 @@ def open_runtime(
         return torch_runtime
     torch_runtime.close()
     return ComparedRuntime(converted, reference, required=runtime == "openvino", what="openvino", trial=rates)
+
+
+def _device_for(runtime: str, device: str) -> str:
+    """Return the device that is meant, or refuse the two together."""
+    if runtime not in ("auto", "torch", "openvino"):
+        raise RequestError(f"unknown runtime {runtime!r}; known: auto, torch, openvino")
+    # Who asks for openvino by name has chosen the CPU, whatever GPU there is.
+    if device == "auto" and runtime == "openvino":
+        return "cpu"
+    if checked_device(device).type != "cpu" and runtime == "openvino":
+        raise RequestError(f"runtime openvino computes on the CPU, not on {device!r}; use runtime torch")
+    return device
 
 
 class ComparedRuntime:

@@ -76,7 +76,7 @@ def _is_stage(module: nn.Module) -> bool:
     ]
     if any(_holds_like_blocks(each) for each in (module, *containers)):
         return True
-    # A stage may begin with a downsampling layer beside its sequence of blocks: the larger half decides.
+    # A stage may begin with a downsampling layer next to its sequence of blocks: the larger half decides.
     half = _num_parameters(module) / 2
     return any(_num_parameters(child) > half and _is_stage(child) for child in module.children())
 

@@ -1,6 +1,6 @@
-"""The one place that imports torchvision, because that import fails on a very common installation.
+"""The one module that imports torchvision, because that import fails on a very common installation.
 
-A CPU-only torch beside the torchvision wheel that was built for CUDA cannot load torchvision's compiled operators,
+A CPU-only torch with the torchvision wheel that was built for CUDA cannot load torchvision's compiled operators,
 and then ``import torchvision`` stops with "operator torchvision::nms does not exist". Models and transforms need
 none of those operators: declaring the two that are looked up at import time is enough. timm imports torchvision
 too, so its provider comes through here first.

@@ -3,7 +3,7 @@
 From each output the walk goes back through everything that only reshapes, pools, scales, squashes or normalises, to the
 products with weights that made it: those are the output layers, and what goes into them are the features. A sum with
 something else (a residual connection), or an activation as between hidden layers, ends the walk: then the output is
-itself taken for features. What the walk cannot decide is said, or refused with the candidates.
+itself taken for features. What the walk cannot decide is a warning, or refused with the candidates.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One small module per place that networks come from. See `featurecache.backbones.provider` for the seam."""
+"""One module for each library, or kind of file, that networks come from; see `featurecache.backbones.provider`."""

@@ -45,12 +45,12 @@ class ExportedNetwork(UnflattenedModule):
         for name in _LEFTOVERS:
             vars(self).pop(name, None)
         _hide_order_of_outputs(self)
-        _join_calls(self, set())
         for module in self.modules():
             for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor):  # a constant: only buffers move with the network
                     delattr(module, name)
                     module.register_buffer(name, value, persistent=False)
+        _join_calls(self, set())
         for graph in self._graphs():
             for node in graph.nodes:
                 node.meta.clear()  # symbolic shapes and stand-ins for tensors
@@ -119,6 +119,7 @@ class LayerOfSeveralGraphs(InterpreterModule):
         for call in calls.values():
             self._parameters.update(call._parameters)
             self._buffers.update(call._buffers)
+            self._non_persistent_buffers_set |= call._non_persistent_buffers_set
             self._modules.update(call._modules)
 
     def forward(self, *args: Any, call: int = 0) -> Any:

@@ -1,4 +1,4 @@
-"""What a library itself makes of an image, beside what is made of it here."""
+"""What a library itself makes of an image, compared with what is made of it here."""
 
 from __future__ import annotations
 

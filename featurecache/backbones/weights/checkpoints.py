@@ -54,7 +54,7 @@ def _empty_dict(*_arguments: object) -> dict[Any, Any]:
     return {}
 
 
-# Settings, counters, times and places that trainers keep beside the weights. torch fills plain dicts only.
+# Settings, counters, times and paths that trainers keep with the weights. torch fills plain dicts only.
 _INERT_NAMES = (
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.dtype", "numpy.ndarray"),

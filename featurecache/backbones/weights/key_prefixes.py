@@ -29,7 +29,7 @@ class Candidate:
     prefix
         What the names of the file begin with; empty, or with a dot at its end.
     front
-        What the network's names begin with in its place.
+        What the network's names begin with instead.
     names
         By name in the network, the name in the file of each tensor that fits.
     """
@@ -64,8 +64,8 @@ class Choice:
 
 
 def fits(tensor: Tensor, own: Tensor) -> bool:
-    """Tell whether a tensor of a file can take the place of a network's: its shape, and numbers of a kind."""
-    # Whole numbers in the place of fractions are quantised weights, which mean nothing without their scales.
+    """Tell whether a tensor of a file can replace one of a network: its shape, and numbers of a kind."""
+    # Whole numbers instead of fractions are quantised weights, which mean nothing without their scales.
     return own.shape == tensor.shape and own.is_floating_point() == tensor.is_floating_point() and not tensor.is_meta
 
 
@@ -173,7 +173,7 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _state(checkpoint: Checkpoint, chosen: Candidate, complete: Iterable[Candidate]) -> dict[str, Tensor]:
-    """Return what lies beside the tensors that fit too: what the network does not know is an error, not left out."""
+    """Return the tensors that fit, and what is stored with them: unknown ones there are an error, not left out."""
     sections = {checkpoint.sections[name] for name in chosen.names.values()} or {""}
     # A second complete network inside the first, as a teacher in its student: its tensors are not unexpected.
     others = tuple(
