@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 _UNKNOWN_MEMORY = 4 << 30
@@ -28,9 +31,23 @@ def free_memory() -> int:
     return min(found)
 
 
+_most_cores: ContextVar[int | None] = ContextVar("most_cores", default=None)
+
+
+@contextmanager
+def at_most_cores(count: int | None) -> Iterator[None]:
+    """Let `num_cores` return at most ``count`` for the length of the block: several workers share one machine."""
+    before = _most_cores.set(count)
+    try:
+        yield
+    finally:
+        _most_cores.reset(before)
+
+
 def num_cores() -> int:
-    """Return how many cores this process may use, by its affinity and the quota of its container."""
+    """Return how many cores this process may use: by its affinity, the quota of its container and `at_most_cores`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(cores, _most_cores.get() or cores)
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(min(cores, round(int(quota) / int(period))), 1)

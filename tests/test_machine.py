@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from featurecache import machine
+from featurecache.machine import at_most_cores, num_cores
 
 pytestmark = pytest.mark.quick
 
@@ -24,3 +25,12 @@ def test_cores(quota: str | None, expected: int, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(machine, "Path", lambda path: file)
     assert machine.num_cores() == expected
+
+
+def test_a_limit_on_cores_holds_for_its_block_only() -> None:
+    before = num_cores()
+    with at_most_cores(1):
+        assert num_cores() == 1
+        with at_most_cores(None):
+            assert num_cores() == before
+    assert num_cores() == before

@@ -92,6 +92,7 @@ class Draft:
         keep = np.array([i not in self.bad or self.bad[i].status not in TRANSIENT for i in range(len(rows))], bool)
         if not keep.any():
             return True
+        # The usual case: what was written as it came is the shard. Else its good rows are copied into another one.
         if keep.all() and self._dtype == self._draft_dtype:
             self._writer.append("id", ids)
             return self._commit(self._writer, rows, keep, record)

@@ -81,6 +81,7 @@ def made_with_any(sets: Sequence[FeatureSet]) -> dict[str, Any] | None:
 
 def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say what differs between two provenances, of those things that may change features."""
+    # What this program, h5py and scikit-learn are makes no feature.
     flat = [{**p["versions"], **{k: p[k] for k in ("runtime", "device", "machine")}} for p in (stored, now)]
     names = sorted(flat[0].keys() & flat[1].keys() - {"featurecache", "h5py", "scikit-learn"})
     return [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]

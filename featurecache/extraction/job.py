@@ -80,7 +80,7 @@ class ExtractionJob:
         from featurecache.extraction.continuity import load_or_continue
         from featurecache.extraction.modality import modality_of
 
-        load_hdf5()
+        load_hdf5()  # here, where people wait for the network anyhow, and not before the first shard
         backbone, taps = load_or_continue(self.cache, self.backbone, self.taps)
         check_modality(self.opened_source, backbone.preprocess, backbone.name)
         modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here

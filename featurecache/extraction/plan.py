@@ -78,6 +78,7 @@ def plan_extraction(wanted: Rows, cached: Mapping[str, Rows], *, shard_rows: int
         if taps
         for start in range(0, len(rows), shard_rows)
     ]
+    # In the order of the rows, whatever misses them: shards that follow each other read files that lie together.
     return sorted(shards, key=lambda shard: int(shard.rows[0]))
 
 

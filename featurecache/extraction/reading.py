@@ -28,6 +28,7 @@ def inputs_of_rows(
     by_stamp : bool
         What still has the stamp of the scan is taken for unchanged, as in the next scan; else only its bytes tell.
     """
+    # An unsettled stamp is none: its file could have been written again within the same tick of the clock.
     prefix = str(getattr(source, "prefix", ""))
     stamps = listing.stamps_of(rows).tolist() if by_stamp else [_NO_STAMP] * len(rows)
     return [

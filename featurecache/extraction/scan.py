@@ -51,6 +51,7 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     if job.views is not None:
         check_takes_views(source.modality, f"the source {source.key}")
     check_source(source)
+    # Not made yet: a wrong request must leave no empty cache behind.
     store = FeatureStore.open(job.cache) if (job.cache / "FORMAT.json").exists() else None
     if not all(recall(job, store).values()):
         _ = job.network
@@ -61,6 +62,7 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress):
         rows[indices] = store.samples.append(ids, entries.names.take(indices), entries.stamps[indices, 0])
     listing = listing_of_source(source, entries, rows)
+    # A listing that is as before is not written again: of a million files it has some 60 MB.
     return listing if before is not None and listing.same_as(before) else store.listings.save(listing)
 
 

@@ -19,6 +19,7 @@ from featurecache.extraction.meter import Usage
 from featurecache.extraction.plan import missing_shards
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recall import Variant, recall
+from featurecache.machine import at_most_cores
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
 
@@ -80,7 +81,7 @@ def work(
     device : str, optional
         Where this worker computes, instead of the job's own device: ``cuda:1``.
     cores : int, optional
-        Threads of this worker that read and decode; all cores where left out.
+        Cores that this worker counts on; all where left out.
     progress : Progress, optional
         Told how far it is.
 
@@ -95,48 +96,42 @@ def work(
     DriftError
         This machine makes other features than those that are there.
     """
-    job, progress = _on_machine(job, device, cores), progress or Silent()
-    store = FeatureStore.open(job.cache)
-    listing = store.listings.load(job.opened_source.key)
-    if listing is None:
-        raise RequestError(f"{job.cache} holds no listing of {job.source.url}; scan the source before work begins")
-    report, types = WorkerReport(), dict[str, str]()
-    for views, sets in recall(job, store).items():
-        if sets is None or missing_shards(sets, listing.unique_rows, shard_rows=job.settings.shard_rows):
-            backbone, taps = job.network.backbone, job.network.taps
-            started = perf_counter()
-            from featurecache.extraction.stored_type import choose_types
-            from featurecache.extraction.worker import Worker
+    if device is not None:  # else the same object, with what this process has loaded for it
+        job = replace(job, settings=replace(job.settings, device=device))
+    with at_most_cores(cores):
+        store = FeatureStore.open(job.cache)
+        listing = store.listings.load(job.opened_source.key)
+        if listing is None:
+            raise RequestError(f"{job.cache} holds no listing of {job.source.url}; scan the source before work begins")
+        report, types = WorkerReport(), dict[str, str]()
+        for views, sets in recall(job, store).items():
+            if sets is None or missing_shards(sets, listing.unique_rows, shard_rows=job.settings.shard_rows):
+                backbone, taps = job.network.backbone, job.network.taps
+                started = perf_counter()
+                # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
+                from featurecache.extraction.stored_type import choose_types
+                from featurecache.extraction.worker import Worker
 
-            types = types or choose_types(job, store, listing)
-            sets = _add_sets(job, store, views, types)
-            worker = Worker(
-                store=store,
-                sets=sets,
-                source=job.opened_source,
-                listing=listing,
-                backbone=backbone,
-                taps={tap.name: tap for tap in taps},
-                settings=job.settings,
-                progress=progress,
-            )
-            preparation = perf_counter() - started
-            report += worker.run(listing.unique_rows) + WorkerReport(startup_seconds=preparation)
-            if (digest := job.digest(views)) is not None:
-                store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])
-        report += WorkerReport(sets=tuple(s.folder.path.relative_to(store.path).as_posix() for s in sets))
-    return report + WorkerReport(startup_seconds=job.network.seconds) if types else report
-
-
-def _on_machine(job: ExtractionJob, device: str | None, cores: int | None) -> ExtractionJob:
-    """Return a job as one worker does it; the same object, with all that is loaded, where nothing else is given."""
-    if device is None and cores is None:
-        return job
-    settings = job.settings
-    return replace(
-        job,
-        settings=replace(settings, device=device or settings.device, num_workers=settings.num_workers or cores),
-    )
+                # Once for all variants: heads on views are scored on plain features, so both have one type.
+                types = types or choose_types(job, store, listing)
+                sets = _add_sets(job, store, views, types)
+                worker = Worker(
+                    store=store,
+                    sets=sets,
+                    source=job.opened_source,
+                    listing=listing,
+                    backbone=backbone,
+                    taps={tap.name: tap for tap in taps},
+                    settings=job.settings,
+                    progress=progress or Silent(),
+                )
+                preparation = perf_counter() - started
+                report += worker.run(listing.unique_rows) + WorkerReport(startup_seconds=preparation)
+                # Only now: what is remembered must be there, or the next run would take it for cached.
+                if (digest := job.digest(views)) is not None:
+                    store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])
+            report += WorkerReport(sets=tuple(s.folder.path.relative_to(store.path).as_posix() for s in sets))
+        return report + WorkerReport(startup_seconds=job.network.seconds) if types else report
 
 
 def _add_sets(job: ExtractionJob, store: FeatureStore, views: Variant, types: Mapping[str, str]) -> list[FeatureSet]:

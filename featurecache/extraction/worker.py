@@ -135,6 +135,7 @@ class Worker:
                 while shards:
                     done = self._compute(shards)
                     total, postponed = total + done.num_rows, postponed | done.postponed
+                    # What other workers held may be done by now, or left over by one that was killed.
                     shards = self._plan(wanted, postponed)
                     if not done.num_rows and not done.leased:
                         break
@@ -241,6 +242,7 @@ class Worker:
                 taps = tuple(tap for tap in shard.taps if not features[tap].folder.has(shard.key))
                 if not taps:
                     continue
+                # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
                 taken = OpenShard(taps, shard.rows, self._inputs_of(shard.rows), lease.pop_all())
                 self._open.append(taken)
             yield taken
@@ -281,7 +283,7 @@ class Worker:
         bad = {index: error for draft in shard.drafts for index, error in draft.bad.items()}
         shard.close()
         self._open.remove(shard)
-        if not won:
+        if not won:  # the other worker may have had fewer rows in its shard: plan once more
             return _Round(leased=True)
         postponed = {
             int(shard.rows[index]): (shard.inputs[index].name, error.reason)

@@ -73,6 +73,7 @@ def read_file(path: str | Path, *, stamp: Stamp | None, max_bytes: int) -> bytes
         raise InputError("changed", reason_of(error)) from None
     except OSError as error:
         raise InputError("unreadable", reason_of(error)) from None
+    # Before and after: a write while the file was read leaves half of each content.
     if stamp is not None and not stamp == stamp_of(before) == stamp_of(after):
         raise InputError("changed", "the file was edited while the run went on")
     return data

@@ -87,7 +87,7 @@ class FolderSource:
             yield Entry(
                 name, (status.st_size, mtime, ctime if mtime < settled and ctime < settled else -1, status.st_ino)
             )
-        if is_empty:
+        if is_empty:  # known only now: to ask first would walk the folders twice
             raise self._empty(walk)
         self.ignored = walk.ignored.result()
 

@@ -52,9 +52,9 @@ class Input:
             try:
                 return self.source.open(self.entry, stamp=self.stamp)
             except InputError as error:
+                # A touched file, or one that was copied back, still holds what it held; only a digest can tell.
                 if error.status != "changed" or self.id is None:
                     raise
-        # Without a stamp, or touched and perhaps not edited: the bytes tell.
         data = self.source.open(self.entry, stamp=None)
         if self.id is not None and digest_bytes(data) != self.id:
             raise InputError("changed", "the file was edited while the run went on")

@@ -93,7 +93,8 @@ def test_workers_in_other_processes_make_the_cache_of_a_local_one(
 def test_workers_at_one_job_divide_it_by_leases(make_folder: Make, tmp_path: Path) -> None:
     job = job_on(make_folder(per_class=10), tmp_path / "c")
     scan(job)
-    first = work(job)
+    first = work(job, cores=1)
+    assert [usage.cores for usage in first.usage] == [1]
     assert work(pickle.loads(pickle.dumps(job)), device="cpu", cores=1).num_rows == 0
     assert first.num_rows == 30
     assert first.sets == ("features/" + "/".join(next(iter((tmp_path / "c").glob("features/*/*/*"))).parts[-3:]),)
