@@ -41,6 +41,7 @@ FLOORS = {
     "deployment": 5,
     "run": 6,
     "cli": 7,
+    "testing": 7,
     "__init__": 8,
     "__main__": 8,
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, EntryPoints
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ from conftest import TINY
 
 from featurecache import plugins
 from featurecache.errors import RequestError, UnknownNameError
-from featurecache.extraction.engines import make_engine
-from featurecache.extraction.extract import make_job, make_request, run_job
+from featurecache.extraction.engines import Engine, make_engine
+from featurecache.extraction.engines.local import LocalEngine
+from featurecache.extraction.extract import make_job, make_request
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.scan import scan
 from featurecache.extraction.work import WorkerReport, work
 from featurecache.specs import ExtractionSettings
-from featurecache.store.store import FeatureStore
+from featurecache.testing import EngineContract
 
 Make = Callable[..., Path]
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=5, dtype="float16")
@@ -32,24 +34,37 @@ def job_on(source: Path, cache: Path, **options: object) -> ExtractionJob:
     return make_job(source, cache, make_request(TINY), settings=SETTINGS, **options)  # type: ignore[arg-type]
 
 
-def files(cache: Path) -> dict[str, bytes]:
-    """Everything in a cache but the listing, whose stamps tell when it was made."""
-    paths = (path for path in cache.rglob("*") if path.is_file())
-    names = {path.relative_to(cache).as_posix(): path for path in paths}
-    return {name: path.read_bytes() for name, path in names.items() if not name.startswith("sources/")}
-
-
 class Processes:
-    """An engine as somebody else would write it: some workers in processes of their own."""
+    """An engine as somebody else would write it: workers in processes of their own."""
 
-    def __init__(self, progress: Progress, count: int = 2) -> None:
-        self.progress, self.count = progress, count
+    def __init__(self, progress: Progress, pool: Pool) -> None:
+        self.progress, self.pool = progress, pool
 
     def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
-        with multiprocessing.get_context("spawn").Pool(self.count) as pool:
-            for report in pool.imap_unordered(work, [job] * self.count):
-                self.progress.advance(report.num_rows)
-                yield report
+        for report in self.pool.imap_unordered(work, [job] * 2):
+            self.progress.advance(report.num_rows)
+            yield report
+
+
+class TestLocalEngine(EngineContract):
+    def make_engine(self, progress: Progress) -> Engine:
+        return LocalEngine(progress)
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> Iterator[Pool]:
+    """Shared by tests: each process begins by loading torch."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        yield pool
+
+
+class TestProcesses(EngineContract):
+    @pytest.fixture(autouse=True)
+    def use(self, two_processes: Pool) -> None:
+        self.pool = two_processes
+
+    def make_engine(self, progress: Progress) -> Engine:
+        return Processes(progress, self.pool)
 
 
 @pytest.fixture
@@ -75,21 +90,6 @@ def test_a_pickled_job_holds_what_was_asked_for_and_nothing_else(make_folder: Ma
     assert not {"network", "opened_source"} & vars(copy).keys()
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_workers_in_other_processes_make_the_cache_of_a_local_one(
-    make_folder: Make, tmp_path: Path, count: int, offered: list[EntryPoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = make_folder(per_class=20)
-    local = run_job(job_on(source, tmp_path / "local", views=2, taps=["stem:avg", "default"]))
-    offered.append(EntryPoint("several", f"{__name__}:Processes", "featurecache.engines"))
-    monkeypatch.setattr(Processes.__init__, "__defaults__", (count,))
-    report = run_job(job_on(source, tmp_path / "spawned", views=2, taps=["stem:avg", "default"]), engine="several")
-    assert files(tmp_path / "spawned") == files(tmp_path / "local")
-    assert (report.num_extracted, report.num_cached) == (local.num_extracted, 0) == (120, 0)
-    assert report.to_json()["features"] == local.to_json()["features"]
-    assert run_job(job_on(source, tmp_path / "spawned", views=2, taps=["stem:avg", "default"])).num_extracted == 0
-
-
 def test_workers_at_one_job_divide_it_by_leases(make_folder: Make, tmp_path: Path) -> None:
     job = job_on(make_folder(per_class=10), tmp_path / "c")
     scan(job)
@@ -98,13 +98,6 @@ def test_workers_at_one_job_divide_it_by_leases(make_folder: Make, tmp_path: Pat
     assert work(pickle.loads(pickle.dumps(job)), device="cpu", cores=1).num_rows == 0
     assert first.num_rows == 30
     assert first.sets == ("features/" + "/".join(next(iter((tmp_path / "c").glob("features/*/*/*"))).parts[-3:]),)
-
-
-def test_work_without_a_scan_is_refused(make_folder: Make, tmp_path: Path) -> None:
-    source = make_folder(per_class=1)
-    FeatureStore.create(tmp_path / "c")
-    with pytest.raises(RequestError, match="holds no listing of .*; scan the source before work begins"):
-        work(job_on(source, tmp_path / "c"))
 
 
 def test_untouched_inputs_are_recognised_without_torch(make_folder: Make, tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""What every engine does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featurecache.errors import RequestError
+from featurecache.extraction.engines import Engine
+from featurecache.extraction.engines.local import LocalEngine
+from featurecache.extraction.extract import make_job, make_request
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.progress import Progress, Silent
+from featurecache.extraction.scan import scan
+from featurecache.extraction.work import WorkerReport
+from featurecache.specs import ExtractionSettings
+from featurecache.store.store import FeatureStore
+
+NUM_IMAGES, VIEWS, TAPS = 18, 2, ("default", "stem:avg")
+SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=5, dtype="float16")
+"""Several shards, the last of them short."""
+
+
+class EngineContract(ABC):
+    """Laws of `featurecache.extraction.engines.Engine`; a subclass says how to make one."""
+
+    @abstractmethod
+    def make_engine(self, progress: Progress) -> Engine:
+        """Return the engine as its entry point would: from ``progress`` alone."""
+
+    @pytest.fixture
+    def images(self, tmp_path: Path) -> Path:
+        """A folder of small images, all different."""
+        folder, rng = tmp_path / "images", np.random.default_rng(0)
+        folder.mkdir()
+        for index in range(NUM_IMAGES):
+            Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(folder / f"{index:02d}.png")
+        return folder
+
+    def test_every_shard_is_computed_once_and_a_second_run_does_nothing(self, images: Path, tmp_path: Path) -> None:
+        job = _job(images, tmp_path / "cache")
+        scan(job)
+        first = _run(self.make_engine(Silent()), job)
+        assert first.num_rows == 2 * NUM_IMAGES  # plain, and with views
+        assert not first.postponed
+        assert first.runtime == "torch"
+        second = _run(self.make_engine(Silent()), _job(images, tmp_path / "cache"))
+        assert second.num_rows == 0
+        assert set(second.sets) == set(first.sets)
+        assert len(first.sets) == 2 * len(TAPS)
+
+    def test_its_cache_is_byte_for_byte_that_of_the_local_engine(self, images: Path, tmp_path: Path) -> None:
+        for name, engine in (("local", LocalEngine(Silent())), ("other", self.make_engine(Silent()))):
+            job = _job(images, tmp_path / name)
+            scan(job)
+            _run(engine, job)
+        assert _files(tmp_path / "other") == _files(tmp_path / "local")
+
+    def test_it_goes_on_where_another_run_ended(self, images: Path, tmp_path: Path) -> None:
+        whole, part = _job(images, tmp_path / "whole"), _job(images, tmp_path / "part")
+        for job in (whole, part):
+            scan(job)
+        _run(LocalEngine(Silent()), whole)
+        _run(LocalEngine(Silent()), _job(images, tmp_path / "part", taps=("stem:avg",)))
+        _run(self.make_engine(Silent()), part)
+        features = [FeatureStore.open(job.cache).features("stem:avg")[:] for job in (whole, part)]
+        np.testing.assert_array_equal(features[0], features[1])
+
+    def test_an_error_in_a_worker_reaches_the_caller(self, images: Path, tmp_path: Path) -> None:
+        FeatureStore.create(tmp_path / "cache")
+        with pytest.raises(RequestError, match=r"holds no listing of .*; scan the source before work begins"):
+            _run(self.make_engine(Silent()), _job(images, tmp_path / "cache"))
+
+
+def _job(images: Path, cache: Path, taps: tuple[str, ...] = TAPS) -> ExtractionJob:
+    request = make_request("python:featurecache.testing.networks:small")
+    return make_job(images, cache, request, taps=taps, views=VIEWS, settings=SETTINGS)
+
+
+def _run(engine: Engine, job: ExtractionJob) -> WorkerReport:
+    return sum(engine.run(job), WorkerReport())
+
+
+def _files(cache: Path) -> dict[str, bytes]:
+    """Return everything in a cache but its listings, whose stamps tell when the source was scanned."""
+    paths = {path.relative_to(cache).as_posix(): path for path in cache.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in paths.items() if not name.startswith("sources/")}
