@@ -15,7 +15,15 @@ _RESAMPLES = 2000
 
 
 def weights_of_resamples(num_samples: int, groups: np.ndarray | None, random_state: int) -> Iterator[np.ndarray]:
-    """Yield how often each resample holds each sample, (R, num_samples) float64."""
+    """Yield how often each resample holds each sample, (R, num_samples) float64.
+
+    Parameters
+    ----------
+    num_samples : int
+    groups : ndarray of int (num_samples,), or None
+        Samples with the same number are drawn together.
+    random_state : int
+    """
     rng = np.random.default_rng(random_state)
     indices = np.arange(num_samples) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(indices.max()) + 1
@@ -33,6 +41,17 @@ def num_units(num_samples: int, groups: np.ndarray | None) -> int:
 def expanded(point: Any, ends: np.ndarray, count: int) -> tuple[Any, Any]:
     """Return percentiles made as much wider as Student's t is, and as few units vary too little among themselves.
 
+    Parameters
+    ----------
+    point : float or ndarray
+        Scores of the samples themselves.
+    ends : ndarray (2, ...)
+        Percentiles of the resamples, low and high.
+    count : int
+        Units that were drawn.
+
+    Notes
+    -----
     Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69, 2015, section 5.3.
     """
     low, high = ends
@@ -57,14 +76,29 @@ def ranked(y: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def ranked_where(
     known: np.ndarray, y: np.ndarray, predictions: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Do what `ranked` does for the samples whose label is known; the order is among all samples."""
+    """Do what `ranked` does for the samples whose label is known; the order is among all samples.
+
+    Parameters
+    ----------
+    known : ndarray of bool (n,)
+    y, predictions : ndarray (n,)
+        As for `ranked`.
+    """
     indices = np.flatnonzero(known)
     order, holds, ends = ranked(y[indices], predictions[indices])
     return indices[order], holds, ends
 
 
 def average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return average precision for weights (R, n), as scikit-learn defines it; NaN where no sample holds."""
+    """Return average precision for weights (R, n), as scikit-learn defines it; NaN where no sample holds.
+
+    Parameters
+    ----------
+    weights : ndarray (R, n)
+        How often each resample holds each sample.
+    order, holds, ends : ndarray
+        From `ranked`.
+    """
     drawn = weights[:, order]
     hits, seen = np.cumsum(drawn * holds, axis=1)[:, ends], np.cumsum(drawn, axis=1)[:, ends]
     total = hits[:, -1:]

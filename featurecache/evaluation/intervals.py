@@ -20,6 +20,12 @@ _CELLS_AT_ONCE = 2_000_000
 def holding(value: float, low: float, high: float) -> tuple[float, float]:
     """Return bounds moved so far that they hold the value they are about.
 
+    Parameters
+    ----------
+    value, low, high : float
+
+    Notes
+    -----
     Bounds and value are often computed along different ways, so that rounding, or means of different things, may leave
     the value just outside.
     """
@@ -59,6 +65,9 @@ def intervals(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> tup
     ----------
     matrix : ndarray of shape (n_classes, n_classes), int64
         Rows are labels, columns predictions; at least one row was counted.
+    random_state : int
+        Of the bootstrap.
+    n_resamples : int
 
     Returns
     -------
@@ -74,7 +83,14 @@ def intervals(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> tup
 
 
 def group_cells(y_true: np.ndarray, y_pred: np.ndarray, groups: np.ndarray, n_classes: int) -> sparse.csr_array:
-    """Return how often each group has each (label, prediction), (n_groups, n_classes * n_classes) int64."""
+    """Return how often each group has each (label, prediction), (n_groups, n_classes * n_classes) int64.
+
+    Parameters
+    ----------
+    y_true, y_pred : ndarray of shape (n_samples,), class indices
+    groups : ndarray of int (n_samples,)
+    n_classes : int
+    """
     numbers, indices = np.unique(groups, return_inverse=True)
     cells = np.asarray(y_true, np.int64) * n_classes + np.asarray(y_pred, np.int64)
     shape = (len(numbers), n_classes * n_classes)
@@ -93,6 +109,9 @@ def group_intervals(
     cells : sparse array of shape (n_groups, n_classes * n_classes)
         From `group_cells`.
     n_classes : int
+    random_state : int
+        Of the bootstrap.
+    n_resamples : int
     """
     whole = np.asarray(cells.sum(axis=0)).reshape(n_classes, n_classes)
     point = summaries(whole.diagonal(), whole.sum(axis=1), whole.sum(axis=0))
@@ -101,7 +120,7 @@ def group_intervals(
         low, high = wilson(round(float(point[0]) * n_groups), n_groups)
         return np.minimum(point, low), np.maximum(point, high)
     used = np.flatnonzero(whole.ravel())
-    right, label_of, prediction_of = _cell_maps(used // n_classes, used % n_classes, n_classes)
+    right, label_of, prediction_of = _count_maps(used // n_classes, used % n_classes, n_classes)
     compact, rng, draws = cells[:, used], np.random.default_rng(random_state), []
     at_once = max(1, _CELLS_AT_ONCE // max(n_groups, len(used)))
     for start in range(0, n_resamples, at_once):
@@ -113,9 +132,17 @@ def group_intervals(
 
 
 def bootstrap(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> np.ndarray:
-    """Return accuracy, balanced accuracy and macro F1 of resampled rows, shape (n_resamples, 3), float64."""
+    """Return accuracy, balanced accuracy and macro F1 of resampled rows, shape (n_resamples, 3), float64.
+
+    Parameters
+    ----------
+    matrix : ndarray of shape (n_classes, n_classes), int64
+        As for `intervals`.
+    random_state : int
+    n_resamples : int
+    """
     labels, predictions = np.nonzero(matrix)
-    right, label_of, prediction_of = _cell_maps(labels, predictions, len(matrix))
+    right, label_of, prediction_of = _count_maps(labels, predictions, len(matrix))
     blocks = [
         summaries(draws @ right, draws @ label_of, draws @ prediction_of)
         for draws in _draws(matrix[labels, predictions], random_state, n_resamples)
@@ -144,7 +171,7 @@ def _draws(cells: np.ndarray, random_state: int, n_resamples: int) -> Iterator[n
         yield rng.multinomial(n, cells / n, size=min(at_once, n_resamples - start))
 
 
-def _cell_maps(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> tuple[sparse.csr_array, ...]:
+def _count_maps(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> tuple[sparse.csr_array, ...]:
     n_cells = len(labels)
 
     def indicator(classes: np.ndarray, weights: np.ndarray) -> sparse.csr_array:

@@ -63,7 +63,7 @@ class Measure(ABC):
 
     @abstractmethod
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
-        """Return what is said of the samples of a split as an array, or raise `TaskError`."""
+        """Return the targets of the samples of split ``name`` as an array, or raise `TaskError`."""
 
     @abstractmethod
     def score(self, y: np.ndarray, predictions: np.ndarray) -> float:

@@ -252,10 +252,10 @@ class OfNumbers(ResampledMeasure):
         counted = np.concatenate([error**2, centred**2, centred, np.abs(error)], axis=1)
         # A resample may hold one number only: what rounding leaves of its spread is none.
         no_spread = 1e-9 * (centred**2).sum(axis=0) / known.sum(axis=0)
-        in_part = known.astype(np.float64)
+        is_counted = known.astype(np.float64)
 
         def scores(weights: np.ndarray) -> np.ndarray:
-            total = np.tile(weights @ in_part, 4)
+            total = np.tile(weights @ is_counted, 4)
             with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold no row where a number is known
                 squares, spread, mean, absolute = np.split((weights @ counted) / total, 4, axis=1)
             spread = spread - mean**2

@@ -110,6 +110,11 @@ def evaluate(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> Scores:
 def confusion(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> np.ndarray:
     """Return the confusion matrix, (n_classes, n_classes) int64; rows are labels, columns predictions.
 
+    Parameters
+    ----------
+    y_true, y_pred : ndarray of shape (n_samples,), class indices
+    n_classes : int
+
     Raises
     ------
     TaskError

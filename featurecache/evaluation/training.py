@@ -255,11 +255,11 @@ def _able_heads(
 
 
 def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
-    """Rows of the samples, and what is said of them, on which the head's last look was taken."""
+    """Return rows and targets of the samples on which the head was tested."""
     return rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), head.result.reported)
 
 
 def selection_rows(head: TrainedHead) -> Rows:
-    """Rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
+    """Return rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
     split = "validation" if head.result.protocol == "validation" else "train"
     return rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), split)[0]

@@ -111,8 +111,8 @@ class AttentiveClassifier(GradientClassifier):
         if type(tokens) is not int or tokens < 1 or self.n_features_in_ % tokens or self.queries_.ndim != 2:
             raise HeadError(f"its AttentiveClassifier has {tokens!r} tokens, which do not fit its features")
         width, queries, n_classes = self.n_features_in_ // tokens, self.queries_.shape[1], np.size(self.classes_)
-        wanted = [(width, queries), (width, n_classes), (n_classes,)]
-        if [each.shape for each in found] != wanted or queries < 1 or width % queries:
+        expected = [(width, queries), (width, n_classes), (n_classes,)]
+        if [each.shape for each in found] != expected or queries < 1 or width % queries:
             raise HeadError(f"the weights of its AttentiveClassifier have shapes {[each.shape for each in found]}")
 
     def to_module(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""``majority`` and ``mean``: what is said without looking at the features, which every other head has to beat."""
+"""``majority`` and ``mean``: what is predicted without looking at the features, which every other head has to beat."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def bench_heads(args: argparse.Namespace) -> dict[str, Any]:
     fold = np.full(len(y), -1)
     fold[held_out] = 0
     settings = [{"C": C} for C in Cs.tolist()]
-    path = {setting["C"]: fitted[0] for setting, fitted in LogisticProbe().fit_folds(X, y, fold, settings)}
+    path = {setting["C"]: fitted[0] for setting, fitted in LogisticProbe().fit_path(X, y, fold, settings)}
     scaler = StandardScaler().fit(X)
     (chosen,) = fit_peers(sys.executable, SCIKIT_LEARN, scaler.transform(X), y, [probe.C_], args.limit)
     result: dict[str, Any] = {

@@ -30,13 +30,13 @@ class AttentionBank(Bank):
         width, queries = numbers // self.sizes.tokens, self._queries.value.shape[-1]
         tokens_FBTD = X_FBD.view(folds, batch, self.sizes.tokens, width)
         scores_FSBTQ = torch.einsum("fbtd,fsdq->fsbtq", tokens_FBTD, self._queries.value)
-        looks_FSBTQ = scores_FSBTQ.softmax(dim=3)
+        weights_FSBTQ = scores_FSBTQ.softmax(dim=3)
         values_FBTQV = tokens_FBTD.unflatten(3, (queries, width // queries))
-        pooled_FSBQV = torch.einsum("fsbtq,fbtqv->fsbqv", looks_FSBTQ, values_FBTQV)
+        pooled_FSBQV = torch.einsum("fsbtq,fbtqv->fsbqv", weights_FSBTQ, values_FBTQV)
         return torch.matmul(pooled_FSBQV.flatten(3), self._weights.value) + self._intercepts.value.unsqueeze(2)
 
     def layers(self, fold: int, place: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
-        """Return a copy of one model, for tokens as they come: a constant added to all scores changes no look."""
+        """Return a copy of one model, for tokens as they come: a constant added to all scores changes no weight."""
         width = self.sizes.features // self.sizes.tokens
         mean_D, scale_D = mean_D[:width], scale_D[:width]
         queries = self._queries.of(fold, place).double() / scale_D[:, None]

@@ -48,7 +48,15 @@ class History:
         return min(int(self.count.max()), self._most)
 
     def remember(self, moved: Tensor, changed: Tensor, groups: Tensor) -> None:
-        """Add a pair of each of some groups, both like the solutions of all groups."""
+        """Add a pair of each of some groups.
+
+        Parameters
+        ----------
+        moved, changed : Tensor (G, K, E)
+            Step and change of gradient of all groups.
+        groups : Tensor of int64
+            Those whose pair is added.
+        """
         index = self.count[groups] % self._most
         self._moved[groups, index] = moved[groups].flatten(1)
         self._changed[groups, index] = changed[groups].flatten(1)

@@ -38,7 +38,13 @@ _MOST_ROTATED = 4096
 
 
 class LinearProbe(ClassifierBase, LinearClassifier):
-    """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`."""
+    """What the linear heads have in common; use `LogisticProbe` or `LinearSvmProbe`.
+
+    Parameters
+    ----------
+    C, Cs, cv, standardize, prior_rows, class_weight, tol, max_iter, device, random_state
+        See `LogisticProbe`.
+    """
 
     path_params: ClassVar[frozenset[str]] = frozenset({"C"})
     streams: ClassVar[bool] = True

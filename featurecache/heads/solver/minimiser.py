@@ -80,7 +80,15 @@ class Preconditioner:
 
 
 class Minimiser:
-    """Solves one problem of each group after the other, each time with other penalties."""
+    """Solves one problem of each group after the other, each time with other penalties.
+
+    Parameters
+    ----------
+    objective : Objective
+    tolerance : Tolerance
+    dtype : torch.dtype
+        Of the arithmetic; float32 goes on in float64 where it can go no further.
+    """
 
     def __init__(self, objective: Objective, tolerance: Tolerance, dtype: torch.dtype) -> None:
         self._objective, self._tolerance, self._dtype = objective, tolerance, dtype

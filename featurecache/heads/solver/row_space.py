@@ -54,7 +54,13 @@ class RowSpaces:
         return torch.cat([theta[:, :, :-1] @ self._axes_GDR, theta[:, :, -1:]], 2)
 
     def outside(self, weights_GKR: Tensor, intercept_GK: Tensor, theta_GKE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return solutions for features as they come, and for standardised ones, (G, K, D + 1)."""
+        """Return weights, intercepts and ``theta`` for all features.
+
+        Parameters
+        ----------
+        weights_GKR, intercept_GK, theta_GKE : Tensor
+            Solutions in the spaces.
+        """
         weights_GKD = weights_GKR @ self._axes_GDR.mT
         raw_GKD = weights_GKD / self._scale_GD[:, None]
         theta = torch.cat([weights_GKD, theta_GKE[:, :, -1:].to(weights_GKD)], 2)
