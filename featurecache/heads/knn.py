@@ -71,7 +71,7 @@ class _Neighbours(HeadMixin):
                 "nearest neighbours of which some labels or numbers are unknown cannot be exported; choose another head"
             )
         count = min(self.n_neighbors, len(self.directions_))
-        mean = Neighbours(count, directions=self.directions_, targets=targets, temperature=self.temperature)
+        mean = Neighbours(count, directions=self.directions_, says=targets, temperature=self.temperature)
         return nn.Sequential(UnitLength(), mean)
 
 

@@ -115,11 +115,11 @@ class Neighbours(Layer):
     """The weighted mean of the targets of the nearest rows; which of equally near ones count is not defined."""
 
     formula = (
-        "the rows of `targets` of the `count` greatest similarities x @ directions.T, averaged with the weights "
+        "the rows of `says` of the `count` greatest similarities x @ directions.T, averaged with the weights "
         "softmax(similarity / temperature)"
     )
     directions: Tensor
-    targets: Tensor
+    says: Tensor
     temperature: Tensor
     count: Tensor
 
@@ -131,7 +131,7 @@ class Neighbours(Layer):
         """Return (B, K)."""
         closest = (x_BD @ self.directions.T).topk(self._count, dim=1)
         weights_BN = (closest.values / self.temperature).softmax(dim=1)
-        return (weights_BN.unsqueeze(2) * self.targets[closest.indices]).sum(dim=1)
+        return (weights_BN.unsqueeze(2) * self.says[closest.indices]).sum(dim=1)
 
 
 class SupportVectors(Layer):

@@ -30,7 +30,8 @@ def write(exported: Exported, folder: Path) -> None:
     layers = [
         {
             "layer": type(layer).__name__,
-            "formula": layer.formula,
+            # A head that somebody brought along may be made of any layers.
+            "formula": getattr(layer, "formula", f"as {type(layer).__module__}.{type(layer).__name__} computes"),
             "arrays": list(layer.state_dict(prefix=f"{_HEAD}{n}.")),
         }
         for n, layer in enumerate(exported.network.head)
