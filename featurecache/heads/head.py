@@ -142,6 +142,7 @@ class HeadMixin:
             raise HeadError(f"a {name} has no attribute {min(unknown)!r}")
         if missing := [each for each in required if each not in arrays]:
             raise HeadError(f"its {name} has no {missing[0]}")
+        check_types(arrays, name)
         head.__dict__.update({key: array.item() if array.ndim == 0 else array for key, array in arrays.items()})
         head.check_arrays()
         return head
@@ -157,6 +158,22 @@ class HeadMixin:
         A stranger's may be anything: numpy would stretch some of it to fit without a word, and compiled code read
         beyond its end.
         """
+
+
+def check_types(arrays: Arrays, name: str) -> None:
+    """Raise `HeadError` for classes that are no list of different ones, and for other arrays that are not numbers.
+
+    Parameters
+    ----------
+    arrays : dict of str to ndarray
+    name : str
+        Of the head's class, for the message.
+    """
+    for key, array in arrays.items():
+        if key == "classes_" and (array.ndim != 1 or not array.size or len(set(array.tolist())) != array.size):
+            raise HeadError(f"the classes of its {name} are not a list of different ones")
+        if key != "classes_" and array.dtype.kind not in "biuf":
+            raise HeadError(f"the {key} of its {name} are not numbers")
 
 
 class FitsPath(Protocol):

@@ -73,12 +73,13 @@ class _Perceptron(GradientEstimator):
 
     def to_arrays(self) -> Arrays:
         """See `Head`: layers by their number."""
+        own = super().to_arrays()
         layers = {
             f"{name}.{index}": layer
             for name, kept in (("coefs_", self.coefs_), ("intercepts_", self.intercepts_))
             for index, layer in enumerate(kept)
         }
-        return super().to_arrays() | layers
+        return own | layers
 
     @classmethod
     def from_arrays(cls, arrays: Arrays, **params: Any) -> Self:

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES, checked_labels, checked_weight, with_weight
-from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Arrays, HeadMixin, powers_of_ten
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Arrays, HeadMixin, check_types, powers_of_ten
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
         names = {"n_features_in_", "classes_", "mean_", "scale_", *(f"svc.{name}" for name in _ARRAYS)}
         if differing := sorted(names ^ arrays.keys()):
             raise HeadError(f"the attribute {differing[0]!r} of its RbfSvm is missing or unknown")
+        check_types(arrays, cls.__name__)
         head = cls(**params)
         head.__dict__.update({name: array for name, array in arrays.items() if "." not in name})
         head.n_features_in_ = arrays["n_features_in_"].item()

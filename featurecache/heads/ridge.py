@@ -296,7 +296,8 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     def check_arrays(self) -> None:
         """Refuse weights and intercepts that would be stretched to fit each other."""
         coef, intercept = self.coef_, self.intercept_
-        if np.ndim(coef) not in (1, 2) or np.shape(intercept) != np.shape(coef)[:-1]:
+        fits = np.ndim(coef) in (1, 2) and np.shape(coef)[-1] == self.n_features_in_
+        if not fits or np.shape(intercept) != np.shape(coef)[:-1]:
             raise HeadError("the weights and intercepts of its RidgeRegressor do not belong together")
         if not np.isfinite(coef).all() or not np.isfinite(intercept).all():
             raise HeadError("the weights of its RidgeRegressor are not finite numbers")

@@ -166,21 +166,6 @@ def test_the_svm_has_the_optimum_of_a_general_minimiser(n_classes: int) -> None:
         assert primal(np.append(W[place], b[place])) <= found.fun * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("head", [LogisticProbe(tol=1e-9), LinearSvmProbe(tol=1e-9), RidgeProbe()], ids=str)
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_folds_side_by_side_equal_folds_one_by_one(head: LogisticProbe, n_classes: int) -> None:
-    X, y = rows(n_classes)
-    fold = np.arange(len(y)) % 4 - 1  # some rows are never held out
-    param = "alpha" if isinstance(head, RidgeProbe) else "C"
-    for setting, estimators in head.fit_path(X, y, fold, [{param: each} for each in VALUES]):
-        assert len(estimators) == 3
-        for number, estimator in enumerate(estimators):
-            alone = clone(head).set_params(**setting).fit(X[fold != number], y[fold != number])
-            found, expected = (each.decision_function(X) for each in (estimator, alone))
-            assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
-            assert estimator.get_params()[param] == setting[param]
-
-
 def test_a_search_chooses_by_rows_that_were_held_out() -> None:
     X, y = rows(3)
     cv = StratifiedKFold(4, shuffle=True, random_state=1)

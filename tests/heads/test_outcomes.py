@@ -16,12 +16,11 @@ from featurecache.errors import HeadError, UnknownNameError
 from featurecache.heads.baseline import MeanRegressor
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.encoding import decode_estimator, encode_estimator
-from featurecache.heads.fitting import fit_folds
 from featurecache.heads.knn import CosineKnnRegressor
 from featurecache.heads.linear_svm import LinearSvmProbe
 from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.mlp import MlpClassifier, MlpRegressor
-from featurecache.heads.registry import head_grid, list_heads, make_head, register_head
+from featurecache.heads.registry import list_heads, make_head, register_head
 from featurecache.heads.ridge import RidgeRegressor
 
 KINDS = [(kind, name) for kind in ("labels", "numbers") for name in list_heads(kind=kind)]
@@ -56,22 +55,6 @@ def test_heads_learn_and_are_kept(kind, name, tmp_path):
     again, _ = load_head(tmp_path / "head")
     answers = again.predict_proba(X[90:]) if hasattr(again, "predict_proba") else again.predict(X[90:])
     np.testing.assert_array_equal(said, answers)
-
-
-@pytest.mark.parametrize(("kind", "name"), KINDS)
-def test_folds_path_params_are_what_each_is_alone(kind, name):
-    X, y = data(kind)
-    fold, grid = np.arange(120) % 3, head_grid(name, 80, kind=kind)[:4]
-    head = make_head(name, kind=kind)
-    found = list(fit_folds(head, grid, X, y, fold))
-    assert [setting for setting, _ in found] == grid
-    for setting, estimators in found[-1:]:
-        for number, estimator in enumerate(estimators):
-            alone = make_head(name, kind=kind, **setting).fit(X[fold != number], y[fold != number])
-            tolerance = (
-                {"rtol": 1e-4, "atol": 1e-3} if name != "mlp" else {"rtol": 0.1, "atol": 40 if kind == "numbers" else 1}
-            )
-            np.testing.assert_allclose(estimator.predict(X), alone.predict(X), **tolerance)
 
 
 def test_labels_are_one_regression_each():

@@ -70,14 +70,9 @@ def test_a_head_can_be_registered_once(monkeypatch):
         register_head("prior", DummyClassifier, lambda n: [{}])
 
 
-@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("n_samples", [1, 2, 7, 1000])
-def test_every_grid_point_can_be_built(name, n_samples):
-    grid = head_grid(name, n_samples)
-    assert grid
-    for params in grid:
-        make_head(name, **params)
-        assert params.get("n_neighbors", 1) <= n_samples
+def test_no_more_neighbours_are_searched_than_there_are_rows(n_samples):
+    assert all(params["n_neighbors"] <= n_samples for params in head_grid("knn", n_samples))
 
 
 @pytest.mark.parametrize("name", HEADS)

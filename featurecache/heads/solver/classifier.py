@@ -57,7 +57,7 @@ class LinearClassifier(HeadMixin, ClassifierMixin, BaseEstimator):
         name, num_classes = type(self).__name__, np.size(self.classes_)
         outputs = 1 if num_classes == 2 and not self.multilabel_ else num_classes
         shapes = (np.shape(self.coef_), np.shape(self.intercept_))
-        if shapes != ((outputs, self.n_features_in_), (outputs,)):
+        if shapes != ((outputs, self.n_features_in_), (outputs,)) or (num_classes < 2 and not self.multilabel_):
             raise HeadError(
                 f"the weights and intercepts of its {name} have shapes {shapes}, which do not fit its classes"
             )

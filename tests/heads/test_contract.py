@@ -1,0 +1,84 @@
+"""Every head of the package keeps the contract."""
+
+from __future__ import annotations
+
+from sklearn.base import BaseEstimator
+
+from featurecache.heads.registry import make_head
+from featurecache.testing import HeadContract
+
+
+class TestLogistic(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("logistic", tol=1e-9)
+
+
+class TestLinearSvm(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("linear_svm", tol=1e-9)
+
+
+class TestRbfSvm(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("rbf_svm")
+
+
+class TestMlpClassifier(HeadContract):
+    path_tolerance = 0.3  # of other rows to stop by, and other batches
+
+    def make_head(self) -> BaseEstimator:
+        return make_head("mlp", epochs=3)
+
+
+class TestMlpRegressor(HeadContract):
+    path_tolerance = 0.3
+
+    def make_head(self) -> BaseEstimator:
+        return make_head("mlp", kind="numbers", epochs=3)
+
+
+class TestKnn(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("knn")
+
+
+class TestKnnRegressor(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("knn", kind="numbers")
+
+
+class TestRidge(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("ridge")
+
+
+class TestRidgeRegressor(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("ridge", kind="numbers")
+
+
+class TestGda(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("gda")
+
+
+class TestNearestMean(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("nearest_mean")
+
+
+class TestMajority(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("majority")
+
+
+class TestMean(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("mean", kind="numbers")
+
+
+class TestAttentive(HeadContract):
+    path_tolerance = 0.3
+
+    def make_head(self) -> BaseEstimator:
+        return make_head("attentive", epochs=3, num_tokens=3)
