@@ -27,6 +27,7 @@ pytest.register_assert_rewrite(
 
 from featurecache.testing.engines import EngineContract  # noqa: E402
 from featurecache.testing.heads import HeadContract  # noqa: E402
+from featurecache.testing.providers import ProviderContract  # noqa: E402
 from featurecache.testing.sources import SourceContract  # noqa: E402
 
-__all__ = ["EngineContract", "HeadContract", "SourceContract"]
+__all__ = ["EngineContract", "HeadContract", "ProviderContract", "SourceContract"]

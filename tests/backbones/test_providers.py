@@ -16,7 +16,7 @@ from featurecache.backbones import plugins, registry
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.registry import list_backbones, load_backbone, request_digest
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
-from featurecache.backbones.weights.random_weights import random_source, seed_of
+from featurecache.backbones.weights.random_weights import seed_of
 from featurecache.errors import BackboneError, RequestError, UnknownNameError, WeightsError
 from featurecache.specs import BackboneRequest, PreprocessSpec
 
@@ -28,13 +28,9 @@ def untrained(name: str, seed: int = 0) -> BackboneRequest:
     return BackboneRequest(name=name, init="random", seed=seed)
 
 
-@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", "timm:vit_tiny_patch16_224", NETWORKS + "small"])
-def test_random_weights_follow_the_seed(name):
-    first, again, other = (load_backbone(untrained(name, seed)) for seed in (3, 3, 4))
-    assert first.identity == again.identity
-    assert first.identity.weights != other.identity.weights
-    assert first.identity.architecture == other.identity.architecture
-    assert (first.weights_source, seed_of(first.weights_source)) == (random_source(3), 3)
+def test_the_seed_of_random_weights_stands_in_their_source():
+    source = load_backbone(untrained(NETWORKS + "small", 3)).weights_source
+    assert (source, seed_of(source)) == (random_source(3), 3)
 
 
 def test_random_weights_are_the_same_in_every_process_and_leave_the_generators_alone():
