@@ -16,7 +16,7 @@ from featurecache.backbones import plugins, registry
 from featurecache.backbones.provider import Provided
 from featurecache.backbones.registry import list_backbones, load_backbone, request_digest
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
-from featurecache.backbones.weights.random_weights import seed_of
+from featurecache.backbones.weights.random_weights import random_source, seed_of
 from featurecache.errors import BackboneError, RequestError, UnknownNameError, WeightsError
 from featurecache.specs import BackboneRequest, PreprocessSpec
 
