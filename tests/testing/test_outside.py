@@ -43,7 +43,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 def zipped(photos: Path, path: Path) -> str:
     with ZipFile(path, "w") as archive:
-        for each in sorted(photos.rglob("*.png")):
+        for each in sorted(photos.rglob("*.png"), reverse=True):  # a source lists in any order
             archive.write(each, each.relative_to(photos).as_posix())
     return f"zipped://{path}"
 
