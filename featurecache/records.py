@@ -17,13 +17,15 @@ from typing import Any
 from featurecache.errors import CorruptError, FormatVersionError, RequestError, shortened
 from featurecache.hashing import canonical_json, digest_bytes
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+"""The greatest that is read. Most records are of version 1; heads and tasks are of version 2 since their kinds have the
+field's names, so that a release which knows only the earlier names says that it is too old."""
 MAX_RECORD_BYTES = 16 << 20
 
 
-def encode_record(kind: str, body: dict[str, Any]) -> bytes:
+def encode_record(kind: str, body: dict[str, Any], *, version: int = 1) -> bytes:
     """Serialise ``body`` as a record of this ``kind``, its digest included."""
-    content = {"format": f"featurecache.{kind}", "version": RECORD_VERSION, **body}
+    content = {"format": f"featurecache.{kind}", "version": version, **body}
     data = (canonical_json({**content, "digest": _digest(content)}) + "\n").encode()
     if len(data) > MAX_RECORD_BYTES:  # it could never be read again
         raise RequestError(

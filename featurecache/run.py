@@ -341,7 +341,7 @@ def _check_heads(training: TrainingSettings, labels: FolderLabels | TableLabels)
     from featurecache.store.labels import TableLabels
 
     for head in training.heads:
-        resolve(head, labels.kind if isinstance(labels, TableLabels) else "classes")
+        resolve(head, labels.kind if isinstance(labels, TableLabels) else "classification")
 
 
 def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:

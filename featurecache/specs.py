@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from featurecache.errors import RequestError
+from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_json
 from featurecache.image_specs import IMAGENET_MEAN as IMAGENET_MEAN
 from featurecache.image_specs import IMAGENET_STD as IMAGENET_STD
@@ -47,12 +47,30 @@ FeatureAugmentation = Literal["brightness", "noise", "mixup"]
 TrainingAugmentation = Literal[FeatureAugmentation, "views"]
 """Of cached activations; or, of images that are read anew each time, random parts with shifted colours."""
 TrainingPrecision = Literal["float32", "bfloat16"]
-TaskKind = Literal["classes", "labels", "numbers"]
-"""What is said of a sample: one class, any of several labels, or one number or several."""
-TASK_NOUN: dict[TaskKind, str] = {"classes": "class", "labels": "label", "numbers": "number"}
+TaskKind = Literal["classification", "multilabel", "regression"]
+"""What a task says of a sample: one class, any of several labels, or one number or several."""
+EARLIER_KINDS: dict[str, TaskKind] = {"classes": "classification", "labels": "multilabel", "numbers": "regression"}
+"""Names of kinds in caches and heads of release 0.1; they are taken wherever a kind is named, and written nowhere."""
+TASK_NOUN: dict[TaskKind, str] = {"classification": "class", "multilabel": "label", "regression": "number"}
 """One of what a task has."""
+TASK_NOUNS: dict[TaskKind, str] = {"classification": "classes", "multilabel": "labels", "regression": "numbers"}
+"""Several of them."""
 
 MAX_SHARD_ROWS = 50_000  # the record of a shard whose inputs are all bad must stay readable
+
+
+def task_kind(name: str) -> TaskKind:
+    """Return the kind of task of a name, or of one that release 0.1 had for it.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such kind.
+    """
+    kind = EARLIER_KINDS.get(name, name)
+    if kind not in TASK_NOUN:
+        raise UnknownNameError("kind of task", name, TASK_NOUN)
+    return kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,7 +98,7 @@ class Twice:
 class Nearest(HeadMixin, ClassifierMixin, BaseEstimator):
     """The class whose mean is nearest."""
 
-    kinds = frozenset({"classes"})
+    kinds = frozenset({"classification"})
     grid = {"scale": [0.1, 1.0]}  # noqa: RUF012
     arrays = ("classes_", "means_")
 

@@ -38,7 +38,7 @@ def needs(shape: tuple[int, ...], num_outputs: int) -> None:
 class Priors(HeadMixin, ClassifierMixin, BaseEstimator):
     """A head in one file: the share of each class, which states all that the package asks of a head."""
 
-    kinds = frozenset({"classes"})
+    kinds = frozenset({"classification"})
     grid = {"smoothing": [0.0, 1.0]}  # noqa: RUF012
     arrays = ("classes_", "shares_")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.cli.options import add_renamed_option, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import RequestError
-from featurecache.specs import TASK_NOUN
+from featurecache.specs import EARLIER_KINDS, TASK_NOUN, TASK_NOUNS
 
 if TYPE_CHECKING:
     from featurecache.store.labels import FolderLabels, TableLabels
@@ -29,8 +29,8 @@ def add_parser(verbs: Any) -> None:
           featurecache task add flowers.cache species --from-folders
           featurecache task add flowers.cache blurred quality.csv --label-column is_blurred
           featurecache task add mails.cache spam mails.csv --text-column body --label-column is_spam
-          featurecache task add flowers.cache seen tags.csv --kind labels --label-column tags
-          featurecache task add flowers.cache size sizes.csv --kind numbers --label-column height --label-column width
+          featurecache task add flowers.cache seen tags.csv --kind multilabel --label-column tags
+          featurecache task add flowers.cache size sizes.csv --kind regression --label-column height
         """,
     )
     add.add_argument("cache", type=Path, metavar="DIR")
@@ -68,14 +68,15 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         "--label-column",
         action="append",
         metavar="NAME",
-        help="what is content of an input (default: label); may repeat",
+        help="what an input is (default: label); may repeat",
     )
     parser.add_argument(
         "--kind",
-        choices=["classes", "labels", "numbers"],
-        default="classes",
-        help="one class each (default); labels: any of several, in one column with ; between them, or in a column of 1 "
-        "and 0 for each; numbers: one column or several",
+        type=lambda text: EARLIER_KINDS.get(text, text),
+        choices=tuple(TASK_NOUN),
+        default="classification",
+        help="one class each (default); multilabel: any of several labels, in one column with ; between them, or in a "
+        "column of 1 and 0 for each; regression: numbers, one column or several",
     )
     readings = ("missing", "negative", "positive")
     parser.add_argument(
@@ -130,7 +131,7 @@ def labels_of(
             separator=args.separator,
         )
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
-    if args.kind != "classes":
+    if args.kind != "classification":
         raise RequestError(f"folders say classes, not {args.kind}; {advice}--kind {args.kind}")
     for word, column in (("group", args.group_column), ("weight", args.weight_column)):
         if column:
@@ -178,12 +179,12 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     about = task.about
     groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
     weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
-    content = f"{len(task.classes)} {task.kind}, {counts}{groups}{weights}"
+    content = f"{len(task.classes)} {TASK_NOUNS[task.kind]}, {counts}{groups}{weights}"
     print_line(f"task {task.name}: {content} (splits {about['splits']})")
     unknown = task.num_unknown()
     more = ["not known"] if any(unknown.values()) else []
     rows: list[list[Any]]
-    if task.kind == "numbers":
+    if task.kind == "regression":
         columns = [(name, c[c == c]) for name, c in zip(task.classes, task.labels.T, strict=True)]
         rows = [[name, *(f"{each:.4g}" for each in (c.mean(), c.min(), c.max()))] for name, c in columns]
         titles = ["mean", "least", "greatest"]
@@ -218,7 +219,7 @@ def run_ls(args: argparse.Namespace) -> int:
         [
             [
                 task["task"],
-                f"{len(task['classes'])} {task['kind']}",
+                f"{len(task['classes'])} {TASK_NOUNS[task['kind']]}",
                 *(task["counts"].get(split, "") for split in ("train", "validation", "test")),
                 task["about"]["origin"],
                 task["about"]["splits"],

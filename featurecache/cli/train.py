@@ -183,7 +183,7 @@ def _print_outputs(document: dict[str, Any]) -> None:
     """Print how the chosen head did on each label or number, where there are several."""
     noun = TASK_NOUN[document["kind"]]
     found = document["last_look"][f"per_{noun}"]
-    if document["kind"] == "classes" or len(found) == 1:
+    if document["kind"] == "classification" or len(found) == 1:
         return
     columns = [name for name in found[0] if name != noun]
     rows = [[each[noun], *(_shown(each[name]) for name in columns)] for each in found[:50]]

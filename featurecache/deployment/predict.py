@@ -74,7 +74,7 @@ class Predictions(Iterator[Prediction]):
     """
 
     def __init__(self, saved: SavedHead, predictions: Generator[Prediction, None, None]) -> None:
-        self.numbers = list(saved.classes) if saved.kind == "numbers" else []
+        self.numbers = list(saved.classes) if saved.kind == "regression" else []
         self._predictions = predictions
 
     def __next__(self) -> Prediction:
@@ -278,10 +278,10 @@ def _label_batch(
 
 def _prediction(path: str, answers: NDArray[np.float64], saved: SavedHead) -> Prediction:
     classes = saved.classes
-    if saved.kind == "numbers":
+    if saved.kind == "regression":
         return Prediction(path, None, None, {}, numbers=dict(zip(classes, answers.tolist(), strict=True)))
     every = {label: round(float(p), 6) for label, p in zip(classes, answers, strict=True)}
-    if saved.kind == "labels":
+    if saved.kind == "multilabel":
         holds = [label for label, p in zip(classes, answers, strict=True) if p > 0.5]
         return Prediction(path, ";".join(holds), None, every)
     best = int(answers.argmax())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.probability import predict_outputs, predict_proba
-from featurecache.specs import FeatureIdentity, TaskKind
+from featurecache.specs import FeatureIdentity, TaskKind, task_kind
 from featurecache.store.store import FeatureStore, check_name
 from featurecache.store.verify import Problem
 
@@ -42,7 +42,7 @@ class SavedHead:
     classes : list of str
         Label of each class index; or the labels, or the names of the numbers.
     kind : str
-        ``classes``, ``labels`` or ``numbers``.
+        ``classification``, ``multilabel`` or ``regression``.
     """
 
     estimator: Any
@@ -52,7 +52,7 @@ class SavedHead:
     classes: list[str]
     temperature: float | None
     meta: dict[str, Any]
-    kind: TaskKind = "classes"
+    kind: TaskKind = "classification"
 
     @property
     def rounded_to(self) -> str:
@@ -70,12 +70,12 @@ class SavedHead:
         With several views, features are ``(n, num_views, ...)`` and the answer is the mean over them.
         """
         rows = features.reshape(len(features) * num_views, -1)
-        if self.kind == "classes":
+        if self.kind == "classification":
             every = predict_proba(self.estimator, rows, self.temperature, len(self.classes))
         else:
             every = predict_outputs(self.estimator, rows)
         answers = every.reshape(len(features), num_views, -1).mean(axis=1)
-        return answers.clip(0, 1) if self.kind == "labels" else answers  # a regression may say more than one
+        return answers.clip(0, 1) if self.kind == "multilabel" else answers  # a regression may say more than one
 
 
 def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
@@ -212,11 +212,11 @@ def verify_heads(store: FeatureStore) -> list[Problem]:
 
 
 def _kind(meta: dict[str, Any]) -> TaskKind:
-    """Return for which kind of task a head is; those that do not say are for classes."""
-    kind: TaskKind = meta.get("kind", "classes")
-    if kind not in get_args(TaskKind):
+    """Return for which kind of task a head is; those that do not say are for classification."""
+    kind = meta.get("kind", "classification")
+    if not isinstance(kind, str):
         raise ValueError(f"it is for tasks of the unknown kind {kind!r}")
-    return kind
+    return task_kind(kind)
 
 
 def _try_out(saved: SavedHead) -> None:

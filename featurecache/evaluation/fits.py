@@ -135,7 +135,7 @@ def _compute(planned: PlannedSearch, splits: Splits, measure: Measure, is_resamp
 def _columns_of(result: HeadResult, splits: Splits, measure: Measure) -> dict[str, Any]:
     columns = (result.test or result.validation).to_json()
     columns |= {f"score{end}": columns[measure.chosen_by + end] for end in ("", "_low", "_high")}
-    if measure.kind == "classes":
+    if measure.kind == "classification":
         columns |= calibration(splits[result.reported].y, result.proba)
         del columns["bins"]
     return columns | {

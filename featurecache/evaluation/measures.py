@@ -45,17 +45,19 @@ def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False) -> Mea
     TaskError
         Balanced classes where there are none.
     """
-    if kind == "classes":
+    if kind == "classification":
         return OfClasses(n_outputs, balanced=balanced)
     if balanced:
-        raise TaskError(f"balanced classes are for tasks with classes, and this one has {kind}; leave balanced out")
-    return OfLabels(n_outputs) if kind == "labels" else OfNumbers(n_outputs)
+        raise TaskError(
+            f"balanced classes are for tasks with classes, and this one is of kind {kind}; leave balanced out"
+        )
+    return OfLabels(n_outputs) if kind == "multilabel" else OfNumbers(n_outputs)
 
 
 class OfClasses(Measure):
     """Accuracy, or balanced accuracy."""
 
-    kind = "classes"
+    kind = "classification"
     primary = "accuracy"
     titles: ClassVar = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"}
 
@@ -111,7 +113,7 @@ class OfClasses(Measure):
 class OfLabels(ResampledMeasure):
     """Mean average precision; predictions are probabilities, and a label is named from one half on."""
 
-    kind = "labels"
+    kind = "multilabel"
     primary = "mean_average_precision"
     titles: ClassVar = {
         "mean_average_precision": "mean AP",
@@ -196,7 +198,7 @@ class OfLabels(ResampledMeasure):
 class OfNumbers(ResampledMeasure):
     """Coefficient of determination, the mean over the numbers; errors are in their units."""
 
-    kind = "numbers"
+    kind = "regression"
     primary = "r2"
     titles: ClassVar = {"r2": "R2", "mean_absolute_error": "mean error", "root_mean_squared_error": "RMSE"}
     unbounded = ("mean_absolute_error", "root_mean_squared_error")

@@ -102,9 +102,9 @@ class Plan:
             A head that there is not at all.
         """
         self.heads_for(task)
-        if task.kind == "classes":
+        if task.kind == "classification":
             return
-        about = f"are for tasks with classes, and {task.name!r} has {task.kind}"
+        about = f"are for tasks with classes, and {task.name!r} is of kind {task.kind}"
         if self.shots:
             raise RequestError(f"shots {about}; use --share, or name tasks with classes")
         if self.balanced:
@@ -117,7 +117,7 @@ def _check_head(head: HeadLike, task: Task) -> None:
     if kinds and task.kind not in kinds:
         able = list_heads(tokens=True, kind=task.kind)
         raise RequestError(
-            f"task {task.name!r} has {task.kind}, and head {name!r} is for {' or '.join(kinds)}; for {task.kind} there "
-            f"are {', '.join(able)}: choose among them, or name other tasks with --task"
+            f"task {task.name!r} is of kind {task.kind}, and head {name!r} is for {' or '.join(kinds)}; "
+            f"for {task.kind} there are {', '.join(able)}: choose among them, or name other tasks with --task"
         )
     resolve(head, task.kind)

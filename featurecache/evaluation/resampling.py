@@ -74,7 +74,7 @@ def resample(
     splits: dict[str, SplitData],
     resampling: Resampling,
     *,
-    kind: TaskKind = "classes",
+    kind: TaskKind = "classification",
     budget: MemoryBudget | None = None,
 ) -> dict[str, SplitData]:
     """Return splits as `evaluate_head` takes them.
@@ -96,7 +96,7 @@ def resample(
     TaskError
         Too few samples, or classes too small to be split.
     """
-    assert resampling.shots is None or kind == "classes"
+    assert resampling.shots is None or kind == "classification"
     train, rest = splits["train"], {name: data for name, data in splits.items() if name != "train"}
     kept, held_out = np.arange(len(train)), None
     if resampling.num_folds:
@@ -124,7 +124,7 @@ def _fold_of(pool: SplitData, resampling: Resampling, kind: TaskKind) -> tuple[n
         "samples" if pool.groups is None else "groups",
     )
     if (smallest := smallest_class(strata, pool.groups)) < resampling.num_folds:
-        where = "the smallest class" if kind == "classes" else "the task"
+        where = "the smallest class" if kind == "classification" else "the task"
         raise TaskError(
             f"{where} has {smallest} {noun}, too few for {resampling.num_folds} folds; ask for fewer folds, or add a "
             "validation split to the task"
@@ -141,7 +141,11 @@ def _held_out(train: SplitData, seed: int, kind: TaskKind) -> tuple[np.ndarray, 
     order = _shuffled_strata(train.y, train.groups, seed, kind)
     held_out = np.concatenate([indices[: round(HELD_OUT_SHARE * len(indices))] for indices in order])
     if not len(held_out):
-        few = "no class has enough train samples" if kind == "classes" else f"{len(train)} train samples are too few"
+        few = (
+            "no class has enough train samples"
+            if kind == "classification"
+            else f"{len(train)} train samples are too few"
+        )
         raise TaskError(f"{few} to hold out a quarter; add a validation split to the task")
     return np.setdiff1d(np.arange(len(train.y)), held_out), np.sort(held_out)
 
@@ -168,8 +172,8 @@ def _strata(y: np.ndarray, groups: np.ndarray | None, kind: TaskKind, at_least: 
 
     Numbers of which a fifth has fewer than ``at_least`` samples, or groups, are one stratum, as labels always are.
     """
-    if kind == "classes":
+    if kind == "classification":
         return y
-    if kind == "numbers" and smallest_class(fifths := strata_of_numbers(y), groups) >= at_least:
+    if kind == "regression" and smallest_class(fifths := strata_of_numbers(y), groups) >= at_least:
         return fifths
     return np.zeros(len(y), np.int64)

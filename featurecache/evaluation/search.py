@@ -110,7 +110,7 @@ def evaluate_head(
     splits: Splits,
     n_classes: int,
     *,
-    kind: TaskKind = "classes",
+    kind: TaskKind = "classification",
     balanced: bool = False,
     random_state: int = 0,
 ) -> HeadResult:
@@ -127,7 +127,7 @@ def evaluate_head(
     n_classes : int
         Or number of labels, or of numbers.
     kind : str
-        Of the task: ``classes``, ``labels`` or ``numbers``.
+        Of the task: ``classification``, ``multilabel`` or ``regression``.
     balanced : bool
         Choose by balanced accuracy, and give all classes the same total weight where the head can.
     random_state : int
@@ -150,7 +150,7 @@ def evaluate_heads(
     n_classes: int,
     *,
     n_jobs: int = -1,
-    kind: TaskKind = "classes",
+    kind: TaskKind = "classification",
     balanced: bool = False,
     random_state: int = 0,
     progress: Callable[[HeadResult], None] | None = None,
@@ -278,7 +278,9 @@ def resolve(head: HeadLike, kind: TaskKind) -> NamedHead:
     """
     found = find_head(head, kind=kind) if isinstance(head, str) else head
     if kind not in found.kinds:
-        raise HeadError(f"head {found.name!r} is for {' or '.join(sorted(found.kinds))}, and the task has {kind}")
+        raise HeadError(
+            f"head {found.name!r} is for {' or '.join(sorted(found.kinds))}, and the task is of kind {kind}"
+        )
     return found
 
 

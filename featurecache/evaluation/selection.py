@@ -123,7 +123,7 @@ class Selection:
         return 1.0 if decisions is None else temperature_of(decisions, self.data.y)
 
     def _predict(self, estimator: BaseEstimator, data: SplitData) -> _Predictions:
-        if self._measure.kind != "classes" or not needs_temperature(estimator):
+        if self._measure.kind != "classification" or not needs_temperature(estimator):
             return _Predictions(self._measure.predict(estimator, data, 1.0), None)
         values = split_decisions(estimator, data, self._measure.n_outputs)
         if data.has_several_views:
@@ -132,7 +132,7 @@ class Selection:
 
     def _log_loss(self, estimators: Sequence[BaseEstimator]) -> float:
         """Return the mean log loss; 0 for heads without probabilities of their own, which are all alike in this."""
-        if self._measure.kind != "classes" or not hasattr(estimators[0], "predict_proba"):
+        if self._measure.kind != "classification" or not hasattr(estimators[0], "predict_proba"):
             return 0.0
         y = np.concatenate([data.y for data in self._held_out])
         pairs = zip(estimators, self._held_out, strict=True)

@@ -85,7 +85,7 @@ def _line(names: dict[str, Any], group: list[dict[str, Any]]) -> dict[str, Any]:
     # A mean of equal scores, and the bounds of one of them, may differ in the last digit.
     low, high = holding(float(np.mean([row["score"] for row in good])), *_interval(good))
     line |= {name: float(np.mean([row[name] for row in good])) for name in means}
-    accuracy = float(np.mean([row["accuracy"] for row in good])) if line["kind"] == "classes" else None
+    accuracy = float(np.mean([row["accuracy"] for row in good])) if line["kind"] == "classification" else None
     return line | {"low": low, "high": high, "accuracy": accuracy}
 
 

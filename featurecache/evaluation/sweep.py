@@ -196,7 +196,7 @@ def _digest_of_labels(features: TaskFeatures) -> str:
     task = features.task
     assert task.samples is not None
     document: dict[str, Any] = {"kind": task.kind, "classes": task.classes}
-    exact = "<f8" if task.kind == "numbers" else "<i8"
+    exact = "<f8" if task.kind == "regression" else "<i8"
     for split in SPLITS:
         if task.has(split):
             rows, y = rows_of_split(task, features.features, features.eval_features, split)

@@ -147,7 +147,7 @@ class TrainingReport:
             "part": self.best.result.reported,
             f"per_{TASK_NOUN[self.task.kind]}": measure.per_output(y_true, y_pred, self.task.classes),
         }
-        if self.task.kind != "classes":
+        if self.task.kind != "classification":
             return details
         return details | {
             "calibration": calibration(y_true, self.best.result.proba),

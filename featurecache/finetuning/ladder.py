@@ -44,7 +44,7 @@ from featurecache.store.tasks import Task
 _ROUGHLY = 4
 """A whole network's speed may be that far from the speed of a part of it in training."""
 _STEPS_TO_TIME = 4
-_LINEAR = {"classes": "logistic", "labels": "logistic", "numbers": "ridge"}
+_LINEAR = {"classification": "logistic", "multilabel": "logistic", "regression": "ridge"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -264,7 +264,7 @@ def _estimator(
     place: Path,
     trainings: Trainings,
 ) -> BaseEstimator:
-    kind = FineTunedRegressor if task.kind == "numbers" else FineTunedClassifier
+    kind = FineTunedRegressor if task.kind == "regression" else FineTunedClassifier
     about: dict[str, Any] = {"description": _described(feature_set, head), "shape": feature_set.activation_shape}
     if isinstance(feature_set, ImageSet):
         about["reader"] = feature_set.reader

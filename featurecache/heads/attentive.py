@@ -52,7 +52,7 @@ class AttentiveClassifier(GradientClassifier):
         Steps after which these were the weights.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     grid: ClassVar[dict[str, list[Any]]] = {"weight_decay": [1.0, 0.01]}
     arrays: ClassVar[tuple[str, ...]] = ("classes_", "queries_", "coef_", "intercept_")
     optional_arrays: ClassVar[tuple[str, ...]] = ("n_iter_", "multilabel_")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class MajorityClassifier(HeadMixin, DummyClassifier):
     """The share of each class among the rows fitted on; see scikit-learn's ``DummyClassifier`` for the parameters."""
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     defaults: ClassVar[dict[str, Any]] = {"random_state": 0}
     arrays: ClassVar[tuple[str, ...]] = ("classes_", "class_prior_")
     earlier_names: ClassVar[tuple[str, ...]] = ("DummyClassifier",)
@@ -60,7 +60,7 @@ class MajorityClassifier(HeadMixin, DummyClassifier):
 class MeanRegressor(HeadMixin, DummyRegressor):
     """The mean of each number over the rows where it is known; see ``DummyRegressor`` for the parameters."""
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"labels", "numbers"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"multilabel", "regression"})
     arrays: ClassVar[tuple[str, ...]] = ("constant_",)
     earlier_names: ClassVar[tuple[str, ...]] = ("DummyRegressor",)
     streams: ClassVar[bool] = True

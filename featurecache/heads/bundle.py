@@ -58,7 +58,7 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
         "written_by": {"scikit-learn": sklearn.__version__},
     }
     try:
-        text = encode_record("head", body)
+        text = encode_record("head", body, version=2)
     except (ValueError, TypeError, RecursionError) as error:
         raise HeadError(
             f"meta data of head {folder} cannot be kept ({error}); use finite numbers and short text"

@@ -52,7 +52,7 @@ class GaussianDiscriminant(ProbabilisticClassifier):
     ever held; the result is the same.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     relative_seconds: ClassVar[float] = 4.0
 
     def __init__(self, *, standardize: bool = True) -> None:

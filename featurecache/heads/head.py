@@ -292,8 +292,8 @@ class NamedHead:
     @property
     def kinds(self) -> frozenset[TaskKind]:
         """Kinds of task that it can learn; those of scikit-learn's own by what they are."""
-        classifier: frozenset[TaskKind] = frozenset({"classes", "labels"})
-        regressor: frozenset[TaskKind] = frozenset({"labels", "numbers"})
+        classifier: frozenset[TaskKind] = frozenset({"classification", "multilabel"})
+        regressor: frozenset[TaskKind] = frozenset({"multilabel", "regression"})
         return getattr(self.estimator, "kinds", classifier if is_classifier(self.estimator) else regressor)
 
     def memory_needed(self, n_samples: int, n_features: int, n_outputs: int) -> int | None:

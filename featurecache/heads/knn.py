@@ -96,7 +96,7 @@ class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
         Index of each row's class.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     defaults: ClassVar[dict[str, Any]] = {"n_neighbors": 5}
     arrays: ClassVar[tuple[str, ...]] = ("classes_", "directions_", "labels_")
 
@@ -159,7 +159,7 @@ class CosineKnnRegressor(_Neighbours, MultiOutputMixin, RegressorMixin, BaseEsti
         Those that are not known, NaN, are passed over: neighbours are the nearest rows for which a number is known.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"labels", "numbers"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"multilabel", "regression"})
     takes_unknown: ClassVar[bool] = True
     arrays: ClassVar[tuple[str, ...]] = ("directions_", "targets_")
 

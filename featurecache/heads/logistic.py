@@ -60,7 +60,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     n_iter_ : int
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes", "labels"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multilabel"})
     # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-6, 1, per_decade=4)}
     defaults: ClassVar[dict[str, Any]] = {"C": 0.01, "prior_rows": PRIOR_ROWS}

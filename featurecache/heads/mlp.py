@@ -187,7 +187,7 @@ class MlpClassifier(GradientClassifier, _Perceptron):
         Steps after which these were the weights.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes", "labels"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multilabel"})
     arrays: ClassVar[tuple[str, ...]] = ("classes_",)
     optional_arrays: ClassVar[tuple[str, ...]] = ("n_iter_", "multilabel_")
     earlier_names: ClassVar[tuple[str, ...]] = ("MlpProbe",)
@@ -236,7 +236,7 @@ class MlpRegressor(GradientRegressor, _Perceptron):
     attributes are those of `MlpClassifier`, as far as they are not about classes; so is how training goes.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"numbers"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"regression"})
     arrays: ClassVar[tuple[str, ...]] = ("flat_", "target_mean_", "target_scale_")
 
     def to_module(self) -> nn.Module:

@@ -35,7 +35,7 @@ class NearestMean(LinearClassifier):
         As in `LinearClassifier`, for normalised features: how much nearer than the origin each mean is, squared.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     arrays: ClassVar[tuple[str, ...]] = ("classes_", "mean_", "coef_", "intercept_")
     relative_seconds: ClassVar[float] = 3.0
     mean_: NDArray[np.float64]

@@ -47,7 +47,7 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
         Fitted on standardised features.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-1, 1)}
     defaults: ClassVar[dict[str, Any]] = {"random_state": 0}
     earlier_names: ClassVar[tuple[str, ...]] = ("SVC",)

@@ -22,7 +22,7 @@ from featurecache.heads.mlp import MlpClassifier, MlpRegressor
 from featurecache.heads.nearest_mean import NearestMean
 from featurecache.heads.rbf_svm import RbfSvm
 from featurecache.heads.ridge import RidgeProbe, RidgeRegressor
-from featurecache.specs import TaskKind
+from featurecache.specs import TaskKind, task_kind
 
 ENTRY_POINTS = "featurecache.heads"
 """Group under which an installed package names heads, each a class as `featurecache.heads.head.Head` says."""
@@ -41,7 +41,9 @@ _BUILT_IN: dict[str, tuple[type[HeadMixin], ...]] = {
     "mean": (MeanRegressor,),
     "attentive": (AttentiveClassifier,),
 }
-HEADS = tuple(n for n, classes in _BUILT_IN.items() if "classes" in classes[0].kinds and not classes[0].needs_tokens)
+HEADS = tuple(
+    n for n, classes in _BUILT_IN.items() if "classification" in classes[0].kinds and not classes[0].needs_tokens
+)
 """Names of the built-in heads for classes, on features of any kind."""
 TOKEN_HEADS = tuple(name for name, classes in _BUILT_IN.items() if classes[0].needs_tokens)
 """Names of the built-in heads for features that keep their tokens."""
@@ -53,7 +55,7 @@ _REGISTERED: dict[tuple[TaskKind, str], NamedHead] = {}
 def list_heads(
     *,
     tokens: bool = False,
-    kind: TaskKind = "classes",
+    kind: TaskKind = "classification",
     weighted: bool = False,
     streaming: bool = False,
     partial: bool = False,
@@ -83,7 +85,7 @@ def list_heads(
 
 def kinds_of_head(name: str) -> list[TaskKind]:
     """Return the kinds of task that there is a head of this name for."""
-    kinds: tuple[TaskKind, ...] = ("classes", "labels", "numbers")
+    kinds: tuple[TaskKind, ...] = ("classification", "multilabel", "regression")
     return [kind for kind in kinds if name in _names(kind)]
 
 
@@ -92,7 +94,7 @@ def needs_tokens(name: str) -> bool:
     return any(getattr(cls, "needs_tokens", False) for cls in _classes().get(name, ()))
 
 
-def find_head(name: str, *, kind: TaskKind = "classes") -> NamedHead:
+def find_head(name: str, *, kind: TaskKind = "classification") -> NamedHead:
     """Return the unfitted head of a name, for tasks of a kind.
 
     Raises
@@ -100,16 +102,17 @@ def find_head(name: str, *, kind: TaskKind = "classes") -> NamedHead:
     UnknownNameError
         No such head.
     """
+    kind = task_kind(kind)
     if (head := _REGISTERED.get((kind, name))) is not None:
         return head
     for cls in _classes().get(name, ()):
         if kind in cls.kinds:
             return NamedHead(name, cls(**getattr(cls, "defaults", {})))
-    noun = "head" if kind == "classes" else f"head for {kind}"
+    noun = "head" if kind == "classification" else f"head for {kind}"
     raise UnknownNameError(noun, name, list_heads(tokens=True, kind=kind))
 
 
-def make_head(name: str, *, kind: TaskKind = "classes", **params: Any) -> BaseEstimator:
+def make_head(name: str, *, kind: TaskKind = "classification", **params: Any) -> BaseEstimator:
     """Build an unfitted head.
 
     Parameters
@@ -134,7 +137,7 @@ def make_head(name: str, *, kind: TaskKind = "classes", **params: Any) -> BaseEs
     return estimator.set_params(**params)
 
 
-def head_grid(name: str, n_samples: int, *, kind: TaskKind = "classes") -> list[Setting]:
+def head_grid(name: str, n_samples: int, *, kind: TaskKind = "classification") -> list[Setting]:
     """Return the settings of head ``name``, for a ``kind`` of task, on ``n_samples`` rows, the simplest model first."""
     return find_head(name, kind=kind).settings_for(n_samples)
 
@@ -144,7 +147,7 @@ def register_head(
     factory: Callable[[], BaseEstimator],
     settings: Callable[[int], list[Setting]] | None = None,
     *,
-    kind: TaskKind = "classes",
+    kind: TaskKind = "classification",
 ) -> None:
     """Add a head under ``name``, for tasks of a kind, for as long as this program runs.
 
@@ -180,6 +183,7 @@ def saved_class(type_name: str) -> type[HeadMixin] | None:
 
 
 def _names(kind: TaskKind) -> list[str]:
+    kind = task_kind(kind)
     named = [name for name, classes in _classes().items() if any(kind in cls.kinds for cls in classes)]
     return named + [name for each, name in _REGISTERED if each == kind and name not in named]
 

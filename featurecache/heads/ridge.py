@@ -194,7 +194,7 @@ class RidgeProbe(_Ridge, LinearClassifier):
         What each row gets from the chosen alpha when it is left out.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classes"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     defaults: ClassVar[dict[str, Any]] = {"alpha": 1000.0, "prior_rows": PRIOR_ROWS}
 
     def fit(
@@ -246,7 +246,7 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
         What each row gets from the chosen alpha when it is left out.
     """
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"labels", "numbers"})
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"multilabel", "regression"})
     defaults: ClassVar[dict[str, Any]] = {"prior_rows": PRIOR_ROWS}
     takes_unknown: ClassVar[bool] = True
     """Of several numbers some may be NaN: each is fitted on the rows where it is known."""

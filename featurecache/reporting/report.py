@@ -124,14 +124,14 @@ def _picture(data: ReportData) -> str:
         name = f"{row['head']} · {of_set}" if len(set(called)) > 1 else row["head"]
         rows.append((name, scores[primary], scores[f"{primary}_low"], scores[f"{primary}_high"]))
     y_true, floor = data.last_look.y_true, None
-    if data.training["kind"] == "classes":
+    if data.training["kind"] == "classification":
         floor = float(np.bincount(y_true).max() / len(y_true))
     return draw_intervals(rows, floor=floor, label=f"{data.last_look.part} {data.training['figures'][primary]}")
 
 
 def _scatter(data: ReportData) -> list[tuple[str, str]]:
     """Draw what was said against what is true, for each of the first numbers."""
-    if data.training["kind"] != "numbers":
+    if data.training["kind"] != "regression":
         return []
     look, names = data.last_look, data.training["classes"][:_MAX_SCATTER]
     known = [np.isfinite(look.y_true[:, k]) for k in range(len(names))]
@@ -158,10 +158,10 @@ def _matrix(data: ReportData) -> list[dict[str, Any]] | None:
 def _wrong(data: ReportData) -> np.ndarray:
     """Return the places of the samples that the head was wrong about, the worst first."""
     look, kind = data.last_look, data.training["kind"]
-    if kind == "classes":
+    if kind == "classification":
         wrong = np.flatnonzero(look.y_true != look.y_pred)
         worth = look.probabilities[wrong, look.y_pred[wrong]]
-    elif kind == "labels":
+    elif kind == "multilabel":
         known = look.y_true >= 0
         wrong = np.flatnonzero((((look.y_pred > 0.5) != look.y_true) & known).any(axis=1))
         worth = (np.abs(look.y_pred - look.y_true) * known)[wrong].max(axis=1)
@@ -190,9 +190,9 @@ def _mistakes(data: ReportData, places: Sequence[int], find: Callable[[str], Pat
 def _spelt(data: ReportData, said: Any) -> str:
     """Write a class, labels or numbers for people."""
     classes, kind = data.training["classes"], data.training["kind"]
-    if kind == "classes":
+    if kind == "classification":
         return str(classes[said])
-    if kind == "labels":
+    if kind == "multilabel":
         names = [name for name, value in zip(classes, said, strict=True) if value > 0.5]
         names += [f"{name}?" for name, value in zip(classes, said, strict=True) if value < 0]
         return "; ".join(names) or "nothing"

@@ -58,7 +58,7 @@ class Commit:
         return f"{self.key}-{self.shard.sha256[:16]}.h5"
 
 
-def encode_commit(shard: ShardRecord, body: Mapping[str, Any]) -> bytes:
+def encode_commit(shard: ShardRecord, body: Mapping[str, Any], *, version: int = 1) -> bytes:
     """Serialise a commit record."""
     arrays = {
         name: {
@@ -70,7 +70,8 @@ def encode_commit(shard: ShardRecord, body: Mapping[str, Any]) -> bytes:
         }
         for name, array in shard.arrays.items()
     }
-    return encode_record("commit", {"sha256": shard.sha256, "size": shard.size, "arrays": arrays, "body": dict(body)})
+    content = {"sha256": shard.sha256, "size": shard.size, "arrays": arrays, "body": dict(body)}
+    return encode_record("commit", content, version=version)
 
 
 def read_commit(path: Path) -> Commit:

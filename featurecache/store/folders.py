@@ -92,9 +92,9 @@ class ShardFolder:
         records = self.records()
         return self.read(records[-1]) if records else None
 
-    def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any]) -> bool:
+    def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any], *, version: int = 1) -> bool:
         """Publish a finished shard under ``key``; False when another writer was first."""
-        return publish_once(self.record(key), encode_commit(shard, body))
+        return publish_once(self.record(key), encode_commit(shard, body, version=version))
 
     def publish(self, key: str, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
         """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first."""
@@ -103,7 +103,7 @@ class ShardFolder:
             for name, (_, values) in arrays.items():
                 writer.append(name, values)
             shard = writer.finish(key)
-        return self.commit(key, shard, body)
+        return self.commit(key, shard, body, version=2 if kind == "task" else 1)
 
     def publish_next(self, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
         """Publish the next generation of a folder where only the newest counts; False when another writer was first.

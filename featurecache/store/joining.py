@@ -48,7 +48,7 @@ def build_task(
             "extract them, correct the paths (relative to the source), or pass --allow-missing"
         )
     check_labels(listed, labels)
-    merged = _merge_copies(rows, listed, "classes" if isinstance(labels, FolderLabels) else labels.kind)
+    merged = _merge_copies(rows, listed, "classification" if isinstance(labels, FolderLabels) else labels.kind)
     if not merged.labels:
         why = f"{len(merged.conflicts)} have two" if merged.conflicts else "none is of an input in the cache"
         raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
@@ -113,7 +113,7 @@ def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) ->
     """Raise `TaskError` for labels that can make no task, whatever the samples; done before extraction too."""
     if not listed:
         raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
-    if isinstance(labels, FolderLabels) or labels.kind == "classes":
+    if isinstance(labels, FolderLabels) or labels.kind == "classification":
         _check_classes({label.label for label in listed}, len(listed))
     else:
         _check_outcomes(*_outcomes([(label.label, label.unknown) for label in listed], labels), labels)
@@ -135,7 +135,7 @@ def _outcomes(said: Sequence[tuple[str, tuple[str, ...]]], labels: TableLabels) 
     said
         Of each sample, what `Label.label` and `Label.unknown` are.
     """
-    if labels.kind == "numbers":
+    if labels.kind == "regression":
         return list(labels.names), np.array([[float(each) for each in entry.split("\n")] for entry, _ in said])
     sets = [set(entry.split("\n")) - {""} for entry, _ in said]
     names = list(labels.names) or sorted(set().union(*sets))
@@ -148,7 +148,7 @@ def _outcomes(said: Sequence[tuple[str, tuple[str, ...]]], labels: TableLabels) 
 
 def _check_outcomes(names: list[str], outcomes: NDArray[Any], labels: TableLabels) -> None:
     """Raise `TaskError` for labels or numbers from which nothing can be learned."""
-    if labels.kind == "labels" and len(names) < 2:
+    if labels.kind == "multilabel" and len(names) < 2:
         raise TaskError(
             f"{labels.origin} has {len(names)} labels, and a task needs at least two; with one label, name it as a "
             "class: --kind classes"
@@ -160,13 +160,13 @@ def _check_outcomes(names: list[str], outcomes: NDArray[Any], labels: TableLabel
         if (known == known[0]).all():
             what = (
                 "holds for " + ("all" if known[0] else "none")
-                if labels.kind == "labels"
+                if labels.kind == "multilabel"
                 else f"is {known[0]:g} for all"
             )
             which = f"{len(known)} samples" if len(known) == len(column) else f"the {len(known)} samples that say so"
             advice = (
                 ""
-                if len(known) == len(column) or labels.kind == "numbers"
+                if len(known) == len(column) or labels.kind == "regression"
                 else (", or say what a cell without 1 and 0 means: --blank negative, --uncertain negative")
             )
             raise TaskError(f"{name!r} {what} of {which}, so nothing is to be learned; leave it out{advice}")
@@ -177,7 +177,7 @@ def _agreed(copies: Sequence[Label], kind: TaskKind) -> tuple[str, tuple[str, ..
     first = copies[0]
     if all((copy.label, copy.unknown) == (first.label, first.unknown) for copy in copies):
         return first.label, first.unknown
-    if kind == "numbers":
+    if kind == "regression":
         columns = list(zip(*(copy.label.split("\n") for copy in copies), strict=True))
         known = [list(dict.fromkeys(each for each in column if each != "nan")) for column in columns]
         return (
@@ -188,7 +188,7 @@ def _agreed(copies: Sequence[Label], kind: TaskKind) -> tuple[str, tuple[str, ..
     held = [set(copy.label.split("\n")) - {""} for copy in copies]
     unknown = [set(copy.unknown) for copy in copies]
     holds = set().union(*held)
-    if kind == "classes" or any(holds - mine - none for mine, none in zip(held, unknown, strict=True)):
+    if kind == "classification" or any(holds - mine - none for mine, none in zip(held, unknown, strict=True)):
         return None
     return "\n".join(sorted(holds)), tuple(sorted(set.intersection(*unknown)))
 
@@ -234,7 +234,7 @@ def _assemble(
     previous: Task | None,
 ) -> Task:
     rows = sorted(merged.labels)
-    kind: TaskKind = "classes" if isinstance(source, FolderLabels) else source.kind
+    kind: TaskKind = "classification" if isinstance(source, FolderLabels) else source.kind
     classes, labels = _named([(merged.labels[row], merged.unknown[row]) for row in rows], source)
     ids = np.ascontiguousarray(samples.ids[np.array(rows, np.int64)])
     names, groups = _groups(merged, rows)
@@ -268,7 +268,7 @@ def _named(
     said: Sequence[tuple[str, tuple[str, ...]]], source: FolderLabels | TableLabels
 ) -> tuple[list[str], NDArray[Any]]:
     """Return the names of classes, labels or numbers, and what `Task.labels` holds."""
-    if isinstance(source, FolderLabels) or source.kind == "classes":
+    if isinstance(source, FolderLabels) or source.kind == "classification":
         classes = sorted({label for label, _ in said})
         _check_classes(set(classes), len(said))
         position = {label: k for k, label in enumerate(classes)}
@@ -287,11 +287,11 @@ def _made_splits(
     kept: NDArray[np.int64],
     random_state: int,
 ) -> NDArray[np.uint8]:
-    strata = strata_of_numbers(labels) if kind == "numbers" else labels
+    strata = strata_of_numbers(labels) if kind == "regression" else labels
     if groups is not None:
         lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
-        return grouped_splits(groups, strata == 1 if kind == "labels" else strata, lots, kept=kept)
-    if kind == "labels":  # each sample is a group: of each label as near to its share as can be
+        return grouped_splits(groups, strata == 1 if kind == "multilabel" else strata, lots, kept=kept)
+    if kind == "multilabel":  # each sample is a group: of each label as near to its share as can be
         lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
         return grouped_splits(np.arange(len(ids), dtype=np.int32), labels == 1, lots, kept=kept)
     return stratified_splits(ids, strata, random_state=random_state, kept=kept)
@@ -352,7 +352,7 @@ def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDAr
 def _check_parts(task: Task) -> None:
     if not task.has("train"):
         raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
-    if task.kind == "classes" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
+    if task.kind == "classification" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
         raise TaskError(
             f"task {task.name!r} has {len(task.classes)} classes for {len(task.ids)} files, so nothing to learn from; "
             "is this the right label column?"
@@ -362,7 +362,7 @@ def _check_parts(task: Task) -> None:
             f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"
         )
     _check_known(task)
-    if task.kind == "numbers":
+    if task.kind == "regression":
         return
     train = _present(task, "train")
     for split in ("validation", "test"):
@@ -376,7 +376,7 @@ def _check_parts(task: Task) -> None:
 
 def _check_known(task: Task) -> None:
     """Raise `TaskError` for labels or numbers of which the train part knows nothing."""
-    if task.kind == "classes":
+    if task.kind == "classification":
         return
     known = known_of(task.labels[task.splits == SPLITS.index("train")], task.kind).any(axis=0)
     if not known.all():

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from featurecache.errors import ReportWarning, TaskError, UnknownNameError
 from featurecache.hashing import digest_bytes
-from featurecache.specs import TaskKind
+from featurecache.specs import TaskKind, task_kind
 from featurecache.tables import Table, TableError, open_table, to_bytes
 
 SPLITS = ("train", "validation", "test")
@@ -83,7 +83,7 @@ class TableLabels:
     labels: tuple[Label, ...]
     origin: str
     root: Path | None = None
-    kind: TaskKind = "classes"
+    kind: TaskKind = "classification"
     names: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
 
@@ -103,7 +103,7 @@ def labels_from_csv(
     path: str | Path,
     *,
     label_column: str | Sequence[str] = "label",
-    kind: TaskKind = "classes",
+    kind: TaskKind = "classification",
     text_column: str | None = None,
     group_column: str | None = None,
     weight_column: str | None = None,
@@ -114,9 +114,9 @@ def labels_from_csv(
 ) -> TableLabels:
     """Read labels from a CSV or TSV with a label column and perhaps ``split``.
 
-    Of kind ``classes``, the column names the class. Of kind ``labels``, one column names all labels that hold, with
-    ``;`` or ``|`` between them, or is empty; or each of several columns is a label, with 1 or 0. Of kind ``numbers``,
-    each column holds a number.
+    Of kind ``classification``, the column names the class. Of kind ``multilabel``, one column names all labels that
+    hold, with ``;`` or ``|`` between them, or is empty; or each of several columns is a label, with 1 or 0. Of kind
+    ``regression``, each column holds a number.
 
     What a table does not say is not known, and never taken for a no: of several labels or numbers, those cells have no
     part in fitting and judging. ``blank`` says otherwise for empty cells (and NaN, NA, None, null), which in a column
@@ -134,17 +134,17 @@ def labels_from_csv(
     TaskError
         No such file, a column is missing, or a row is incomplete.
     """
-    path = Path(path)
+    path, kind = Path(path), task_kind(kind)
     try:
         with open_table(path, raw=text_column is not None) as table:
             columns = (label_column,) if isinstance(label_column, str) else tuple(label_column)
-            if kind == "classes" and len(columns) > 1:
+            if kind == "classification" and len(columns) > 1:
                 raise TaskError(
                     f"{len(columns)} label columns are named, and a sample has one class; name one column, or say "
-                    "--kind labels or --kind numbers"
+                    "--kind multilabel or --kind regression"
                 )
-            if kind != "labels" and (blank or uncertain != "missing"):
-                raise TaskError(f"what a blank or uncertain cell means can be said of labels, not of {kind}")
+            if kind != "multilabel" and (blank or uncertain != "missing"):
+                raise TaskError(f"--blank and --uncertain are for tasks of kind multilabel, not {kind}; leave them out")
             said = _Said(path, kind, columns, group_column, weight_column, blank, uncertain, separator)
             key_column = _check_columns(said, table.columns, text_column)
             if text_column is None:
@@ -157,7 +157,7 @@ def labels_from_csv(
     if not labels:
         nothing = "says nothing of any of its rows" if said.num_silent else "has a header but no labels"
         raise TaskError(f"{path} {nothing}")
-    named = () if kind == "classes" or (kind == "labels" and len(columns) == 1) else columns
+    named = () if kind == "classification" or (kind == "multilabel" and len(columns) == 1) else columns
     return TableLabels(
         labels=labels,
         origin=path.name,
@@ -228,9 +228,9 @@ class _Said:
         for column, entry in zip(self.columns, entries, strict=True):
             if not entry.isprintable():
                 raise TaskError(f"{self.path} line {line}: the {column} is no plain text: {entry!r:.100}")
-        if self.kind == "classes":
+        if self.kind == "classification":
             return entries[0], ()
-        if self.kind == "numbers":
+        if self.kind == "regression":
             return self._numbers(line, entries)
         if len(self.columns) == 1:
             return self._tags(entries[0])
@@ -268,7 +268,7 @@ class _Said:
         return "\n".join(sorted(names)), ()
 
     def _num_unknown(self, label: Label) -> int:
-        return label.label.split("\n").count("nan") if self.kind == "numbers" else len(label.unknown)
+        return label.label.split("\n").count("nan") if self.kind == "regression" else len(label.unknown)
 
     def warnings(self, labels: Sequence[Label]) -> Iterator[ReportWarning]:
         """Yield what is doubtful about the table, once all rows have been read."""
@@ -276,7 +276,9 @@ class _Said:
         if self.num_silent or count:
             rows = f"; {self.num_silent} rows say nothing at all and are left out" if self.num_silent else ""
             advice = (
-                "; --blank negative or --uncertain negative where such a cell means no" if self.kind == "labels" else ""
+                "; --blank negative or --uncertain negative where such a cell means no"
+                if self.kind == "multilabel"
+                else ""
             )
             yield ReportWarning(
                 kind="unknown_targets",
@@ -290,7 +292,7 @@ class _Said:
                 text=f"{self.num_without_labels} rows have no label in {self.columns[0]!r}, which is taken for none of "
                 "them; --blank missing where that is not known",
             )
-        if self.kind != "numbers" and len(self.columns) == 1:
+        if self.kind != "regression" and len(self.columns) == 1:
             yield from _joined_labels(self.columns[0], self.kind, labels)
 
     def beside(self, line: int, row: dict[str, str | None]) -> dict[str, Any]:
@@ -351,14 +353,19 @@ def _joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Iter
     That is where divided cells give fewer names than there are whole ones: names come again in other company.
     """
     whole = {
-        name for label in labels for name in (label.label.split("\n") if kind == "labels" else [label.label]) if name
+        name
+        for label in labels
+        for name in (label.label.split("\n") if kind == "multilabel" else [label.label])
+        if name
     }
     # Names of classes hold spaces and strokes; commas, and what stands between labels, are seldom part of one.
-    for separator in _OTHER_SEPARATORS if kind == "labels" else ",;|":
+    for separator in _OTHER_SEPARATORS if kind == "multilabel" else ",;|":
         several = sorted(name for name in whole if separator in name.strip(separator))
         pieces = {piece.strip() for name in whole for piece in name.split(separator)} - {""}
         if len(several) >= 3 and 2 * len(several) >= len(whole) and len(pieces) < len(whole):
-            means = f"--separator {separator!r}" if kind == "labels" else f"--kind labels --separator {separator!r}"
+            means = (
+                f"--separator {separator!r}" if kind == "multilabel" else f"--kind multilabel --separator {separator!r}"
+            )
             yield ReportWarning(
                 kind="joined_labels",
                 count=len(several),
@@ -375,7 +382,7 @@ def _labels_of_texts(table: Table, text_column: str, said: _Said) -> Iterator[La
         text, found = row.get(text_column), said.of(line, row)
         if text is None:
             raise TaskError(f"{table.path} line {line} has fewer fields than the header; put texts in double quotes")
-        if found is not None and (found[0] or said.kind == "labels"):
+        if found is not None and (found[0] or said.kind == "multilabel"):
             beside = said.beside(line, row)
             yield Label(digest_bytes(to_bytes(text)), found[0], unknown=found[1], shown=f"row {number:09d}", **beside)
 
@@ -392,7 +399,7 @@ def _label_of_row(said: _Said, line: int, row: dict[str, str | None], key_column
     if (found := said.of(line, row)) is None:
         return None
     (label, unknown), key = found, (row.get(key_column) or "").strip()
-    if not key or not (label or said.kind == "labels"):
+    if not key or not (label or said.kind == "multilabel"):
         empty = next((column for column in said.columns if not (row.get(column) or "").strip()), key_column)
         raise TaskError(f"{path} line {line}: the {empty if key else key_column} is empty; fill it or drop the line")
     if key_column == "path":

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from featurecache.errors import MAX_EXAMPLES, CorruptError, shortened
-from featurecache.specs import MAX_SHARD_ROWS, TaskKind
+from featurecache.specs import MAX_SHARD_ROWS
 from featurecache.store.commits import Commit
 
 Shape = tuple[int | str, ...]
@@ -111,7 +111,8 @@ class TaskBody(Struct):
 
     classes: Annotated[list[Text], Meta(min_length=1)]
     about: TaskAbout
-    kind: TaskKind = "classes"
+    # Those of release 0.1 among them.
+    kind: Literal["classification", "multilabel", "regression", "classes", "labels", "numbers"] = "classification"
 
 
 class BackboneAbout(Struct):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import CorruptError, ReportWarning, RequestError, TaskError
-from featurecache.specs import TaskKind
+from featurecache.specs import TaskKind, task_kind
 from featurecache.store.commits import Commit
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
@@ -21,7 +21,7 @@ from featurecache.store.shards import MappedShard
 _BLOCK_BYTES = 64 << 20
 NOT_KNOWN = 2
 """On disk, a label of which nobody said whether it holds: releases that know no such thing refuse it."""
-_ARRAY_OF: dict[TaskKind, str] = {"classes": "label", "labels": "holds", "numbers": "number"}
+_ARRAY_OF: dict[TaskKind, str] = {"classification": "label", "multilabel": "holds", "regression": "number"}
 """The array that says what is said of each sample."""
 
 
@@ -45,7 +45,7 @@ class Task:
     groups : ndarray of int32, shape (n,), or None
         Samples with the same number (of one photo, of one patient) stay on one side of every division.
     kind : str
-        ``classes``, ``labels`` or ``numbers``: what ``labels`` holds.
+        ``classification``, ``multilabel`` or ``regression``: what ``labels`` holds.
     weights : ndarray of float64, shape (n,), or None
         How much each sample counts in fitting, above 0; in judging all count alike.
     """
@@ -58,17 +58,17 @@ class Task:
     about: dict[str, Any] = field(default_factory=dict)
     groups: NDArray[np.int32] | None = None
     samples: SampleTable | None = field(default=None, repr=False, compare=False)
-    kind: TaskKind = "classes"
+    kind: TaskKind = "classification"
     weights: NDArray[np.float64] | None = None
 
     @property
     def is_partial(self) -> bool:
         """Tell whether some labels or numbers of a sample are not known."""
-        return self.kind != "classes" and not bool(known_of(self.labels, self.kind).all())
+        return self.kind != "classification" and not bool(known_of(self.labels, self.kind).all())
 
     def num_unknown(self) -> dict[str, int]:
         """Return of how many samples each label or number is not known; none for classes."""
-        if self.kind == "classes":
+        if self.kind == "classification":
             return {}
         counts = (~known_of(self.labels, self.kind)).sum(axis=0)
         return dict(zip(self.classes, counts.tolist(), strict=True))
@@ -110,8 +110,8 @@ class Task:
                 f"{features.tap!r}; run `featurecache extract` with this tap to add them"
             )
         good = features.usable(rows)
-        said = self.labels[mine][good].astype(np.float64 if self.kind == "numbers" else np.int64)
-        return rows[good], np.where(said == NOT_KNOWN, -1, said) if self.kind == "labels" else said
+        said = self.labels[mine][good].astype(np.float64 if self.kind == "regression" else np.int64)
+        return rows[good], np.where(said == NOT_KNOWN, -1, said) if self.kind == "multilabel" else said
 
     def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
         """Return the group of labelled rows, (n,) int32; None for a task without groups."""
@@ -185,9 +185,7 @@ def save_task(folder: ShardFolder, task: Task) -> None:
         arrays["group"] = ("int32", task.groups.astype("<i4"))
     if task.weights is not None:
         arrays["weight"] = ("float64", task.weights.astype("<f8"))
-    body = {"classes": task.classes, "about": task.about}
-    if task.kind != "classes":
-        body["kind"] = task.kind
+    body = {"classes": task.classes, "about": task.about, "kind": task.kind}
     if not folder.publish_next(arrays, body, kind="task"):
         raise TaskError(f"task {task.name!r} was written by somebody else at the same moment; look at it and try again")
 
@@ -202,7 +200,7 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
     """
 
     def read(commit: Commit, shard: MappedShard) -> Task:
-        kind: TaskKind = commit.body.get("kind", "classes")
+        kind = task_kind(commit.body.get("kind", "classification"))
         held = commit.shard.arrays.keys() & _ARRAY_OF.values()
         if held != {_ARRAY_OF[kind]}:
             raise CorruptError(f"{folder.path}: task {name!r} has no {_ARRAY_OF[kind]} of its samples; make it again")
@@ -225,21 +223,21 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
 
 def _exist(labels: NDArray[Any], kind: TaskKind, count: int) -> bool:
     """Tell whether these are classes, labels or numbers of so many names."""
-    if kind == "classes":
+    if kind == "classification":
         return bool(labels.min() >= 0 and labels.max() < count)
-    good = labels <= NOT_KNOWN if kind == "labels" else ~np.isinf(labels)
+    good = labels <= NOT_KNOWN if kind == "multilabel" else ~np.isinf(labels)
     return labels.shape[1] == count and bool(good.all()) and bool(known_of(labels, kind).any())
 
 
 def known_of(labels: NDArray[Any], kind: TaskKind) -> NDArray[np.bool_]:
     """Tell which labels or numbers, as `Task.labels` holds them, are known."""
-    return np.asarray(labels != NOT_KNOWN if kind == "labels" else ~np.isnan(labels))
+    return np.asarray(labels != NOT_KNOWN if kind == "multilabel" else ~np.isnan(labels))
 
 
 def class_counts(task: Task) -> dict[str, int]:
     """Labelled samples of each class, or with each label; of numbers, all for which they are known."""
-    if task.kind != "classes":
-        has = task.labels == 1 if task.kind == "labels" else known_of(task.labels, task.kind)
+    if task.kind != "classification":
+        has = task.labels == 1 if task.kind == "multilabel" else known_of(task.labels, task.kind)
         return dict(zip(task.classes, has.sum(axis=0).tolist(), strict=True))
     counts = Counter(task.labels.tolist())
     return {label: counts[k] for k, label in enumerate(task.classes)}

@@ -35,12 +35,18 @@ class Case(NamedTuple):
         rng = np.random.default_rng(0)
         X = rng.normal(1, 2, (NUM_ROWS, NUM_FEATURES)).astype(np.float32)
         values = X[:, : self.num_outputs] + 0.3 * rng.normal(size=(NUM_ROWS, self.num_outputs))
-        if self.kind == "numbers":
+        if self.kind == "regression":
             return X, (30 * values + 7).squeeze()
-        return X, values.argmax(axis=1) if self.kind == "classes" else (values > 1).astype(np.int64)
+        return X, values.argmax(axis=1) if self.kind == "classification" else (values > 1).astype(np.int64)
 
 
-CASES = (Case("classes", 2), Case("classes", 4), Case("labels", 3), Case("numbers", 1), Case("numbers", 3))
+CASES = (
+    Case("classification", 2),
+    Case("classification", 4),
+    Case("multilabel", 3),
+    Case("regression", 1),
+    Case("regression", 3),
+)
 
 
 class HeadContract(ABC):
@@ -179,7 +185,7 @@ class HeadContract(ABC):
 def _scores(head: Any, X: NDArray[Any], case: Case) -> NDArray[np.float64]:
     """Return what the network of a head computes, (n_samples, n_outputs)."""
     method = next(name for name in METHODS if hasattr(head, name))
-    if method == "decision_function" and case.kind == "classes":
+    if method == "decision_function" and case.kind == "classification":
         return decision_values(head, X, case.num_outputs)
     return np.asarray(getattr(head, method)(X), np.float64).reshape(len(X), -1)
 

@@ -128,7 +128,7 @@ def _epoch(layers: TrainableLayers, read: Callable[[Any], Tensor], args: argpars
     )  # fmt: skip
     rows = RowsToTrain(
         read=lambda places, _: read(places), y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows),
-        fitted=np.arange(args.rows), to_stop_by=np.zeros(0, np.int64), outcome="classes",
+        fitted=np.arange(args.rows), to_stop_by=np.zeros(0, np.int64), outcome="classification",
     )  # fmt: skip
     started = time.perf_counter()
     descend(layers, rows, course)

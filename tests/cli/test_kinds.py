@@ -17,8 +17,8 @@ from featurecache.cli import main
 
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 SAID = {
-    "labels": (["tags"], lambda colour, i: [";".join([colour] if i % 3 else [colour, "third"])]),
-    "numbers": (
+    "multilabel": (["tags"], lambda colour, i: [";".join([colour] if i % 3 else [colour, "third"])]),
+    "regression": (
         ["redness", "blueness"],
         lambda colour, i: [COLOURS[colour][0] + i / 100, COLOURS[colour][2] - i / 100],
     ),
@@ -57,7 +57,7 @@ def test_from_images_to_answers(
     assert document["results"][-1]["against_chosen"]["verdict"] == "worse"
     report = (tmp_path / "c" / "report.html").read_text()
     assert document["figures"][primary] in report
-    assert ("Largest errors" if kind == "numbers" else "Most confident mistakes") in report
+    assert ("Largest errors" if kind == "regression" else "Most confident mistakes") in report
     assert "Confusion matrix" not in report
 
     new = [write_image(tmp_path / "new" / f"{c}.png", COLOURS[c], seed=77 + k) for k, c in enumerate(COLOURS)]
@@ -68,7 +68,7 @@ def test_from_images_to_answers(
     assert rows["empty"]["status"] == "empty"
     for path in new:
         colour = path.stem
-        if kind == "labels":
+        if kind == "multilabel":
             assert colour in rows[colour]["label"].split(";")
         else:
             said = [float(rows[colour][name]) for name in ("redness", "blueness")]
@@ -76,7 +76,7 @@ def test_from_images_to_answers(
     assert main([*predict, "--json"]) == 1
     answers = json.loads(capsys.readouterr().out)["predictions"]
     good = next(answer for answer in answers if answer["status"] == "ok")
-    assert set(good["numbers"] if kind == "numbers" else good["probabilities"]) == set(document["classes"])
+    assert set(good["numbers"] if kind == "regression" else good["probabilities"]) == set(document["classes"])
     assert main(predict) == 1
     assert "empty" in capsys.readouterr().out
     assert main(["verify", cache]) == 0
@@ -91,11 +91,11 @@ def test_tasks_are_described(
     assert main(["extract", str(source), "--cache", cache, "--backbone", TINY, *RUNTIME]) == 0
     assert main(["task", "add", cache, "t", str(labels), *options]) == 0
     said = capsys.readouterr().out
-    assert ("least" if kind == "numbers" else "third") in said
+    assert ("least" if kind == "regression" else "third") in said
     assert main(["task", "ls", cache]) == 0
-    assert f"{2 if kind == 'numbers' else 4} {kind}" in capsys.readouterr().out
+    assert f"{2 if kind == 'regression' else 4} {kind}" in capsys.readouterr().out
     assert main(["train", cache, "--task", "t", "--head", "ridge", "--quiet"]) == 0
-    assert ("R2" if kind == "numbers" else "mean AP") in capsys.readouterr().out
+    assert ("R2" if kind == "regression" else "mean AP") in capsys.readouterr().out
     for arguments, message in [
         (["train", cache, "--task", "t", "--head", "gda"], f"unknown head for {kind} 'gda'"),
         (["train", cache, "--task", "t", "--balanced"], "balanced classes are for tasks with classes"),
@@ -121,7 +121,7 @@ def test_cells_that_say_nothing(kind: str, make_folder: Callable[..., Path], tmp
         for colour in COLOURS:
             for i in range(20):
                 cells = [
-                    int(c == colour) if kind == "labels" else COLOURS[colour][k] + i / 100
+                    int(c == colour) if kind == "multilabel" else COLOURS[colour][k] + i / 100
                     for k, c in enumerate(columns)
                 ]
                 table.writerow([f"{colour}/{i:03d}.png", *("" if rng.random() < 0.2 else cell for cell in cells)])

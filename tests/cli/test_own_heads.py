@@ -93,7 +93,7 @@ def test_a_sweep_keeps_none_of_its_results(cached: Path, capsys: pytest.CaptureF
         ("nothing", "returned a int; it must return an unfitted scikit-learn classifier or regressor"),
         ("failing", "failed: no such luck"),
         ("needs", "layers of a network are trained with --from-tap or --from-images"),
-        ("regressor", "is for labels or numbers, and the task has classes"),
+        ("regressor", "is for multilabel or regression, and the task is of kind classification"),
         ("absent", "cannot be imported"),
     ],
 )

@@ -67,7 +67,7 @@ def of_all_kinds(cached: Path, tmp_path: Path) -> Path:
     rows = [[f"{colour}/{i:03d}.png", *(f(colour, i) for f in said.values())] for colour in COLOURS for i in range(20)]
     with (tmp_path / "labels.csv").open("w", newline="") as out:
         csv.writer(out).writerows([["path", *said], *rows])
-    for column, kind in zip(said, ("labels", "numbers"), strict=True):
+    for column, kind in zip(said, ("multilabel", "regression"), strict=True):
         add = ["task", "add", str(cached), column, str(tmp_path / "labels.csv"), "--kind", kind]
         assert main([*add, "--label-column", column]) == 0
     return cached
@@ -297,7 +297,7 @@ def test_each_kind_has_its_heads_and_figures(of_all_kinds: Path, sweep: Callable
             ends = ("", "_low", "_high")
             assert [row[f"score{end}"] for end in ends] == [row[MEASURES[task.name] + end] for end in ends]
             assert all(row[name] is not None for name in measure_of(task.kind, 3).titles)
-            assert (row["log_loss"] is None) == (row["accuracy"] is None) == (task.kind != "classes")
+            assert (row["log_loss"] is None) == (row["accuracy"] is None) == (task.kind != "classification")
         lines = [line for line in document["summary"] if line["task"] == task.name and line["share"] == 1]
         assert [line["score"] for line in lines] == sorted(row["score"] for row in mine if row["share"] == 1)[::-1]
     assert sweep(*args)["computed"] == 0
@@ -354,9 +354,9 @@ def test_a_task_of_another_kind_is_another_result(cached: Path, tmp_path: Path, 
     table = tmp_path / "warm.csv"
     rows = [f"{colour}/{i:03d}.png,{int(i % 2)}" for colour in COLOURS for i in range(20)]
     table.write_text("\n".join(["path,warm", *rows]))
-    for kind in ("labels", "numbers"):
+    for kind in ("multilabel", "regression"):
         assert main(["task", "add", str(cached), kind, str(table), "--kind", kind, "--label-column", "warm"]) == 0
-    both = sweep("--task", "labels", "--task", "numbers", "--head", "knn")
+    both = sweep("--task", "multilabel", "--task", "regression", "--head", "knn")
     assert both["computed"] == 4
     assert {row["measure"] for row in both["rows"]} == {"mean_average_precision", "r2"}
 
@@ -366,7 +366,7 @@ def test_numbers_belong_to_a_result_to_the_last_digit(cached: Path, tmp_path: Pa
         table = tmp_path / f"{name}.csv"
         rows = [f"{colour}/{i:03d}.png,{i}{end if i == 3 else ''}" for colour in COLOURS for i in range(20)]
         table.write_text("\n".join(["path,number", *rows]))
-        options = ["--kind", "numbers", "--label-column", "number", "--random-state", "3"]
+        options = ["--kind", "regression", "--label-column", "number", "--random-state", "3"]
         assert main(["task", "add", str(cached), name, str(table), *options]) == 0
     assert sweep("--task", "one", "--task", "other", "--head", "ridge")["computed"] == 4
 
@@ -418,16 +418,23 @@ def test_an_unknown_head_fails_before_anything_is_fitted(cached: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--shots", "3"], "shots are for tasks with classes, and 'redness' has numbers; use --share"),
-        (["--task", "tags", "--shots", "3"], "shots are for tasks with classes, and 'tags' has labels; use --share"),
-        (["--balanced"], "balanced classes are for tasks with classes, and 'redness' has numbers; leave --balanced"),
+        (["--shots", "3"], "shots are for tasks with classes, and 'redness' is of kind regression; use --share"),
+        (
+            ["--task", "tags", "--shots", "3"],
+            "shots are for tasks with classes, and 'tags' is of kind multilabel; use --share",
+        ),
+        (
+            ["--balanced"],
+            "balanced classes are for tasks with classes, and 'redness' is of kind regression; leave --balanced",
+        ),
         (
             ["--head", "ridge", "--head", "logistic"],
-            "task 'redness' has numbers, and head 'logistic' is for classes or labels; for numbers there are mlp, ",
+            "task 'redness' is of kind regression, and head 'logistic' is for classification or multilabel; "
+            "for regression there are mlp, ",
         ),
         (
             ["--task", "tags", "--head", "mean", "--head", "gda"],
-            "task 'tags' has labels, and head 'gda' is for classes; ",
+            "task 'tags' is of kind multilabel, and head 'gda' is for classification; ",
         ),
         (["--head", "knm"], "did you mean 'knn'"),
         (["--task", "tags", "--folds", "100"], "the task has 48 samples, too few for 100 folds; ask for fewer folds"),

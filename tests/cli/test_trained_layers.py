@@ -193,8 +193,8 @@ def test_labels_and_numbers(cache: Path, call: Callable, tmp_path: Path) -> None
     lines = [f"{p.relative_to(cache.parent / 'photos')},{p.parent.name},{len(p.parent.name)}.5" for p in files]
     table = tmp_path / "more.csv"
     table.write_text("\n".join(["path,tags,length", *lines]))
-    assert call("task", "add", cache, "tags", table, "--label-column", "tags", "--kind", "labels")[0] == 0
-    assert call("task", "add", cache, "length", table, "--label-column", "length", "--kind", "numbers")[0] == 0
+    assert call("task", "add", cache, "tags", table, "--label-column", "tags", "--kind", "multilabel")[0] == 0
+    assert call("task", "add", cache, "length", table, "--label-column", "length", "--kind", "regression")[0] == 0
     for task in ("tags", "length"):
         options = layers("tail", "stem:none", "--epochs", 3, "--start", "probe", "--save", task)
         options[1] = task

@@ -176,7 +176,7 @@ def test_it_says_what_predict_says(heads: dict[str, Path], tmp_path: Path, name:
     assert said["largest_difference"] < 1e-5
     about, answers = opened(name, tmp_path / "out")
     assert about == {**about, **{key: value for key, value in said.items() if key in about}}
-    assert (about["classes"], about["kind"], about["head"]) == (["global", "local", "nominal"], "classes", head)
+    assert (about["classes"], about["kind"], about["head"]) == (["global", "local", "nominal"], "classification", head)
     photos = photographs(tmp_path / "photos", 12)
     found = list(fc.predict(heads[head], [photos], backbone=TINY, settings=SETTINGS))
     batch = np.stack([prepared(Path(prediction.path), about["preprocess"]) for prediction in found])
@@ -241,7 +241,7 @@ def colours(tmp_path: Path) -> fc.FeatureStore:
     return fc.extract(tmp_path / "photos", tmp_path / "cache", backbone=TINY, taps=["stem:avg"], settings=SETTINGS)
 
 
-@pytest.mark.parametrize("kind", ["labels", "numbers"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
 def test_labels_and_numbers(colours: fc.FeatureStore, tmp_path: Path, kind: Any) -> None:
     rows = ["path,warm,light", *(f"{c}/{i}.png,{int(c == 'red')},{i % 2}" for c in COLOURS for i in range(8))]
     (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
@@ -252,7 +252,7 @@ def test_labels_and_numbers(colours: fc.FeatureStore, tmp_path: Path, kind: Any)
     export_head(head, tmp_path / "out", format="torch", backbone=TINY)
     about, answers = opened("torch", tmp_path / "out")
     assert (about["kind"], about["classes"]) == (kind, task.classes)
-    assert about["output"]["name"] == ("numbers" if kind == "numbers" else "probabilities")
+    assert about["output"]["name"] == ("regression" if kind == "regression" else "probabilities")
     found = list(fc.predict(head, [tmp_path / "photos"], backbone=TINY, settings=SETTINGS))
     batch = np.stack([prepared(Path(prediction.path), about["preprocess"]) for prediction in found])
     expected = [list((p.numbers or p.probabilities).values()) for p in found]

@@ -17,8 +17,9 @@ from featurecache.evaluation.measures import OfLabels, OfNumbers, measure_of
 from featurecache.evaluation.search import evaluate_head, evaluate_heads
 from featurecache.evaluation.splits import SplitData
 from featurecache.heads.registry import list_heads
+from featurecache.specs import TASK_NOUN
 
-OTHER = ("labels", "numbers")
+OTHER = ("multilabel", "regression")
 CASES = [(kind, head) for kind in OTHER for head in list_heads(kind=kind)]
 SPLITS = [("train", "validation", "test"), ("train", "test"), ("train", "validation")]
 
@@ -27,7 +28,7 @@ def rows(kind: str, number: int, seed: int, noise: float = 0.3) -> tuple[np.ndar
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(number, 5)).astype(np.float32)
     said = X @ np.random.default_rng(9).normal(size=(5, 3)) + noise * rng.normal(size=(number, 3))
-    return X, (said > 0.5).astype(np.int64) if kind == "labels" else 10 + 3 * said
+    return X, (said > 0.5).astype(np.int64) if kind == "multilabel" else 10 + 3 * said
 
 
 @given(
@@ -83,7 +84,7 @@ def test_intervals_hold_the_truth(kind):
 
     def answers(y, seed):
         noise = np.random.default_rng(seed).normal(size=y.shape)
-        return 1 / (1 + np.exp(-(2 * y - 1 + 1.5 * noise))) if kind == "labels" else y + 2 * noise
+        return 1 / (1 + np.exp(-(2 * y - 1 + 1.5 * noise))) if kind == "multilabel" else y + 2 * noise
 
     _, y = rows(kind, 40_000, 1)
     truth = measure.point(y, answers(y, 2))[0]
@@ -153,8 +154,8 @@ def test_every_head_under_every_protocol(kind, head, names):
     assert document["protocol"] == ("validation" if len(names) == 3 else "cross-validation")
     assert figures[measure.primary] < 0.6 if head == "mean" else figures[measure.primary] > 0.7
     alone = measure.per_output(y, result.y_pred, list("abc"))
-    name = "average_precision" if kind == "labels" else "r2"
-    assert [item[kind[:-1]] for item in alone] == list("abc")
+    name = "average_precision" if kind == "multilabel" else "r2"
+    assert [item[TASK_NOUN[kind]] for item in alone] == list("abc")
     assert np.mean([item[name] for item in alone]) == pytest.approx(figures[measure.primary])
 
 
@@ -172,7 +173,7 @@ def test_settings_are_chosen_on_groups_held_out(kind):
     """What copies of a row say is noise: with copies on both sides the nearest neighbour looks perfect."""
     rng = np.random.default_rng(0)
     X = np.repeat(rng.normal(size=(40, 5)), 6, axis=0).astype(np.float32)
-    y = np.repeat(rng.integers(0, 2, (40, 2)) if kind == "labels" else rng.normal(size=(40, 2)), 6, axis=0)
+    y = np.repeat(rng.integers(0, 2, (40, 2)) if kind == "multilabel" else rng.normal(size=(40, 2)), 6, axis=0)
     whole = SplitData(y=y, fit_views=X[:, None], eval_views=X[:, None], groups=np.repeat(np.arange(40), 6))
     parts = {"train": whole.take(np.arange(180)), "test": whole.take(np.arange(180, 240))}
     blind = {name: replace(part, groups=None) for name, part in parts.items()}
@@ -193,7 +194,7 @@ def test_bounds_hold_their_figure(kind, seed, number, noise, num_groups):
     rng = np.random.default_rng(seed)
     y = (
         rng.integers(0, 2, (number, 2))
-        if kind == "labels"
+        if kind == "multilabel"
         else rng.normal(size=(number, 2)) * 10.0 ** rng.integers(-9, 9)
     )
     y[0], y[1] = 1, 0
@@ -221,14 +222,14 @@ def test_few_groups_seldom_lead_to_a_wrong_verdict():
 @pytest.mark.parametrize(
     ("kind", "y", "message"),
     [
-        ("labels", np.full((6, 3), 2), "not 0 or 1 for each of 3 labels"),
-        ("labels", np.zeros((6, 2), int), "not 0 or 1 for each of 3 labels"),
-        ("labels", np.zeros((6, 3), int), "no label holds for any of the 6"),
-        ("labels", np.zeros(6, int), "not 0 or 1 for each"),
-        ("numbers", np.full((6, 3), np.nan), "not 3 finite numbers"),
-        ("numbers", np.zeros((6, 1)), "not 3 finite numbers"),
-        ("numbers", np.zeros((1, 3)), "has one row"),
-        ("numbers", np.array([[1.0, 2.5, k] for k in range(6)]), "number 1 of 3 is 1 in all 6 train rows"),
+        ("multilabel", np.full((6, 3), 2), "not 0 or 1 for each of 3 labels"),
+        ("multilabel", np.zeros((6, 2), int), "not 0 or 1 for each of 3 labels"),
+        ("multilabel", np.zeros((6, 3), int), "no label holds for any of the 6"),
+        ("multilabel", np.zeros(6, int), "not 0 or 1 for each"),
+        ("regression", np.full((6, 3), np.nan), "not 3 finite numbers"),
+        ("regression", np.zeros((6, 1)), "not 3 finite numbers"),
+        ("regression", np.zeros((1, 3)), "has one row"),
+        ("regression", np.array([[1.0, 2.5, k] for k in range(6)]), "number 1 of 3 is 1 in all 6 train rows"),
     ],
 )
 def test_what_cannot_be_judged(kind, y, message):

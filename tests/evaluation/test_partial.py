@@ -20,9 +20,9 @@ from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.probability import predict_outputs
 from featurecache.heads.registry import list_heads, make_head
 
-KINDS = ("labels", "numbers")
+KINDS = ("multilabel", "regression")
 CASES = [(kind, head) for kind in KINDS for head in list_heads(kind=kind)]
-MISSING = {"labels": -1, "numbers": np.nan}
+MISSING = {"multilabel": -1, "regression": np.nan}
 
 
 def rows(kind: str, n: int, seed: int, *, unknown: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,7 +30,7 @@ def rows(kind: str, n: int, seed: int, *, unknown: float = 0.3) -> tuple[np.ndar
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, 6)).astype(np.float32)
     true = X @ np.random.default_rng(9).normal(size=(6, 3)) + 0.2 * rng.normal(size=(n, 3))
-    true = (true > 0.4).astype(np.int64) if kind == "labels" else 100 + 20 * true
+    true = (true > 0.4).astype(np.int64) if kind == "multilabel" else 100 + 20 * true
     return X, np.where(rng.random((n, 3)) < unknown, MISSING[kind], true), true
 
 
@@ -61,7 +61,7 @@ def test_each_output_is_fitted_on_the_rows_where_it_is_known(kind, name, tmp_pat
 
 
 def test_logistic_regression_is_exactly_that_of_the_known_rows():
-    X, y, _ = rows("labels", 200, 1)
+    X, y, _ = rows("multilabel", 200, 1)
     together = LogisticProbe(C=0.3, standardize=False).fit(X.astype(np.float64), y)
     for k in range(3):
         mine = known(y[:, k])
@@ -98,13 +98,13 @@ def test_every_head_under_every_protocol(kind, name, names):
 
 def test_unknown_is_not_negative():
     """Where positives are unknown more often, to take that for a no costs what the head is for."""
-    X, _, true = rows("labels", 600, 3, unknown=0)
+    X, _, true = rows("multilabel", 600, 3, unknown=0)
     hidden = (np.random.default_rng(0).random(true.shape) < 0.7) & (true == 1)
-    test = rows("labels", 600, 4, unknown=0)[:2]
+    test = rows("multilabel", 600, 4, unknown=0)[:2]
     scores = []
     for missing in (-1, 0):
         y = np.where(hidden, missing, true)
-        result = evaluate_head("ridge", {"train": (X, y), "test": test}, 3, kind="labels")
+        result = evaluate_head("ridge", {"train": (X, y), "test": test}, 3, kind="multilabel")
         scores.append(result.test["macro_f1"])
     assert scores[0] > scores[1] + 0.2
 
@@ -143,7 +143,7 @@ def test_an_output_that_no_row_of_a_part_knows_has_no_figures_there(kind):
     parts["test"][1][:, 2] = MISSING[kind]
     result, measure = evaluate_head("ridge", parts, 3, kind=kind), measure_of(kind, 3)
     *others, last = measure.per_output(parts["test"][1], result.y_pred, list("abc"))
-    name = "average_precision" if kind == "labels" else "r2"
+    name = "average_precision" if kind == "multilabel" else "r2"
     assert last[name] is None
     assert last["n"] == 0
     assert np.mean([each[name] for each in others]) == pytest.approx(result.test[measure.primary])
@@ -153,10 +153,10 @@ def test_an_output_that_no_row_of_a_part_knows_has_no_figures_there(kind):
 
 
 def test_a_head_that_cannot_say_so_refuses():
-    parts = {part: rows("labels", 60, seed)[:2] for seed, part in enumerate(("train", "test"))}
+    parts = {part: rows("multilabel", 60, seed)[:2] for seed, part in enumerate(("train", "test"))}
     strange = NamedHead("strange", LogisticProbeOfOld(), lambda n: [{}])
     with pytest.raises(HeadError, match="'strange' needs all labels or numbers of a sample, and some of these are not"):
-        evaluate_head(strange, parts, 3, kind="labels")
+        evaluate_head(strange, parts, 3, kind="multilabel")
 
 
 class LogisticProbeOfOld(LogisticProbe):

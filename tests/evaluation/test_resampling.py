@@ -27,7 +27,7 @@ def part(start: int, counts: list[int]) -> SplitData:
 def part_of(kind: str, start: int, size: int, num_groups: int | None = None) -> SplitData:
     """Samples with two labels, or two numbers, whose only feature is their own number."""
     rng = np.random.default_rng(start)
-    y = rng.integers(0, 2, (size, 2)) if kind == "labels" else rng.normal(size=(size, 2))
+    y = rng.integers(0, 2, (size, 2)) if kind == "multilabel" else rng.normal(size=(size, 2))
     X = (start + np.arange(size, dtype=np.float32)).reshape(-1, 1, 1)
     groups = None if num_groups is None else start + rng.permutation(np.arange(size) % num_groups)
     return SplitData(y=y, fit_views=X, eval_views=X, groups=groups)
@@ -135,7 +135,7 @@ def test_classes_too_small_to_divide():
 
 
 @given(
-    kind=st.sampled_from(["labels", "numbers"]),
+    kind=st.sampled_from(["multilabel", "regression"]),
     names=st.sampled_from([("train", "test"), ("train", "validation", "test")]),
     folds=st.sampled_from([None, 2, 4]),
     share=st.sampled_from([None, 0.01, 0.3]),
@@ -167,14 +167,14 @@ def test_labels_and_numbers_are_divided_by_the_same_laws(kind, names, folds, sha
 
 @pytest.mark.parametrize("division", [Resampling(), Resampling(fold=1, num_folds=4), Resampling(share=0.2)])
 def test_numbers_are_divided_within_fifths(division):
-    train = part_of("numbers", 0, 100)
+    train = part_of("regression", 0, 100)
     fifths = dict(zip(numbers(train), strata_of_numbers(train.y).tolist(), strict=True))
-    divided = resample({"train": train}, division, kind="numbers")
+    divided = resample({"train": train}, division, kind="regression")
     for each in divided.values():
         assert len(set(np.bincount([fifths[n] for n in numbers(each)], minlength=5))) == 1
 
 
-@pytest.mark.parametrize("kind", ["labels", "numbers"])
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
 def test_labels_and_numbers_too_few_to_divide(kind):
     with pytest.raises(TaskError, match="the task has 3 samples, too few for 4 folds; ask for fewer folds"):
         resample({"train": part_of(kind, 0, 3)}, Resampling(fold=0, num_folds=4), kind=kind)

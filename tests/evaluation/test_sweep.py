@@ -16,16 +16,17 @@ from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.summary import summarise, uncompared
 from featurecache.evaluation.sweep import COLUMNS
 
-MAP = {"kind": "labels", "measure": "mean_average_precision"}
-R2 = {"kind": "numbers", "measure": "r2"}
+MAP = {"kind": "multilabel", "measure": "mean_average_precision"}
+R2 = {"kind": "regression", "measure": "r2"}
 BALANCED = {"measure": "balanced_accuracy", "balanced": True}
 
 
 def row(score: float | None, **changes: Any) -> dict[str, Any]:
     known = {
-        "task": "colour", "kind": "classes", "measure": "accuracy", "backbone": "b", "fingerprint": "f", "tap": "t",
-        "dtype": "float16", "judged_on": "plain", "head": "knn", "balanced": False, "seed": 0, "part": "fold",
-        "n_train": 80, "n_available": 80, "n": 20, "seconds": 1.0, "score": score, "accuracy": score,
+        "task": "colour", "kind": "classification", "measure": "accuracy", "backbone": "b", "fingerprint": "f",
+        "tap": "t", "dtype": "float16", "judged_on": "plain", "head": "knn", "balanced": False,
+        "seed": 0, "part": "fold", "n_train": 80, "n_available": 80, "n": 20, "seconds": 1.0,
+        "score": score, "accuracy": score,
     }  # fmt: skip
     if score is not None:
         known |= {"score_low": score - 0.1, "score_high": score + 0.05}
@@ -36,7 +37,7 @@ def row(score: float | None, **changes: Any) -> dict[str, Any]:
 def test_one_division_keeps_its_own_interval(changes):
     (line,) = summarise([row(0.8, **changes)])
     assert (line["score"], line["low"], line["high"]) == (0.8, pytest.approx(0.7), pytest.approx(0.85))
-    assert line["accuracy"] == (0.8 if line["kind"] == "classes" else None)
+    assert line["accuracy"] == (0.8 if line["kind"] == "classification" else None)
     assert line["against_best"] is None
 
 

@@ -13,7 +13,7 @@ from featurecache.evaluation.splits import SplitData
 from featurecache.heads.fitting import fit_estimator, fit_folds
 from featurecache.heads.registry import head_grid, list_heads, make_head
 
-KINDS = ("classes", "labels", "numbers")
+KINDS = ("classification", "multilabel", "regression")
 WEIGHING = [(kind, name) for kind in KINDS for name in list_heads(kind=kind, weighted=True)]
 
 NO_ONE_OPTIMUM = ("mlp", "rbf_svm")
@@ -24,7 +24,9 @@ def rows(kind: str, number: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(number, 6))
     said = X @ rng.normal(size=(6, 3)) + rng.normal(size=(number, 3))
-    return X, {"classes": said.argmax(axis=1), "labels": (said > 0).astype(np.int64), "numbers": said}[kind]
+    return X, {"classification": said.argmax(axis=1), "multilabel": (said > 0).astype(np.int64), "regression": said}[
+        kind
+    ]
 
 
 def said_by(estimator: Any, X: np.ndarray) -> np.ndarray:
@@ -77,7 +79,7 @@ def test_every_weighing_head_under_every_protocol(kind, name, names):
 
 @pytest.mark.parametrize("name", ["knn", "gda", "nearest_mean"])
 def test_a_head_that_cannot_weigh_says_which_can(name):
-    X, y = rows("classes", 60)
+    X, y = rows("classification", 60)
     part = SplitData(y=y, fit_views=X[:, None], eval_views=X[:, None], weight=np.ones(60))
     with pytest.raises(HeadError, match=f"head '{name}' cannot weigh samples, and these have .* choose among logistic"):
         evaluate_head(name, {"train": part, "test": part}, 3)

@@ -126,11 +126,11 @@ def test_labels_and_numbers() -> None:
         assert regressor.fit(X, numbers[:, 0]).predict(X).shape == (150,)
 
 
-@pytest.mark.parametrize("kind", ["classes", "labels", "numbers"])
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression"])
 def test_what_is_kept_gives_the_same_answers(kind: str) -> None:
     X, y = rows()
-    said = {"classes": y, "labels": np.eye(3, dtype=int)[y], "numbers": y.astype(float)}[kind]
-    maker_of = FineTunedRegressor if kind == "numbers" else FineTunedClassifier
+    said = {"classification": y, "multilabel": np.eye(3, dtype=int)[y], "regression": y.astype(float)}[kind]
+    maker_of = FineTunedRegressor if kind == "regression" else FineTunedClassifier
     fitted = maker_of(make, shape=SHAPE, epochs=2, batch_norm="train").fit(X, said)
     back = decode_estimator(*encode_estimator(fitted))
     with pytest.raises(ValueError, match="no layers yet"):

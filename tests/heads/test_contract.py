@@ -34,7 +34,7 @@ class TestMlpRegressor(HeadContract):
     path_tolerance = 0.3
 
     def make_head(self) -> BaseEstimator:
-        return make_head("mlp", kind="numbers", epochs=3)
+        return make_head("mlp", kind="regression", epochs=3)
 
 
 class TestKnn(HeadContract):
@@ -44,7 +44,7 @@ class TestKnn(HeadContract):
 
 class TestKnnRegressor(HeadContract):
     def make_head(self) -> BaseEstimator:
-        return make_head("knn", kind="numbers")
+        return make_head("knn", kind="regression")
 
 
 class TestRidge(HeadContract):
@@ -54,7 +54,7 @@ class TestRidge(HeadContract):
 
 class TestRidgeRegressor(HeadContract):
     def make_head(self) -> BaseEstimator:
-        return make_head("ridge", kind="numbers")
+        return make_head("ridge", kind="regression")
 
 
 class TestGda(HeadContract):
@@ -74,7 +74,7 @@ class TestMajority(HeadContract):
 
 class TestMean(HeadContract):
     def make_head(self) -> BaseEstimator:
-        return make_head("mean", kind="numbers")
+        return make_head("mean", kind="regression")
 
 
 class TestAttentive(HeadContract):

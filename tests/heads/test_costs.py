@@ -15,7 +15,7 @@ from featurecache.heads.head import MAX_SECONDS
 from featurecache.heads.registry import find_head, kinds_of_head, list_heads
 from featurecache.specs import TaskKind
 
-KINDS: tuple[TaskKind, ...] = ("classes", "labels", "numbers")
+KINDS: tuple[TaskKind, ...] = ("classification", "multilabel", "regression")
 NAMES = sorted({name for kind in KINDS for name in list_heads(tokens=True, kind=kind)})
 
 MEASURE = """
@@ -27,8 +27,8 @@ name, n, d, kind = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 rng = np.random.default_rng(0)
 def parts(n, d):
     X = rng.normal(size=(n, d)).astype(np.float32)
-    y = X[:, :1].argmax(1) if kind == "numbers" else (X[:, 0] > 0).astype(int)
-    y = X[:, :2].astype(float) if kind == "numbers" else y
+    y = X[:, :1].argmax(1) if kind == "regression" else (X[:, 0] > 0).astype(int)
+    y = X[:, :2].astype(float) if kind == "regression" else y
     return {"train": (X[: n // 10 * 9], y[: n // 10 * 9]), "test": (X[n // 10 * 9 :], y[n // 10 * 9 :])}
 evaluate_head(name, parts(60, 8), 2, kind=kind)  # libraries are loaded
 given = parts(n, d)

@@ -23,23 +23,23 @@ from featurecache.heads.mlp import MlpClassifier, MlpRegressor
 from featurecache.heads.registry import list_heads, make_head, register_head
 from featurecache.heads.ridge import RidgeRegressor
 
-KINDS = [(kind, name) for kind in ("labels", "numbers") for name in list_heads(kind=kind)]
+KINDS = [(kind, name) for kind in ("multilabel", "regression") for name in list_heads(kind=kind)]
 
 
 def data(kind: str, rows: int = 120, outputs: int = 3) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(rows, 6)).astype(np.float32) + 2
     said = X @ rng.normal(size=(6, outputs)) + 0.1 * rng.normal(size=(rows, outputs))
-    return X, (said > np.median(said, axis=0)).astype(np.int64) if kind == "labels" else 1000 + 50 * said
+    return X, (said > np.median(said, axis=0)).astype(np.int64) if kind == "multilabel" else 1000 + 50 * said
 
 
 def test_each_kind_has_its_heads():
-    assert set(list_heads(kind="labels")) == {"logistic", "mlp", "ridge", "knn", "mean"}
-    assert set(list_heads(kind="numbers")) == {"mlp", "ridge", "knn", "mean"}
-    with pytest.raises(UnknownNameError, match="unknown head for numbers 'logistic'"):
-        make_head("logistic", kind="numbers")
+    assert set(list_heads(kind="multilabel")) == {"logistic", "mlp", "ridge", "knn", "mean"}
+    assert set(list_heads(kind="regression")) == {"mlp", "ridge", "knn", "mean"}
+    with pytest.raises(UnknownNameError, match="unknown head for regression 'logistic'"):
+        make_head("logistic", kind="regression")
     with pytest.raises(ValueError, match="'ridge' is already registered"):
-        register_head("ridge", RidgeRegressor, lambda n: [{}], kind="labels")
+        register_head("ridge", RidgeRegressor, lambda n: [{}], kind="multilabel")
 
 
 @pytest.mark.parametrize(("kind", "name"), KINDS)
@@ -58,7 +58,7 @@ def test_heads_learn_and_are_kept(kind, name, tmp_path):
 
 
 def test_labels_are_one_regression_each():
-    X, y = data("labels")
+    X, y = data("multilabel")
     ours = LogisticProbe(C=0.1).fit(X.astype(np.float64), y)
     for label in range(3):
         theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-10)).fit(
@@ -69,7 +69,7 @@ def test_labels_are_one_regression_each():
 
 
 def test_a_label_that_never_or_always_holds():
-    X, y = data("labels")
+    X, y = data("multilabel")
     y[:, 0], y[:, 1] = 0, 1
     said = LogisticProbe(C=1.0).fit(X, y).predict_proba(X)
     assert (said[:, 0] < 0.1).all()
@@ -78,7 +78,7 @@ def test_a_label_that_never_or_always_holds():
 
 
 def test_strengths_are_chosen_for_all_labels():
-    X, y = data("labels")
+    X, y = data("multilabel")
     noisy = y.copy()
     noisy[::5] = 1 - noisy[::5]
     chosen = LogisticProbe(Cs=[1e-6, 1e-2, 10.0]).fit(X, noisy)
@@ -89,7 +89,7 @@ def test_strengths_are_chosen_for_all_labels():
 
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_ridge_is_ridge_and_leave_one_out_is_exact(outputs):
-    X, y = data("numbers", rows=40, outputs=outputs)
+    X, y = data("regression", rows=40, outputs=outputs)
     X, y = X.astype(np.float64), y[:, 0] if outputs == 1 else y
     scaled = StandardScaler().fit_transform(X)
     ours = RidgeRegressor(alpha=3.0).fit(X, y)
@@ -104,7 +104,7 @@ def test_ridge_is_ridge_and_leave_one_out_is_exact(outputs):
 
 
 def test_weights_are_repetitions():
-    X, y = data("numbers", rows=30)
+    X, y = data("regression", rows=30)
     times = np.arange(30) % 3
     few = RidgeRegressor(alpha=2.0).fit(X, y, sample_weight=times)
     many = RidgeRegressor(alpha=2.0).fit(np.repeat(X, times, axis=0), np.repeat(y, times, axis=0))
@@ -112,7 +112,7 @@ def test_weights_are_repetitions():
 
 
 def test_neighbours_mean():
-    X, y = data("numbers")
+    X, y = data("regression")
     one = CosineKnnRegressor(1).fit(X, y)
     np.testing.assert_array_equal(one.predict(X), y)
     all_alike = CosineKnnRegressor(1000, temperature=1e6).fit(X, y)
@@ -120,7 +120,7 @@ def test_neighbours_mean():
 
 
 def test_numbers_far_from_zero_are_learned():
-    X, y = data("numbers")
+    X, y = data("regression")
     assert r2_score(y * 1e6, MlpRegressor().fit(X, y * 1e6).predict(X)) > 0.9
     assert MlpRegressor().fit(X, y[:, 0]).predict(X).shape == (120,)
     assert np.ptp(MlpRegressor().fit(X, np.full(120, 7.0)).predict(X)) < 1
@@ -128,7 +128,7 @@ def test_numbers_far_from_zero_are_learned():
 
 @pytest.mark.parametrize("head", [LogisticProbe, MlpClassifier])
 def test_what_labels_cannot_be(head):
-    X, y = data("labels")
+    X, y = data("multilabel")
     with pytest.raises(ValueError, match="given as zeros and ones"):
         head().fit(X, np.where(y == 1, 2, 0))
     with pytest.raises(ValueError, match="class_weight is for rows of one class each"):
@@ -149,7 +149,7 @@ def test_what_labels_cannot_be(head):
     ],
 )
 def test_a_strangers_regressor_is_refused(head, name, spoil, message):
-    X, y = data("numbers")
+    X, y = data("regression")
     tree, arrays = encode_estimator(head.fit(X, y))
     key = tree["state"][name]["array"]
     arrays[key] = spoil(arrays[key])
@@ -159,7 +159,7 @@ def test_a_strangers_regressor_is_refused(head, name, spoil, message):
 
 def test_numbers_finer_than_float32_are_said():
     """Seconds since 1970: float32 knows them to 128 seconds."""
-    X, y = data("numbers")
+    X, y = data("regression")
     seconds = 1.7e9 + 10 * (y - y.mean(axis=0)) / y.std(axis=0)
     for head in (MlpRegressor(), RidgeRegressor()):
         assert r2_score(seconds, head.fit(X, seconds).predict(X)) > 0.9

@@ -20,11 +20,11 @@ from featurecache.heads.ridge import RidgeProbe
 SETTING = {LogisticProbe: {"C": 0.1}, LinearSvmProbe: {"C": 0.01}, RidgeProbe: {"alpha": 3.0}}
 
 
-@given(size=st.integers(1, 60), kind=st.sampled_from(["classes", "numbers"]), seed=st.integers(0, 99))
+@given(size=st.integers(1, 60), kind=st.sampled_from(["classification", "regression"]), seed=st.integers(0, 99))
 def test_groups_are_drawn_whole(size, kind, seed):
     groups = np.random.default_rng(seed).permutation(np.arange(3000) // size)
     y = np.arange(3000) % 3
-    said = y if kind == "classes" else y[:, None].astype(float)
+    said = y if kind == "classification" else y[:, None].astype(float)
     drawn = rows_to_stop_by(said, np.ones((1, 3000), bool), groups, fraction=0.1, random_state=seed)
     assert set(groups[drawn]).isdisjoint(np.delete(groups, drawn))
     assert 300 <= len(drawn) < 300 + size

@@ -73,7 +73,7 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
         ],
         training={
             "task": "t",
-            "kind": "classes",
+            "kind": "classification",
             "warnings": [],
             "figures": {"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"},
             "classes": classes,

@@ -40,10 +40,10 @@ def add(tmp_path: Path, labels: TableLabels, **options: Any) -> tuple[FeatureSto
 
 def test_labels_of_one_column_come_back(tmp_path):
     path = table(tmp_path / "t.csv", ["path", "tags"], [[name, tags(k)] for k, name in enumerate(FILES)])
-    store, task = add(tmp_path, labels_from_csv(path, label_column="tags", kind="labels"))
-    assert (task.kind, task.classes) == ("labels", ["seven", "three", "two"])
+    store, task = add(tmp_path, labels_from_csv(path, label_column="tags", kind="multilabel"))
+    assert (task.kind, task.classes) == ("multilabel", ["seven", "three", "two"])
     again = FeatureStore.open(store.path).task("t")
-    assert again.kind == "labels"
+    assert again.kind == "multilabel"
     np.testing.assert_array_equal(again.labels, task.labels)
     rows = store.samples.rows_of(task.ids)
     for row, holds in zip(rows.tolist(), task.labels.tolist(), strict=True):
@@ -54,7 +54,7 @@ def test_labels_of_one_column_come_back(tmp_path):
 
 def test_every_part_has_its_share_of_each_label(tmp_path):
     path = table(tmp_path / "t.csv", ["path", "tags"], [[name, tags(k)] for k, name in enumerate(FILES)])
-    _, task = add(tmp_path, labels_from_csv(path, label_column="tags", kind="labels"))
+    _, task = add(tmp_path, labels_from_csv(path, label_column="tags", kind="multilabel"))
     for part, share in enumerate((0.6, 0.2, 0.2)):
         held = task.labels[task.splits == part].sum(axis=0)
         np.testing.assert_allclose(held / task.labels.sum(axis=0), share, atol=0.12)
@@ -67,9 +67,11 @@ def test_separators_spaces_and_columns_of_flags_say_the_same(tmp_path):
     flags = [
         [name, *(words[k % 4][each in tags(k)] for each in ("seven", "three", "two"))] for k, name in enumerate(FILES)
     ]
-    one = labels_from_csv(table(tmp_path / "a.csv", ["path", "tags"], bars), label_column="tags", kind="labels")
+    one = labels_from_csv(table(tmp_path / "a.csv", ["path", "tags"], bars), label_column="tags", kind="multilabel")
     columns = ["seven", "three", "two"]
-    several = labels_from_csv(table(tmp_path / "b.csv", ["path", *columns], flags), label_column=columns, kind="labels")
+    several = labels_from_csv(
+        table(tmp_path / "b.csv", ["path", *columns], flags), label_column=columns, kind="multilabel"
+    )
     assert one.labels == several.labels
     assert several.names == tuple(columns)
 
@@ -77,8 +79,8 @@ def test_separators_spaces_and_columns_of_flags_say_the_same(tmp_path):
 def test_numbers_come_back_as_they_are(tmp_path):
     rows = [[name, k / 7, -1e12 * k] for k, name in enumerate(FILES)]
     path = table(tmp_path / "t.csv", ["path", "size", "weight"], rows)
-    store, task = add(tmp_path, labels_from_csv(path, label_column=["size", "weight"], kind="numbers"))
-    assert (task.kind, task.classes) == ("numbers", ["size", "weight"])
+    store, task = add(tmp_path, labels_from_csv(path, label_column=["size", "weight"], kind="regression"))
+    assert (task.kind, task.classes) == ("regression", ["size", "weight"])
     again = FeatureStore.open(store.path).task("t")
     order = [int(uri.split(".")[0]) for uri in store.samples.uris_of(store.samples.rows_of(task.ids))]
     np.testing.assert_array_equal(again.labels, np.array([[k / 7, -1e12 * k] for k in order]))
@@ -91,7 +93,7 @@ def test_numbers_come_back_as_they_are(tmp_path):
 def test_groups_stay_together_and_splits_are_kept(tmp_path):
     rows = [[name, k / 7, k // 4] for k, name in enumerate(FILES)]
     path = table(tmp_path / "t.csv", ["path", "size", "photo"], rows)
-    labels = labels_from_csv(path, label_column="size", kind="numbers", group_column="photo")
+    labels = labels_from_csv(path, label_column="size", kind="regression", group_column="photo")
     store, task = add(tmp_path, labels)
     assert all(len(np.unique(task.splits[task.groups == g])) == 1 for g in np.unique(task.groups))
     again = store.add_task("t", labels, replace=True)
@@ -103,7 +105,7 @@ def test_copies_that_differ_are_left_out(tmp_path):
     rows = [[name, k] for k, name in enumerate(files)]
     store = make_store(tmp_path, files)
     path = table(tmp_path / "t.csv", ["path", "size"], rows)
-    task = store.add_task("t", labels_from_csv(path, label_column="size", kind="numbers"))
+    task = store.add_task("t", labels_from_csv(path, label_column="size", kind="regression"))
     assert task.about["num_conflicts"] == 1
     assert len(task.ids) == 99
 
@@ -111,15 +113,15 @@ def test_copies_that_differ_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "values", "options", "message"),
     [
-        (["tags"], [["a"], ["a"]], {"kind": "labels"}, "has 1 labels, and a task needs at least two"),
-        (["tags"], [[""], [""]], {"kind": "labels"}, "has 0 labels"),
-        (["tags"], [["a;b"], ["a"]], {"kind": "labels"}, "'a' holds for all of 2 samples"),
-        (["a", "b"], [["1", "maybe"], ["0", "1"]], {"kind": "labels"}, "line 2: the b is neither 1 nor 0: 'maybe'"),
-        (["a", "b"], [["1", "0"], ["0", "0"]], {"kind": "labels"}, "'b' holds for none of 2 samples"),
-        (["a"], [["1"], ["many"]], {"kind": "numbers"}, "line 3: the a is no number: 'many'"),
-        (["a"], [["1"], ["inf"]], {"kind": "numbers"}, "line 3: the a is no number: 'inf'"),
-        (["a"], [["1"], [""]], {"kind": "numbers"}, "line 3: the a is empty; fill it or drop the line"),
-        (["a"], [["7"], ["7"]], {"kind": "numbers"}, "'a' is 7 for all of 2 samples"),
+        (["tags"], [["a"], ["a"]], {"kind": "multilabel"}, "has 1 labels, and a task needs at least two"),
+        (["tags"], [[""], [""]], {"kind": "multilabel"}, "has 0 labels"),
+        (["tags"], [["a;b"], ["a"]], {"kind": "multilabel"}, "'a' holds for all of 2 samples"),
+        (["a", "b"], [["1", "maybe"], ["0", "1"]], {"kind": "multilabel"}, "line 2: the b is neither 1 nor 0: 'maybe'"),
+        (["a", "b"], [["1", "0"], ["0", "0"]], {"kind": "multilabel"}, "'b' holds for none of 2 samples"),
+        (["a"], [["1"], ["many"]], {"kind": "regression"}, "line 3: the a is no number: 'many'"),
+        (["a"], [["1"], ["inf"]], {"kind": "regression"}, "line 3: the a is no number: 'inf'"),
+        (["a"], [["1"], [""]], {"kind": "regression"}, "line 3: the a is empty; fill it or drop the line"),
+        (["a"], [["7"], ["7"]], {"kind": "regression"}, "'a' is 7 for all of 2 samples"),
         (["a", "b"], [["1", "2"]], {}, "2 label columns are named, and a sample has one class"),
         (["a\x07"], [["1"], ["2"]], {"label_column": "c"}, "unknown column 'c'"),
         (["a"], [["x\x07y"], ["2"]], {}, "the a is no plain text"),
@@ -138,17 +140,17 @@ def test_a_label_that_train_never_has(tmp_path):
     rows[-1][1:] = ["a;c", "test"]
     path = table(tmp_path / "t.csv", ["path", "tags", "split"], rows)
     with pytest.raises(TaskError, match="'c' occurs in the test part but never in train"):
-        add(tmp_path, labels_from_csv(path, label_column="tags", kind="labels"))
+        add(tmp_path, labels_from_csv(path, label_column="tags", kind="multilabel"))
 
 
 @pytest.mark.parametrize(
     ("arrays", "body", "message"),
     [
-        ({"number": ("float64", np.full((4, 1), np.nan))}, {"kind": "numbers"}, "do not exist"),
-        ({"number": ("float64", np.zeros((4, 2)))}, {"kind": "numbers"}, "do not exist"),
-        ({"holds": ("uint8", np.full((4, 1), 2, np.uint8))}, {"kind": "labels"}, "do not exist"),
-        ({"holds": ("uint8", np.ones((4, 1), np.uint8))}, {"kind": "numbers"}, "has no number of its samples"),
-        ({"label": ("int32", np.zeros(4, np.int32))}, {"kind": "labels"}, "has no holds of its samples"),
+        ({"number": ("float64", np.full((4, 1), np.nan))}, {"kind": "regression"}, "do not exist"),
+        ({"number": ("float64", np.zeros((4, 2)))}, {"kind": "regression"}, "do not exist"),
+        ({"holds": ("uint8", np.full((4, 1), 2, np.uint8))}, {"kind": "multilabel"}, "do not exist"),
+        ({"holds": ("uint8", np.ones((4, 1), np.uint8))}, {"kind": "regression"}, "has no number of its samples"),
+        ({"label": ("int32", np.zeros(4, np.int32))}, {"kind": "multilabel"}, "has no holds of its samples"),
         ({}, {}, "has no label of its samples"),
         ({"label": ("int32", np.zeros(4, np.int32))}, {"kind": "colours"}, "cannot be used"),
     ],
@@ -156,7 +158,7 @@ def test_a_label_that_train_never_has(tmp_path):
 def test_a_strangers_task_is_refused(tmp_path, arrays, body, message):
     rows = [[name, k] for k, name in enumerate(FILES)]
     path = table(tmp_path / "t.csv", ["path", "size"], rows)
-    store, task = add(tmp_path, labels_from_csv(path, label_column="size", kind="numbers"))
+    store, task = add(tmp_path, labels_from_csv(path, label_column="size", kind="regression"))
     folder = ShardFolder(store.path / "tasks" / "t", TASK)
     common = {"id": ("uint8", task.ids[:4]), "split": ("uint8", np.array([0, 0, 1, 2], np.uint8))}
     folder.publish_next(common | arrays, {"classes": ["size"], "about": task.about} | body, kind="task")
@@ -169,7 +171,7 @@ def test_what_a_table_does_not_say_is_not_known(tmp_path):
     words = ["1", "0", "", "-1", "NaN", "no", "u", "yes"]
     rows = [[name, words[k % 8], words[(k // 8) % 8]] for k, name in enumerate(FILES)]
     path = table(tmp_path / "t.csv", ["path", "a", "b"], rows)
-    options = {"label_column": ("a", "b"), "kind": "labels"}
+    options = {"label_column": ("a", "b"), "kind": "multilabel"}
     labels = labels_from_csv(path, **options)
     store, task = add(tmp_path, labels)
     meaning = {"1": 1, "yes": 1, "0": 0, "no": 0}
@@ -198,7 +200,7 @@ def test_one_missing_number_costs_no_other(tmp_path):
     rows = [[name, k, "" if k % 5 == 0 else -k, "n/a" if k % 7 == 0 else k % 13] for k, name in enumerate(FILES)]
     rows[35][1] = ""
     path = table(tmp_path / "t.csv", ["path", "a", "b", "c"], rows)
-    store, task = add(tmp_path, labels_from_csv(path, label_column=("a", "b", "c"), kind="numbers"))
+    store, task = add(tmp_path, labels_from_csv(path, label_column=("a", "b", "c"), kind="regression"))
     assert len(task.ids) == 99
     assert task.num_unknown() == {"a": 0, "b": 19, "c": 14}
     np.testing.assert_array_equal(FeatureStore.open(store.path).task("t").labels, task.labels)
@@ -211,7 +213,7 @@ def test_copies_know_together_what_one_of_them_does_not(tmp_path):
     rows = [[name, k % 2, int(k % 3 == 0)] for k, name in enumerate(FILES)]
     rows[4][1:], rows[5][1:] = [0, ""], [1, ""]
     path = table(tmp_path / "t.csv", ["path", "a", "b"], [*rows, ["copy.jpg", "", 1], ["other.jpg", 0, 1]])
-    for kind, expected in (("labels", [0, 1]), ("numbers", [0.0, 1.0])):
+    for kind, expected in (("multilabel", [0, 1]), ("regression", [0.0, 1.0])):
         task = store.add_task(kind, labels_from_csv(path, label_column=("a", "b"), kind=kind))
         assert task.about["num_conflicts"] == 1
         row = store.listings.all()[0].row_of["copy.jpg"]
@@ -230,7 +232,7 @@ def test_labels_of_which_too_little_is_known(column, options, message, tmp_path)
     rows = [[name, said, k % 2] for k, (name, said) in enumerate(zip(FILES, column, strict=False))]
     path = table(tmp_path / "t.csv", ["path", "a", "b"], rows)
     with pytest.raises(TaskError, match=message):
-        add(tmp_path, labels_from_csv(path, label_column=("a", "b"), kind="labels", **options))
+        add(tmp_path, labels_from_csv(path, label_column=("a", "b"), kind="multilabel", **options))
 
 
 def test_a_label_must_be_known_in_train(tmp_path):
@@ -240,23 +242,23 @@ def test_a_label_must_be_known_in_train(tmp_path):
     ]
     path = table(tmp_path / "t.csv", ["path", "a", "b", "split"], rows)
     with pytest.raises(TaskError, match="'b' is not known for any sample of the train part"):
-        add(tmp_path, labels_from_csv(path, label_column=("a", "b"), kind="labels"))
+        add(tmp_path, labels_from_csv(path, label_column=("a", "b"), kind="multilabel"))
 
 
 @pytest.mark.parametrize("separator", [",", ", ", "/", " "])
-@pytest.mark.parametrize("kind", ["labels", "classes"])
+@pytest.mark.parametrize("kind", ["multilabel", "classification"])
 def test_labels_joined_by_something_else_are_not_one_label_without_a_word(separator, kind, tmp_path):
     rows = [[name, tags(k).replace(";", separator) or "none"] for k, name in enumerate(FILES)]
     path = table(tmp_path / "t.csv", ["path", "tags"], rows)
     labels = labels_from_csv(path, label_column="tags", kind=kind)
     found = [warning for warning in labels.warnings if warning.kind == "joined_labels"]
-    if kind == "classes" and "," not in separator:
+    if kind == "classification" and "," not in separator:
         assert not found
         return
     (warning,) = found
     assert "different entries of 'tags' are made of" in warning.text
     assert f"--separator {separator[0]!r}" in warning.text
-    divided = labels_from_csv(path, label_column="tags", kind="labels", separator=separator[0])
+    divided = labels_from_csv(path, label_column="tags", kind="multilabel", separator=separator[0])
     assert [warning.kind for warning in divided.warnings] == ["unknown_targets"]
     assert {name for label in divided.labels for name in label.label.split("\n")} == {"two", "three", "seven", ""}
 
@@ -265,11 +267,11 @@ def test_an_empty_cell_of_tags_is_said_and_may_be_unknown(tmp_path):
     rows = [[name, tags(k)] for k, name in enumerate(FILES)]
     empty = sum(not said for _, said in rows)
     path = table(tmp_path / "t.csv", ["path", "tags"], rows)
-    (warning,) = labels_from_csv(path, label_column="tags", kind="labels").warnings
+    (warning,) = labels_from_csv(path, label_column="tags", kind="multilabel").warnings
     assert warning.text.startswith(f"{empty} rows have no label in 'tags', which is taken for none of them")
-    assert labels_from_csv(path, label_column="tags", kind="labels", blank="negative").warnings == ()
-    left = labels_from_csv(path, label_column="tags", kind="labels", blank="missing")
+    assert labels_from_csv(path, label_column="tags", kind="multilabel", blank="negative").warnings == ()
+    left = labels_from_csv(path, label_column="tags", kind="multilabel", blank="missing")
     assert len(left.labels) == len(FILES) - empty
     assert f"{empty} rows say nothing at all" in left.warnings[0].text
-    with pytest.raises(TaskError, match="can be said of labels, not of classes"):
+    with pytest.raises(TaskError, match="are for tasks of kind multilabel, not classification"):
         labels_from_csv(path, label_column="tags", blank="negative")

@@ -48,9 +48,9 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
     layers = list(_flat(head.to_module()))
     if needs_temperature(head):
         layers.append(Softmax(temperature=1.0 if saved.temperature is None else saved.temperature))
-    if saved.kind == "labels":
+    if saved.kind == "multilabel":
         layers.append(Clip())
-    if saved.kind == "classes" and len(head.classes_) < len(saved.classes):
+    if saved.kind == "classification" and len(head.classes_) < len(saved.classes):
         layers.append(SelectClasses(columns=np.eye(len(saved.classes))[head.classes_]))
     return nn.Sequential(*layers)
 

@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
     classes: int
     """Or labels, or numbers."""
     tokens: int = 1
-    outcome: TaskKind = "classes"
+    outcome: TaskKind = "classification"
 
 
 @dataclass(eq=False)

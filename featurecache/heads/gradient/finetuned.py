@@ -38,7 +38,7 @@ class FineTunedClassifier(LogitMixin, ClassifierMixin, FineTuned):
 
     @property
     def _outcome(self) -> TaskKind:
-        return "labels" if getattr(self, "multilabel_", False) else "classes"
+        return "multilabel" if getattr(self, "multilabel_", False) else "classification"
 
     def _take(self, y: NDArray[Any], weight: NDArray[np.float64] | None) -> NDArray[Any]:
         return self._take_labels(y)
@@ -76,7 +76,7 @@ class FineTunedRegressor(MultiOutputMixin, RegressorMixin, FineTuned):
 
     @property
     def _outcome(self) -> TaskKind:
-        return "numbers"
+        return "regression"
 
     @property
     def num_outputs(self) -> int:

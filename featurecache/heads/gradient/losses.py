@@ -24,10 +24,10 @@ def losses_of_rows(outputs: Tensor, y: Tensor, outcome: TaskKind) -> Tensor:
     outcome
         What ``y`` says. Labels below 0, and numbers that are NaN, are not known, and lose nothing.
     """
-    if outcome == "classes":
+    if outcome == "classification":
         rows = outputs.shape[:-1]
         return cross_entropy(outputs.flatten(0, -2), y.expand(rows).flatten(), reduction="none").view(rows)
-    if outcome == "labels":
+    if outcome == "multilabel":
         wanted = y.to(outputs.dtype).expand_as(outputs)
         losses = binary_cross_entropy_with_logits(outputs, wanted.clamp(min=0.0), reduction="none")
         return losses.masked_fill(wanted < 0, 0.0).sum(-1)

@@ -215,7 +215,7 @@ class GradientClassifier(LogitMixin, ClassifierMixin, GradientEstimator):
         settings: Sequence[Mapping[str, Any]],
     ) -> list[list[Trained]]:
         y_index = self._take_labels(labels)
-        outcome: TaskKind = "labels" if self.multilabel_ else "classes"
+        outcome: TaskKind = "multilabel" if self.multilabel_ else "classification"
         class_weight = checked_class_weight(self.class_weight, self.classes_)
         return self._train(X, y_index, fold, weight, group, settings, outcome=outcome, class_weight=class_weight)
 
@@ -298,4 +298,4 @@ class GradientRegressor(MultiOutputMixin, RegressorMixin, GradientEstimator):
         units = mean_and_scale(numbers[seen], None if weight is None else weight[seen])
         self.target_mean_, self.target_scale_ = units
         targets = (numbers - self.target_mean_) / self.target_scale_
-        return [each for (each,) in self._train(X, targets, fold, weight, group, settings, outcome="numbers")]
+        return [each for (each,) in self._train(X, targets, fold, weight, group, settings, outcome="regression")]

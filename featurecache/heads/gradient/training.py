@@ -97,7 +97,7 @@ def train(
     *,
     bank: type[Bank],
     num_tokens: int = 1,
-    outcome: TaskKind = "classes",
+    outcome: TaskKind = "classification",
 ) -> list[list[Trained]]:
     """Train every setting without each fold.
 
@@ -148,7 +148,7 @@ class _Trainer:
         outcome: TaskKind,
     ) -> None:
         self._rows, self._schedule = rows, schedule
-        self._y = torch.from_numpy(rows.y) if outcome == "classes" else torch.from_numpy(rows.y).to(rows.dtype)
+        self._y = torch.from_numpy(rows.y) if outcome == "classification" else torch.from_numpy(rows.y).to(rows.dtype)
         moments = Moments.of(rows)
         _, means, scales, counts = zip(*(moments.without(fold) for fold in left_out), strict=True)
         if num_tokens > 1:

@@ -255,7 +255,7 @@ class FineTuned(HeadMixin, BaseEstimator):
         """
         self.check_settings()
         rows, said, weight, group = checked_to_fit(
-            self, X, y, sample_weight, groups, numbers=self._outcome == "numbers"
+            self, X, y, sample_weight, groups, numbers=self._outcome == "regression"
         )
         return self._fit_on(np.arange(len(rows)), rows, said, weight, group, self._digest_of(rows))
 
@@ -435,7 +435,7 @@ class FineTuned(HeadMixin, BaseEstimator):
             fraction=self.validation_fraction,
             random_state=self.random_state,
         )
-        is_number = self._outcome == "numbers"
+        is_number = self._outcome == "regression"
         rows = RowsToTrain(
             read=lambda some, epoch: self._activations(X, places[some], epoch),
             y=torch.from_numpy(targets.astype(np.float32) if is_number else targets),
@@ -535,6 +535,6 @@ class FineTuned(HeadMixin, BaseEstimator):
 
 def _constant_loss(outcome: TaskKind, num_outputs: int) -> float:
     """Return what one answer for all rows loses: the same probability for each class, or the mean of each number."""
-    if outcome == "classes":
+    if outcome == "classification":
         return math.log(max(num_outputs, 2))
-    return num_outputs * math.log(2) if outcome == "labels" else 1.0
+    return num_outputs * math.log(2) if outcome == "multilabel" else 1.0

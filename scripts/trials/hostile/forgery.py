@@ -20,7 +20,10 @@ TASK, HEADS, N_FEATURES = (
     ("logistic", "linear_svm", "rbf_svm", "mlp", "knn", "ridge", "majority"),
     16,
 )
-OTHER_TASKS = {"zlabels": ("labels", ("logistic", "mlp")), "znumbers": ("numbers", ("ridge", "knn", "mlp", "mean"))}
+OTHER_TASKS = {
+    "zlabels": ("multilabel", ("logistic", "mlp")),
+    "znumbers": ("regression", ("ridge", "knn", "mlp", "mean")),
+}
 """Name, kind and heads of the tasks without classes; their heads are kept as ``<kind>-<head>``."""
 ALL_HEADS = (*HEADS, *(f"{kind}-{head}" for kind, heads in OTHER_TASKS.values() for head in heads))
 SECONDS, MEMORY = 30, 4 << 30

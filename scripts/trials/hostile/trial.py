@@ -115,7 +115,7 @@ def make_good_cache(source: Path, cache: Path) -> int:
     rows = [f"{path.relative_to(source)},{'ab'[k % 2]};{'cd'[k // 2 % 2]},{k / 7}" for k, path in _images(source)]
     table.write_text("\n".join(["path,tags,size", *rows]) + "\n")
     for name, (kind, heads) in OTHER_TASKS.items():
-        column = "tags" if kind == "labels" else "size"
+        column = "tags" if kind == "multilabel" else "size"
         command = ["task", "add", str(cache), name, str(table), "--kind", kind, "--label-column", column, "--json"]
         status = status or main(command)
         report = train_heads(store, store.task(name), sets, list(heads), n_jobs=1, random_state=0)
