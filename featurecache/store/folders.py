@@ -75,9 +75,13 @@ class ShardFolder:
         if not record.stem.isdecimal():
             raise CorruptError(f"{record} has not the name of a commit record; remove it")
         commit = read_commit(record)
+        self.check(commit)
+        return commit
+
+    def check(self, commit: Commit) -> None:
+        """Raise `CorruptError` unless a commit is one that this folder may hold."""
         if self._schema is not None:
             self._schema.check(commit, self.path)
-        return commit
 
     def has(self, key: str) -> bool:
         """Tell whether something was published under this key."""

@@ -162,7 +162,10 @@ def _held_by_others(store: FeatureStore, where: PurePosixPath, old: Commit) -> b
     """Tell whether shards of other keys hold all rows of one that was set aside."""
     try:
         feature_set = store.feature_set_at(where.parent.parent)
-        return feature_set is not None and bool(np.isin(rows_of_commit(old), feature_set.open().rows).all())
+        if feature_set is None:
+            return False
+        feature_set.folder.check(old)  # of a stranger, perhaps: no more rows than a shard ever holds
+        return bool(np.isin(rows_of_commit(old), feature_set.open().rows).all())
     except (FeatureCacheError, OSError, KeyError, TypeError, ValueError):
         return False
 
@@ -185,7 +188,7 @@ def shards_set_aside(store: FeatureStore) -> list[SetAside]:
         if feature_set is None or (store.path / where).exists():
             continue
         try:
-            commit = read_commit(record)
+            commit = feature_set.folder.read(record)  # no more rows than a shard ever holds
             lost.append(SetAside(feature_set, rows_of_commit(commit), commit.body["provenance"]))
         except (FeatureCacheError, OSError, KeyError):
             continue  # `Recomputed` names it: unknown

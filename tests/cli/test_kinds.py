@@ -14,6 +14,7 @@ import pytest
 from conftest import COLOURS, TINY, write_image
 
 from featurecache.cli import main
+from featurecache.specs import TASK_NOUNS
 
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 SAID = {
@@ -93,13 +94,16 @@ def test_tasks_are_described(
     said = capsys.readouterr().out
     assert ("least" if kind == "regression" else "third") in said
     assert main(["task", "ls", cache]) == 0
-    assert f"{2 if kind == 'regression' else 4} {kind}" in capsys.readouterr().out
+    assert f"{2 if kind == 'regression' else 4} {TASK_NOUNS[kind]}" in capsys.readouterr().out
     assert main(["train", cache, "--task", "t", "--head", "ridge", "--quiet"]) == 0
     assert ("R2" if kind == "regression" else "mean AP") in capsys.readouterr().out
     for arguments, message in [
         (["train", cache, "--task", "t", "--head", "gda"], f"unknown head for {kind} 'gda'"),
         (["train", cache, "--task", "t", "--balanced"], "balanced classes are for tasks with classes"),
-        (["sweep", cache, "--task", "t", "--shots", "2"], f"shots are for tasks with classes, and 't' has {kind}"),
+        (
+            ["sweep", cache, "--task", "t", "--shots", "2"],
+            f"shots are for tasks with classes, and 't' is of kind {kind}",
+        ),
         (["task", "add", cache, "u", "--from-folders", "--kind", kind], f"folders say classes, not {kind}"),
         (
             ["run", str(source), "--cache", cache, "--kind", kind, "--backbone", TINY],
