@@ -241,5 +241,5 @@ def test_what_cannot_be_judged(kind, y, message):
 @pytest.mark.parametrize("kind", OTHER)
 def test_balanced_is_for_classes(kind):
     part = rows(kind, 30, 0)
-    with pytest.raises(TaskError, match=f"this one has {kind}; leave balanced out"):
+    with pytest.raises(TaskError, match=f"this one is of kind {kind}; leave balanced out"):
         evaluate_head("ridge", {"train": part, "test": part}, 3, kind=kind, balanced=True)
