@@ -53,10 +53,10 @@ def test_foreign_bytes_are_refused(tmp_path: Path, data: bytes, message: str) ->
 
 
 def test_newer_record_is_refused_with_advice(tmp_path: Path) -> None:
-    content = {"format": "featurecache.thing", "version": 2}
+    content = {"format": "featurecache.thing", "version": 3}
     digest = digest_bytes(canonical_json(content).encode())
     (tmp_path / "r.json").write_text(canonical_json({**content, "digest": digest}))
-    with pytest.raises(FormatVersionError, match="version 2; this release reads up to 1. Upgrade featurecache"):
+    with pytest.raises(FormatVersionError, match="version 3; this release reads up to 2. Upgrade featurecache"):
         read_record(tmp_path / "r.json", "thing")
 
 

@@ -16,7 +16,16 @@ from featurecache.errors import HeadError
 from featurecache.heads.head import Arrays, HeadMixin
 from featurecache.heads.registry import list_heads, saved_class
 
-_NO_LONGER = {"BoostedTrees": "boosted trees", "BoostedTreesRegressor": "boosted trees"}
+_NO_LONGER = {
+    "BoostedTrees": "boosted trees",
+    "BoostedTreesRegressor": "boosted trees",
+    # Before heads were fitted by this package.
+    "KNeighborsClassifier": "neighbours weighed by their distance",
+    "LinearSVC": "scikit-learn's linear support vector machine",
+    "LogisticRegression": "scikit-learn's logistic regression",
+    "MLPClassifier": "scikit-learn's perceptron",
+    "RidgeClassifier": "scikit-learn's ridge classifier",
+}
 """Classes that earlier releases saved, and what they were."""
 
 

@@ -441,7 +441,7 @@ def test_a_head_of_an_earlier_release_does_not_end_in_what_joins_several_output_
     ]
     assert "joined_" not in encode_estimator(plain)[0]["state"]
     joined.joined_ = "yes"
-    with pytest.raises(HeadError, match="joined_ of its layers is neither true nor false"):
+    with pytest.raises(HeadError, match="the joined_ of its FineTunedClassifier are not numbers"):
         decode_estimator(*encode_estimator(joined))
 
 

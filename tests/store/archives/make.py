@@ -87,7 +87,7 @@ def move_to_nowhere(store: Any, photos: Path) -> None:
     store.listings.save(replace(listing, root=ROOT, stamps=stamps))
 
 
-def contents(cache: Path) -> dict[str, Any]:
+def contents(cache: Path, *, heads: bool = True) -> dict[str, Any]:
     """Return everything that readers see in a cache, as plain JSON values; numbers of features as hexadecimal bytes."""
     from featurecache.deployment.saved import open_head
     from featurecache.store.store import FeatureStore
@@ -119,7 +119,8 @@ def contents(cache: Path) -> dict[str, Any]:
             },
         },
         "heads": {
-            name: open_head(cache / "heads" / name).probabilities(inputs).tolist() for name in store.head_names()
+            name: open_head(cache / "heads" / name).probabilities(inputs).tolist()
+            for name in (store.head_names() if heads else ())
         },
     }
 
