@@ -10,7 +10,6 @@ from pathlib import Path
 import h5py
 import pytest
 
-from featurecache.deployment.saved import open_head
 from featurecache.errors import HeadError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.specs import ExtractionSettings
@@ -45,6 +44,8 @@ def test_everything_reads_as_it_was_written(archive: Path) -> None:
 
 def test_heads_of_the_first_trees_are_refused_by_a_line_that_says_what_reads_them(archive: Path) -> None:
     """scikit-learn's own estimators, from before heads were fitted by this package; see `test_archived_heads`."""
+    from featurecache.deployment.saved import open_head
+
     for name in ("knn", "logistic"):
         with pytest.raises(HeadError, match=r"which this release no longer has; predict with featurecache 0\.1"):
             open_head(archive / "cache" / "heads" / name)
