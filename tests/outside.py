@@ -19,7 +19,8 @@ from featurecache.backbones.provider import Provided
 from featurecache.errors import HeadError, InputError
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress
-from featurecache.extraction.work import WorkerReport, work
+from featurecache.extraction.work import work
+from featurecache.extraction.worker_report import WorkerReport
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.modules import Linear, Softmax
 from featurecache.sources.source import Entry, Stamp, Unit

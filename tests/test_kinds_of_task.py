@@ -48,6 +48,10 @@ def test_a_new_task_says_its_kind_and_an_old_release_that_it_is_too_old(tmp_path
         read_record(later, "commit")
 
 
-def test_words_of_the_command_line() -> None:
+def test_the_command_line_names_the_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["task", "add", "cache", "t", "x.csv", "--kind", "nonsense"])
+    error = capsys.readouterr().err
+    assert "nonsense" in error
+    assert all(kind in error for kind in EARLIER_KINDS.values())
+    assert not any(f"'{earlier}'" in error for earlier in EARLIER_KINDS)

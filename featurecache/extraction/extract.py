@@ -12,7 +12,7 @@ from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.report import ExtractionReport, report_extraction
 from featurecache.extraction.scan import scan
-from featurecache.extraction.work import WorkerReport
+from featurecache.extraction.worker_report import WorkerReport
 from featurecache.sources.opening import source_spec
 from featurecache.specs import MAX_FILE_BYTES, BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
 from featurecache.store.store import FeatureStore

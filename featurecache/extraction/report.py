@@ -12,7 +12,7 @@ import numpy as np
 from featurecache.errors import ReportWarning, unique_warnings
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.meter import Usage
-from featurecache.extraction.work import WorkerReport
+from featurecache.extraction.worker_report import WorkerReport
 from featurecache.ignored import IgnoredFiles
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.flatness import rows_recorded

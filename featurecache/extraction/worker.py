@@ -31,7 +31,7 @@ from featurecache.extraction.plan import PlannedShard, missing_shards
 from featurecache.extraction.progress import Progress
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.runtimes import Runtimes
-from featurecache.extraction.work import WorkerReport
+from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input
 from featurecache.sources.source import Source

@@ -16,7 +16,7 @@ from featurecache.extraction.extract import make_job, make_request
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.scan import scan
-from featurecache.extraction.work import WorkerReport
+from featurecache.extraction.worker_report import WorkerReport
 from featurecache.specs import ExtractionSettings
 from featurecache.store.store import FeatureStore
 

@@ -22,7 +22,8 @@ from featurecache.extraction.extract import make_job, make_request
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.scan import scan
-from featurecache.extraction.work import WorkerReport, work
+from featurecache.extraction.work import work
+from featurecache.extraction.worker_report import WorkerReport
 from featurecache.specs import ExtractionSettings
 from featurecache.testing import EngineContract
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from featurecache.extraction.engines.local import LocalEngine
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress
-from featurecache.extraction.work import WorkerReport
+from featurecache.extraction.worker_report import WorkerReport
 from featurecache.plugins import load_named
 
 GROUP = "featurecache.engines"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.progress import Progress
-from featurecache.extraction.work import WorkerReport, work
+from featurecache.extraction.work import work
+from featurecache.extraction.worker_report import WorkerReport
 
 
 @dataclass(frozen=True)
