@@ -6,11 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.dummy import DummyClassifier
 
 import featurecache as fc
 from featurecache.cli import main
 from featurecache.errors import FormatVersionError, UnknownNameError
+from featurecache.evaluation.search import evaluate_head
+from featurecache.heads import registry
 from featurecache.records import RECORD_VERSION, encode_record, read_record
 from featurecache.specs import EARLIER_KINDS, task_kind
 
@@ -26,6 +30,17 @@ def test_earlier_names_mean_the_same(earlier: str, kind: str, tmp_path: Path) ->
     table = tmp_path / "table.csv"
     table.write_text("path,label\na.png,1\nb.png,2\n")
     assert fc.labels_from_csv(table, kind=earlier).kind == kind
+
+
+def test_heads_are_searched_and_registered_under_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 5)), rng.integers(0, 2, (60, 2))
+    splits = {"train": (X[:40], y[:40]), "test": (X[40:], y[40:])}
+    earlier, now = (evaluate_head("ridge", splits, 2, kind=kind) for kind in ("labels", "multilabel"))
+    assert earlier.test == now.test
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    registry.register_head("constant", DummyClassifier, lambda n: [{}], kind="classes")
+    assert "constant" in fc.list_heads()
 
 
 def test_an_unknown_kind_is_named() -> None:

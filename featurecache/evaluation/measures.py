@@ -26,7 +26,7 @@ from featurecache.evaluation.prediction import split_classes, split_proba
 from featurecache.evaluation.scores import Scores, per_class, score
 from featurecache.evaluation.splits import SplitData
 from featurecache.heads.checks import UNKNOWN, is_known, is_partial
-from featurecache.specs import TaskKind
+from featurecache.specs import TaskKind, task_kind
 
 
 def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False) -> Measure:
@@ -45,6 +45,7 @@ def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False) -> Mea
     TaskError
         Balanced classes where there are none.
     """
+    kind = task_kind(kind)
     if kind == "classification":
         return OfClasses(n_outputs, balanced=balanced)
     if balanced:

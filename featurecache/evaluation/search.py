@@ -38,7 +38,7 @@ from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.heads.threads import one_thread
-from featurecache.specs import TaskKind
+from featurecache.specs import TaskKind, task_kind
 
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
 WORTH_A_PROCESS = 500_000
@@ -276,6 +276,7 @@ def resolve(head: HeadLike, kind: TaskKind) -> NamedHead:
     HeadError, UnknownNameError
         It is for other kinds of task, or there is none.
     """
+    kind = task_kind(kind)
     found = find_head(head, kind=kind) if isinstance(head, str) else head
     if kind not in found.kinds:
         raise HeadError(

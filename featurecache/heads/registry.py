@@ -167,6 +167,7 @@ def register_head(
     ValueError
         The name is taken.
     """
+    kind = task_kind(kind)
     if name in _names(kind):
         raise ValueError(f"head {name!r} is already registered; choose another name")
     _REGISTERED[kind, name] = NamedHead(name, factory(), settings)
