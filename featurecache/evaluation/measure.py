@@ -180,9 +180,9 @@ class ResampledMeasure(Measure):
         draws = np.concatenate([one(w)[:, index] - other(w)[:, index] for w in weights_of_resamples(len(y), groups, 0)])
         draws = draws[np.isfinite(draws)]
         difference = float(self.point(y, first)[index] - self.point(y, second)[index])
-        if not len(draws):  # what is compared varies in no resample
-            return Comparison(difference, -np.inf, np.inf, 1.0, "cannot tell")
         count = num_units(len(y), groups)
+        if not len(draws) or count < 2:  # what is compared varies in no resample; of one group there is but one
+            return Comparison(difference, -np.inf, np.inf, 1.0, "cannot tell")
         ends = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
         low, high = holding(difference, *ends)
         if high - low < 1e-12:

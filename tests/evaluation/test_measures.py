@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
 
@@ -189,6 +189,7 @@ def test_settings_are_chosen_on_groups_held_out(kind):
     noise=st.sampled_from([0.0, 1e-16, 1e-9, 0.5, 1e6]),
     num_groups=st.sampled_from([None, 1, 3]),
 )
+@example(kind="regression", seed=0, number=5, noise=1e6, num_groups=1)  # alike but for rounding
 @settings(max_examples=40)
 def test_bounds_hold_their_figure(kind, seed, number, noise, num_groups):
     rng = np.random.default_rng(seed)
