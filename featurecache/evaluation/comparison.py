@@ -41,8 +41,8 @@ class Comparison:
     verdict: Verdict
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
+        """Return plain JSON values; bounds that are infinite, as of a single group, are None."""
+        return {name: None if value in (-np.inf, np.inf) else value for name, value in asdict(self).items()}
 
 
 def compare(

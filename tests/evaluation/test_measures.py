@@ -207,6 +207,7 @@ def test_bounds_hold_their_figure(kind, seed, number, noise, num_groups):
         assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
     compared = measure.compare(y, answers, others, groups)
     assert compared.low <= compared.difference <= compared.high
+    json.dumps(compared.to_json(), allow_nan=False)
 
 
 def test_few_groups_seldom_lead_to_a_wrong_verdict():
