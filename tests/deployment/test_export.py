@@ -252,7 +252,7 @@ def test_labels_and_numbers(colours: fc.FeatureStore, tmp_path: Path, kind: Any)
     export_head(head, tmp_path / "out", format="torch", backbone=TINY)
     about, answers = opened("torch", tmp_path / "out")
     assert (about["kind"], about["classes"]) == (kind, task.classes)
-    assert about["output"]["name"] == ("regression" if kind == "regression" else "probabilities")
+    assert about["output"]["name"] == ("numbers" if kind == "regression" else "probabilities")
     found = list(fc.predict(head, [tmp_path / "photos"], backbone=TINY, settings=SETTINGS))
     batch = np.stack([prepared(Path(prediction.path), about["preprocess"]) for prediction in found])
     expected = [list((p.numbers or p.probabilities).values()) for p in found]
