@@ -60,7 +60,7 @@ def try_kills(options: Options) -> list[Tally]:
         (scenario, action, at)
         for scenario in scenarios
         for action in KILLS
-        for at in _points(scenario, action, quick=options.quick, step=151)
+        for at in _points(scenario, action, quick=options.quick, step=211)
     ]
     points = Tally("kills at file-system calls left something wrong, lost or incomplete")
     _collect(points, injected, _kill_at, options.jobs)
@@ -81,12 +81,12 @@ def try_faults(options: Options) -> list[Tally]:
         (scenario, action, at)
         for scenario in scenarios
         for action in (FAULTS if scenario.before is None else FAULTS[1:3] + FAULTS[4:])
-        for at in _points(scenario, action, quick=options.quick, step=241)
+        for at in _points(scenario, action, quick=options.quick, step=401)
     ]
     faults = Tally("failing calls crashed, hung, were unclear, committed something wrong or could not be repaired")
     _collect(faults, injected, _fail_at, options.jobs)
     limits = Tally("limits on the size of files, which libhdf5 meets itself, did the same")
-    sizes = range(0, 18_000, 4_000 if options.quick else 128)
+    sizes = range(0, 18_000, 6_000 if options.quick else 128)
     _collect(limits, [(scenarios[0], "EFBIG", size) for size in sizes], _fail_at, options.jobs)
     return [faults, limits]
 
