@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
 TINY = "python:tiny_backbones:tiny"
+RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 
 LONG = ("test_readme.py", "test_trials.py", "test_kill.py", "test_benchmarks.py", "test_sweep.py")
 """Files that take a minute, and go first: the other worker must not wait for one of them at the end."""
@@ -87,17 +88,31 @@ def write_image(path: Path, colour: tuple[int, int, int], *, seed: int, size: tu
     return path
 
 
+def write_folder(folder: Path, *, per_class: int = 8, classes: tuple[str, ...] = tuple(COLOURS), seed: int = 0) -> Path:
+    """Write a folder with one class per colour."""
+    for number, label in enumerate(classes):
+        for i in range(per_class):
+            write_image(folder / label / f"{i:03d}.png", COLOURS[label], seed=seed + 1000 * number + i)
+    return folder
+
+
+def write_cache(root: Path, *taps: str, per_class: int = 20) -> Path:
+    """Write the folder ``photos`` and its cache ``c`` with the task ``colour``, and return the cache."""
+    from featurecache.cli import main
+
+    source, cache = write_folder(root / "photos", per_class=per_class), root / "c"
+    extract = ["extract", str(source), "--cache", str(cache), "--backbone", TINY, *RUNTIME]
+    assert main([*extract, *(word for tap in taps for word in ("--tap", tap))]) == 0
+    assert main(["task", "add", str(cache), "colour", "--from-folders"]) == 0
+    return cache
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Make a folder with one class per colour."""
+    """Write a folder with one class per colour below the folder of the test."""
 
-    def make(
-        name: str = "photos", *, per_class: int = 8, classes: tuple[str, ...] = tuple(COLOURS), seed: int = 0
-    ) -> Path:
-        for number, label in enumerate(classes):
-            for i in range(per_class):
-                write_image(tmp_path / name / label / f"{i:03d}.png", COLOURS[label], seed=seed + 1000 * number + i)
-        return tmp_path / name
+    def make(name: str = "photos", **options: Any) -> Path:
+        return write_folder(tmp_path / name, **options)
 
     return make
 
@@ -117,9 +132,6 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
         return status, out.out, out.err
 
     return run
-
-
-RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 
 
 @pytest.fixture

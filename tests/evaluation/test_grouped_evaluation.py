@@ -53,15 +53,15 @@ def grouped(rng: np.random.Generator, truth: float, num_groups: int = 40, size: 
 def test_intervals_cover_the_truth_where_rows_of_a_group_are_alike():
     rng = np.random.default_rng(1)
     by_groups = by_rows = 0
-    for _ in range(200):
+    for _ in range(100):
         groups, right = grouped(rng, 0.8)
         y = np.zeros(len(right), int)
         known = score(y, 1 - right, 2, groups=groups, n_resamples=300)
         plain = score(y, 1 - right, 2, n_resamples=300)
         by_groups += known.accuracy_low <= 0.8 <= known.accuracy_high
         by_rows += plain.accuracy_low <= 0.8 <= plain.accuracy_high
-    assert by_groups >= 180
-    assert by_rows < 160  # what it would say without
+    assert by_groups >= 90
+    assert by_rows < 80  # what it would say without
 
 
 def test_verdicts_are_rarely_wrong_where_rows_of_a_group_are_alike():
@@ -115,8 +115,11 @@ def unbalanced(rng: np.random.Generator, rows: int = 400) -> tuple[np.ndarray, n
     return X, y
 
 
-@pytest.mark.parametrize("head", ["logistic", "linear_svm", "mlp", "rbf_svm"])
-@pytest.mark.parametrize("names", [("train", "validation", "test"), ("train", "test")])
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [(head, ("train", "validation", "test")) for head in ("logistic", "linear_svm", "mlp", "rbf_svm")]
+    + [("logistic", ("train", "test"))],
+)
 def test_balanced_heads_find_the_rare_class(head, names):
     rng = np.random.default_rng(0)
     parts = {name: unbalanced(rng) for name in names}

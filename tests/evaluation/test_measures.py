@@ -21,7 +21,14 @@ from featurecache.specs import TASK_NOUN
 
 OTHER = ("multilabel", "regression")
 CASES = [(kind, head) for kind in OTHER for head in list_heads(kind=kind)]
-SPLITS = [("train", "validation", "test"), ("train", "test"), ("train", "validation")]
+ALL = ("train", "validation", "test")
+# Five folds of a network on so few rows take seconds, and nothing in the protocol depends on the head.
+WITH_FOLDS = [
+    (kind, head, names)
+    for kind, head in CASES
+    for names in (("train", "test"), ("train", "validation"))
+    if head != "mlp"
+]
 
 
 def rows(kind: str, number: int, seed: int, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +44,7 @@ def rows(kind: str, number: int, seed: int, noise: float = 0.3) -> tuple[np.ndar
     outputs=st.integers(1, 4),
     levels=st.sampled_from([2, 5, 1000]),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_figures_from_weights_are_those_of_repeated_rows(seed, number, outputs, levels):
     """Also with ties: few levels of answers."""
     rng = np.random.default_rng(seed)
@@ -88,11 +95,11 @@ def test_intervals_hold_the_truth(kind):
 
     _, y = rows(kind, 40_000, 1)
     truth = measure.point(y, answers(y, 2))[0]
-    for seed in range(60):
+    for seed in range(40):
         _, y = rows(kind, 150, 100 + seed)
         found = measure.scores(y, answers(y, 1000 + seed), None, random_state=0)
         held += found[f"{name}_low"] <= truth <= found[f"{name}_high"]
-    assert held >= 52  # of 60 at 95 %
+    assert held >= 34  # of 40 at 95 %
 
 
 @pytest.mark.parametrize("kind", OTHER)
@@ -134,8 +141,7 @@ def test_all_right_is_not_certain(kind):
     assert 0.8 < found[f"{measure.primary}_low"] < 0.95
 
 
-@pytest.mark.parametrize("names", SPLITS, ids=str)
-@pytest.mark.parametrize(("kind", "head"), CASES)
+@pytest.mark.parametrize(("kind", "head", "names"), [(*each, ALL) for each in CASES] + WITH_FOLDS, ids=str)
 def test_every_head_under_every_protocol(kind, head, names):
     parts = {name: rows(kind, 90, seed) for seed, name in enumerate(names)}
     result = evaluate_head(head, parts, 3, kind=kind)
@@ -162,7 +168,7 @@ def test_every_head_under_every_protocol(kind, head, names):
 @pytest.mark.parametrize("kind", OTHER)
 def test_heads_are_ordered_by_what_they_were_chosen_by(kind):
     parts = {name: rows(kind, 90, seed, noise=1.0) for seed, name in enumerate(("train", "test"))}
-    results = evaluate_heads(list_heads(kind=kind), parts, 3, kind=kind, n_jobs=1)
+    results = evaluate_heads(["mean", "knn", "ridge"], parts, 3, kind=kind, n_jobs=1)
     scores = [result.selection_score for result in results]
     assert scores == sorted(scores, reverse=True)
     assert results[-1].head == "mean"
@@ -214,11 +220,11 @@ def test_few_groups_seldom_lead_to_a_wrong_verdict():
     """Five groups, each with an error of its own: no head is better."""
     rng, measure, wrong = np.random.default_rng(5), OfNumbers(1), 0
     groups = np.repeat(np.arange(5), 20)
-    for _ in range(200):
+    for _ in range(120):
         y = rng.normal(size=(100, 1)) * 3
         first, second = (y + rng.normal(size=(5, 1))[groups] + 0.1 * rng.normal(size=y.shape) for _ in range(2))
         wrong += measure.compare(y, first, second, groups).verdict in ("better", "worse")
-    assert wrong <= 20  # of 200 at 5 %; the percentiles themselves are wrong in 34
+    assert wrong <= 12  # of 120 at 5 %; the percentiles themselves are wrong in 20
 
 
 @pytest.mark.parametrize(

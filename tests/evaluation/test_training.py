@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import RUNTIME, TINY
+from conftest import write_cache
 
 from featurecache.cli import main
 from featurecache.errors import RequestError
 from featurecache.evaluation.training import train_heads
-from featurecache.heads.registry import find_head, list_heads
 from featurecache.store.store import FeatureStore
 
 TAPS = ("stem.0:avg", "stem.2:avg", "pre_logits:none")
 HEADS = ("logistic", "ridge", "knn")
 
 
-@pytest.fixture
-def store(make_folder: Callable[..., Path], tmp_path: Path) -> FeatureStore:
-    """A cache of three taps, two of them with as many features."""
-    cache = tmp_path / "c"
-    taps = [option for tap in TAPS for option in ("--tap", tap)]
-    source = str(make_folder(per_class=20))
-    assert main(["extract", source, "--cache", str(cache), "--backbone", TINY, *taps, *RUNTIME]) == 0
-    assert main(["task", "add", str(cache), "colour", "--from-folders"]) == 0
-    return FeatureStore.open(cache)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """A cache of three taps, two of them with as many features; training changes nothing in it."""
+    return FeatureStore.open(write_cache(tmp_path_factory.mktemp("training"), *TAPS))
 
 
 @pytest.mark.parametrize("memory", [None, 1], ids=["in memory", "on disk"])
@@ -47,16 +40,19 @@ def test_several_taps_are_one_table_of_what_each_gives_alone(store: FeatureStore
             np.testing.assert_allclose(ours.proba, theirs.proba, rtol=1e-6, atol=1e-9)
 
 
-def test_memory_that_holds_each_tap_but_not_all_leaves_no_head_out(store: FeatureStore) -> None:
+def test_memory_that_holds_each_tap_but_not_all_leaves_no_head_out(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featurecache.evaluation.training.list_heads", lambda **which: list(HEADS))
     task, sets = store.task("colour"), [store.find(tap=tap) for tap in TAPS[:2]]
     num_numbers = 60 * sets[0].open().view_shape[0]
     for memory, able in (
-        (4 * num_numbers, list_heads()),
-        (4 * num_numbers - 1, [h for h in list_heads() if find_head(h).streams]),
+        (4 * num_numbers, HEADS),
+        (4 * num_numbers - 1, ("logistic", "ridge")),
     ):
         report = train_heads(store, task, sets, memory=memory, n_jobs=1)
         assert sorted(each.result.head for each in report.heads) == sorted([*able, *able])
-        assert set(report.heads_left_out) == set(list_heads()) - set(able)
+        assert set(report.heads_left_out) == set(HEADS) - set(able)
 
 
 def test_a_tap_that_is_refused_costs_no_fit(store: FeatureStore) -> None:
@@ -70,16 +66,12 @@ def test_a_tap_that_is_refused_costs_no_fit(store: FeatureStore) -> None:
 
 
 def test_a_dear_head_is_left_out_and_said_unless_it_is_named(
-    make_folder: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = str(tmp_path / "c")
-    source = make_folder(per_class=12)
-    assert main(["extract", str(source), "--cache", cache, "--backbone", TINY, "--runtime", "torch", "--quiet"]) == 0
-    assert main(["task", "add", cache, "colour", "--from-folders"]) == 0
+    cache = str(write_cache(tmp_path, per_class=12))
     monkeypatch.setattr("featurecache.evaluation.limits.MAX_SECONDS", 0.0)
+    for module in ("training", "plan"):
+        monkeypatch.setattr(f"featurecache.evaluation.{module}.list_heads", lambda **which: ["rbf_svm", "logistic"])
     capsys.readouterr()
     train, sweep = ["train", cache, "--task", "colour", "--quiet"], ["sweep", cache, "--quiet"]
     assert main(train) == 0
