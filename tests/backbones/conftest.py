@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,11 +57,16 @@ def weights_of(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def random_backbone(weights_of):
-    """Return a function that loads a named network with random weights; ``crop`` makes it quick."""
+    """Return a function that gives a copy of a named network with random weights; ``crop`` makes it quick."""
 
-    def load(name: str, *, crop: int | None = None, keep_classifier: bool = False):
+    @cache
+    def loaded(name: str, crop: int | None, keep_classifier: bool):
         changes = (("crop", crop), ("resize", crop)) if crop else ()
         request = BackboneRequest(name=name, weights=weights_of(name), preprocess=changes)
         return load_backbone(request, keep_classifier=keep_classifier)
+
+    def load(name: str, *, crop: int | None = None, keep_classifier: bool = False):
+        backbone = loaded(name, crop, keep_classifier)
+        return replace(backbone, module=copy.deepcopy(backbone.module))
 
     return load

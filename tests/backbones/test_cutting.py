@@ -18,16 +18,16 @@ RESNET = "torchvision:resnet18"
 # Name, crop, and how many of the suggested stages and blocks are valid cuts.
 NETWORKS = [
     ("torchvision:squeezenet1_1", 64, 7),
-    ("torchvision:mobilenet_v3_small", 32, 11),
     ("timm:test_resnet", 64, 6),
     ("timm:test_efficientnet", 64, 8),
     ("timm:test_convnext", 64, 13),
     ("timm:test_vit3", None, 9),
     ("timm:test_byobnet", 64, 6),
     ("timm:test_nfnet", 64, 8),
-    ("timm:regnety_002", 32, 15),
 ]
 LARGER = [
+    ("torchvision:mobilenet_v3_small", 32, 11),
+    ("timm:regnety_002", 32, 15),
     (RESNET, 64, 10),
     ("torchvision:swin_t", 64, 16),
     ("timm:efficientnet_b0", 64, 21),

@@ -29,8 +29,8 @@ from featurecache.errors import BackboneError, WeightsError
 from featurecache.specs import BackboneRequest
 
 ANY_NUMBER = {0: torch.export.Dim("batch")}
-SIZES = {"torchvision:mobilenet_v3_small": 64, "timm:vit_tiny_patch16_224": 224}
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if "vit" in name else []) for name in SIZES]
+SIZES = {"timm:test_efficientnet": 32, "torchvision:mobilenet_v3_small": 64, "timm:vit_tiny_patch16_224": 224}
+NAMES = [pytest.param(name, marks=[] if "test_" in name else pytest.mark.slow) for name in SIZES]
 
 
 class Reusing(nn.Module):
@@ -102,18 +102,29 @@ def load(path: Path, *, keep_classifier: bool = True, **options: Any) -> Any:
     return load_backbone(BackboneRequest(name=f"file:{path}", **options), keep_classifier=keep_classifier)
 
 
+@pytest.fixture(scope="module")
+def whole_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(TinyNet().eval(), tmp_path_factory.mktemp("program") / "tiny.pt2")
+
+
 @pytest.fixture
-def program(tmp_path: Path) -> Path:
-    return written(TinyNet().eval(), tmp_path / "tiny.pt2")
+def program(whole_program: Path, tmp_path: Path) -> Path:
+    """A copy of a program, to be damaged."""
+    return Path(shutil.copy(whole_program, tmp_path))
 
 
 @pytest.fixture(scope="module", params=[*NAMES, "tiny", "reusing", "varying"])
 def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, random_backbone: Callable
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    random_backbone: Callable,
+    whole_program: Path,
 ) -> tuple[nn.Module, Path, int]:
     """A network in eval mode, a program of it, and the side of its images."""
     path = tmp_path_factory.mktemp("exported") / "network.pt2"
-    if (small := {"tiny": TinyNet, "reusing": Reusing, "varying": Varying}.get(request.param)) is not None:
+    if request.param == "tiny":
+        return TinyNet().eval(), whole_program, 32
+    if (small := {"reusing": Reusing, "varying": Varying}.get(request.param)) is not None:
         network = small().eval()
         return network, written(network, path), 32
     need(request.param.partition(":")[0])

@@ -37,12 +37,12 @@ def test_random_weights_are_the_same_in_every_process_and_leave_the_generators_a
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    here = load_backbone(untrained("timm:resnet10t", 7)).identity.weights
+    here = load_backbone(untrained("torchvision:shufflenet_v2_x0_5", 7)).identity.weights
     assert torch.rand(1) == expected
     code = (
         "import torch; torch.manual_seed(99); from featurecache.backbones.registry import load_backbone; "
         "from featurecache.specs import BackboneRequest as R; "
-        "print(load_backbone(R(name='timm:resnet10t', init='random', seed=7)).identity.weights)"
+        "print(load_backbone(R(name='torchvision:shufflenet_v2_x0_5', init='random', seed=7)).identity.weights)"
     )
     there = subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, text=True)
     assert there.stdout.strip() == here

@@ -206,18 +206,19 @@ def test_unknown_preprocess_override(weights_of):
         load_backbone(request)
 
 
-@pytest.mark.parametrize(("code", "is_imported"), [("", False), ("import torchvision\n", True)])
-def test_torchvision_is_imported_only_by_networks_that_need_it(code: str, is_imported: bool, tmp_path: Path) -> None:
+def test_torchvision_is_imported_only_by_networks_that_need_it(tmp_path: Path) -> None:
     """Where its compiled operators cannot be loaded, somebody's plain import works too."""
     network = (
         "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(147, 4), nn.Linear(4, 2))\n"
     )
-    (tmp_path / "mine.py").write_text(code + network)
+    for name, code in (("mine", ""), ("needy", "import torchvision\n")):
+        (tmp_path / f"{name}.py").write_text(code + network)
     check = (
         "import sys; from featurecache.backbones.registry import load_backbone; "
         "from featurecache.specs import BackboneRequest; "
-        "load_backbone(BackboneRequest(name='python:mine:make', preprocess=(('crop', 7), ('resize', 7)))); "
-        f"assert ('torchvision' in sys.modules) is {is_imported}"
+        "load = lambda name: load_backbone(BackboneRequest(name=name, preprocess=(('crop', 7), ('resize', 7)))); "
+        "load('python:mine:make'); assert 'torchvision' not in sys.modules; "
+        "load('python:needy:make'); assert 'torchvision' in sys.modules"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", check], check=True, cwd=tmp_path, env=environment)

@@ -113,8 +113,8 @@ class TestOpenVino(RuntimeContract):
 @pytest.mark.parametrize(
     ("name", "crop", "taps"),
     [
-        ("torchvision:resnet18", 64, ["layer2:max", "default"]),
-        ("timm:vit_tiny_patch16_224", None, ["blocks.2:mean", "norm:cls", "default"]),
+        ("timm:test_resnet", 64, ["layer2:max", "default"]),
+        ("timm:test_vit", None, ["blocks.2:mean", "norm:cls", "default"]),
     ],
 )
 def test_openvino_agrees_with_torch(name, crop, taps, random_backbone):

@@ -43,12 +43,7 @@ ARCHITECTURES = [
     ("timm:deit_tiny_distilled_patch16_224", None, TOKENS, 2, True, 4, 12),  # class and distillation tokens
     ("timm:test_vit2", None, TOKENS, 1, False, 4, 8),  # a register, no class token
 ]
-CONVERTED = {
-    "torchvision:mobilenet_v3_small",
-    "torchvision:squeezenet1_1",
-    "timm:deit_tiny_distilled_patch16_224",
-    "timm:test_vit2",
-}
+CONVERTED = {"torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "timm:test_vit2"}
 
 
 def load(name: str, crop: int | None, *, keep_classifier: bool = False):

@@ -126,7 +126,9 @@ def test_who_begins_second_computes_as_the_first_does(
 
     monkeypatch.setattr(FeatureSet, "keep_reference", be_second)
     request = make_request(TINY)
-    store = run_extraction(make_folder(per_class=3), tmp_path / "c", request, settings=ExtractionSettings()).store
+    store = run_extraction(
+        make_folder(per_class=3), tmp_path / "c", request, settings=ExtractionSettings(runtime="torch")
+    ).store
     assert batch_sizes(store) == {3}
 
 
@@ -134,7 +136,8 @@ def test_a_run_that_was_killed_before_its_first_commit_goes_on_as_it_began(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = make_folder(per_class=3)
-    store = run_extraction(source, tmp_path / "c", make_request(TINY), settings=ExtractionSettings(batch_size=2)).store
+    settings = ExtractionSettings(batch_size=2, runtime="torch")
+    store = run_extraction(source, tmp_path / "c", make_request(TINY), settings=settings).store
     for path in [*store.path.glob("features/*/*/*/commits/*"), *store.path.glob("features/*/*/*/shards/*")]:
         path.unlink()
     run_extraction(source, store.path, make_request(TINY), settings=ExtractionSettings())

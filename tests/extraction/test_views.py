@@ -177,13 +177,13 @@ def test_features_equal_a_loop_by_hand_and_plain_ones_are_there_too(make_folder:
     assert (again.num_extracted, again.num_cached) == (0, 12)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
-@pytest.mark.parametrize("workers", [1, 4])
-def test_any_batch_size_and_number_of_threads(make_folder: Make, tmp_path: Path, batch_size: int, workers: int) -> None:
+def test_any_batch_size_and_number_of_threads(make_folder: Make, tmp_path: Path) -> None:
     source = make_folder(per_class=3)
     reference = run(source, tmp_path / "a").store.features(views=3)[:]
-    other = run(source, tmp_path / "b", batch_size=batch_size, num_workers=workers, shard_rows=4).store
-    assert np.allclose(other.features(views=3)[:], reference, atol=1e-5)
+    for batch_size, workers in ((1, 4), (2, 1), (5, 4), (64, 1)):
+        options = {"batch_size": batch_size, "num_workers": workers, "shard_rows": 4}
+        other = run(source, tmp_path / f"{batch_size}", **options).store
+        assert np.allclose(other.features(views=3)[:], reference, atol=1e-5)
 
 
 def test_order_and_names_do_not_matter(make_folder: Make, tmp_path: Path) -> None:
@@ -239,17 +239,18 @@ def test_bad_inputs_keep_their_row(make_folder: Make, tmp_path: Path) -> None:
             assert np.allclose(features.read(np.array([row]))[0], features_by_hand(source / path, VIEWS), atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
-@pytest.mark.parametrize("tap", ["pre_logits:none", "body:none"])
-def test_smaller_types_agree_within_their_precision(make_folder: Make, tmp_path: Path, dtype: str, tap: str) -> None:
-    source = make_folder(per_class=2)
-    exact = run(source, tmp_path / "c", taps=[tap]).store
-    stored = run(source, tmp_path / "d", taps=[tap], dtype=dtype).store.features(views=3)
-    values = exact.features(views=3)[:]
-    step = np.ptp(values) / 255 if dtype == "int8" else 1e-2 * np.abs(values).max()
-    assert np.abs(stored[:] - values).max() <= step
-    convert_features(exact, exact.find(views=3), dtype)
-    assert np.allclose(exact.features(views=3, dtype=dtype)[:], stored[:], atol=1e-6)
+def test_smaller_types_agree_within_their_precision(make_folder: Make, tmp_path: Path) -> None:
+    source, taps = make_folder(per_class=2), ["pre_logits:none", "body:none"]
+    exact = run(source, tmp_path / "c", taps=taps).store
+    for dtype in ("float16", "bfloat16", "int8"):
+        stored = run(source, tmp_path / "d", taps=taps, dtype=dtype).store
+        for tap in taps:
+            values = exact.features(tap, views=3, dtype="float32")[:]
+            found = stored.features(tap, views=3, dtype=dtype)[:]
+            step = np.ptp(values) / 255 if dtype == "int8" else 1e-2 * np.abs(values).max()
+            assert np.abs(found - values).max() <= step
+            convert_features(exact, exact.find(tap=tap, views=3, dtype="float32"), dtype)
+            assert np.allclose(exact.features(tap, views=3, dtype=dtype)[:], found, atol=1e-6)
 
 
 def test_int8_steps_are_per_channel_also_with_views(make_folder: Make, tmp_path: Path) -> None:
@@ -282,7 +283,8 @@ def test_a_spec_that_does_not_fit_its_shards_is_refused(make_folder: Make, tmp_p
 
 
 def test_python_takes_a_number_or_a_spec(make_folder: Make, tmp_path: Path) -> None:
-    store = fc.extract(make_folder(per_class=1), tmp_path / "c", backbone=TINY, views=2)
+    settings = ExtractionSettings(runtime="torch")
+    store = fc.extract(make_folder(per_class=1), tmp_path / "c", backbone=TINY, views=2, settings=settings)
     assert store.find(views=2).identity.views == ViewSpec(count=2)
     with pytest.raises(RequestError, match="views count must be a whole number from 1 to 256, got 0"):
         fc.extract(tmp_path / "photos", tmp_path / "none", backbone=TINY, views=0)

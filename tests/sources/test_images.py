@@ -52,10 +52,10 @@ def slow_resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> np.ndarray
 
 
 @given(
-    width=st.integers(1, 300),
-    height=st.integers(1, 300),
-    crop=st.integers(1, 64),
-    extra=st.integers(0, 20),
+    width=st.integers(1, 150),
+    height=st.integers(1, 150),
+    crop=st.integers(1, 40),
+    extra=st.integers(0, 12),
     interpolation=st.sampled_from(["bilinear", "bicubic", "lanczos"]),
 )
 def test_equals_the_obvious_way(width: int, height: int, crop: int, extra: int, interpolation: Any) -> None:
@@ -349,7 +349,8 @@ def test_a_large_jpeg_is_decoded_no_finer_than_needed(size: tuple[int, int]) -> 
     difference = np.abs(load_image(data, scaled).astype(int) - load_image(data, full).astype(int))
     assert difference.mean() < 1
     assert difference.max() <= 12
-    assert np.array_equal(load_image(encoded(smooth), scaled), load_image(encoded(smooth), full))  # PNG has no scales
+    plain = encoded(smooth, "BMP")  # which has no scales
+    assert np.array_equal(load_image(plain, scaled), load_image(plain, full))
 
 
 @pytest.mark.parametrize("change", [{"antialias": False}, {"interpolation": "nearest"}])
