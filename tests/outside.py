@@ -56,6 +56,8 @@ class Zipped:
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         with ZipFile(self._path) as archive:
+            if name not in archive.namelist():
+                raise InputError("missing", "the archive does not hold it")
             entry = archive.getinfo(name)
             if stamp is not None and stamp != (entry.file_size, entry.CRC, 0, 0):
                 raise InputError("changed", "the archive was written again while the run went on")

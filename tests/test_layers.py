@@ -19,6 +19,7 @@ FLOORS = {
     "files": 1,
     "ignored": 1,
     "plugins": 1,
+    "code_notice": 1,
     "hashing": 1,
     "atomic": 1,
     "specs": 1,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featurecache.backbones.plugins import load_plugin, plugin_prefixes
 from featurecache.backbones.provider import CERTAIN, EarlierDefault, PreprocessRefusedError, Provided, Provider
 from featurecache.backbones.providers.efficientnet_lite import EfficientNetLiteProvider
 from featurecache.backbones.providers.exported_program import ExportedProgramProvider
@@ -22,6 +22,7 @@ from featurecache.backbones.providers.torchvision_models import TorchvisionProvi
 from featurecache.backbones.weights.random_weights import random_source, seeded
 from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
+from featurecache.plugins import load_plugin, plugin_names
 from featurecache.specs import AnyPreprocess, BackboneRequest
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _PROVIDERS: dict[str, Provider] = {}
+ENTRY_POINTS = "featurecache.backbones"
+"""Group under which an installed package offers a prefix (without its colon): a provider, or a class that makes one."""
 
 
 def register_provider(prefix: str, provider: Provider) -> None:
@@ -54,13 +57,34 @@ def list_backbones(pattern: str | None = None) -> list[str]:
     pattern
         A glob, or a part of the name; every name without it.
     """
-    names = sorted({name for provider in _PROVIDERS.values() for name in provider.list_names()})
+    names = sorted({name for provider in (*_PROVIDERS.values(), *_plugins()) for name in provider.list_names()})
     if pattern is None:
         return names
     # A word is taken for a part of a name, as in a search field.
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
     return [name for name in names if fnmatch.fnmatchcase(name.lower(), pattern.lower())]
+
+
+def _plugins() -> Iterator[Provider]:
+    """Yield the providers of installed packages; one that is broken costs nobody the names of the others."""
+    for prefix in plugin_names(ENTRY_POINTS):
+        try:
+            if f"{prefix}:" not in _PROVIDERS and (provider := _load_plugin(prefix)) is not None:
+                yield provider
+        except RequestError as error:
+            _log.warning("%s", error)
+
+
+def _load_plugin(prefix: str) -> Provider | None:
+    def check(loaded: Any) -> Any:
+        provider = loaded() if isinstance(loaded, type) else loaded
+        methods = ("build", "list_names", "own_weights_digest", "reproducible")
+        if missing := set(methods) - set(dir(provider)):
+            raise TypeError(f"it is no provider, which has {min(missing)}()")
+        return provider
+
+    return load_plugin("backbone provider", prefix, group=ENTRY_POINTS, check=check)
 
 
 def is_listed(name: str) -> bool:
@@ -145,7 +169,7 @@ def request_digest(request: BackboneRequest) -> str | None:
 
 def _find_provider(name: str) -> tuple[Provider, str]:
     prefix, colon, rest = name.partition(":")
-    provider = _PROVIDERS.get(prefix + colon) or (load_plugin(prefix) if colon else None)
+    provider = _PROVIDERS.get(prefix + colon) or (_load_plugin(prefix) if colon else None)
     if provider is None or (colon and not rest):
         raise _unknown_backbone(name)
     return provider, rest if colon else prefix
@@ -159,7 +183,9 @@ def _unknown_backbone(name: str) -> UnknownNameError:
         return UnknownNameError("backbone", name, [], advice=f"did you mean {' or '.join(same)}?")
     prefix, colon, _ = name.partition(":")
     if colon and prefix + colon not in _PROVIDERS:
-        return UnknownNameError("backbone provider", prefix + colon, {*_PROVIDERS, *plugin_prefixes()})
+        return UnknownNameError(
+            "backbone provider", prefix + colon, {*_PROVIDERS, *(f"{each}:" for each in plugin_names(ENTRY_POINTS))}
+        )
     return UnknownNameError("backbone", name, known, advice="see `featurecache backbones`")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from featurecache.code_notice import LOGGER
 from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, plain_text, shortened
 from featurecache.stopping import put_in_order, set_exit_message, status_of, stops_cleanly
 
@@ -128,9 +129,7 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
-    # The notice of `backbones.providers.code_notice`, named here so that `--help` imports none of that.
-    quiet = getattr(args, "quiet", False)
-    logging.getLogger("featurecache.code_notice").setLevel(logging.ERROR if quiet else logging.NOTSET)
+    logging.getLogger(LOGGER).setLevel(logging.ERROR if getattr(args, "quiet", False) else logging.NOTSET)
     set_exit_message(lambda: f"stopped; {_what_is_kept(args)}")
     try:
         status: int = args.run(args)

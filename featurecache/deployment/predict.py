@@ -32,7 +32,7 @@ from featurecache.sources.opening import open_source, open_sources
 from featurecache.sources.source import check_modality
 from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
 from featurecache.store.dtypes import decode
-from featurecache.store.flatness import FlatCounter
+from featurecache.store.image_warnings import RemarkCounter
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _predict(
     progress: Progress,
     warnings: list[ReportWarning],
 ) -> Generator[Prediction, None, None]:
-    flat = FlatCounter()
+    remarks = RemarkCounter()
     (tap,) = resolve_taps(network, [saved.tap])
     modality = modality_of(network.preprocess, network.tokenizer, views)
     opened = partial(open_runtime, device=settings.device, num_inputs=len(inputs) * num_views(views))
@@ -225,17 +225,19 @@ def _predict(
     try:
         with modality.undisturbed():
             for outcome in outcomes:
-                problems = yield from _label_batch(saved, tap.name, views, outcome, _noting(remaining, outcome, flat))
+                problems = yield from _label_batch(
+                    saved, tap.name, views, outcome, _noting(remaining, outcome, remarks)
+                )
                 progress.advance(len(outcome.problems), bad=problems)
-        warnings += flat.warnings(network.preprocess)
+        warnings += remarks.warnings(network.preprocess)
     finally:
         runtime.close()
 
 
-def _noting(remaining: Iterator[Input], outcome: Outcome, flat: FlatCounter) -> Iterator[Input]:
-    """Yield the inputs of an outcome, and note the kind of those that became flat."""
-    for item, kind in zip(islice(remaining, len(outcome.flat)), outcome.flat, strict=True):
-        flat.add(item.name, kind)
+def _noting(remaining: Iterator[Input], outcome: Outcome, remarks: RemarkCounter) -> Iterator[Input]:
+    """Yield the inputs of an outcome, and note what is remarked on them."""
+    for item, remark in zip(islice(remaining, len(outcome.remarks)), outcome.remarks, strict=True):
+        remarks.add(item.name, remark)
         yield item
 
 

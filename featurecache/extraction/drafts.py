@@ -15,6 +15,7 @@ from featurecache.store.constants import ConstantFinder
 from featurecache.store.dtypes import Array, decode
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import runs_of_rows
+from featurecache.store.image_warnings import REMARK_FIELDS
 from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
 from featurecache.store.samples import Ids, Rows
 from featurecache.store.shards import ShardWriter
@@ -40,7 +41,7 @@ class Draft:
         self.bad: dict[int, InputError] = {}
         self._cut: list[bool] = []
         self._set, self._dtype = feature_set, feature_set.dtype
-        self._flat: list[str] = []
+        self._remarks: list[str] = []
         self._views = feature_set.identity.views
         # The scale of int8 is known only when all rows are: until then they are kept as they come.
         self._draft_dtype = "float32" if self._dtype == "int8" else self._dtype
@@ -65,7 +66,7 @@ class Draft:
         stored, problems = to_stored(values, outcome.problems, self._draft_dtype)
         self._writer.append("features", stored)
         self._cut += outcome.cut
-        self._flat += outcome.flat
+        self._remarks += outcome.remarks
         self.bad |= {self._start + index: error for index, error in problems.items()}
         self._start += len(values)
         self._constant.add(decode(np.delete(stored, list(problems), axis=0), self._draft_dtype))
@@ -129,7 +130,7 @@ class Draft:
 
     def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> bool:
         kept, cut = rows[keep], rows[keep & np.array(self._cut, bool)]
-        flat = np.array(self._flat)[keep]
+        remarks = np.array(self._remarks)[keep]
         key = f"{kept[0]:012d}"
         body = {
             "rows": runs_of_rows(kept),
@@ -139,7 +140,9 @@ class Draft:
             "precision": self._precision,
             **({"cut": runs_of_rows(cut)} if len(cut) else {}),
             **({} if (constant := self._constant.runs()) is None else {"constant": constant}),
-            **{f"flat_{kind}": runs_of_rows(kept[flat == kind]) for kind in np.unique(flat).tolist() if kind},
+            **{
+                REMARK_FIELDS[each]: runs_of_rows(kept[remarks == each]) for each in np.unique(remarks).tolist() if each
+            },
             **record,
         }
         return self._set.folder.commit(key, writer.finish(key), body)

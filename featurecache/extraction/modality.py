@@ -41,8 +41,8 @@ class Loaded(NamedTuple):
     """It is longer than the network takes."""
     digests: InputDigests | None = None
     """If they were asked for."""
-    flat: str = ""
-    """An image that is nearly of one colour to the network, though not in its file: ``deep`` or ``transparent``."""
+    remark: str = ""
+    """As `featurecache.sources.decoding.images.Decoded.remark`."""
 
 
 class Modality(Protocol):
@@ -98,9 +98,9 @@ class ImageModality:
 
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Decode, once, and orient; then resize and crop, or make the views."""
-        image, flat = decode(data, self._decoding)
+        image, remark = decode(data, self._decoding)
         arrays = make_views(image, data, self._spec, self.views)
-        return Loaded(arrays, digests=_digests_of(image.tobytes(), arrays) if digested else None, flat=flat)
+        return Loaded(arrays, digests=_digests_of(image.tobytes(), arrays) if digested else None, remark=remark)
 
     def load_view(self, data: bytes, number: int) -> NDArray[np.uint8]:
         """Make one view (H, W, C) by its number, which may be beyond those that `load` makes."""

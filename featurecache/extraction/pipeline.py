@@ -64,8 +64,8 @@ class Outcome:
     """Inputs that are longer than the network takes."""
     digests: list[InputDigests | None] = field(default_factory=list)
     """Of inputs that were digested on their way."""
-    flat: list[str] = field(default_factory=list)
-    """As `Loaded.flat`."""
+    remarks: list[str] = field(default_factory=list)
+    """As `Loaded.remark`."""
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
@@ -77,7 +77,7 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         [problem for o in outcomes for problem in o.problems],
         [cut for o in outcomes for cut in o.cut],
         [digests for o in outcomes for digests in o.digests],
-        [flat for o in outcomes for flat in o.flat],
+        [remark for o in outcomes for remark in o.remarks],
     )
 
 
@@ -156,7 +156,7 @@ def run_chunks(
                         [item.problem for item in items],
                         [item.cut for item in items],
                         [item.digests for item in items],
-                        [item.flat for item in items],
+                        [item.remark for item in items],
                     ),
                 )
 
@@ -239,7 +239,7 @@ class _Item:
     problem: InputError | None = None
     cut: bool = False
     digests: InputDigests | None = None
-    flat: str = ""
+    remark: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -336,7 +336,7 @@ def _load_into(item: _Item, source: Input, modality: Modality) -> float:
     try:
         data = source.read(modality.max_bytes)
         was_read = perf_counter()
-        arrays, item.cut, item.digests, item.flat = modality.load(data, digested=item.digested)
+        arrays, item.cut, item.digests, item.remark = modality.load(data, digested=item.digested)
         for slot, array in zip(item.slots, arrays, strict=True):
             slot[...] = array
     except InputError as error:

@@ -15,7 +15,7 @@ from featurecache.extraction.meter import Usage
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.ignored import IgnoredFiles
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.flatness import rows_recorded
+from featurecache.store.image_warnings import rows_recorded
 from featurecache.store.listings import Listing
 from featurecache.store.soundness import float32_warning, warnings_of
 from featurecache.store.store import FeatureStore

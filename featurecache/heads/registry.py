@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any, cast
 
 from sklearn.base import BaseEstimator, clone
 
-from featurecache.errors import HeadError, UnknownNameError, first_line
+from featurecache.errors import HeadError, UnknownNameError
 from featurecache.heads.attentive import AttentiveClassifier
 from featurecache.heads.baseline import MajorityClassifier, MeanRegressor
 from featurecache.heads.gda import GaussianDiscriminant
@@ -22,6 +21,7 @@ from featurecache.heads.mlp import MlpClassifier, MlpRegressor
 from featurecache.heads.nearest_mean import NearestMean
 from featurecache.heads.rbf_svm import RbfSvm
 from featurecache.heads.ridge import RidgeProbe, RidgeRegressor
+from featurecache.plugins import load_plugin, plugin_names
 from featurecache.specs import TaskKind, task_kind
 
 ENTRY_POINTS = "featurecache.heads"
@@ -195,19 +195,18 @@ def _classes() -> dict[str, tuple[type[HeadMixin], ...]]:
 
     Raises
     ------
-    HeadError
-        An installed package whose head cannot be imported, or states no kinds.
+    RequestError, HeadError
+        An installed package offers a head that cannot be used, or under a name of ours.
     """
+
+    def check(loaded: Any) -> Any:
+        if not isinstance(loaded, type) or not isinstance(getattr(loaded, "kinds", None), frozenset):
+            raise TypeError("it is no class that states its kinds; see featurecache.heads.head.Head")
+        return loaded
+
     found = dict(_BUILT_IN)
-    for entry in entry_points(group=ENTRY_POINTS):
-        where = f"head {entry.name!r} of {entry.value}"
-        try:
-            cls = entry.load()
-        except Exception as error:
-            raise HeadError(f"{where} cannot be imported ({first_line(error)}); repair or uninstall it") from error
-        if not isinstance(cls, type) or not isinstance(getattr(cls, "kinds", None), frozenset):
-            raise HeadError(f"{where} is no class that states its kinds; see featurecache.heads.head.Head")
-        if entry.name in found:
-            raise HeadError(f"{where} has a name that is taken; uninstall one of the two")
-        found[entry.name] = (cast("type[HeadMixin]", cls),)
+    for name in plugin_names(ENTRY_POINTS):
+        if name in found:
+            raise HeadError(f"an installed package offers a head under a name that is taken, {name!r}; uninstall it")
+        found[name] = (load_plugin("head", name, group=ENTRY_POINTS, check=check),)
     return found

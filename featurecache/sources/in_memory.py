@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from featurecache.errors import InputError
 from featurecache.sources.source import Entry, Stamp, Unit
 
 
@@ -30,5 +31,7 @@ class InMemory:
         return iter(self.samples.items())
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
-        """Return the bytes of one."""
+        """Return the bytes of one; raise `InputError` for a name that there is not."""
+        if name not in self.samples:
+            raise InputError("missing", f"there is no sample {name!r}")
         return self.samples[name]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from featurecache.errors import SourceError, UnknownNameError
+from featurecache.errors import InputError, SourceError, UnknownNameError
 from featurecache.sources.source import Entry, Stamp, Unit
 from featurecache.tables import Table, TableError, open_table, to_bytes
 from featurecache.text import TextColumn
@@ -58,8 +58,16 @@ class TextTable:
         return zip(keys, texts.encoded(), strict=True)
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
-        """Return the text of a row; it is in memory, so it is what it was at the scan."""
-        index, texts = self._index_of[name], self._rows[1]
+        """Return the text of a row; it is in memory, so it is what it was at the scan.
+
+        Raises
+        ------
+        InputError
+            No row has this name.
+        """
+        if (index := self._index_of.get(name)) is None:
+            raise InputError("missing", f"{self.path} has no row {name!r}")
+        texts = self._rows[1]
         return texts.text[int(texts.starts[index]) : int(texts.starts[index + 1])].tobytes()
 
     @cached_property

@@ -91,6 +91,7 @@ class FeaturesBody(Struct):
     constant: list[tuple[Count, Count, float]] | None = None
     flat_deep: list[Run] = []
     flat_transparent: list[Run] = []
+    decoder_errors: list[Run] = []
 
 
 class TaskAbout(Struct):

@@ -8,7 +8,7 @@ from featurecache.errors import ReportWarning, unique_warnings
 from featurecache.store.constants import constant_warning
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
-from featurecache.store.flatness import flat_images_warning
+from featurecache.store.image_warnings import image_warnings
 from featurecache.store.precision import in_percent, storage_warning, widest
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
@@ -27,10 +27,10 @@ def warnings_of(feature_set: FeatureSet, rows: Rows | None = None) -> list[Repor
     measured = [
         storage_warning(feature_set, features),
         constant_warning(feature_set, features),
-        flat_images_warning(feature_set, features, rows),
     ]
+    about_images = image_warnings(feature_set, features, rows)
     features.let_go()
-    return [*feature_set.warnings(), *(warning for warning in measured if warning is not None)]
+    return [*feature_set.warnings(), *(warning for warning in measured if warning is not None), *about_images]
 
 
 def feature_warnings(sets: Sequence[FeatureSet]) -> list[ReportWarning]:

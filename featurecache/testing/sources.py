@@ -90,6 +90,11 @@ class SourceContract(ABC):
             name: samples[name] for name in settled
         }
 
+    def test_a_name_that_it_does_not_list_is_a_bad_input(self, made: tuple[SourceSpec, Samples]) -> None:
+        spec, _ = made
+        with pytest.raises(InputError):
+            open_spec(spec).open("no sample has this name", stamp=None)
+
     def test_it_says_that_a_sample_changed(self, made: tuple[SourceSpec, Samples]) -> None:
         spec, samples = made
         source = open_spec(spec)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from featurecache.backbones.cutting import cut, valid_cuts
 from featurecache.backbones.dry_run import dry_run, first_tensor
 from featurecache.backbones.inspection import list_nodes
-from featurecache.backbones.providers.code_notice import LOGGER, notice_code_of_others
 from featurecache.backbones.registry import load_backbone, request_digest
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
+from featurecache.code_notice import LOGGER, notice_code_of_others
 from featurecache.errors import BackboneError, WeightsError
 from featurecache.specs import BackboneRequest
 

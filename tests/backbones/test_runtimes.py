@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from featurecache.backbones import runtimes, torch_runtime
-from featurecache.backbones.providers.code_notice import LOGGER
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import disagreement, open_runtime
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE
+from featurecache.code_notice import LOGGER
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError
 from featurecache.specs import BackboneRequest
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from featurecache.backbones.folding import fold_batch_norms
-from featurecache.backbones.providers.code_notice import LOGGER
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import ComparedRuntime, disagreement, open_runtime
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, _replicate
+from featurecache.code_notice import LOGGER
 from featurecache.errors import BackboneError, RequestError
 from featurecache.specs import BackboneRequest
 

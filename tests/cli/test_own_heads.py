@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import pytest
 from conftest import TINY, write_cache
 from own_heads import Priors
 
-from featurecache.backbones.providers.code_notice import notice_code_of_others
+from featurecache import plugins
 from featurecache.cli import main
-from featurecache.errors import HeadError
+from featurecache.code_notice import notice_code_of_others
+from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.heads import registry
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.registry import find_head, list_heads
@@ -104,7 +105,9 @@ def test_what_is_no_head_is_said(cached: Path, name: str, message: str, capsys: 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     entry = EntryPoint("priors", "own_heads:Priors", registry.ENTRY_POINTS)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group, **names: EntryPoints([entry]).select(group=group, **names)
+    )
     registry._classes.cache_clear()
     yield
     registry._classes.cache_clear()
@@ -128,21 +131,26 @@ def test_its_arrays_are_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (EntryPoint("broken", "no_such_module:Head", registry.ENTRY_POINTS), "head 'broken' of .* cannot be imported"),
+        (
+            EntryPoint("broken", "no_such_module:Head", registry.ENTRY_POINTS),
+            "head 'broken' of .* cannot be used: Module",
+        ),
         (
             EntryPoint("odd", "own_heads:tree", registry.ENTRY_POINTS),
-            "head .odd. of .* is no class that states",
+            "head .odd. of .* cannot be used: it is no class that states",
         ),
-        (EntryPoint("knn", "own_heads:Priors", registry.ENTRY_POINTS), "head 'knn' of .* has a name that is taken"),
+        (EntryPoint("knn", "own_heads:Priors", registry.ENTRY_POINTS), "a head under a name that is taken, 'knn'"),
     ],
 )
 def test_a_package_whose_head_is_none_is_named(
     entry: EntryPoint, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group, **names: EntryPoints([entry]).select(group=group, **names)
+    )
     registry._classes.cache_clear()
     try:
-        with pytest.raises(HeadError, match=message):
+        with pytest.raises(FeatureCacheError, match=message):
             list_heads()
     finally:
         registry._classes.cache_clear()

@@ -16,7 +16,7 @@ import torch
 from conftest import REPOSITORY, RUNTIME, TINY, need
 from tiny_backbones import TinyNet
 
-from featurecache.backbones.providers.code_notice import notice_code_of_others
+from featurecache.code_notice import notice_code_of_others
 from featurecache.store.store import FeatureStore
 
 PREPROCESS = ["--resize", 32, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]

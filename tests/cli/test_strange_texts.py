@@ -126,10 +126,19 @@ def test_what_libtiff_says_is_the_reason_of_its_file(tmp_path: Path, capfd: pyte
             data = bytearray(path.read_bytes())
             data[4000 + number : 4100] = b"\xff" * (100 - number)
             path.write_bytes(data)
+    # A fax of which a part is damaged is decoded all the same.
+    fax = io.BytesIO()
+    Image.fromarray(rng.random((90, 90)) < 0.5).save(fax, "TIFF", compression="tiff_ccitt")
+    data = bytearray(fax.getvalue())
+    data[900:920] = bytes(20)
+    (tmp_path / "photos" / "fax.tif").write_bytes(data)
     options = ["--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME, "--max-bad", "1", "--jobs", "4"]
     status = main([str(word) for word in ("extract", tmp_path / "photos", *options, "--json")])
     out, err = capfd.readouterr()  # of the descriptors, where libtiff would write
     assert (status, err) == (0, "")
+    (warning,) = (each for each in json.loads(out)["warnings"] if each["kind"] == "decoder")
+    assert (warning["count"], warning["examples"]) == (1, ["fax.tif"])
+    assert "decoded although the decoder reported errors in the file" in warning["text"]
     bad = {item["path"]: item["reason"] for item in json.loads(out)["bad"]}
     assert sorted(bad) == [f"{number:02d}.tif" for number in range(10)]
     for path, reason in bad.items():

@@ -121,7 +121,7 @@ def test_wrong_engines_are_refused(offered: list[EntryPoint]) -> None:
         EntryPoint("twice", "two:Engine", "featurecache.engines"),
         EntryPoint("local", f"{__name__}:Processes", "featurecache.engines"),
     ]
-    with pytest.raises(RequestError, match=r"engine 'broken' of .* \(no_such_module:Engine\) cannot be loaded: Modu"):
+    with pytest.raises(RequestError, match=r"engine 'broken' of no_such_module:Engine \(.*\) cannot be used: Modu"):
         make_engine("broken", Silent())
     with pytest.raises(RequestError, match="engine 'twice' is offered more than once: .*; uninstall all but one"):
         make_engine("twice", Silent())

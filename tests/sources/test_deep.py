@@ -132,13 +132,13 @@ AS_THEY_ARE = {
 @pytest.mark.parametrize("name", [*FLATTENED, *HIDDEN, *AS_THEY_ARE])
 def test_what_became_flat_is_told(name: str) -> None:
     data = {**FLATTENED, **HIDDEN, **AS_THEY_ARE}[name]
-    assert decode(data, SPEC).flat == ("deep" if name in FLATTENED else "transparent" if name in HIDDEN else "")
+    assert decode(data, SPEC).remark == ("deep" if name in FLATTENED else "transparent" if name in HIDDEN else "")
 
 
 @pytest.mark.parametrize("name", [name for name in FLATTENED if "hot pixel" not in name])
 def test_range_image_shows_what_the_full_range_hides(name: str) -> None:
-    shown, flat = decode(FLATTENED[name], SPEC.override(range="image"))
-    assert (flat, shown.size) == ("", (64, 64))
+    shown, remark = decode(FLATTENED[name], SPEC.override(range="image"))
+    assert (remark, shown.size) == ("", (64, 64))
     assert max(high - low for low, high in shown.getextrema()) == 255
 
 
@@ -148,8 +148,8 @@ def test_a_range_of_two_numbers_shows_what_lies_between() -> None:
     for data in (FLATTENED["9 bits in 16"], FLATTENED["9 bits in grey and alpha"]):
         assert np.array_equal(load_image(data, narrow)[..., 1], expected)
     hot = decode(FLATTENED["9 bits and a hot pixel"], narrow)
-    assert (hot.flat, hot.image.getpixel((35, 1))) == ("", (255, 255, 255))
-    assert decode(AS_THEY_ARE["16 bits"], SPEC.override(range=(70000, 80000))).flat == "deep"  # a window beside it
+    assert (hot.remark, hot.image.getpixel((35, 1))) == ("", (255, 255, 255))
+    assert decode(AS_THEY_ARE["16 bits"], SPEC.override(range=(70000, 80000))).remark == "deep"  # a window beside it
     window = SPEC.override(range=(-200, 300))
     values = (RAMP * 1500 - 1000).astype(np.int32)
     seen = np.rint(np.clip((values + 200.0) * (255 / 500), 0, 255))

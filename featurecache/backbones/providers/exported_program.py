@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.backbones.provider import Provided, Provider
-from featurecache.backbones.providers.code_notice import notice_code_of_others
+from featurecache.code_notice import notice_code_of_others
 from featurecache.errors import BackboneError
 from featurecache.files import why_not_regular
 from featurecache.hashing import digest_file

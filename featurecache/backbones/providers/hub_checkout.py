@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.backbones.provider import Provided, Provider
-from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.backbones.providers.python_factory import parameters_of, provide
 from featurecache.backbones.torchvision_compat import retry_with_torchvision
+from featurecache.code_notice import notice_code_of_others
 from featurecache.errors import BackboneError, UnknownNameError, first_line
 
 PREFIX = "hub:"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.provider import Provided, Provider
-from featurecache.backbones.providers.code_notice import notice_code_of_others
 from featurecache.backbones.torchvision_compat import retry_with_torchvision
+from featurecache.code_notice import notice_code_of_others
 from featurecache.errors import BackboneError, first_line
 from featurecache.specs import PreprocessSpec
 

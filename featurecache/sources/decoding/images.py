@@ -168,10 +168,12 @@ def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
 
 
 class Decoded(NamedTuple):
-    """Upright RGB, and whether an image that is not flat in its file became (nearly) flat, and of what kind it is."""
+    """Upright RGB, and what is to be said of it: see `featurecache.store.image_warnings`."""
 
     image: Image.Image
-    flat: Literal["", "deep", "transparent"] = ""
+    remark: Literal["", "deep", "transparent", "decoder"] = ""
+    """An image of more than 8 bits, or a transparent one, that is nearly of one colour though its file is not; or one
+    that the decoder made although it reported errors in the file."""
 
 
 def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
@@ -197,7 +199,8 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
                 image.draft(None, (side, side))
             deep = has_deep_colours(image)
             upright = _upright(image, spec)
-            return _deep_to_rgb(upright, data, spec) if deep else to_rgb(upright, spec)
+            decoded = _deep_to_rgb(upright, data, spec) if deep else to_rgb(upright, spec)
+            return decoded._replace(remark="decoder") if libtiff.take_lines() else decoded
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
 
@@ -231,7 +234,7 @@ def _span(image: Image.Image) -> int:
 def _deep_to_rgb(image: Image.Image, data: bytes, spec: PreprocessSpec) -> Decoded:
     """Convert colours of 16 bits, of which ``image`` has the upper bytes, to RGB."""
     plain = to_rgb(image, spec)
-    if plain.flat or (spec.range == "full" and not seems_flat(image.convert("RGB"))):
+    if plain.remark or (spec.range == "full" and not seems_flat(image.convert("RGB"))):
         return plain
     lower, grey = read_lower_bytes(data, FORMATS)
     with lower:
