@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from featurecache.evaluation.search import HeadLike, HeadResult
     from featurecache.evaluation.training import TrainedHead, TrainingReport
-    from featurecache.extraction.progress import Progress
     from featurecache.extraction.report import ExtractionReport
+    from featurecache.progress import Progress
     from featurecache.sources.source import Source
     from featurecache.specs import ExtractionSettings, ViewSpec
     from featurecache.store.feature_sets import FeatureSet
@@ -156,7 +156,7 @@ def run(
     """
     from featurecache.deployment.saved import keep_head
     from featurecache.extraction.extract import run_extraction
-    from featurecache.extraction.progress import Silent
+    from featurecache.progress import Silent
     from featurecache.sources.opening import open_source
     from featurecache.sources.source import check_source
     from featurecache.store.store import check_name

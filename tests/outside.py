@@ -18,11 +18,11 @@ from torch import nn
 from featurecache.backbones.provider import Provided
 from featurecache.errors import HeadError, InputError
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.progress import Progress
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.modules import Linear, Softmax
+from featurecache.progress import Progress
 from featurecache.sources.source import Entry, Stamp, Unit
 from featurecache.specs import PreprocessSpec
 

@@ -20,6 +20,7 @@ FLOORS = {
     "ignored": 1,
     "plugins": 1,
     "code_notice": 1,
+    "progress": 1,
     "hashing": 1,
     "atomic": 1,
     "specs": 1,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from featurecache.errors import OutputFailure, plain_text
-from featurecache.extraction.progress import Progress, Silent
+from featurecache.progress import Progress, Silent
 
 
 def print_json(value: Any) -> None:

@@ -12,7 +12,7 @@ from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
     from featurecache.extraction.deep_verification import DeepVerification
-    from featurecache.extraction.progress import Progress
+    from featurecache.progress import Progress
     from featurecache.store.store import FeatureStore
 
 LEVELS = ("structure", "blocks", "digest", "hdf5")

@@ -22,11 +22,11 @@ from featurecache.errors import ReportWarning, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.making import options_to_agree
 from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.ignored import IgnoredFiles
+from featurecache.progress import Progress, Silent
 from featurecache.sources.inputs import Input, inputs_of
 from featurecache.sources.opening import open_source, open_sources
 from featurecache.sources.source import check_modality

@@ -20,9 +20,9 @@ from featurecache.extraction import drift
 from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.recomputation import Inputs
+from featurecache.progress import Progress, Silent
 from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
 from featurecache.store.feature_sets import FeatureSet

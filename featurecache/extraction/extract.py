@@ -9,10 +9,10 @@ from typing import Any
 
 from featurecache.extraction.engines import make_engine
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.report import ExtractionReport, report_extraction
 from featurecache.extraction.scan import scan
 from featurecache.extraction.worker_report import WorkerReport
+from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import source_spec
 from featurecache.specs import MAX_FILE_BYTES, BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
 from featurecache.store.store import FeatureStore

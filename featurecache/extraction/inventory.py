@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.scan import identified, known_rows, listing_of_source
+from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source, check_modality
 from featurecache.store.feature_sets import FeatureSet

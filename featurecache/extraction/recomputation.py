@@ -15,9 +15,9 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.extraction.inventory import sets_for, take_inventory
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.reproduction import may_be, reproduce_backbone
 from featurecache.extraction.worker import Worker
+from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import open_source
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from featurecache.errors import InputError
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recall import recall
 from featurecache.machine import num_cores
+from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source, check_source
 from featurecache.specs import check_takes_views

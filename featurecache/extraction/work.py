@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from featurecache.errors import RequestError
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.plan import missing_shards
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.recall import Variant, recall
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import at_most_cores
+from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.store import FeatureStore
 

@@ -28,11 +28,11 @@ from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
 from featurecache.extraction.pipeline import TRANSIENT, Outcome, run_chunks
 from featurecache.extraction.plan import PlannedShard, missing_shards
-from featurecache.extraction.progress import Progress
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.runtimes import Runtimes
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import num_cores
+from featurecache.progress import Progress
 from featurecache.sources.inputs import Input
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings

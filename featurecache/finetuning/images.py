@@ -27,11 +27,11 @@ from featurecache.errors import InputError, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.inventory import take_inventory
 from featurecache.extraction.modality import ImageModality
-from featurecache.extraction.progress import Progress
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.hashing import digest_arrays
 from featurecache.heads.gradient.reading import Draw
 from featurecache.machine import num_cores
+from featurecache.progress import Progress
 from featurecache.sources.inputs import Input
 from featurecache.sources.opening import open_source
 from featurecache.sources.source import check_modality

@@ -208,5 +208,5 @@ def _classes() -> dict[str, tuple[type[HeadMixin], ...]]:
     for name in plugin_names(ENTRY_POINTS):
         if name in found:
             raise HeadError(f"an installed package offers a head under a name that is taken, {name!r}; uninstall it")
-        found[name] = (load_plugin("head", name, group=ENTRY_POINTS, check=check),)
+        found[name] = (cast("type[HeadMixin]", load_plugin("head", name, group=ENTRY_POINTS, check=check)),)
     return found

@@ -14,9 +14,9 @@ from featurecache.extraction.engines import Engine
 from featurecache.extraction.engines.local import LocalEngine
 from featurecache.extraction.extract import make_job, make_request
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.scan import scan
 from featurecache.extraction.worker_report import WorkerReport
+from featurecache.progress import Progress, Silent
 from featurecache.specs import ExtractionSettings
 from featurecache.store.store import FeatureStore
 

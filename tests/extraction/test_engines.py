@@ -20,10 +20,10 @@ from featurecache.extraction.engines import Engine, make_engine
 from featurecache.extraction.engines.local import LocalEngine
 from featurecache.extraction.extract import make_job, make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.progress import Progress, Silent
 from featurecache.extraction.scan import scan
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
+from featurecache.progress import Progress, Silent
 from featurecache.specs import ExtractionSettings
 from featurecache.testing import EngineContract
 

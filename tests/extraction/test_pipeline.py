@@ -19,7 +19,7 @@ from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.meter import Meter, Usage
 from featurecache.extraction.modality import InputDigests, Loaded
 from featurecache.extraction.pipeline import run_chunks, to_stored
-from featurecache.extraction.progress import Silent
+from featurecache.progress import Silent
 from featurecache.specs import ExtractionSettings, ViewSpec
 from featurecache.store.dtypes import encode
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from featurecache.errors import SourceError
-from featurecache.extraction.progress import Silent
 from featurecache.extraction.scan import identified
+from featurecache.progress import Silent
 from featurecache.sources import files, folder
 from featurecache.sources.entries import Entries
 from featurecache.sources.folder import FolderSource

@@ -13,8 +13,8 @@ import outside
 import pytest
 from conftest import write_image
 
-from featurecache.extraction.progress import Progress
 from featurecache.heads import registry
+from featurecache.progress import Progress
 from featurecache.sources.opening import SourceSpec
 from featurecache.specs import BackboneRequest
 from featurecache.testing import EngineContract, HeadContract, ProviderContract, SourceContract

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from featurecache.extraction.engines.local import LocalEngine
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.progress import Progress
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.plugins import load_named
+from featurecache.progress import Progress
 
 GROUP = "featurecache.engines"
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from featurecache.extraction.job import ExtractionJob
-from featurecache.extraction.progress import Progress
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
+from featurecache.progress import Progress
 
 
 @dataclass(frozen=True)
