@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from featurecache.specs import ExtractionSettings as ExtractionSettings
     from featurecache.specs import PreprocessSpec as PreprocessSpec
     from featurecache.specs import ViewSpec as ViewSpec
-    from featurecache.store.labels import labels_from_csv as labels_from_csv
+    from featurecache.store.label_tables import labels_from_csv as labels_from_csv
     from featurecache.store.labels import labels_from_folders as labels_from_folders
     from featurecache.store.store import FeatureStore as FeatureStore
 
@@ -49,7 +49,7 @@ _HOMES = {
     "evaluate": "evaluation.scores",
     "extract": "extraction.extract",
     "fit_head": "heads.fitting",
-    "labels_from_csv": "store.labels",
+    "labels_from_csv": "store.label_tables",
     "labels_from_folders": "store.labels",
     "list_backbones": "backbones.registry",
     "list_heads": "heads.registry",

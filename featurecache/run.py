@@ -276,7 +276,7 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
         str(saved),
         *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"]),
     ]
-    if weights is not None or feature_set.about["weights_source"].startswith("file "):
+    if weights is not None or feature_set.about.weights_source.startswith("file "):
         command += ["--weights", str(weights or "FILE")]
     if request is not None and request.weights_key is not None:
         command += ["--weights-key", request.weights_key]
@@ -315,7 +315,8 @@ def _read_labels(
     id_column: str | None,
 ) -> FolderLabels | TableLabels:
     """Return the labels of a source; those of texts stand in the table itself, unless another one is named."""
-    from featurecache.store.labels import labels_from_csv, labels_from_folders
+    from featurecache.store.label_tables import labels_from_csv
+    from featurecache.store.labels import labels_from_folders
 
     if labels is None and text_column is None:
         return labels_from_folders(root)
@@ -329,8 +330,8 @@ def _read_labels(
 
 def _check_labels(labels: FolderLabels | TableLabels, source: Source) -> None:
     from featurecache.sources.entries import Entries
-    from featurecache.store.joining import check_labels
     from featurecache.store.labels import FolderLabels
+    from featurecache.store.task_builder import check_labels
 
     listed = labels.of(Entries.of(source).names) if isinstance(labels, FolderLabels) else labels.labels
     check_labels(listed, labels)

@@ -115,7 +115,8 @@ def labels_of(
     root
         The source that is labelled; any of the cache where left out.
     """
-    from featurecache.store.labels import labels_from_csv, labels_from_folders
+    from featurecache.store.label_tables import labels_from_csv
+    from featurecache.store.labels import labels_from_folders
 
     if table is not None:
         return labels_from_csv(

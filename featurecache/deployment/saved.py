@@ -89,7 +89,7 @@ def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
         {
             "identity": head.feature_set.identity.to_json(),
             "fingerprint": head.feature_set.fingerprint,
-            "weights_source": head.feature_set.about["weights_source"],
+            "weights_source": head.feature_set.about.weights_source,
             "probe": head.feature_set.reference(),
             "tap": head.feature_set.tap,
             "dtype": head.feature_set.dtype,

@@ -76,7 +76,7 @@ def continue_earlier(
         today's: then those, with a warning that names the new default.
     """
     for held in store.feature_sets():
-        backbone = with_recorded_architecture(backbone, held.identity, held.about["weights_source"])
+        backbone = with_recorded_architecture(backbone, held.identity, held.about.weights_source)
     if DEFAULT in names and backbone.default.tap is None:
         taps: tuple[Tap, ...] = ()
     else:

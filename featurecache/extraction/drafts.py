@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from featurecache.store.features import runs_of_rows
 from featurecache.store.image_warnings import REMARK_FIELDS
 from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
 from featurecache.store.samples import Ids, Rows
+from featurecache.store.schemas import Precision
 from featurecache.store.shards import ShardWriter
 
 _ROWS_MEASURED = 32
@@ -51,7 +53,7 @@ class Draft:
         }
         self._writer = ShardWriter(feature_set.folder.path, layout, self._attributes)
         self._start = 0
-        self._precision: dict[str, Any] | None = None
+        self._precision: Precision | None = None
         self._constant = ConstantFinder(self._views)
 
     def __enter__(self) -> Self:
@@ -137,7 +139,7 @@ class Draft:
             "bad": [[int(rows[i]), error.status, error.reason] for i, error in self.bad.items() if keep[i]],
             "fingerprint": self._set.fingerprint,
             "tap": self._set.tap,
-            "precision": self._precision,
+            "precision": None if self._precision is None else msgspec.to_builtins(self._precision),
             **({"cut": runs_of_rows(cut)} if len(cut) else {}),
             **({} if (constant := self._constant.runs()) is None else {"constant": constant}),
             **{

@@ -67,7 +67,7 @@ class Inputs:
         """Load the backbone of a feature set."""
         return reproduce_backbone(
             feature_set.identity,
-            str(feature_set.about.get("weights_source", "other weights")),
+            feature_set.about.weights_source,
             needed_by=f"{feature_set.identity.backbone} ({feature_set.fingerprint[:12]})",
             backbone=self.backbone,
             weights=self.weights,

@@ -24,6 +24,7 @@ from featurecache.extraction.reading import inputs_of_rows
 from featurecache.store.listings import Listing
 from featurecache.store.precision import MOST_ERROR, error_as, finite_rows
 from featurecache.store.samples import Column, Ids, Rows
+from featurecache.store.schemas import StoredType
 from featurecache.store.soundness import held_type
 from featurecache.store.store import FeatureStore
 
@@ -66,7 +67,7 @@ def _known_type(store: FeatureStore, fingerprints: Sequence[str], tap: str) -> s
         if (held := held_type(store.feature_sets(), fingerprint, tap)) is not None:
             return held
     record = store.recall_type(fingerprints[-1], tap)
-    return None if record is None else str(record["dtype"])
+    return None if record is None else record.dtype
 
 
 def _choose_type(store: FeatureStore, backbone: Backbone, tap: Tap, values: NDArray[np.float32]) -> str:
@@ -74,12 +75,12 @@ def _choose_type(store: FeatureStore, backbone: Backbone, tap: Tap, values: NDAr
     if not len(values):  # every input is bad: there is nothing to choose by, and nothing to lose
         return "float16"
     error = error_as(values, "float16")
-    record = {
-        "dtype": "float16" if error <= MOST_ERROR else "float32",
-        "rows": len(values),
-        "error": float(f"{error:.3g}") if isfinite(error) else None,
-    }
-    return str(store.remember_type(backbone.identity.fingerprint, tap.name, record)["dtype"])
+    chosen = StoredType(
+        dtype="float16" if error <= MOST_ERROR else "float32",
+        rows=len(values),
+        error=float(f"{error:.3g}") if isfinite(error) else None,
+    )
+    return store.remember_type(backbone.identity.fingerprint, tap.name, chosen).dtype
 
 
 def _measured_features(

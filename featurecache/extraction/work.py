@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featurecache.errors import RequestError
 from featurecache.extraction.job import ExtractionJob
@@ -21,6 +21,7 @@ from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import at_most_cores
 from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -103,13 +104,13 @@ def _add_sets(job: ExtractionJob, store: FeatureStore, views: Variant, types: Ma
     return sets
 
 
-def about(backbone: Backbone) -> dict[str, Any]:
+def about(backbone: Backbone) -> BackboneAbout:
     """Return what `info` shows of a backbone besides its identity."""
-    return {
-        "num_parameters": backbone.num_parameters,
-        "num_trainable": backbone.num_trainable,
-        "weights_source": backbone.weights_source,
-        "license": backbone.license,
-        "classifier": backbone.classifier,
-        "notes": list(backbone.notes),
-    }
+    return BackboneAbout(
+        num_parameters=backbone.num_parameters,
+        num_trainable=backbone.num_trainable,
+        weights_source=backbone.weights_source,
+        license=backbone.license,
+        classifier=backbone.classifier,
+        notes=list(backbone.notes),
+    )

@@ -298,7 +298,7 @@ def _parts_of(
     if others := [each for each in whole if each.fingerprint != whole[0].fingerprint]:
         raise RequestError(f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with "
                            "--fingerprint")  # fmt: skip
-    made_with = whole[0].about["weights_source"]
+    made_with = whole[0].about.weights_source
     identity = whole[0].identity.plain
     network = reproduce_backbone(identity, made_with, needed_by="a ladder", **reopening)
     return network, _last_layer(pooled), whole

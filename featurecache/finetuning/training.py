@@ -218,7 +218,7 @@ def _maker(
         _check_whole(feature_set, store)
         network = network or reproduce_backbone(
             feature_set.identity.plain,
-            feature_set.about["weights_source"],
+            feature_set.about.weights_source,
             needed_by=f"a tail after {feature_set.tap}",
             backbone=backbone,
             weights=weights,

@@ -1,7 +1,7 @@
 """Features that have the same value in every row: a sign of dead layers, lost digits, or a tap that sees no input.
 
 Each shard records which of its channels are constant, and at what value, so that nothing has to be read to tell. Of
-shards that say nothing (earlier releases, or very few rows), the first rows are read.
+shards without such a record (earlier releases, or very few rows), the first rows are read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_RUNS = 4096
 """Of a record; what is beyond is not recorded."""
 _ROWS_READ = 256
 _MOST_SHARDS_READ = 64
-"""Of shards that say nothing of it."""
+"""Of shards that have no record of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ConstantFeatures:
     num_rows : int
         Good rows.
     sampled : bool
-        Some rows were not looked at.
+        Some rows were not read.
     """
 
     count: int
@@ -109,8 +109,8 @@ def constant_features(feature_set: FeatureSet, features: Features) -> ConstantFe
     values: NDArray[np.float64] = np.zeros(0)
     silent, sampled, num_rows = _silent(features.commits), False, len(features) - len(features.bad)
     chosen = {int(n) for n in np.linspace(0, len(silent) - 1, _MOST_SHARDS_READ)} if silent else set()
-    looked_at = [*(c for c in features.commits if _recorded(c) is not None), *(silent[n] for n in sorted(chosen))]
-    for commit in looked_at:
+    checked = [*(c for c in features.commits if _recorded(c) is not None), *(silent[n] for n in sorted(chosen))]
+    for commit in checked:
         found = _of_shard(feature_set, features, commit)
         sampled |= _recorded(commit) is None and commit.shard.arrays["features"].shape[0] > _ROWS_READ
         if found is None:
@@ -166,8 +166,8 @@ def _of_shard(
         values = [np.full(int(stop) - int(start), value) for start, stop, value in recorded]
         return np.concatenate([np.zeros(0, np.int64), *channels]), np.concatenate([np.zeros(0), *values])
     finder = ConstantFinder(feature_set.identity.views)
-    beginning = features.read_beginning(commit, _ROWS_READ)
-    finder.add(beginning[finite_rows(beginning)])
+    first_rows = features.read_first(commit, _ROWS_READ)
+    finder.add(first_rows[finite_rows(first_rows)])
     return finder.constants() if finder.num_rows else None
 
 

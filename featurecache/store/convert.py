@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +16,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features, body_of_rows, rows_of_commit
 from featurecache.store.precision import finite_rows, measure_error, read_back, stored_arrays
 from featurecache.store.samples import Rows
+from featurecache.store.schemas import Precision
 from featurecache.store.store import FeatureStore
 
 
@@ -68,12 +69,12 @@ def convert_features(
 
 def _contains(held: Rows, rows: Rows) -> NDArray[np.bool_]:
     """Tell which rows are among those held, sorted and many: `numpy.isin` would sort them for every shard."""
-    place = np.minimum(np.searchsorted(held, rows), max(len(held) - 1, 0))
-    return held[place] == rows if len(held) else np.zeros(len(rows), bool)
+    index = np.minimum(np.searchsorted(held, rows), max(len(held) - 1, 0))
+    return held[index] == rows if len(held) else np.zeros(len(rows), bool)
 
 
 def _rows_by_now(target: FeatureSet, missing: Rows) -> Rows:
-    """See what other writers have added, which must be the row by which they had the name."""
+    """See what other writers have added, which must include the row that names the commit."""
     rows = target.open().rows
     if missing[0] not in rows:
         raise CorruptError(
@@ -85,39 +86,47 @@ def _rows_by_now(target: FeatureSet, missing: Rows) -> Rows:
 
 def _convert_rows(features: Features, commit: Commit, rows: Rows, target: FeatureSet) -> bool:
     """Convert some rows of a shard; False when another writer was first."""
-    place = np.searchsorted(rows_of_commit(commit), rows)
-    values = features.read_shard(commit)[place].astype(np.float32)
+    index = np.searchsorted(rows_of_commit(commit), rows)
+    values = features.read_shard(commit)[index].astype(np.float32)
     body = body_of_rows(commit, rows)
     bad = list(body["bad"])
     known = {row for row, *_ in bad}
-    for index in np.flatnonzero(_too_large(values, target.dtype)).tolist():
-        if rows[index] not in known:
+    for number in np.flatnonzero(_too_large(values, target.dtype)).tolist():
+        if rows[number] not in known:
             reason = f"a feature exceeds the range of {target.dtype}; use --dtype float32"
-            bad.append([int(rows[index]), "overflow", reason])
-        values[index] = np.nan
-    arrays = stored_arrays(values, target.dtype, target.identity.views)
+            bad.append([int(rows[number]), "overflow", reason])
+        values[number] = np.nan
     views = target.identity.views
+    arrays = stored_arrays(values, target.dtype, views)
     error = measure_error(values, arrays, against=features.dtype, views=views)
-    good = finite_rows(values)
-    constant = constants_of(read_back(arrays)[good], views)
-    arrays["id"] = ("uint8", features.ids_of(commit)[place])
+    constant = constants_of(read_back(arrays)[finite_rows(values)], views)
+    arrays["id"] = ("uint8", features.ids_of(commit)[index])
     body = {
         **{name: value for name, value in body.items() if name != "constant"},
         **({} if constant is None else {"constant": constant}),
         "bad": sorted(bad),
-        "precision": _whole_error(error, commit.body.get("precision")),
+        "precision": msgspec.to_builtins(_whole_error(error, commit.body.get("precision"))),
         "converted_from": features.dtype,
     }
     return target.folder.publish(f"{rows[0]:012d}", arrays, body, kind="features")
 
 
-def _whole_error(error: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
-    """Bound the error against float32 of what was rounded before already: by the triangle inequality, the sum."""
-    if error["against"] == "float32" or before is None:
+def _whole_error(error: Precision, recorded: object) -> Precision:
+    """Bound the error against float32 of features that were rounded before: by the triangle inequality, the sum."""
+    if error.against == "float32" or recorded is None:
         return error
-    measured = ("relative_rms", "relative_largest", "relative_to_spread")
-    sums = {name: float(f"{error[name] + before[name]:.3g}") for name in measured if name in error and name in before}
-    return {**error, **sums, "against": before["against"], "bound": True}
+    before = msgspec.convert(recorded, Precision)
+    spread = error.relative_to_spread
+    if spread is not None and before.relative_to_spread is not None:
+        spread = float(f"{spread + before.relative_to_spread:.3g}")
+    return Precision(
+        against=before.against,
+        rows=error.rows,
+        relative_rms=float(f"{error.relative_rms + before.relative_rms:.3g}"),
+        relative_largest=float(f"{error.relative_largest + before.relative_largest:.3g}"),
+        bound=True,
+        relative_to_spread=spread,
+    )
 
 
 def _too_large(values: NDArray[np.float32], dtype: str) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ STORED: dict[str, str] = {
     "float16": "<f2",
     "float32": "<f4",
     "bfloat16": "<u2",  # the upper half of a float32; HDF5 and numpy have no such type
-    "int8": "|i1",  # per channel, with the arrays ``scale`` and ``offset`` beside it
+    "int8": "|i1",  # per channel; the arrays ``scale`` and ``offset`` give the values
     "uint8": "|u1",
     "uint64": "<u8",
     "int64": "<i8",

@@ -1,4 +1,4 @@
-"""One tap of one fingerprint in one number type: its place in a cache, its records, and how people name it."""
+"""One tap of one fingerprint in one number type: its folder in a cache, its records, and how people name it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.listings import Listings
 from featurecache.store.samples import SampleTable
-from featurecache.store.schemas import ReferenceBody, SpecBody, WarningBody, check_body, features_schema
+from featurecache.store.schemas import (
+    BackboneAbout,
+    ReferenceBody,
+    SpecBody,
+    WarningBody,
+    checked_body,
+    features_schema,
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class FeatureSet:
 
     fingerprint: str
     identity: FeatureIdentity
-    about: dict[str, Any]
+    about: BackboneAbout
     tap: str
     dtype: str
     folder: ShardFolder
@@ -62,7 +69,7 @@ class FeatureSet:
 
     @property
     def is_pooled(self) -> bool:
-        """Tell whether a sample, or a view of it, has one row of numbers and no places or tokens."""
+        """Tell whether a sample, or a view of it, is one vector, without positions or tokens."""
         return len(self.activation_shape) == 1
 
     def reference(self) -> dict[str, Any] | None:
@@ -71,8 +78,7 @@ class FeatureSet:
         if not path.is_file():
             return None
         record = read_record(path, "probe")
-        check_body(record, ReferenceBody, str(path))
-        if self.tap not in record["features"]:
+        if self.tap not in checked_body(record, ReferenceBody, str(path)).features:
             raise CorruptError(f"{path} says nothing of tap {self.tap!r}; remove it")
         return record
 
@@ -98,10 +104,19 @@ class FeatureSet:
             return []
         return [_read_warning(path) for path in sorted(folder.glob("*.json")) if not is_partial(path)]
 
-    def to_json(self) -> dict[str, Any]:
-        """Name it in plain JSON values."""
-        names = {"tap": self.tap, "dtype": self.dtype, "fingerprint": self.fingerprint, "views": self.num_views}
-        return {"backbone": self.identity.backbone, **names}
+    @property
+    def names(self) -> dict[str, str]:
+        """The names by which it is chosen."""
+        return {
+            "backbone": self.identity.backbone,
+            "tap": self.tap,
+            "dtype": self.dtype,
+            "fingerprint": self.fingerprint,
+        }
+
+    def to_json(self) -> dict[str, str | int | None]:
+        """Return plain JSON values."""
+        return {**self.names, "views": self.num_views}
 
     def __str__(self) -> str:
         views = "" if self.num_views is None else f", {self.num_views} views"
@@ -109,71 +124,100 @@ class FeatureSet:
 
 
 def feature_set_in(
-    folder: Path, identity: FeatureIdentity, about: dict[str, Any], samples: SampleTable, sources: Listings
+    folder: Path, identity: FeatureIdentity, about: BackboneAbout, samples: SampleTable, sources: Listings
 ) -> FeatureSet:
-    """Return the feature set whose shards lie, or will lie, in a folder of a cache: its name says tap and type."""
-    tap, dtype = tap_of_folder(folder.parent.name), folder.name
-    place = ShardFolder(folder, features_schema(dtype))
-    return FeatureSet(identity.fingerprint, identity, about, tap, dtype, place, samples, sources)
+    """Return the feature set whose shards lie, or will lie, in a folder of a cache.
+
+    Parameters
+    ----------
+    folder : Path
+        Its name and its parent's are the number type and the tap.
+    identity, about, samples, sources
+        See `FeatureSet`.
+    """
+    node, _, pooling = folder.parent.name.rpartition("=")
+    tap, dtype = f"{unquote(node)}:{unquote(pooling)}", folder.name
+    shards = ShardFolder(folder, features_schema(dtype))
+    return FeatureSet(identity.fingerprint, identity, about, tap, dtype, shards, samples, sources)
+
+
+def folder_of_tap(tap: str) -> str:
+    """Return the name of the folder for features of a tap."""
+    node, _, pooling = tap.rpartition(":")
+    return f"{quote(node, safe='')}={quote(pooling, safe='+')}"
 
 
 def _read_warning(path: Path) -> ReportWarning:
-    record = read_record(path, "warning")
-    check_body(record, WarningBody, str(path))
-    if record["kind"] != path.stem:
-        raise CorruptError(f"{path} holds a warning of kind {record['kind']!r}; remove it")
-    return ReportWarning(
-        kind=record["kind"], count=record["count"], text=record["text"], examples=tuple(record["examples"])
-    )
+    found = checked_body(read_record(path, "warning"), WarningBody, str(path))
+    if found.kind != path.stem:
+        raise CorruptError(f"{path} holds a warning of kind {found.kind!r}; remove it")
+    return ReportWarning(kind=found.kind, count=found.count, text=found.text, examples=tuple(found.examples))
 
 
-def choose(sets: list[FeatureSet], wanted: Mapping[str, str | None], views: int | None) -> list[FeatureSet]:
+def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int | None) -> list[FeatureSet]:
     """Return the feature sets that fit; a name that fits none is an error that lists the known ones.
 
     Parameters
     ----------
     sets : list of FeatureSet
-    wanted : mapping
+    names : mapping
         ``backbone``, ``tap``, ``dtype`` or ``fingerprint`` to a name; the node of a tap will do, and the beginning of a
         fingerprint. None for those that do not matter.
     views : int or None
         Number of views of each sample, 0 for plain features only.
     """
-    for kind, name in wanted.items():
+    for kind, name in names.items():
         if name is None:
             continue
-        fitting = [s for s in sets if _fits(_attribute(s, kind), kind, name)]
+        fitting = [s for s in sets if _fits(s.names[kind], kind, name)]
         if not fitting:
-            raise _unknown(sets, kind, name)
+            known = sorted({s.names[kind] for s in sets})
+            advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
+            if kind == "tap":
+                advice += f", if it is one that `featurecache inspect {sets[0].identity.backbone}` lists"
+            near = nearest_layers(name, known) if kind == "tap" else None
+            raise UnknownNameError(f"cached {kind}", name, known, near=near, advice=advice)
         sets = fitting
-    return sets if views is None else _with_views(sets, views)
+    if views is None:
+        return sets
+    fitting = [s for s in sets if (s.num_views or 0) == views]
+    if not fitting:
+        refuse_views_of_texts(sets)
+        known = sorted({str(s.num_views or 0) for s in sets})
+        advice = f"run `featurecache extract --views {views}` to add them"
+        raise UnknownNameError("cached number of views", str(views), known, advice=advice)
+    return fitting
 
 
-def _unknown(sets: Sequence[FeatureSet], kind: str, name: str) -> UnknownNameError:
-    known = sorted({_attribute(s, kind) for s in sets})
-    near = nearest_layers(name, known) if kind == "tap" else None
-    advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
-    if kind == "tap":
-        advice += f", if it is one that `featurecache inspect {sets[0].identity.backbone}` lists"
-    return UnknownNameError(f"cached {kind}", name, known, near=near, advice=advice)
+def _fits(value: str, kind: str, name: str) -> bool:
+    if kind == "fingerprint":
+        return value.startswith(name)
+    if kind == "backbone":  # kept without the folder of its files: `hf:FOLDER`, `hub:FOLDER:entry`, `file:P`
+        prefix, colon, path = name.partition(":")
+        return value in (name, f"{prefix}{colon}{PurePath(path).name}")
+    return value == name or (kind == "tap" and value.partition(":")[0] == name)
+
+
+def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
+    """Raise `RequestError` where views cannot be had because no set is of images."""
+    preprocesses = [s.identity.preprocess for s in sets]
+    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
+        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
 
 
 def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
-    """Of features that are kept in several number types take one: with most rows, and of those in the widest type.
+    """Of features in several number types choose one: with most rows, and of those in the widest type.
 
     A conversion or an extraction that was killed leaves a type with fewer rows, whichever it is.
     """
     alike: dict[tuple[str, str], list[FeatureSet]] = {}
     for each in sets:
         alike.setdefault((each.fingerprint, each.tap), []).append(each)
-    return [_preferred(each) for each in alike.values()]
-
-
-def _preferred(alike: Sequence[FeatureSet]) -> FeatureSet:
-    if len(alike) == 1:
-        return alike[0]
     types = list(DIGITS)
-    return max(alike, key=lambda each: (len(each.open().rows), -types.index(each.dtype)))
+    return [
+        same[0] if len(same) == 1 else max(same, key=lambda s: (len(s.open().rows), -types.index(s.dtype)))
+        for same in alike.values()
+    ]
 
 
 def type_warnings(chosen: Iterable[FeatureSet], sets: Sequence[FeatureSet]) -> list[ReportWarning]:
@@ -187,69 +231,23 @@ def _type_warning(chosen: FeatureSet, sets: Sequence[FeatureSet]) -> ReportWarni
     if not others or chosen.dtype not in alike:
         return None
     most = len(chosen.open().rows)
-    beside = ", ".join(f"{each.dtype} (--dtype {each.dtype}, {len(each.open().rows)} rows)" for each in others)
-    text = f"the {chosen.dtype} features of {chosen.tap} are used ({most} rows); they are cached as {beside} too"
+    known = ", ".join(f"{each.dtype} (--dtype {each.dtype}, {len(each.open().rows)} rows)" for each in others)
+    text = f"the {chosen.dtype} features of {chosen.tap} are used ({most} rows); they are cached as {known} too"
     return ReportWarning(kind="stored_type", count=len(others), text=text)
 
 
 def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
-    """Leave out what keeps its places or tokens, for layers to be trained on, where there are pooled features too."""
+    """Leave out features with positions or tokens, for layers to be trained on, where there are pooled ones too."""
     return [each for each in sets if each.is_pooled] or list(sets)
 
 
-def read_spec(spec: Path) -> tuple[FeatureIdentity, dict[str, Any]]:
-    """Read how the features in a folder were made, and what people want to know beside it."""
-    record = read_record(spec, "spec")
-    check_body(record, SpecBody, str(spec))
-    return _identity_of(record, spec), record["about"]
-
-
-def _identity_of(record: dict[str, Any], spec: Path) -> FeatureIdentity:
+def read_spec(spec: Path) -> tuple[FeatureIdentity, BackboneAbout]:
+    """Read how the features in a folder were made, and what `info` shows besides."""
+    body = checked_body(read_record(spec, "spec"), SpecBody, str(spec))
     try:
-        identity = FeatureIdentity.from_json(record["identity"])
+        identity = FeatureIdentity.from_json(body.identity)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{spec} describes no features ({error}); restore it from a copy") from None
     if identity.fingerprint != spec.parent.name:
         raise CorruptError(f"{spec} has another fingerprint than its folder's name; restore it from a copy")
-    return identity
-
-
-def _attribute(feature_set: FeatureSet, kind: str) -> str:
-    return feature_set.identity.backbone if kind == "backbone" else getattr(feature_set, kind)
-
-
-def _fits(value: str, kind: str, name: str) -> bool:
-    if kind == "fingerprint":
-        return value.startswith(name)
-    if kind == "backbone":  # kept without the place of its folder or file: `hf:FOLDER`, `hub:FOLDER:entry`, `file:P`
-        prefix, colon, place = name.partition(":")
-        return value in (name, f"{prefix}{colon}{PurePath(place).name}")
-    return value == name or (kind == "tap" and value.partition(":")[0] == name)
-
-
-def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
-    """Raise `RequestError` where views cannot be had because no set is of images."""
-    preprocesses = [s.identity.preprocess for s in sets]
-    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
-        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
-
-
-def _with_views(sets: list[FeatureSet], views: int) -> list[FeatureSet]:
-    fitting = [s for s in sets if (s.num_views or 0) == views]
-    if not fitting:
-        refuse_views_of_texts(sets)
-        known = {str(s.num_views or 0) for s in sets}
-        advice = f"run `featurecache extract --views {views}` to add them"
-        raise UnknownNameError("cached number of views", str(views), known, advice=advice)
-    return fitting
-
-
-def folder_of_tap(tap: str) -> str:
-    node, _, pooling = tap.rpartition(":")
-    return f"{quote(node, safe='')}={quote(pooling, safe='+')}"
-
-
-def tap_of_folder(name: str) -> str:
-    """Return the tap whose features lie in a folder of this name."""
-    node, _, pooling = name.rpartition("=")
-    return f"{unquote(node)}:{unquote(pooling)}"
+    return identity, body.about

@@ -84,7 +84,7 @@ class Features:
         for commit in self.commits:
             if not np.isin([row for row, *_ in commit.body["bad"]], rows_of_commit(commit)).all():
                 raise CorruptError(f"{self._folder.path}: commit {commit.key} calls rows bad that it does not hold")
-        # Where two writers' shards overlap only one of them is read, and only its word on a row counts.
+        # Where two writers' shards overlap only one of them is read, and only its record of a row counts.
         owners = self._shard_of[self._run_of(np.array([row for _, row, _, _ in listed]))].tolist()
         return {row: (s, why) for (number, row, s, why), owner in zip(listed, owners, strict=True) if number == owner}
 
@@ -98,13 +98,13 @@ class Features:
         stored = shard.read("features")
         return self._values(shard, stored)
 
-    def read_beginning(self, commit: Commit, count: int) -> Array:
+    def read_first(self, commit: Commit, count: int) -> Array:
         """Return the features of the first rows of a shard, at most ``count``; bad rows are NaN."""
         shard = self._folder.open(commit)
         stored = shard.slice("features", 0, min(count, commit.shard.arrays["features"].shape[0]))
         values = self._values(shard, stored)
         known = {row for row, *_ in commit.body["bad"]}
-        bad = [place for place, row in enumerate(rows_of_commit(commit)[: len(values)].tolist()) if row in known]
+        bad = [index for index, row in enumerate(rows_of_commit(commit)[: len(values)].tolist()) if row in known]
         if bad:  # int8 has no NaN
             values = values.astype(np.float32)
             values[bad] = np.nan
@@ -240,9 +240,9 @@ class Features:
     def _is_bad(self, rows: Rows) -> NDArray[np.bool_]:
         if len(self._bad_rows) == 0:
             return np.zeros(len(rows), bool)
-        place = np.searchsorted(self._bad_rows, rows)
-        np.minimum(place, len(self._bad_rows) - 1, out=place)
-        return self._bad_rows[place] == rows
+        index = np.searchsorted(self._bad_rows, rows)
+        np.minimum(index, len(self._bad_rows) - 1, out=index)
+        return self._bad_rows[index] == rows
 
     @cached_property
     def _bad_rows(self) -> Rows:
@@ -293,7 +293,7 @@ def runs_of_rows(rows: Rows) -> list[list[int]]:
 
 
 def body_of_rows(commit: Commit, rows: Rows) -> dict[str, Any]:
-    """Return what a commit says of some of its rows."""
+    """Return the body of a commit for some of its rows."""
     numbers = set(rows.tolist())
     body = {**commit.body, "rows": runs_of_rows(rows)}
     for name in ("bad", "probe"):

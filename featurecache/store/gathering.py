@@ -1,6 +1,6 @@
 """Scattered rows of many mapped shards in one step of numpy, as quickly as from a single array.
 
-Shard by shard, every row would be copied twice: out of its shard, then to its place in the result. But all mapped
+Shard by shard, every row would be copied twice: out of its shard, then into the result. But all mapped
 shards lie in one address space, so there is a step of bytes (the greatest common divisor of a row's bytes and of the
 distances between the shards) such that every row of every shard begins a whole number of steps behind the lowest
 shard. Seen that way, the shards are one long array of overlapping rows, and a gather is one index into it.
@@ -56,9 +56,9 @@ class RowGatherer:
         mapped = self._addresses[self._addresses > 0]
         lowest = int(mapped.min())
         step = math.gcd(row_bytes, int(np.gcd.reduce(mapped - lowest)))
-        places = (self._addresses - lowest)[shards] // step + local * (row_bytes // step)
-        rows = np.asarray(_Memory(lowest, int(places.max()) + 1, step, row_bytes))
-        return rows[places].view(stored).reshape(len(local), *sample_shape)
+        steps = (self._addresses - lowest)[shards] // step + local * (row_bytes // step)
+        rows = np.asarray(_Memory(lowest, int(steps.max()) + 1, step, row_bytes))
+        return rows[steps].view(stored).reshape(len(local), *sample_shape)
 
     def _check(self, shards: Rows, local: Rows) -> None:
         """Map the shards, and check the blocks under the rows that were not checked before."""

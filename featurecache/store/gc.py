@@ -70,7 +70,7 @@ def collect_garbage(
     limit = time.time() - 3600 * older_than_hours
     for path in _leftovers(store.path):
         with contextlib.suppress(FileNotFoundError):  # another collection was faster
-            _look_at(path, store.path, limit, garbage)
+            _collect(path, store.path, limit, garbage)
     if unused:
         for feature_set in store.feature_sets():
             # Read anew for each: a source may have been extracted again meanwhile, and what it holds stays.
@@ -79,7 +79,7 @@ def collect_garbage(
     return garbage
 
 
-def _look_at(path: Path, root: Path, limit: float, garbage: Garbage) -> None:
+def _collect(path: Path, root: Path, limit: float, garbage: Garbage) -> None:
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     statuses = [file.stat() for file in files]
     if max([path.stat().st_mtime, *(status.st_mtime for status in statuses)]) > limit:
@@ -103,9 +103,9 @@ def _leftovers(root: Path) -> Iterator[Path]:
         yield from (path for name in sorted([*folders, *files]) if is_partial(path := Path(folder) / name))
         folders[:] = [name for name in folders if not is_partial(Path(name))]
     yield from sorted((root / TRAINING).glob("*/*.safetensors"))
-    for place in shard_folders(root):
-        shards = sorted((place / "shards").glob("[0-9]*.h5"))
-        named = {commit.file_name for commit in ShardFolder(place).commits()}
+    for folder_of_shards in shard_folders(root):
+        shards = sorted((folder_of_shards / "shards").glob("[0-9]*.h5"))
+        named = {commit.file_name for commit in ShardFolder(folder_of_shards).commits()}
         yield from (path for path in shards if path.name not in named)
 
 
@@ -131,8 +131,8 @@ def _shrink(features: Features, folder: ShardFolder, commit: Commit, rows: Rows,
     """
     if keep.any():
         kept = rows[keep]
-        key = _key_of_part(commit, kept)
-        folder.publish(key, _part(features, folder, commit, keep), body_of_rows(commit, kept), kind="features")
+        key = _key_of_kept(commit, kept)
+        folder.publish(key, _kept_arrays(features, folder, commit, keep), body_of_rows(commit, kept), kind="features")
         # It may be there already, of a collection that was killed before it removed the old one.
         if not np.array_equal(rows_of_commit(folder.read(folder.record(key))), kept):
             raise CorruptError(
@@ -141,7 +141,7 @@ def _shrink(features: Features, folder: ShardFolder, commit: Commit, rows: Rows,
     folder.discard([commit])
 
 
-def _key_of_part(commit: Commit, kept: Rows) -> str:
+def _key_of_kept(commit: Commit, kept: Rows) -> str:
     """Return a key that nothing but these rows of this shard has.
 
     The first row alone would be the key of whoever computes from that row on: a shard of that name may be there.
@@ -150,7 +150,9 @@ def _key_of_part(commit: Commit, kept: Rows) -> str:
     return f"{kept[0]:012d}{int(digest[:16], 16):020d}"
 
 
-def _part(features: Features, folder: ShardFolder, commit: Commit, keep: np.ndarray) -> dict[str, tuple[str, Array]]:
+def _kept_arrays(
+    features: Features, folder: ShardFolder, commit: Commit, keep: np.ndarray
+) -> dict[str, tuple[str, Array]]:
     """Return the arrays of a shard without the rows that go; what belongs to all rows stays as it is."""
     old = folder.open(commit)
     known = [name for name in features_schema(features.dtype).arrays if name in commit.shard.arrays]

@@ -32,13 +32,13 @@ class Listing:
     """Key of the source: the absolute path of a folder, a URL."""
     paths: TextColumn
     stamps: NDArray[np.int64]
-    """What told at the scan that a file was unchanged, ``(n, 4)``: size, mtime, ctime, inode."""
+    """By which a file is known to be unchanged, ``(n, 4)``: size, mtime, ctime, inode."""
     rows: Rows
     problems: dict[str, str]
     order: int = 0
-    """Of two sources that say different things of one sample, the one with the greater number was extracted later."""
+    """Greater than that of all sources extracted before: of two labels of one sample the later source's counts."""
     ignored: IgnoredFiles = field(default_factory=IgnoredFiles)
-    """Files that it held beside its inputs; none in the records of earlier releases."""
+    """Files that are no inputs; none in the records of earlier releases."""
 
     @cached_property
     def row_of(self) -> dict[str, int]:
@@ -52,23 +52,23 @@ class Listing:
 
     def paths_of(self, rows: Rows | Sequence[int]) -> list[str]:
         """One path (the first) for each row; the rows must be in the listing."""
-        return [self.paths[number] for number in self._places_of(rows).tolist()]
+        return [self.paths[number] for number in self._indices_of(rows).tolist()]
 
     def stamps_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
         """Return the stamps ``(n, 4)`` of those files."""
-        return self.stamps[self._places_of(rows)]
+        return self.stamps[self._indices_of(rows)]
 
-    def _places_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
+    def _indices_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
         held, first = self._first
         rows = np.asarray(rows, np.int64)
-        place = np.searchsorted(held, rows)
-        if len(rows) and (place.max() >= len(held) or (held[place] != rows).any()):
+        index = np.searchsorted(held, rows)
+        if len(rows) and (index.max() >= len(held) or (held[index] != rows).any()):
             raise RequestError(f"{self.root} does not hold all of the rows asked for; extract it again")
-        return first[place]
+        return first[index]
 
     @cached_property
     def _first(self) -> tuple[Rows, Rows]:
-        """Rows held, and the place of the first path of each."""
+        """Rows held, and the index of the first path of each."""
         held, first = np.unique(self.rows, return_index=True)
         readable = int(np.searchsorted(held, 0))
         return held[readable:], first[readable:]
@@ -120,7 +120,7 @@ class Listings:
             "ignored": listing.ignored.to_json(),
         }
         folder.publish_next(arrays, body, kind="source view")
-        # If another writer was first, or is already further, its listing is as good: both have just looked.
+        # If another writer was first, or is already further, its listing is as good: both scans are fresh.
         return _load(folder) or listing
 
     def _folder(self, source: str | Path) -> ShardFolder:

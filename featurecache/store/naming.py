@@ -1,4 +1,4 @@
-"""What people call feature sets in a table: as short as may be, and never two of them alike."""
+"""Names of feature sets in a table: short, and never two alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def distinct_names(sets: Sequence[Mapping[str, Any]]) -> list[str]:
     -------
     names : list of str
         Equal for equal sets only. The type and the backbone are named where there are several; views always; and the
-        beginning of the fingerprint of sets that have all of these in common.
+        first digits of the fingerprint of sets that have all of these in common.
     """
     several = {key for key in ("dtype", "backbone") if len({each[key] for each in sets}) > 1}
     names = [_name(each, several) for each in sets]
@@ -30,20 +30,20 @@ def distinct_names(sets: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, each in zip(names, sets, strict=True):
         alike[name].add(each["fingerprint"])
     return [
-        f"{name} ({_beginning(each['fingerprint'], alike[name])})" if len(alike[name]) > 1 else name
+        f"{name} ({_shortened(each['fingerprint'], alike[name])})" if len(alike[name]) > 1 else name
         for name, each in zip(names, sets, strict=True)
     ]
 
 
 def _name(each: Mapping[str, Any], several: set[str]) -> str:
-    parts = [str(each["tap"])]
+    words = [str(each["tap"])]
     if each["views"]:
-        parts.append(f"{each['views']} views")
-    return ", ".join([*parts, *(str(each[key]) for key in ("dtype", "backbone") if key in several)])
+        words.append(f"{each['views']} views")
+    return ", ".join([*words, *(str(each[key]) for key in ("dtype", "backbone") if key in several)])
 
 
-def _beginning(fingerprint: str, others: set[str]) -> str:
-    """Return as much of a fingerprint as no other one begins with."""
+def _shortened(fingerprint: str, others: set[str]) -> str:
+    """Return as many digits of a fingerprint as tell it from the others."""
     digits = next(
         (count for count in range(_LEAST_DIGITS, len(fingerprint)) if len({f[:count] for f in others}) == len(others)),
         len(fingerprint),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from featurecache.store.feature_sets import FeatureSet
@@ -12,8 +13,6 @@ from featurecache.store.listings import Listing, merged_rows
 from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, class_counts
-
-_BUILDING = ("num_parameters", "num_trainable", "weights_source", "license", "classifier", "notes")
 
 
 def describe_cache(store: FeatureStore) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
         "preprocess": asdict(feature_set.identity.preprocess),
         "views": None if feature_set.identity.views is None else asdict(feature_set.identity.views),
         "weights": feature_set.identity.weights,
-        **{name: feature_set.about.get(name) for name in _BUILDING},
+        **msgspec.to_builtins(feature_set.about),
         "provenance": last.body["provenance"],
         "precision": last.body.get("precision"),
         "warnings": [warning.to_json() for warning in warnings_of(feature_set)],

@@ -1,22 +1,22 @@
-"""What storing features in fewer digits costs, beside how much they vary from sample to sample.
+"""Errors of features that are stored in fewer digits, relative to how much they vary from sample to sample.
 
-Rounding is harmless as long as it is small beside the *spread* of a feature, not beside its size: features of 1e-9 are
-zeros in float16, and features of 1000 that differ by 0.1 are all the same number.
+Rounding is harmless as long as it is small compared with the *spread* of a feature, not with its size: features of 1e-9
+are zeros in float16, and features of 1000 that differ by 0.1 are all the same number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.errors import ReportWarning
 from featurecache.specs import ViewSpec
-from featurecache.store.dtypes import LARGEST, Array, decode, encode, quantise
+from featurecache.store.dtypes import DIGITS, LARGEST, Array, decode, encode, quantise
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
+from featurecache.store.schemas import Precision
 
 MOST_ERROR = 0.01
 """Share of the features' spread that rounding may take: above, ``--dtype auto`` takes float32, and other types warn."""
@@ -25,7 +25,7 @@ _HEADROOM = 16.0
 FEWEST_ROWS = 8
 """A spread of fewer rows says little; what is measured on them is not kept."""
 _ROWS_READ, _SHARDS_READ = 64, 4
-"""Of features whose shards say nothing of it: rows of a shard, and shards, that are read for an estimate."""
+"""Rows of a shard, and shards, that are read for an estimate where the records hold no error."""
 
 
 def by_channel(values: Array, views: ViewSpec | None = None) -> Array:
@@ -73,8 +73,8 @@ def measure_error(
     *,
     against: str,
     views: ViewSpec | None = None,
-) -> dict[str, Any]:
-    """Measure what storing cost, for the record of a shard.
+) -> Precision:
+    """Measure the error of stored features, for the record of a shard.
 
     Parameters
     ----------
@@ -83,33 +83,26 @@ def measure_error(
     arrays : dict
         What `stored_arrays` made of them.
     against : str
-        What the values are.
+        Number type of the values.
     views : ViewSpec, optional
         Of features of views.
-
-    Returns
-    -------
-    dict
-        Root mean square and largest error, relative to the same of the values; and, of `FEWEST_ROWS` or more, relative
-        to their spread.
     """
     back = read_back(arrays)
     good = finite_rows(values)
     exact, error = values[good].astype(np.float64), (back[good] - values[good]).astype(np.float64)
     if not exact.size:
-        return {"against": against, "rows": 0, "relative_rms": 0.0, "relative_largest": 0.0}
-    measured = {
-        "against": against,
-        "rows": int(good.sum()),
-        "relative_rms": _short(np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(exact**2)), 1e-30)),
-        "relative_largest": _short(np.abs(error).max() / max(np.abs(exact).max(), 1e-30)),
-    }
-    if len(exact) >= FEWEST_ROWS:
-        measured["relative_to_spread"] = _short(error_beside_spread(by_channel(exact, views), by_channel(error, views)))
-    return measured
+        return Precision(against=against, rows=0, relative_rms=0.0, relative_largest=0.0)
+    enough = len(exact) >= FEWEST_ROWS
+    return Precision(
+        against=against,
+        rows=int(good.sum()),
+        relative_rms=_short(np.sqrt(np.mean(error**2)) / max(np.sqrt(np.mean(exact**2)), 1e-30)),
+        relative_largest=_short(np.abs(error).max() / max(np.abs(exact).max(), 1e-30)),
+        relative_to_spread=_short(spread_error(by_channel(exact, views), by_channel(error, views))) if enough else None,
+    )
 
 
-def error_beside_spread(exact: NDArray[np.float64], error: NDArray[np.float64]) -> float:
+def spread_error(exact: NDArray[np.float64], error: NDArray[np.float64]) -> float:
     """Return the share of the features' spread that rounding takes.
 
     Parameters
@@ -127,7 +120,7 @@ def error_beside_spread(exact: NDArray[np.float64], error: NDArray[np.float64]) 
     squared_error, squared_spread = np.mean(error**2, axis=0), np.var(exact, axis=0)
     # What float64 makes of a constant is no spread.
     varies = squared_spread > (1e-12 * np.abs(exact).max(axis=0, initial=0)) ** 2
-    if not varies.any():  # nothing tells samples apart; what is lost is lost beside the size
+    if not varies.any():  # nothing tells samples apart; the error is taken relative to the size
         squared_spread, varies = np.mean(exact**2, axis=0), (exact != 0).any(axis=0)
     if not varies.any():
         return 0.0
@@ -137,21 +130,21 @@ def error_beside_spread(exact: NDArray[np.float64], error: NDArray[np.float64]) 
 
 
 def error_as(values: NDArray[np.float32], dtype: str) -> float:
-    """Return what `error_beside_spread` would be if finite ``values`` were stored; infinity if they hardly fit."""
+    """Return what `spread_error` would be if finite ``values`` were stored; infinity if they hardly fit."""
     if not len(values):
         return 0.0
     if np.abs(values).max() * _HEADROOM > LARGEST.get(dtype, np.inf):
         return float("inf")
     exact = values.astype(np.float64)
     back = read_back(stored_arrays(values, dtype)).astype(np.float64)
-    return error_beside_spread(by_channel(exact), by_channel(back - exact))
+    return spread_error(by_channel(exact), by_channel(back - exact))
 
 
 def storage_error(feature_set: FeatureSet, features: Features) -> float:
     """Return the share of the features' spread that rounding took.
 
-    It is what shards recorded when they were written. Where they say nothing (earlier releases, or fewer than
-    `FEWEST_ROWS` rows), it is estimated from what is stored on a few of them.
+    Shards recorded it when they were written. Where they did not (earlier releases, or fewer than `FEWEST_ROWS` rows),
+    it is estimated from some of the stored features.
     """
     if feature_set.dtype == "float32":
         return 0.0
@@ -159,7 +152,7 @@ def storage_error(feature_set: FeatureSet, features: Features) -> float:
     recorded = [(p["rows"], p["relative_to_spread"]) for p in precisions if p.get("relative_to_spread") is not None]
     if recorded:
         return sum(rows * error for rows, error in recorded) / sum(rows for rows, _ in recorded)
-    # Beside the size of the features the error is no greater than beside their spread.
+    # Relative to the size of the features the error is no greater than relative to their spread.
     known = max((p["relative_rms"] for p in precisions if p["rows"]), default=0.0)
     return max(known, _estimated_error(feature_set, features))
 
@@ -169,7 +162,7 @@ def _estimated_error(feature_set: FeatureSet, features: Features) -> float:
     values, steps = [], []
     commits = features.commits
     for number in sorted({int(n) for n in np.linspace(0, len(commits) - 1, _SHARDS_READ)} if commits else ()):
-        stored = features.read_beginning(commits[number], _ROWS_READ).astype(np.float32)
+        stored = features.read_first(commits[number], _ROWS_READ).astype(np.float32)
         good = stored[finite_rows(stored)]
         if len(good):
             values.append(by_channel(good, feature_set.identity.views))
@@ -179,7 +172,7 @@ def _estimated_error(feature_set: FeatureSet, features: Features) -> float:
     exact, step = np.concatenate(values).astype(np.float64), np.concatenate(steps).astype(np.float64)
     if len(exact) < 2 or not (varies := np.ptp(exact, axis=0) > 0).any():
         return 0.0
-    return error_beside_spread(exact[:, varies], step[:, varies] / np.sqrt(12))
+    return spread_error(exact[:, varies], step[:, varies] / np.sqrt(12))
 
 
 def _steps(values: NDArray[np.float32], dtype: str) -> Array:
@@ -217,5 +210,4 @@ def _short(number: float) -> float:
 
 def widest(dtypes: Sequence[str]) -> str | None:
     """Return the type with the most digits, None of none."""
-    order = ("float32", "float16", "bfloat16", "int8")
-    return min(dtypes, key=order.index, default=None)
+    return min(dtypes, key=list(DIGITS).index, default=None)

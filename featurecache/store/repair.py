@@ -1,4 +1,4 @@
-"""Repair: damaged shards are set aside, and compared with what is computed in their places.
+"""Repair: damaged shards are set aside, and compared with what is computed instead of them.
 
 Nothing is deleted: what is damaged moves to ``quarantine/`` under its own path. Any shard of features can be computed
 again from its inputs (``extraction/recomputation.py``, or the next extraction), and equal work gives equal bytes, so
@@ -65,21 +65,21 @@ def repair(store: FeatureStore) -> list[Repair]:
 
 
 def compare_set_aside(store: FeatureStore) -> list[Recomputed]:
-    """Compare the shards that were set aside with those that have been computed in their places since."""
+    """Compare the shards that were set aside with those that have been computed instead of them since."""
     return [_compare(store, where, record) for where, record in _quarantined(store.path).items()]
 
 
 def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
-    place = PurePosixPath(problem.where)
-    if place.parts[:1] == ("samples",) or place.parts[:1] == (".",):
+    where = PurePosixPath(problem.where)
+    if where.parts[:1] == ("samples",) or where.parts[:1] == (".",):
         return Repair(problem.where, problem.what, "restore it from a copy of the cache, or extract into a new one")
-    if place.parent.name in ("commits", "shards"):
-        key = place.stem.partition("-")[0]
-        moved = [root / place]
+    if where.parent.name in ("commits", "shards"):
+        key = where.stem.partition("-")[0]
+        moved = [root / where]
         if key.isdecimal():  # another name could be a pattern
-            moved = _files_of(root / place.parent.parent, _keys_to_move(root / place.parent.parent, key))
-    elif place.parts[0] in NOTES:
-        moved = [root / place]
+            moved = _files_of(root / where.parent.parent, _keys_to_move(root / where.parent.parent, key))
+    elif where.parts[0] in NOTES:
+        moved = [root / where]
     else:
         return Repair(
             problem.where,
@@ -89,7 +89,7 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
     for path in moved:
         _set_aside(root, quarantine, path)
     again = {"tasks": "make the task again", "results": "the next sweep computes it"}
-    advice = again.get(place.parts[0], "run `featurecache repair` with --source, or extract")
+    advice = again.get(where.parts[0], "run `featurecache repair` with --source, or extract")
     return Repair(problem.where, problem.what, f"set aside; {advice}")
 
 
@@ -134,7 +134,7 @@ def _set_aside(root: Path, quarantine: Path, path: Path) -> None:
 
 
 def _quarantined(root: Path) -> dict[PurePosixPath, Path]:
-    """The records of features that were set aside: place in the cache -> the latest record of that place."""
+    """The records of features that were set aside: path in the cache -> the latest record of that path."""
     found = {}
     for folder in sorted((root / QUARANTINE).glob("[0-9]*")):
         for record in sorted((folder / "features").rglob("commits/[0-9]*.json")):

@@ -59,16 +59,16 @@ class SampleTable:
 
     def uris_of(self, rows: Sequence[int] | range | Rows) -> list[str]:
         """Return where each of some inputs was first seen, relative to its source; for people, never opened."""
-        places = np.asarray(rows, np.int64)
-        if len(places) and (places.min() < 0 or places.max() >= len(self)):
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise CorruptError(
-                f"the sample table has {len(self)} rows, not row {places.max()}: a part of samples/ is missing; "
+                f"the sample table has {len(self)} rows, not row {rows.max()}: a part of samples/ is missing; "
                 "restore it from a copy of the cache, or extract into a new one"
             )
-        part = np.searchsorted(self._starts, places, side="right") - 1
-        texts = {number: self._text(number) for number in np.unique(part).tolist()}
-        local = (places - self._starts[part]).tolist()
-        return [texts[number][place] for number, place in zip(part.tolist(), local, strict=True)]
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        texts = {number: self._text(number) for number in np.unique(shard).tolist()}
+        local = (rows - self._starts[shard]).tolist()
+        return [texts[number][index] for number, index in zip(shard.tolist(), local, strict=True)]
 
     def rows_of(self, ids: Ids) -> Rows:
         """Return the row of each id, -1 where it is not in the table."""
@@ -77,7 +77,17 @@ class SampleTable:
     def append(self, ids: Ids, uris: Sequence[str], sizes: Array) -> Rows:
         """Add the samples that are not in the table yet and return the row of each, ``(n,)`` int64.
 
-        Safe against other writers: whoever loses the race for the next row looks again.
+        Parameters
+        ----------
+        ids : ndarray of uint8, shape (n, 32)
+        uris : sequence of str
+            Where each was seen, relative to its source.
+        sizes : ndarray of int, shape (n,)
+            Bytes of each input.
+
+        Notes
+        -----
+        Safe against other writers: whoever loses the race for the next row tries again.
         """
         column = TextColumn.pack(uris)
         while True:
@@ -85,10 +95,15 @@ class SampleTable:
             absent = np.flatnonzero(rows < 0)
             if len(absent) == 0:
                 return rows
-            new = absent[_first_places(ids[absent])]
+            new = absent[_first_indices(ids[absent])]
             for first in range(0, len(new), _MOST_ROWS):
-                part = new[first : first + _MOST_ROWS]
-                won = self._publish(ids[part], column.take(part), sizes[part])
+                added = new[first : first + _MOST_ROWS]
+                arrays = {
+                    "id": ("uint8", ids[added]),
+                    "size": ("uint64", sizes[added].astype("<u8")),
+                    **column.take(added).arrays(),
+                }
+                won = self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
                 self.reload()
                 if not won:
                     break
@@ -100,11 +115,19 @@ class SampleTable:
 
     def reload(self) -> None:
         """See what other writers have added."""
-        self._parts = _checked(self._folder.commits())
-        self._starts = np.cumsum([0, *map(_num_rows, self._parts)], dtype=np.int64)
+        self._commits = _checked(self._folder.commits())
+        self._starts = np.cumsum([0, *map(_num_rows, self._commits)], dtype=np.int64)
 
     def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[Array]:
-        """Yield consecutive pieces of a column, each as it is mapped."""
+        """Yield consecutive pieces of a column, each as it is mapped.
+
+        Parameters
+        ----------
+        name : str
+            ``id`` or ``size``.
+        start, stop : int
+            Rows; all by default.
+        """
         stop = len(self) if stop is None else stop
         while start < stop:
             number = int(np.searchsorted(self._starts, start, side="right")) - 1
@@ -121,21 +144,17 @@ class SampleTable:
         if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             pieces = list(self.blocks(name, int(rows[0]), int(rows[-1]) + 1))
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        part = np.searchsorted(self._starts, rows, side="right") - 1
-        numbers = np.unique(part).tolist()
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        numbers = np.unique(shard).tolist()
         columns = {number: self._shard(number).read(name) for number in numbers}
         taken = np.empty((len(rows), *columns[numbers[0]].shape[1:]), columns[numbers[0]].dtype)
         for number in numbers:
-            mine = part == number
+            mine = shard == number
             taken[mine] = columns[number][rows[mine] - self._starts[number]]
         return taken
 
-    def _publish(self, ids: Ids, uris: TextColumn, sizes: Array) -> bool:
-        arrays = {"id": ("uint8", ids), "size": ("uint64", sizes.astype("<u8")), **uris.arrays()}
-        return self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
-
     def _shard(self, number: int) -> MappedShard:
-        commit = self._parts[number]
+        commit = self._commits[number]
         if commit.file_name not in self._shards:
             self._shards[commit.file_name] = self._folder.open(commit)
         return self._shards[commit.file_name]
@@ -172,33 +191,33 @@ class Column:
         return self._table.blocks(self._name)
 
 
-def find_ids(wanted: Ids, table: Column | Ids) -> Rows:
+def find_ids(ids: Ids, table: Column | Ids) -> Rows:
     """Return the position of each id in a table of different ids, -1 where it is not there.
 
-    The wanted ids are sorted and the table streams past them, so memory grows with what is wanted, not with the table.
+    The ids are sorted and the table streams past them, so memory grows with their number, not with the table.
     """
-    found = np.full(len(wanted), -1, np.int64)
-    if len(wanted) == 0:
+    found = np.full(len(ids), -1, np.int64)
+    if len(ids) == 0:
         return found
-    order, firsts = _grouped(wanted)
-    groups = wanted[order[firsts]]
-    place_of_group = np.full(len(groups), -1, np.int64)
+    order, firsts = _grouped(ids)
+    groups = ids[order[firsts]]
+    index_of_group = np.full(len(groups), -1, np.int64)
     start = 0
     for block in table.blocks() if isinstance(table, Column) else [table]:
-        group, place = _matches(groups, np.ascontiguousarray(block))
-        fresh = place_of_group[group] < 0
-        place_of_group[group[fresh][::-1]] = start + place[fresh][::-1]  # the first one counts
+        group, index = _matches(groups, np.ascontiguousarray(block))
+        fresh = index_of_group[group] < 0
+        index_of_group[group[fresh][::-1]] = start + index[fresh][::-1]  # the first one counts
         start += len(block)
-    found[order] = np.repeat(place_of_group, np.diff([*firsts.tolist(), len(order)]))
+    found[order] = np.repeat(index_of_group, np.diff([*firsts.tolist(), len(order)]))
     return found
 
 
 def count_different(ids: Ids) -> int:
     """Count the different ids."""
-    return len(_first_places(ids))
+    return len(_first_indices(ids))
 
 
-def _first_places(ids: Ids) -> NDArray[np.int64]:
+def _first_indices(ids: Ids) -> NDArray[np.int64]:
     """Return where each different id occurs first, in order."""
     order, firsts = _grouped(ids)
     return np.sort(order[firsts])
@@ -227,26 +246,26 @@ def _matches(groups: Ids, block: Ids) -> tuple[NDArray[np.int64], NDArray[np.int
         group = np.searchsorted(_whole(groups), _whole(block))
     else:
         block_keys = _prefixes(block)
-        order = np.argsort(block_keys)  # sorted look-ups stay in the processor's cache
+        order = np.argsort(block_keys)  # sorted searches stay in the processor's cache
         group = np.empty(len(block), np.int64)
         group[order] = np.searchsorted(keys, block_keys[order])
-    place = np.flatnonzero(group < len(groups))
-    place = place[_prefixes(block[place]) == keys[group[place]]]
-    place = place[(block[place] == groups[group[place]]).all(axis=1)]
-    return group[place], place
+    index = np.flatnonzero(group < len(groups))
+    index = index[_prefixes(block[index]) == keys[group[index]]]
+    index = index[(block[index] == groups[group[index]]).all(axis=1)]
+    return group[index], index
 
 
-def _checked(parts: list[Commit]) -> list[Commit]:
+def _checked(commits: list[Commit]) -> list[Commit]:
     """Refuse a table with a gap: all rows behind it would be taken for others."""
     row = 0
-    for part in parts:
-        if part.body.get("start") != row or part.key != f"{row:012d}":
+    for commit in commits:
+        if commit.body.get("start") != row or commit.key != f"{row:012d}":
             raise CorruptError(
-                f"the sample table has a gap before row {part.body.get('start')}: a part of samples/ is missing; "
+                f"the sample table has a gap before row {commit.body.get('start')}: a part of samples/ is missing; "
                 "restore it from a copy of the cache, or extract into a new one"
             )
-        row += _num_rows(part)
-    return parts
+        row += _num_rows(commit)
+    return commits
 
 
 def _prefixes(ids: Ids) -> Array:
@@ -257,5 +276,5 @@ def _whole(ids: Ids) -> Array:
     return np.ascontiguousarray(ids).view("V32").ravel()
 
 
-def _num_rows(part: Commit) -> int:
-    return part.shard.arrays["id"].shape[0]
+def _num_rows(commit: Commit) -> int:
+    return commit.shard.arrays["id"].shape[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,6 +17,7 @@ from featurecache.errors import MAX_EXAMPLES, CorruptError, shortened
 from featurecache.specs import MAX_SHARD_ROWS
 from featurecache.store.commits import Commit
 
+T = TypeVar("T", bound=Struct)
 Shape = tuple[int | str, ...]
 """Lengths of the axes: a number, or a letter that stands for the same length wherever it occurs; ``+`` for one more."""
 
@@ -38,7 +39,7 @@ class SamplesBody(Struct):
 
 
 class IgnoredBody(Struct):
-    """What a source held beside its inputs."""
+    """Files of a source that are no inputs."""
 
     images: dict[Text, Count]
     others: dict[Text, Count]
@@ -48,7 +49,7 @@ class IgnoredBody(Struct):
 
 
 class SourceBody(Struct):
-    """What a source held."""
+    """The listing of a source."""
 
     root: Text
     problems: dict[Text, Text]
@@ -66,8 +67,22 @@ class Provenance(Struct):
     versions: dict[Text, Text]
 
 
-class Precision(Struct):
-    """What storing cost."""
+class Precision(Struct, frozen=True, omit_defaults=True):
+    """Error of stored features against those that were to be stored.
+
+    Attributes
+    ----------
+    against : str
+        Number type of the features that they are compared with.
+    rows : int
+        Rows that were compared.
+    relative_rms, relative_largest : float
+        Root mean square and largest error, relative to the same of the features.
+    bound : bool
+        The errors are bounds, sums of those of two conversions.
+    relative_to_spread : float or None
+        See `featurecache.store.precision.spread_error`; None of very few rows.
+    """
 
     against: Text
     rows: Count
@@ -116,8 +131,8 @@ class TaskBody(Struct):
     kind: Literal["classification", "multilabel", "regression", "classes", "labels", "numbers"] = "classification"
 
 
-class BackboneAbout(Struct):
-    """What people want to know of a backbone."""
+class BackboneAbout(Struct, frozen=True):
+    """What `info` shows of a backbone besides its identity."""
 
     num_parameters: Count
     num_trainable: Count
@@ -141,8 +156,17 @@ class RequestBody(Struct):
     taps: list[Text]
 
 
-class TypeBody(Struct):
-    """Which stored type was chosen for a tap, and the errors of narrower ones, beside the spread of its features."""
+class StoredType(Struct, frozen=True):
+    """The number type that was chosen for a tap.
+
+    Attributes
+    ----------
+    dtype : str
+    rows : int
+        On how many the error was measured.
+    error : float or None
+        Of float16, relative to the spread of the features; None where they do not fit.
+    """
 
     dtype: Literal["float16", "float32"]
     rows: Count
@@ -150,13 +174,13 @@ class TypeBody(Struct):
 
 
 class ResultBody(Struct):
-    """How one head did: the columns of a row of a table."""
+    """Scores of one head: a row of a table."""
 
     row: dict[Text, bool | int | float | Text | None]
 
 
 class ReferenceBody(Struct):
-    """What the program's own inputs gave."""
+    """Features of the reference inputs."""
 
     stages: list[tuple[Text, Text]]
     features: dict[Text, list[list[float]]]
@@ -187,7 +211,7 @@ class Schema:
 
     def check(self, commit: Commit, path: Path) -> None:
         """Raise `CorruptError` unless a commit holds what this kind of commit holds."""
-        check_body(commit.body, self.body, f"{path}: {self.kind} {commit.key}")
+        checked_body(commit.body, self.body, f"{path}: {self.kind} {commit.key}")
         lengths: dict[str, int] = {}
         for name, (dtypes, shape) in self.arrays.items():
             array = commit.shard.arrays.get(name)
@@ -207,21 +231,29 @@ class Schema:
                 raise CorruptError(f"{path}: {self.kind} {commit.key} has {name!r} {list(spread)} for {list(sample)}")
 
 
-def check_body(body: Any, kind: type[Struct], where: str) -> None:
-    """Raise `CorruptError` unless the fields of a record are what they should be."""
+def checked_body(body: Any, kind: type[T], where: str) -> T:
+    """Return the fields of a record; raise `CorruptError` unless they are what they should be.
+
+    Parameters
+    ----------
+    body : JSON value
+    kind : type of Struct
+    where : str
+        Beginning of the message.
+    """
     try:
-        msgspec.convert(body, kind)
+        return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
         raise CorruptError(f"{where} cannot be used ({shortened(error)}); run `featurecache repair`") from None
 
 
-def _fits(found: tuple[int, ...], wanted: Shape, lengths: dict[str, int]) -> bool:
+def _fits(found: tuple[int, ...], shape: Shape, lengths: dict[str, int]) -> bool:
     """Compare a shape, and note what the letters stand for; ``...`` takes any axes that are left."""
-    if wanted[-1:] == ("...",):
-        found, wanted = (*found[: len(wanted) - 1],), wanted[:-1]
-    if len(found) != len(wanted):
+    if shape[-1:] == ("...",):
+        found, shape = (*found[: len(shape) - 1],), shape[:-1]
+    if len(found) != len(shape):
         return False
-    for length, axis in zip(found, wanted, strict=True):
+    for length, axis in zip(found, shape, strict=True):
         if isinstance(axis, int):
             expected = axis
         elif axis.endswith("+"):
@@ -251,8 +283,8 @@ _TASK: Arrays = {
     "group": (("int32",), ("n",)),
     "weight": (("float64",), ("n",)),
 }
-SAMPLES = Schema("part", _SAMPLES, SamplesBody, most_rows=1 << 20)
-SOURCE = Schema("source view", _SOURCE, SourceBody, most_rows=_MANY)
+SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20)
+SOURCE = Schema("listing", _SOURCE, SourceBody, most_rows=_MANY)
 TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("label", "holds", "number", "group", "weight"))
 
 

@@ -218,7 +218,7 @@ def _map_file(path: Path, size: int) -> Array:
     if allow_more_files():
         return _map_file(path, size)
     raise StoreError(
-        f"{path} cannot be opened beside all others: this process may hold no more files open; allow it more (`ulimit "
+        f"{path} cannot be opened as well: this process may hold no more files open; allow it more (`ulimit "
         "-n`), or extract into larger shards (--shard-rows)"
     )
 
@@ -260,8 +260,8 @@ class _BlockSums:
 
     def update(self, data: memoryview) -> None:
         while data:
-            room = BLOCK_BYTES - self.nbytes % BLOCK_BYTES
-            piece, data = data[:room], data[room:]
+            left = BLOCK_BYTES - self.nbytes % BLOCK_BYTES
+            piece, data = data[:left], data[left:]
             self._current = zlib.crc32(piece, self._current)
             self.nbytes += len(piece)
             if self.nbytes % BLOCK_BYTES == 0:

@@ -59,13 +59,13 @@ def _has_good_rows(feature_set: FeatureSet) -> bool:
 def float32_warning(store: FeatureStore, feature_set: FeatureSet) -> ReportWarning | None:
     """Return a warning where ``--dtype auto`` chose float32."""
     record = store.recall_type(feature_set.identity.plain.fingerprint, feature_set.tap)
-    if record is None or record["dtype"] != "float32" or feature_set.dtype != "float32":
+    if record is None or record.dtype != "float32" or feature_set.dtype != "float32":
         return None
-    error = record["error"]
+    error = record.error
     cost = "cannot hold them" if error is None else f"would add an error of {in_percent(error)} of their spread"
     return ReportWarning(
         kind="storage_error",
         count=1,
         text=f"the features of {feature_set.tap} are stored as float32, in twice the space, because float16 {cost} "
-        f"(measured on {record['rows']} samples; --dtype float16 stores them so all the same)",
+        f"(measured on {record.rows} samples; --dtype float16 stores them so all the same)",
     )

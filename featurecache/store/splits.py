@@ -19,7 +19,7 @@ def stratified_splits(
     """Give each class 60 % train, 20 % validation and 20 % test.
 
     Depends on content and seed, not on names, order or other classes. Samples that had a split keep it, and new ones
-    fill up what is missing: a row that was looked at as test data never becomes training data.
+    fill up what is missing: a test sample never becomes a training sample.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def stratified_splits(
 
 
 def strata_of_numbers(numbers: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Return the fifth in which each sample's first number lies, (n,): what parts of numbers should be alike in."""
+    """Return the fifth in which each sample's first number lies, (n,): in which splits of numbers should be alike."""
     first = numbers[:, 0]
     if np.isnan(first).any():
         first = _first_known(numbers)
@@ -80,8 +80,8 @@ def grouped_splits(
     lots : list of str
         By group: what decides the order in which they are given away, whatever they are called otherwise.
     kept : ndarray of int64, shape (n,)
-        Earlier split of each sample, -1 where it is new. A group goes where any of its samples was, to the last part
-        of several: a row that was looked at as test data never becomes training data.
+        Earlier split of each sample, -1 where it is new. A group goes where any of its samples was, to the last split
+        of several: a test sample never becomes a training sample.
     """
     if labels.ndim == 1:
         counts_GC = np.zeros((len(lots), int(labels.max()) + 1))
@@ -90,14 +90,14 @@ def grouped_splits(
         counts_GC = np.zeros((len(lots), labels.shape[1] + 1))
         np.add.at(counts_GC, groups, np.column_stack([labels, np.ones(len(labels))]))
     total_C = np.maximum(counts_GC.sum(axis=0), 1)
-    wanted_PC = np.outer([1 - _VALIDATION_SHARE - _TEST_SHARE, _VALIDATION_SHARE, _TEST_SHARE], total_C)
-    part_G = np.full(len(lots), -1)
-    np.maximum.at(part_G, groups, kept)
-    have_PC = np.stack([counts_GC[part_G == part].sum(axis=0) for part in range(3)])
+    target_SC = np.outer([1 - _VALIDATION_SHARE - _TEST_SHARE, _VALIDATION_SHARE, _TEST_SHARE], total_C)
+    split_G = np.full(len(lots), -1)
+    np.maximum.at(split_G, groups, kept)
+    have_SC = np.stack([counts_GC[split_G == split].sum(axis=0) for split in range(3)])
     # The largest first, as what is left over must fit into what is lacking; of equals by lot.
-    for group in sorted(np.flatnonzero(part_G < 0).tolist(), key=lambda g: (-counts_GC[g].sum(), lots[g])):
-        lacking_P = ((wanted_PC - have_PC) / total_C) @ counts_GC[group]
-        # In units of the part's own share: else train, which lacks most, would take everything first.
-        part_G[group] = int(np.argmax(lacking_P / [3, 1, 1]))
-        have_PC[part_G[group]] += counts_GC[group]
-    return part_G[groups].astype(np.uint8)
+    for group in sorted(np.flatnonzero(split_G < 0).tolist(), key=lambda g: (-counts_GC[g].sum(), lots[g])):
+        lacking_S = ((target_SC - have_SC) / total_C) @ counts_GC[group]
+        # In units of the split's own share: else train, which lacks most, would take everything first.
+        split_G[group] = int(np.argmax(lacking_S / [3, 1, 1]))
+        have_SC[split_G[group]] += counts_GC[group]
+    return split_G[groups].astype(np.uint8)

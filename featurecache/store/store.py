@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
 from featurecache.errors import (
@@ -25,7 +27,6 @@ from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, prefer_wider, read_spec
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
-from featurecache.store.joining import build_task
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
 from featurecache.store.samples import SampleTable
@@ -33,17 +34,20 @@ from featurecache.store.schemas import (
     SAMPLES,
     SOURCE,
     TASK,
+    BackboneAbout,
     RequestBody,
     ResultBody,
-    TypeBody,
-    check_body,
+    StoredType,
+    checked_body,
     features_schema,
 )
+from featurecache.store.task_builder import build_task
 from featurecache.store.tasks import Task, load_task, save_task
 
 FORMAT_NAME = "featurecache"
 FORMAT_VERSION = (1, 0)
 _NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
+T = TypeVar("T", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -89,13 +93,13 @@ class FeatureStore:
             raise CorruptError(f"{marker} is damaged; restore it from a copy of this or any other cache") from None
         _check_format(content, path)
         if not strange:
-            for place, what in find_strange(path):
-                raise CorruptError(f"{place} {what}; remove it, and see `featurecache verify {path}`")
+            for strange_path, what in find_strange(path):
+                raise CorruptError(f"{strange_path} {what}; remove it, and see `featurecache verify {path}`")
         return cls(path)
 
     @classmethod
     def create(cls, path: str | Path) -> FeatureStore:
-        """Open the cache at ``path``, or make an empty one where there is nothing yet."""
+        """Open the cache at ``path``; make an empty one where there is nothing yet."""
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path} is a file, a cache is a folder; name another place")
@@ -130,7 +134,13 @@ class FeatureStore:
 
     def feature_sets(self) -> list[FeatureSet]:
         """Everything that is cached, sorted by backbone, tap and type."""
-        return sorted(self._feature_sets(), key=lambda s: (s.identity.backbone, s.fingerprint, s.tap, s.dtype))
+        found = []
+        for spec in sorted((self.path / "features").glob("*/spec.json")):
+            identity, about = read_spec(spec)
+            for commits in sorted(spec.parent.glob("*/*/commits")):
+                if ShardFolder(commits.parent).records():
+                    found.append(feature_set_in(commits.parent, identity, about, self.samples, self.listings))
+        return sorted(found, key=lambda s: (s.identity.backbone, s.fingerprint, s.tap, s.dtype))
 
     def find(
         self,
@@ -144,9 +154,21 @@ class FeatureStore:
     ) -> FeatureSet:
         """Return the one feature set that fits; say what to add when none or several do.
 
-        Of features that are there plain and as views, those are meant that were asked for by ``views``, else the plain.
-        Of those in several number types, the ones with most rows, and of these the widest type; ``but_not`` names one
-        that is not meant unless there is no other.
+        Of features in several number types, the ones with most rows are returned, and of these the widest type.
+
+        Parameters
+        ----------
+        tap, backbone, fingerprint, dtype : str, optional
+            As for `select_sets`.
+        views : int, optional
+            Number of views of each sample; plain features are preferred where it is left out.
+        but_not : str, optional
+            A number type to be returned only if there is no other.
+
+        Raises
+        ------
+        StoreError, RequestError
+            Nothing is cached, nothing fits, or several sets do.
         """
         sets = self.feature_sets()
         if not sets:
@@ -173,10 +195,15 @@ class FeatureStore:
     ) -> list[FeatureSet]:
         """Return the feature sets that fit; a name that fits none is an error that lists the known ones.
 
-        ``views`` is the number of views of each sample, 0 for plain features only.
+        Parameters
+        ----------
+        tap, backbone, fingerprint, dtype : str, optional
+            The node of a tap will do, and the beginning of a fingerprint.
+        views : int, optional
+            Number of views of each sample, 0 for plain features only.
         """
-        wanted = {"backbone": backbone, "tap": tap, "dtype": dtype, "fingerprint": fingerprint}
-        return choose(self.feature_sets(), wanted, views)
+        names = {"backbone": backbone, "tap": tap, "dtype": dtype, "fingerprint": fingerprint}
+        return choose(self.feature_sets(), names, views)
 
     def features(
         self,
@@ -189,94 +216,95 @@ class FeatureStore:
     ) -> Features:
         """Return the features that fit, as a lazy array; each argument is needed only where there is a choice.
 
-        Plain features where they are there, unless views are asked for: ``views=8``.
+        Parameters
+        ----------
+        tap, backbone, fingerprint, dtype, views
+            As for `find`: plain features where they are there, views with ``views=8``.
         """
         return self.find(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views).open()
 
-    def add_feature_set(self, identity: FeatureIdentity, about: dict[str, Any], tap: str, dtype: str) -> FeatureSet:
-        """Make room for features of one tap; harmless when it is there already."""
+    def add_feature_set(self, identity: FeatureIdentity, about: BackboneAbout, tap: str, dtype: str) -> FeatureSet:
+        """Make the folder for features of one tap; harmless when it is there already.
+
+        Parameters
+        ----------
+        identity : FeatureIdentity
+        about : BackboneAbout
+        tap, dtype : str
+        """
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
-        publish_once(folder / "spec.json", encode_record("spec", {"identity": identity.to_json(), "about": about}))
+        body = {"identity": identity.to_json(), "about": msgspec.to_builtins(about)}
+        publish_once(folder / "spec.json", encode_record("spec", body))
         return feature_set_in(folder / folder_of_tap(tap) / dtype, identity, about, self.samples, self.listings)
 
-    def _feature_sets(self) -> Iterator[FeatureSet]:
-        for spec in sorted((self.path / "features").glob("*/spec.json")):
-            identity, about = read_spec(spec)
-            for commits in sorted(spec.parent.glob("*/*/commits")):
-                if ShardFolder(commits.parent).records():
-                    yield feature_set_in(commits.parent, identity, about, self.samples, self.listings)
-
-    def feature_set_at(self, place: PurePosixPath) -> FeatureSet | None:
-        """Return the feature set whose shards lie, or would lie, at a place in this cache."""
-        spec = self.path / place.parents[1] / "spec.json"
-        if place.parts[0] != "features" or len(place.parts) != 4 or not spec.is_file():
+    def feature_set_at(self, folder: PurePosixPath) -> FeatureSet | None:
+        """Return the feature set whose shards lie, or would lie, in a folder of this cache, by its relative path."""
+        spec = self.path / folder.parents[1] / "spec.json"
+        if folder.parts[0] != "features" or len(folder.parts) != 4 or not spec.is_file():
             return None
-        return feature_set_in(self.path / place, *read_spec(spec), self.samples, self.listings)
+        return feature_set_in(self.path / folder, *read_spec(spec), self.samples, self.listings)
 
-    def shard_folder_at(self, place: PurePosixPath) -> ShardFolder | None:
-        """Return the folder of shards at a place in this cache, with the schema that belongs there."""
+    def shard_folder_at(self, folder: PurePosixPath) -> ShardFolder | None:
+        """Return a folder of shards by its relative path, with the schema that belongs there."""
         kinds = {("samples", 1): SAMPLES, ("sources", 2): SOURCE, ("tasks", 2): TASK}
-        schema = kinds.get((place.parts[0], len(place.parts)))
-        if place.parts[0] == "features" and len(place.parts) == 4:
-            schema = features_schema(place.name)
-        return None if schema is None else ShardFolder(self.path / place, schema)
+        schema = kinds.get((folder.parts[0], len(folder.parts)))
+        if folder.parts[0] == "features" and len(folder.parts) == 4:
+            schema = features_schema(folder.name)
+        return None if schema is None else ShardFolder(self.path / folder, schema)
 
     # Remembered requests: lets an unchanged folder be recognised without loading the backbone
 
     def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
-        """Note which feature sets a request led to."""
+        """Note which feature sets a request led to.
+
+        Parameters
+        ----------
+        digest : str
+            Of the request.
+        fingerprint : str
+        taps : list of str
+        """
         folder = self.path / "requests"
         make_folder(folder)
         publish_once(folder / f"{digest}.json", encode_record("request", {"fingerprint": fingerprint, "taps": taps}))
 
     def recall_request(self, digest: str) -> tuple[str, list[str]] | None:
         """Return the fingerprint and taps that a request led to, if it was made before."""
-        try:
-            record = read_record(self.path / "requests" / f"{digest}.json", "request")
-            check_body(record, RequestBody, "a request")
-        except (FileNotFoundError, CorruptError):
-            return None  # a note that saves time, nothing more
-        return record["fingerprint"], record["taps"]
+        found = _recall(self.path / "requests" / f"{digest}.json", "request", RequestBody)
+        return None if found is None else (found.fingerprint, found.taps)
 
     # Remembered types: what ``--dtype auto`` stands for, so that all writers store one type
 
-    def remember_type(self, fingerprint: str, tap: str, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep which type was chosen for a tap, and return what is kept: the first choice stays.
+    def remember_type(self, fingerprint: str, tap: str, chosen: StoredType) -> StoredType:
+        """Keep which number type was chosen for a tap, and return what is kept: the first choice stays.
 
         Parameters
         ----------
         fingerprint, tap : str
             Of plain features; those of their views have the same type.
-        record : mapping
-            ``dtype``, ``rows`` (on how many the error was measured) and ``error`` (of float16, beside the spread of the
-            features; None where they do not fit).
+        chosen : StoredType
         """
         path = self._type_path(fingerprint, tap)
         make_folder(path.parent)
-        data = encode_record("type", dict(record))
+        data = encode_record("type", msgspec.to_builtins(chosen))
         publish_once(path, data)
         if (kept := self.recall_type(fingerprint, tap)) is not None:
             return kept
         publish_bytes(path, data)  # a damaged record is replaced
-        return dict(record)
+        return chosen
 
-    def recall_type(self, fingerprint: str, tap: str) -> dict[str, Any] | None:
+    def recall_type(self, fingerprint: str, tap: str) -> StoredType | None:
         """Return what `remember_type` kept, if anything that can be read is."""
-        try:
-            record = read_record(self._type_path(fingerprint, tap), "type")
-            check_body(record, TypeBody, "a type")
-        except (FileNotFoundError, CorruptError):
-            return None  # it is measured again
-        return record
+        return _recall(self._type_path(fingerprint, tap), "type", StoredType)
 
     def _type_path(self, fingerprint: str, tap: str) -> Path:
         return self.path / "types" / f"{digest_json('type', 1, {'fingerprint': fingerprint, 'tap': tap})}.json"
 
-    # Remembered results: what a head did on features and labels that are named by content
+    # Remembered results: scores of a head on features and targets that are named by content
 
     def remember_result(self, digest: str, row: Mapping[str, Any]) -> None:
-        """Keep how a head did.
+        """Keep the scores of a head.
 
         Parameters
         ----------
@@ -287,17 +315,13 @@ class FeatureStore:
         """
         folder = self.path / "results"
         make_folder(folder)
-        # Not once: a damaged record is replaced by what was computed in its place.
+        # Not once: a damaged record is replaced by a fresh one.
         publish_bytes(folder / f"{digest}.json", encode_record("result", {"row": dict(row)}))
 
-    def recall_result(self, digest: str) -> dict[str, Any] | None:
-        """Return what is kept under this digest, if anything that can be read is."""
-        try:
-            record = read_record(self.path / "results" / f"{digest}.json", "result")
-            check_body(record, ResultBody, "a result")
-        except (FileNotFoundError, CorruptError):
-            return None  # it is computed again
-        return dict(record["row"])
+    def recall_result(self, digest: str) -> dict[str, bool | int | float | str | None] | None:
+        """Return the row that is kept under this digest, if any that can be read is."""
+        found = _recall(self.path / "results" / f"{digest}.json", "result", ResultBody)
+        return None if found is None else found.row
 
     # Tasks
 
@@ -364,15 +388,20 @@ class FeatureStore:
         return sorted(record.parent.name for record in records if not is_partial(record.parent))
 
     def _listings_of(self, root: Path | None) -> list[Listing]:
-        if root is None:
-            listings = self.listings.all()
-        else:
-            listing = self.listings.load(root)
-            listings = [listing] if listing else []
-        if not listings:
-            place = "any source" if root is None else str(root)
-            raise StoreError(f"{self.path} holds no samples from {place}; run `featurecache extract` on it first")
-        return listings
+        listings = self.listings.all() if root is None else [self.listings.load(root)]
+        found = [listing for listing in listings if listing is not None]
+        if not found:
+            source = "any source" if root is None else str(root)
+            raise StoreError(f"{self.path} holds no samples from {source}; run `featurecache extract` on it first")
+        return found
+
+
+def _recall(path: Path, kind: str, body: type[T]) -> T | None:
+    """Read a record that only saves time; None where it is missing or damaged: then it is computed again."""
+    try:
+        return checked_body(read_record(path, kind), body, str(path))
+    except (FileNotFoundError, CorruptError):
+        return None
 
 
 def check_name(kind: str, name: str) -> None:
@@ -391,6 +420,5 @@ def _check_format(marker: dict[str, Any], path: Path) -> None:
     if not isinstance(version, list) or not version or version[0] != FORMAT_VERSION[0] or required:
         raise FormatVersionError(
             f"{path} has cache format {shortened(version)} requiring {shortened(required)}; this release "
-            f"reads {list(FORMAT_VERSION)}. "
-            "Upgrade featurecache"
+            f"reads {list(FORMAT_VERSION)}. Upgrade featurecache"
         )

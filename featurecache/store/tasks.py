@@ -1,4 +1,4 @@
-"""Tasks: labels and splits of samples, joined by sample id. The only place where features meet labels."""
+"""Tasks: targets and splits of samples, joined to features by sample id."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from featurecache.store.samples import Ids, Rows, SampleTable, count_different, 
 from featurecache.store.shards import MappedShard
 
 _BLOCK_BYTES = 64 << 20
-NOT_KNOWN = 2
-"""On disk, a label of which nobody said whether it holds: releases that know no such thing refuse it."""
+UNKNOWN = 2
+"""On disk, a label of which it is not known whether it holds: releases that know no such thing refuse it."""
 _ARRAY_OF: dict[TaskKind, str] = {"classification": "label", "multilabel": "holds", "regression": "number"}
-"""The array that says what is said of each sample."""
+"""The array of the targets."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Labels and splits of one cache.
+    """Targets and splits of the samples of one cache.
 
     Attributes
     ----------
     classes : list of str
-        Names of the classes; ``y`` holds positions in this list. Or of the labels, or of the numbers.
+        Names of the classes, labels or numbers; class indices are positions in this list.
     ids : ndarray of uint8, shape (n, 32)
-        Labelled samples.
+        Samples that have a target.
     labels : ndarray
-        Class of each sample, int32 (n,); which labels hold, uint8 (n, n_labels): 0, 1, or `NOT_KNOWN`; or numbers,
+        Targets: class indices, int32 (n,); which labels hold, uint8 (n, n_labels): 0, 1, or `UNKNOWN`; or numbers,
         float64 (n, n_numbers), NaN where not known.
     splits : ndarray of uint8, shape (n,)
         Split of each sample as a position in `SPLITS`.
     about : dict
         Where labels and splits came from, and what was left out.
     groups : ndarray of int32, shape (n,), or None
-        Samples with the same number (of one photo, of one patient) stay on one side of every division.
+        Samples with the same number (of one photo, of one patient) stay in one split and one fold.
     kind : str
-        ``classification``, ``multilabel`` or ``regression``: what ``labels`` holds.
+        ``classification``, ``multilabel`` or ``regression``.
     weights : ndarray of float64, shape (n,), or None
-        How much each sample counts in fitting, above 0; in judging all count alike.
+        Sample weights in fitting, above 0; scores give all samples the same weight.
     """
 
     name: str
@@ -84,25 +84,25 @@ class Task:
         return bool((self.splits == SPLITS.index(split)).any())
 
     def counts(self) -> dict[str, int]:
-        """Labelled samples in each split that has any."""
+        """Samples with a target in each split that has any."""
         return {split: int((self.splits == k).sum()) for k, split in enumerate(SPLITS) if self.has(split)}
 
     def rows(self, features: Features, split: str) -> tuple[Rows, NDArray[Any]]:
-        """Rows of the split's samples that have features, and what is said of them.
+        """Return the row numbers and targets of the split's samples that have features.
 
-        That is class indices int64 (n,); labels int64 (n, n_labels): 0, 1, or -1 where it is not known whether they
+        Targets are class indices int64 (n,); labels int64 (n, n_labels): 0, 1, or -1 where it is not known whether they
         hold; or numbers float64 (n, n_numbers), NaN where not known.
 
         Raises
         ------
         RequestError
-            An unknown split, or labelled samples whose features were never extracted.
+            An unknown split, or samples with a target whose features were never extracted.
         """
         if split not in SPLITS:
             raise RequestError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         assert self.samples is not None
-        mine = self.splits == SPLITS.index(split)
-        rows = self.samples.rows_of(self.ids[mine])
+        in_split = self.splits == SPLITS.index(split)
+        rows = self.samples.rows_of(self.ids[in_split])
         cached = np.isin(rows, features.rows)
         if not cached.all():
             raise RequestError(
@@ -110,18 +110,18 @@ class Task:
                 f"{features.tap!r}; run `featurecache extract` with this tap to add them"
             )
         good = features.usable(rows)
-        said = self.labels[mine][good].astype(np.float64 if self.kind == "regression" else np.int64)
-        return rows[good], np.where(said == NOT_KNOWN, -1, said) if self.kind == "multilabel" else said
+        y = self.labels[in_split][good].astype(np.float64 if self.kind == "regression" else np.int64)
+        return rows[good], np.where(y == UNKNOWN, -1, y) if self.kind == "multilabel" else y
 
     def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
-        """Return the group of labelled rows, (n,) int32; None for a task without groups."""
-        return None if self.groups is None else self.groups[self._places_of(rows)]
+        """Return the group of rows that have a target, (n,) int32; None for a task without groups."""
+        return None if self.groups is None else self.groups[self._indices_of(rows)]
 
     def weights_of(self, rows: Rows) -> NDArray[np.float64] | None:
-        """Return the weight of labelled rows, (n,) float64; None for a task without weights."""
-        return None if self.weights is None else self.weights[self._places_of(rows)]
+        """Return the weight of rows that have a target, (n,) float64; None for a task without weights."""
+        return None if self.weights is None else self.weights[self._indices_of(rows)]
 
-    def _places_of(self, rows: Rows) -> NDArray[np.int64]:
+    def _indices_of(self, rows: Rows) -> NDArray[np.int64]:
         assert self.samples is not None
         return find_ids(self.samples.ids[rows], self.ids)
 
@@ -154,7 +154,7 @@ class Task:
         return read_views(features, rows), y
 
     def left_out(self, features: Features) -> dict[str, tuple[str, str]]:
-        """Labelled samples that are bad inputs: where first seen -> (status, reason)."""
+        """Return the samples with a target that are bad inputs: where first seen -> (status, reason)."""
         assert self.samples is not None
         rows = self.samples.rows_of(self.ids)
         bad = [row for row in rows.tolist() if row in features.bad]
@@ -187,11 +187,19 @@ def save_task(folder: ShardFolder, task: Task) -> None:
         arrays["weight"] = ("float64", task.weights.astype("<f8"))
     body = {"classes": task.classes, "about": task.about, "kind": task.kind}
     if not folder.publish_next(arrays, body, kind="task"):
-        raise TaskError(f"task {task.name!r} was written by somebody else at the same moment; look at it and try again")
+        raise TaskError(f"task {task.name!r} was written by another process at the same moment; run the command again")
 
 
 def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | None:
-    """Read the newest generation of a task.
+    """Read the newest generation of a task; None where there is none.
+
+    Parameters
+    ----------
+    name : str
+    folder : ShardFolder
+        Of this task.
+    samples : SampleTable
+        Of the cache.
 
     Raises
     ------
@@ -201,41 +209,43 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
 
     def read(commit: Commit, shard: MappedShard) -> Task:
         kind = task_kind(commit.body.get("kind", "classification"))
-        held = commit.shard.arrays.keys() & _ARRAY_OF.values()
-        if held != {_ARRAY_OF[kind]}:
+        arrays = commit.shard.arrays
+        if arrays.keys() & _ARRAY_OF.values() != {_ARRAY_OF[kind]}:
             raise CorruptError(f"{folder.path}: task {name!r} has no {_ARRAY_OF[kind]} of its samples; make it again")
         ids, labels, splits = (shard.read(column) for column in ("id", _ARRAY_OF[kind], "split"))
+        groups, weights = (shard.read(column) if column in arrays else None for column in ("group", "weight"))
         classes = list(commit.body["classes"])
-        if not _exist(labels, kind, len(classes)) or splits.max() >= len(SPLITS):
-            raise CorruptError(f"{folder.path}: task {name!r} has labels or splits that do not exist; make it again")
-        if len(set(classes)) < len(classes) or count_different(ids) < len(ids):
-            raise CorruptError(f"{folder.path}: task {name!r} has a class or a sample twice; make it again")
-        groups = shard.read("group") if "group" in commit.shard.arrays else None
-        if groups is not None and (groups.min() < 0 or groups.max() >= len(ids)):
-            raise CorruptError(f"{folder.path}: task {name!r} has groups that do not exist; make it again")
-        weights = shard.read("weight") if "weight" in commit.shard.arrays else None
-        if weights is not None and not (np.isfinite(weights).all() and weights.min() > 0):
-            raise CorruptError(f"{folder.path}: task {name!r} has weights that are not above 0; make it again")
+        wrong = ""
+        if not _are_possible(labels, kind, len(classes)) or splits.max() >= len(SPLITS):
+            wrong = "labels or splits that do not exist"
+        elif len(set(classes)) < len(classes) or count_different(ids) < len(ids):
+            wrong = "a class or a sample twice"
+        elif groups is not None and (groups.min() < 0 or groups.max() >= len(ids)):
+            wrong = "groups that do not exist"
+        elif weights is not None and not (np.isfinite(weights).all() and weights.min() > 0):
+            wrong = "weights that are not above 0"
+        if wrong:
+            raise CorruptError(f"{folder.path}: task {name!r} has {wrong}; make it again")
         return Task(name, classes, ids, labels, splits, commit.body["about"], groups, samples, kind, weights)
 
     return folder.newest(read)
 
 
-def _exist(labels: NDArray[Any], kind: TaskKind, count: int) -> bool:
-    """Tell whether these are classes, labels or numbers of so many names."""
+def _are_possible(labels: NDArray[Any], kind: TaskKind, count: int) -> bool:
+    """Tell whether targets are of ``count`` classes, labels or numbers."""
     if kind == "classification":
         return bool(labels.min() >= 0 and labels.max() < count)
-    good = labels <= NOT_KNOWN if kind == "multilabel" else ~np.isinf(labels)
+    good = labels <= UNKNOWN if kind == "multilabel" else ~np.isinf(labels)
     return labels.shape[1] == count and bool(good.all()) and bool(known_of(labels, kind).any())
 
 
 def known_of(labels: NDArray[Any], kind: TaskKind) -> NDArray[np.bool_]:
     """Tell which labels or numbers, as `Task.labels` holds them, are known."""
-    return np.asarray(labels != NOT_KNOWN if kind == "multilabel" else ~np.isnan(labels))
+    return np.asarray(labels != UNKNOWN if kind == "multilabel" else ~np.isnan(labels))
 
 
 def class_counts(task: Task) -> dict[str, int]:
-    """Labelled samples of each class, or with each label; of numbers, all for which they are known."""
+    """Return the number of samples of each class, or with each label; of numbers, of all for which they are known."""
     if task.kind != "classification":
         has = task.labels == 1 if task.kind == "multilabel" else known_of(task.labels, task.kind)
         return dict(zip(task.classes, has.sum(axis=0).tolist(), strict=True))

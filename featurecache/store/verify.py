@@ -59,7 +59,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at, and what was found."""
+    """What was checked, and the problems that were found."""
 
     level: str
     num_shards: int
@@ -162,7 +162,7 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
     for notes, kind in NOTES.items():
         for record in sorted((store.path / notes).glob("*.json")):
             yield from _attempt(store.path, record, partial(read_record, record, kind))
-    yield from _attempt(store.path, store.path / "samples", partial(_check_samples, store))
+    yield from _attempt(store.path, store.path / "samples", lambda: store.samples.check())
     for spec in sorted((store.path / "features").glob("*/spec.json")):
         yield from _attempt(store.path, spec, partial(read_spec, spec))
         for commits in sorted(spec.parent.glob("*/*/commits")):
@@ -181,10 +181,6 @@ def _attempt(root: Path, place: Path, check: Callable[[], object]) -> Iterator[P
     except (FeatureCacheError, OSError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
         yield Problem(_inside(root, place), shortened(what, 500), f"run `featurecache repair {root}`")
-
-
-def _check_samples(store: FeatureStore) -> None:
-    store.samples.check()
 
 
 def _check_features(store: FeatureStore, folder: Path) -> None:
@@ -249,8 +245,8 @@ def _check_contents(commit: Commit, arrays: Mapping[str, Array]) -> None:
     bad = np.isin(rows_of_commit(commit), [row for row, *_ in commit.body["bad"]])
     values = decode(arrays["features"], commit.shard.arrays["features"].dtype).reshape(len(bad), -1)
     for first in range(0, len(bad), _ROWS_AT_ONCE):
-        part = slice(first, first + _ROWS_AT_ONCE)
-        if (np.isfinite(values[part]).all(axis=1) == bad[part]).any():
+        block = slice(first, first + _ROWS_AT_ONCE)
+        if (np.isfinite(values[block]).all(axis=1) == bad[block]).any():
             raise ValueError("it holds numbers for bad inputs, or none for good ones")
 
 
@@ -259,12 +255,12 @@ def ask_libhdf5(path: Path, commit: Commit) -> str | None:
 
     A process of its own, because a hostile file may crash libhdf5, and without filter plug-ins, because those are code.
     """
-    wanted = {
+    recorded = {
         name: [np.dtype(array.dtype if array.dtype != "bfloat16" else "uint16").str, list(array.shape), array.offset]
         for name, array in commit.shard.arrays.items()
     }
     done = subprocess.run(
-        [sys.executable, "-I", "-c", _GATE, os.fspath(path), json.dumps(wanted)],
+        [sys.executable, "-I", "-c", _GATE, os.fspath(path), json.dumps(recorded)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -273,8 +269,8 @@ def ask_libhdf5(path: Path, commit: Commit) -> str | None:
     )
     if done.returncode == 0:
         return None
-    said = done.stdout.strip() or f"libhdf5 failed with status {done.returncode}"
-    return f"libhdf5 and the commit record disagree: {said}"
+    difference = done.stdout.strip() or f"libhdf5 failed with status {done.returncode}"
+    return f"libhdf5 and the commit record disagree: {difference}"
 
 
 _GATE = """

@@ -70,6 +70,7 @@ def make_target(folder: Path, *, num_rows: int, num_features: int) -> Target:
     """Write a cache through the store's own API."""
     from featurecache.specs import FeatureIdentity, PreprocessSpec
     from featurecache.store.folders import ShardFolder
+    from featurecache.store.schemas import BackboneAbout
     from featurecache.store.store import FeatureStore
 
     rng = np.random.default_rng(1)
@@ -80,7 +81,7 @@ def make_target(folder: Path, *, num_rows: int, num_features: int) -> Target:
     identity = FeatureIdentity(
         backbone="synthetic", architecture="0" * 64, weights="0" * 64, preprocess=PreprocessSpec()
     )
-    feature_set = store.add_feature_set(identity, ABOUT, TAP, DTYPE)
+    feature_set = store.add_feature_set(identity, BackboneAbout(**ABOUT), TAP, DTYPE)
     body = features_body(feature_set, np.arange(num_rows))
     arrays = {"features": (DTYPE, features), "id": ("uint8", ids)}
     assert feature_set.folder.publish(f"{0:012d}", arrays, body, kind="features")

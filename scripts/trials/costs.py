@@ -129,6 +129,7 @@ def write_many(cache: str, count: str) -> None:
     from featurecache.extraction.plan import plan_extraction
     from featurecache.specs import ExtractionSettings, FeatureIdentity, PreprocessSpec
     from featurecache.store.listings import Listing
+    from featurecache.store.schemas import BackboneAbout
     from featurecache.store.shards import ShardWriter
     from featurecache.store.store import FeatureStore
     from featurecache.text import TextColumn
@@ -149,7 +150,7 @@ def write_many(cache: str, count: str) -> None:
     identity = FeatureIdentity(
         backbone="synthetic", architecture="0" * 64, weights="0" * 64, preprocess=PreprocessSpec()
     )
-    feature_set = store.add_feature_set(identity, ABOUT, "layer:avg", "float16")
+    feature_set = store.add_feature_set(identity, BackboneAbout(**ABOUT), "layer:avg", "float16")
     table_ids = store.samples.ids
     shard_rows = ExtractionSettings().shard_rows
     for job in plan_extraction(listing.unique_rows, {"layer:avg": np.zeros(0, np.int64)}, shard_rows=shard_rows):

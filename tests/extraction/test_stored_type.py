@@ -19,6 +19,7 @@ from featurecache.extraction.report import ExtractionReport
 from featurecache.extraction.stored_type import smallest
 from featurecache.specs import ExtractionSettings, ViewSpec
 from featurecache.store.commits import encode_commit
+from featurecache.store.schemas import StoredType
 from featurecache.store.soundness import warnings_of
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import verify
@@ -125,8 +126,8 @@ def test_the_choice_holds_for_added_files_other_sources_and_after_a_kill(make_fo
     # A run that was killed after the choice and before its first shard has left the choice.
     begun = FeatureStore.create(tmp_path / "begun")
     tap, fingerprint = first.sets[0].tap, first.sets[0].fingerprint
-    kept = begun.remember_type(fingerprint, tap, {"dtype": "float16", "rows": 16, "error": 0.0})
-    assert begun.remember_type(fingerprint, tap, {"dtype": "float32", "rows": 16, "error": 0.5}) == kept
+    kept = begun.remember_type(fingerprint, tap, StoredType(dtype="float16", rows=16, error=0.0))
+    assert begun.remember_type(fingerprint, tap, StoredType(dtype="float32", rows=16, error=0.5)) == kept
     assert [s.dtype for s in extract(source, begun.path, LOST[0]).sets] == ["float16"]
 
 

@@ -24,7 +24,7 @@ from featurecache.sources.inputs import inputs_of
 from featurecache.sources.opening import open_sources
 from featurecache.sources.source import check_source
 from featurecache.specs import PreprocessSpec
-from featurecache.store.schemas import IgnoredBody, check_body
+from featurecache.store.schemas import IgnoredBody, checked_body
 
 pytestmark = pytest.mark.quick
 
@@ -145,7 +145,7 @@ def test_a_million_suffixes_make_no_record_too_long(tmp_path: Path) -> None:
     found = ignored(tmp_path)
     assert found.count == 300
     assert len(found.others) <= 51
-    check_body(json.loads(json.dumps(found.to_json())), IgnoredBody, "here")
+    checked_body(json.loads(json.dumps(found.to_json())), IgnoredBody, "here")
     assert IgnoredFiles.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 

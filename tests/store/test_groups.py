@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 import featurecache as fc
 from featurecache.cli import main
 from featurecache.errors import CorruptError, TaskError
-from featurecache.store.joining import build_task
-from featurecache.store.labels import Label, TableLabels, labels_from_csv
+from featurecache.store.label_tables import labels_from_csv
+from featurecache.store.labels import Label, TableLabels
 from featurecache.store.splits import grouped_splits
 from featurecache.store.store import FeatureStore
+from featurecache.store.task_builder import build_task
 from featurecache.store.tasks import Task
 
 FILES = {f"{k:03d}.jpg": f"content {k}" for k in range(120)}

@@ -14,7 +14,8 @@ from conftest import make_store
 from featurecache.errors import CorruptError, TaskError, UnknownNameError
 from featurecache.store import tasks
 from featurecache.store.folders import ShardFolder
-from featurecache.store.labels import TableLabels, labels_from_csv
+from featurecache.store.label_tables import labels_from_csv
+from featurecache.store.labels import TableLabels
 from featurecache.store.schemas import TASK
 from featurecache.store.store import FeatureStore
 

@@ -13,8 +13,8 @@ from featurecache.store.precision import (
     MOST_ERROR,
     by_channel,
     error_as,
-    error_beside_spread,
     measure_error,
+    spread_error,
     stored_arrays,
     widest,
 )
@@ -71,10 +71,10 @@ def test_the_error_does_not_depend_on_the_unit_or_the_order(power: int, seed: in
     exact = features(16, 8, seed=seed).astype(np.float64)
     error = features(16, 8, seed=seed + 1).astype(np.float64) * 0.03
     order = np.random.default_rng(seed).permutation(16)
-    expected = error_beside_spread(exact, error)
-    assert error_beside_spread(exact * 2.0**power, error * 2.0**power) == pytest.approx(expected, rel=1e-9)
-    assert error_beside_spread(exact[order], error[order]) == pytest.approx(expected, rel=1e-9)
-    assert error_beside_spread(exact + 2.0**power, error) == pytest.approx(expected, rel=1e-6)
+    expected = spread_error(exact, error)
+    assert spread_error(exact * 2.0**power, error * 2.0**power) == pytest.approx(expected, rel=1e-9)
+    assert spread_error(exact[order], error[order]) == pytest.approx(expected, rel=1e-9)
+    assert spread_error(exact + 2.0**power, error) == pytest.approx(expected, rel=1e-6)
 
 
 def test_channels_are_those_of_vectors_tokens_maps_and_views() -> None:
@@ -85,12 +85,12 @@ def test_channels_are_those_of_vectors_tokens_maps_and_views() -> None:
     assert by_channel(np.zeros((4, 3, 6, 2, 2)), ViewSpec(count=3)).shape == (48, 6)
 
 
-def test_a_record_says_the_error_beside_the_spread_of_eight_rows_or_more() -> None:
+def test_a_record_says_the_error_relative_to_the_spread_of_eight_rows_or_more() -> None:
     values = features(32, 16) * np.float32(1e-9)
     arrays = stored_arrays(values, "float16")
-    assert measure_error(values, arrays, against="float32")["relative_to_spread"] > 0.5
+    assert measure_error(values, arrays, against="float32").relative_to_spread > 0.5
     few = {"features": ("float16", arrays["features"][1][:7])}
-    assert "relative_to_spread" not in measure_error(values[:7], few, against="float32")
+    assert measure_error(values[:7], few, against="float32").relative_to_spread is None
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.sets(st.integers(0, 11)), st.integers(1, 9))

@@ -11,18 +11,19 @@ from conftest import features_body
 
 from featurecache.errors import FormatVersionError, RequestError, StoreError, UnknownNameError
 from featurecache.specs import FeatureIdentity, PreprocessSpec
+from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore, check_name
 
 pytestmark = pytest.mark.quick
 
-ABOUT = {
-    "num_parameters": 1,
-    "num_trainable": 0,
-    "weights_source": "",
-    "license": None,
-    "classifier": "fc",
-    "notes": [],
-}
+ABOUT = BackboneAbout(
+    num_parameters=1,
+    num_trainable=0,
+    weights_source="",
+    license=None,
+    classifier="fc",
+    notes=[],
+)
 
 
 def add_features(

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
-from featurecache.store.joining import build_task
-from featurecache.store.labels import Label, TableLabels, label_of_path, labels_from_csv, labels_from_folders
+from featurecache.store.label_tables import labels_from_csv
+from featurecache.store.labels import Label, TableLabels, label_of_path, labels_from_folders
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
 from featurecache.store.splits import stratified_splits
 from featurecache.store.store import FeatureStore
+from featurecache.store.task_builder import build_task
 from featurecache.text import TextColumn
 
 pytestmark = pytest.mark.quick

@@ -24,17 +24,18 @@ from featurecache.store.features import runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.gc import collect_garbage
 from featurecache.store.repair import compare_set_aside, repair
+from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import LEVELS, verify
 
-ABOUT = {
-    "num_parameters": 0,
-    "num_trainable": 0,
-    "weights_source": "none",
-    "license": None,
-    "classifier": None,
-    "notes": [],
-}
+ABOUT = BackboneAbout(
+    num_parameters=0,
+    num_trainable=0,
+    weights_source="none",
+    license=None,
+    classifier=None,
+    notes=[],
+)
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=6, dtype="float32")
 
 
@@ -229,7 +230,7 @@ def publish_rows(store: FeatureStore, feature_set: FeatureSet, rows: np.ndarray)
 def overlapping(path: Path, *shards: range) -> tuple[FeatureStore, FeatureSet]:
     store = make_store(path, {str(number): str(number) for number in range(12)})
     identity = FeatureIdentity(backbone="my:net", architecture="a", weights="w", preprocess=PreprocessSpec())
-    feature_set = store.add_feature_set(identity, {**ABOUT}, "a:avg", "float32")
+    feature_set = store.add_feature_set(identity, ABOUT, "a:avg", "float32")
     for rows in shards:
         publish_rows(store, feature_set, np.array(rows))
     return store, feature_set
@@ -431,7 +432,7 @@ def test_the_error_of_two_roundings_is_bounded_against_float32(made: tuple, tmp_
 def test_values_beyond_a_type_are_a_status_after_conversion_too(tmp_path: Path, dtype: str, value: float) -> None:
     store = FeatureStore.create(tmp_path / "c")
     identity = FeatureIdentity(backbone="my:net", architecture="a", weights="w", preprocess=PreprocessSpec())
-    exact = store.add_feature_set(identity, {}, "a:avg", "float32")
+    exact = store.add_feature_set(identity, ABOUT, "a:avg", "float32")
     values = np.array([[1, 2], [value, 3], [4, 5]], np.float32)
     ids = np.arange(96, dtype=np.uint8).reshape(3, 32)
     store.samples.append(ids, ["a", "b", "c"], np.ones(3))

@@ -14,7 +14,8 @@ from conftest import RUNTIME, TINY, content_id, make_store
 from featurecache.cli import main
 from featurecache.errors import CorruptError, TaskError
 from featurecache.store.folders import ShardFolder
-from featurecache.store.labels import Label, TableLabels, labels_from_csv
+from featurecache.store.label_tables import labels_from_csv
+from featurecache.store.labels import Label, TableLabels
 from featurecache.store.schemas import TASK
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import load_task, save_task

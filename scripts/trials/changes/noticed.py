@@ -180,7 +180,7 @@ _EDITS: dict[str, tuple[Callable[[Path], None], int]] = {
 
 
 def _one_label(ground: Ground) -> list[str]:
-    from featurecache.store.labels import labels_from_csv
+    from featurecache.store.label_tables import labels_from_csv
     from featurecache.store.store import FeatureStore
 
     table = ground.scratch / "labels.csv"

@@ -1,0 +1,371 @@
+"""Tasks from labels: every sample gets one target and one split, whatever copies and groups there are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import TaskError
+from featurecache.hashing import digest_bytes
+from featurecache.specs import TaskKind
+from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
+from featurecache.store.listings import Listing
+from featurecache.store.samples import Ids, SampleTable, find_ids
+from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
+from featurecache.store.tasks import UNKNOWN, Task, known_of
+
+Target = tuple[str, tuple[str, ...]]
+"""`Label.label` and `Label.unknown` of one sample."""
+
+
+def build_task(
+    name: str,
+    labels: FolderLabels | TableLabels,
+    *,
+    samples: SampleTable,
+    listings: Sequence[Listing],
+    allow_missing: bool = False,
+    random_state: int = 0,
+    previous: Task | None = None,
+) -> Task:
+    """Join labels to samples and make sure that every sample has one target and one split.
+
+    Parameters
+    ----------
+    name : str
+    labels : FolderLabels or TableLabels
+    samples : SampleTable
+    listings : sequence of Listing
+        Of the sources whose files may have labels; of a sample in several sources the last one counts.
+    allow_missing : bool
+        Skip labels of files that are not in the cache instead of refusing them.
+    random_state : int
+        Seed of the split that is made where the labels bring none.
+    previous : Task, optional
+        The task of that name so far, whose samples keep their split.
+
+    Raises
+    ------
+    TaskError
+        No labels, one class only, labels for files that are not in the cache, or splits for only some labels.
+    """
+    if isinstance(labels, FolderLabels):
+        listed, rows = _labels_of_folders(labels, listings)
+    else:
+        listed, rows = list(labels.labels), _rows_of_labels(labels.labels, samples, listings)
+    missing = [label.name for label, row in zip(listed, rows, strict=True) if row < 0]
+    if missing and not allow_missing:
+        raise TaskError(
+            f"{len(missing)} of {len(listed)} labels are for inputs that are not in the cache, first {missing[0]!r}; "
+            "extract them, correct the paths (relative to the source), or pass --allow-missing"
+        )
+    check_labels(listed, labels)
+    merged = _merge_copies(rows, listed, labels.kind)
+    if not merged.targets:
+        why = f"{len(merged.conflicts)} have two" if merged.conflicts else "none is of an input in the cache"
+        raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
+    return _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
+
+
+@dataclass
+class _Merged:
+    """One target and split for each row, after copies of the same bytes were merged."""
+
+    targets: dict[int, Target] = field(default_factory=dict)
+    splits: dict[int, str | None] = field(default_factory=dict)
+    groups: dict[int, set[str]] = field(default_factory=dict)
+    weights: dict[int, float] = field(default_factory=dict)
+    conflicts: list[dict[str, str]] = field(default_factory=list)
+    moved: int = 0
+
+
+def _labels_of_folders(labels: FolderLabels, listings: Sequence[Listing]) -> tuple[list[Label], list[int]]:
+    """Return a label for every file, and its row; of a sample in several sources the last one counts."""
+    newest: dict[int, int] = {}
+    for number, listing in enumerate(listings):
+        newest |= dict.fromkeys(listing.row_of.values(), number)
+    listed, rows = [], []
+    for number, listing in enumerate(listings):
+        for label in labels.of(path for path, row in listing.row_of.items() if newest[row] == number):
+            listed.append(label)
+            rows.append(listing.row_of[label.key])
+    return listed, rows
+
+
+def _rows_of_labels(listed: Sequence[Label], samples: SampleTable, listings: Sequence[Listing]) -> list[int]:
+    """Return the row of each label by its path, else by its id; -1 where the cache has neither."""
+    rows = np.full(len(listed), -1, np.int64)
+    ids: dict[int, bytes] = {}
+    for index, label in enumerate(listed):
+        found = {row for listing in listings if (row := listing.row_of.get(label.key)) is not None}
+        if len(found) > 1:
+            raise TaskError(
+                f"{label.key!r} names different inputs in {len(found)} sources of this cache; say which with --source"
+            )
+        if found:
+            rows[index] = found.pop()
+        elif len(label.key) == 64 and not set(label.key.lower()) - set("0123456789abcdef"):
+            ids[index] = bytes.fromhex(label.key)
+    if ids:
+        rows[list(ids)] = samples.rows_of(np.frombuffer(b"".join(ids.values()), np.uint8).reshape(-1, 32))
+    return rows.tolist()
+
+
+def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) -> None:
+    """Raise `TaskError` for labels that can make no task, whatever the samples; done before extraction too."""
+    if not listed:
+        raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
+    _encode_targets([(label.label, label.unknown) for label in listed], labels)
+    if {label.split for label in listed} == {"train"}:
+        raise TaskError("all labels have the split train; add a validation or test part, or leave the splits out")
+    without = [label.name for label in listed if label.split is None]
+    if without and len(without) < len(listed):
+        raise TaskError(
+            f"{len(listed) - len(without)} files have a split (train, validation, test) and {len(without)} have none, "
+            f"first {without[0]!r}; give every file a split, or none"
+        )
+
+
+def _encode_targets(targets: Sequence[Target], labels: FolderLabels | TableLabels) -> tuple[list[str], NDArray[Any]]:
+    """Return the names of classes, labels or numbers, and the targets of all samples as `Task.labels` holds them.
+
+    Raises
+    ------
+    TaskError
+        Targets from which nothing can be learned.
+    """
+    if labels.kind == "classification":
+        classes = sorted({label for label, _ in targets})
+        if len(classes) == 1:
+            raise TaskError(
+                f"all {len(targets)} labelled files are of one class ({classes[0]!r}); a task needs at least two: "
+                "put the files in one folder per class, or give a CSV"
+            )
+        index = {label: k for k, label in enumerate(classes)}
+        return classes, np.array([index[label] for label, _ in targets], np.int32)
+    assert isinstance(labels, TableLabels)
+    if labels.kind == "regression":
+        names = list(labels.names)
+        encoded = np.array([[float(number) for number in entry.split("\n")] for entry, _ in targets])
+    else:
+        sets = [set(entry.split("\n")) - {""} for entry, _ in targets]
+        names = list(labels.names) or sorted(set().union(*sets))
+        encoded = np.array([[name in held for name in names] for held in sets], np.uint8).reshape(len(sets), -1)
+        index = {name: k for k, name in enumerate(names)}
+        for row, (_, unknown) in enumerate(targets):
+            encoded[row, [index[name] for name in unknown]] = UNKNOWN
+    _check_outputs(names, encoded, labels)
+    return names, encoded
+
+
+def _check_outputs(names: list[str], encoded: NDArray[Any], labels: TableLabels) -> None:
+    """Raise `TaskError` for a label or number that is the same for all samples, or known for none."""
+    multilabel = labels.kind == "multilabel"
+    if multilabel and len(names) < 2:
+        raise TaskError(
+            f"{labels.origin} has {len(names)} labels, and a task needs at least two; with one label, name it as a "
+            "class: --kind classes"
+        )
+    for name, column in zip(names, encoded.T, strict=True):
+        known = column[known_of(column, labels.kind)]
+        if not len(known):
+            raise TaskError(f"{name!r} is not known for any of {len(column)} samples; leave it out")
+        if (known != known[0]).any():
+            continue
+        value = f"is {known[0]:g} for all"
+        if multilabel:
+            value = "holds for all" if known[0] else "holds for none"
+        which, advice = f"{len(known)} samples", ""
+        if len(known) < len(column):
+            which = f"the {len(known)} samples that say so"
+            if multilabel:
+                advice = ", or say what a cell without 1 and 0 means: --blank negative, --uncertain negative"
+        raise TaskError(f"{name!r} {value} of {which}, so nothing is to be learned; leave it out{advice}")
+
+
+def _merge_targets(copies: Sequence[Label], kind: TaskKind) -> Target | None:
+    """Return the target of a sample by all its copies, of which one may know what another does not.
+
+    None where they contradict each other.
+    """
+    first = copies[0]
+    if all((copy.label, copy.unknown) == (first.label, first.unknown) for copy in copies):
+        return first.label, first.unknown
+    if kind == "regression":
+        columns = zip(*(copy.label.split("\n") for copy in copies), strict=True)
+        known = [list(dict.fromkeys(number for number in column if number != "nan")) for column in columns]
+        if any(len(numbers) > 1 for numbers in known):
+            return None
+        return "\n".join(numbers[0] if numbers else "nan" for numbers in known), ()
+    held = [set(copy.label.split("\n")) - {""} for copy in copies]
+    unknown = [set(copy.unknown) for copy in copies]
+    holds = set().union(*held)
+    if kind == "classification" or any(holds - mine - none for mine, none in zip(held, unknown, strict=True)):
+        return None
+    return "\n".join(sorted(holds)), tuple(sorted(set.intersection(*unknown)))
+
+
+def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) -> _Merged:
+    by_row: dict[int, list[Label]] = defaultdict(list)
+    for row, label in zip(rows, listed, strict=True):
+        if row >= 0:
+            by_row[row].append(label)
+    merged = _Merged()
+    for row, copies in sorted(by_row.items()):
+        if (target := _merge_targets(copies, kind)) is None:
+            merged.conflicts.append({copy.name: copy.label for copy in copies})
+            continue
+        splits = {copy.split for copy in copies}
+        merged.moved += len(splits) > 1
+        merged.targets[row] = target
+        merged.groups[row] = {copy.group for copy in copies if copy.group is not None}
+        if weights := [copy.weight for copy in copies if copy.weight is not None]:
+            merged.weights[row] = sum(weights) / len(weights)
+        # A copy in the test split leaves training: test scores are of samples that no head was fitted on.
+        merged.splits[row] = max(splits, key=lambda split: SPLITS.index(split) if split else -1)
+    return merged
+
+
+def _assemble(
+    name: str,
+    source: FolderLabels | TableLabels,
+    merged: _Merged,
+    samples: SampleTable,
+    *,
+    random_state: int,
+    missing: int,
+    previous: Task | None,
+) -> Task:
+    rows = sorted(merged.targets)
+    classes, targets = _encode_targets([merged.targets[row] for row in rows], source)
+    ids = np.ascontiguousarray(samples.ids[np.array(rows, np.int64)])
+    names, groups = _groups(merged, rows)
+    given = merged.splits[rows[0]] is not None
+    if given:
+        splits = np.array([SPLITS.index(merged.splits[row] or "train") for row in rows], np.uint8)
+        if groups is not None:
+            _check_groups(groups, names, splits)
+    else:
+        kept = _previous_splits(ids, previous, random_state)
+        splits = _make_splits(ids, targets, source.kind, names, groups, kept, random_state)
+        if groups is not None and (len(used := np.unique(splits)) < 2 or 0 not in used):
+            raise TaskError(
+                f"task {name!r} has {groups.max() + 1} groups, too few to be divided into train and test; "
+                "is this the right group column?"
+            )
+    about = {
+        "origin": source.origin,
+        "splits": "given" if given else "made",
+        "random_state": None if given else random_state,
+        "conflicts": merged.conflicts[:1000],
+        "num_conflicts": len(merged.conflicts),
+        "num_moved": merged.moved,
+        "num_missing": missing,
+    }
+    if isinstance(source, TableLabels) and source.warnings:
+        about["warnings"] = [warning.to_json() for warning in source.warnings]
+    weights = np.array([merged.weights[row] for row in rows]) if merged.weights else None
+    task = Task(name, classes, ids, targets, splits, about, groups, samples, source.kind, weights)
+    _check_splits(task)
+    return task
+
+
+def _make_splits(
+    ids: Ids,
+    targets: NDArray[Any],
+    kind: TaskKind,
+    names: list[str],
+    groups: NDArray[np.int32] | None,
+    kept: NDArray[np.int64],
+    random_state: int,
+) -> NDArray[np.uint8]:
+    strata = strata_of_numbers(targets) if kind == "regression" else targets
+    if groups is not None:
+        lots = [digest_bytes(f"{random_state} {name}".encode()) for name in names]
+        return grouped_splits(groups, strata == 1 if kind == "multilabel" else strata, lots, kept=kept)
+    if kind == "multilabel":  # each sample is a group: of each label as near to its share as can be
+        lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
+        return grouped_splits(np.arange(len(ids), dtype=np.int32), targets == 1, lots, kept=kept)
+    return stratified_splits(ids, strata, random_state=random_state, kept=kept)
+
+
+def _groups(merged: _Merged, rows: Sequence[int]) -> tuple[list[str], NDArray[np.int32] | None]:
+    """Number the groups by name; groups that share a sample are one, under the first of their names."""
+    leader: dict[str, str] = {}
+
+    def first(name: str) -> str:
+        while leader.setdefault(name, name) != name:
+            name = leader[name]
+        return name
+
+    for row in rows:
+        firsts = {first(name) for name in merged.groups[row]}
+        leader |= dict.fromkeys(firsts, min(firsts, default=""))
+    if not leader:
+        return [], None
+    of_rows = [first(min(merged.groups[row])) for row in rows]
+    names, numbers = np.unique(of_rows, return_inverse=True)
+    return names.tolist(), numbers.astype(np.int32)
+
+
+def _check_groups(groups: NDArray[np.int32], names: list[str], splits: NDArray[np.uint8]) -> None:
+    lowest, highest = np.full(len(names), 255), np.zeros(len(names), np.int64)
+    np.minimum.at(lowest, groups, splits)
+    np.maximum.at(highest, groups, splits)
+    if (torn := np.flatnonzero(lowest < highest)).size:
+        k = int(torn[0])
+        raise TaskError(
+            f"{torn.size} groups are in several parts, first {names[k]!r} in {SPLITS[lowest[k]]} and "
+            f"{SPLITS[highest[k]]}; give all of a group one split, or leave the splits out to have them made"
+        )
+
+
+def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDArray[np.int64]:
+    """Return the earlier split of each sample, -1 where it is new or the earlier splits were made otherwise."""
+    kept = np.full(len(ids), -1, np.int64)
+    if previous is None or (previous.about["splits"], previous.about["random_state"]) != ("made", random_state):
+        return kept
+    index = find_ids(ids, previous.ids)
+    kept[index >= 0] = previous.splits[index[index >= 0]]
+    return kept
+
+
+def _check_splits(task: Task) -> None:
+    """Raise `TaskError` where train lacks a class, or no split is left to test on."""
+    if not task.has("train"):
+        raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
+    if task.kind == "classification" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
+        raise TaskError(
+            f"task {task.name!r} has {len(task.classes)} classes for {len(task.ids)} files, so nothing to learn from; "
+            "is this the right label column?"
+        )
+    if not (task.has("validation") or task.has("test")):
+        raise TaskError(
+            f"task {task.name!r} has only a train part; add a test part, or leave the splits out to have them made"
+        )
+    targets = {split: task.labels[task.splits == number] for number, split in enumerate(SPLITS)}
+    if task.kind != "classification":
+        known = known_of(targets["train"], task.kind).any(axis=0)
+        if not known.all():
+            names = ", ".join(repr(task.classes[k]) for k in np.flatnonzero(~known))
+            raise TaskError(
+                f"task {task.name!r}: {names} is not known for any sample of the train part; leave it out, or "
+                "correct the splits"
+            )
+    if task.kind == "regression":
+        return
+    present = {
+        split: set((np.unique(y) if y.ndim == 1 else np.flatnonzero((y == 1).any(axis=0))).tolist())
+        for split, y in targets.items()
+    }
+    for split in ("validation", "test"):
+        if unseen := present[split] - present["train"]:
+            names = ", ".join(repr(task.classes[k]) for k in sorted(unseen))
+            raise TaskError(
+                f"task {task.name!r}: {names} occurs in the {split} part but never in train; correct the splits"
+            )
