@@ -86,13 +86,13 @@ def _move_folder(partial: Path, path: Path, *, replace: bool) -> None:
             raise
         if not replace:
             raise _is_there(path) from None
-        # No rename puts a folder in the place of one with files in it, so the two change places in one step.
+        # No rename replaces a folder that has files in it, so the two names are exchanged in one step.
         if not _exchange(partial, path):
-            _change_places_in_two_steps(partial, path)
+            _exchange_in_two_steps(partial, path)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places at once; False where the system or the file system cannot do that."""
+    """Exchange two names at once; False where the system or the file system cannot do that."""
     if sys.platform == "win32":
         return False
     library = ctypes.CDLL(None, use_errno=True)
@@ -108,7 +108,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return not failed
 
 
-def _change_places_in_two_steps(partial: Path, path: Path) -> None:
+def _exchange_in_two_steps(partial: Path, path: Path) -> None:
     """Do what `_exchange` does on volumes without it (NFS): whoever is killed between the steps leaves no folder."""
     aside = _fresh_name(path)  # no temporary: it is all that there is until the other has its name
     path.rename(aside)
@@ -188,6 +188,7 @@ def _rename_if_absent(partial: Path, path: Path) -> bool:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, each name flushed to the disk: a file is as durable as the way to it."""
+    # Those above it may be new too, and a name is as lasting as the name of its folder.
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):

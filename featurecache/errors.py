@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Written = TypeVar("Written")
 
@@ -22,21 +22,33 @@ class RequestError(FeatureCacheError, ValueError):
 
 
 class UnknownNameError(FeatureCacheError, LookupError):
-    """A name (backbone, tap, head, task, ...) that is not known here."""
+    """A name (backbone, tap, head, task, ...) that is not known here.
+
+    Parameters
+    ----------
+    kind, name : str
+        What was named, and how.
+    known : iterable of str
+        Names that there are.
+    near : iterable of str, optional
+        Those that may have been meant; those spelt alike when left out.
+    advice : str
+        What else to say.
+    """
 
     def __init__(
         self, kind: str, name: str, known: Iterable[str], *, near: Iterable[str] | None = None, advice: str = ""
     ) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        parts = [f"unknown {kind} {name!r}"]
+        sentences = [f"unknown {kind} {name!r}"]
         if near := nearest(name, self.known) if near is None else list(near):
-            parts.append(f"did you mean {' or '.join(repr(n) for n in near)}?")
+            sentences.append(f"did you mean {' or '.join(repr(n) for n in near)}?")
         elif self.known:
             shown = ", ".join(self.known[:12]) + (", ..." if len(self.known) > 12 else "")
-            parts.append(f"known: {shown}")
+            sentences.append(f"known: {shown}")
         if advice:
-            parts.append(advice)
-        super().__init__("; ".join(parts))
+            sentences.append(advice)
+        super().__init__("; ".join(sentences))
 
 
 class MissingExtraError(FeatureCacheError, ImportError):
@@ -53,6 +65,7 @@ def install_command(extra: str) -> str:
     all); only where the installed edition knows no such extra, the extra is named.
     """
     try:
+        # Only an installed edition knows its extras; a checkout on the path has none.
         needed = metadata.requires("featurecache") or []
     except metadata.PackageNotFoundError:
         needed = []
@@ -158,7 +171,7 @@ class ReportWarning:
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", tuple(shortened(name) for name in self.examples[:MAX_EXAMPLES]))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return {**asdict(self), "examples": list(self.examples)}
 
@@ -169,7 +182,7 @@ class ReportWarning:
 
 @dataclass(frozen=True, slots=True)
 class OutputFailure:
-    """An output that could not be written beside results that are there."""
+    """An output that could not be written, of a command whose results are there."""
 
     text: str
     """One line that names the output and the reason."""
@@ -221,7 +234,15 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """Return the layers or taps most like ``name``, best first: same end of the path, then like spelling."""
+    """Return the layers or taps most like a name, best first: same end of the path, then like spelling.
+
+    Parameters
+    ----------
+    name : str
+    known : iterable of str
+    count : int
+        At most so many.
+    """
     node = name.partition(":")[0].lower()
     nodes = {each: each.partition(":")[0].lower() for each in known}
     ends = [
@@ -239,5 +260,13 @@ def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[s
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """Return the known names most like ``name``, best first."""
+    """Return the known names most like a name, best first.
+
+    Parameters
+    ----------
+    name : str
+    known : iterable of str
+    count : int
+        At most so many.
+    """
     return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

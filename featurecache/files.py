@@ -23,7 +23,7 @@ _KINDS = (
     (stat.S_ISCHR, "it is a device, not a file"),
     (stat.S_ISBLK, "it is a device, not a file"),
 )
-# Without O_NONBLOCK, opening a pipe that took the place of a file meanwhile would wait for a writer.
+# Without O_NONBLOCK, opening a pipe that has the name of a file by now would wait for a writer.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -65,6 +65,7 @@ def open_regular(path: str | Path, *, max_bytes: int | None = None) -> Iterator[
     descriptor = os.open(path, _FLAGS)
     try:
         status = os.fstat(descriptor)
+        # Once more: the name may stand for something else by now.
         _check(path, status, max_bytes)
         with open(descriptor, "rb", buffering=0, closefd=False) as file:
             yield file, status
@@ -74,6 +75,13 @@ def open_regular(path: str | Path, *, max_bytes: int | None = None) -> Iterator[
 
 def blocks_of(file: FileIO, status: os.stat_result, *, block_bytes: int = 1 << 20) -> Iterator[bytes]:
     """Yield the bytes of an open file in blocks, as many as its status says.
+
+    Parameters
+    ----------
+    file : FileIO
+    status : os.stat_result
+        Of when it was opened.
+    block_bytes : int
 
     Raises
     ------

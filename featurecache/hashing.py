@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,16 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
-def digest_json(kind: str, version: int, value: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a setting, tagged with what it is and the edition of its meaning."""
+def digest_json(kind: str, version: int, value: Mapping[str, object]) -> str:
+    """SHA-256 (hex) of a setting.
+
+    Parameters
+    ----------
+    kind, version
+        What it is, and the edition of its meaning; both are digested too.
+    value : mapping
+        Plain JSON values.
+    """
     return hashlib.sha256(canonical_json({"kind": kind, "version": version, **value}).encode()).hexdigest()
 
 
@@ -44,6 +52,7 @@ def digest_arrays(text: str, arrays: Iterable[np.ndarray]) -> str:
     """SHA-256 (hex) of a text and of arrays by content, read in blocks."""
     hasher = hashlib.sha256(text.encode())
     for array in arrays:
+        # Arrays of other shapes may have the same bytes.
         hasher.update(f"\n{array.dtype.str} {array.shape}\n".encode())
         step = max(_BLOCK // (array[:1].nbytes or 1), 1)
         for start in range(0, len(array), step):

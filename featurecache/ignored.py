@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,14 @@ _BEGINNINGS = (
 )
 _BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _MOST_OPENED = 200
-"""Files of an unknown suffix whose first bytes are looked at: a scan of millions must stay one of names."""
+"""Files of an unknown suffix whose first bytes are read: a scan of millions must stay one of names."""
 _MOST_SUFFIXES, _MOST_FOLDERS = 50, 20
 HIDDEN = "hidden"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IgnoredFiles:
-    """What a folder holds beside its inputs.
+    """What a folder holds that is no input.
 
     Attributes
     ----------
@@ -73,15 +73,9 @@ class IgnoredFiles:
         """Number of all files."""
         return sum(self.images.values()) + sum(self.others.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
-        return {
-            "images": dict(self.images),
-            "others": dict(self.others),
-            "examples": list(self.examples),
-            "folders": list(self.folders),
-            "num_folders": self.num_folders,
-        }
+        return {**asdict(self), "examples": list(self.examples), "folders": list(self.folders)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> IgnoredFiles:
@@ -92,19 +86,19 @@ class IgnoredFiles:
         """Return the warning of what somebody will miss, if there is anything."""
         if not self.images and not self.folders:
             return []
-        count, parts = sum(self.images.values()), list[str]()
+        count, findings = sum(self.images.values()), list[str]()
         if count:
             files = "1 file left out by its name" if count == 1 else f"{count} files left out by their name"
-            parts.append(f"{files}: {by_suffix(self.images)}{_advice(self.images)}")
+            findings.append(f"{files}: {by_suffix(self.images)}{_advice(self.images)}")
         if self.folders:
             named = ", ".join(repr(shortened(folder)) for folder in self.folders[:MAX_EXAMPLES])
             more = ", ..." if self.num_folders > MAX_EXAMPLES else ""
-            parts.append(
+            findings.append(
                 f"class folder {named} has no image"
                 if self.num_folders == 1
                 else f"{self.num_folders} class folders have no image: {named}{more}"
             )
-        text = "; ".join(parts)
+        text = "; ".join(findings)
         return [ReportWarning(kind="ignored_files", count=count or self.num_folders, text=text, examples=self.examples)]
 
 
@@ -116,18 +110,18 @@ class IgnoredCounter:
         self._examples, self._folders = list[str](), list[str]()
         self._num_opened = 0
 
-    def add(self, name: str, path: str, place: str) -> None:
+    def add(self, name: str, path: str, file: str) -> None:
         """Take a file.
 
         Parameters
         ----------
         name, path : str
             Of the file, and where it lies relative to the source.
-        place : str
-            Where it can be opened.
+        file : str
+            What opens it.
         """
         suffix = Path(name).suffix.lower()
-        if not self._is_image(suffix, place):
+        if not self._is_image(suffix, file):
             self._others[suffix] += 1
             return
         self._images[suffix] += 1
@@ -153,19 +147,19 @@ class IgnoredCounter:
             num_folders=len(self._folders),
         )
 
-    def _is_image(self, suffix: str, place: str) -> bool:
+    def _is_image(self, suffix: str, path: str) -> bool:
         if suffix in HEIC_SUFFIXES or suffix in _RAW or suffix in _OTHER_IMAGES:
             return True
         if suffix in _NO_IMAGES or self._num_opened >= _MOST_OPENED:
             return False
         self._num_opened += 1
-        return begins_like_an_image(place)
+        return begins_like_an_image(path)
 
 
-def begins_like_an_image(place: str) -> bool:
+def begins_like_an_image(path: str) -> bool:
     """Tell by its first bytes whether a file holds a picture."""
     try:
-        with open_regular(place) as (file, _):
+        with open_regular(path) as (file, _):
             head = file.read(132)
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any, ClassVar, Literal, get_args
@@ -100,11 +101,11 @@ class PreprocessSpec:
     """Edition of the decoding rules."""
 
     def __post_init__(self) -> None:
-        for name in ("resize", "crop"):
-            object.__setattr__(self, name, _side_or_sides(name, getattr(self, name)))
-        for name in ("max_pixels", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
+        object.__setattr__(self, "resize", _side_or_sides("resize", self.resize))
+        object.__setattr__(self, "crop", _side_or_sides("crop", self.crop))
+        for name, limit in (("max_pixels", self.max_pixels), ("max_bytes", self.max_bytes)):
+            if limit < 1:
+                raise RequestError(f"preprocess {name} must be at least 1, got {limit}")
         check_choice("interpolation", self.interpolation, Interpolation)
         check_choice("orientation", self.orientation, Orientation)
         check_choice("jpeg decoding", self.jpeg_decoding, JpegDecoding)
@@ -122,8 +123,9 @@ class PreprocessSpec:
             raise RequestError(
                 f"decoding rules {self.decoding_rules} are not known to this release; upgrade featurecache"
             )
-        for name in ("mean", "std", "background", "fill_color"):
-            value = tuple(getattr(self, name))
+        colours = {"mean": self.mean, "std": self.std, "background": self.background, "fill_color": self.fill_color}
+        for name, given in colours.items():
+            value = tuple(given)
             if len(value) != 3:
                 raise RequestError(f"preprocess {name} needs three numbers (red, green, blue), got {value}")
             object.__setattr__(self, name, value)  # JSON gives lists
@@ -145,9 +147,10 @@ class PreprocessSpec:
             raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
 
     def _check_filters(self) -> None:
-        for name in ("antialias", "crop_first", "trim_margin"):
-            if type(getattr(self, name)) is not bool:
-                raise RequestError(f"preprocess {name} must be true or false, got {getattr(self, name)!r:.80}")
+        flags = {"antialias": self.antialias, "crop_first": self.crop_first, "trim_margin": self.trim_margin}
+        for name, flag in flags.items():
+            if type(flag) is not bool:
+                raise RequestError(f"preprocess {name} must be true or false, got {flag!r:.80}")
         if type(self.first_resize) is not int or self.first_resize < 0:
             raise RequestError(f"preprocess first_resize must be 0 or a side in pixels, got {self.first_resize!r:.80}")
         if self.first_interpolation != "bilinear" and not self.first_resize:
@@ -170,6 +173,7 @@ class PreprocessSpec:
     def override(self, **changes: Any) -> PreprocessSpec:
         """Return a copy with some fields changed; ``None`` means unchanged."""
         changes = known_changes(self, changes)
+        # Who asks for a crop of 384 means a larger image, not an error.
         if changes.get("padding", self.padding) == "none":
             if "crop" in changes and "resize" not in changes and _exceeds(changes["crop"], self.resize):
                 changes["resize"] = changes["crop"]
@@ -183,11 +187,32 @@ class PreprocessSpec:
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise `RequestError` for a value that is none of the choices.
+
+    Parameters
+    ----------
+    name : str
+        Of the setting.
+    value : str
+    choices
+        A `Literal`.
+    """
     if value not in get_args(choices):
         raise RequestError(f"unknown {name} {value!r}; known: {', '.join(get_args(choices))}")
 
 
-def known_changes(spec: Any, changes: dict[str, Any], *, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
+def known_changes(spec: Any, changes: Mapping[str, Any], *, fixed: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the changes that are given; raise `RequestError` for those of settings that there are not.
+
+    Parameters
+    ----------
+    spec : dataclass
+        A preprocess.
+    changes : mapping
+        Values by field; None is no change.
+    fixed : tuple of str
+        Fields that cannot be changed.
+    """
     changes = {name: value for name, value in changes.items() if value is not None}
     known = [field.name for field in fields(spec) if field.name not in fixed]
     if unknown := sorted(set(changes) - set(known)):

@@ -19,6 +19,7 @@ def free_memory() -> int:
         return _UNKNOWN_MEMORY
     import resource
 
+    # The least of all limits that can be read; none of them knows of the others.
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     if (limit := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
         found.append(limit)
@@ -49,7 +50,9 @@ def num_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(cores, _most_cores.get() or cores)
     try:
+        # A container may have many cores and the right to use two of them.
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        # Rounded: of a core and a half, two threads make better use than one.
         return max(min(cores, round(int(quota) / int(period))), 1)
     except (OSError, ValueError):  # no such file, or "max"
         return cores
@@ -61,6 +64,7 @@ def allow_more_files() -> bool:
         return False
     import resource
 
+    # A cache of ten thousand shards maps them all.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return False

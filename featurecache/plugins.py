@@ -71,6 +71,7 @@ def load_named(kind: str, name: str, own: Mapping[str, Any], *, group: str) -> A
     UnknownNameError
         Nobody offers it.
     """
+    # Ours first, whatever is installed.
     loaded = own.get(name) or load_plugin(kind, name, group=group)
     if loaded is None:
         raise UnknownNameError(kind, name, [*own, *plugin_names(group)])

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,17 @@ field's names, so that a release which knows only the earlier names says that it
 MAX_RECORD_BYTES = 16 << 20
 
 
-def encode_record(kind: str, body: dict[str, Any], *, version: int = 1) -> bytes:
-    """Serialise ``body`` as a record of this ``kind``, its digest included."""
+def encode_record(kind: str, body: Mapping[str, object], *, version: int = 1) -> bytes:
+    """Serialise a record, its digest included.
+
+    Parameters
+    ----------
+    kind : str
+    body : mapping
+        Plain JSON values.
+    version : int
+        The least that a reader must know.
+    """
     content = {"format": f"featurecache.{kind}", "version": version, **body}
     data = (canonical_json({**content, "digest": _digest(content)}) + "\n").encode()
     if len(data) > MAX_RECORD_BYTES:  # it could never be read again
@@ -87,6 +97,7 @@ def read_small_file(path: Path, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     """Parse one strict JSON object; ``path`` is for the message."""
     try:
+        # Python takes NaN, infinities and repeated keys; another reader may not, and would see another record.
         value = json.loads(
             data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
         )
@@ -97,11 +108,11 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest(content: Mapping[str, object]) -> str:
     return digest_bytes(canonical_json(content).encode())
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")

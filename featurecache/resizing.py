@@ -118,6 +118,7 @@ def _scaled(side: int, numerator: int, denominator: int, spec: PreprocessSpec) -
 
 
 def _padded(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> Image.Image:
+    # Padding has the colour that the weights were trained with.
     canvas = Image.new("RGB", size, spec.fill_color)
     corner = spec.padding == "corner"
     canvas.paste(image, (0, 0) if corner else ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
@@ -125,7 +126,16 @@ def _padded(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> 
 
 
 def resized(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> Image.Image:
-    """Resize to a width and a height, with the interpolation, antialias and alignment of a preprocess."""
+    """Resize an image.
+
+    Parameters
+    ----------
+    image : Image
+    size : (int, int)
+        Width and height.
+    spec : PreprocessSpec
+        Its interpolation, antialias and alignment count.
+    """
     resampling = _RESAMPLING[spec.interpolation]
     if spec.antialias:
         return image.resize(size, resampling)

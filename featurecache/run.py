@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import OutputFailure, RequestError, TaskError, shortened, try_output, unique_warnings
-from featurecache.specs import DEFAULT_BACKBONE, TASK_NOUN, BackboneRequest, check_takes_views
+from featurecache.specs import DEFAULT_BACKBONE, BackboneRequest, check_takes_views
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featurecache.evaluation.search import HeadLike, HeadResult
+    from featurecache.evaluation.search import HeadLike
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.report import ExtractionReport
     from featurecache.progress import Progress
@@ -73,7 +72,7 @@ class RunReport:
     predict_command: str | None = None
     failures: tuple[OutputFailure, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values, as ``featurecache run --json`` prints them."""
         return {
             "extraction": self.extraction.to_json(),
@@ -112,7 +111,7 @@ def run(
     source : path
         Folder of images, one folder below for each class; with ``text_column``, a CSV or TSV file.
     cache : path, optional
-        Folder of the cache, made when it does not exist; ``<source>.cache`` beside the source when left out.
+        Folder of the cache, made when it does not exist; ``<source>.cache`` next to the source when left out.
     labels : path, FolderLabels or TableLabels, optional
         A table with the columns ``path`` (or ``id``) and ``label``, or what `labels_from_csv` or
         `labels_from_folders` gives. When left out, folders are classes, and a table of texts has a column ``label``.
@@ -162,6 +161,7 @@ def run(
     from featurecache.store.store import check_name
 
     training, progress = training or TrainingSettings(), progress or Silent()
+    # A name is the request with all defaults.
     request = backbone if isinstance(backbone, BackboneRequest) else BackboneRequest(name=backbone)
     opened = open_source(source, text_column=text_column, id_column=id_column)
     check_source(opened)
@@ -186,6 +186,7 @@ def run(
     )
     store = extraction.store
     _check_same_origin(store, task, found.origin)
+    # The features are there by now, so the labels can be joined to samples.
     added = store.add_task(task, found, allow_missing=allow_missing, replace=True, random_state=training.random_state)
     # Heads on plain features and on views stand in one table: validation data tell whether views help.
     trained = train(store, added, extraction.sets, training, progress=progress)
@@ -226,21 +227,13 @@ def train(
     settings : TrainingSettings
         Which heads, and how.
     progress : Progress
-        Told of each head on each feature set, and which heads are still in training.
+        Told of each head on each feature set, and of the settings that are being fitted.
     """
     from featurecache.evaluation.training import train_heads
     from featurecache.heads.registry import list_heads
 
-    heads: Sequence[HeadLike] = settings.heads or list_heads(kind=task.kind)
-    names = [head if isinstance(head, str) else head.name for head in heads]
-    left = Counter({name: len(sets) for name in names})
-    progress.start("training heads", len(names) * len(sets))
-
-    def on_result(result: HeadResult) -> None:
-        left[result.head] -= 1
-        progress.advance(1)
-        progress.say("still: " + ", ".join(name for name, count in left.items() if count > 0))
-
+    num_heads = len(settings.heads or list_heads(kind=task.kind))
+    progress.start("training heads", num_heads * len(sets))
     return train_heads(
         store,
         task,
@@ -251,7 +244,7 @@ def train(
         n_jobs=settings.n_jobs,
         memory=settings.memory,
         random_state=settings.random_state,
-        on_result=on_result,
+        progress=progress,
     )
 
 
@@ -304,7 +297,7 @@ def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int
     if training.tta:
         check_takes_views(source.modality, f"the source {source.key}", option="--tta")
         if views is None:
-            raise RequestError("--tta judges heads on views of each image; add --views K")
+            raise RequestError("--tta evaluates heads on views of each image; add --views K")
 
 
 def _read_labels(
@@ -354,12 +347,11 @@ def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:
 
 
 def _write_report(path: Path, done: RunReport, source: Source, source_path: Path, command: str) -> Path:
-    from featurecache.reporting.report import LastLook, ReportData, write_report
+    from featurecache.reporting.report import FinalEvaluation, ReportData, write_report
     from featurecache.store.overview import describe_features
     from featurecache.store.tasks import class_counts
 
-    best, document = done.training.best, done.training.to_json()
-    final = document["last_look"]
+    best, details = done.training.best, done.training.details()
     listing = done.extraction.store.listings.load(source.key)
     assert listing is not None, "the source was just extracted"
     y_true, names = _names_of_samples(done, source, listing)
@@ -368,19 +360,19 @@ def _write_report(path: Path, done: RunReport, source: Source, source_path: Path
         command=command,
         cache=str(done.extraction.store.path),
         feature_sets=[describe_features(feature_set) for feature_set in done.extraction.sets],
-        training=document,
+        training=done.training.to_json(),
         class_counts=class_counts(done.training.task),
-        last_look=LastLook(
-            part=best.result.reported,
+        final=FinalEvaluation(
+            split=best.result.reported,
             y_true=y_true,
             y_pred=best.result.y_pred,
-            probabilities=best.result.proba,
+            proba=best.result.proba,
             names=names,
-            outputs=final[f"per_{TASK_NOUN[document['kind']]}"],
-            confusion=final.get("confusion"),
-            calibration=final.get("calibration"),
+            outputs=details.per_output,
+            confusion=details.confusion,
+            calibration=details.calibration,
         ),
-        bad_inputs=done.extraction.to_json()["bad"],
+        bad_inputs=done.extraction.bad,
         predict_command=done.predict_command,
     )
     paths = set(listing.paths) if source.modality == "image" else set()

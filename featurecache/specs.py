@@ -7,6 +7,7 @@ defaults included.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -97,9 +98,9 @@ class TextPreprocessSpec:
     def __post_init__(self) -> None:
         if self.kind != "text" or not isinstance(self.tokenizer, str):
             raise RequestError(f"a text preprocess needs the digest of its tokenizer, got {self.tokenizer!r:.80}")
-        for name in ("max_tokens", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"preprocess {name} must be at least 1, got {getattr(self, name)}")
+        for name, value in (("max_tokens", self.max_tokens), ("max_bytes", self.max_bytes)):
+            if value < 1:
+                raise RequestError(f"preprocess {name} must be at least 1, got {value}")
         if self.text_rules != 1:
             raise RequestError(f"text rules {self.text_rules} are not known to this release; upgrade featurecache")
 
@@ -133,9 +134,10 @@ class FeatureIdentity:
     """Augmented views of each sample instead of the plain image."""
 
     def __post_init__(self) -> None:
-        for name in ("backbone", "architecture", "weights", "precision"):
-            if not isinstance(getattr(self, name), str):
-                raise RequestError(f"{name} of a feature identity must be text, got {getattr(self, name)!r:.80}")
+        texts = {"backbone": self.backbone, "architecture": self.architecture, "weights": self.weights}
+        for name, value in (texts | {"precision": self.precision}).items():
+            if not isinstance(value, str):
+                raise RequestError(f"{name} of a feature identity must be text, got {value!r:.80}")
         if self.views is not None:
             check_takes_views(self.preprocess.modality, f"the backbone {self.backbone}")
 
@@ -172,6 +174,7 @@ class FeatureIdentity:
             raise RequestError("the preprocess and the views of a feature identity must be objects")
         if (kind := settings.get("kind")) not in _PREPROCESS_KINDS:
             raise RequestError(f"a preprocess of kind {kind!r:.80} is not known to this release; upgrade featurecache")
+        # Caches of before there was a choice decoded in full.
         if kind is None:
             settings = {"jpeg_decoding": "full", **settings}
         views = {"views": ViewSpec(**value["views"])} if "views" in value else {}
@@ -180,6 +183,7 @@ class FeatureIdentity:
     def differences(self, other: FeatureIdentity) -> list[str]:
         """Say in words which parts of two identities differ."""
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
+        # Fields that are left out at their old value are None on one side.
         pairs = [(name, mine.get(name), theirs.get(name)) for name in mine | theirs]
         return [f"{name} {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
 
@@ -237,22 +241,21 @@ class ExtractionSettings:
     def __post_init__(self) -> None:
         if self.shard_rows > MAX_SHARD_ROWS:
             raise RequestError(f"shard rows must be at most {MAX_SHARD_ROWS}, got {self.shard_rows}")
-        for name in ("batch_size", "shard_rows"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise RequestError(f"{name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise RequestError(f"num workers must be at least 1, got {self.num_workers}")
+        counts = {"batch size": self.batch_size, "shard rows": self.shard_rows, "num workers": self.num_workers}
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise RequestError(f"{name} must be at least 1, got {value}")
         check_choice("dtype", self.dtype, DtypeChoice)
         check_choice("runtime", self.runtime, RuntimeName)
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, item in value.items():
         flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
     return flat
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text

@@ -22,7 +22,8 @@ from typing import Any
 
 GRACE_SECONDS = 3.0
 """From the signal until everything that is left is ended by force."""
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# Windows has no SIGHUP.
+_SIGNALS = tuple(int(each) for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP"))
 _MANY = 1024
 _TRACKERS_SILENCE = "ignore:resource_tracker:UserWarning"
 """Of the process in which Python notes what others must not leave behind: it tells about what it removes, on stderr,
@@ -79,7 +80,7 @@ def status_of(error: KeyboardInterrupt) -> int:
 
 
 def set_exit_message(message: Callable[[], str]) -> None:
-    """Set what is said when a signal ends this command."""
+    """Set the line that is printed when a signal ends this command."""
     _state.exit_message = message
 
 
@@ -114,6 +115,7 @@ def stops_cleanly() -> Iterator[None]:
     state = _state = _State(is_active=True)
     mine = [n for n in _SIGNALS if signal.getsignal(n) in (signal.SIG_DFL, signal.default_int_handler)]
     waked, waker = os.pipe()
+    # A full pipe must not hold up the handler of a signal.
     os.set_blocking(waker, False)
     watchdog = threading.Thread(target=_watch, args=(waked, mine, state), name="stopping", daemon=True)
     watchdog.start()
@@ -130,6 +132,7 @@ def stops_cleanly() -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(woken_before)
         os.close(waker)  # the watchdog reads the end of the pipe
+        # It holds the other end of the pipe.
         watchdog.join()
         os.close(waked)
 

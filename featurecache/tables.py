@@ -49,8 +49,10 @@ class Table:
         self.path, self._reader = path, reader
         self.columns = list(reader.fieldnames or [])
         if len(self.columns) == 1 and any(mark in self.columns[0] for mark in ";\t"):
-            wanted = "tabs" if path.suffix.lower() in _TAB_SUFFIXES else "commas"
-            raise TableError(f"the columns must be separated by {wanted}, the first line is {self.columns[0]!r:.200}")
+            separator = "tabs" if path.suffix.lower() in _TAB_SUFFIXES else "commas"
+            raise TableError(
+                f"the columns must be separated by {separator}, the first line is {self.columns[0]!r:.200}"
+            )
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str | None]]]:
         """Yield the line where each row ends, and its fields by column."""
@@ -76,6 +78,7 @@ def open_table(path: Path, *, raw: bool = False) -> Iterator[Table]:
         It is missing, unreadable, or no table.
     """
     dialect = csv.excel_tab if path.suffix.lower() in _TAB_SUFFIXES else csv.excel
+    # The limit is the module's: it is put back for other readers of this process.
     before = csv.field_size_limit(_MAX_FIELD)
     try:
         with open_regular(path) as (file, _):
@@ -141,7 +144,7 @@ def write_table(
     write = _write_parquet if path.suffix.lower() == ".parquet" else _write_text
     try:
         with published(path, replace=replace) as partial:
-            write(partial, path, columns, _told_apart(rows), numbers)
+            write(partial, path, columns, _with_own_errors(rows), numbers)
     except _RowsError as error:
         raise error.reason from None
     except FileExistsError:
@@ -173,7 +176,7 @@ class _RowsError(Exception):
         self.reason = reason
 
 
-def _told_apart(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _with_own_errors(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     try:
         yield from rows
     except OSError as error:
@@ -198,11 +201,13 @@ def _write_parquet(
         raise MissingExtraError("pyarrow", "parquet")
     arrow: Any = importlib.import_module("pyarrow")
     parquet: Any = importlib.import_module("pyarrow.parquet")
+    # Types are known once all rows are.
     if numbers is None:
         whole = list(rows)
         parquet.write_table(arrow.table({name: [_as_utf8(row[name]) for row in whole] for name in columns}), partial)
         return
     schema = arrow.schema([(name, arrow.float64() if name in numbers else arrow.string()) for name in columns])
+    # In groups: a table of ten million predictions is never held as a whole.
     remaining = iter(rows)
     with parquet.ParquetWriter(partial, schema) as writer:
         while group := list(islice(remaining, _ROWS_IN_A_GROUP)):

@@ -29,7 +29,7 @@ class TextColumn(Sequence[str]):
     Raises
     ------
     ValueError
-        The starts are no such places.
+        The starts are no positions in ``text``, or not in order.
     """
 
     __slots__ = ("starts", "text")
@@ -55,42 +55,42 @@ class TextColumn(Sequence[str]):
         lengths.append(np.array(block, np.uint64))
         return cls(np.frombuffer(blob, np.uint8), np.cumsum(np.concatenate(lengths), dtype="<u8"))
 
-    def take(self, places: NDArray[np.int64]) -> TextColumn:
-        """Return the entries at some places."""
-        lengths = np.diff(self.starts)[places]
-        starts = np.zeros(len(places) + 1, "<u8")
+    def take(self, indices: NDArray[np.int64]) -> TextColumn:
+        """Return some of the entries."""
+        lengths = np.diff(self.starts)[indices]
+        starts = np.zeros(len(indices) + 1, "<u8")
         np.cumsum(lengths, out=starts[1:])
         text = np.empty(int(starts[-1]), np.uint8)
-        for to, end, place in zip(starts[:-1].tolist(), starts[1:].tolist(), places.tolist(), strict=True):
-            begin = int(self.starts[place])
+        for to, end, index in zip(starts[:-1].tolist(), starts[1:].tolist(), indices.tolist(), strict=True):
+            begin = int(self.starts[index])
             text[to:end] = self.text[begin : begin + end - to]
         return TextColumn(text, starts)
 
     def encoded(self) -> Iterator[bytes]:
         """Yield the bytes of each entry."""
         for first in range(0, len(self), _BLOCK):
-            places = self.starts[first : first + _BLOCK + 1]
-            low = int(places[0])
-            data = self.text[low : int(places[-1])].tobytes()
-            yield from (data[a - low : b - low] for a, b in pairwise(places.tolist()))
+            indices = self.starts[first : first + _BLOCK + 1]
+            low = int(indices[0])
+            data = self.text[low : int(indices[-1])].tobytes()
+            yield from (data[a - low : b - low] for a, b in pairwise(indices.tolist()))
 
     def find_all(self, other: TextColumn) -> NDArray[np.int64]:
-        """Return the place of each entry of ``other`` in this column, -1 where there is none; both are sorted."""
+        """Return the index of each entry of ``other`` in this column, -1 where there is none; both are sorted."""
         if self == other:
             return np.arange(len(other))
         found = np.full(len(other), -1, np.int64)
         mine = enumerate(self.encoded())
-        place, entry = next(mine, (-1, None))
-        for number, wanted in enumerate(other.encoded()):
-            while entry is not None and entry < wanted:
-                place, entry = next(mine, (-1, None))
-            if entry == wanted:
-                found[number] = place
+        index, entry = next(mine, (-1, None))
+        for number, other_entry in enumerate(other.encoded()):
+            while entry is not None and entry < other_entry:
+                index, entry = next(mine, (-1, None))
+            if entry == other_entry:
+                found[number] = index
         return found
 
     def arrays(self) -> dict[str, tuple[str, NDArray[np.generic]]]:
         """Return what is stored: the arrays ``text`` and ``text_start``, and their types."""
-        text = self.text if len(self.text) else np.zeros(1, np.uint8)  # HDF5 gives an empty array no place in the file
+        text = self.text if len(self.text) else np.zeros(1, np.uint8)  # HDF5 gives an empty array no bytes in the file
         return {"text": ("uint8", text), "text_start": ("uint64", self.starts)}
 
     def __len__(self) -> int:
@@ -102,9 +102,9 @@ class TextColumn(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        return os.fsdecode(self.text[int(self.starts[place]) : int(self.starts[place + 1])].tobytes())
+            return [self[each] for each in range(*index.indices(len(self)))]
+        index = range(len(self))[index]  # negative ones count from the end
+        return os.fsdecode(self.text[int(self.starts[index]) : int(self.starts[index + 1])].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         return map(os.fsdecode, self.encoded())

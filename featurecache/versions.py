@@ -6,13 +6,14 @@ import importlib.metadata
 from collections.abc import Iterable
 from functools import cache
 
-MADE_WITH = (
+RECORDED_PACKAGES = (
     *("featurecache", "torch", "torchvision", "timm", "transformers", "tokenizers", "openvino"),
     *("numpy", "pillow", "h5py", "scikit-learn"),
 )
-"""Packages whose versions are recorded beside results."""
+"""Packages whose versions are recorded with results."""
 
 
+# Metadata are files in hundreds of folders; every record asks for a dozen of them.
 @cache
 def installed_version(package: str) -> str | None:
     """Return the version of an installed package, ``None`` where it is missing."""
@@ -22,7 +23,7 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def installed_versions(packages: Iterable[str] = MADE_WITH) -> dict[str, str]:
+def installed_versions(packages: Iterable[str] = RECORDED_PACKAGES) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
     found = {package: installed_version(package) for package in packages}
     return {package: version for package, version in found.items() if version is not None}

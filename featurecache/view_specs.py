@@ -38,31 +38,41 @@ class ViewSpec:
     """Edition of the rules by which views are drawn."""
 
     def __post_init__(self) -> None:
-        for name, least, most in (("count", 1, MAX_VIEWS), ("seed", 0, 2**63 - 1)):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise RequestError(f"views {name} must be a whole number from {least} to {most}, got {value!r:.80}")
+        for name, whole, least, most in (("count", self.count, 1, MAX_VIEWS), ("seed", self.seed, 0, 2**63 - 1)):
+            if type(whole) is not int or not least <= whole <= most:
+                raise RequestError(f"views {name} must be a whole number from {least} to {most}, got {whole!r:.80}")
         if type(self.rules) is not int or self.rules != 1:
             raise RequestError(f"view rules {self.rules!r:.80} are not known to this release; upgrade featurecache")
-        for name in ("flip", "brightness", "contrast", "saturation", "hue"):
-            object.__setattr__(self, name, _finite(f"views {name}", getattr(self, name)))
-        for name in ("scale", "ratio"):
-            object.__setattr__(self, name, pair_of_numbers(f"views {name}", getattr(self, name)))
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
+        for name, value in self._numbers().items():
+            object.__setattr__(self, name, _finite(f"views {name}", value))
+        object.__setattr__(self, "scale", pair_of_numbers("views scale", self.scale))
+        object.__setattr__(self, "ratio", pair_of_numbers("views ratio", self.ratio))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise RequestError(f"views scale must be two shares with 0 < least <= greatest <= 1, got {self.scale}")
         # The part that is taken when none was found by chance would be empty for other ratios.
         if not 0 < self.ratio[0] <= 1 <= self.ratio[1]:
             raise RequestError(f"views ratio must be two numbers with 0 < least <= 1 <= greatest, got {self.ratio}")
-        for name, most in (("flip", 1), ("brightness", 10), ("contrast", 10), ("saturation", 10), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= most:
-                raise RequestError(f"views {name} must be from 0 to {most}, got {getattr(self, name)}")
+        for name, value in self._numbers().items():
+            highest = {"flip": 1, "hue": 0.5}.get(name, 10)
+            if not 0 <= value <= highest:
+                raise RequestError(f"views {name} must be from 0 to {highest:g}, got {value}")
+
+    def _numbers(self) -> dict[str, float]:
+        shifts = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
+        return {"flip": self.flip, **shifts, "hue": self.hue}
 
 
 def check_takes_views(modality: str, where: str, *, option: str = "--views") -> None:
-    """Refuse to make views of anything but images."""
+    """Raise `RequestError` where views are asked of anything but images.
+
+    Parameters
+    ----------
+    modality : str
+    where : str
+        What is of this modality, for the message.
+    option : str
+        That asks for views.
+    """
     if modality != "image":
         raise RequestError(f"{option} is for images only, and {where} is of {modality}s; leave {option} out")
 

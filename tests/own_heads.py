@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any, Self
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.dummy import DummyClassifier
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from torch import nn
 
@@ -59,3 +63,15 @@ class Priors(HeadMixin, ClassifierMixin, BaseEstimator):
 
     def to_module(self) -> nn.Module:
         return Constant(value=self.shares_)
+
+
+class Slow(DummyClassifier):
+    """Takes its time for each fit."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        time.sleep(self.seconds)
+        return super().fit(X, y, sample_weight)

@@ -38,7 +38,7 @@ FLOORS = {
     "heads": 2,
     "extraction": 3,
     "evaluation": 3,
-    "reporting": 3,
+    "reporting": 5,
     "finetuning": 4,
     "deployment": 5,
     "run": 6,

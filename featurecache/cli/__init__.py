@@ -47,7 +47,7 @@ class _StoreOnce(argparse.Action):
                 before = "" if first == option else f" (before as {first})"
                 parser.error(f"{option} is given twice{before}, and counts once: leave one of them out")
             parser.given[self.dest] = option
-        setattr(namespace, self.dest, values)
+        vars(namespace)[self.dest] = values
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +66,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        # One line: argparse would print all options first, and hide it.
         self.exit(2, f"featurecache: error: {plain_text(message)}; see `{self.prog} --help`\n")
 
 
@@ -101,9 +102,9 @@ def _open_closed_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    # Python has None for a stream that was closed when it began.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _flush_quietly() -> None:
@@ -125,6 +126,7 @@ def run_command(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse_and_run(argv: Sequence[str] | None) -> int:
+    # A name that is no UTF-8 must not end a command that has all results.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may be no text at all
             stream.reconfigure(errors="backslashreplace")

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     store = FeatureStore.open(args.cache)
     source = store.find(tap=args.tap, backbone=args.backbone, dtype=args.dtype, views=args.views, but_not=args.to)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        made = convert_features(store, source, args.to, on_shard=counting(progress, "converting shards"))
-    described = describe_features(made)
+        converted = convert_features(store, source, args.to, on_shard=counting(progress, "converting shards"))
+    described = describe_features(converted)
     if args.json:
         print_json(described)
     else:

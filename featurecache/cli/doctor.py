@@ -55,38 +55,40 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look around; status 1 when something that is needed is missing."""
-    report = examine()
+    """Report; status 1 when something that is needed is missing."""
+    from featurecache.backbones.torchvision_compat import torchvision_state
+
+    versions = {name: installed_version(name) for name in ("featurecache", *_CORE, *_EXTRAS)}
+    devices, torchvision = _devices(), torchvision_state()
+    system = f"{platform.system()} {platform.machine()}"
     if args.json:
-        print_json(report)
-    else:
-        print_line(f"python {report['python']} on {report['platform']}, {report['cores']} cores")
-        print_line(f"devices: {', '.join(report['devices']) or 'none: torch is missing'}")
-        rows = [[name, version or "missing", _advice(name, report)] for name, version in report["versions"].items()]
-        print_table(["package", "version", "remark"], rows)
-    return 1 if any(report["versions"][name] is None for name in _CORE) else 0
-
-
-def examine() -> dict[str, Any]:
-    """Return versions (``None`` where missing), devices and the state of torchvision."""
-    return {
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": num_cores(),
-        "devices": _devices(),
-        "torchvision": _torchvision(),
-        "versions": {name: installed_version(name) for name in ("featurecache", *_CORE, *_EXTRAS)},
-        "missing_extras": sorted({extra for name, (extra, _) in _EXTRAS.items() if installed_version(name) is None}),
-    }
-
-
-def _advice(name: str, report: dict[str, Any]) -> str:
-    if name == "torchvision" and report["torchvision"] == "without compiled operators":
-        return (
-            "its compiled operators don't fit this torch (usually a CUDA build beside a CPU torch); models and "
-            "extraction work, NMS and torchvision.io don't; install a matching pair to have them"
+        print_json(
+            {
+                "python": platform.python_version(),
+                "platform": system,
+                "cores": num_cores(),
+                "devices": devices,
+                "torchvision": torchvision,
+                "versions": versions,
+                "missing_extras": sorted({extra for name, (extra, _) in _EXTRAS.items() if versions[name] is None}),
+            }
         )
-    if report["versions"][name] is not None:
+    else:
+        print_line(f"python {platform.python_version()} on {system}, {num_cores()} cores")
+        print_line(f"devices: {', '.join(devices) or 'none: torch is missing'}")
+        rows = [[name, version or "missing", _remark(name, version)] for name, version in versions.items()]
+        if torchvision == "without compiled operators":
+            # It is found at import only, and crashes some functions later.
+            rows[list(versions).index("torchvision")][2] = (
+                "its compiled operators don't fit this torch (usually a CUDA build with a CPU torch); models and "
+                "extraction work, NMS and torchvision.io don't; install a matching pair to have them"
+            )
+        print_table(["package", "version", "remark"], rows)
+    return 1 if any(versions[name] is None for name in _CORE) else 0
+
+
+def _remark(name: str, version: str | None) -> str:
+    if version is not None:
         return ""
     if name in _EXTRAS:
         extra, what = _EXTRAS[name]
@@ -101,9 +103,3 @@ def _devices() -> list[str]:
         return []
     names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     return ["cpu", *names]
-
-
-def _torchvision() -> str:
-    from featurecache.backbones.torchvision_compat import torchvision_state
-
-    return torchvision_state()

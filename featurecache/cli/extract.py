@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(report.to_json())
     else:
         print_summary(report)
-        print_warnings(report.to_json()["warnings"])
+        print_warnings(report.warnings)
     return exit_status(report, args.max_bad)
 
 
@@ -78,6 +78,7 @@ def extract(args: argparse.Namespace) -> ExtractionReport:
 def print_summary(report: ExtractionReport) -> None:
     """Say what the source holds, what was computed, and what was bad."""
     unreadable = sum(status == "unreadable" for status, _ in report.bad.values())
+    # A file that could not be read has no sample, and is no copy of another.
     copies = report.num_files - report.num_samples - unreadable
     runtime = f" with {report.runtime}" if report.runtime else ""
     rate = f", {report.num_extracted / report.seconds:.0f} samples/s" if report.num_extracted else ""

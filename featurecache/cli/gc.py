@@ -25,7 +25,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--remove", action="store_true", help="remove; otherwise only say what would be")
     parser.add_argument("--unused", action="store_true", help="also features of samples that no source holds any more")
     parser.add_argument(
-        "--older-than", type=float, default=168.0, metavar="HOURS", help="leave younger leftovers alone (default 168)"
+        # A week: whoever still writes has touched his files within it.
+        "--older-than",
+        type=float,
+        default=168.0,
+        metavar="HOURS",
+        help="leave younger leftovers alone (default 168)",
     )
     parser.set_defaults(run=run)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featurecache.cli.ls import print_features
 from featurecache.cli.options import add_table_options, source_argument, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
+from featurecache.errors import ReportWarning
 
 if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
@@ -31,7 +32,7 @@ def add_parser(verbs: Any) -> None:
         "--source",
         type=source_argument,
         metavar="SOURCE",
-        help="look at this folder or table now: what was added, edited, renamed",
+        help="compare with this folder or table now: what was added, edited, renamed",
     )
     add_table_options(parser)
     parser.set_defaults(run=run)
@@ -73,7 +74,7 @@ def _print_now(now: dict[str, Any]) -> None:
             f"  {item['backbone']} {item['tap']} {item['dtype']}{views}: {item['samples']} of {now['samples']} samples "
             "cached"
         )
-    print_warnings(now["warnings"])
+    _print_warnings(now["warnings"])
     if now["added"] or now["edited"]:
         print_line("  run the same `featurecache extract` again to add what is new")
     if now["orphaned_samples"]:
@@ -91,7 +92,7 @@ def _print(info: dict[str, Any]) -> None:
             f"source {source['root']}: {source['files']} files, {source['samples']} samples, "
             f"{source['copies']} copies, {source['unreadable']} unreadable"
         )
-        print_warnings(source["warnings"])
+        _print_warnings(source["warnings"])
     if info["now"]:
         _print_now(info["now"])
     print_features(info["features"])
@@ -107,6 +108,10 @@ def _print(info: dict[str, Any]) -> None:
     if info["bad"]:
         print_line(f"{len(info['bad'])} bad inputs:")
         print_table(["file", "status", "reason"], [[b["path"], b["status"], b["reason"]] for b in info["bad"]])
+
+
+def _print_warnings(documents: list[dict[str, Any]]) -> None:
+    print_warnings(ReportWarning(**each) for each in documents)
 
 
 def _print_provenance(item: dict[str, Any]) -> None:
@@ -128,7 +133,7 @@ def _print_provenance(item: dict[str, Any]) -> None:
         )
     for note in item["notes"] or []:
         print_line(f"  note: {note}")
-    print_warnings(item["warnings"])
+    _print_warnings(item["warnings"])
 
 
 def _preprocess_in_words(preprocess: dict[str, Any]) -> str:

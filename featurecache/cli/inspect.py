@@ -67,6 +67,7 @@ def _print_tree(nodes: list[NodeInfo], *, depth: int) -> None:
                 ", ".join(node.suggested),
             ]
             for node in nodes
+            # Transformers have hundreds of modules below the third level.
             if node.name.count(".") < depth
         ],
         numbers=columns,
@@ -96,7 +97,7 @@ def _print_summary(description: Description) -> None:
     print_line(f"weights: {backbone.weights_source}; fingerprint {backbone.identity.fingerprint[:12]}")
     for note in backbone.notes:
         print_line(f"note: {note}")
-    print_warnings([warning.to_json() for warning in backbone.warnings])
+    print_warnings(backbone.warnings)
 
 
 def _print_tails(backbone: Backbone, cuts: list[CutInfo]) -> None:

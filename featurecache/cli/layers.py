@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
 def _add_setting(group: Any, setting: Field[Any]) -> None:
     """Add the option of a field of `FineTuning`: several values where the field holds several."""
     option, default = dict(setting.metadata), setting.default
+    # Each value makes a head of its own.
     if isinstance(default, tuple):
         option["action"], default = "append", default[0] or "none"
     if default:
@@ -69,10 +70,17 @@ def _add_setting(group: Any, setting: Field[Any]) -> None:
     group.add_argument("--" + setting.name.replace("_", "-"), default=None, **option)
 
 
-def train_layers_too(
-    store: FeatureStore, task: Task, args: argparse.Namespace, train_heads: Callable[[], TrainingReport]
-) -> tuple[TrainingReport, Ladder | None]:
-    """Train heads on pooled features and layers on activations, as far as each is asked for.
+@dataclass(frozen=True)
+class LayersRequest:
+    """Layers that are to be trained."""
+
+    layers: list[str]
+    sets: list[FeatureSet]
+    tuning: FineTuning
+
+
+def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) -> LayersRequest | None:
+    """Return the layers that ``--head`` names, which are taken out of ``args.head``; None where it names none.
 
     Parameters
     ----------
@@ -80,36 +88,46 @@ def train_layers_too(
         What to train on.
     args
         Of a parser with `add_layers_options`.
-    train_heads
-        Trains the heads that are no layers.
     """
     from featurecache.finetuning.making import PYTHON, is_layers
-    from featurecache.finetuning.training import train_layers
 
-    if args.depths:
-        return _climb(store, task, args)
     if args.minutes is not None:
         raise RequestError("--minutes is how long --depths auto may take; leave it out, or add that")
     on_activations = bool(args.from_tap or args.from_images)
+    # ``python:`` names layers or an estimator: what it is trained on says which.
     layers = [head for head in args.head or () if is_layers(head) and (on_activations or not head.startswith(PYTHON))]
     args.head = [head for head in args.head or () if head not in layers]
-    if not layers:
-        if given := [name for name in _OF_LAYERS if vars(args)[name] is not None]:
-            option = "--" + given[0].replace("_", "-")
-            raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
-        return train_heads(), None
-    tuning = _tuning(args)
-    sets = _layers_sets(store, task, args)
-    report = train_heads() if args.head else None
-    _warn_of_rounding(sets)
+    if layers:
+        return LayersRequest(layers, _layers_sets(store, task, args), _tuning(args))
+    if given := [name for name in _OF_LAYERS if vars(args)[name] is not None]:
+        option = "--" + given[0].replace("_", "-")
+        raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
+    return None
+
+
+def train_requested(
+    store: FeatureStore, task: Task, request: LayersRequest, args: argparse.Namespace
+) -> TrainingReport:
+    """Train layers on activations or images.
+
+    Parameters
+    ----------
+    store, task, args
+        As for `layers_request`.
+    request
+        From there.
+    """
+    from featurecache.finetuning.training import train_layers
+
+    _warn_of_rounding(request.sets)
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("training layers", len(layers) * len(sets))
-        found = train_layers(
+        progress.start("training layers", len(request.layers) * len(request.sets))
+        return train_layers(
             store,
             task,
-            sets,
-            layers,
-            tuning,
+            request.sets,
+            request.layers,
+            request.tuning,
             tta=args.tta,
             balanced=args.balanced,
             memory=memory_of(args),
@@ -117,31 +135,33 @@ def train_layers_too(
             backbone=args.backbone,
             weights=args.weights,
             weights_key=args.weights_key,
-            on_result=lambda result: progress.advance(1),
+            progress=progress,
         )
-    if report is not None:
-        found.join(report)
-    return found, None
 
 
-def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[TrainingReport, Ladder]:
-    """Train deeper and deeper tails."""
+def climb_depths(store: FeatureStore, task: Task, args: argparse.Namespace) -> Ladder:
+    """Train deeper and deeper tails.
+
+    Parameters
+    ----------
+    store, task, args
+        As for `layers_request`.
+    """
     from featurecache.finetuning.ladder import climb
 
     if args.head or args.tta:
         raise RequestError("--depths auto chooses what is trained; leave --head and --tta out")
     if args.minutes is not None and not args.minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {args.minutes:g}")
-    where = features_of(args)
     if args.start is not None:
         raise RequestError("--depths auto starts every tail from a linear head; leave --start out")
     taps = [tap for tap in (*(args.tap or ()), *(args.from_tap or ())) if tap != "all"]
-    sets = [each for tap in taps or [None] for each in store.select_sets(tap=tap, **where)]
+    sets = [each for tap in taps or [None] for each in store.select_sets(tap=tap, **features_of(args))]
     sets += _images(store, task, args)
     _warn_of_rounding([each for each in sets if not each.is_pooled])
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("climbing", len(sets))
-        ladder = climb(
+        return climb(
             store,
             task,
             sets,
@@ -156,7 +176,6 @@ def _climb(store: FeatureStore, task: Task, args: argparse.Namespace) -> tuple[T
             weights=args.weights,
             weights_key=args.weights_key,
         )
-    return ladder.report, ladder
 
 
 def _warn_of_rounding(sets: Sequence[FeatureSet]) -> None:
@@ -197,7 +216,7 @@ def _outcome(rung: dict[str, Any]) -> str:
 
 
 def _layers_sets(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[FeatureSet]:
-    where, images = features_of(args), _images(store, task, args)
+    images = _images(store, task, args)
     taps = args.from_tap or (() if images else args.tap)
     if "all" in (taps or ()) or not (taps or images):
         raise RequestError(
@@ -205,26 +224,19 @@ def _layers_sets(store: FeatureStore, task: Task, args: argparse.Namespace) -> l
             f"--from-images; `featurecache ls {store.path}` lists what is cached, `featurecache inspect BACKBONE "
             "--tails` what can be"
         )
-    return [store.find(tap=tap, **where) for tap in dict.fromkeys(taps)] + images
+    return [store.find(tap=tap, **features_of(args)) for tap in dict.fromkeys(taps)] + images
 
 
 def _images(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[FeatureSet]:
     """Return the images, as the one network sees them whose features are cached."""
+    from featurecache.evaluation.choosing import set_of_images
     from featurecache.finetuning.images import images_of
 
     if not args.from_images:
         return []
-    if args.views:
-        raise RequestError("--views is of cached views, and --from-images of none; show views with --augment views")
-    sets = store.select_sets(**{**features_of(args), "views": 0})
-    if others := [each for each in sets if each.fingerprint != sets[0].fingerprint]:
-        raise RequestError(
-            f"{sets[0]} and {others[0]} are of two networks; say with --backbone or --fingerprint which of them is "
-            "trained on images"
-        )
+    features = set_of_images(store, **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
-        most = max(sets, key=lambda each: len(each.open().rows))
-        return [images_of(store, task, most, args.from_images, progress=progress)]
+        return [images_of(store, task, features, args.from_images, progress=progress)]
 
 
 def _tuning(args: argparse.Namespace) -> FineTuning:

@@ -40,6 +40,7 @@ def print_features(features: list[dict[str, Any]]) -> None:
     """Print feature sets as a table."""
     from featurecache.reporting.report import human_bytes
 
+    # A column for what most caches do not have would be empty.
     some_views = any(item["views"] for item in features)
     named = ["backbone", "tap", "views"] if some_views else ["backbone", "tap"]
     print_table(

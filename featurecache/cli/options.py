@@ -6,7 +6,7 @@ import argparse
 import inspect
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -26,6 +26,7 @@ from featurecache.specs import (
 )
 
 if TYPE_CHECKING:
+    from featurecache.evaluation.choosing import FeatureChoice
     from featurecache.evaluation.search import HeadLike
     from featurecache.extraction.recomputation import Inputs
 
@@ -71,6 +72,7 @@ def add_renamed_option(parser: Any, name: str, earlier: str, **settings: Any) ->
         As for `argparse.ArgumentParser.add_argument`.
     """
     parser.add_argument(name, **settings)
+    # Both names set one value, so that giving both is giving one twice.
     settings |= {"dest": name.removeprefix("--").replace("-", "_"), "help": argparse.SUPPRESS}
     parser.add_argument(earlier, **(settings | {"default": argparse.SUPPRESS}))
 
@@ -98,6 +100,7 @@ def heads_of(names: Sequence[str] | None) -> tuple[HeadLike, ...]:
     """Return the heads that ``--head`` names; none where all are asked for."""
     from featurecache.deployment.python_heads import python_head
 
+    # No names stand for all heads of the kind, which is known later: with the task.
     if "all" in (names or ["all"]):
         return ()
     return tuple(python_head(name) if name.startswith("python:") else name for name in names or ())
@@ -110,7 +113,7 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="B",
-        help="agree to run the code of a python:, hub: or file: backbone; the place of an hf: one",
+        help="agree to run the code of a python:, hub: or file: backbone; folder of an hf: one",
     )
     parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers, or of a python: head")
 
@@ -239,7 +242,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
-    """Add where the inputs of a cache lie, and what its backbones need beside their names."""
+    """Add where the inputs of a cache lie, and what its backbones need besides their names."""
     group = parser.add_argument_group("inputs", purpose)
     group.add_argument(
         "--source", type=source_argument, metavar="SOURCE", help="folder or table that the cache was made from"
@@ -311,8 +314,8 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     )
 
 
-def features_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the options say of the cached features that are wanted, as `FeatureStore.find` takes it."""
+def features_of(args: argparse.Namespace) -> FeatureChoice:
+    """Return which cached features the options name."""
     return {"backbone": args.backbone, "fingerprint": args.fingerprint, "dtype": args.dtype, "views": args.views}
 
 
@@ -321,69 +324,6 @@ def memory_of(args: argparse.Namespace) -> int | None:
     if args.memory is not None and not args.memory > 0:
         raise RequestError(f"--memory must be above 0, got {args.memory:g}")
     return None if args.memory is None else int(args.memory * 1e9)
-
-
-def check_outputs(outputs: Mapping[str, tuple[Path | None, tuple[str, ...]]], *, replace: bool) -> None:
-    """Raise `RequestError` where a file cannot be written, or has been, before there is anything to lose.
-
-    Parameters
-    ----------
-    outputs
-        By option, the file that it names and the endings that it may have.
-    replace
-        Files that are there may be replaced.
-    """
-    from featurecache.tables import TableError, check_writable
-
-    named = {option: (path, suffixes) for option, (path, suffixes) in outputs.items() if path is not None}
-    for option, (path, suffixes) in named.items():
-        try:
-            check_writable(path)
-        except TableError as error:
-            raise RequestError(f"{option} {path}: {error}") from None
-        if path.suffix.lower() not in suffixes:
-            raise RequestError(f"{option} {path} must end in {', '.join(suffixes)}")
-        if path.exists() and not replace:
-            raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
-    if replace and not named:
-        raise RequestError(f"--replace is for what {' and '.join(outputs)} name, and nothing is named; leave it out")
-
-
-def add_raw_cells_option(parser: Any) -> None:
-    """Add how texts are written into tables."""
-    parser.add_argument(
-        "--raw-cells",
-        action="store_true",
-        help="write texts as they are; else control characters are written out, and what a spreadsheet would take for "
-        "a formula gets an apostrophe in front",
-    )
-
-
-def write_table_at(
-    option: str,
-    path: Path,
-    columns: Sequence[str],
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    replace: bool,
-    numbers: Collection[str] | None = None,
-    raw: bool = False,
-) -> None:
-    """Write a table where `check_outputs` allowed it; raise `RequestError` where that fails after all.
-
-    Parameters
-    ----------
-    option
-        The option that names the file.
-    path, columns, rows, replace, numbers, raw
-        As for `featurecache.tables.write_table`.
-    """
-    from featurecache.tables import TableError, write_table
-
-    try:
-        write_table(path, columns, rows, replace=replace, numbers=numbers, raw=raw)
-    except TableError as error:
-        raise RequestError(f"{option} {path}: {error}") from None
 
 
 def settings_of(args: argparse.Namespace) -> ExtractionSettings:
@@ -397,6 +337,7 @@ def settings_of(args: argparse.Namespace) -> ExtractionSettings:
 
 def _num_jobs(text: str) -> int | None:
     """Return a number of jobs; None, which is one per core, for -1 as in joblib."""
+    # As joblib counts; its other negative numbers depend on the machine.
     if not re.fullmatch(r"-1|0*[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"needs a number from 1, or -1 for one per core, got {text!r}")
     return None if text == "-1" else int(text)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from featurecache.errors import OutputFailure, plain_text
+from featurecache.errors import OutputFailure, ReportWarning, plain_text
 from featurecache.progress import Progress, Silent
 
 
@@ -45,6 +45,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_plain(value) for value in row))
+    # Laid out for the terminal, or wide for a file.
     console = _console()
     with console.capture() as drawn:  # rich ends the process itself where nobody reads any more
         console.print(table)
@@ -61,12 +62,12 @@ def warn(text: str) -> None:
     print(f"featurecache: {plain_text(text)}", file=sys.stderr)
 
 
-def print_warnings(warnings: Sequence[dict[str, Any]], *, to_stderr: bool = False) -> None:
-    """Print what `ReportWarning.to_json` gave, one line each, where a summary ends."""
+def print_warnings(warnings: Iterable[ReportWarning], *, to_stderr: bool = False) -> None:
+    """Print warnings, one line each, where a summary ends."""
     for warning in warnings:
-        shown = ", ".join(warning["examples"])
-        more = ", ..." if warning["count"] > len(warning["examples"]) else ""
-        line = f"warning: {warning['text']}" + (f" ({shown}{more})" if shown else "")
+        shown = ", ".join(warning.examples)
+        more = ", ..." if warning.count > len(warning.examples) else ""
+        line = f"warning: {warning.text}" + (f" ({shown}{more})" if shown else "")
         (warn if to_stderr else print_line)(line)
 
 
@@ -82,6 +83,7 @@ def report_failures(failures: Sequence[OutputFailure], *, debug: bool) -> int:
 @contextmanager
 def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
     """Draw progress on stderr while the block runs; silent when stderr is no terminal."""
+    # A log file of a cluster would be filled with redrawn bars.
     if quiet or not sys.stderr.isatty():
         yield Silent()
         return
@@ -109,6 +111,7 @@ def counting(progress: Progress, phase: str) -> Callable[[int, int], None]:
     """Return what draws a phase for somebody who calls it with (done, to do) after each step."""
 
     def step(done: int, total: int) -> None:
+        # The store tells its steps and knows no phases.
         if done == 1:
             progress.start(phase, total)
         progress.advance(1)
@@ -130,6 +133,7 @@ class _Drawn:
 
     def advance(self, count: int, *, bad: int = 0) -> None:
         self._bad += bad
+        # rich gives no task by its number.
         task = next(task for task in self._bars.tasks if task.id == self._task)
         rate = f"{task.speed:.0f}/s" if task.speed else ""
         self._bars.update(self._task, advance=count, rate=rate, bad=f"{self._bad} bad" if self._bad else "")

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import (
     add_head_options,
-    add_raw_cells_option,
     add_runtime_options,
     add_table_options,
-    check_outputs,
     settings_of,
     source_argument,
     verb_parser,
-    write_table_at,
 )
 from featurecache.cli.output import dumped, print_line, print_table, print_warnings, progress_on_stderr, warn
+from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -66,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.csv and args.out:
         raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
+    # Before a network is loaded.
     check_outputs({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     warnings: list[ReportWarning] = []
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -84,12 +83,13 @@ def run(args: argparse.Namespace) -> int:
             warnings=warnings,
         )
         tally = _Tally()
+        # Threads that decode end with it, also where the output cannot be written.
         with closing(predictions):
             _write(args, tally.counted(predictions), predictions.numbers, warnings)
     if args.out and not args.json:
         print_line(f"{tally.num_inputs - tally.num_bad} of {tally.num_inputs} labelled, in {args.out}")
     if not args.json:
-        print_warnings([w.to_json() for w in warnings], to_stderr=args.csv)  # a table on stdout is for programs
+        print_warnings(warnings, to_stderr=args.csv)  # a table on stdout is for programs
     if tally.first_bad is not None:
         noun, first = "rows" if args.text_column else "files", tally.first_bad
         warn(f"{tally.num_bad} of {tally.num_inputs} {noun} could not be labelled, first {first.path}: {first.reason}")
@@ -169,9 +169,9 @@ def _print_json(
         shutil.copyfileobj(file, sys.stdout)
 
 
-def _row(item: Prediction, names: list[str]) -> dict[str, Any]:
+def _row(item: Prediction, names: list[str]) -> dict[str, str | float | None]:
     """Return a row of a table for programs."""
-    values: dict[str, Any] = {name: item.numbers.get(name) for name in names}
+    values: dict[str, str | float | None] = {name: item.numbers.get(name) for name in names}
     values = values or {"label": item.label, "probability": item.probability}
     return {"path": item.path, **values, "status": item.status, "reason": item.reason}
 

@@ -82,17 +82,17 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     extraction, training = done.extraction, done.training
-    document = done.to_json()
     if args.json:
-        print_json(document)
+        print_json(done.to_json())
     else:
         print_summary(extraction)
         print_task(extraction.store, training.task, with_warnings=False)  # they stand at the end, with all others
-        print_results(document)
-        print_warnings(document["warnings"])
+        print_results(training)
+        print_warnings(training.warnings)
         if done.report is not None:
             print_line(f"report: {done.report}")
         if done.predict_command is not None:
             modality = extraction.sets[0].identity.preprocess.modality
             print_line(f"label new {modality}s with: {done.predict_command}")
+    # A report that could not be written does not take the heads away, but the command did not do all.
     return report_failures(done.failures, debug=args.debug) or exit_status(extraction, args.max_bad)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
-    add_raw_cells_option,
-    check_outputs,
     features_of,
     heads_of,
     memory_of,
     verb_parser,
-    write_table_at,
 )
 from featurecache.cli.output import (
     print_json,
@@ -26,13 +24,15 @@ from featurecache.cli.output import (
     report_failures,
     warn,
 )
+from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
 from featurecache.errors import OutputFailure, RequestError, try_output
 from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
     from featurecache.evaluation.plan import Plan
+    from featurecache.evaluation.summary import SweepLine
+    from featurecache.evaluation.sweep import SweepReport
     from featurecache.store.feature_sets import FeatureSet
-    from featurecache.store.store import FeatureStore
 
 
 def add_parser(verbs: Any) -> None:
@@ -72,14 +72,16 @@ def add_parser(verbs: Any) -> None:
         "--share", action="append", type=float, metavar="S", help="fit on this share of the samples: 0.1, 0.5, 1"
     )
     parser.add_argument(
-        "--folds", type=int, metavar="K", help="judge on each of K folds of train and validation (nested)"
+        "--folds", type=int, metavar="K", help="evaluate on each of K folds of train and validation (nested)"
     )
     parser.add_argument(
-        "--look-at-test", action="store_true", help="judge on the test part, which is for the last look"
+        "--look-at-test",
+        action="store_true",
+        help="evaluate on the test split, which is for the end, after all choices",
     )
     parser.add_argument("--balanced", action="store_true", help="classes count alike in choosing and fitting")
     parser.add_argument(
-        "--tta", action="store_true", help="judge on the mean over the cached views of a sample; train on --views"
+        "--tta", action="store_true", help="evaluate on the mean over the cached views of a sample; train on --views"
     )
     add_jobs_option(parser)
     add_memory_option(parser)
@@ -92,9 +94,9 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
-    from featurecache.evaluation.summary import summarise
-    from featurecache.evaluation.sweep import COLUMNS, run_sweep
-    from featurecache.store.soundness import feature_warnings
+    from featurecache.evaluation.choosing import sets_to_sweep
+    from featurecache.evaluation.sweep import run_sweep
+    from featurecache.evaluation.sweep_row import COLUMNS
     from featurecache.store.store import FeatureStore
     from featurecache.tables import TABLE_SUFFIXES
 
@@ -104,50 +106,21 @@ def run(args: argparse.Namespace) -> int:
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
     if not tasks:
         raise RequestError(f"{store.path} has no tasks; add one with `featurecache task add`")
-    sets = _sets(store, args)
-    num_kept, left_out = 0, {}
+    sets = sets_to_sweep(store, args.tap, args.head or (), **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
-        progress.start("training heads", plan.num_searches(tasks, len(sets)))
-
-        def count(row: dict[str, Any], kept: bool) -> None:
-            nonlocal num_kept
-            num_kept += kept
-            progress.advance(1)
-
-        def leave_out(row: dict[str, Any]) -> None:
-            names = {name: row[name] for name in ("task", "backbone", "fingerprint", "tap", "dtype", "views", "head")}
-            left_out[tuple(names.values())] = names | {"reason": _reason(row)}
-            progress.advance(1)
-
-        rows = run_sweep(
-            store, tasks, sets, plan, n_jobs=args.jobs or -1, memory=memory, on_result=count, on_left_out=leave_out
-        )
-    lines = summarise(rows)
-    failures: list[OutputFailure] = []
+        report = run_sweep(store, tasks, sets, plan, n_jobs=args.jobs or -1, memory=memory, progress=progress)
+    lines, failures = report.lines(), list[OutputFailure]()
     if args.out:
-        try_output(
-            "--out",
-            lambda: write_table_at("--out", args.out, COLUMNS, rows, replace=args.replace, raw=args.raw_cells),
-            failures,
-        )
+        rows = [row.to_json() for row in report.rows]
+        table = partial(write_table_at, "--out", args.out, COLUMNS, rows, replace=args.replace, raw=args.raw_cells)
+        try_output("--out", table, failures)
     if args.picture:
         try_output("--picture", lambda: _draw(args, lines), failures)
-    failed = [row for row in rows if row["error"] is not None]
-    warnings = [warning.to_json() for warning in feature_warnings(sets)]
     if args.json:
-        document = {"summary": lines, "rows": rows, "heads_left_out": list(left_out.values()), "warnings": warnings}
-        counts = {"kept": num_kept, "computed": len(rows) - num_kept}
-        print_json({**document, **counts, "failed_outputs": [failure.text for failure in failures]})
-        return report_failures(failures, debug=args.debug) or int(bool(failed))
-    of_sets = dict(zip((each.key for each in sets), distinct_names([each.to_json() for each in sets]), strict=True))
-    for each in left_out.values():
-        warn(f"head {each['head']} is left out on {_named(each, of_sets)}, task {each['task']}: it {each['reason']}")
-    _print(lines)
-    print_line(f"{len(rows)} results, {num_kept} of them from earlier sweeps")
-    print_warnings(warnings)
-    for row in failed[:5]:
-        warn(f"{row['head']} on {_named(row, of_sets)}, task {row['task']}: {row['error']}")
-    return report_failures(failures, debug=args.debug) or int(bool(failed))
+        print_json({**report.to_json(), "failed_outputs": [failure.text for failure in failures]})
+    else:
+        _print(report, lines, sets)
+    return report_failures(failures, debug=args.debug) or int(bool(report.failed))
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -167,18 +140,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def _sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
-    from featurecache.heads.registry import needs_tokens
-    from featurecache.store.feature_sets import pooled_if_any
-
-    where = features_of(args) | {"views": args.views or 0}
-    sets = [found for tap in args.tap or [None] for found in store.select_sets(tap=tap, **where)]
-    if args.tap is None and not any(map(needs_tokens, args.head or ())):
-        sets = pooled_if_any(sets)
-    return list({(s.fingerprint, s.tap, s.dtype): s for s in sets}.values())
-
-
-def _draw(args: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+def _draw(args: argparse.Namespace, lines: list[SweepLine]) -> None:
     """Write the picture; what came to be there during the fits stays without ``--replace``."""
     from featurecache.atomic import publish_bytes
     from featurecache.reporting.sweep import draw_sweep
@@ -190,16 +152,20 @@ def _draw(args: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
         raise RequestError(message) from None
 
 
-def _print(lines: list[dict[str, Any]]) -> None:
-    """Print one table for each figure."""
+def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) -> None:
+    """Print one table for each score, and what was left out, doubtful or refused."""
     from featurecache.evaluation.summary import uncompared
 
-    names = distinct_names(lines)
-    for measure in dict.fromkeys(line["measure"] for line in lines):
+    named = dict(zip((each.key for each in sets), distinct_names([each.to_json() for each in sets]), strict=True))
+    for each in report.left_out:
+        row = each.row
+        warn(f"head {row.head} is left out on {named[row.set_key]}, task {row.task}: it {each.reason}")
+    names = distinct_names([line.to_json() for line in lines])
+    for measure in dict.fromkeys(line.measure for line in lines):
         numeric = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]
         print_table(
-            ["task", "head", "tap", *numeric, "judged on", "against the best"],
-            [_row(line, name) for line, name in zip(lines, names, strict=True) if line["measure"] == measure],
+            ["task", "head", "tap", *numeric, "evaluated on", "against the best"],
+            [_row(line, name) for line, name in zip(lines, names, strict=True) if line.measure == measure],
             numbers=numeric,
         )
     if uncompared(lines):
@@ -207,42 +173,34 @@ def _print(lines: list[dict[str, Any]]) -> None:
             "against the best: - where a line has no two divisions in common with the best; ask for --folds or more "
             "--seeds, or compare sample by sample with `featurecache train`"
         )
-    if any(line["part"] == "test" for line in lines):
-        print_line("these are looks at the test part: choosing by them makes the best of them too good")
+    if any(line.split == "test" for line in lines):
+        print_line("these are scores on the test split: choosing by them makes the best of them too good")
+    print_line(f"{len(report.rows)} results, {report.num_kept} of them from earlier sweeps")
+    print_warnings(report.warnings)
+    for row in report.failed[:5]:
+        warn(f"{row.head} on {named[row.set_key]}, task {row.task}: {row.error}")
 
 
-def _reason(row: dict[str, Any]) -> str:
-    """Return why a head was left out, as the rest of a sentence."""
-    from featurecache.evaluation.search import HOLDS_ALL_ROWS
-
-    reason = str(row["error"]).removeprefix(f"head {row['head']!r} ")
-    return HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
-
-
-def _named(row: dict[str, Any], of_sets: dict[str, str]) -> str:
-    """Return what the feature set of a row is called."""
-    return of_sets[f"{row['fingerprint']} {row['tap']} {row['dtype']}"]
-
-
-def _row(line: dict[str, Any], name: str) -> list[str]:
+def _row(line: SweepLine, name: str) -> list[str]:
+    failed = line.score is None or line.seconds is None
     return [
-        line["task"],
-        line["head"],
+        line.task,
+        line.head,
         name,
         _labels(line),
-        "-" if line["score"] is None else f"{line['score']:.3f}",
-        "-" if line["score"] is None else f"{line['low']:.3f} to {line['high']:.3f}",
-        str(line["divisions"]),
-        "-" if line["seconds"] is None else f"{line['seconds']:.2f}",
-        line["part"],
-        line["against_best"] or "-",
+        "-" if failed else f"{line.score:.3f}",
+        "-" if failed else f"{line.low:.3f} to {line.high:.3f}",
+        str(line.num_resamplings),
+        "-" if failed else f"{line.seconds:.2f}",
+        line.split,
+        line.against_best or "-",
     ]
 
 
-def _labels(line: dict[str, Any]) -> str:
-    if line["n_train"] is None:
-        return "-" if line["shots"] is None else f"{line['shots']} a class"
-    count = f"{line['n_train']:.0f}"
-    if line["shots"] is None:
+def _labels(line: SweepLine) -> str:
+    if line.n_train is None:
+        return "-" if line.shots is None else f"{line.shots} a class"
+    count = f"{line.n_train:.0f}"
+    if line.shots is None:
         return count
-    return f"all ({count})" if line["n_train"] == line["n_available"] else f"{line['shots']} a class ({count})"
+    return f"all ({count})" if line.n_train == line.n_available else f"{line.shots} a class ({count})"

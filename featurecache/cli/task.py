@@ -146,6 +146,7 @@ def run_add(args: argparse.Namespace) -> int:
     from featurecache.store.overview import describe_task
     from featurecache.store.store import FeatureStore
 
+    # Both, or neither.
     if args.from_folders == (args.labels is not None):
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
     root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
@@ -177,6 +178,7 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     from featurecache.store.tasks import class_counts
 
     counts = ", ".join(f"{count} {split}" for split, count in task.counts().items())
+    # As the record of the task has it.
     about = task.about
     groups = "" if task.groups is None else f" in {task.groups.max() + 1} groups"
     weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
@@ -197,13 +199,13 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
         first = ", ".join(f"{path} is {label}" for path, label in about["conflicts"][0].items())
         print_line(f"{about['num_conflicts']} samples have two labels and are left out, first: {first}")
     if about["num_moved"]:
-        print_line(f"{about['num_moved']} samples had copies in several parts; each stays in the last split only")
+        print_line(f"{about['num_moved']} samples had copies in several splits; each stays in the last split only")
     if about["num_missing"]:
         print_line(f"{about['num_missing']} labels are for files that are not in the cache")
     if num_without := count_without_target(store, task):
         print_line(f"{num_without} samples of the cache have no label in this task")
     if with_warnings:
-        print_warnings([warning.to_json() for warning in task.warnings()])
+        print_warnings(task.warnings())
 
 
 def run_ls(args: argparse.Namespace) -> int:

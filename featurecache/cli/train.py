@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.layers import add_layers_options, print_ladder, train_layers_too
+from featurecache.cli.layers import add_layers_options, climb_depths, layers_request, print_ladder, train_requested
 from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
@@ -25,13 +25,11 @@ from featurecache.cli.output import (
     warn,
 )
 from featurecache.errors import OutputFailure, try_output
-from featurecache.specs import TASK_NOUN
 from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.training import TrainingReport
+    from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.run import TrainingSettings
-    from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
@@ -86,7 +84,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tta",
         action="store_true",
-        help="judge heads on the mean over the cached views of a sample (test-time views); they train on --views",
+        help="evaluate heads on the mean over the cached views of a sample (test-time views); they train on --views",
     )
     group.add_argument(
         "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
@@ -109,35 +107,47 @@ def run(args: argparse.Namespace) -> int:
         check_name("head", args.save)
     store = FeatureStore.open(args.cache)
     task = store.task(args.task)
-    report, ladder = train_layers_too(store, task, args, lambda: _train(store, task, args))
+    ladder = climb_depths(store, task, args) if args.depths else None
+    report = _train(store, task, args) if ladder is None else ladder.report
+    # Where nobody chose, it is said which of several stored types was taken.
     if args.dtype is None:
         used = {head.feature_set.key: head.feature_set for head in report.heads}
         report.warnings += type_warnings(used.values(), store.feature_sets())
     failures: list[OutputFailure] = []
     saved = try_output("--save", lambda: keep_head(store, args.save, report.best), failures) if args.save else None
-    document = report.to_json() | ({} if ladder is None else ladder.to_json())
-    document["frozen_statistics"] = any(map(keeps_statistics, report.heads))
+    frozen_statistics = any(map(keeps_statistics, report.heads))
     if args.json:
+        document = report.to_json() | ({} if ladder is None else ladder.to_json())
         failed = [failure.text for failure in failures]
-        print_json({**document, "saved": None if saved is None else str(saved), "failed_outputs": failed})
+        outputs = {"saved": None if saved is None else str(saved), "failed_outputs": failed}
+        print_json({**document, "frozen_statistics": frozen_statistics, **outputs})
         return report_failures(failures, debug=args.debug)
-    print_results(document)
+    print_results(report)
     if ladder is not None:
-        print_ladder(document["ladder"])
-    if document["frozen_statistics"]:
+        print_ladder(ladder.to_json()["ladder"])
+    if frozen_statistics:
         print_line("norms keep the statistics of the pretrained weights; --batch-norm train lets them learn")
-    print_warnings(document["warnings"])
+    print_warnings(report.warnings)
     if saved:
         print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best)}")
     return report_failures(failures, debug=args.debug)
 
 
 def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> TrainingReport:
+    """Train heads on pooled features and layers on activations, as far as each is asked for."""
+    from featurecache.evaluation.choosing import sets_to_train_on
     from featurecache.run import train
 
-    sets, settings = _choose_sets(store, args), training_of(args)
+    layers = layers_request(store, task, args)
+    if layers is not None and not args.head:
+        return train_requested(store, task, layers, args)
+    sets = sets_to_train_on(store, args.tap, args.head or (), tta=args.tta, **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
-        return train(store, task, sets, settings, progress=progress)
+        report = train(store, task, sets, training_of(args), progress=progress)
+    if layers is not None:
+        # One table, one choice: layers are compared with the heads that cost a second.
+        report.join(train_requested(store, task, layers, args))
+    return report
 
 
 def training_of(args: argparse.Namespace) -> TrainingSettings:
@@ -154,72 +164,52 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
     )
 
 
-def print_results(document: dict[str, Any]) -> None:
-    """Print the table of heads, the chosen one first, from what `TrainingReport.to_json` gives."""
-    for item in document["left_out"][:5]:
-        warn(f"{item['path']} is left out: {item['status']} ({item['reason']})")
-    for head, reason in document["heads_left_out"].items():
+def print_results(report: TrainingReport) -> None:
+    """Print the table of heads, the chosen one first, and how the chosen one did."""
+    for path, (status, reason) in list(report.left_out.items())[:5]:
+        warn(f"{path} is left out: {status} ({reason})")
+    for head, reason in report.heads_left_out.items():
         warn(f"head {head} is left out: it {reason}")
-    best, titles = document["results"][0], document["figures"]
+    best, titles = report.best.result, report.measure.titles
     primary, *others = titles
-    looked_at = f"{best['reported']} {titles[primary]}"
-    numeric = [f"by {best['protocol']}", looked_at, "95 % interval", *(titles[name] for name in others), "seconds"]
-    names = distinct_names(document["results"])
-    rows = [_row(result, name, primary, others) for result, name in zip(document["results"], names, strict=True)]
+    numeric = [f"by {best.protocol}", f"{best.reported} {titles[primary]}", "95 % interval"]
+    numeric += [*(titles[name] for name in others), "seconds"]
+    names = distinct_names([head.feature_set.to_json() for head in report.heads])
+    rows = [_row(report, head, name, primary, others) for head, name in zip(report.heads, names, strict=True)]
     print_table(["head", "tap", "settings", *numeric, "against the chosen"], rows, numbers=numeric)
-    by = best["protocol"] + (", by balanced accuracy" if best["balanced"] else "")
-    print_line(f"chosen by {by}: {best['head']} on {names[0]}")
+    by = best.protocol + (", by balanced accuracy" if best.balanced else "")
+    print_line(f"chosen by {by}: {best.head} on {names[0]}")
     print_line("against the chosen: on the rows by which it was chosen, paired, at 95 %; equivalent: within one point")
-    print_line(f"the {best['reported']} figures are one look at rows on which nothing was chosen")
-    if calibration := document["last_look"].get("calibration"):
-        error = f"{calibration['expected_calibration_error']:.3f} on average (expected calibration error)"
-        print_line(f"its probabilities there: log loss {calibration['log_loss']:.3f}, off by {error}")
-    _print_outputs(document)
-    if best["judged_on"] == "views":
-        print_line(f"a sample was judged by the mean over its {best['judged_views']} views, as `predict --tta` does")
+    print_line(f"the {best.reported} scores are of rows on which nothing was chosen, used this once")
+    details = report.details()
+    if (measured := details.calibration) is not None:
+        error = f"{measured.expected_calibration_error:.3f} on average (expected calibration error)"
+        print_line(f"its probabilities there: log loss {measured.log_loss:.3f}, off by {error}")
+    elif len(details.per_output) > 1:
+        titles_of_outputs = list(details.per_output[0])
+        shown = [[_shown(value) for value in each.values()] for each in details.per_output[:50]]
+        columns = [title.replace("_", " ") for title in titles_of_outputs]
+        print_table(columns, shown, numbers=columns[1:])
+    if report.best.evaluated_on == "views":
+        num_views = report.best.eval_set.num_views
+        print_line(f"a sample was evaluated on the mean over its {num_views} views, as `predict --tta` does")
 
 
-def _print_outputs(document: dict[str, Any]) -> None:
-    """Print how the chosen head did on each label or number, where there are several."""
-    noun = TASK_NOUN[document["kind"]]
-    found = document["last_look"][f"per_{noun}"]
-    if document["kind"] == "classification" or len(found) == 1:
-        return
-    columns = [name for name in found[0] if name != noun]
-    rows = [[each[noun], *(_shown(each[name]) for name in columns)] for each in found[:50]]
-    print_table([noun, *(name.replace("_", " ") for name in columns)], rows, numbers=columns)
+def _shown(value: str | float | None) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def _row(result: dict[str, Any], name: str, primary: str, others: list[str]) -> list[Any]:
-    scores = result["test"] or result["validation"]
+def _row(report: TrainingReport, head: TrainedHead, name: str, primary: str, others: list[str]) -> list[str]:
+    scores = (head.result.test or head.result.validation).to_json()
+    comparison = report.against_chosen(head)
     return [
-        result["head"],
+        head.result.head,
         name,
-        ", ".join(f"{name}={value}" for name, value in result["params"].items()) or "-",
-        f"{result['selection_score']:.3f}",
+        ", ".join(f"{name}={value}" for name, value in head.result.params.items()) or "-",
+        f"{head.result.selection_score:.3f}",
         f"{scores[primary]:.3f}",
         f"{scores[f'{primary}_low']:.3f} to {scores[f'{primary}_high']:.3f}",
         *(f"{scores[name]:.3f}" if abs(scores[name]) < 1000 else f"{scores[name]:.4g}" for name in others),
-        f"{result['seconds']:.2f}",
-        (result["against_chosen"] or {}).get("verdict", "-"),
+        f"{head.result.seconds:.2f}",
+        "-" if comparison is None else comparison.verdict,
     ]
-
-
-def _choose_sets(store: FeatureStore, args: argparse.Namespace) -> list[FeatureSet]:
-    from featurecache.heads.registry import needs_tokens
-    from featurecache.store.feature_sets import pooled_if_any, prefer_wider
-
-    where = features_of(args)
-    if args.tta and args.views is None:
-        where["views"] = 0  # --tta is about judging; what is trained on is for --views to say
-    if args.tap is None or "all" in args.tap:
-        found = store.select_sets(**where)
-        found = found if any(map(needs_tokens, args.head or ())) else pooled_if_any(found)
-        return prefer_wider(found) if args.tap or len(found) == 1 else [store.find(**where)]
-    sets = [feature_set for tap in dict.fromkeys(args.tap) for feature_set in store.select_sets(tap=tap, **where)]
-    plain = [feature_set for feature_set in sets if feature_set.num_views is None]
-    return prefer_wider(plain if plain and where["views"] is None else sets)

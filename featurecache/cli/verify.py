@@ -32,7 +32,7 @@ def add_parser(verbs: Any) -> None:
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
-    parser.add_argument("--level", choices=LEVELS, default="digest", help="how deep to look (default: digest)")
+    parser.add_argument("--level", choices=LEVELS, default="digest", help="how much to check (default: digest)")
     parser.add_argument("--sample", type=float, default=1.0, metavar="SHARE", help="share of the shards to read")
     parser.add_argument(
         "--deep", action="store_true", help="also compute sampled rows again from their inputs and compare them"
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_on_stderr(quiet=args.quiet) as progress:
         on_shard = counting(progress, "verifying shards")
         found = verify(store, level=args.level, sample=args.sample, on_shard=on_shard)
+        # Heads are read by what the cache says: it has to be whole before.
         if not found.problems and store.head_names():
             from featurecache.deployment.saved import verify_heads
 
@@ -66,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
         deep = _verify_deep(store, args, progress) if args.deep and not found.problems else None
     problems = [*found.problems, *(deep.problems if deep else ())]
     # A cache can be whole, and its features worth nothing.
-    warnings = [] if found.problems else [warning.to_json() for warning in feature_warnings(store.feature_sets())]
+    warnings = [] if found.problems else feature_warnings(store.feature_sets())
     if args.json:
-        print_json({**found.to_json(), "deep": deep and deep.to_json(), "warnings": warnings})
+        documents = [warning.to_json() for warning in warnings]
+        print_json({**found.to_json(), "deep": deep and deep.to_json(), "warnings": documents})
         return 1 if problems else 0
     if problems:
         print_table(["where", "what", "next"], [[problem.where, problem.what, problem.advice] for problem in problems])

@@ -10,7 +10,9 @@ from scipy.stats import t as student_t
 
 from featurecache.evaluation.intervals import Z95, wilson
 
+# 32 MB of weights at a time, whatever the number of samples.
 _NUMBERS_AT_ONCE = 4_000_000
+# The ends of a 95 % interval are then the 50th draws from either side, which hardly move with the seed.
 _RESAMPLES = 2000
 
 
@@ -29,6 +31,7 @@ def weights_of_resamples(num_samples: int, groups: np.ndarray | None, random_sta
     count = int(indices.max()) + 1
     at_once = max(1, _NUMBERS_AT_ONCE // num_samples)
     for start in range(0, _RESAMPLES, at_once):
+        # How often each unit is drawn, which is all that a score needs, without drawing one by one.
         times = rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, _RESAMPLES - start))
         yield times[:, indices].astype(np.float64)
 
@@ -57,6 +60,7 @@ def expanded(point: Any, ends: np.ndarray, count: int) -> tuple[Any, Any]:
     low, high = ends
     if count < 2:
         return low, high
+    # Percentiles of few units are too narrow twice: by the normal quantile, and by the divisor n of their spread.
     factor = float(student_t.ppf(0.975, count - 1)) / Z95 * np.sqrt(count / (count - 1))
     return point - factor * np.maximum(point - low, 0.0), point + factor * np.maximum(high - point, 0.0)
 
@@ -102,6 +106,7 @@ def average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray,
     drawn = weights[:, order]
     hits, seen = np.cumsum(drawn * holds, axis=1)[:, ends], np.cumsum(drawn, axis=1)[:, ends]
     total = hits[:, -1:]
+    # No hit so far is a precision of 0, not of 0 / 0.
     precision = hits / np.maximum(seen, 1e-300)
     gained = np.diff(hits, axis=1, prepend=0.0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import binomtest
@@ -13,6 +13,7 @@ from featurecache.evaluation.intervals import Z95, holding
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell"]
 
+# One of a hundred samples: less is hardly a reason to take another head.
 EQUIVALENT_WITHIN = 0.01
 
 
@@ -40,7 +41,7 @@ class Comparison:
     p_value: float
     verdict: Verdict
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values; bounds that are infinite, as of a single group, are None."""
         return {name: None if value in (-np.inf, np.inf) else value for name, value in asdict(self).items()}
 
@@ -76,9 +77,11 @@ def compare(
         return _compare_groups(y, first, second, np.arange(len(y)) if groups is None else groups, balanced=balanced)
     won = int(np.sum((first == y) & (second != y)))
     lost = int(np.sum((first != y) & (second == y)))
+    # Half a row more in each of the four counts.
     n = len(y) + 2.0
     centre = (won - lost) / n
     half = Z95 * float(np.sqrt(max(won + lost + 1.0 - (won - lost) ** 2 / n, 0.0))) / n
+    # Heads that never differ leave nothing to test.
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     difference = (won - lost) / len(y)
     low, high = holding(difference, max(centre - half, -1.0), min(centre + half, 1.0))
@@ -100,6 +103,7 @@ def _compare_groups(
     mean, count = float(np.clip(won_G.sum() / len(y), -1.0, 1.0)), len(size_G)
     if count < 2:
         return Comparison(mean, -1.0, 1.0, 1.0, "cannot tell")
+    # Half a win and half a loss, of the heaviest sample: heads that never differ are not equal for certain.
     squares = float(np.sum((won_G - mean * size_G) ** 2)) + float(np.max(weight)) ** 2
     error = np.sqrt(count / (count - 1) * squares) / len(y)
     half = float(student_t.ppf(0.975, count - 1) * error)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from joblib import effective_n_jobs
 
 from featurecache.errors import FeatureCacheError, HeadError
 from featurecache.evaluation.calibration import calibration
+from featurecache.evaluation.fit_progress import FitSteps
 from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
 from featurecache.evaluation.processes import in_processes
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import WORTH_A_PROCESS, HeadResult, check_streams, search
-from featurecache.evaluation.splits import SplitData, check_splits
+from featurecache.evaluation.split_data import SplitData, check_splits
+from featurecache.evaluation.sweep_row import SweepRow
 from featurecache.heads.head import NamedHead
 from featurecache.specs import TaskKind
 
@@ -26,15 +30,17 @@ State = Literal["kept", "computed", "left out"]
 
 
 class PlannedSearch(NamedTuple):
-    """One result to be computed."""
+    """A search that is to be done."""
 
     key: str
-    """Of the result."""
+    """Of its result."""
     head: NamedHead
     resampling: Resampling
+    row: SweepRow
+    """What is known before."""
 
 
-Result = tuple[PlannedSearch, dict[str, Any], State]
+Result = tuple[PlannedSearch, SweepRow, State]
 Splits = dict[str, SplitData]
 
 
@@ -48,8 +54,9 @@ def run_searches(
     n_jobs: int = -1,
     memory: int | None = None,
     named: bool = False,
+    steps_in: Path | None = None,
 ) -> Iterator[Result]:
-    """Compute results in as many processes as are asked for and of use.
+    """Do searches in as many processes as are asked for and of use.
 
     Parameters
     ----------
@@ -64,19 +71,20 @@ def run_searches(
     n_jobs : int
         Processes at most, as in joblib.
     memory : int, optional
-        Bytes that a head may take beside; see `reason_to_leave_out`.
+        Bytes that a head may take; see `reason_to_leave_out`.
     named : bool
         Somebody asked for these heads by name.
+    steps_in : Path, optional
+        Folder of `fit_progress.watched`.
 
     Yields
     ------
-    (PlannedSearch, dict, State)
-        Each with its scores, or with ``error``, as it is ready.
+    (PlannedSearch, SweepRow, State)
+        Each row with its scores, or with ``error``, as it is ready.
     """
-    heads = {each.head.name: each.head for each in planned}
     reasons = {
-        name: reason_to_leave_out(head, splits, measure.n_outputs, memory=memory, named=named)
-        for name, head in heads.items()
+        head.name: reason_to_leave_out(head, splits, measure.n_outputs, memory=memory, named=named)
+        for head in {each.head.name: each.head for each in planned}.values()
     }
     to_do: dict[Resampling, list[PlannedSearch]] = {}
     for each in planned:
@@ -85,15 +93,13 @@ def run_searches(
         if reason is None:
             to_do.setdefault(each.resampling, []).append(each)
         else:
-            yield each, {"error": f"head {each.head.name!r} {reason}"}, "left out"
+            yield each, replace(each.row, error=f"head {each.head.name!r} {reason}"), "left out"
     searches = [each for group in to_do.values() for each in group]
     if not searches:
         return
     workers = min(effective_n_jobs(n_jobs), len(searches))
-    num_copied = max(num_samples_copied(splits, resampling, measure.kind) for resampling in to_do)
-    on_disk = any(data.on_disk for data in splits.values())
-    if not on_disk and workers * num_copied * _bytes_of_a_sample(splits["train"]) <= budget.left:
-        yield from _in_processes(searches, splits, measure, workers)
+    if _fit_in_memory(to_do, splits, measure.kind, budget.left // workers):
+        yield from _in_processes(searches, splits, measure, workers, steps_in)
         return
     # One resampling after the other: what it takes out is laid out once for all processes.
     for resampling, group in to_do.items():
@@ -105,47 +111,18 @@ def run_searches(
                     check_streams(each.head, resampled["train"], kind=measure.kind)
                     able.append(each)
                 except HeadError as error:
-                    yield each, {"n_train": len(resampled["train"]), "error": str(error)}, "left out"
-            yield from _in_processes(able, resampled, measure, workers, is_resampled=True)
+                    yield each, replace(each.row, n_train=len(resampled["train"]), error=str(error)), "left out"
+            yield from _in_processes(able, resampled, measure, workers, steps_in, is_resampled=True)
 
 
-def _in_processes(
-    searches: Sequence[PlannedSearch], splits: Splits, measure: Measure, workers: int, *, is_resampled: bool = False
-) -> Iterator[Result]:
-    arguments = ((each, splits, measure, is_resampled) for each in searches)
-    workers, large = min(workers, len(searches)), splits["train"].fit_views.size >= WORTH_A_PROCESS
-    if workers <= 1 and not (large and any(not each.head.interruptible for each in searches)):
-        for each in arguments:
-            yield _compute(*each)
-        return
-    yield from in_processes(_compute, arguments, workers=max(workers, 1))
-
-
-def _compute(planned: PlannedSearch, splits: Splits, measure: Measure, is_resampled: bool) -> Result:
-    resampling = planned.resampling
-    resampled = splits if is_resampled else resample(splits, resampling, kind=measure.kind)
-    try:
-        checked = check_splits(resampled, measure.check)
-        result = search(planned.head, checked, measure, resampling.seed)
-    except FeatureCacheError as error:
-        return planned, {"n_train": len(resampled["train"]), "error": str(error)}, "computed"
-    return planned, _columns_of(result, checked, measure), "computed"
-
-
-def _columns_of(result: HeadResult, splits: Splits, measure: Measure) -> dict[str, Any]:
-    columns = (result.test or result.validation).to_json()
-    columns |= {f"score{end}": columns[measure.chosen_by + end] for end in ("", "_low", "_high")}
-    if measure.kind == "classification":
-        columns |= calibration(splits[result.reported].y, result.proba)
-        del columns["bins"]
-    return columns | {
-        "n_train": result.n_train // splits["train"].fit_views.shape[1],
-        "params": json.dumps(result.params, sort_keys=True),
-        "selection_accuracy": result.selection_accuracy,
-        "selection_score": result.selection_score,
-        "seconds": round(result.seconds, 4),
-        "converged": bool(result.converged),
-    }
+def _fit_in_memory(resamplings: Iterable[Resampling], splits: Splits, kind: TaskKind, max_bytes: int) -> bool:
+    """Tell whether each process may make its own copies of what a resampling takes out of the splits."""
+    if any(data.on_disk for data in splits.values()):
+        return False
+    train = splits["train"]
+    views = [train.eval_views] if train.fit_views is train.eval_views else [train.eval_views, train.fit_views]
+    sample_bytes = sum(each[:1].nbytes for each in views)
+    return max(num_samples_copied(splits, each, kind) for each in resamplings) * sample_bytes <= max_bytes
 
 
 def num_samples_copied(splits: Splits, resampling: Resampling, kind: TaskKind) -> int:
@@ -165,5 +142,51 @@ def num_samples_copied(splits: Splits, resampling: Resampling, kind: TaskKind) -
     return sum(map(len, copied + joined))
 
 
-def _bytes_of_a_sample(data: SplitData) -> int:
-    return data.eval_views[:1].nbytes + (0 if data.fit_views is data.eval_views else data.fit_views[:1].nbytes)
+def _in_processes(
+    searches: Sequence[PlannedSearch],
+    splits: Splits,
+    measure: Measure,
+    workers: int,
+    steps_in: Path | None,
+    *,
+    is_resampled: bool = False,
+) -> Iterator[Result]:
+    arguments = ((each, splits, measure, is_resampled, steps_in) for each in searches)
+    workers, large = min(workers, len(searches)), splits["train"].fit_views.size >= WORTH_A_PROCESS
+    # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
+    if workers <= 1 and not (large and any(not each.head.interruptible for each in searches)):
+        return starmap(_search, arguments)
+    return in_processes(_search, arguments, workers=max(workers, 1))
+
+
+def _search(
+    planned: PlannedSearch, splits: Splits, measure: Measure, is_resampled: bool, steps_in: Path | None
+) -> Result:
+    row, resampling = planned.row, planned.resampling
+    resampled = splits if is_resampled else resample(splits, resampling, kind=measure.kind)
+    steps = FitSteps(steps_in, f"{row.head} on {row.tap}, task {row.task}")
+    try:
+        checked = check_splits(resampled, measure.check)
+        result = search(planned.head, checked, measure, resampling.seed, steps)
+    except FeatureCacheError as error:
+        return planned, replace(row, n_train=len(resampled["train"]), error=str(error)), "computed"
+    return planned, _completed(row, result, checked), "computed"
+
+
+def _completed(row: SweepRow, result: HeadResult, splits: Splits) -> SweepRow:
+    scores = (result.test or result.validation).to_json()
+    if row.kind == "classification":
+        measured = calibration(splits[result.reported].y, result.proba)
+        error = measured.expected_calibration_error
+        row = replace(row, log_loss=measured.log_loss, expected_calibration_error=error)
+    return replace(
+        row,
+        n=int(scores.pop("n")),
+        n_train=result.n_train // splits["train"].fit_views.shape[1],
+        scores=scores,
+        params=json.dumps(result.params, sort_keys=True),
+        selection_accuracy=result.selection_accuracy,
+        selection_score=result.selection_score,
+        seconds=round(result.seconds, 4),
+        converged=bool(result.converged),
+    )

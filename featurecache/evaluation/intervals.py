@@ -14,6 +14,7 @@ from scipy import sparse
 
 Z95 = 1.959963984540054
 """Standard deviations of a normal distribution on either side that hold 95 %."""
+# 16 MB of counts at a time.
 _CELLS_AT_ONCE = 2_000_000
 
 
@@ -74,6 +75,7 @@ def intervals(matrix: np.ndarray, *, random_state: int, n_resamples: int) -> tup
     (low, high) : two ndarrays of shape (3,), float64
     """
     point = summaries(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
+    # All resamples would be alike, and claim certainty.
     if point[0] in (0.0, 1.0):
         other = _wilson_extreme(matrix, all_right=bool(point[0]))
         return np.minimum(point, other), np.maximum(point, other)
@@ -119,6 +121,7 @@ def group_intervals(
     if point[0] in (0.0, 1.0) or n_groups == 1:
         low, high = wilson(round(float(point[0]) * n_groups), n_groups)
         return np.minimum(point, low), np.maximum(point, high)
+    # Most entries of a large matrix are empty, and no resample fills them.
     used = np.flatnonzero(whole.ravel())
     right, label_of, prediction_of = _count_maps(used // n_classes, used % n_classes, n_classes)
     compact, rng, draws = cells[:, used], np.random.default_rng(random_state), []
@@ -159,6 +162,7 @@ def wilson(successes: np.ndarray | int, n: np.ndarray | int) -> tuple[np.ndarray
 
 
 def _mean_where(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    # Classes that do not occur have no recall, not one of 0.
     there = denominator > 0
     ratios = numerator / np.where(there, denominator, 1)
     return np.sum(ratios, axis=-1, where=there) / there.sum(axis=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from featurecache.errors import HeadError
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.head import MAX_SECONDS, NamedHead
 from featurecache.machine import free_memory
 
@@ -35,6 +35,7 @@ def reason_to_leave_out(
     """
     fit_views = [data.fit_views for name, data in splits.items() if name != "test"]
     n_samples, n_features = sum(each.shape[0] * each.shape[1] for each in fit_views), fit_views[0].shape[2]
+    # Only those are asked that read rows as they are needed.
     if any(data.on_disk for data in splits.values()):  # heads that stream hold a block of rows
         n_samples = min(n_samples, _ROWS_OF_A_BLOCK)
     budget = max(int(_SHARE * free_memory()) if memory is None else memory, _LEAST_BUDGET)
@@ -42,6 +43,7 @@ def reason_to_leave_out(
     if needed is not None and needed > budget:
         return f"needs about {needed / 1e9:.1f} GB of memory, and {budget / 1e9:.1f} GB may be used (--memory)"
     seconds = head.seconds_needed(n_samples, n_features, n_outputs)
+    # Nobody waits half a day for a table of all heads because of one of them.
     if seconds > MAX_SECONDS and not named:
         return f"would take about {in_words(seconds)}; name it with --head {head.name} to train it all the same"
     return None

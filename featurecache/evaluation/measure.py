@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -19,15 +19,15 @@ from featurecache.evaluation.bootstrap import expanded, num_units, slack, weight
 from featurecache.evaluation.comparison import Comparison, verdict_of
 from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.prediction import split_outputs
-from featurecache.evaluation.scores import Scores
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.scores import OutputScores, Scores
+from featurecache.evaluation.split_data import SplitData
 from featurecache.specs import TaskKind
 
 
 class ScoreValues(dict[str, float]):
     """Scores by name, each with ``_low`` and ``_high``, and ``n``, the number of samples."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, float]:
         """Return a dict of plain numbers, all finite."""
         return dict(self)
 
@@ -126,7 +126,7 @@ class Measure(ABC):
         """
 
     @abstractmethod
-    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
         """Return scores of each class, label or number by itself.
 
         Parameters
@@ -145,19 +145,37 @@ class ResampledMeasure(Measure):
     """Scores with units, which nothing bounds from above."""
 
     def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
-        """Return what a head predicts, (n_samples, n_outputs): the mean over what a sample is evaluated on."""
+        """Return what a head predicts, (n_samples, n_outputs): the mean over what a sample is evaluated on.
+
+        Parameters
+        ----------
+        estimator, data, temperature
+            As for `Measure.predict`.
+        """
         return split_outputs(estimator, data)
 
     def predict_proba(
         self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
     ) -> np.ndarray:
-        """Return the predictions: they are what `Measure` asks for."""
+        """Return the predictions: they are what `Measure` asks for.
+
+        Parameters
+        ----------
+        estimator, data, temperature, predictions
+            As for `Measure.predict_proba`.
+        """
         return predictions
 
     def scores(
         self, y: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None, *, random_state: int
     ) -> ScoreValues:
-        """See `Measure`."""
+        """Return all scores with their intervals.
+
+        Parameters
+        ----------
+        y, predictions, groups, random_state
+            As for `Measure.scores`.
+        """
         weighted = self.weighted(y, predictions)
         draws = np.concatenate([weighted(weights) for weights in weights_of_resamples(len(y), groups, random_state)])
         point, count = np.array(self.point(y, predictions)), num_units(len(y), groups)
@@ -174,10 +192,18 @@ class ResampledMeasure(Measure):
         return found
 
     def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
-        """Compare by a bootstrap of the difference: both heads on the same resamples."""
+        """Compare by a bootstrap of the difference: both heads on the same resamples.
+
+        Parameters
+        ----------
+        y, first, second, groups
+            As for `Measure.compare`.
+        """
         index = list(self.titles).index(self.primary)
         one, other = self.weighted(y, first), self.weighted(y, second)
+        # Both heads on the same resamples: what makes a sample hard cancels.
         draws = np.concatenate([one(w)[:, index] - other(w)[:, index] for w in weights_of_resamples(len(y), groups, 0)])
+        # A resample may hold one number only, whose R2 is not defined.
         draws = draws[np.isfinite(draws)]
         difference = float(self.point(y, first)[index] - self.point(y, second)[index])
         count = num_units(len(y), groups)
@@ -188,6 +214,7 @@ class ResampledMeasure(Measure):
         if high - low < 1e-12:
             low, high = low - slack(count), high + slack(count)
             return Comparison(difference, low, high, 1.0, verdict_of(low, high))
+        # The bootstrap divides by n: a t-test of few units needs n - 1.
         error = float(draws.std()) * np.sqrt(count / (count - 1))
         p_value = float(2 * student_t.sf(abs(difference) / error, count - 1))
         return Comparison(difference, low, high, p_value, verdict_of(low, high))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -23,8 +23,8 @@ from featurecache.evaluation.bootstrap import average_precision, ranked_where
 from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.measure import Measure, ResampledMeasure
 from featurecache.evaluation.prediction import split_classes, split_proba
-from featurecache.evaluation.scores import Scores, per_class, score
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.scores import OutputScores, Scores, per_class, score
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.checks import UNKNOWN, is_known, is_partial
 from featurecache.specs import TaskKind, task_kind
 
@@ -89,25 +89,55 @@ class OfClasses(Measure):
         return float(np.mean(y == predictions))
 
     def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
-        """Return class indices (n_samples,)."""
+        """Return class indices (n_samples,).
+
+        Parameters
+        ----------
+        estimator, data, temperature
+            As for `Measure.predict`.
+        """
         return split_classes(estimator, data, temperature, self.n_outputs)
 
     def predict_proba(
         self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
     ) -> np.ndarray:
-        """See `Measure`."""
+        """See `Measure`.
+
+        Parameters
+        ----------
+        estimator, data, temperature, predictions
+            As for `Measure.predict_proba`.
+        """
         return split_proba(estimator, data, temperature, self.n_outputs)
 
     def scores(self, y: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None, *, random_state: int) -> Scores:
-        """See `Measure`."""
+        """Return all scores with their intervals.
+
+        Parameters
+        ----------
+        y, predictions, groups, random_state
+            As for `Measure.scores`.
+        """
         return score(y, predictions, self.n_outputs, groups=groups, random_state=random_state)
 
     def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
-        """See `Measure`."""
+        """Compare two heads.
+
+        Parameters
+        ----------
+        y, first, second, groups
+            As for `Measure.compare`.
+        """
         return compare(y, first, second, groups, balanced=self.balanced)
 
-    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
-        """See `featurecache.evaluation.scores.per_class`."""
+    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
+        """Return precision, recall and F1 of each class.
+
+        Parameters
+        ----------
+        y, predictions, names
+            As for `Measure.per_output`.
+        """
         return per_class(y, predictions, names)
 
 
@@ -131,6 +161,7 @@ class OfLabels(ResampledMeasure):
                 "encode them so"
             )
         _check_known(name, y)
+        # Average precision of a label that no sample has is not defined.
         if not (y == 1).any():
             raise TaskError(f"no label holds for any of the {len(y)} {name} rows; nothing can be evaluated by them")
         return y.astype(np.int64)
@@ -166,6 +197,7 @@ class OfLabels(ResampledMeasure):
 
         def scores(weights: np.ndarray) -> np.ndarray:
             precisions = np.stack([average_precision(weights, *each) for each in in_order], axis=1)
+            # A resample in which no sample has a label says nothing of that label.
             found = ~np.isnan(precisions)
             mean = np.where(found, precisions, 0.0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
             both, either = np.split(weights @ counted, 2, axis=1)
@@ -176,12 +208,17 @@ class OfLabels(ResampledMeasure):
 
         return scores
 
-    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
         """Return average precision (None for a label that no sample has), precision, recall and F1 of each label.
 
         Each is evaluated on the samples for which it is known, ``known`` of them; where that is none, it has no scores.
+
+        Parameters
+        ----------
+        y, predictions, names
+            As for `Measure.per_output`.
         """
-        found: list[dict[str, Any]] = []
+        found: list[OutputScores] = []
         for k, name in enumerate(names):
             holds, values = _where_known(y, predictions, k)
             found.append({"label": name, "n": int(holds.sum())})
@@ -268,15 +305,20 @@ class OfNumbers(ResampledMeasure):
 
         return scores
 
-    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
         """Return scores of each number by itself, and its spread, on the samples for which it is known.
 
-        A number has None for what cannot be told of so few.
+        A number has None for what so few samples do not have.
+
+        Parameters
+        ----------
+        y, predictions, names
+            As for `Measure.per_output`.
         """
-        found: list[dict[str, Any]] = []
+        found: list[OutputScores] = []
         for k, name in enumerate(names):
             values, predicted = _where_known(y, predictions, k)
-            scores: dict[str, Any] = dict.fromkeys(
+            scores: OutputScores = dict.fromkeys(
                 ("r2", "mean_absolute_error", "root_mean_squared_error", "mean", "standard_deviation")
             )
             if np.ptp(values, axis=0) > 0 if len(values) else False:
@@ -291,6 +333,7 @@ class OfNumbers(ResampledMeasure):
 
 def _where_known(y: np.ndarray, predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return what is known of one label or number, and what a head predicts there."""
+    # Unknown is not negative: scores are of what is known.
     known = is_known(y[:, k])
     return y[known, k], predictions[known, k]
 

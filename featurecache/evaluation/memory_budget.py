@@ -45,6 +45,7 @@ class MemoryBudget:
         RequestError
             The disk would not hold it either.
         """
+        # float32, whatever the stored type: heads compute in it.
         size = 4 * int(np.prod(shape, dtype=np.int64))
         if size <= self.left:
             self.left -= size
@@ -80,6 +81,7 @@ def _reserve(file: BinaryIO, size: int) -> None:
 @contextmanager
 def memory_budget(folder: Path, max_bytes: int | None = None) -> Iterator[MemoryBudget]:
     """Open a `MemoryBudget` and close it in any case."""
+    # What a head holds on to lives on in the map; the name of its file does not.
     opened = MemoryBudget(folder, max_bytes)
     try:
         yield opened

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from featurecache.errors import RequestError
 from featurecache.evaluation.resampling import Resampling
@@ -53,7 +52,7 @@ class Plan:
         if self.num_folds is not None and self.num_folds < 2:
             raise RequestError(f"folds must be 2 or more, got {self.num_folds}")
         if self.num_folds and self.on_test:
-            raise RequestError("folds divide train and validation samples, so they never look at test; leave one out")
+            raise RequestError("folds divide train and validation samples, so test is never used; leave one out")
         if any(shots < 1 for shots in self.shots):
             raise RequestError(f"shots must be 1 or more, got {min(self.shots)}")
         if any(not 0 < share <= 1 for share in self.shares):
@@ -62,12 +61,12 @@ class Plan:
 
     def resamplings(self) -> list[Resampling]:
         """Return every way to split the samples of a task."""
-        budgets: list[dict[str, Any]] = [{"shots": shots} for shots in dict.fromkeys(self.shots)]
-        budgets += [{"share": share} for share in dict.fromkeys(self.shares)]
+        budgets: list[tuple[int | None, float | None]] = [(shots, None) for shots in dict.fromkeys(self.shots)]
+        budgets += [(None, share) for share in dict.fromkeys(self.shares)]
         folds = range(self.num_folds) if self.num_folds else [None]
         return [
-            Resampling(seed=seed, fold=fold, num_folds=self.num_folds, on_test=self.on_test, **budget)
-            for budget in budgets or [{}]
+            Resampling(seed=seed, fold=fold, num_folds=self.num_folds, shots=shots, share=share, on_test=self.on_test)
+            for shots, share in budgets or [(None, None)]
             for seed in dict.fromkeys(self.seeds)
             for fold in folds
         ]
@@ -80,11 +79,13 @@ class Plan:
         RequestError, UnknownNameError
             A head that is for other kinds of task, or that there is not at all.
         """
+        # What is wrong with a head is told of this task, before heads of other kinds are looked up.
         for head in self.heads:
             _check_head(head, task)
         heads: Sequence[HeadLike] = self.heads or list_heads(
             kind=task.kind, weighted=task.weights is not None, partial=task.is_partial
         )
+        # A head that is named twice is searched once.
         return list({head.name: head for head in (resolve(each, task.kind) for each in heads)}.values())
 
     def num_searches(self, tasks: Sequence[Task], num_sets: int) -> int:

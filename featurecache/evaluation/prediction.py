@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.base import BaseEstimator
 
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.probability import decision_values, fit_temperature, predict_outputs, predict_proba
 
 
@@ -46,6 +46,7 @@ def split_classes(estimator: BaseEstimator, data: SplitData, temperature: float,
     """
     if data.has_several_views:
         return split_proba(estimator, data, temperature, n_classes).argmax(axis=1)
+    # Not the greatest probability: heads without probabilities would need a temperature for that.
     return _of_views(data, lambda rows: np.asarray(estimator.predict(rows), np.int64))[:, 0, 0]
 
 
@@ -62,6 +63,7 @@ def split_decisions(estimator: BaseEstimator, data: SplitData, n_classes: int) -
 
 def _of_views(data: SplitData, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Return what is predicted for the rows of each sample, (n_samples, n_views, n_outputs)."""
+    # Features on disk come block by block; what is predicted from them fits into memory.
     found = [predict(rows) for rows in data.eval_blocks()]
     whole = found[0] if len(found) == 1 else np.concatenate(found)
     return whole.reshape(len(data), data.eval_views.shape[1], -1)

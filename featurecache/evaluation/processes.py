@@ -46,6 +46,7 @@ def _call(parent: int, work: Callable[..., Result], arguments: tuple[object, ...
     return work(*arguments)
 
 
+# Once for each process, which serves many calls.
 @cache
 def _end_with(parent: int) -> None:
     """End this process soon after its parent is gone, also one that was killed and could tell nobody.
@@ -62,6 +63,7 @@ def _end_with(parent: int) -> None:
 
 
 def _kill() -> None:
+    # joblib keeps its processes for the next call; a public way to end them at once is not there.
     executor = reusable_executor._executor
     if executor is not None:
         executor.shutdown(wait=False, kill_workers=True)

@@ -26,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.memory_budget import MemoryBudget
-from featurecache.evaluation.splits import SplitData, smallest_class
+from featurecache.evaluation.split_data import SplitData, smallest_class
 from featurecache.specs import TaskKind
 from featurecache.store.splits import strata_of_numbers
 
@@ -104,7 +104,7 @@ def resample(
         kept, held_out = _fold_of(train, resampling, kind)
     elif resampling.on_test:
         if "test" not in rest:
-            raise RequestError("the task has no test split to look at; leave --look-at-test out")
+            raise RequestError("the task has no test split; leave --look-at-test out")
         rest = {"test": rest["test"]} if resampling.takes_labels_away else rest
     elif "validation" in rest:
         rest = {"validation": rest["validation"]}
@@ -139,6 +139,7 @@ def _held_out(train: SplitData, seed: int, kind: TaskKind) -> tuple[np.ndarray, 
     if train.groups is not None:
         return _fold_of(train, Resampling(seed=seed, fold=0, num_folds=_QUARTERS), kind)
     order = _shuffled_strata(train.y, train.groups, seed, kind)
+    # Rounded in each stratum: of two samples none is held out, of three one.
     held_out = np.concatenate([indices[: round(HELD_OUT_SHARE * len(indices))] for indices in order])
     if not len(held_out):
         few = (
@@ -157,6 +158,7 @@ def _fewer(train: SplitData, kept: np.ndarray, resampling: Resampling, kind: Tas
     groups = None if train.groups is None else train.groups[kept]
     # Another stream than the one that holds out: which samples are taken must not depend on that.
     order = _shuffled_strata(train.y[kept], groups, resampling.seed + 1_000_003, kind)
+    # At least one of each stratum, or a class would be gone.
     counts = [resampling.shots or max(1, math.ceil((resampling.share or 0) * len(indices))) for indices in order]
     indices = np.concatenate([indices[:count] for indices, count in zip(order, counts, strict=True)])
     return kept[np.sort(indices)]

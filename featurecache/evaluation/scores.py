@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -13,6 +12,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precisio
 from featurecache.errors import TaskError
 from featurecache.evaluation.intervals import group_cells, group_intervals, intervals
 from featurecache.heads.fitting import check_rows
+
+OutputScores = dict[str, str | float | None]
+"""Name, number of samples and scores of one class, label or number; None for what so few samples do not have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +35,7 @@ class Scores:
     macro_f1_low: float
     macro_f1_high: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, float]:
         """Return the fields as a dict of plain numbers, all finite."""
         return asdict(self)
 
@@ -103,6 +105,7 @@ def evaluate(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> Scores:
     """
     X, y = check_rows(X, y)
     y_pred = np.asarray(estimator.predict(X))
+    # A head may predict classes that the new rows do not have.
     classes, indices = np.unique(np.concatenate([y, y_pred]), return_inverse=True)
     return score(indices[: len(y)], indices[len(y) :], len(classes))
 
@@ -127,13 +130,14 @@ def confusion(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> np.ndar
         raise TaskError(
             f"{len(y_true)} labels cannot be compared with {len(y_pred)} predictions; pass one of each per row"
         )
+    # scikit-learn would score names as well, and count a misspelt one as wrong.
     for what, values in (("label", y_true), ("prediction", y_pred)):
         if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= n_classes:
             raise TaskError(f"a {what} is not a class index in 0..{n_classes - 1}; encode labels as class indices")
     return confusion_matrix(y_true, y_pred, labels=np.arange(n_classes)).astype(np.int64)
 
 
-def per_class(y_true: np.ndarray, y_pred: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+def per_class(y_true: np.ndarray, y_pred: np.ndarray, classes: Sequence[str]) -> list[OutputScores]:
     """Return scikit-learn's precision, recall and F1 for each class.
 
     Parameters

@@ -17,27 +17,29 @@ same table: on the plain features of a sample, or on the mean of the probabiliti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from itertools import starmap
 
 import numpy as np
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
 
 from featurecache.errors import HeadError
+from featurecache.evaluation.fit_progress import FitSteps, watched
 from featurecache.evaluation.measure import Measure, ScoreValues
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.processes import in_processes
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.selection import Selection
-from featurecache.evaluation.splits import SplitData, Splits, check_splits
+from featurecache.evaluation.split_data import SplitData, Splits, check_splits
 from featurecache.heads.checks import is_partial
 from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
-from featurecache.heads.head import NamedHead
+from featurecache.heads.head import NamedHead, Setting
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.heads.threads import one_thread
+from featurecache.progress import Progress
 from featurecache.specs import TaskKind, task_kind
 
 # Below this many feature values, starting a second process takes longer than fitting all heads in this one.
@@ -54,7 +56,7 @@ class HeadResult:
     """What a search found: the setting that was chosen, its scores, and the fitted estimator."""
 
     head: str
-    params: dict[str, Any]
+    params: Setting
     """The setting that was chosen from the head's grid."""
     seconds: float
     protocol: str
@@ -83,12 +85,12 @@ class HeadResult:
     estimator: BaseEstimator
     """Fitted on train, or on train and validation where there is a test split."""
     temperature: float
-    """Goes with `estimator` to `predict_proba`; 1.0 for heads with probabilities of their own."""
+    """For `featurecache.heads.probability.predict_proba`; 1.0 for heads with probabilities of their own."""
     converged: bool
     n_train: int
     """Rows that `estimator` was fitted on; each view is one."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the result as plain, finite JSON values, without arrays and estimator."""
         return {
             "head": self.head,
@@ -123,7 +125,7 @@ def evaluate_head(
     splits : mapping
         ``{"train": (X, y), "validation": (X, y), "test": (X, y)}``, the last or the middle one may be absent;
         X (n_samples, n_features) real, y (n_samples,) class indices, or (n_samples, n_classes) labels or numbers. A
-        `SplitData` in the place of a pair has several views of each sample.
+        `SplitData` instead of a pair may have several views of each sample.
     n_classes : int
         Or number of labels, or of numbers.
     kind : str
@@ -153,7 +155,7 @@ def evaluate_heads(
     kind: TaskKind = "classification",
     balanced: bool = False,
     random_state: int = 0,
-    progress: Callable[[HeadResult], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[HeadResult]:
     """Evaluate several heads, in parallel processes where the data is large enough to be worth it.
 
@@ -163,8 +165,8 @@ def evaluate_heads(
         As for `evaluate_head`.
     n_jobs : int
         Processes at most; -1 is one per core. Results do not depend on it.
-    progress : callable, optional
-        Called in this process with each `HeadResult` as it is ready.
+    progress : Progress, optional
+        Told of each head that is ready, and of the settings of those that are fitted.
 
     Returns
     -------
@@ -180,26 +182,32 @@ def evaluate_heads(
     measure = measure_of(kind, n_classes, balanced=balanced)
     checked = check_splits(splits, measure.check)
     train = checked["train"]
+    # One that begins last would keep the other processes waiting for it.
     slowest_first = sorted(named.values(), key=lambda head: -head.relative_seconds)
     worth_it = train.fit_views.size >= WORTH_A_PROCESS and not train.on_disk
     workers = min(effective_n_jobs(n_jobs), len(named)) if worth_it else 1
     results = []
-    if workers == 1 and not (worth_it and any(not head.interruptible for head in named.values())):
-        for head in slowest_first:
-            results.append(search(head, checked, measure, random_state))
-            if progress is not None:
-                progress(results[-1])
-    else:
-        # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
-        arguments = ((head, checked, measure, random_state) for head in slowest_first)
-        for result in in_processes(search, arguments, workers=workers):
+    with watched(progress) as folder:
+        arguments = ((head, checked, measure, random_state, FitSteps(folder, head.name)) for head in slowest_first)
+        if workers == 1 and not (worth_it and any(not head.interruptible for head in named.values())):
+            found: Iterator[HeadResult] = starmap(search, arguments)
+        else:
+            # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
+            found = in_processes(search, arguments, workers=workers)
+        for result in found:
             results.append(result)
             if progress is not None:
-                progress(result)
+                progress.advance(1)
     return sorted(results, key=lambda each: (-each.selection_score, list(named).index(each.head)))
 
 
-def search(head: NamedHead, splits: dict[str, SplitData], measure: Measure, random_state: int) -> HeadResult:
+def search(
+    head: NamedHead,
+    splits: dict[str, SplitData],
+    measure: Measure,
+    random_state: int,
+    steps: FitSteps | None = None,
+) -> HeadResult:
     """Choose the setting of a head, fit it again and score it, by the protocol at the top of this module.
 
     Parameters
@@ -209,6 +217,8 @@ def search(head: NamedHead, splits: dict[str, SplitData], measure: Measure, rand
         As `check_splits` returns them.
     measure : Measure
     random_state : int
+    steps : FitSteps, optional
+        Told which setting is being fitted.
 
     Raises
     ------
@@ -217,8 +227,7 @@ def search(head: NamedHead, splits: dict[str, SplitData], measure: Measure, rand
     """
     splits = {name: data if data.on_disk else data.in_memory() for name, data in splits.items()}
     train, validation = splits["train"], splits.get("validation") if "test" in splits else None
-    reported = "test" if "test" in splits else "validation"
-    estimator = configured(head, train, measure, random_state)
+    estimator, steps = configured(head, train, measure, random_state), steps or FitSteps()
     if hasattr(estimator, "fit_path"):
         import_module("torch")  # what it computes with: a limit on threads that is set next holds for it then
     start = time.perf_counter()
@@ -229,22 +238,42 @@ def search(head: NamedHead, splits: dict[str, SplitData], measure: Measure, rand
         num_views = train.fit_views.shape[1]
         settings = head.settings_for(selection.num_fitted * num_views)
         fold = np.repeat(selection.fold, num_views)
-        with refusals(estimator, X, y, head.name):
-            for params, fitted in fit_folds(estimator, settings, X, y, fold, weight, groups, name=head.name):
-                selection.offer(params, fitted)
-        if validation is not None:
-            X, y, weight, groups = train.with_samples_of(validation).fit_rows()
-        final = clone(estimator).set_params(**selection.params)
-        converged = fit_estimator(final, X, y, weight, groups, name=head.name)
-        temperature, data = selection.temperature(), splits[reported]
-        y_pred = measure.predict(final, data, temperature)
-        proba = measure.predict_proba(final, data, temperature, y_pred)
-        scores = measure.scores(data.y, y_pred, data.groups, random_state=random_state)
-        chosen = scores
-        if reported == "test":
-            chosen = measure.scores(
-                selection.data.y, selection.y_pred, selection.data.groups, random_state=random_state
-            )
+        steps.at(1, len(settings))
+        try:
+            with refusals(estimator, X, y, head.name):
+                found = fit_folds(estimator, settings, X, y, fold, weight, groups, name=head.name)
+                for number, (params, fitted) in enumerate(found, start=2):
+                    selection.offer(params, fitted)
+                    steps.at(min(number, len(settings)), len(settings))
+        finally:
+            steps.end()
+        return _fit_chosen(head, estimator, selection, splits, measure, random_state, start)
+
+
+def _fit_chosen(
+    head: NamedHead,
+    estimator: BaseEstimator,
+    selection: Selection,
+    splits: dict[str, SplitData],
+    measure: Measure,
+    random_state: int,
+    start: float,
+) -> HeadResult:
+    """Fit the chosen setting on all that it may see, and score it."""
+    reported = "test" if "test" in splits else "validation"
+    fitted = splits["train"]
+    if reported == "test" and "validation" in splits:
+        fitted = fitted.with_samples_of(splits["validation"])
+    X, y, weight, groups = fitted.fit_rows()
+    final = clone(estimator).set_params(**selection.params)
+    converged = fit_estimator(final, X, y, weight, groups, name=head.name)
+    temperature, data = selection.temperature(), splits[reported]
+    y_pred = measure.predict(final, data, temperature)
+    proba = measure.predict_proba(final, data, temperature, y_pred)
+    scores = chosen = measure.scores(data.y, y_pred, data.groups, random_state=random_state)
+    if reported == "test":
+        held_out = selection.data
+        chosen = measure.scores(held_out.y, selection.y_pred, held_out.groups, random_state=random_state)
     return HeadResult(
         head=head.name,
         params=selection.params,
@@ -309,12 +338,13 @@ def configured(head: NamedHead, train: SplitData, measure: Measure, random_state
     check_streams(head, train, kind=measure.kind)
     if head.needs_tokens and train.num_tokens == 1:
         raise HeadError(
-            f"head {head.name!r} looks at tokens, and these features have none; extract a tap that keeps them, such as "
+            f"head {head.name!r} needs tokens, and these features have none; extract a tap that keeps them, such as "
             "blocks.11:none"
         )
     estimator = clone(head.estimator)
     known = estimator.get_params(deep=False)
-    values: dict[str, Any] = {"random_state": random_state, "num_tokens": train.num_tokens}
+    # Heads differ in what they can be told; what a head does not know is not asked of it.
+    values: Setting = {"random_state": random_state, "num_tokens": train.num_tokens}
     values |= {"class_weight": "balanced"} if measure.balanced else {}
     return estimator.set_params(**{name: value for name, value in values.items() if name in known})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -15,7 +14,8 @@ from featurecache.errors import TaskError
 from featurecache.evaluation.calibration import log_loss
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.prediction import most_probable, split_decisions, split_proba, temperature_of
-from featurecache.evaluation.splits import SplitData, smallest_class
+from featurecache.evaluation.split_data import SplitData, smallest_class
+from featurecache.heads.head import Setting
 from featurecache.heads.probability import needs_temperature
 
 MAX_FOLDS = 5
@@ -59,6 +59,7 @@ class Selection:
 
     def __init__(self, train: SplitData, validation: SplitData | None, measure: Measure, random_state: int) -> None:
         self.data, self._measure = train if validation is None else validation, measure
+        # -1 is never held out, as scikit-learn has it in `PredefinedSplit`.
         self.fold = np.full(len(train), -1)
         self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
         self._held_out = [self.data]
@@ -68,7 +69,7 @@ class Selection:
             for number, (_, held_out) in enumerate(self._pairs):
                 self.fold[held_out] = number
             self._held_out = [train.for_evaluation(held_out) for _, held_out in self._pairs]
-        self.params: dict[str, Any] = {}
+        self.params: Setting = {}
         self.score = -math.inf
         self._best: _Predictions | None = None
         self._estimators: Sequence[BaseEstimator] = ()
@@ -84,7 +85,7 @@ class Selection:
         """Samples that the smallest fit of a setting has."""
         return min((len(fitted) for fitted, _ in self._pairs), default=len(self.fold))
 
-    def offer(self, params: dict[str, Any], estimators: Sequence[BaseEstimator]) -> None:
+    def offer(self, params: Setting, estimators: Sequence[BaseEstimator]) -> None:
         """Keep a setting if it is the best.
 
         Parameters
@@ -142,7 +143,7 @@ class Selection:
 def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int) -> BaseCrossValidator:
     """Return stratified folds, five or as many as the smallest class has samples; plain folds without classes.
 
-    Groups stay together, and count in the place of samples.
+    Groups stay together, and count as one sample each.
 
     Parameters
     ----------
@@ -169,6 +170,7 @@ def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int)
 
 def _in_order(pairs: Sequence[tuple[np.ndarray, np.ndarray]], found: Sequence[_Predictions]) -> _Predictions:
     """Put the predictions of the folds together, in the order of the samples."""
+    # Folds come in their own order; scores and comparisons are by sample.
     held_out = np.concatenate([each for _, each in pairs])
     order = np.argsort(held_out)
     y_pred = np.concatenate([each.y_pred for each in found])[order]

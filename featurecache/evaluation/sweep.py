@@ -7,17 +7,21 @@ killed goes on where it was, and a larger one takes over what a smaller one did.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from featurecache.evaluation.fits import PlannedSearch, State, num_samples_copied, run_searches
-from featurecache.evaluation.measures import OfClasses, OfLabels, OfNumbers
+from featurecache.errors import ReportWarning
+from featurecache.evaluation.fit_progress import watched
+from featurecache.evaluation.fits import PlannedSearch, Result, num_samples_copied, run_searches
 from featurecache.evaluation.memory_budget import memory_budget
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.search import HOLDS_ALL_ROWS
+from featurecache.evaluation.split_data import SplitData
+from featurecache.evaluation.summary import SweepLine, summarise
+from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
 from featurecache.evaluation.task_features import (
     TaskFeatures,
     open_task_features,
@@ -27,24 +31,73 @@ from featurecache.evaluation.task_features import (
 )
 from featurecache.hashing import digest_bytes, digest_json
 from featurecache.heads.head import NamedHead
+from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
+from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 from featurecache.versions import installed_versions
 
-_SCORES = dict.fromkeys(name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.titles)
-COLUMNS = (
-    "task", "kind", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced", "seed", "fold",
-    "num_folds", "shots", "share", "part", "n_train", "n_available", "n", "params", "measure", "score",
-    "score_low", "score_high",
-    *(name + end for name in _SCORES for end in ("", "_low", "_high")), "log_loss",
-    "expected_calibration_error", "selection_accuracy", "selection_score", "seconds", "converged", "error",
-)  # fmt: skip
-"""Of a row of the table. ``score`` is the score that ``measure`` names, by which settings are chosen; scores of other
-kinds of task are None. ``n_available`` samples could have been fitted on, had no labels been taken away. A head that
-could not be fitted has ``error`` and no scores."""
 _COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A head that was not fitted on the features of a task, because memory or time would not have sufficed."""
+
+    row: SweepRow
+    reason: str
+    """As the rest of a sentence about the head."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        names = ("task", "backbone", "fingerprint", "tap", "dtype", "views", "head")
+        values = self.row.to_json()
+        return {**{name: values[name] for name in names}, "reason": self.reason}
+
+
+@dataclass
+class SweepReport:
+    """What a sweep found.
+
+    Attributes
+    ----------
+    rows : list of SweepRow
+        One for each search, in the order of tasks, sets, heads and resamplings, without those left out. A head that
+        could not be fitted has ``error``.
+    num_kept : int
+        How many of them were there already.
+    left_out : list of LeftOut
+        Heads that nobody named and that were not fitted.
+    warnings : list of ReportWarning
+        Of the features.
+    """
+
+    rows: list[SweepRow] = field(default_factory=list)
+    num_kept: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+    warnings: list[ReportWarning] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[SweepRow]:
+        """Rows of heads that could not be fitted."""
+        return [row for row in self.rows if row.error is not None]
+
+    def lines(self) -> list[SweepLine]:
+        """Return the means over resamplings; see `summarise`."""
+        return summarise(self.rows)
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "summary": [line.to_json() for line in self.lines()],
+            "rows": [row.to_json() for row in self.rows],
+            "heads_left_out": [each.to_json() for each in self.left_out],
+            "warnings": [warning.to_json() for warning in self.warnings],
+            "kept": self.num_kept,
+            "computed": len(self.rows) - self.num_kept,
+        }
 
 
 def run_sweep(
@@ -55,9 +108,8 @@ def run_sweep(
     *,
     n_jobs: int = -1,
     memory: int | None = None,
-    on_result: Callable[[dict[str, Any], bool], None] = lambda row, kept: None,
-    on_left_out: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> list[dict[str, Any]]:
+    progress: Progress | None = None,
+) -> SweepReport:
     """Compute what no earlier sweep has computed.
 
     Parameters
@@ -73,16 +125,8 @@ def run_sweep(
         Bytes of features in memory at most, with what each process takes out of them; half of what is free when left
         out. Where there are more, they are laid out in a file of the cache as in `train_heads`, and so is, for all
         processes together, what a resampling takes out of them. Results don't depend on it.
-    on_result : callable
-        Called with each row, and whether it was there before.
-    on_left_out : callable
-        Called with the row, whose ``error`` says why, of each head that was not asked for by name and that would have
-        to hold more in memory than may be there.
-
-    Returns
-    -------
-    rows
-        One for each search, by column, in the order of tasks, sets, heads and resamplings, without those left out.
+    progress : Progress, optional
+        Told of each result, and of the settings that are being fitted.
 
     Raises
     ------
@@ -90,6 +134,8 @@ def run_sweep(
         What does not go with a task, or cannot be split or read. A head that refuses a resampling is a row with
         ``error``; so is one that was asked for by name and has to hold more in memory than may be there.
     """
+    progress = progress or Silent()
+    progress.start("training heads", plan.num_searches(tasks, len(sets)))
     for task in tasks:
         plan.check(task)
     opened = open_task_features(store, tasks, sets, tta=plan.tta, balanced=plan.balanced)
@@ -98,26 +144,31 @@ def run_sweep(
         # What cannot be split must not cost the fits before it, nor the reading of features.
         for resampling in plan.resamplings():
             num_samples_copied(splits, resampling, each.measure.kind)
-    rows = []
-    for each, splits in zip(opened, without_features, strict=True):
-        planned = _planned(each, plan)
-        found: dict[str, dict[str, Any]] = {}
-        # Closed at once when somebody stops: a file of features may be open.
-        with closing(_results(store, each, splits, planned, plan, n_jobs, memory)) as results:
-            for key, row, state in results:
-                if state == "left out" and not plan.heads:
-                    on_left_out(row)
-                else:
-                    found[key] = row
-                    on_result(row, state == "kept")
-        rows += [found[one.key] for one in planned if one.key in found]
-    return rows
+    report = SweepReport(warnings=feature_warnings(sets))
+    with watched(progress) as steps_in:
+        for each, splits in zip(opened, without_features, strict=True):
+            planned, found = _planned(each, splits, plan), dict[str, SweepRow]()
+            left_out = dict[str, LeftOut]()
+            # Closed at once when somebody stops: a file of features may be open.
+            with closing(_results(store, each, planned, plan, n_jobs, memory, steps_in)) as results:
+                for search, row, state in results:
+                    if state == "left out" and not plan.heads:
+                        left_out.setdefault(row.head, LeftOut(row, _reason(row)))
+                    else:
+                        found[search.key] = row
+                        report.num_kept += state == "kept"
+                    progress.advance(1)
+            report.rows += [found[search.key] for search in planned if search.key in found]
+            report.left_out += left_out.values()
+    return report
 
 
-def _planned(features: TaskFeatures, plan: Plan) -> list[PlannedSearch]:
+def _planned(features: TaskFeatures, splits: dict[str, SplitData], plan: Plan) -> list[PlannedSearch]:
     labels = _digest_of_labels(features)
     return [
-        PlannedSearch(_key(head, resampling, features, labels), head, resampling)
+        PlannedSearch(
+            _key(head, resampling, features, labels), head, resampling, _row(features, splits, head, resampling)
+        )
         for head in plan.heads_for(features.task)
         for resampling in plan.resamplings()
     ]
@@ -126,21 +177,23 @@ def _planned(features: TaskFeatures, plan: Plan) -> list[PlannedSearch]:
 def _results(
     store: FeatureStore,
     features: TaskFeatures,
-    splits: dict[str, SplitData],
     planned: list[PlannedSearch],
     plan: Plan,
     n_jobs: int,
     memory: int | None,
-) -> Generator[tuple[str, dict[str, Any], State]]:
-    """Yield the key of each result with its row and how it was got; those that are kept first."""
+    steps_in: Path | None,
+) -> Generator[Result]:
+    """Yield each result and how it was got; those that are kept first."""
     # What a head does that somebody brought along may change without its name changing.
     brought = {head.name for head in plan.heads if isinstance(head, NamedHead)}
     to_do = []
     for each in planned:
-        row = None if each.head.name in brought else store.recall_result(each.key)
-        if row is not None and set(row) == set(COLUMNS):
+        kept = None if each.head.name in brought else store.recall_result(each.key)
+        if kept is not None and set(kept) == set(COLUMNS):
             # The names of a task and its features are this cache's; the scores belong to their contents.
-            yield each.key, row | _names(features), "kept"
+            row = each.row
+            names = {"task": row.task, "backbone": row.backbone, "fingerprint": row.fingerprint, "tap": row.tap}
+            yield each, SweepRow.from_json({**kept, **names, "dtype": row.dtype, "views": row.views}), "kept"
         else:
             to_do.append(each)
     if not to_do:
@@ -149,53 +202,61 @@ def _results(
     fit_splits = [split for split in SPLITS if split != "test" and task.has(split)]
     with memory_budget(store.path, memory) as budget:
         whole = read_splits(task, features.features, features.eval_features, fit_splits, budget)
-        results = run_searches(
-            to_do, whole, features.measure, budget, store.path, n_jobs=n_jobs, memory=memory, named=bool(plan.heads)
-        )
-        for each, scores, state in results:
-            row = dict.fromkeys(COLUMNS) | _names(features) | _about(each, features, splits) | scores
+        for each, row, state in run_searches(
+            to_do,
+            whole,
+            features.measure,
+            budget,
+            store.path,
+            n_jobs=n_jobs,
+            memory=memory,
+            named=bool(plan.heads),
+            steps_in=steps_in,
+        ):
             if state == "computed" and each.head.name not in brought:
-                store.remember_result(each.key, row)
-            yield each.key, row, state
+                store.remember_result(each.key, row.to_json())
+            yield each, row, state
 
 
-def _about(planned: PlannedSearch, features: TaskFeatures, splits: dict[str, SplitData]) -> dict[str, Any]:
-    resampling, measure = planned.resampling, features.measure
+def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, resampling: Resampling) -> SweepRow:
+    """Return what is known of a search before it is done."""
+    feature_set, measure = features.feature_set, features.measure
     with_all_labels = resample(splits, replace(resampling, shots=None, share=None), kind=measure.kind)
     own_split = resampling.num_folds or features.task.has(resampling.evaluated_on)
-    return {
-        "judged_on": "plain" if features.eval_set.num_views is None else "views",
-        "kind": measure.kind,
-        "measure": measure.chosen_by,
-        "head": planned.head.name,
-        "balanced": measure.balanced,
-        "seed": resampling.seed,
-        "fold": resampling.fold,
-        "num_folds": resampling.num_folds,
-        "shots": resampling.shots,
-        "share": resampling.share,
-        "n_available": len(with_all_labels["train"]),
-        "part": resampling.evaluated_on if own_split else "held out",
-    }
+    return SweepRow(
+        task=features.task.name,
+        kind=measure.kind,
+        backbone=feature_set.identity.backbone,
+        fingerprint=feature_set.fingerprint,
+        tap=feature_set.tap,
+        dtype=feature_set.dtype,
+        views=feature_set.num_views,
+        evaluated_on="plain" if features.eval_set.num_views is None else "views",
+        head=head.name,
+        balanced=measure.balanced,
+        seed=resampling.seed,
+        fold=resampling.fold,
+        num_folds=resampling.num_folds,
+        shots=resampling.shots,
+        share=resampling.share,
+        split=resampling.evaluated_on if own_split else "held out",
+        measure=measure.chosen_by,
+        n_available=len(with_all_labels["train"]),
+    )
 
 
-def _names(features: TaskFeatures) -> dict[str, Any]:
-    feature_set = features.feature_set
-    return {
-        "task": features.task.name,
-        "backbone": feature_set.identity.backbone,
-        "fingerprint": feature_set.fingerprint,
-        "tap": feature_set.tap,
-        "dtype": feature_set.dtype,
-        "views": feature_set.num_views,
-    }
+def _reason(row: SweepRow) -> str:
+    """Return why a head was left out, as the rest of a sentence."""
+    reason = str(row.error).removeprefix(f"head {row.head!r} ")
+    return HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
 
 
 def _digest_of_labels(features: TaskFeatures) -> str:
     """Digest which samples are in each split, and their targets."""
     task = features.task
     assert task.samples is not None
-    document: dict[str, Any] = {"kind": task.kind, "classes": task.classes}
+    document: dict[str, object] = {"kind": task.kind, "classes": task.classes}
+    # The little-endian bytes of one type, so that the digest is the same on every machine.
     exact = "<f8" if task.kind == "regression" else "<i8"
     for split in SPLITS:
         if task.has(split):
@@ -215,6 +276,7 @@ def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels
         "features": fit_set,
         "judged": eval_set,
         "labels": labels,
+        # Its settings on very many rows stand for the grid: that of few rows may be cut.
         "head": [head.name, repr(head.estimator), head.settings_for(1_000_000)],
         # The words of earlier releases, whose results are taken up.
         "division": {

@@ -13,7 +13,7 @@ from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import MemoryBudget
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.specs import check_takes_views
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -100,6 +100,7 @@ def rows_of_split(
     rows, y = task.rows(features, split)
     if eval_features.num_views == features.num_views:
         return rows, y
+    # A sample may be bad as one of the two only.
     good = np.isin(rows, task.rows(eval_features, split)[0])
     return rows[good], y[good]
 
@@ -185,6 +186,7 @@ def _read_into_one(
     num_views = features.num_views or 1
     shape = (count, num_views, math.prod(features.view_shape))
     whole = np.empty(shape, np.float32) if budget is None else budget.empty(shape)
+    # One after the other: fitting on train and validation together then needs no copy.
     found, start = {}, 0
     for split, some in rows.items():
         found[split] = read_views(features, some, whole[start : start + len(some)])

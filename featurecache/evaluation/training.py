@@ -6,19 +6,20 @@ probabilities over their views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from featurecache.errors import ReportWarning, unique_warnings
-from featurecache.evaluation.calibration import calibration
+from featurecache.errors import HeadError, ReportWarning, unique_warnings
+from featurecache.evaluation.calibration import Calibration, calibration
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
+from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import memory_budget
-from featurecache.evaluation.scores import confusion
+from featurecache.evaluation.scores import OutputScores, confusion
 from featurecache.evaluation.search import (
     HOLDS_ALL_ROWS,
     NEEDS_ALL_KNOWN,
@@ -27,11 +28,12 @@ from featurecache.evaluation.search import (
     evaluate_heads,
     resolve,
 )
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.task_features import MAX_NUMBERS, open_task_features, read_splits, rows_of_split
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import find_head, list_heads
-from featurecache.specs import TASK_NOUN
+from featurecache.progress import Progress
+from featurecache.specs import TASK_NOUN, TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
@@ -55,7 +57,7 @@ class TrainedHead:
         """``plain`` or ``views``."""
         return "plain" if self.eval_set.num_views is None else "views"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return {
             **self.result.to_json(),
@@ -68,6 +70,32 @@ class TrainedHead:
             "dtype": self.feature_set.dtype,
             "fingerprint": self.feature_set.fingerprint,
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Details:
+    """Where a head was right and wrong.
+
+    Attributes
+    ----------
+    per_output : list of OutputScores
+        Of each class, label or number.
+    calibration : Calibration or None
+        Of classes.
+    confusion : ndarray of int64 (n_classes, n_classes), or None
+        Of classes: rows are true, columns predicted.
+    """
+
+    per_output: list[OutputScores]
+    calibration: Calibration | None = None
+    confusion: np.ndarray | None = None
+
+    def to_json(self, kind: TaskKind) -> dict[str, object]:
+        """Return plain JSON values, for a task of a kind."""
+        values: dict[str, object] = {f"per_{TASK_NOUN[kind]}": self.per_output}
+        if self.calibration is not None and self.confusion is not None:
+            values |= {"calibration": self.calibration.to_json(), "confusion": self.confusion.tolist()}
+        return values
 
 
 @dataclass
@@ -105,20 +133,25 @@ class TrainingReport:
         if head is other or head.result.protocol != best.protocol:
             return None
         rows, rows_of_best = selection_rows(head), selection_rows(other)
+        # Heads on other features may lack samples that were bad there.
         _, here, there = np.intersect1d(rows, rows_of_best, assume_unique=True, return_indices=True)
         groups = None if best.selection_groups is None else best.selection_groups[there]
         y, first, second = best.selection_y[there], head.result.selection_pred[here], best.selection_pred[there]
-        measure = measure_of(self.task.kind, len(self.task.classes), balanced=best.balanced)
-        return measure.compare(y, first, second, groups)
+        return self.measure.compare(y, first, second, groups)
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def measure(self) -> Measure:
+        """The measure of the task, by which the heads were chosen."""
+        return measure_of(self.task.kind, len(self.task.classes), balanced=self.best.result.balanced)
+
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         best = self.best.to_json()
         compared = [(head, self.against_chosen(head)) for head in self.heads]
         return {
             "task": self.task.name,
             "kind": self.task.kind,
-            "figures": measure_of(self.task.kind, len(self.task.classes)).titles,
+            "figures": self.measure.titles,
             "classes": self.task.classes,
             "counts": self.task.counts(),
             "about": self.task.about,
@@ -128,31 +161,21 @@ class TrainingReport:
             ],
             "heads_left_out": self.heads_left_out,
             "warnings": [warning.to_json() for warning in self.warnings],
-            "last_look": self.details(),
+            "last_look": {"part": self.best.result.reported, **self.details().to_json(self.task.kind)},
             "results": [
                 {**head.to_json(), "against_chosen": None if comparison is None else comparison.to_json()}
                 for head, comparison in compared
             ],
         }
 
-    def details(self) -> dict[str, Any]:
-        """Return where the chosen head was right and wrong: scores for each class, label or number.
-
-        Of classes also the confusion matrix and the calibration.
-        """
+    def details(self) -> Details:
+        """Return where the chosen head was right and wrong."""
         _, y_true = reported_rows(self.best)
-        y_pred = self.best.result.y_pred
-        measure = measure_of(self.task.kind, len(self.task.classes))
-        details = {
-            "part": self.best.result.reported,
-            f"per_{TASK_NOUN[self.task.kind]}": measure.per_output(y_true, y_pred, self.task.classes),
-        }
+        y_pred, n_classes = self.best.result.y_pred, len(self.task.classes)
+        per_output = self.measure.per_output(y_true, y_pred, self.task.classes)
         if self.task.kind != "classification":
-            return details
-        return details | {
-            "calibration": calibration(y_true, self.best.result.proba),
-            "confusion": confusion(y_true, y_pred, len(self.task.classes)).tolist(),
-        }
+            return Details(per_output)
+        return Details(per_output, calibration(y_true, self.best.result.proba), confusion(y_true, y_pred, n_classes))
 
 
 def train_heads(
@@ -166,7 +189,7 @@ def train_heads(
     n_jobs: int = -1,
     memory: int | None = None,
     random_state: int = 0,
-    on_result: Callable[[HeadResult], None] | None = None,
+    progress: Progress | None = None,
     max_numbers: int = MAX_NUMBERS,
 ) -> TrainingReport:
     """Train heads on every feature set; see `featurecache.evaluation.search` for how settings are chosen.
@@ -195,8 +218,8 @@ def train_heads(
         out in a file of the cache for the time of the training, and read block by block.
     random_state : int
         Seed of heads, folds and bootstrap.
-    on_result : callable, optional
-        Called with each result as it comes.
+    progress : Progress, optional
+        Told of each head on each feature set, and of the settings that are being fitted.
     max_numbers : int
         Features that have more numbers per sample are refused: heads for pooled features would take for ever.
 
@@ -204,12 +227,15 @@ def train_heads(
     ------
     RequestError
         A set with views without the plain features that heads are evaluated on; test-time views without views.
+    HeadError
+        All heads are left out.
     """
     named = [resolve(head, task.kind) for head in heads]  # an unknown name must not cost the fits before it
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     # Samples of the last split are used once and never fitted on.
     fit_splits = [split for split in SPLITS if task.has(split)][:-1]
     for each in open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers):
+        # Of either features: a sample without one of them is in no split.
         report.left_out |= {**task.left_out(each.features), **task.left_out(each.eval_features)}
         with memory_budget(store.path, memory) as budget:
             splits = read_splits(task, each.features, each.eval_features, fit_splits, budget)
@@ -228,9 +254,12 @@ def train_heads(
                 kind=task.kind,
                 balanced=balanced,
                 random_state=random_state,
-                progress=on_result,
+                progress=progress,
             )
         report.heads += [TrainedHead(task, each.feature_set, result, each.eval_set) for result in results]
+    if not report.heads:
+        reasons = "; ".join(f"{head} {reason}" for head, reason in report.heads_left_out.items())
+        raise HeadError(f"no head can be fitted on these features ({reasons}); name one with --head")
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
 
@@ -245,6 +274,7 @@ def _able_heads(
             left_out[head.name] = "cannot weigh samples"
         elif task.is_partial and not head.takes_unknown:
             left_out[head.name] = NEEDS_ALL_KNOWN
+        # Not an error where nobody named the head: the others are trained.
         elif splits["train"].on_disk and not head.streams:
             left_out[head.name] = HOLDS_ALL_ROWS
         elif reason := reason_to_leave_out(head, splits, len(task.classes), memory=memory, named=False):

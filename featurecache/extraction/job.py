@@ -77,7 +77,7 @@ class ExtractionJob:
         started = perf_counter()
         # Late: an unchanged source is recognised without torch.
         from featurecache.backbones.taps import with_default_warning
-        from featurecache.extraction.continuity import load_or_continue
+        from featurecache.extraction.earlier_defaults import load_or_continue
         from featurecache.extraction.modality import modality_of
 
         load_hdf5()  # here, where people wait for the network anyhow, and not before the first shard

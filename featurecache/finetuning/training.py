@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,6 @@ from sklearn.base import BaseEstimator
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.errors import ReportWarning, RequestError, unique_warnings
-from featurecache.evaluation.search import HeadResult
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.images import ImageSet
@@ -27,6 +26,7 @@ from featurecache.heads.gradient.trainable import layer_factors
 from featurecache.heads.gradient.trainings import Trainings
 from featurecache.heads.gradient.tuner import FineTuned, MakeLayers
 from featurecache.heads.head import NamedHead
+from featurecache.progress import Progress
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
@@ -46,14 +46,14 @@ def train_layers(
     backbone: str | None = None,
     weights: str | Path | None = None,
     weights_key: str | None = None,
-    on_result: Callable[[HeadResult], None] | None = None,
+    progress: Progress | None = None,
     **judging: Any,
 ) -> TrainingReport:
     """Train layers on cached activations, or on images.
 
     Parameters
     ----------
-    store, task, memory, on_result
+    store, task, memory, progress
         As for `featurecache.evaluation.training.train_heads`.
     sets
         Activations to train on; whole ones (``layer3:none``) where the rest of the network follows. Images: see
@@ -80,7 +80,7 @@ def train_layers(
     check_views(sets, tuning)
     report = TrainingReport(task, [])
     for feature_set, head in product(sets, heads):
-        rest: dict[str, Any] = {"memory": memory, "on_result": on_result}
+        rest: dict[str, Any] = {"memory": memory, "progress": progress}
         rest |= {"backbone": backbone, "weights": weights, "weights_key": weights_key}
         report.join(train_on(store, task, feature_set, head, tuning, **rest, **judging))
     forget(store, task, sets, heads, tuning, **judging)
@@ -100,7 +100,7 @@ def train_on(
     weights_key: str | None = None,
     network: Backbone | None = None,
     trainings: Trainings | None = None,
-    on_result: Callable[[HeadResult], None] | None = None,
+    progress: Progress | None = None,
     **judging: Any,
 ) -> TrainingReport:
     """Do a part of what `train_layers` does, and leave what a killed training would go on from; see `forget`.
@@ -122,7 +122,7 @@ def train_on(
             place = place_of(store, task, feature_set, head, one, **judging)
             estimator = _estimator(make, task, one, feature_set, head, place, trainings)
             named = NamedHead(head, estimator, partial(_same_for_all, one.grid()))
-            report.join(train_heads(store, task, [feature_set], [named], **how, on_result=on_result))
+            report.join(train_heads(store, task, [feature_set], [named], **how, progress=progress))
     report.warnings = unique_warnings([*report.warnings, *_warnings(report, feature_set, head, tuning, trainings)])
     return report
 

@@ -9,7 +9,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featurecache.errors import InputError, plain_text
+from featurecache.evaluation.calibration import Bin
 from featurecache.files import read_regular
 from featurecache.sources.decoding.images import decode
 from featurecache.specs import MAX_FILE_BYTES, PreprocessSpec
@@ -37,26 +41,35 @@ def plain_names(draw: Callable[Drawing, str]) -> Callable[Drawing, str]:
 
 @plain_names
 def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, label: str = "accuracy") -> str:
-    """Draw values with their intervals, one line each, best on top; ``floor`` is the share of the largest class."""
+    """Draw scores with their intervals, one line each, the first on top.
+
+    Parameters
+    ----------
+    rows : sequence of Interval
+    floor : float, optional
+        Share of the largest class: what a head gets that predicts nothing else.
+    label : str
+        Of the axis.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 0.8 + 0.34 * len(rows)), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    places = range(len(rows))[::-1]
-    for place, (_, value, low, high) in zip(places, rows, strict=True):
-        axes.plot([low, high], [place, place], color=_ACCENT, linewidth=2.2, solid_capstyle="round")
-        axes.plot([value], [place], "o", color=_ACCENT, markersize=6)
+    heights = range(len(rows))[::-1]
+    for height, (_, value, low, high) in zip(heights, rows, strict=True):
+        axes.plot([low, high], [height, height], color=_ACCENT, linewidth=2.2, solid_capstyle="round")
+        axes.plot([value], [height], "o", color=_ACCENT, markersize=6)
         axes.annotate(
-            f"{value:.3f}", (high, place), (6, 0), textcoords="offset points", va="center", color=_INK, fontsize=9
+            f"{value:.3f}", (high, height), (6, 0), textcoords="offset points", va="center", color=_INK, fontsize=9
         )
     if floor is not None:
         axes.axvline(floor, color=_MUTED, linestyle="--", linewidth=1)
         axes.annotate(
             "largest class", (floor, len(rows) - 0.5), (3, 0), textcoords="offset points", color=_MUTED, fontsize=8
         )
-    axes.set_yticks(list(places), [plain_text(name) for name, *_ in rows], color=_INK)
+    axes.set_yticks(list(heights), [plain_text(name) for name, *_ in rows], color=_INK)
     axes.set_ylim(-0.6, len(rows) - 0.2)
     low = min([row[2] for row in rows] + ([floor] if floor is not None else []))
     left = max(low - 0.05, 0.0 if low >= 0 else -1.05)  # R2 below -1 is as good as any: it would hide the others
@@ -71,26 +84,27 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
 
 
 @plain_names
-def draw_reliability(bins: Sequence[dict[str, float]]) -> str:
-    """Draw how often answers were right against the probability that was given for them, one point for each bin."""
-    figure, axes = _small_plot("probability of the answer", "share that was right")
-    low = min([1.0, *(min(each["probability"], each["right"]) for each in bins)])
+def draw_reliability(bins: Sequence[Bin]) -> str:
+    """Draw how often predictions were right against their probability, one point for each bin."""
+    figure, axes = _small_plot("probability of the prediction", "share that was right")
+    low = min([1.0, *(min(each.probability, each.right) for each in bins)])
     axes.plot([low, 1], [low, 1], color=_MUTED, linestyle="--", linewidth=1)
-    axes.plot([b["probability"] for b in bins], [b["right"] for b in bins], "o-", color=_ACCENT, markersize=4)
+    axes.plot([b.probability for b in bins], [b.right for b in bins], "o-", color=_ACCENT, markersize=4)
     return _svg(figure)
 
 
 @plain_names
-def draw_scatter(true: Any, said: Any) -> str:
-    """Draw what a head said against what is true, one point for each sample."""
-    figure, axes = _small_plot("true", "said")
-    ends = [float(min(true.min(), said.min())), float(max(true.max(), said.max()))]
+def draw_scatter(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> str:
+    """Draw predicted against true numbers (n_samples,), one point for each sample."""
+    figure, axes = _small_plot("true", "predicted")
+    ends = [float(min(true.min(), predicted.min())), float(max(true.max(), predicted.max()))]
     axes.plot(ends, ends, color=_MUTED, linestyle="--", linewidth=1)
-    axes.scatter(true, said, s=9, color=_ACCENT, alpha=0.6, linewidths=0, rasterized=len(true) > 2000)
+    # Thousands of points as vectors make a file that no browser scrolls.
+    axes.scatter(true, predicted, s=9, color=_ACCENT, alpha=0.6, linewidths=0, rasterized=len(true) > 2000)
     return _svg(figure)
 
 
-def _small_plot(below: str, beside: str) -> tuple[Any, Any]:
+def _small_plot(x_label: str, y_label: str) -> tuple[Any, Any]:
     """Return a figure about as wide as high, and its axes with their names."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -98,8 +112,8 @@ def _small_plot(below: str, beside: str) -> tuple[Any, Any]:
     figure = Figure(figsize=(3.6, 3.2), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    axes.set_xlabel(below, color=_INK)
-    axes.set_ylabel(beside, color=_INK)
+    axes.set_xlabel(x_label, color=_INK)
+    axes.set_ylabel(y_label, color=_INK)
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -110,6 +124,7 @@ def _small_plot(below: str, beside: str) -> tuple[Any, Any]:
 def _svg(figure: Any) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    # Without the XML declaration, which HTML does not take.
     text = out.getvalue()
     return text[text.index("<svg") :]
 
@@ -121,6 +136,7 @@ def thumbnail(path: Path) -> str | None:
     except (OSError, InputError):
         return None
     image.thumbnail(_THUMBNAIL)
+    # JPEG: a page with a dozen photographs should open at once.
     out = io.BytesIO()
     image.save(out, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()

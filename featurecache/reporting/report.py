@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,49 +12,90 @@ import numpy as np
 
 from featurecache.atomic import publish_bytes
 from featurecache.errors import plain_text
+from featurecache.evaluation.calibration import Calibration
+from featurecache.evaluation.scores import OutputScores
 from featurecache.reporting.pictures import draw_intervals, draw_reliability, draw_scatter, thumbnail
 from featurecache.sources.decoding.images import pillow_defaults
 from featurecache.store.naming import distinct_names
 from featurecache.versions import installed_versions
 
 _MAX_MISTAKES = 12
+# More classes make entries that nobody can read; more mistakes make a page that nobody scrolls.
 _MAX_MATRIX = 30
 _MAX_SCATTER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastLook:
-    """The chosen head on the samples of its last look."""
+class FinalEvaluation:
+    """The chosen head on samples on which nothing was chosen.
 
-    part: str
+    Attributes
+    ----------
+    split : str
+        Of these samples: ``test``, or ``validation``.
+    y_true, y_pred : ndarray
+        Targets and predictions, as in `featurecache.evaluation.search.HeadResult`.
+    proba : ndarray (n_samples, n_outputs)
+        Probabilities.
+    names : sequence of str
+        What a reader calls each sample.
+    outputs : sequence of OutputScores
+        Scores of each class, label or number; the first is its name.
+    confusion : ndarray (n_classes, n_classes), or None
+    calibration : Calibration or None
+        Of classes, both.
+    """
+
+    split: str
     y_true: np.ndarray
     y_pred: np.ndarray
-    probabilities: np.ndarray
+    proba: np.ndarray
     names: Sequence[str]
-    """Where each sample was seen, for people."""
-    outputs: Sequence[dict[str, Any]]
-    """Figures of each class, label or number; the first is its name."""
-    confusion: Sequence[Sequence[int]] | None = None
-    """Of classes."""
-    calibration: dict[str, Any] | None = None
-    """As `featurecache.evaluation.calibration.calibration` gives it, of classes."""
+    outputs: Sequence[OutputScores]
+    confusion: np.ndarray | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything a report shows, as plain values."""
+    """Everything that a report shows.
+
+    Attributes
+    ----------
+    title, command, cache : str
+    feature_sets : sequence of mapping
+        As `featurecache.store.overview.describe_features` gives them.
+    training : mapping
+        As `TrainingReport.to_json` gives it.
+    class_counts : mapping of str to int
+        Samples of each class, or with each label.
+    final : FinalEvaluation
+    bad_inputs : mapping of str to (str, str)
+        Status and reason of each.
+    predict_command : str or None
+    """
 
     title: str
     command: str
     cache: str
-    feature_sets: Sequence[dict[str, Any]]
-    training: dict[str, Any]
-    """As `TrainingReport.to_json` gives it."""
-    class_counts: dict[str, int]
-    """Samples of each class, or with each label."""
-    last_look: LastLook
-    bad_inputs: Sequence[dict[str, Any]]
+    feature_sets: Sequence[Mapping[str, Any]]
+    training: Mapping[str, Any]
+    class_counts: Mapping[str, int]
+    final: FinalEvaluation
+    bad_inputs: Mapping[str, tuple[str, str]]
     predict_command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A sample that the head was wrong about."""
+
+    name: str
+    true: str
+    predicted: str
+    probability: float | None
+    image: str | None
+    """A thumbnail, as a data URI."""
 
 
 def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | None]) -> None:
@@ -81,20 +122,21 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         finalize=_shown,
     )
     environment.filters["bytes"] = human_bytes
-    wrong = _wrong(data)
+    wrong, final = _wrong(data), data.final
+    # Thumbnails are of the same files, damaged ones among them.
     with pillow_defaults():
-        mistakes = _mistakes(data, wrong[:_MAX_MISTAKES].tolist(), find)
+        mistakes = [_mistake(data, index, find) for index in wrong[:_MAX_MISTAKES].tolist()]
     text = environment.get_template("report.html").render(
         data=data,
-        look=data.last_look,
-        reliability=draw_reliability(said["bins"]) if (said := data.last_look.calibration) else None,
+        final=final,
+        reliability=None if final.calibration is None else draw_reliability(final.calibration.bins),
         scatter=_scatter(data),
-        figures=data.training["figures"],
+        titles=data.training["figures"],
         primary=next(iter(data.training["figures"])),
         rows=data.training["results"],
         names=distinct_names(data.training["results"]),
         picture=_picture(data),
-        matrix=_matrix(data),
+        shares=_shares(data),
         mistakes=mistakes,
         num_mistakes=len(wrong),
         versions={"python": platform.python_version(), **installed_versions()},
@@ -118,84 +160,75 @@ def human_bytes(count: float) -> str:
 
 def _picture(data: ReportData) -> str:
     rows, primary = [], next(iter(data.training["figures"]))
-    called = distinct_names(data.training["results"])
-    for row, of_set in zip(data.training["results"], called, strict=True):
+    names = distinct_names(data.training["results"])
+    for row, name in zip(data.training["results"], names, strict=True):
         scores = row["test"] or row["validation"]
-        name = f"{row['head']} · {of_set}" if len(set(called)) > 1 else row["head"]
-        rows.append((name, scores[primary], scores[f"{primary}_low"], scores[f"{primary}_high"]))
-    y_true, floor = data.last_look.y_true, None
+        # One name is enough where all heads are of one tap.
+        shown = f"{row['head']} · {name}" if len(set(names)) > 1 else row["head"]
+        rows.append((shown, scores[primary], scores[f"{primary}_low"], scores[f"{primary}_high"]))
+    y_true, floor = data.final.y_true, None
     if data.training["kind"] == "classification":
         floor = float(np.bincount(y_true).max() / len(y_true))
-    return draw_intervals(rows, floor=floor, label=f"{data.last_look.part} {data.training['figures'][primary]}")
+    return draw_intervals(rows, floor=floor, label=f"{data.final.split} {data.training['figures'][primary]}")
 
 
 def _scatter(data: ReportData) -> list[tuple[str, str]]:
-    """Draw what was said against what is true, for each of the first numbers."""
+    """Draw predictions against true numbers, for each of the first numbers."""
     if data.training["kind"] != "regression":
         return []
-    look, names = data.last_look, data.training["classes"][:_MAX_SCATTER]
-    known = [np.isfinite(look.y_true[:, k]) for k in range(len(names))]
-    return [
-        (name, draw_scatter(look.y_true[known[k], k], look.y_pred[known[k], k]))
-        for k, name in enumerate(names)
-        if known[k].any()
-    ]
+    drawn = []
+    for k, name in enumerate(data.training["classes"][:_MAX_SCATTER]):
+        true, predicted = data.final.y_true[:, k], data.final.y_pred[:, k]
+        if (known := np.isfinite(true)).any():
+            drawn.append((name, draw_scatter(true[known], predicted[known])))
+    return drawn
 
 
-def _matrix(data: ReportData) -> list[dict[str, Any]] | None:
-    """Rows of the confusion matrix with the share of each cell in its row; none when it would not fit a page."""
-    classes, look = data.training["classes"], data.last_look
-    if look.confusion is None or len(classes) > _MAX_MATRIX:
+def _shares(data: ReportData) -> np.ndarray | None:
+    """Return each entry of the confusion matrix as a share of its row; none when the matrix would not fit a page."""
+    counts = data.final.confusion
+    if counts is None or len(counts) > _MAX_MATRIX:
         return None
-    counts = np.array(look.confusion)
-    totals = counts.sum(axis=1, keepdims=True).clip(min=1)
-    return [
-        {"label": label, "cells": list(zip(row.tolist(), share.tolist(), strict=True))}
-        for label, row, share in zip(classes, counts, counts / totals, strict=True)
-    ]
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True).clip(min=1))
 
 
 def _wrong(data: ReportData) -> np.ndarray:
-    """Return the places of the samples that the head was wrong about, the worst first."""
-    look, kind = data.last_look, data.training["kind"]
+    """Return the indices of the samples that the head was wrong about, the worst first."""
+    final, kind = data.final, data.training["kind"]
     if kind == "classification":
-        wrong = np.flatnonzero(look.y_true != look.y_pred)
-        worth = look.probabilities[wrong, look.y_pred[wrong]]
+        wrong = np.flatnonzero(final.y_true != final.y_pred)
+        errors = final.proba[wrong, final.y_pred[wrong]]
     elif kind == "multilabel":
-        known = look.y_true >= 0
-        wrong = np.flatnonzero((((look.y_pred > 0.5) != look.y_true) & known).any(axis=1))
-        worth = (np.abs(look.y_pred - look.y_true) * known)[wrong].max(axis=1)
+        known = final.y_true >= 0
+        wrong = np.flatnonzero((((final.y_pred > 0.5) != final.y_true) & known).any(axis=1))
+        errors = (np.abs(final.y_pred - final.y_true) * known)[wrong].max(axis=1)
     else:
-        known = np.isfinite(look.y_true)
-        wrong, off = np.flatnonzero(known.any(axis=1)), np.where(known, np.abs(look.y_pred - look.y_true), 0.0)
-        spread = np.array([c[k].std() if k.any() else 0.0 for c, k in zip(look.y_true.T, known.T, strict=True)])
-        worth = (off / np.where(spread > 0, spread, 1.0))[wrong].max(axis=1)
-    return wrong[np.argsort(-worth, kind="stable")]
+        known = np.isfinite(final.y_true)
+        wrong, off = np.flatnonzero(known.any(axis=1)), np.where(known, np.abs(final.y_pred - final.y_true), 0.0)
+        # Numbers have different units: an error counts by the spread of its number.
+        spread = np.array([c[k].std() if k.any() else 0.0 for c, k in zip(final.y_true.T, known.T, strict=True)])
+        errors = (off / np.where(spread > 0, spread, 1.0))[wrong].max(axis=1)
+    return wrong[np.argsort(-errors, kind="stable")]
 
 
-def _mistakes(data: ReportData, places: Sequence[int], find: Callable[[str], Path | None]) -> list[dict[str, Any]]:
-    look = data.last_look
-    return [
-        {
-            "name": look.names[i],
-            "true": _spelt(data, look.y_true[i]),
-            "predicted": _spelt(data, look.y_pred[i]),
-            "probability": float(look.probabilities[i, look.y_pred[i]]) if look.y_true.ndim == 1 else None,
-            "image": thumbnail(path) if (path := find(look.names[i])) else None,
-        }
-        for i in places
-    ]
+def _mistake(data: ReportData, index: int, find: Callable[[str], Path | None]) -> Mistake:
+    final, path = data.final, find(data.final.names[index])
+    return Mistake(
+        name=final.names[index],
+        true=_in_words(data, final.y_true[index]),
+        predicted=_in_words(data, final.y_pred[index]),
+        probability=float(final.proba[index, final.y_pred[index]]) if final.y_true.ndim == 1 else None,
+        image=None if path is None else thumbnail(path),
+    )
 
 
-def _spelt(data: ReportData, said: Any) -> str:
+def _in_words(data: ReportData, values: Any) -> str:
     """Write a class, labels or numbers for people."""
     classes, kind = data.training["classes"], data.training["kind"]
     if kind == "classification":
-        return str(classes[said])
+        return str(classes[values])
+    pairs = list(zip(classes, values, strict=True))
     if kind == "multilabel":
-        names = [name for name, value in zip(classes, said, strict=True) if value > 0.5]
-        names += [f"{name}?" for name, value in zip(classes, said, strict=True) if value < 0]
+        names = [name for name, value in pairs if value > 0.5] + [f"{name}?" for name, value in pairs if value < 0]
         return "; ".join(names) or "nothing"
-    return ", ".join(
-        f"{name} {'?' if np.isnan(value) else f'{value:.4g}'}" for name, value in zip(classes, said, strict=True)
-    )
+    return ", ".join(f"{name} {'?' if np.isnan(value) else f'{value:.4g}'}" for name, value in pairs)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from featurecache.errors import plain_text
+from featurecache.evaluation.summary import SweepLine
 from featurecache.reporting.pictures import plain_names
 from featurecache.store.naming import distinct_names
 
 _INK, _MUTED, _GRID = "#1d2733", "#8a96a3", "#e3e8ed"
 _COLOURS = ("#1b6ca8", "#d1602d", "#2f8f5b", "#8d4fb3", "#b3893a", "#c23b63", "#4aa3a2", "#5a6472", "#9c6b4f")
 
+Colours = Mapping[str, str]
+"""Of each head, the same in all pictures."""
+
 
 @plain_names
-def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
-    """Draw a sweep as SVG, one row of pictures for each task and figure.
+def draw_sweep(lines: Sequence[SweepLine]) -> str:
+    """Draw a sweep as SVG, one row of pictures for each task and score.
 
     Parameters
     ----------
@@ -33,25 +39,31 @@ def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    called = zip(lines, distinct_names(lines), strict=True)
-    drawn = [{**line, "name": name} for line, name in called if line["score"] is not None]
-    panels = list(dict.fromkeys((line["task"], line["measure"]) for line in drawn))
-    heads = list(dict.fromkeys(line["head"] for line in drawn))
+    drawn = [line for line in lines if line.score is not None]
+    layers = _layers(drawn)
+    panels = list(dict.fromkeys((line.task, line.measure) for line in drawn))
+    heads = list(dict.fromkeys(line.head for line in drawn))
     colours = {head: _COLOURS[number % len(_COLOURS)] for number, head in enumerate(heads)}
     figure = Figure(figsize=(15, 0.6 + 4.2 * max(len(panels), 1)), layout="constrained")
     FigureCanvasSVG(figure)
-    for place, (task, measure) in enumerate(panels):
-        mine = [line for line in drawn if (line["task"], line["measure"]) == (task, measure)]
-        axes = [figure.add_subplot(len(panels), 3, 3 * place + number) for number in (1, 2, 3)]
-        most = [line for line in mine if line["n_train"] == max(each["n_train"] for each in mine)]
-        _by_layer(axes[0], most, colours)
+    for row, (task, measure) in enumerate(panels):
+        mine = [line for line in drawn if (line.task, line.measure) == (task, measure)]
+        axes = [figure.add_subplot(len(panels), 3, 3 * row + number) for number in (1, 2, 3)]
+        # Layers, and times, are compared where they had the same labels to learn from.
+        num_labels = max(line.n_train or 0 for line in mine)
+        most = [line for line in mine if line.n_train == num_labels]
+        _by_layer(axes[0], most, colours, layers)
         _by_labels(axes[1], mine, colours)
         _by_time(axes[2], most, colours)
-        axes[0].set_title(f"{plain_text(task)}: by layer", color=_INK, loc="left")
-        axes[1].set_title("by number of labels", color=_INK, loc="left")
-        axes[2].set_title("by time of training", color=_INK, loc="left")
-        for each in axes:
-            _dress(each)
+        titles = (f"{plain_text(task)}: by layer", "by number of labels", "by time of training")
+        for each, title in zip(axes, titles, strict=True):
+            each.set_title(title, color=_INK, loc="left")
+            each.grid(color=_GRID)
+            each.set_axisbelow(True)
+            each.ticklabel_format(axis="y", useOffset=False)
+            for side in ("top", "right"):
+                each.spines[side].set_visible(False)
+            each.tick_params(colors=_MUTED, labelcolor=_INK)
         axes[0].set_ylabel(f"{measure.replace('_', ' ')} (line: 95 % interval)", color=_INK)
     if heads:
         handles, names = figure.axes[0].get_legend_handles_labels()
@@ -63,62 +75,59 @@ def draw_sweep(lines: Sequence[dict[str, Any]]) -> str:
 
 def natural(text: str) -> tuple[Any, ...]:
     """Return a key that puts ``blocks.9`` before ``blocks.10``, and ``pre_logits`` last."""
-    words = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+    words = [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in re.split(r"(\d+)", text) if word]
     return text.startswith("pre_logits"), *words
 
 
-def _by_layer(axes: Any, lines: list[dict[str, Any]], colours: dict[str, str]) -> None:
-    layers = sorted({_layer(line) for line in lines}, key=lambda layer: (layer[0], natural(layer[1])))
-    places = {layer: place for place, layer in enumerate(layers)}
-    for number, (head, colour) in enumerate(colours.items()):
-        mine = sorted((line for line in lines if line["head"] == head), key=lambda line: places[_layer(line)])
+def _layers(lines: Sequence[SweepLine]) -> dict[tuple[str, str, str, int | None], str]:
+    """Return the name of each feature set by what it is, in the order of the layers."""
+    names = distinct_names([line.to_json() for line in lines])
+    found = {_set_of(line): (line.backbone, name) for line, name in zip(lines, names, strict=True)}
+    return {key: found[key][1] for key in sorted(found, key=lambda key: (found[key][0], natural(found[key][1])))}
+
+
+def _set_of(line: SweepLine) -> tuple[str, str, str, int | None]:
+    return line.fingerprint, line.tap, line.dtype, line.views
+
+
+def _by_layer(
+    axes: Any, lines: list[SweepLine], colours: Colours, layers: dict[tuple[str, str, str, int | None], str]
+) -> None:
+    shown = [key for key in layers if key in {_set_of(line) for line in lines}]
+    index = {key: number for number, key in enumerate(shown)}
+    for number, head in enumerate(colours):
+        mine = sorted((line for line in lines if line.head == head), key=lambda line: index[_set_of(line)])
         # Side by side, so that intervals do not hide one another.
-        x = [places[_layer(line)] + 0.5 * (number / max(len(colours) - 1, 1) - 0.5) for line in mine]
-        _points(axes, x, mine, colour, head)
-    names = ["\n".join(plain_text(part) for part in name.split(", ")) for _, name in layers]
-    axes.set_xticks(range(len(layers)), names, rotation=45, ha="right", fontsize=8)
+        shift = 0.5 * (number / max(len(colours) - 1, 1) - 0.5)
+        _points(axes, [index[_set_of(line)] + shift for line in mine], mine, colours[head], head)
+    names = ["\n".join(map(plain_text, layers[key].split(", "))) for key in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=45, ha="right", fontsize=8)
 
 
-def _by_labels(axes: Any, lines: list[dict[str, Any]], colours: dict[str, str]) -> None:
+def _by_labels(axes: Any, lines: list[SweepLine], colours: Colours) -> None:
     for head, colour in colours.items():
-        mine = [line for line in lines if line["head"] == head]
-        best: dict[float, dict[str, Any]] = {}
-        for line in mine:
-            if line["n_train"] not in best or best[line["n_train"]]["score"] < line["score"]:
-                best[line["n_train"]] = line
-        chosen = [best[labels] for labels in sorted(best)]
-        _points(axes, [line["n_train"] for line in chosen], chosen, colour, head, joined=True)
-    if len({line["n_train"] for line in lines}) > 1:
+        best: dict[float, SweepLine] = {}
+        for line in sorted((line for line in lines if line.head == head), key=lambda line: line.score or 0.0):
+            best[line.n_train or 0] = line
+        chosen = [best[count] for count in sorted(best)]
+        _points(axes, sorted(best), chosen, colour, head, joined=True)
+    if len({line.n_train for line in lines}) > 1:
         axes.set_xscale("log")
     axes.set_xlabel("samples to fit on (best layer of each head)", color=_INK)
 
 
-def _by_time(axes: Any, lines: list[dict[str, Any]], colours: dict[str, str]) -> None:
+def _by_time(axes: Any, lines: list[SweepLine], colours: Colours) -> None:
     for head, colour in colours.items():
-        mine = [line for line in lines if line["head"] == head]
-        _points(axes, [max(line["seconds"], 1e-3) for line in mine], mine, colour, head)
+        mine = [line for line in lines if line.head == head]
+        # A logarithmic axis has no 0, and a fit of less than a millisecond is one to anybody.
+        _points(axes, [max(line.seconds or 0.0, 1e-3) for line in mine], mine, colour, head)
     axes.set_xscale("log")
     axes.set_xlabel("seconds to choose and fit", color=_INK)
 
 
 def _points(
-    axes: Any, x: list[float], lines: list[dict[str, Any]], colour: str, name: str, joined: bool = False
+    axes: Any, x: Sequence[float], lines: list[SweepLine], colour: str, name: str, joined: bool = False
 ) -> None:
-    y = [line["score"] for line in lines]
-    below = [line["score"] - line["low"] for line in lines]
-    above = [line["high"] - line["score"] for line in lines]
-    style = "o-" if joined else "o"
-    axes.errorbar(x, y, [below, above], fmt=style, color=colour, label=plain_text(name), markersize=4, linewidth=1.2)
-
-
-def _layer(line: dict[str, Any]) -> tuple[str, str]:
-    return line["backbone"], line["name"]
-
-
-def _dress(axes: Any) -> None:
-    axes.grid(color=_GRID)
-    axes.set_axisbelow(True)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(colors=_MUTED, labelcolor=_INK)
+    y, low, high = np.array([(line.score, line.low, line.high) for line in lines], float).reshape(-1, 3).T
+    style = {"fmt": "o-" if joined else "o", "markersize": 4, "linewidth": 1.2}
+    axes.errorbar(x, y, [y - low, high - y], color=colour, label=plain_text(name), **style)

@@ -258,7 +258,7 @@ def _assemble(
                 f"task {name!r} has {groups.max() + 1} groups, too few to be divided into train and test; "
                 "is this the right group column?"
             )
-    about = {
+    about: dict[str, object] = {
         "origin": source.origin,
         "splits": "given" if given else "made",
         "random_state": None if given else random_state,

@@ -54,20 +54,21 @@ class EngineContract(ABC):
         assert len(first.sets) == 2 * len(TAPS)
 
     def test_its_cache_is_byte_for_byte_that_of_the_local_engine(self, images: Path, tmp_path: Path) -> None:
+        # The reference is what a laptop does.
         for name, engine in (("local", LocalEngine(Silent())), ("other", self.make_engine(Silent()))):
             job = _job(images, tmp_path / name)
             scan(job)
             _run(engine, job)
         assert _files(tmp_path / "other") == _files(tmp_path / "local")
 
-    def test_it_goes_on_where_another_run_ended(self, images: Path, tmp_path: Path) -> None:
-        whole, part = _job(images, tmp_path / "whole"), _job(images, tmp_path / "part")
-        for job in (whole, part):
+    def test_it_continues_where_another_run_ended(self, images: Path, tmp_path: Path) -> None:
+        whole, rest = _job(images, tmp_path / "whole"), _job(images, tmp_path / "rest")
+        for job in (whole, rest):
             scan(job)
         _run(LocalEngine(Silent()), whole)
-        _run(LocalEngine(Silent()), _job(images, tmp_path / "part", taps=("stem:avg",)))
-        _run(self.make_engine(Silent()), part)
-        features = [FeatureStore.open(job.cache).features("stem:avg")[:] for job in (whole, part)]
+        _run(LocalEngine(Silent()), _job(images, tmp_path / "rest", taps=("stem:avg",)))
+        _run(self.make_engine(Silent()), rest)
+        features = [FeatureStore.open(job.cache).features("stem:avg")[:] for job in (whole, rest)]
         np.testing.assert_array_equal(features[0], features[1])
 
     def test_an_error_in_a_worker_reaches_the_caller(self, images: Path, tmp_path: Path) -> None:

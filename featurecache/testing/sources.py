@@ -37,14 +37,14 @@ class SourceContract(ABC):
         raise NotImplementedError(f"{type(self).__name__} lists stamps; override change(spec, name)")
 
     @pytest.fixture
-    def made(self, tmp_path: Path) -> tuple[SourceSpec, Samples]:
+    def prepared(self, tmp_path: Path) -> tuple[SourceSpec, Samples]:
         """A new source for each test."""
         folder = tmp_path / "source"
         folder.mkdir()
         return self.make_source(folder)
 
-    def test_a_spec_travels_and_opens_the_same_source(self, made: tuple[SourceSpec, Samples]) -> None:
-        spec, _ = made
+    def test_a_spec_travels_and_opens_the_same_source(self, prepared: tuple[SourceSpec, Samples]) -> None:
+        spec, _ = prepared
         copy = pickle.loads(pickle.dumps(spec))
         assert copy == spec
         first, second = open_spec(spec), open_spec(copy)
@@ -53,8 +53,8 @@ class SourceContract(ABC):
         assert first.modality in ("image", "text")
         check_source(first)
 
-    def test_each_sample_is_listed_once_and_twice_the_same(self, made: tuple[SourceSpec, Samples]) -> None:
-        spec, samples = made
+    def test_each_sample_is_listed_once_and_twice_the_same(self, prepared: tuple[SourceSpec, Samples]) -> None:
+        spec, samples = prepared
         source = open_spec(spec)
         units = list(source.units())
         assert len(set(units)) == len(units)
@@ -64,24 +64,25 @@ class SourceContract(ABC):
         again = open_spec(spec)
         assert [entry.name for unit in again.units() for entry in again.list(unit)] == names
 
-    def test_untouched_samples_keep_their_stamps(self, made: tuple[SourceSpec, Samples]) -> None:
-        spec, _ = made
+    def test_untouched_samples_keep_their_stamps(self, prepared: tuple[SourceSpec, Samples]) -> None:
+        spec, _ = prepared
         before, after = Entries.of(open_spec(spec)), Entries.of(open_spec(spec))
         settled = (before.stamps[:, 2] >= 0) & (after.stamps[:, 2] >= 0)
         unchanged = after.unchanged_since(before.names, before.stamps) == np.arange(len(before.names))
         assert (unchanged == settled).all()
 
-    def test_it_reads_what_it_lists_in_that_order(self, made: tuple[SourceSpec, Samples]) -> None:
-        spec, samples = made
+    def test_it_reads_what_it_lists_in_that_order(self, prepared: tuple[SourceSpec, Samples]) -> None:
+        spec, samples = prepared
         source = open_spec(spec)
         for unit in source.units():
             assert list(source.read(unit)) == [(entry.name, samples[entry.name]) for entry in source.list(unit)]
 
-    def test_samples_open_by_name_in_many_threads(self, made: tuple[SourceSpec, Samples]) -> None:
-        spec, samples = made
+    def test_samples_open_by_name_in_many_threads(self, prepared: tuple[SourceSpec, Samples]) -> None:
+        spec, samples = prepared
         source = open_spec(spec)
         stamps = {entry.name: entry.stamp for unit in source.units() for entry in source.list(unit)}
         names = [*stamps] * 5
+        # Decoding threads open samples at the same time.
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(lambda name: source.open(name, stamp=None), names))
         assert found == [samples[name] for name in names]
@@ -90,13 +91,13 @@ class SourceContract(ABC):
             name: samples[name] for name in settled
         }
 
-    def test_a_name_that_it_does_not_list_is_a_bad_input(self, made: tuple[SourceSpec, Samples]) -> None:
-        spec, _ = made
+    def test_a_name_that_it_does_not_list_is_a_bad_input(self, prepared: tuple[SourceSpec, Samples]) -> None:
+        spec, _ = prepared
         with pytest.raises(InputError):
             open_spec(spec).open("no sample has this name", stamp=None)
 
-    def test_it_says_that_a_sample_changed(self, made: tuple[SourceSpec, Samples]) -> None:
-        spec, samples = made
+    def test_it_says_that_a_sample_changed(self, prepared: tuple[SourceSpec, Samples]) -> None:
+        spec, samples = prepared
         source = open_spec(spec)
         entry = next(entry for unit in source.units() for entry in source.list(unit))
         if entry.stamp is None:  # nothing tells whether it changed: the source is read at each scan

@@ -26,11 +26,14 @@ from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import evaluate_head, search
-from featurecache.evaluation.sweep import COLUMNS, run_sweep
+from featurecache.evaluation.summary import SweepLine
+from featurecache.evaluation.sweep import SweepReport, run_sweep
+from featurecache.evaluation.sweep_row import COLUMNS, SweepRow
 from featurecache.evaluation.task_features import read_splits
 from featurecache.heads import registry
 from featurecache.heads.knn import CosineKnn
 from featurecache.heads.registry import list_heads
+from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
@@ -78,8 +81,19 @@ def of_all_kinds(cached: Path, tmp_path: Path) -> Path:
 MEASURES = {"colour": "accuracy", "redness": "r2", "tags": "mean_average_precision"}
 
 
-def figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def figures(rows: list[dict[str, Any]] | SweepReport) -> list[dict[str, Any]]:
+    rows = [row.to_json() for row in rows.rows] if isinstance(rows, SweepReport) else rows
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+class Watching(Silent):
+    """Calls a function after each result."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        self._look = look
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        self._look()
 
 
 def test_nothing_is_computed_twice(sweep: Callable, cached: Path) -> None:
@@ -102,7 +116,7 @@ def test_results_do_not_depend_on_processes_and_order(cached: Path) -> None:
         record.unlink()
     here = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1)
     assert figures(here) == figures(there)
-    assert len(here) == 2 * 3 * 2 * 2
+    assert len(here.rows) == 2 * 3 * 2 * 2
 
 
 def leftovers(cache: Path) -> list[Path]:
@@ -129,27 +143,24 @@ def test_results_do_not_depend_on_memory(cached: Path, changes: dict[str, Any], 
     plan = Plan(heads=heads, **changes)
     on_disk: list[int] = []
 
-    def sweep_with(memory: int, n_jobs: int) -> list[dict[str, Any]]:
+    def sweep_with(memory: int, n_jobs: int) -> list[SweepRow]:
         on_disk.clear()
-        asked = {
-            "n_jobs": n_jobs,
-            "memory": memory,
-            "on_result": lambda row, kept: on_disk.append(len(leftovers(cached))),
-        }
-        rows = run_sweep(store, [task], [tap], plan, **asked)
+        watching = Watching(lambda: on_disk.append(len(leftovers(cached))))
+        found = run_sweep(store, [task], [tap], plan, n_jobs=n_jobs, memory=memory, progress=watching)
         assert not leftovers(cached)
-        return rows
+        return found.rows
 
     there = sweep_with(num_rows * 4 * math.prod(tap.open().view_shape), n_jobs)
     assert on_disk
     assert all(on_disk)
-    assert [row["error"] for row in there] == [None] * len(there)
+    assert [row.error for row in there] == [None] * len(there)
     assert sweep_with(1 << 30, 1) == there  # all kept, whatever the memory
     for record in (cached / "results").iterdir():
         record.unlink()
     here = sweep_with(1 << 30, 1)
     assert not any(on_disk)
     assert sweep_with(1, n_jobs) == here
+    here, there = ([row.to_json() for row in rows] for rows in (here, there))
     for one, other in zip(figures(here), figures(there), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
 
@@ -249,10 +260,13 @@ def test_a_table_of_tasks_and_taps_holds_what_each_gives_alone(
         assert figures(run_sweep(store, tasks, sets, plan, n_jobs=2)) == figures(together)
         shutil.rmtree(of_several_tasks / "results")
     alone = [
-        row for task in tasks for one in sets for row in run_sweep(store, [task], [one], plan, n_jobs=1, memory=memory)
+        row
+        for task in tasks
+        for one in sets
+        for row in figures(run_sweep(store, [task], [one], plan, n_jobs=1, memory=memory))
     ]
-    assert figures(together) == figures(alone)
-    assert {row["error"] for row in together} == {None}
+    assert figures(together) == alone
+    assert not together.failed
 
 
 def test_what_a_head_refuses_of_one_task_costs_no_other(
@@ -261,27 +275,29 @@ def test_what_a_head_refuses_of_one_task_costs_no_other(
     store = FeatureStore.open(of_several_tasks)
     tasks, sets = [store.task(name) for name in ("hue", "half", "third")], [store.find(tap="stem.0:avg")]
 
-    def refuse(head: Any, splits: Any, measure: Any, random_state: int) -> Any:
+    def refuse(head: Any, splits: Any, measure: Any, random_state: int, steps: Any) -> Any:
         if measure.n_outputs == 2:
             raise HeadError("two classes are too few for it")
-        return search(head, splits, measure, random_state)
+        return search(head, splits, measure, random_state, steps)
 
     monkeypatch.setattr("featurecache.evaluation.fits.search", refuse)
     found = run_sweep(store, tasks, sets, Plan(heads=["ridge"]), n_jobs=1)
-    assert [row["error"] for row in found] == [None, "two classes are too few for it", None]
-    assert [row["score"] is None for row in found] == [False, True, False]
+    assert [row.error for row in found.rows] == [None, "two classes are too few for it", None]
+    assert [not row.scores for row in found.rows] == [False, True, False]
 
 
 def test_whoever_stops_leaves_no_features(cached: Path) -> None:
     store = FeatureStore.open(cached)
 
-    def stop(row: dict[str, Any], kept: bool) -> None:
+    def stop() -> None:
         assert leftovers(cached)
         raise KeyboardInterrupt
 
     plan = Plan(heads=["ridge"], num_folds=3)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1, memory=1, on_result=stop)
+        run_sweep(
+            store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1, memory=1, progress=Watching(stop)
+        )
     assert not leftovers(cached)
     assert stopped.traceback  # also while somebody holds that, and all that it holds
 
@@ -316,9 +332,9 @@ def test_a_score_is_what_the_head_gets_alone_on_that_division(
     task, feature_set = store.task(task_name), store.find(tap="stem.0:avg")
     plan = Plan(heads=["knn"], seeds=[0, 1], num_folds=3, shares=[0.4, 1], balanced=balanced)
     parts = read_splits(task, feature_set.open(), feature_set.open(), ["train", "validation"])
-    rows = run_sweep(store, [task], [feature_set], plan, n_jobs=1)
+    rows = run_sweep(store, [task], [feature_set], plan, n_jobs=1).rows
     assert len(rows) == 2 * 3 * 2
-    for row in rows:
+    for row in (each.to_json() for each in rows):
         division = Resampling(**{name: row[name] for name in ("seed", "fold", "num_folds", "shots", "share")})
         alone = evaluate_head(
             "knn",
@@ -415,7 +431,7 @@ def test_an_unknown_head_fails_before_anything_is_fitted(cached: Path) -> None:
             [store.task("colour")],
             store.feature_sets(),
             Plan(heads=["gda", "knm"]),
-            on_result=lambda row, kept: seen.append(row),
+            progress=Watching(lambda: seen.append(1)),
         )
     assert not seen
 
@@ -535,19 +551,19 @@ def test_what_is_there_is_replaced_only_when_told(
 def test_what_comes_to_be_there_during_the_fits_stays(
     cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from featurecache.evaluation import summary
+    from featurecache.evaluation import sweep
 
     places = {"--out": tmp_path / "rows.csv", "--picture": tmp_path / "p.svg"}
     named = [str(word) for item in places.items() for word in item]
     args = ["sweep", str(cached), "--quiet", "--head", "knn", "--jobs", "1", *named]
-    summarise = summary.summarise
+    summarise = sweep.summarise
 
-    def summarise_late(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def summarise_late(rows: list[SweepRow]) -> list[SweepLine]:
         for path in places.values():
             path.write_text("mine")
         return summarise(rows)
 
-    monkeypatch.setattr(summary, "summarise", summarise_late)
+    monkeypatch.setattr(sweep, "summarise", summarise_late)
     capsys.readouterr()
     assert main(args) == 1
     out, err = capsys.readouterr()
@@ -603,18 +619,10 @@ def test_a_kill_loses_what_was_not_finished_and_leaves_features_that_gc_removes(
     assert main(["gc", str(cached), "--remove", "--older-than", "0"]) == 0
     assert not leftovers(cached)
     store = FeatureStore.open(cached)
-    kept = []
     # Seeds of the first feature set come first.
     plan = Plan(heads=["ridge"], seeds=range(min(done, 200)))
-    run_sweep(
-        store,
-        [store.task("colour")],
-        store.feature_sets()[:1],
-        plan,
-        n_jobs=1,
-        on_result=lambda row, was: kept.append(was),
-    )
-    assert sum(kept) >= min(done, 200)
+    found = run_sweep(store, [store.task("colour")], store.feature_sets()[:1], plan, n_jobs=1)
+    assert found.num_kept >= min(done, 200)
     assert main(["verify", str(cached)]) == 0
 
 

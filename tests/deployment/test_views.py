@@ -174,7 +174,7 @@ def test_the_command_line(made: tuple, tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*options, "--tta", "--save", "best"]) == 0
     out = capsys.readouterr().out
     assert f"NEW_IMAGES --backbone {TINY} --tta 2" in out
-    assert "judged by the mean over its 2 views" in out
+    assert "evaluated on the mean over its 2 views" in out
     said(capsys, "convert", cache, "--to", "int8", "--views", "2")
     said(capsys, *extract, "--views", "3")
     assert said(capsys, *options, "--tta")["results"][0]["judged_views"] == 3
@@ -198,5 +198,5 @@ def test_test_time_views_need_views(made: tuple, tmp_path: Path, capsys: pytest.
     assert "holds no views to evaluate heads on" in capsys.readouterr().err
     assert main([*run, "--views", "2", "--tta"]) == 0
     out = capsys.readouterr().out
-    assert "judged by the mean over its 2 views" in out
+    assert "evaluated on the mean over its 2 views" in out
     assert "--tta 2" in out

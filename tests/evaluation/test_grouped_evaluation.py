@@ -11,7 +11,7 @@ from featurecache.evaluation.intervals import group_cells, group_intervals
 from featurecache.evaluation.scores import score
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import folds
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 
 
 @pytest.mark.parametrize("counts", [(40, 40), (40, 7), (40, 1)])

@@ -15,7 +15,7 @@ from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import weights_of_resamples
 from featurecache.evaluation.measures import OfLabels, OfNumbers, measure_of
 from featurecache.evaluation.search import evaluate_head, evaluate_heads
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.registry import list_heads
 from featurecache.specs import TASK_NOUN
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.resampling import Resampling, resample
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.store.splits import strata_of_numbers
 
 pytestmark = pytest.mark.quick
@@ -100,7 +100,7 @@ def test_a_look_at_test_must_be_asked_for():
     few = resample(given_parts, Resampling(on_test=True, shots=2))
     assert set(few) == {"train", "test"}
     assert len(few["train"]) == 6
-    with pytest.raises(RequestError, match="no test split to look at; leave --look-at-test out"):
+    with pytest.raises(RequestError, match="no test split; leave --look-at-test out"):
         resample(parts("validation"), Resampling(on_test=True))
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_heads import Slow
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import HeadError, TaskError, UnknownNameError
+from featurecache.evaluation import fit_progress
 from featurecache.evaluation import search as search_module
 from featurecache.evaluation.scores import evaluate
 from featurecache.evaluation.search import evaluate_head, evaluate_heads
@@ -22,6 +25,7 @@ from featurecache.heads.head import NamedHead
 from featurecache.heads.probability import predict_proba
 from featurecache.heads.registry import HEADS, find_head, head_grid
 from featurecache.machine import num_cores
+from featurecache.progress import Silent
 
 
 def _part(n, seed, *, d=8, n_classes=3, shift=0.0):
@@ -139,12 +143,46 @@ def _same(a, b):
     np.testing.assert_allclose(a.proba, b.proba, rtol=1e-7, err_msg=a.head)
 
 
+class Counting(Silent):
+    count = 0
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        self.count += count
+
+
+class Listening:
+    """Keeps what is said; not `Silent`, for whom nothing is written."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def start(self, phase: str, total: int) -> None:
+        pass
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_long_search_says_head_setting_and_time(n_jobs, monkeypatch):
+    monkeypatch.setattr(search_module, "WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(fit_progress, "SECONDS_BETWEEN_READS", 0.05)
+    heads = [NamedHead(name, Slow(), lambda n_samples: [{"seconds": 0.2}, {"seconds": 0.4}]) for name in ("slow", "sl")]
+    listening = Listening()
+    evaluate_heads(heads[:n_jobs], _parts(*ALL), 3, n_jobs=n_jobs, progress=listening)
+    assert any(re.search(r"slow: setting 1 of 2, \d+ s", text) for text in listening.said)
+    assert any(re.search(r"slow: setting 2 of 2, \d+ s", text) for text in listening.said)
+
+
 def test_results_do_not_depend_on_processes(monkeypatch, capfd):
     monkeypatch.setattr(search_module, "WORTH_A_PROCESS", 0)
-    parts, seen = _parts(*ALL, d=100), []
+    parts, seen = _parts(*ALL, d=100), Counting()
     alone = evaluate_heads(HEADS, parts, 3, n_jobs=1)
-    together = evaluate_heads(HEADS, parts, 3, n_jobs=2, progress=seen.append)
-    assert {id(r) for r in seen} == {id(r) for r in together}
+    together = evaluate_heads(HEADS, parts, 3, n_jobs=2, progress=seen)
+    assert seen.count == len(together)
     assert len(together) == len(HEADS)
     for a, b in zip(alone, together, strict=True):
         _same(a, b)

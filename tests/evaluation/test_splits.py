@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from featurecache.errors import HeadError, TaskError
 from featurecache.evaluation.measures import OfClasses
 from featurecache.evaluation.search import evaluate_head, search
-from featurecache.evaluation.splits import SplitData, check_splits
+from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.heads.head import NamedHead
 from featurecache.heads.probability import predict_proba
 

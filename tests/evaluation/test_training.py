@@ -12,10 +12,18 @@ from conftest import write_cache
 from featurecache.cli import main
 from featurecache.errors import RequestError
 from featurecache.evaluation.training import train_heads
+from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
 
 TAPS = ("stem.0:avg", "stem.2:avg", "pre_logits:none")
 HEADS = ("logistic", "ridge", "knn")
+
+
+class Counting(Silent):
+    count = 0
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        self.count += count
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +64,13 @@ def test_memory_that_holds_each_tap_but_not_all_leaves_no_head_out(
 
 
 def test_a_tap_that_is_refused_costs_no_fit(store: FeatureStore) -> None:
-    done: list[object] = []
+    done = Counting()
     most = store.find(tap=TAPS[0]).open().view_shape[0]
     larger = next(tap for tap in TAPS if store.find(tap=tap).open().view_shape[0] > most)
     sets = [store.find(tap=TAPS[0]), store.find(tap=larger)]
     with pytest.raises(RequestError, match=rf"tap '{larger}' has \d+ numbers per sample; pool it"):
-        train_heads(store, store.task("colour"), sets, ["ridge"], on_result=done.append, max_numbers=most)
-    assert not done
+        train_heads(store, store.task("colour"), sets, ["ridge"], progress=done, max_numbers=most)
+    assert not done.count
 
 
 def test_a_dear_head_is_left_out_and_said_unless_it_is_named(
@@ -84,3 +92,6 @@ def test_a_dear_head_is_left_out_and_said_unless_it_is_named(
     assert "head rbf_svm is left out on pre_logits:none, task colour: it would take about" in capsys.readouterr().err
     assert main([*sweep, "--json", "--head", "rbf_svm"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["error"] is None
+    monkeypatch.setattr("featurecache.evaluation.training.list_heads", lambda **which: ["rbf_svm"])
+    assert main(train) == 2
+    assert "no head can be fitted on these features (rbf_svm would take about 1 s" in capsys.readouterr().err

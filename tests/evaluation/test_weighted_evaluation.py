@@ -9,7 +9,7 @@ import pytest
 
 from featurecache.errors import HeadError
 from featurecache.evaluation.search import evaluate_head
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_estimator, fit_folds
 from featurecache.heads.registry import head_grid, list_heads, make_head
 

@@ -94,7 +94,7 @@ def test_bad_parameters(params, message):
 
 def test_features_without_tokens_are_refused():
     X, y = marked(np.random.default_rng(0), 60)
-    with pytest.raises(HeadError, match=r"head 'attentive' looks at tokens, .* such as blocks\.11:none"):
+    with pytest.raises(HeadError, match=r"head 'attentive' needs tokens, .* such as blocks\.11:none"):
         evaluate_head("attentive", {"train": (X, y), "test": (X, y)}, 2)
 
 
@@ -124,5 +124,5 @@ def test_on_the_cached_tokens_of_a_transformer(
     assert main(predict) == 0
     assert len(json.loads(capsys.readouterr().out)["predictions"]) == 12
     assert main([*train, "--tap", "pre_logits:none"]) == 2
-    assert "head 'attentive' looks at tokens" in capsys.readouterr().err
+    assert "head 'attentive' needs tokens" in capsys.readouterr().err
     assert main([*train[:-4], "--json", "--quiet", "--tap", "all", "--head", "knn"]) == 0

@@ -10,7 +10,7 @@ import pytest
 
 from featurecache.errors import HeadError
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.head import MAX_SECONDS
 from featurecache.heads.registry import find_head, kinds_of_head, list_heads
 from featurecache.specs import TaskKind

@@ -13,7 +13,7 @@ from featurecache.evaluation.memory_budget import MemoryBudget
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import folds
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_head
 from featurecache.heads.registry import head_grid, make_head
 from featurecache.machine import free_memory

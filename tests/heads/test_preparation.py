@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from featurecache.evaluation.splits import SplitData
+from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_folds
 from featurecache.heads.gradient import training
 from featurecache.heads.linear_svm import LinearSvmProbe

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import COLOURS, write_image
 
-from featurecache.reporting.report import LastLook, ReportData, human_bytes, write_report
+from featurecache.evaluation.calibration import Bin, Calibration
+from featurecache.reporting.report import FinalEvaluation, ReportData, human_bytes, write_report
 
 SCORES = {
     "n": 4,
@@ -81,21 +82,17 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
             "results": [result("logistic", test=test), result("knn", test=test)],
         },
         class_counts=dict.fromkeys(classes, 3),
-        last_look=LastLook(
-            part="test" if test else "validation",
+        final=FinalEvaluation(
+            split="test" if test else "validation",
             y_true=y_true,
             y_pred=y_pred,
-            probabilities=proba,
+            proba=proba,
             names=names,
             confusion=confusion,
-            calibration={
-                "log_loss": 0.7,
-                "expected_calibration_error": 0.123,
-                "bins": [{"n": 2, "probability": 0.7, "right": 0.5}, {"n": 2, "probability": 0.9, "right": 0.5}],
-            },
+            calibration=Calibration(0.7, 0.123, [Bin(2, 0.7, 0.5), Bin(2, 0.9, 0.5)]),
             outputs=[{"class": c, "n": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5} for c in classes],
         ),
-        bad_inputs=[{"path": "bad<.jpg", "status": "empty", "reason": "no bytes"}],
+        bad_inputs={"bad<.jpg": ("empty", "no bytes")},
     )
 
 
@@ -119,7 +116,7 @@ def test_everything_is_inside_and_escaped(tmp_path: Path) -> None:
     )
 
 
-def test_without_a_test_part_the_last_look_is_named(tmp_path: Path) -> None:
+def test_without_a_test_split_the_split_is_named(tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", make_data(["a", "b"], ["x"] * 4, test=False), find=lambda name: None)
     text = (tmp_path / "r.html").read_text()
     assert "by cross-validation" in text

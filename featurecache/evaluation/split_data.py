@@ -67,6 +67,7 @@ class SplitData:
         """Return every view as a row, with the label and the weight of its sample."""
         num_views = self.fit_views.shape[1]
         weight = None if self.weight is None else np.repeat(self.weight, num_views)
+        # Views of a sample are as one group: a head that holds rows out to stop by must not hold out a copy.
         groups = np.arange(len(self)) if self.groups is None and num_views > 1 else self.groups
         if groups is not None:
             groups = np.repeat(groups, num_views)
@@ -74,6 +75,7 @@ class SplitData:
 
     def eval_blocks(self) -> Iterator[np.ndarray]:
         """Yield what samples are evaluated on, (n_rows, n_features), every view a row, some samples at a time."""
+        # Whole samples, so that the views of each are averaged within a block.
         num_samples = max(_BLOCK_BYTES // (self.eval_views[:1].nbytes or 1), 1)
         for start in range(0, len(self), num_samples):
             some = slice(start, start + num_samples)
@@ -81,6 +83,7 @@ class SplitData:
 
     def in_memory(self) -> SplitData:
         """Return the same with plain arrays: another process is handed memory maps, by which heads know a disk."""
+        # `numpy.asarray` of a map is a plain array of the same memory.
         eval_views = np.asarray(self.eval_views)
         fit_views = eval_views if self.fit_views is self.eval_views else np.asarray(self.fit_views)
         return replace(self, eval_views=eval_views, fit_views=fit_views, on_disk=False)
@@ -100,6 +103,7 @@ class SplitData:
 
     def for_evaluation(self, indices: np.ndarray) -> SplitData:
         """Return some of the samples to evaluate on; features on disk stay where they are."""
+        # A copy of what lies on disk would not fit into memory.
         return replace(self._of(indices), indices=indices) if self.on_disk else self.take(indices)
 
     def with_samples_of(self, other: SplitData) -> SplitData:
@@ -146,6 +150,7 @@ def check_splits(splits: Splits, check: Callable[[str, np.ndarray], np.ndarray])
         Features that are not finite, not two-dimensional, or of different width in different splits.
     """
     given = {name: data for name, data in splits.items() if data is not None}
+    # A misspelt split would otherwise not be used, without a word.
     if unknown := [name for name in given if name not in SPLIT_NAMES]:
         raise TaskError(f"unknown split {unknown[0]!r}; known: {', '.join(SPLIT_NAMES)}")
     if "train" not in given:
@@ -155,6 +160,7 @@ def check_splits(splits: Splits, check: Callable[[str, np.ndarray], np.ndarray])
         raise TaskError(
             "only train rows are given, nothing to evaluate a head on; add a validation or test split to the task"
         )
+    # Taps of different width were mixed up: better said here than by a product of matrices.
     widths = {name: data.eval_views.shape[2] for name, data in checked.items()}
     if len({*widths.values(), *(data.fit_views.shape[2] for data in checked.values())}) > 1:
         raise HeadError(f"features per row differ between splits ({widths}); take all splits from one tap")
