@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,15 +97,21 @@ def write_folder(folder: Path, *, per_class: int = 8, classes: tuple[str, ...] =
     return folder
 
 
-def write_cache(root: Path, *taps: str, per_class: int = 20) -> Path:
-    """Write the folder ``photos`` and its cache ``c`` with the task ``colour``, and return the cache."""
+def write_cache(root: Path, *taps: str, per_class: int = 20, task: str = "colour") -> Path:
+    """Write the folder ``photos`` and its cache ``c`` with a task of the colours, and return the cache."""
     from featurecache.cli import main
 
     source, cache = write_folder(root / "photos", per_class=per_class), root / "c"
     extract = ["extract", str(source), "--cache", str(cache), "--backbone", TINY, *RUNTIME]
     assert main([*extract, *(word for tap in taps for word in ("--tap", tap))]) == 0
-    assert main(["task", "add", str(cache), "colour", "--from-folders"]) == 0
+    assert main(["task", "add", str(cache), task, "--from-folders"]) == 0
     return cache
+
+
+def copied(cache: Path, folder: Path) -> Path:
+    """Copy a cache and the images beside it into a folder, and return the copy."""
+    shutil.copytree(cache.parent, folder, dirs_exist_ok=True)
+    return folder / cache.name
 
 
 @pytest.fixture

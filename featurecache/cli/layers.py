@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from featurecache.finetuning.settings import FineTuning
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainingReport
     from featurecache.finetuning.ladder import Ladder
+    from featurecache.finetuning.training import LayerTraining
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
@@ -76,7 +77,7 @@ class LayersRequest:
 
     layers: list[str]
     sets: list[FeatureSet]
-    tuning: FineTuning
+    training: LayerTraining
 
 
 def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) -> LayersRequest | None:
@@ -89,7 +90,7 @@ def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) ->
     args
         Of a parser with `add_layers_options`.
     """
-    from featurecache.finetuning.making import PYTHON, is_layers
+    from featurecache.finetuning.factories import PYTHON, is_layers
 
     if args.minutes is not None:
         raise RequestError("--minutes is how long --depths auto may take; leave it out, or add that")
@@ -98,45 +99,19 @@ def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) ->
     layers = [head for head in args.head or () if is_layers(head) and (on_activations or not head.startswith(PYTHON))]
     args.head = [head for head in args.head or () if head not in layers]
     if layers:
-        return LayersRequest(layers, _layers_sets(store, task, args), _tuning(args))
+        return LayersRequest(layers, _layers_sets(store, task, args), _training(store, task, args))
     if given := [name for name in _OF_LAYERS if vars(args)[name] is not None]:
         option = "--" + given[0].replace("_", "-")
         raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
     return None
 
 
-def train_requested(
-    store: FeatureStore, task: Task, request: LayersRequest, args: argparse.Namespace
-) -> TrainingReport:
-    """Train layers on activations or images.
-
-    Parameters
-    ----------
-    store, task, args
-        As for `layers_request`.
-    request
-        From there.
-    """
-    from featurecache.finetuning.training import train_layers
-
+def train_requested(request: LayersRequest, *, quiet: bool) -> TrainingReport:
+    """Train layers on activations or images."""
     _warn_of_rounding(request.sets)
-    with progress_on_stderr(quiet=args.quiet) as progress:
+    with progress_on_stderr(quiet=quiet) as progress:
         progress.start("training layers", len(request.layers) * len(request.sets))
-        return train_layers(
-            store,
-            task,
-            request.sets,
-            request.layers,
-            request.tuning,
-            tta=args.tta,
-            balanced=args.balanced,
-            memory=memory_of(args),
-            random_state=args.random_state,
-            backbone=args.backbone,
-            weights=args.weights,
-            weights_key=args.weights_key,
-            progress=progress,
-        )
+        return replace(request.training, progress=progress).train(request.sets, request.layers)
 
 
 def climb_depths(store: FeatureStore, task: Task, args: argparse.Namespace) -> Ladder:
@@ -162,19 +137,11 @@ def climb_depths(store: FeatureStore, task: Task, args: argparse.Namespace) -> L
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("climbing", len(sets))
         return climb(
-            store,
-            task,
+            _training(store, task, args),
             sets,
-            _tuning(args),
             seconds=float("inf") if args.minutes is None else 60 * args.minutes,
-            on_plan=None if args.json else lambda plan: print_line(f"after a linear head, {plan}"),
+            on_plan=lambda plan: None if args.json else print_line(f"after a linear head, {plan}"),
             on_rung=lambda rung: progress.advance(1),
-            balanced=args.balanced,
-            random_state=args.random_state,
-            memory=memory_of(args),
-            backbone=args.backbone,
-            weights=args.weights,
-            weights_key=args.weights_key,
         )
 
 
@@ -239,9 +206,22 @@ def _images(store: FeatureStore, task: Task, args: argparse.Namespace) -> list[F
         return [images_of(store, task, features, args.from_images, progress=progress)]
 
 
-def _tuning(args: argparse.Namespace) -> FineTuning:
+def _training(store: FeatureStore, task: Task, args: argparse.Namespace) -> LayerTraining:
+    from featurecache.finetuning.training import LayerTraining
+
     given = {name: value for name, value in vars(args).items() if value is not None and name in _NAMES}
     given |= {name: tuple(dict.fromkeys(value)) for name, value in given.items() if isinstance(value, list)}
     if "augment" in given:
         given["augment"] = tuple(None if name == "none" else name for name in given["augment"])
-    return FineTuning(**given)
+    return LayerTraining(
+        store=store,
+        task=task,
+        tuning=FineTuning(**given),
+        tta=args.tta,
+        balanced=args.balanced,
+        random_state=args.random_state,
+        memory=memory_of(args),
+        backbone=args.backbone,
+        weights=args.weights,
+        weights_key=args.weights_key,
+    )

@@ -140,13 +140,13 @@ def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> Trainin
 
     layers = layers_request(store, task, args)
     if layers is not None and not args.head:
-        return train_requested(store, task, layers, args)
+        return train_requested(layers, quiet=args.quiet)
     sets = sets_to_train_on(store, args.tap, args.head or (), tta=args.tta, **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
         report = train(store, task, sets, training_of(args), progress=progress)
     if layers is not None:
         # One table, one choice: layers are compared with the heads that cost a second.
-        report.join(train_requested(store, task, layers, args))
+        report.join(train_requested(layers, quiet=args.quiet))
     return report
 
 

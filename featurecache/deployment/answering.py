@@ -17,8 +17,8 @@ from featurecache.backbones.dry_run import PRE_LOGITS
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.deployment.rounding import round_as
 from featurecache.deployment.saved import SavedHead
+from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.gradient.trainable import TrainableLayers
-from featurecache.heads.gradient.tuner import FineTuned
 from featurecache.store.dtypes import LARGEST
 
 # B batch, D features, K classes or other outputs

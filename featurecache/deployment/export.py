@@ -23,7 +23,7 @@ from featurecache.errors import RequestError, RuntimeMismatchError, UnknownNameE
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import to_stored
 from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.making import options_to_agree
+from featurecache.finetuning.factories import options_to_agree
 from featurecache.resizing import draft_side
 from featurecache.specs import AnyPreprocess, PreprocessSpec
 from featurecache.store.dtypes import decode

@@ -23,8 +23,8 @@ from featurecache.extraction import drift
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
 from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.making import options_to_agree
-from featurecache.heads.gradient.tuner import FineTuned
+from featurecache.finetuning.factories import options_to_agree
+from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.ignored import IgnoredFiles
 from featurecache.progress import Progress, Silent
 from featurecache.sources.inputs import Input, inputs_of

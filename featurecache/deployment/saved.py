@@ -16,10 +16,10 @@ from featurecache.backbones.providers.python_factory import PREFIX
 from featurecache.deployment.python_heads import python_head
 from featurecache.errors import FeatureCacheError, HeadError, NotAgreedError, RequestError, shortened
 from featurecache.evaluation.training import TrainedHead
+from featurecache.finetuning.factories import check_agreed, is_layers, layer_factory
 from featurecache.finetuning.library import PREFIX as LIBRARY_PREFIX
-from featurecache.finetuning.making import check_agreed, is_layers, maker
 from featurecache.heads.bundle import load_head, save_head
-from featurecache.heads.gradient.tuner import FineTuned
+from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.probability import predict_outputs, predict_proba
 from featurecache.specs import FeatureIdentity, TaskKind, task_kind
@@ -182,7 +182,7 @@ def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) 
         raise HeadError(f"this head wants {estimator.n_features_in_} activations; save it again")
     # Heads of earlier releases end in the input of the first output layer, whatever the network has.
     joined = getattr(estimator, "joined_", False)
-    make = maker(head, saved.tap, estimator.shape, network, joined=joined)
+    make = layer_factory(head, saved.tap, estimator.shape, network, joined=joined)
     try:
         if head.startswith(LIBRARY_PREFIX):  # a record may ask for more than there is memory
             with torch.device("meta"):

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from featurecache.errors import HeadError, TaskError
 from featurecache.evaluation.memory_budget import MemoryBudget
 from featurecache.heads.fitting import check_features
+from featurecache.heads.gradient.datasets import InputDataset
 
 SamplesAndTargets = tuple[np.ndarray, np.ndarray]
+Views = np.ndarray | InputDataset
+"""(n_samples, n_views, n_features): an array, a file, or inputs that are decoded when they are read."""
 _BLOCK_BYTES = 256 << 20
 """Of rows that are evaluated at a time."""
 
@@ -24,8 +27,8 @@ _BLOCK_BYTES = 256 << 20
 class FitRows(NamedTuple):
     """What an estimator is fitted on."""
 
-    X: np.ndarray
-    """(n_rows, n_features)."""
+    X: Any
+    """(n_rows, n_features): an array, or an `InputDataset`."""
     y: np.ndarray
     """Class index of each row, (n_rows,); labels or numbers, (n_rows, n_outputs)."""
     weight: np.ndarray | None
@@ -40,9 +43,9 @@ class SplitData:
 
     y: np.ndarray
     """Class index of each sample, (n_samples,); labels or numbers, (n_samples, n_outputs)."""
-    fit_views: np.ndarray
+    fit_views: Views
     """What heads are fitted on, (n_samples, n_views, n_features); plain features are one view."""
-    eval_views: np.ndarray
+    eval_views: Views
     """What heads are evaluated on, (n_samples, n_views, n_features): the plain features, or several views."""
     groups: np.ndarray | None = None
     """Samples with the same number stay on one side of every resampling, (n_samples,) int; None: each is by itself."""
@@ -73,7 +76,7 @@ class SplitData:
             groups = np.repeat(groups, num_views)
         return FitRows(_flat(self.fit_views), np.repeat(self.y, num_views, axis=0), weight, groups)
 
-    def eval_blocks(self) -> Iterator[np.ndarray]:
+    def eval_blocks(self) -> Iterator[Any]:
         """Yield what samples are evaluated on, (n_rows, n_features), every view a row, some samples at a time."""
         # Whole samples, so that the views of each are averaged within a block.
         num_samples = max(_BLOCK_BYTES // (self.eval_views[:1].nbytes or 1), 1)
@@ -181,15 +184,20 @@ def _check_split(
     if len(y) == 0:
         raise TaskError(f"the {name} split has no rows; label some rows of it or leave the split out")
     y = check(name, y)
-    eval_views = check_features(X, name).reshape(len(y), num_eval_views, -1)
+    eval_views = _checked(X, name, (len(y), num_eval_views))
     fit_views = eval_views
     if isinstance(given, SplitData) and given.fit_views is not given.eval_views:
-        fit_views = check_features(_flat(given.fit_views), name).reshape(len(y), given.fit_views.shape[1], -1)
+        fit_views = _checked(_flat(given.fit_views), name, (len(y), given.fit_views.shape[1]))
     return (
         replace(given, y=y, fit_views=fit_views, eval_views=eval_views)
         if isinstance(given, SplitData)
         else SplitData(y=y, fit_views=fit_views, eval_views=eval_views)
     )
+
+
+def _checked(X: Views, name: str, shape: tuple[int, int]) -> Views:
+    """Return checked features by sample and view; inputs are checked where they are decoded."""
+    return X if isinstance(X, InputDataset) else check_features(X, name).reshape(*shape, -1)
 
 
 def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
@@ -199,8 +207,10 @@ def smallest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
     return min(len(np.unique(groups[y == label])) for label in np.unique(y))
 
 
-def _taken(features: np.ndarray, indices: np.ndarray, budget: MemoryBudget | None) -> np.ndarray:
+def _taken(features: Views, indices: np.ndarray, budget: MemoryBudget | None) -> Views:
     """Return the features of some samples; with a budget, some at a time are read into it."""
+    if isinstance(features, InputDataset):
+        return features[indices]
     if budget is None:
         return np.asarray(features[indices])
     out = budget.empty((len(indices), *features.shape[1:]))
@@ -210,8 +220,12 @@ def _taken(features: np.ndarray, indices: np.ndarray, budget: MemoryBudget | Non
     return out
 
 
-def _concatenated(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _concatenated(first: Views, second: Views) -> Views:
     """Return the samples of two arrays; where they lie one after the other in one array or file, without a copy."""
+    if isinstance(first, InputDataset) or isinstance(second, InputDataset):
+        assert isinstance(first, InputDataset)
+        assert isinstance(second, InputDataset)
+        return first.with_samples_of(second)
     whole = first.base
     if isinstance(whole, np.ndarray) and whole is second.base and first.shape[1:] == second.shape[1:]:
         start, middle = _offset_in(whole, first), _offset_in(whole, second)
@@ -248,5 +262,5 @@ def _offset_in(whole: np.ndarray, data: np.ndarray) -> int | None:
     return (data.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) // whole.itemsize
 
 
-def _flat(views: np.ndarray) -> np.ndarray:
-    return views.reshape(views.shape[0] * views.shape[1], views.shape[2])
+def _flat(views: Views) -> Views:
+    return views if isinstance(views, InputDataset) else views.reshape(views.shape[0] * views.shape[1], views.shape[2])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import MemoryBudget
-from featurecache.evaluation.split_data import SplitData
+from featurecache.evaluation.split_data import SplitData, Views
+from featurecache.heads.gradient.datasets import InputDataset
 from featurecache.specs import check_takes_views
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -24,6 +25,15 @@ from featurecache.store.tasks import Task, read_views
 
 MAX_NUMBERS = 1_000_000
 """Per sample, in features for heads."""
+
+
+@runtime_checkable
+class InputFeatures(Protocol):
+    """Features that are not cached: inputs, which are decoded when they are read."""
+
+    def dataset(self, rows: Rows) -> InputDataset:
+        """Return the inputs of rows of the sample table."""
+        ...
 
 
 class TaskFeatures(NamedTuple):
@@ -136,7 +146,8 @@ def read_splits(
     same = eval_features.num_views == features.num_views
     fit_views = {} if same else _read_into_one(features, {split: rows[split] for split in fit_splits}, budget)
     shape = features.view_shape
-    on_disk = any(isinstance(each, np.memmap) for each in (*eval_views.values(), *fit_views.values()))
+    lazy = np.memmap | InputDataset
+    on_disk = any(isinstance(each, lazy) for each in (*eval_views.values(), *fit_views.values()))
     return {
         split: replace(
             data,
@@ -178,10 +189,10 @@ def splits_without_features(
     return rows, splits
 
 
-def _read_into_one(
-    features: Features, rows: dict[str, Rows], budget: MemoryBudget | None
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Read the rows of all splits into one array, and return each split's rows in it."""
+def _read_into_one(features: Features, rows: dict[str, Rows], budget: MemoryBudget | None) -> Mapping[str, Views]:
+    """Read the rows of all splits into one array, and return each split's rows in it; inputs are read later."""
+    if isinstance(features, InputFeatures):
+        return {split: features.dataset(some) for split, some in rows.items()}
     count = sum(map(len, rows.values()))
     num_views = features.num_views or 1
     shape = (count, num_views, math.prod(features.view_shape))

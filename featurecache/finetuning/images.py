@@ -1,9 +1,8 @@
-"""Images as they lie in their folders, for layers that begin at the network's input.
+"""Images in their folders, for layers that start at the network's input.
 
-Nothing of them is cached: a batch is decoded when its turn comes, by as many threads as there are cores, while the
-layers work on the one before. They stand in the place of cached activations of the tap ``input:none``, of which they
-are the very numbers, and a head that was trained on them is one on that tap. What a cache with these activations cannot
-do is to show another random view of each image in every epoch.
+Nothing of them is cached: a batch is decoded when it is needed, while the layers work on the one before. They are the
+same numbers as cached activations of the tap ``input:none``, and a head that was trained on them is one on that tap.
+What a cache of these activations cannot do is to show another random view of each image in every epoch.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from featurecache.extraction.inventory import take_inventory
 from featurecache.extraction.modality import ImageModality
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.hashing import digest_arrays
-from featurecache.heads.gradient.reading import Draw
+from featurecache.heads.gradient.datasets import Draw, InputDataset
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.sources.inputs import Input
@@ -45,109 +44,40 @@ from featurecache.store.tasks import Task
 TAP = f"{INPUT}:none"
 _OF_FEATURES = ("overflow", "non_finite")
 """What may be wrong with features of an image that is good."""
-_MOST_IMAGES = 1 << 24  # places are handed on as float32
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet(FeatureSet):
-    """What `FeatureSet` is to cached features, this is to images: reads their places, and a reader makes the rest."""
-
-    cached: FeatureSet
-    """Features of the same images: they tell which images are good."""
-    rows: Rows
-    """Of the images in the sample table, sorted."""
-    reader: ImageReader
-
-    def open(self) -> Features:
-        """Return the place of each image in `rows` as its only feature."""
-        return _Places(self)
-
-    @property
-    def activation_shape(self) -> tuple[int, ...]:
-        """Channels, height and width, as the network sees an image."""
-        return (3, *self.reader.preprocess.crop_shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Nothing is cached of an image."""
-        return 0
-
-    @property
-    def key(self) -> str:
-        """Tell it from all others, and from what is cached of the same images."""
-        return f"{super().key} of {digest_arrays('images', [self.samples.ids[self.rows]])}"
-
-    def reference(self) -> dict[str, Any] | None:
-        """Return what known images are on this machine at the network's input, which is what is trained on here."""
-        try:
-            return self.reader.reference()
-        except InputError:  # this preprocess has limits that they exceed
-            return None
-
-
-class _Places(Features):
-    """The place of each image, where that of its features would be."""
-
-    def __init__(self, images: ImageSet) -> None:
-        cached = images.cached
-        super().__init__(cached.tap, cached.dtype, cached.folder, cached.samples)
-        self.tap, self.dtype, self._images = images.tap, images.dtype, images
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """One number."""
-        return (1,)
-
-    @cached_property
-    def bad(self) -> dict[int, tuple[str, str]]:
-        """Those of the cached features that are no images; features that fit no type are no fault of theirs."""
-        cached = self._images.cached.open().bad
-        gone = np.setdiff1d(np.fromiter(cached, np.int64, len(cached)), self._images.rows)
-        return {row: cached[row] for row in gone.tolist()}
-
-    def usable(self, rows: Rows) -> NDArray[np.bool_]:
-        """Tell which of ``rows`` are images here."""
-        return np.isin(rows, self._images.rows)
-
-    def read(self, rows: Rows) -> NDArray[Any]:
-        """Return places, (n, 1) float32."""
-        if not (there := self.usable(rows)).all():
-            raise RequestError(f"row {np.asarray(rows)[~there][0]} is none of the images; make a set of its task")
-        return np.searchsorted(self._images.rows, rows).astype(np.float32)[:, None]
-
-
-class ImageReader:
-    """Decodes images by their place, several at a time.
+class ImageDataset(InputDataset):
+    """Images that are decoded whenever they are read, by as many threads as there are cores.
 
     Parameters
     ----------
-    files
+    files : sequence of Input
         To be read.
-    preprocess
+    preprocess : PreprocessSpec
         As the network's weights need it.
+    identity : str
+        Digest of the images.
     """
 
-    def __init__(self, files: Sequence[Input], preprocess: PreprocessSpec) -> None:
-        self.preprocess = preprocess
-        self.files = files
+    def __init__(self, files: Sequence[Input], preprocess: PreprocessSpec, identity: str = "") -> None:
+        super().__init__(np.arange(len(files)), (3, *preprocess.crop_shape), identity)
+        self.files, self.preprocess = files, preprocess
         self._prepare = input_kind_of(preprocess).prepare(preprocess)
+        # Threads, not processes: decoders release the interpreter's lock.
         self._threads = ThreadPoolExecutor(num_cores())
 
-    def __call__(self, places: NDArray[np.int64], draw: Draw | None) -> Tensor:
-        """Return images (B, 3, crop, crop) float32, normalised; with a draw, a view of each.
+    def read(self, selected: NDArray[np.int64], draw: Draw | None = None) -> Tensor:
+        """Return images (B, 3, crop, crop) float32, normalised; see `Dataset.read`.
 
         Raises
         ------
         RequestError
             One cannot be read any more.
         """
-        views = None if draw is None else ViewSpec(seed=draw.seed)
-        modality = ImageModality(self.preprocess, views)
+        modality = ImageModality(self.preprocess, None if draw is None else ViewSpec(seed=draw.seed))
         load = partial(self._load, modality, 0 if draw is None else draw.number)
-        return self._prepared(np.stack(list(self._threads.map(load, places.tolist()))))
-
-    def __sklearn_clone__(self) -> Self:
-        return self
+        files = [self.files[index] for index in self.indices[selected].tolist()]
+        return self._prepared(np.stack(list(self._threads.map(load, files))))
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Keep off what other libraries set for all; entered around all reading."""
@@ -166,17 +96,86 @@ class ImageReader:
             prepared: Tensor = self._prepare(torch.from_numpy(pixels)).contiguous()
         return prepared
 
-    def _load(self, modality: ImageModality, number: int, place: int) -> NDArray[np.uint8]:
-        file = self.files[place]
+    def _load(self, modality: ImageModality, number: int, file: Input) -> NDArray[np.uint8]:
         try:
             data = file.read(modality.max_bytes)
-            pixels = modality.load(data).arrays[0] if modality.views is None else modality.load_view(data, number)
+            return modality.load(data).arrays[0] if modality.views is None else modality.load_view(data, number)
         except InputError as error:
             raise RequestError(
                 f"{file.name} cannot be trained on any more: {error.reason}; put it back as it was, and go on with "
                 "--resume"
             ) from None
-        return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(FeatureSet):
+    """The feature set of a tap that is not cached: images, which are decoded when they are read."""
+
+    cached: FeatureSet
+    """Features of the same images: they tell which images are good."""
+    rows: Rows
+    """Of the images in the sample table, sorted."""
+    dataset: ImageDataset
+    """The image of each row."""
+
+    def open(self) -> Features:
+        """Return the images as features."""
+        return ImageFeatures(self)
+
+    @property
+    def num_bytes(self) -> int:
+        """Nothing is cached of an image."""
+        return 0
+
+    @property
+    def key(self) -> str:
+        """Tell it from all others, and from what is cached of the same images."""
+        return f"{super().key} of {self.dataset.digest()}"
+
+    def reference(self) -> dict[str, Any] | None:
+        """Return what known images are on this machine at the network's input, which is what is trained on here."""
+        try:
+            return self.dataset.reference()
+        except InputError:  # this preprocess has limits that they exceed
+            return None
+
+
+class ImageFeatures(Features):
+    """Images as features: (3, crop, crop) numbers of each."""
+
+    def __init__(self, images: ImageSet) -> None:
+        cached = images.cached
+        super().__init__(cached.tap, cached.dtype, cached.folder, cached.samples)
+        self.tap, self.dtype, self._images = images.tap, images.dtype, images
+        self.sample_shape = images.dataset.sample_shape
+
+    @cached_property
+    def bad(self) -> dict[int, tuple[str, str]]:
+        """Those of the cached features that are no images; features that fit no type are no fault of theirs."""
+        cached = self._images.cached.open().bad
+        gone = np.setdiff1d(np.fromiter(cached, np.int64, len(cached)), self._images.rows)
+        return {row: cached[row] for row in gone.tolist()}
+
+    def usable(self, rows: Rows) -> NDArray[np.bool_]:
+        """Tell which of ``rows`` are images here."""
+        return np.isin(rows, self._images.rows)
+
+    def dataset(self, rows: Rows) -> ImageDataset:
+        """Return the images of rows.
+
+        Raises
+        ------
+        RequestError
+            A row is none of the images.
+        """
+        if not (usable := self.usable(rows)).all():
+            raise RequestError(f"row {np.asarray(rows)[~usable][0]} is none of the images; make a set of its task")
+        return self._images.dataset[np.searchsorted(self._images.rows, rows)]
+
+    def read(self, rows: Rows) -> NDArray[Any]:
+        """Decode the images of rows, (n, 3, crop, crop) float32."""
+        dataset = self.dataset(rows)
+        return np.asarray(dataset.read(np.arange(len(dataset))).numpy())
 
 
 def images_of(
@@ -191,11 +190,14 @@ def images_of(
 
     Parameters
     ----------
-    store, task
-    feature_set
+    store : FeatureStore
+    task : Task
+    feature_set : FeatureSet
         Plain features of the same network: they tell which images are good.
-    folders
-        Where the images lie; they are recognised by their content.
+    folders : sequence of Path
+        That hold the images, which are recognised by their content.
+    progress : Progress, optional
+        Of listing the folders.
 
     Raises
     ------
@@ -205,27 +207,28 @@ def images_of(
         A folder that holds none, or a network that takes texts.
     """
     preprocess = feature_set.identity.preprocess
-    good = feature_set.open()
-    wanted = np.unique(store.samples.rows_of(task.ids))
-    unfit = [row for row, (status, _) in good.bad.items() if status in _OF_FEATURES]
-    wanted = wanted[good.usable(wanted) | np.isin(wanted, unfit)]
+    features = feature_set.open()
+    labeled = np.unique(store.samples.rows_of(task.ids))
+    unfit = [row for row, (status, _) in features.bad.items() if status in _OF_FEATURES]
+    # Of an image that is good, features may still have overflowed their number type.
+    labeled = labeled[features.usable(labeled) | np.isin(labeled, unfit)]
     files: dict[int, Input] = {}
     for folder in folders:
         source = open_source(folder)
         check_modality(source, preprocess, feature_set.identity.backbone)
         listing = take_inventory(store, source, progress).now
-        rows = np.setdiff1d(np.intersect1d(listing.unique_rows, wanted), list(files))
+        # An image in several folders is read from the first.
+        rows = np.setdiff1d(np.intersect1d(listing.unique_rows, labeled), list(files))
         files |= dict(zip(rows.tolist(), inputs_of_rows(source, listing, store.samples, rows), strict=True))
-    if missing := sorted(set(wanted.tolist()) - set(files)):
+    if missing := sorted(set(labeled.tolist()) - set(files)):
         raise RequestError(
-            f"{len(missing)} of {len(wanted)} images of task {task.name!r} are not in "
+            f"{len(missing)} of {len(labeled)} images of task {task.name!r} are not in "
             f"{' or '.join(map(str, folders))} (first: {store.samples.uris_of(missing[:1])[0]}); name every folder "
             "that they were extracted from"
         )
-    if len(files) > _MOST_IMAGES:
-        raise RequestError(f"{len(files)} images are more than can be trained on ({_MOST_IMAGES})")
     assert isinstance(preprocess, PreprocessSpec)
     rows = np.array(sorted(files), np.int64)
+    identity = digest_arrays("images", [store.samples.ids[rows]])
+    dataset = ImageDataset([files[row] for row in rows.tolist()], preprocess, identity)
     same = {**vars(feature_set), "tap": TAP, "dtype": "float32"}
-    reader = ImageReader([files[row] for row in rows.tolist()], preprocess)
-    return ImageSet(**same, cached=feature_set, rows=rows, reader=reader)
+    return ImageSet(**same, cached=feature_set, rows=rows, dataset=dataset)

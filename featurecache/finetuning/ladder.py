@@ -3,28 +3,25 @@
 The tails are trained on what is cached of their layers, the whole network on that or on the images themselves.
 
 Each rung starts from a linear head on the pretrained features, so that a deeper one has no worse start than a shallower
-(LP-FT), and each is judged by the protocol that judges every head.
+(LP-FT), and each is scored by the protocol of every head.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import INPUT, PRE_LOGITS
 from featurecache.backbones.inspection import CostedDryRun, dry_run_with_costs
 from featurecache.errors import BackboneError, HeadError, ReportWarning, RequestError
+from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
-from featurecache.extraction.reproduction import reproduce_backbone
-from featurecache.finetuning.choosing import shallowest_unless_better
-from featurecache.finetuning.making import TAIL, maker
+from featurecache.finetuning.factories import TAIL, layer_factory
 from featurecache.finetuning.planning import (
     TRAINING_PASSES,
     LadderPlan,
@@ -34,15 +31,14 @@ from featurecache.finetuning.planning import (
     seconds_of_a_flop,
     speed_by_operations,
 )
-from featurecache.finetuning.settings import FineTuning
-from featurecache.finetuning.training import check_views, forget, train_on
-from featurecache.heads.gradient.trainings import Cost, Trainings
+from featurecache.finetuning.training import LayerTraining
+from featurecache.heads.gradient.budget import TrainingBudget, TrainingCost
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.store import FeatureStore
-from featurecache.store.tasks import Task
 
+LEVEL = 0.05
+"""Of ladders whose rungs are all equally good, at most this share climbs."""
 _ROUGHLY = 4
-"""A whole network's speed may be that far from the speed of a part of it in training."""
+"""A whole network's speed may be that far from the speed of its end in training."""
 _STEPS_TO_TIME = 4
 _LINEAR = {"classification": "logistic", "multilabel": "logistic", "regression": "ridge"}
 
@@ -66,7 +62,7 @@ class Rung:
 
     def to_json(self, report: TrainingReport, probe: TrainedHead) -> dict[str, Any]:
         """Return plain JSON values."""
-        said = {
+        document = {
             "tap": self.tap,
             "num_bytes": self.num_bytes,
             "num_trainable": self.num_trainable,
@@ -76,9 +72,9 @@ class Rung:
             "chosen": self.head is not None and self.head is report.best,
         }
         if self.head is None:
-            return said
+            return document
         result = self.head.result
-        return said | {
+        return document | {
             "head": result.head,
             "selection_score": result.selection_score,
             "seconds": round(result.seconds, 3),
@@ -103,152 +99,177 @@ class Ladder:
         probe = self.rungs[0].head
         assert probe is not None
         rungs = [rung.to_json(self.report, probe) for rung in self.rungs]
-        return {"ladder": rungs, "ladder_plan": self.plan.to_json(), "ladder_overrun": round(self.overrun, 1)}
+        plan = {"num_trainings": self.plan.num_fits, "rungs": [rung.to_json() for rung in self.plan.rungs]}
+        return {"ladder": rungs, "ladder_plan": plan, "ladder_overrun": round(self.overrun, 1)}
 
 
 def climb(
-    store: FeatureStore,
-    task: Task,
+    training: LayerTraining,
     sets: Sequence[FeatureSet],
-    tuning: FineTuning | None = None,
     *,
     seconds: float = math.inf,
-    on_plan: Callable[[LadderPlan], None] | None = None,
-    on_rung: Callable[[Rung], None] | None = None,
-    balanced: bool = False,
-    random_state: int = 0,
-    memory: int | None = None,
-    backbone: str | None = None,
-    weights: str | Path | None = None,
-    weights_key: str | None = None,
+    on_plan: Callable[[LadderPlan], None] = lambda plan: None,
+    on_rung: Callable[[Rung], None] = lambda rung: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Ladder:
     """Train deeper and deeper while there is time, and choose the shallowest unless a deeper one is better.
 
     Parameters
     ----------
-    store, task, balanced, random_state, memory, backbone, weights, weights_key
-        As for `featurecache.finetuning.training.train_layers`.
-    sets
-        What is cached of one backbone: pooled features to begin with, and whole activations of several layers; or
-        images (`featurecache.finetuning.images.images_of`).
-    tuning
+    training : LayerTraining
         How tails are trained; their output layers start from a linear head.
-    seconds
+    sets : sequence of FeatureSet
+        What is cached of one backbone: pooled features to start with, and whole activations of several layers; or
+        images (`featurecache.finetuning.images.images_of`).
+    seconds : float
         For all of it. A rung that is predicted to take longer than is left is not begun, and trainings that take longer
         than was predicted are stopped.
-    on_plan
-        Called before anything is trained.
-    on_rung
-        Called with each rung as it comes.
-    clock
-        Gives seconds.
+    on_plan, on_rung : callable, optional
+        Called with the plan before anything is trained, and with each rung as it comes.
+    clock : callable
+        Returns seconds.
 
     Raises
     ------
     RequestError
         There are no pooled features, or neither whole activations nor images.
     """
-    deadline = clock() + seconds
-    network, first, whole = _parts_of(sets, {"backbone": backbone, "weights": weights, "weights_key": weights_key})
-    tuning = replace(tuning or FineTuning(), start=("probe",))
-    check_views(sets, tuning)
-    judging: dict[str, Any] = {"balanced": balanced, "random_state": random_state}
-    costed = dry_run_with_costs(network)
-    whole.sort(key=lambda each: -costed.seen.order[_node(each)])
-    plans = [_plan(task, each, tuning, costed, random_state) for each in whole]
-    plan = LadderPlan(rungs=tuple(plans))
-    if on_plan is not None:
-        on_plan(plan)
-    begun = clock()
-    report = train_heads(store, task, [first], [_LINEAR[task.kind]], **judging, memory=memory)
-    linear = report.best.result.estimator
-    size = linear.coef_.size + np.size(linear.intercept_)
-    rungs = [Rung(tap=first.tap, num_bytes=first.num_bytes, head=report.best, num_trainable=size)]
-    budget = _Budget(network, costed, tuning, deadline=deadline, clock=clock, beginning=clock() - begun)
-    for feature_set, planned in zip(whole, plans, strict=True):
-        if on_rung is not None:
-            on_rung(rungs[-1])
-        settings: dict[str, Any] = {**judging, "memory": memory, "network": network}
-        rungs.append(_rung(store, task, feature_set, planned, budget, report, settings))
-    if on_rung is not None:
-        on_rung(rungs[-1])
-    forget(store, task, whole, [TAIL], tuning, **judging)
-    _choose(report, rungs, max(each.num_settings for each in plans))
-    overrun = max(clock() - deadline, 0.0)
-    if overrun >= 1:
-        report.warnings.append(_overrun(seconds, overrun))
-    return Ladder(report=report, rungs=rungs, plan=plan, overrun=overrun)
+    # From a linear head, so that a deeper tail has no worse start than a shallower one.
+    training = replace(training, tuning=replace(training.tuning, start=("probe",)))
+    return _Climb(training, sets, seconds, clock).run(on_plan, on_rung)
 
 
-class _Budget:
-    """What is left of the time, and how much of it a rung would take."""
+class _Climb:
+    """One ladder while it is trained.
+
+    Parameters
+    ----------
+    training : LayerTraining
+    sets, seconds, clock
+        As for `climb`.
+    """
 
     def __init__(
-        self,
-        network: Backbone,
-        costed: CostedDryRun,
-        tuning: FineTuning,
-        *,
-        deadline: float,
-        clock: Callable[[], float],
-        beginning: float,
+        self, training: LayerTraining, sets: Sequence[FeatureSet], seconds: float, clock: Callable[[], float]
     ) -> None:
-        self.deadline, self.clock, self.tuning, self.is_limited = deadline, clock, tuning, not math.isinf(deadline)
-        self._network, self._beginning = network, beginning
-        self._flop = seconds_of_a_flop(network, costed.flops[PRE_LOGITS], clock=clock) if self.is_limited else 0.0
+        self.training, self.clock, self.seconds = training, clock, seconds
+        self.deadline = clock() + seconds
+        self.pooled, whole = _pooled_and_whole(sets)
+        self.network = training.reproduce(whole[0], needed_by="a ladder")
+        training.check_views(sets)
+        self.costed = dry_run_with_costs(self.network)
+        # The latest layers first: they cost least, and each depth predicts the next.
+        self.whole = sorted(whole, key=lambda each: -self.costed.seen.order[_node(each)])
+        # Seconds of fitting the linear head, and of one operation; known when the former is fitted.
+        self.linear_fit, self.flop = 0.0, 0.0
 
     @property
     def left(self) -> float:
+        """Seconds that are left."""
         return max(self.deadline - self.clock(), 0.0)
 
-    def costs(self, task: Task, feature_set: FeatureSet, plan: RungPlan) -> list[Cost]:
+    def run(self, on_plan: Callable[[LadderPlan], None], on_rung: Callable[[Rung], None]) -> Ladder:
+        """Train all rungs; see `climb`."""
+        training, task = self.training, self.training.task
+        plan = LadderPlan(rungs=tuple(_plan(training, each, self.costed) for each in self.whole))
+        on_plan(plan)
+        begun, linear = self.clock(), _LINEAR[task.kind]
+        report = train_heads(
+            training.store,
+            task,
+            [self.pooled],
+            [linear],
+            balanced=training.balanced,
+            random_state=training.random_state,
+            memory=training.memory,
+        )
+        estimator = report.best.result.estimator
+        size = estimator.coef_.size + np.size(estimator.intercept_)
+        tap, num_bytes = self.pooled.tap, self.pooled.num_bytes
+        rungs = [Rung(tap=tap, num_bytes=num_bytes, head=report.best, num_trainable=size)]
+        self.linear_fit = self.clock() - begun
+        if not math.isinf(self.deadline):
+            self.flop = seconds_of_a_flop(self.network, self.costed.flops[PRE_LOGITS], clock=self.clock)
+        for feature_set, planned in zip(self.whole, plan.rungs, strict=True):
+            on_rung(rungs[-1])
+            rungs.append(self._rung(feature_set, planned, report))
+        on_rung(rungs[-1])
+        training.remove_checkpoints(self.whole, [TAIL])
+        _choose(report, rungs, max(each.num_settings for each in plan.rungs))
+        overrun = max(self.clock() - self.deadline, 0.0)
+        # The last step that began in time may end after it.
+        if overrun >= 1:
+            text = f"training took {overrun:.0f} s longer than the {self.seconds:.0f} s that were allowed"
+            report.warnings.append(ReportWarning(kind="deadline", count=1, text=text))
+        return Ladder(report=report, rungs=rungs, plan=plan, overrun=overrun)
+
+    def _rung(self, feature_set: FeatureSet, plan: RungPlan, report: TrainingReport) -> Rung:
+        """Train a tail if there is time for it, and take it into the report, or give the reason why not."""
+        rung = Rung(tap=feature_set.tap, num_bytes=feature_set.num_bytes)
+        try:
+            costs = [] if math.isinf(self.deadline) else self._costs(feature_set, plan)
+            predicted, left = (_total(costs), self.left) if costs else (None, math.inf)
+            if predicted is not None and predicted > left:
+                reason = f"would take about {predicted:.0f} s, and {left:.0f} s are left"
+                return replace(rung, reason=reason, predicted_seconds=predicted)
+            budget = TrainingBudget(deadline=self.deadline, costs=costs, clock=self.clock)
+            found = self.training.train_head(feature_set, TAIL, network=self.network, budget=budget)
+        except (BackboneError, HeadError) as error:
+            return replace(rung, reason=str(error))
+        report.join(found)
+        return replace(
+            rung,
+            head=found.best,
+            num_trainable=sum(array.size for array in found.best.result.estimator.arrays_),
+            predicted_seconds=predicted,
+            num_stopped=budget.num_stopped,
+        )
+
+    def _costs(self, feature_set: FeatureSet, plan: RungPlan) -> list[TrainingCost]:
         """Return the predicted seconds of each training: by operations where steps themselves would take too long."""
-        if not self.is_limited:
-            return []
-        by_operations = speed_by_operations(plan.flops, self._flop, self.tuning, beginning=self._beginning)
-        costs = by_operations.costs(plan, self.tuning)
-        # A few steps are taken unless the rung is far from fitting, or these steps alone would be a good part of it.
-        if _total(costs) > _ROUGHLY * self.left or _STEPS_TO_TIME * by_operations.step > self.left / _ROUGHLY:
+        tuning, clock = self.training.tuning, self.clock
+        speed = speed_by_operations(plan.flops, self.flop, tuning, linear_fit=self.linear_fit)
+        costs = [speed.cost(fit, tuning) for fit in plan.fits]
+        # A few steps are taken unless the rung is far from fitting, or these steps alone would be a large share of it.
+        if _total(costs) > _ROUGHLY * self.left or _STEPS_TO_TIME * speed.step > self.left / _ROUGHLY:
             return costs
-        layers = maker(TAIL, feature_set.tap, feature_set.activation_shape, self._network)(len(task.classes))
-        speed = measured_speed(layers, feature_set, self.tuning, clock=self.clock, beginning=self._beginning)
-        costs = speed.costs(plan, self.tuning)
-        forward = speed.step / (self.tuning.batch_size * TRAINING_PASSES)
-        self._flop = forward / plan.flops if plan.flops else self._flop
-        return costs
+        factory = layer_factory(TAIL, feature_set.tap, feature_set.activation_shape, self.network)
+        speed = measured_speed(factory, feature_set, tuning, clock=clock, linear_fit=self.linear_fit)
+        # What an operation takes here predicts the next depth better than a forward pass of the whole network.
+        if plan.flops:
+            self.flop = speed.step / (tuning.batch_size * TRAINING_PASSES) / plan.flops
+        return [speed.cost(fit, tuning) for fit in plan.fits]
 
 
-def _rung(
-    store: FeatureStore,
-    task: Task,
-    feature_set: FeatureSet,
-    plan: RungPlan,
-    budget: _Budget,
-    report: TrainingReport,
-    settings: dict[str, Any],
-) -> Rung:
-    """Train a tail if there is time for it, and take it into the report, or say why it could not be."""
-    rung = Rung(tap=feature_set.tap, num_bytes=feature_set.num_bytes)
-    try:
-        costs = budget.costs(task, feature_set, plan)
-        predicted, left = (_total(costs), budget.left) if budget.is_limited else (None, math.inf)
-        if predicted is not None and predicted > left:
-            reason = f"would take about {predicted:.0f} s, and {left:.0f} s are left"
-            return replace(rung, reason=reason, predicted_seconds=predicted)
-        trainings = Trainings(deadline=budget.deadline, costs=costs, clock=budget.clock)
-        found = train_on(store, task, feature_set, TAIL, budget.tuning, **settings, trainings=trainings)
-    except (BackboneError, HeadError) as error:
-        return replace(rung, reason=str(error))
-    report.join(found)
-    head = found.best
-    return replace(
-        rung,
-        head=head,
-        num_trainable=sum(array.size for array in head.result.estimator.arrays_),
-        predicted_seconds=predicted,
-        num_stopped=trainings.num_stopped,
-    )
+def shallowest_unless_better(
+    num_rungs: int,
+    compare: Callable[[int, int], Comparison | None],
+    *,
+    num_settings: int = 1,
+    level: float = LEVEL,
+) -> int:
+    """Return the number of a rung, the shallowest being 0.
+
+    Each rung in turn is chosen instead of the one that is chosen so far where it is better on the rows by which both
+    were chosen: its interval leaves out zero, and its p value is below the level divided by the comparisons that there
+    may be (Bonferroni), one for each deeper rung and setting, as the best of several settings is lucky.
+
+    Parameters
+    ----------
+    num_rungs : int
+    compare : callable
+        Takes two numbers of rungs, and returns the first against the second; None where that is not known.
+    num_settings : int
+        Of each rung, among which its own is the best.
+    level : float
+        See `LEVEL`.
+    """
+    chosen, num_comparisons = 0, max((num_rungs - 1) * num_settings, 1)
+    for rung in range(1, num_rungs):
+        found = compare(rung, chosen)
+        if found is not None and found.verdict == "better" and found.p_value <= level / num_comparisons:
+            chosen = rung
+    return chosen
 
 
 def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> None:
@@ -262,29 +283,24 @@ def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> Non
     report.heads.sort(key=lambda head: head is not heads[number])  # a stable sort: the others stay by score
 
 
-def _plan(task: Task, feature_set: FeatureSet, tuning: FineTuning, costed: CostedDryRun, random_state: int) -> RungPlan:
-    before = 0 if _node(feature_set) == INPUT else costed.flops.get(_node(feature_set), 0)
-    flops = max(costed.flops[PRE_LOGITS] - before, 0)
-    return plan_rung(task, feature_set, tuning, flops=flops, random_state=random_state)
+def _plan(training: LayerTraining, feature_set: FeatureSet, costed: CostedDryRun) -> RungPlan:
+    node = _node(feature_set)
+    flops = max(costed.flops[PRE_LOGITS] - (0 if node == INPUT else costed.flops.get(node, 0)), 0)
+    state = training.random_state
+    return plan_rung(training.task, feature_set, training.tuning, flops=flops, random_state=state)
 
 
-def _total(costs: Sequence[Cost]) -> float:
+def _total(costs: Sequence[TrainingCost]) -> float:
     return sum(map(sum, costs))
-
-
-def _overrun(seconds: float, overrun: float) -> ReportWarning:
-    text = f"training took {overrun:.0f} s longer than the {seconds:.0f} s that were allowed"
-    return ReportWarning(kind="deadline", count=1, text=text)
 
 
 def _node(feature_set: FeatureSet) -> str:
     return feature_set.tap.rpartition(":")[0]
 
 
-def _parts_of(
-    sets: Sequence[FeatureSet], reopening: Mapping[str, Any]
-) -> tuple[Backbone, FeatureSet, list[FeatureSet]]:
-    """Return the network, the pooled features to begin with, and the whole activations."""
+def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[FeatureSet]]:
+    """Return the pooled features to start with, those of the last layer if there are any, and the whole activations."""
+    # What keeps its positions or tokens is for layers; the linear head that they are compared with sees one vector.
     whole = [each for each in sets if not each.is_pooled]
     networks = {each.fingerprint for each in whole}
     pooled = [each for each in sets if each.is_pooled and (each.fingerprint in networks or not networks)]
@@ -296,17 +312,10 @@ def _parts_of(
             "BACKBONE --tails`"
         )
     if others := [each for each in whole if each.fingerprint != whole[0].fingerprint]:
-        raise RequestError(f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with "
-                           "--fingerprint")  # fmt: skip
-    made_with = whole[0].about.weights_source
-    identity = whole[0].identity.plain
-    network = reproduce_backbone(identity, made_with, needed_by="a ladder", **reopening)
-    return network, _last_layer(pooled), whole
-
-
-def _last_layer(pooled: Sequence[FeatureSet]) -> FeatureSet:
-    """Return the input of the output layer, or what was cached last."""
-    return next((each for each in pooled if each.tap.startswith("pre_logits:")), pooled[-1])
+        raise RequestError(
+            f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with --fingerprint"
+        )
+    return next((each for each in pooled if each.tap.startswith("pre_logits:")), pooled[-1]), whole
 
 
 def _verdict(report: TrainingReport, head: TrainedHead, other: TrainedHead) -> str | None:

@@ -1,4 +1,4 @@
-"""Small layers to put in the place of several of a network's: ``--head layers:NAME``.
+"""Small layers to train instead of the rest of a network: ``--head layers:NAME``.
 
 Axes: B batch, C channels, H height, W width, T tokens.
 """
@@ -22,9 +22,9 @@ def make_body(name: str, shape: Shape) -> tuple[nn.Module, int]:
 
     Parameters
     ----------
-    name
+    name : str
         ``linear``, ``conv``, ``transformer`` or ``mlp``.
-    shape
+    shape : tuple of int
         Of one sample's activations: (D,), (T, D), (C, H, W), or (H, W, C) as some transformers have it.
 
     Raises
@@ -40,7 +40,7 @@ def make_body(name: str, shape: Shape) -> tuple[nn.Module, int]:
 
 
 class Tokens(nn.Module):
-    """Places of an image as tokens: (B, C, H, W) to (B, T, C)."""
+    """Positions of an image as tokens: (B, C, H, W) to (B, T, C)."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return (B, T, C)."""
@@ -61,9 +61,10 @@ def _linear(shape: Shape) -> tuple[nn.Module, int]:
 
 
 def _conv(shape: Shape) -> tuple[nn.Module, int]:
-    """One convolution of 3x3, and the mean over all places."""
+    """One convolution of 3x3, and the mean over all positions."""
     if len(shape) != 3:
         raise HeadError(f"layers:conv is for activations (channels, height, width), not {shape}; try layers:mlp")
+    # Group norm: it has no statistics, which batches of 32 would estimate badly.
     layers = [nn.Conv2d(shape[0], _WIDTH, 3, padding=1, bias=False), nn.GroupNorm(8, _WIDTH), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), _WIDTH
 
@@ -71,8 +72,9 @@ def _conv(shape: Shape) -> tuple[nn.Module, int]:
 def _transformer(shape: Shape) -> tuple[nn.Module, int]:
     """One block of a transformer, its norm first, and the mean over all tokens."""
     if len(shape) not in (2, 3):
-        raise HeadError(f"layers:transformer is for tokens or places of an image, not for {shape}; try layers:mlp")
+        raise HeadError(f"layers:transformer is for tokens or positions of an image, not for {shape}; try layers:mlp")
     width = shape[0] if len(shape) == 3 else shape[1]
+    # The number of heads has to divide the width.
     heads = next(count for count in (_HEADS, 2, 1) if width % count == 0)
     block = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.1, batch_first=True, norm_first=True)
     first = [Tokens()] if len(shape) == 3 else []

@@ -1,6 +1,6 @@
 """What a ladder of depths will take: how many trainings, of how many rows, and how long on this machine.
 
-Operations after a cut tell how long a step takes beside another rung's; a few steps tell how long on this machine.
+Operations after a cut give the time of a step relative to another depth; a few steps give it on this machine.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.evaluation.selection import folds
-from featurecache.finetuning.images import ImageSet
 from featurecache.finetuning.settings import FineTuning
-from featurecache.finetuning.training import apart
-from featurecache.heads.gradient.trainable import TrainableLayers, parameter_groups
-from featurecache.heads.gradient.trainings import Cost
-from featurecache.heads.gradient.tuner import FineTuned
+from featurecache.finetuning.training import by_augmentation
+from featurecache.heads.gradient.budget import TrainingCost
+from featurecache.heads.gradient.datasets import ActivationDataset
+from featurecache.heads.gradient.finetuned import FineTunedClassifier
+from featurecache.heads.gradient.layer_training import LayerTrainer, TrainingData
+from featurecache.heads.gradient.trainable import LayerFactory
 from featurecache.heads.threads import all_threads
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.tasks import Task
 
 Clock = Callable[[], float]
-_TIMED_STEPS = 2
+# The first step makes what the others find, such as the moments of the optimiser.
+_WARM_UP_STEPS, _TIMED_STEPS = 1, 2
 TRAINING_PASSES = 3
-"""Backward, gradients of activations and of parameters each cost about what forward costs."""
-_STOP_BY, _LEAST_TO_STOP_BY = 0.1, 1000
+"""Forward, gradients of activations and gradients of parameters each cost about the same."""
+_HELD_OUT, _MIN_HELD_OUT_ROWS = 0.1, 1000
 _READ_ROWS = 8
 
 
@@ -42,8 +43,8 @@ class Fit:
 
     num_rows: int
     """Each view of a sample is one."""
-    num_judged: int
-    """Rows that are answered for when it is done."""
+    num_predicted: int
+    """Rows that are predicted when it is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,20 +78,16 @@ class LadderPlan:
     rungs: tuple[RungPlan, ...]
 
     @property
-    def num_trainings(self) -> int:
+    def num_fits(self) -> int:
         """Of all rungs, the linear head not included."""
         return sum(len(rung.fits) for rung in self.rungs)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"num_trainings": self.num_trainings, "rungs": [rung.to_json() for rung in self.rungs]}
 
     def __str__(self) -> str:
         first = self.rungs[0]
         last = sum(len(rung.fits) - rung.num_settings * rung.num_folds for rung in self.rungs)
-        each = [_number(first.num_settings, "setting"), _number(first.num_folds, "fold")]
-        product = " x ".join([_number(len(self.rungs), "depth"), *each])
-        return f"{_number(self.num_trainings, 'training')} to come: {product}, and {last} more on all rows to be kept"
+        counts = {"depth": len(self.rungs), "setting": first.num_settings, "fold": first.num_folds}
+        product = " x ".join(_counted(count, noun) for noun, count in counts.items())
+        return f"{_counted(self.num_fits, 'training')} to come: {product}, and {last} more on all rows to be kept"
 
 
 def plan_rung(task: Task, feature_set: FeatureSet, tuning: FineTuning, *, flops: int, random_state: int) -> RungPlan:
@@ -98,30 +95,31 @@ def plan_rung(task: Task, feature_set: FeatureSet, tuning: FineTuning, *, flops:
 
     Parameters
     ----------
-    task, feature_set
-    tuning
+    task : Task
+    feature_set : FeatureSet
+    tuning : FineTuning
         How tails are trained.
-    flops
+    flops : int
         Operations of one sample after the cut, forward.
-    random_state
+    random_state : int
         Of folds.
     """
     features, views = feature_set.open(), feature_set.num_views or 1
     of_split = {split: task.rows(features, split) for split in ("train", "validation", "test") if task.has(split)}
     counts = {split: len(rows) for split, (rows, _) in of_split.items()}
     train = counts["train"]
-    chosen_on_validation = "validation" in counts and "test" in counts
-    if chosen_on_validation:
+    if "validation" in counts and "test" in counts:  # settings are chosen on validation rows
         num_folds, whole = 1, train + counts["validation"]
-        once = [Fit(num_rows=train * views, num_judged=counts["validation"])]
+        once = [Fit(num_rows=train * views, num_predicted=counts["validation"])]
     else:
         rows, y = of_split["train"]
         groups = task.groups_of(rows)
         num_folds = folds(y, groups, random_state=random_state).get_n_splits(y, y, groups)
         held_out, whole = math.ceil(train / num_folds), train
-        once = [Fit(num_rows=(train - held_out) * views, num_judged=held_out)] * num_folds
-    last = Fit(num_rows=whole * views, num_judged=counts.get("test", counts.get("validation", 0)))
-    num_augmentations, num_settings = len(apart(tuning, feature_set)), len(tuning.grid())
+        once = [Fit(num_rows=(train - held_out) * views, num_predicted=held_out)] * num_folds
+    # The chosen setting is fitted again on all that it may see.
+    last = Fit(num_rows=whole * views, num_predicted=counts.get("test", counts.get("validation", 0)))
+    num_augmentations, num_settings = len(by_augmentation(tuning, feature_set)), len(tuning.grid())
     return RungPlan(
         tap=feature_set.tap,
         num_settings=num_settings * num_augmentations,
@@ -136,97 +134,103 @@ class Speed:
     """Seconds of what a training consists of."""
 
     step: float
-    """With reading its rows."""
-    answer: float
+    """Reading its rows included."""
+    predict: float
     """For one row."""
-    beginning: float = 0.0
-    """Of fitting the linear head that a training begins with."""
+    linear_fit: float = 0.0
+    """Of fitting the linear head that a training starts from."""
 
-    def costs(self, rung: RungPlan, tuning: FineTuning) -> list[Cost]:
-        """Return the predicted seconds of each training."""
-        return [self.cost(fit, tuning) for fit in rung.fits]
-
-    def cost(self, fit: Fit, tuning: FineTuning) -> Cost:
+    def cost(self, fit: Fit, tuning: FineTuning) -> TrainingCost:
         """Return the predicted seconds of a training."""
-        held_out = math.ceil(_STOP_BY * fit.num_rows) if fit.num_rows >= _LEAST_TO_STOP_BY else 0
+        held_out = math.ceil(_HELD_OUT * fit.num_rows) if fit.num_rows >= _MIN_HELD_OUT_ROWS else 0
         steps, epochs = num_steps(fit.num_rows - held_out, tuning)
-        answered = fit.num_rows + epochs * held_out  # the features of the linear head, and epochs
-        return Cost(self.beginning + steps * self.step + answered * self.answer, fit.num_judged * self.answer)
+        predicted = fit.num_rows + epochs * held_out  # features of the linear head, and evaluations of epochs
+        seconds = self.linear_fit + steps * self.step + predicted * self.predict
+        return TrainingCost(seconds, fit.num_predicted * self.predict)
 
 
 def num_steps(num_rows: int, tuning: FineTuning) -> tuple[int, int]:
     """Return steps and epochs of a training."""
-    of_an_epoch = math.ceil(num_rows / tuning.batch_size)
-    epochs = FineTuned(batch_size=tuning.batch_size, epochs=tuning.epochs).num_epochs(num_rows)
-    return epochs * of_an_epoch, epochs
+    epochs = tuning.num_epochs(num_rows)
+    return epochs * math.ceil(num_rows / tuning.batch_size), epochs
 
 
-def speed_by_operations(flops: int, seconds_of_a_flop: float, tuning: FineTuning, *, beginning: float = 0.0) -> Speed:
-    """Predict the speed of a tail by the operations after its cut."""
-    forward = flops * seconds_of_a_flop
-    return Speed(step=tuning.batch_size * TRAINING_PASSES * forward, answer=forward, beginning=beginning)
-
-
-def measured_speed(
-    layers: TrainableLayers, feature_set: FeatureSet, tuning: FineTuning, *, clock: Clock, beginning: float = 0.0
-) -> Speed:
-    """Take a few steps on made-up activations, and read a few rows.
+def speed_by_operations(flops: int, seconds_of_a_flop: float, tuning: FineTuning, *, linear_fit: float = 0.0) -> Speed:
+    """Predict the speed of a tail by its operations.
 
     Parameters
     ----------
-    layers
-        Of the tail; changed by the steps.
-    feature_set, tuning
-    clock
-        Gives seconds.
-    beginning
+    flops : int
+        Of one sample after the cut, forward.
+    seconds_of_a_flop : float
+    tuning : FineTuning
+    linear_fit : float
         See `Speed`.
     """
-    shape = feature_set.activation_shape
-    activations = torch.randn(tuning.batch_size, *shape, generator=torch.Generator().manual_seed(0))
-    layers = layers.to(tuning.device)
-    rates = {name: getattr(tuning, name) for name in ("layer_decay", "weight_decay")}
-    groups = parameter_groups(layers, learning_rate=1e-9, pretrained_factor=1.0, **rates)
-    optimizer = torch.optim.AdamW(list(groups))
-    layers.set_training(statistics=tuning.batch_norm == "train")
-    reading = _seconds_to_read(feature_set, clock) * tuning.batch_size
-    with all_threads():
-        _step(layers, optimizer, activations, tuning)  # the first makes what the others find
-        step = min(_timed(clock, lambda: _step(layers, optimizer, activations, tuning)) for _ in range(_TIMED_STEPS))
-        layers.eval()
+    forward = flops * seconds_of_a_flop
+    return Speed(step=tuning.batch_size * TRAINING_PASSES * forward, predict=forward, linear_fit=linear_fit)
+
+
+def measured_speed(
+    factory: LayerFactory, feature_set: FeatureSet, tuning: FineTuning, *, clock: Clock, linear_fit: float = 0.0
+) -> Speed:
+    """Take a few steps of a tail on random activations, and read a few rows.
+
+    Parameters
+    ----------
+    factory : callable
+        Makes the tail.
+    feature_set : FeatureSet
+    tuning : FineTuning
+    clock : callable
+        Returns seconds.
+    linear_fit : float
+        See `Speed`.
+    """
+    features, size = feature_set.open(), tuning.batch_size
+    rows = features.rows[features.usable(features.rows)][:_READ_ROWS]
+    reading = _timed(clock, lambda: features.read(rows)) / max(len(rows) * (feature_set.num_views or 1), 1) * size
+    activations = torch.randn(size, *feature_set.activation_shape, generator=torch.Generator().manual_seed(0))
+    # Nothing is held out, and the loss is the cheapest: layers take nearly all of the time.
+    nothing = np.zeros(0, np.int64)
+    data = TrainingData(
+        dataset=ActivationDataset(activations.flatten(1).numpy(), feature_set.activation_shape),
+        y=torch.zeros(size, 1),
+        weight=torch.ones(size),
+        fitted=np.arange(size),
+        held_out=nothing,
+        kind="regression",
+    )
+    trainer = LayerTrainer(factory(1), data, FineTunedClassifier(**tuning.params()))
+    batch = np.arange(size), activations
+    with all_threads(), torch.random.fork_rng(devices=[]):  # a step seeds torch
+        seconds = [
+            # At a learning rate of zero: the weights are not to leave the range in which they were trained.
+            _timed(clock, lambda: trainer.take_step(batch, 0.0))
+            for _ in range(_WARM_UP_STEPS + _TIMED_STEPS)
+        ]
+        layers = trainer.layers.eval()
         with torch.no_grad():
-            answer = _timed(clock, lambda: layers(activations.to(tuning.device)).cpu())
-    per_row = (answer + reading) / len(activations)
-    return Speed(step=step + reading, answer=per_row, beginning=beginning)
+            predict = _timed(clock, lambda: layers(activations.to(tuning.device)).cpu())
+    step = min(seconds[_WARM_UP_STEPS:]) + reading
+    return Speed(step=step, predict=(predict + reading) / size, linear_fit=linear_fit)
 
 
 def seconds_of_a_flop(backbone: Backbone, flops: int, *, clock: Clock) -> float:
-    """Time a forward pass of a whole network, whose operations for one input are ``flops``."""
+    """Time a forward pass of a whole network.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    flops : int
+        Operations of the network for one input.
+    clock : callable
+        Returns seconds.
+    """
     call, inputs = input_kind_of(backbone.preprocess).call, example_inputs(backbone)
     with all_threads(), torch.inference_mode():
         seconds = _timed(clock, lambda: call(backbone.module, inputs))
     return seconds / max(flops * len(inputs), 1)
-
-
-def _step(layers: TrainableLayers, optimizer: torch.optim.Optimizer, activations: Tensor, tuning: FineTuning) -> None:
-    dtype = torch.bfloat16 if tuning.precision == "bfloat16" else None
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(tuning.device.partition(":")[0], dtype=dtype, enabled=dtype is not None):
-        outputs = layers(activations.to(tuning.device))
-    loss = outputs.float().square().mean()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    loss.item()  # a device may still be at work
-
-
-def _seconds_to_read(feature_set: FeatureSet, clock: Clock) -> float:
-    """Return the seconds of one row."""
-    features = feature_set.open()
-    rows = features.rows[:_READ_ROWS]
-    if isinstance(feature_set, ImageSet):
-        places = np.arange(min(len(feature_set.rows), _READ_ROWS))
-        return _timed(clock, lambda: feature_set.reader(places, None)) / max(len(places), 1)
-    return _timed(clock, lambda: features.read(rows)) / max(len(rows) * (feature_set.num_views or 1), 1)
 
 
 def _timed(clock: Clock, work: Callable[[], Any]) -> float:
@@ -235,5 +239,5 @@ def _timed(clock: Clock, work: Callable[[], Any]) -> float:
     return clock() - begun
 
 
-def _number(count: int, noun: str) -> str:
+def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("s" if count != 1 else "")

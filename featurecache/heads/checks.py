@@ -12,6 +12,8 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, Strat
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d, validate_data
 
+from featurecache.heads.gradient.datasets import InputDataset
+
 REAL_TYPES = [np.float64, np.float32]
 """Of features; all else is converted to the first."""
 
@@ -67,8 +69,8 @@ def checked_rows(
     ValueError
         Rows that scikit-learn's estimators refuse too.
     """
-    if isinstance(X, np.memmap):  # scikit-learn's own checks would copy it
-        estimator.n_features_in_ = X.shape[1]
+    if isinstance(X, np.memmap | InputDataset):  # scikit-learn's own checks would copy it
+        estimator.n_features_in_ = X.shape[-1]
         y = np.asarray(y) if several and np.ndim(y) == 2 else column_or_1d(y)
         check_consistent_length(X, y)
         return X, y

@@ -270,7 +270,11 @@ def refusals(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray, name: str) 
     except (ValueError, RuntimeError, FloatingPointError, np.linalg.LinAlgError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         classes = f" in {count} classes" if (count := _num_classes(np.asarray(y))) else ""
-        size = f"{X.shape[0]} rows of {X.shape[1]} features" if np.ndim(X) == 2 else f"an array of shape {np.shape(X)}"
+        size = (
+            f"{X.shape[0]} rows of {X.shape[-1]} features"
+            if len(np.shape(X)) > 1
+            else f"an array of shape {np.shape(X)}"
+        )
         raise HeadError(
             f"head {(name or type(estimator).__name__)!r} cannot be fitted on {size}{classes}: {reason}. Choose "
             "another head or check the features"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from featurecache.backbones.taps import TappedBackbone
+    from featurecache.heads.gradient.datasets import Dataset
     from featurecache.heads.gradient.trainable import TrainableLayers
 
 
@@ -31,7 +31,8 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     from featurecache.backbones.cutting import valid_cuts
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import TappedBackbone, resolve_taps
-    from featurecache.finetuning.making import maker
+    from featurecache.finetuning.factories import layer_factory
+    from featurecache.heads.gradient.datasets import ActivationDataset
     from featurecache.machine import num_cores
     from featurecache.specs import BackboneRequest
 
@@ -40,7 +41,7 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     backbone = load_backbone(request)
     (tap,) = resolve_taps(backbone, [args.tap])
     before = TappedBackbone(backbone, [tap])
-    make = maker("tail", tap.name, tap.shape, backbone)
+    make = layer_factory("tail", tap.name, tap.shape, backbone)
     decode, images = _images(args, backbone.preprocess)
     seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +52,12 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
                 cached[some] = before(images[some])[tap.name].numpy()
         for turn in range(args.repeats + 1):  # the first is to warm up
             found = {
-                CACHE: _epoch(make(10), lambda places: torch.from_numpy(cached[places]), args),
-                RECOMPUTED: _epoch(_with_frozen(before, make(10)), lambda places: images[places], args),
+                CACHE: _epoch(make(10), ActivationDataset(cached.reshape(len(cached), -1), tap.shape), args),
+                RECOMPUTED: _epoch(
+                    _with_frozen(before, make(10)),
+                    ActivationDataset(images.flatten(1).numpy(), tuple(images.shape[1:])),
+                    args,
+                ),
             }
             if decode is not None:
                 found[DECODED] = _epoch(_with_frozen(before, make(10)), decode, args)
@@ -75,12 +80,12 @@ def bench_tails(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _images(args: argparse.Namespace, preprocess: Any) -> tuple[Callable[[Any], Tensor] | None, Tensor]:
-    """Return what decodes images by their places, if there are any, and what it gives, or else noise."""
+def _images(args: argparse.Namespace, preprocess: Any) -> tuple[Dataset | None, Tensor]:
+    """Return images as a data set that decodes them, if there are any, and all of them decoded, or else noise."""
     import numpy as np
     import torch
 
-    from featurecache.finetuning.images import ImageReader
+    from featurecache.finetuning.images import ImageDataset
     from featurecache.sources.files import NamedFiles
     from featurecache.sources.inputs import inputs_of
 
@@ -88,8 +93,8 @@ def _images(args: argparse.Namespace, preprocess: Any) -> tuple[Callable[[Any], 
         return None, torch.randn(args.rows, 3, preprocess.crop, preprocess.crop)
     files = find_files(args.images, args.rows)
     args.rows = len(files)
-    reader = ImageReader(list(inputs_of(NamedFiles(files))), preprocess)
-    return lambda places: reader(places, None), reader(np.arange(len(files)), None)
+    dataset = ImageDataset(list(inputs_of(NamedFiles(files))), preprocess)
+    return dataset, dataset.read(np.arange(len(files)))
 
 
 def _with_frozen(before: TappedBackbone, layers: TrainableLayers) -> TrainableLayers:
@@ -115,23 +120,21 @@ def _with_frozen(before: TappedBackbone, layers: TrainableLayers) -> TrainableLa
     return TrainableLayers(Whole(layers.body), layers.output)
 
 
-def _epoch(layers: TrainableLayers, read: Callable[[Any], Tensor], args: argparse.Namespace) -> float:
+def _epoch(layers: TrainableLayers, dataset: Dataset, args: argparse.Namespace) -> float:
     """Train for an epoch, and return how many seconds it took."""
     import numpy as np
     import torch
 
-    from featurecache.heads.gradient.descent import Course, RowsToTrain, descend
+    from featurecache.heads.gradient.layer_training import LayerTrainer, TrainingData
+    from featurecache.heads.gradient.options import LayerSetting
 
-    course = Course(
-        learning_rate=1e-4, pretrained_factor=0.1, layer_decay=1.0, weight_decay=0.05, batch_size=args.batch_size,
-        epochs=1, warmup=0.0, clip=1.0, patience=1, batch_norm="frozen", precision="float32", device="cpu", seed=0,
-    )  # fmt: skip
-    rows = RowsToTrain(
-        read=lambda places, _: read(places), y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows),
-        fitted=np.arange(args.rows), to_stop_by=np.zeros(0, np.int64), outcome="classification",
+    setting = LayerSetting(learning_rate=1e-4, batch_size=args.batch_size, epochs=1, warmup=0.0)
+    data = TrainingData(
+        dataset=dataset, y=torch.arange(args.rows) % 10, weight=torch.ones(args.rows),
+        fitted=np.arange(args.rows), held_out=np.zeros(0, np.int64), kind="classification",
     )  # fmt: skip
     started = time.perf_counter()
-    descend(layers, rows, course)
+    LayerTrainer(layers, data, setting).run()
     return time.perf_counter() - started
 
 

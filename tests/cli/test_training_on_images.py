@@ -11,34 +11,36 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RUNTIME, TINY
+from conftest import RUNTIME, TINY, copied, write_cache
 from PIL import Image
 
 from featurecache.deployment.predict import predict
 from featurecache.errors import RequestError
-from featurecache.finetuning import images as images_module
-from featurecache.finetuning.images import TAP, ImageSet, images_of
+from featurecache.finetuning.images import TAP, ImageDataset, ImageSet, images_of
 from featurecache.finetuning.settings import FineTuning
-from featurecache.finetuning.training import train_layers, train_on
-from featurecache.heads.gradient.reading import Draw
+from featurecache.finetuning.training import LayerTraining
+from featurecache.heads.gradient.datasets import Draw
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
 
 TRAIN = ["--task", "colours", "--quiet", "--learning-rate", 0.01, "--backbone", TINY]
 
 
-@pytest.fixture
-def source(make_folder: Callable[..., Path]) -> Path:
-    return make_folder(per_class=20)
-
-
-@pytest.fixture
-def cache(source: Path, tmp_path: Path, call: Callable) -> Path:
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three colours, of which only the features for heads are cached."""
-    cache = tmp_path / "c"
-    assert call("extract", source, "--cache", cache, "--backbone", TINY, *RUNTIME)[0] == 0
-    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
-    return cache
+    return write_cache(tmp_path_factory.mktemp("images"), "default", task="colours")
+
+
+@pytest.fixture
+def cache(extracted: Path, tmp_path: Path) -> Path:
+    """A copy to write to."""
+    return copied(extracted, tmp_path)
+
+
+@pytest.fixture
+def source(cache: Path) -> Path:
+    return cache.parent / "photos"
 
 
 def add(source: Path, cache: Path, call: Callable, *options: object) -> None:
@@ -53,7 +55,8 @@ def images(cache: Path, *folders: Path) -> ImageSet:
 def trained(cache: Path, feature_set: Any, **tuning: Any) -> Any:
     store = FeatureStore.open(cache)
     how = FineTuning(learning_rate=(0.01,), epochs=3, batch_size=8, **tuning)
-    return train_layers(store, store.task("colours"), [feature_set], ["tail"], how, backbone=TINY).best.result
+    training = LayerTraining(store=store, task=store.task("colours"), tuning=how, backbone=TINY)
+    return training.train([feature_set], ["tail"]).best.result
 
 
 def test_they_give_the_head_that_the_cached_input_gives(source: Path, cache: Path, call: Callable) -> None:
@@ -72,33 +75,34 @@ def test_a_view_is_the_one_that_extract_caches_under_its_number(source: Path, ca
     add(source, cache, call, "--tap", TAP, "--dtype", "float32", "--views", 4, "--view-seed", 7)
     cached = FeatureStore.open(cache).find(tap=TAP, views=4).open()
     found = images(cache, source)
-    places = np.array([5, 2, 40])
-    expected = cached.read(found.rows[places])
+    indices = np.array([5, 2, 40])
+    expected = cached.read(found.rows[indices])
     for number in range(4):
-        views = found.reader(places, Draw(7, number)).numpy()
+        views = found.dataset.read(indices, Draw(7, number)).numpy()
         np.testing.assert_array_equal(views, expected[:, number])
-    beyond = found.reader(places, Draw(7, 1000)).numpy()
+    beyond = found.dataset.read(indices, Draw(7, 1000)).numpy()
     assert not any(np.array_equal(beyond, expected[:, number]) for number in range(4))
-    assert not np.array_equal(found.reader(places, Draw(8, 0)).numpy(), expected[:, 0])
+    assert not np.array_equal(found.dataset.read(indices, Draw(8, 0)).numpy(), expected[:, 0])
 
 
 def test_each_epoch_sees_other_views_and_held_out_images_are_plain(source: Path, cache: Path) -> None:
     found = images(cache, source)
     seen: dict[Draw | None, list[int]] = {}
 
-    class Watching(images_module.ImageReader):
-        def __call__(self, places: Any, draw: Any) -> Any:
-            seen.setdefault(draw, []).extend(places.tolist())
-            return super().__call__(places, draw)
+    class Watching(ImageDataset):
+        def read(self, selected: Any, draw: Any = None) -> Any:
+            seen.setdefault(draw, []).extend(self.indices[selected].tolist())
+            return super().read(selected, draw)
 
-    trained(cache, replace(found, reader=Watching(found.reader.files, found.reader.preprocess)), augment=("views",))
+    watching = Watching(found.dataset.files, found.dataset.preprocess)
+    trained(cache, replace(found, dataset=watching), augment=("views",))
     assert {draw.number for draw in seen if draw is not None} == {0, 1, 2}
     assert {draw.seed for draw in seen if draw is not None} == {0}
     store = FeatureStore.open(cache)
     looked_at = store.task("colours").rows(found.open(), "test")[0]
     plain = found.rows[np.unique(seen[None])]
     assert set(looked_at) <= set(plain)
-    augmented = {place for draw, places in seen.items() if draw is not None for place in places}
+    augmented = {index for draw, indices in seen.items() if draw is not None for index in indices}
     assert not set(looked_at) & set(found.rows[sorted(augmented)])
 
 
@@ -217,17 +221,18 @@ def test_finished_fits_are_taken_over_without_a_look_at_their_images(source: Pat
     found, store = images(cache, source), FeatureStore.open(cache)
     task, reads = store.task("colours"), list[int]()
 
-    class Counting(images_module.ImageReader):
-        def __call__(self, places: Any, draw: Any) -> Any:
-            reads.extend(places.tolist())
-            return super().__call__(places, draw)
+    class Counting(ImageDataset):
+        def read(self, selected: Any, draw: Any = None) -> Any:
+            reads.extend(selected.tolist())
+            return super().read(selected, draw)
 
-    counted = replace(found, reader=Counting(found.reader.files, found.reader.preprocess))
+    counted = replace(found, dataset=Counting(found.dataset.files, found.dataset.preprocess))
     tuning = FineTuning(learning_rate=(0.01,), epochs=2, start=("probe",))
-    first = train_on(store, task, counted, "tail", tuning, backbone=TINY)
+    training = LayerTraining(store=store, task=task, tuning=tuning, backbone=TINY)
+    first = training.train_head(counted, "tail")
     whole = len(reads)
     reads.clear()
-    again = train_on(store, task, counted, "tail", replace(tuning, resume=True), backbone=TINY)
+    again = replace(training, tuning=replace(tuning, resume=True)).train_head(counted, "tail")
     judged = sum(len(task.rows(found.open(), split)[0]) for split in ("validation", "test"))
     assert len(reads) <= 3 * judged < whole
     np.testing.assert_array_equal(again.best.result.proba, first.best.result.proba)
@@ -249,7 +254,7 @@ def test_an_image_that_changes_ends_the_training_in_one_line(source: Path, cache
     victim = source / "red" / "000.png"
     victim.write_bytes(victim.read_bytes() + b"x")
     with pytest.raises(RequestError, match=r"000\.png cannot be trained on any more: the file was edited"):
-        found.reader(np.arange(60), None)
+        found.dataset.read(np.arange(60))
     with pytest.raises(RequestError, match=r"is none of the images"):
         found.open().read(np.array([10**6]))
     victim.unlink()

@@ -150,7 +150,7 @@ def test_training_on_images_obeys_the_range(source: Path, tmp_path: Path) -> Non
     images = images_of(store, task, feature_set, [source])
     listing = store.listings.load(source)
     assert listing is not None
-    place = int(np.searchsorted(images.rows, listing.row_of["red/deep0.png"]))
-    with images.reader.undisturbed():
-        pixels = images.reader(np.array([place]), None)
+    dataset = images.dataset
+    with dataset.undisturbed():
+        pixels = dataset.read(np.searchsorted(images.rows, [listing.row_of["red/deep0.png"]]))
     assert float(pixels.max() - pixels.min()) > 1.5  # of 2, with a standard deviation of 0.5

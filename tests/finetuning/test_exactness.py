@@ -14,7 +14,7 @@ from torch import nn
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.cutting import cut
 from featurecache.backbones.registry import load_backbone
-from featurecache.finetuning.making import maker
+from featurecache.finetuning.factories import layer_factory
 from featurecache.heads.gradient.finetuned import FineTunedClassifier
 from featurecache.specs import BackboneRequest
 
@@ -91,7 +91,7 @@ def test_losses_are_those_of_a_network_whose_frozen_part_is_recomputed(name: str
     activations = caught[0].numpy()
 
     head = FineTunedClassifier(
-        maker("tail", tap, activations.shape[1:], backbone),
+        layer_factory("tail", tap, activations.shape[1:], backbone),
         shape=activations.shape[1:],
         learning_rate=RATE,
         epochs=EPOCHS,
@@ -109,7 +109,7 @@ def test_a_network_that_ends_in_a_map_is_pooled_before_the_new_output_layer() ->
     """SqueezeNet's output layer is a convolution: flattened, its input would be 86,528 features instead of 512."""
     need("torchvision")
     backbone = load_backbone(BackboneRequest(name="torchvision:squeezenet1_1", init="random"))
-    layers = maker("tail", "features.10:none", (384, 13, 13), backbone)(3)
+    layers = layer_factory("tail", "features.10:none", (384, 13, 13), backbone)(3)
     assert layers.output is not None
     assert layers.output.in_features == 512
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -140,12 +140,12 @@ def test_a_distilled_network_ends_in_the_mean_of_both_tokens_as_it_does_itself(t
     backbone.module.blocks[9].register_forward_hook(
         lambda _module, _inputs, out: seen.update({"blocks.9": out.clone()})
     )
-    layers = maker("tail", tap, (), backbone)(5).eval()
+    layers = layer_factory("tail", tap, (), backbone)(5).eval()
     with torch.inference_mode():
         ended = backbone.module(images)
         activations = seen[tap.removesuffix(":none")]
         torch.testing.assert_close(layers.features(activations), ended)
-        first = maker("tail", tap, (), backbone, joined=False)(5).eval().features(activations)
+        first = layer_factory("tail", tap, (), backbone, joined=False)(5).eval().features(activations)
         assert (first - ended).abs().max() > 1e-2, "the class token alone is something else"
         whole = copy.deepcopy(backbone.module)
         whole.head = whole.head_dist = layers.output

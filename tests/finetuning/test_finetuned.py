@@ -12,15 +12,15 @@ from sklearn.base import clone
 from torch import nn
 
 from featurecache.errors import HeadError, UnknownNameError
+from featurecache.finetuning.factories import layer_factory
 from featurecache.finetuning.library import LIBRARY, make_body
-from featurecache.finetuning.making import maker
 from featurecache.heads.encoding import decode_estimator, encode_estimator
 from featurecache.heads.fitting import fit_estimator
-from featurecache.heads.gradient.augmenting import AUGMENTATIONS
-from featurecache.heads.gradient.descent import Course
+from featurecache.heads.gradient.augmentation import AUGMENTATIONS
+from featurecache.heads.gradient.datasets import Draw, InputDataset
 from featurecache.heads.gradient.finetuned import FineTunedClassifier, FineTunedRegressor
-from featurecache.heads.gradient.reading import Draw
 from featurecache.heads.gradient.trainable import TrainableLayers
+from featurecache.heads.gradient.training import Schedule
 
 SHAPE = (4, 6, 6)
 
@@ -55,9 +55,20 @@ def head(**params: Any) -> FineTunedClassifier:
     return FineTunedClassifier(make, shape=SHAPE, **{"learning_rate": 1e-2, "pretrained_factor": 1.0, **params})
 
 
-@pytest.mark.parametrize("start", ["fresh", "probe"])
-@pytest.mark.parametrize("augment", [None, *AUGMENTATIONS])
-@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+# Each pair of values stands in one of these.
+@pytest.mark.parametrize(
+    ("start", "augment", "batch_norm"),
+    [
+        *(
+            ("fresh", None, "frozen"),
+            ("probe", None, "train"),
+            ("fresh", "noise", "frozen"),
+            ("probe", "noise", "train"),
+        ),
+        *(("fresh", "mixup", "train"), ("probe", "mixup", "frozen")),
+        *(("fresh", "brightness", "train"), ("probe", "brightness", "frozen")),
+    ],
+)
 def test_learns(start: str, augment: Any, batch_norm: Any) -> None:
     X, y = rows()
     fitted = head(start=start, augment=augment, batch_norm=batch_norm).fit(X, y)
@@ -123,7 +134,7 @@ def test_labels_and_numbers() -> None:
         regressor = FineTunedRegressor(make, shape=SHAPE, learning_rate=1e-2, pretrained_factor=1.0, start=start)
         assert regressor.fit(X, numbers).predict(X).shape == (150, 2)
         assert regressor.score(X, numbers) > 0.3
-        assert regressor.fit(X, numbers[:, 0]).predict(X).shape == (150,)
+    assert regressor.set_params(epochs=1).fit(X, numbers[:, 0]).predict(X).shape == (150,)
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "regression"])
@@ -181,10 +192,10 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
         ({"start": "warm"}, "unknown start 'warm'"),
         ({"augment": "flip"}, "unknown augment 'flip'"),
         ({"precision": "float8"}, "unknown precision 'float8'"),
-        ({"layers": None}, "no layers to train"),
-        ({"layers": seven}, r"make \(2, 7\) of two rows"),
-        ({"layers": misfit}, r"do not take activations of shape \(4, 6, 6\)"),
-        ({"layers": without_output, "start": "probe"}, "output layer"),
+        ({"factory": None}, "no layers to train"),
+        ({"factory": seven}, r"make \(2, 7\) of two rows"),
+        ({"factory": misfit}, r"do not take activations of shape \(4, 6, 6\)"),
+        ({"factory": without_output, "start": "probe"}, "output layer"),
     ],
 )  # fmt: skip
 def test_parameters_that_make_no_sense_are_refused(params: dict[str, Any], message: str) -> None:
@@ -224,7 +235,7 @@ def test_a_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
             return layers
 
         with pytest.raises(KeyboardInterrupt):
-            head(**settings, **place, resume=True).set_params(layers=stopping).fit(X, y)
+            head(**settings, **place, resume=True).set_params(factory=stopping).fit(X, y)
     resumed = head(**settings, **place, resume=True).fit(X, y)
     assert resumed.losses_ == whole.losses_
     for one, other in zip(resumed.arrays_, whole.arrays_, strict=True):
@@ -235,7 +246,7 @@ def test_a_training_goes_on_from_where_it_was(tmp_path: Path) -> None:
 def test_of_a_training_that_is_done_no_more_is_kept_than_its_result(tmp_path: Path, num_rows: int) -> None:
     X, y = rows(num_rows)
     y = np.random.default_rng(0).permutation(y)  # so that the last epoch is not the best
-    settings: dict[str, Any] = {"epochs": 6, "learning_rate": 0.05, "checkpoints": str(tmp_path)}
+    settings: dict[str, Any] = {"epochs": 6, "learning_rate": 0.05, "checkpoints": str(tmp_path), "batch_size": 100}
     settings["checkpoint_seconds"] = 1e9
     whole = head(**settings).fit(X, y)
     (kept,) = tmp_path.iterdir()
@@ -252,17 +263,24 @@ def test_what_training_is_stopped_by_is_seen_as_it_is() -> None:
     X, y = rows(1200)
     seen: dict[Draw | None, set[int]] = {}
 
-    def read(places: np.ndarray, draw: Draw | None) -> torch.Tensor:
-        seen.setdefault(draw, set()).update(places.tolist())
-        return torch.from_numpy(X[places]).view(len(places), *SHAPE)
+    class Watched(InputDataset):
+        def read(self, selected: np.ndarray, draw: Draw | None = None) -> torch.Tensor:
+            indices = self.indices[selected]
+            seen.setdefault(draw, set()).update(indices.tolist())
+            return torch.from_numpy(X[indices]).view(len(indices), *SHAPE)
 
-    places = np.arange(len(X), dtype=np.float32)[:, None]
-    head(epochs=2, reader=read, augment="views", random_state=3).fit(places, y)
+    head(epochs=2, augment="views", random_state=3).fit(Watched(np.arange(len(X)), SHAPE), y)
     assert set(seen) == {None, Draw(3, 0), Draw(3, 1)}
     assert seen[Draw(3, 0)] == seen[Draw(3, 1)]
     assert len(seen[None]) >= 100
     assert seen[None] | seen[Draw(3, 0)] == set(range(1200))
     assert not seen[None] & seen[Draw(3, 0)]
+
+
+def test_of_activations_there_are_no_other_views() -> None:
+    X, y = rows(30)
+    with pytest.raises(ValueError, match="shows another view of each input in every epoch; train on inputs"):
+        head(epochs=1, augment="views").fit(X, y)
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -287,7 +305,7 @@ def test_layers_that_object_only_in_training_are_answered_in_one_line(where: str
     with pytest.raises(
         HeadError, match=r"the layers fail at step 1, on activations of shape .*: not like this\. Choose"
     ):
-        fit_estimator(head().set_params(layers=objecting), X, y, name="tail")
+        fit_estimator(head().set_params(factory=objecting), X, y, name="tail")
 
 
 def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -316,8 +334,8 @@ def test_rows_are_held_out_to_stop_by_and_the_best_epoch_is_kept() -> None:
     X, y = rows(1500)
     rng = np.random.default_rng(0)
     noisy = rng.permutation(y)
-    fitted = head(epochs=50, patience=2, learning_rate=0.05).fit(X, noisy)
-    assert fitted.n_iter_ < 50 * -(-1350 // 32)
+    fitted = head(epochs=50, patience=2, learning_rate=0.05, batch_size=100).fit(X, noisy)
+    assert fitted.n_iter_ < 50 * -(-1350 // 100)
     assert fitted.predict_proba(X).max() < 0.9
 
 
@@ -328,9 +346,9 @@ def test_library_learns_or_says_what_it_is_for(name: str, shape: tuple[int, ...]
     X = np.repeat(X, 2, axis=1)[:, : int(np.prod(shape))]
     if (name, len(shape)) in {("layers:conv", 2), ("layers:conv", 1), ("layers:transformer", 1)}:
         with pytest.raises(HeadError, match="try layers:mlp"):
-            maker(name, "tap:none", shape, None)
+            layer_factory(name, "tap:none", shape, None)
         return
-    fitted = FineTunedClassifier(maker(name, "tap:none", shape, None), shape=shape, epochs=10).fit(X, y)
+    fitted = FineTunedClassifier(layer_factory(name, "tap:none", shape, None), shape=shape, epochs=10).fit(X, y)
     assert fitted.predict(X).shape == (90,)
     assert np.mean(fitted.losses_[-3:]) < np.mean(fitted.losses_[:3])
 
@@ -360,19 +378,28 @@ def test_learning_rates_fall_from_the_last_layer_to_the_first() -> None:
     np.testing.assert_allclose(moved, [0.01 * 0.5 * 0.01, 0.01 * 0.5 * 0.1, 0.01 * 0.5], rtol=0.02)
 
 
-def test_course_warms_up_and_ends_at_nothing() -> None:
-    course = Course(
-        learning_rate=1.0, pretrained_factor=1.0, layer_decay=1.0, weight_decay=0.0, batch_size=10, epochs=1,
-        warmup=0.2, clip=0.0, patience=1, batch_norm="frozen", precision="float32", device="cpu", seed=0,
-    )  # fmt: skip
-    parts = [course.part(step, 50) for step in range(50)]
-    assert parts[:10] == sorted(parts[:10])
-    assert parts[10:] == sorted(parts[10:], reverse=True)
-    assert max(parts) == parts[10] == 1.0
-    assert parts[-1] < 0.01
-    sizes = [len(each) for each in course.batches(101, 0)]
+def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
+    schedule = Schedule(num_steps=50, steps_per_round=10, warmup=0.2)
+    factors = [schedule.rate_factor(step) for step in range(50)]
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert max(factors) == factors[10] == 1.0
+    assert factors[-1] < 0.01
+
+
+def test_an_epoch_is_all_rows_once_in_batches_of_about_the_same_size() -> None:
+    """A last batch of a single row would upset batch norm."""
+    seen: list[list[int]] = []
+
+    class Watched(InputDataset):
+        def read(self, selected: np.ndarray, draw: Draw | None = None) -> torch.Tensor:
+            seen.append(self.indices[selected].tolist())
+            return torch.zeros(len(selected), *SHAPE)
+
+    head(epochs=1, batch_size=10).fit(Watched(np.arange(101), SHAPE), np.arange(101) % 3)
+    sizes = {len(batch) for batch in seen}
     assert max(sizes) - min(sizes) <= 1
-    assert sorted(np.concatenate(course.batches(101, 0)).tolist()) == list(range(101))
+    assert sorted(index for batch in seen for index in batch) == list(range(101))
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 5), (7, 3), (12,)])
@@ -434,7 +461,7 @@ def test_a_head_of_an_earlier_release_does_not_end_in_what_joins_several_output_
     """Only heads that say so do; the others go on as they were trained."""
     X, y = rows(30)
     plain = head(epochs=1).fit(X, y)
-    joined = head(epochs=1).set_params(layers=lambda k: joining(k)).fit(X, y)
+    joined = head(epochs=1).set_params(factory=lambda k: joining(k)).fit(X, y)
     assert [getattr(decode_estimator(*encode_estimator(each)), "joined_", False) for each in (plain, joined)] == [
         False,
         True,
@@ -517,15 +544,15 @@ def test_layers_may_keep_what_they_computed_from_one_pass_to_the_next() -> None:
 def test_the_first_linear_head_never_divides_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = rows(60)
     group = np.arange(60) // 6
-    from featurecache.heads.gradient import finetuned
+    from featurecache.heads.gradient import linear_start
 
     seen: list[Any] = []
-    fit = finetuned.LogisticProbe.fit
+    fit = linear_start.LogisticProbe.fit
 
     def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(kwargs["groups"])
         return fit(self, *args, **kwargs)
 
-    monkeypatch.setattr(finetuned.LogisticProbe, "fit", spy)
+    monkeypatch.setattr(linear_start.LogisticProbe, "fit", spy)
     head(epochs=1, start="probe").fit(X, y, groups=group)
     np.testing.assert_array_equal(seen[0], group)

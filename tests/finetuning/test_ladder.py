@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RUNTIME, TINY
+from conftest import TINY, write_cache
 
 from featurecache.evaluation.comparison import compare
-from featurecache.finetuning.choosing import LEVEL, shallowest_unless_better
-from featurecache.finetuning.ladder import Ladder, climb
+from featurecache.finetuning.ladder import LEVEL, Ladder, climb, shallowest_unless_better
 from featurecache.finetuning.planning import Fit, LadderPlan, Speed, num_steps, speed_by_operations
 from featurecache.finetuning.settings import FineTuning
-from featurecache.heads.gradient.trainings import Cost, Trainings, rise
+from featurecache.finetuning.training import LayerTraining
+from featurecache.heads.gradient.budget import TrainingBudget, TrainingCost, loss_rise
 from featurecache.store.store import FeatureStore
 
 TAPS = ("default", "stem:none", "input:none")
@@ -34,19 +32,18 @@ class Ticking:
         return self.now
 
 
-@pytest.fixture
-def cache(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> FeatureStore:
-    source, cache = make_folder(per_class=8), tmp_path / "c"
-    taps = [f"--tap={tap}" for tap in TAPS]
-    assert call("extract", source, "--cache", cache, "--backbone", TINY, *taps, *RUNTIME)[0] == 0
-    assert call("task", "add", cache, "colours", "--from-folders")[0] == 0
-    return FeatureStore.open(cache)
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return FeatureStore.open(write_cache(tmp_path_factory.mktemp("ladder"), *TAPS, per_class=8, task="colours"))
 
 
 def climbed(store: FeatureStore, seconds: float = math.inf, tick: float = 1.0, **settings: Any) -> Ladder:
     tuning = FineTuning(**{"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": (0.01,), **settings})
-    sets = store.select_sets()
-    return climb(store, store.task("colours"), sets, tuning, seconds=seconds, backbone=TINY, clock=Ticking(tick))
+    return climb(training(store, tuning), store.select_sets(), seconds=seconds, clock=Ticking(tick))
+
+
+def training(store: FeatureStore, tuning: FineTuning) -> LayerTraining:
+    return LayerTraining(store=store, task=store.task("colours"), tuning=tuning, backbone=TINY)
 
 
 def predictions(rng: np.random.Generator, y: np.ndarray, accuracy: float, like: np.ndarray | None = None) -> np.ndarray:
@@ -92,10 +89,10 @@ def test_a_better_rung_is_chosen_and_no_deeper_one_that_is_as_good() -> None:
 
 
 def test_a_prediction_counts_steps_answers_and_trainings() -> None:
-    speed = Speed(step=2.0, answer=0.5, beginning=1.0)
+    speed = Speed(step=2.0, predict=0.5, linear_fit=1.0)
     tuning = FineTuning(epochs=3, batch_size=10)
     assert num_steps(95, tuning) == (30, 3)
-    assert speed.cost(Fit(num_rows=95, num_judged=20), tuning) == Cost(1.0 + 30 * 2.0 + 95 * 0.5, 20 * 0.5)
+    assert speed.cost(Fit(num_rows=95, num_predicted=20), tuning) == TrainingCost(1.0 + 30 * 2.0 + 95 * 0.5, 20 * 0.5)
     near, far = (speed_by_operations(flops, 1e-9, tuning) for flops in (10**6, 10**8))
     assert far.step == pytest.approx(100 * near.step)
     assert near.step == pytest.approx(10 * 3 * 1e-3)
@@ -103,18 +100,20 @@ def test_a_prediction_counts_steps_answers_and_trainings() -> None:
 
 def test_each_training_has_its_share_of_what_is_left() -> None:
     clock = Ticking(0.0)
-    trainings = Trainings(deadline=100.0, costs=[Cost(10, 5), Cost(10, 5), Cost(20, 0)], clock=clock)
-    assert trainings.begin().end == pytest.approx(20)
+    budget = TrainingBudget(
+        deadline=100.0, costs=[TrainingCost(10, 5), TrainingCost(10, 5), TrainingCost(20, 0)], clock=clock
+    )
+    assert budget.begin().end == pytest.approx(20)
     clock.now = 60.0  # much slower than was thought
-    assert trainings.begin().end == pytest.approx(60 + 40 * 10 / 35)
+    assert budget.begin().end == pytest.approx(60 + 40 * 10 / 35)
     clock.now = 90.0
-    last = trainings.begin()
+    last = budget.begin()
     assert last.end == pytest.approx(100)
-    assert not last.is_over()
+    assert not last.has_passed()
     clock.now = 100.0
-    assert last.is_over()
-    assert trainings.num_stopped == 1
-    assert math.isinf(Trainings().begin().end)
+    assert last.has_passed()
+    assert budget.num_stopped == 1
+    assert math.isinf(TrainingBudget().begin().end)
 
 
 class SeenError(Exception):
@@ -130,14 +129,14 @@ def test_a_ladder_says_before_training_how_many_trainings_there_will_be(cache: F
 
     tuning = FineTuning(epochs=1, batch_size=BATCH, learning_rate=(0.01, 0.001))
     with pytest.raises(SeenError):
-        climb(cache, cache.task("colours"), cache.select_sets(), tuning, backbone=TINY, on_plan=see)
+        climb(training(cache, tuning), cache.select_sets(), on_plan=see)
     (plan,) = plans
     # Two depths, and for each two settings on each fold, and one training on all rows.
     counts = {rung.tap: (rung.num_settings, rung.num_folds, len(rung.fits)) for rung in plan.rungs}
     folds = next(iter(counts.values()))[1]
     assert counts == {"stem:none": (2, folds, 2 * folds + 1), "input:none": (2, folds, 2 * folds + 1)}
-    assert plan.num_trainings == 2 * (2 * folds + 1)
-    assert f"{plan.num_trainings} trainings to come: 2 depths x 2 settings x {folds} fold" in str(plan)
+    assert plan.num_fits == 2 * (2 * folds + 1)
+    assert f"{plan.num_fits} trainings to come: 2 depths x 2 settings x {folds} fold" in str(plan)
     assert plan.rungs[0].flops < plan.rungs[1].flops
 
 
@@ -176,8 +175,7 @@ def test_trainings_that_are_slower_than_was_thought_are_stopped_and_judged(cache
 
     sets = [each for each in cache.select_sets() if each.tap != "input:none"]
     tuning = FineTuning(epochs=30, batch_size=BATCH, learning_rate=(0.01,))
-    task, clock = cache.task("colours"), Slowing()
-    ladder = climb(cache, task, sets, tuning, seconds=100.0, backbone=TINY, clock=clock)
+    ladder = climb(training(cache, tuning), sets, seconds=100.0, clock=Slowing())
     (_, tail) = ladder.rungs
     assert tail.head is not None, tail.reason
     assert tail.num_stopped > 0
@@ -201,4 +199,4 @@ def test_trainings_that_are_slower_than_was_thought_are_stopped_and_judged(cache
     ],
 )
 def test_a_loss_that_ends_far_above_where_it_began(losses: list[float], found: bool) -> None:
-    assert (rise(losses, batch_size=32, of_an_epoch=4, constant=math.log(3)) is not None) == found
+    assert (loss_rise(losses, batch_size=32, steps_per_epoch=4, constant=math.log(3)) is not None) == found

@@ -70,7 +70,7 @@ def test_weights_are_those_of_the_round_that_did_best():
     X, y = digits()
     wrong = (np.random.default_rng(0).random(len(y)) < 0.4) & (np.arange(len(y)) < 1200)
     noisy = np.where(wrong, (y + 3) % 10, y)
-    head = MlpClassifier(epochs=60, width=256, learning_rate=0.01, weight_decay=0, patience=4)
+    head = MlpClassifier(epochs=60, learning_rate=0.01, weight_decay=0, patience=4)
     stopped = clone(head).fit(X[:1200], noisy[:1200])
     through = clone(head).set_params(validation_fraction=0).fit(X[:1200], noisy[:1200])
     assert stopped.n_iter_ < through.n_iter_ == 60 * 5
@@ -82,7 +82,7 @@ def test_without_hidden_layers_it_approaches_logistic_regression():
     from sklearn.linear_model import LogisticRegression
 
     X, y = digits(300)
-    head = MlpClassifier(0, learning_rate=0.05, weight_decay=0, validation_fraction=0, batch_size=300, epochs=1500).fit(
+    head = MlpClassifier(0, learning_rate=0.05, weight_decay=0, validation_fraction=0, batch_size=300, epochs=700).fit(
         X, y
     )
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=1e6, max_iter=5000)).fit(X, y)

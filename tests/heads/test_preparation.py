@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_folds
-from featurecache.heads.gradient import training
+from featurecache.heads.gradient import stacked_training
 from featurecache.heads.linear_svm import LinearSvmProbe
 from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.mlp import MlpClassifier, MlpRegressor
@@ -39,7 +39,9 @@ def test_none_are_drawn_where_a_group_is_too_much(groups):
 
 def test_views_of_a_sample_and_samples_of_a_group_are_handed_on_together(monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "rows_to_stop_by", lambda y, f, group, **k: seen.append(group) or np.zeros(0, int))
+    monkeypatch.setattr(
+        stacked_training, "rows_to_stop_by", lambda y, f, group, **k: seen.append(group) or np.zeros(0, int)
+    )
     rng = np.random.default_rng(0)
     views = rng.normal(size=(30, 2, 4))
     for groups in (None, np.arange(30) // 3):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from featurecache.heads.gradient.reading import ahead
+from featurecache.heads.gradient.datasets import read_ahead
 
 
 def test_what_is_read_comes_in_order_and_at_most_one_ahead() -> None:
@@ -20,7 +20,7 @@ def test_what_is_read_comes_in_order_and_at_most_one_ahead() -> None:
 
     allowed[0].set()
     allowed[1].set()
-    results = ahead(read, range(5))
+    results = read_ahead(read, range(5))
     assert next(results) == 0
     for item in range(1, 5):
         assert set(begun) <= set(range(item + 1))
@@ -32,11 +32,11 @@ def test_what_is_read_comes_in_order_and_at_most_one_ahead() -> None:
 
 
 def test_nothing_to_read() -> None:
-    assert list(ahead(lambda item: item, [])) == []
+    assert list(read_ahead(lambda item: item, [])) == []
 
 
 def test_an_error_comes_where_it_belongs() -> None:
-    results = ahead(lambda item: 1 // item, [1, 0, 1])
+    results = read_ahead(lambda item: 1 // item, [1, 0, 1])
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)

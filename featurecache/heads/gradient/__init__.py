@@ -1,9 +1,8 @@
-"""Heads that are trained by gradient steps, many of them side by side.
+"""Heads that are trained by gradient steps.
 
-`mlp` and `attentive` are what users see, `probe` what they have in common. A bank (`bank`; `perceptrons`, `attention`)
-holds the parameters of models of one shape, stacked, and takes a step of all of them at once; `training` reads the rows
-in mini-batches, hands each batch to all banks, and lets settings leave that are done.
-
-`finetuned` trains layers of any kind instead, one after the other: `tuner` is what its estimators have in common,
-`trainable` what is trained, `descent` the steps, which go on from `checkpoints`. Both lose by `losses`.
+`training` is the loop: batches, schedule, early stopping. Two kinds of trainer fill it in. Models of many settings and
+folds are stacked (`stacked`; `perceptrons`, `attention`) and trained side by side (`stacked_training`): `mlp` and
+`attentive`. Layers of any kind (`trainable`) are trained one after the other on a data set that is read by the batch
+(`datasets`, `layer_training`, `checkpoints`): tails and new layers (`finetuned`). What estimators share is in
+`estimators`, `options` and `outputs`.
 """

@@ -10,22 +10,22 @@ import math
 import torch
 from torch import Tensor
 
-from featurecache.heads.gradient.bank import Bank, Layers, Parameter
+from featurecache.heads.gradient.stacked import Layers, Parameter, StackedModels
 
 
-class AttentionBank(Bank):
+class StackedAttention(StackedModels):
     """Queries that pool tokens, and a linear layer; the shape is the number of queries."""
 
     def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
         width = self.sizes.features // self.sizes.tokens
         # From zero they would all stay alike; this small, the first step still sees nearly the mean of the tokens.
-        self._queries = self._stacked(self._drawn(width, shape[0], scale=0.1 / math.sqrt(width)), decays=True)
-        self._weights = self._stacked(torch.zeros(width, self.sizes.classes), decays=True)
-        self._intercepts = self._stacked(torch.zeros(self.sizes.classes), decays=False)
+        self._queries = self._stacked(self._normal(width, shape[0], scale=0.1 / math.sqrt(width)), decays=True)
+        self._weights = self._stacked(torch.zeros(width, self.sizes.outputs), decays=True)
+        self._intercepts = self._stacked(torch.zeros(self.sizes.outputs), decays=False)
         return [self._queries, self._weights, self._intercepts]
 
     def logits(self, X_FBD: Tensor) -> Tensor:
-        """Return what each model says of the rows, (F, S, B, C)."""
+        """Return the logits of all models, (F, S, B, C)."""
         folds, batch, numbers = X_FBD.shape
         width, queries = numbers // self.sizes.tokens, self._queries.value.shape[-1]
         tokens_FBTD = X_FBD.view(folds, batch, self.sizes.tokens, width)
@@ -35,10 +35,11 @@ class AttentionBank(Bank):
         pooled_FSBQV = torch.einsum("fsbtq,fbtqv->fsbqv", weights_FSBTQ, values_FBTQV)
         return torch.matmul(pooled_FSBQV.flatten(3), self._weights.value) + self._intercepts.value.unsqueeze(2)
 
-    def layers(self, fold: int, place: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
-        """Return a copy of one model, for tokens as they come: a constant added to all scores changes no weight."""
+    def layers(self, fold: int, index: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
+        """See `StackedModels.layers`."""
         width = self.sizes.features // self.sizes.tokens
         mean_D, scale_D = mean_D[:width], scale_D[:width]
-        queries = self._queries.of(fold, place).double() / scale_D[:, None]
-        weights = self._weights.of(fold, place).double() / scale_D[:, None]
-        return Layers([queries, weights], [self._intercepts.of(fold, place).double() - mean_D @ weights])
+        # The mean needs no correction here: a constant added to all scores changes no weight.
+        queries = self._queries.of(fold, index).double() / scale_D[:, None]
+        weights = self._weights.of(fold, index).double() / scale_D[:, None]
+        return Layers([queries, weights], [self._intercepts.of(fold, index).double() - mean_D @ weights])

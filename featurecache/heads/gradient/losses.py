@@ -1,6 +1,6 @@
-"""What a model loses on each row, by what is said of rows.
+"""Losses of rows, by kind of task.
 
-Axes: B batch, K classes or other outputs; any others may stand before them, such as those of models side by side.
+Axes: B batch, K classes or other outputs; other axes may stand before them, such as those of stacked models.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from featurecache.specs import TaskKind
 
 
-def losses_of_rows(outputs: Tensor, y: Tensor, outcome: TaskKind) -> Tensor:
+def row_losses(outputs: Tensor, y: Tensor, kind: TaskKind) -> Tensor:
     """Return the loss of each row, (..., B).
 
     Parameters
     ----------
-    outputs
-        (..., B, K): logits of classes, logits of labels, or numbers.
-    y
-        Class indices (B,); labels or numbers (B, K).
-    outcome
-        What ``y`` says. Labels below 0, and numbers that are NaN, are not known, and lose nothing.
+    outputs : Tensor (..., B, K)
+        Logits of classes, logits of labels, or numbers.
+    y : Tensor (B,) or (B, K)
+        Class indices; labels or numbers.
+    kind : str
+        Of the task. Labels below 0, and numbers that are NaN, are not known, and lose nothing.
     """
-    if outcome == "classification":
+    if kind == "classification":
         rows = outputs.shape[:-1]
         return cross_entropy(outputs.flatten(0, -2), y.expand(rows).flatten(), reduction="none").view(rows)
-    if outcome == "multilabel":
-        wanted = y.to(outputs.dtype).expand_as(outputs)
-        losses = binary_cross_entropy_with_logits(outputs, wanted.clamp(min=0.0), reduction="none")
-        return losses.masked_fill(wanted < 0, 0.0).sum(-1)
-    # Not known: the difference is taken from the output itself, so that no NaN reaches a gradient.
+    if kind == "multilabel":
+        labels = y.to(outputs.dtype).expand_as(outputs)
+        losses = binary_cross_entropy_with_logits(outputs, labels.clamp(min=0.0), reduction="none")
+        return losses.masked_fill(labels < 0, 0.0).sum(-1)
+    # Where NaN, the difference is taken from the output itself, so that no NaN reaches a gradient.
     return (outputs - torch.where(y.isnan(), outputs.detach(), y)).square().mean(-1)

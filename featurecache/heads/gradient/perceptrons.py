@@ -11,21 +11,21 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from featurecache.heads.gradient.bank import Bank, Layers, Parameter
+from featurecache.heads.gradient.stacked import Layers, Parameter, StackedModels
 
 
-class PerceptronBank(Bank):
+class StackedPerceptrons(StackedModels):
     """Perceptrons with rectifiers; the shape is the number of hidden layers and their width."""
 
     def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
         hidden_layers, width = shape
-        sizes = list(pairwise([self.sizes.features, *[width] * hidden_layers, self.sizes.classes]))
+        sizes = list(pairwise([self.sizes.features, *[width] * hidden_layers, self.sizes.outputs]))
         weights, intercepts = [], []
         for layer, (fan_in, fan_out) in enumerate(sizes):
             # He et al., ICCV 2015, equation 10, for layers before a rectifier; the last one starts at zero, so that
             # the first step sees equal probabilities whatever the features are.
             last = layer == len(sizes) - 1
-            one = self._drawn(fan_in, fan_out, scale=0.0 if last else math.sqrt(2 / fan_in))
+            one = self._normal(fan_in, fan_out, scale=0.0 if last else math.sqrt(2 / fan_in))
             # (F, D, S, H) for the first layer, which all settings of a fold compute in one product; (F, S, H, H).
             weights.append(self._stacked(one, 2 if layer == 0 else 1, decays=True))
             intercepts.append(self._stacked(torch.zeros(fan_out), decays=False))
@@ -33,7 +33,7 @@ class PerceptronBank(Bank):
         return [*weights, *intercepts]
 
     def logits(self, X_FBD: Tensor) -> Tensor:
-        """Return what each model says of the rows, (F, S, B, C)."""
+        """Return the logits of all models, (F, S, B, C)."""
         first_FDSH = self._weights[0].value
         folds, _, settings, width = first_FDSH.shape
         product = torch.bmm(X_FBD, first_FDSH.flatten(2)).view(folds, -1, settings, width)
@@ -42,9 +42,10 @@ class PerceptronBank(Bank):
             values_FSBH = torch.matmul(values_FSBH.relu(), weights.value) + intercepts.value.unsqueeze(2)
         return values_FSBH
 
-    def layers(self, fold: int, place: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
-        """Return a copy of one model, for features as they come."""
-        first = self._weights[0].of(fold, place).double() / scale_D[:, None]
-        shifted = self._intercepts[0].of(fold, place).double() - mean_D @ first
-        rest = [weights.of(fold, place) for weights in self._weights[1:]]
-        return Layers([first, *rest], [shifted, *(each.of(fold, place) for each in self._intercepts[1:])])
+    def layers(self, fold: int, index: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
+        """See `StackedModels.layers`."""
+        first = self._weights[0].of(fold, index).double() / scale_D[:, None]
+        shifted = self._intercepts[0].of(fold, index).double() - mean_D @ first
+        # Only the first layer sees features, whose units are taken into its weights.
+        rest = [weights.of(fold, index) for weights in self._weights[1:]]
+        return Layers([first, *rest], [shifted, *(intercept.of(fold, index) for intercept in self._intercepts[1:])])

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from featurecache.heads.gradient.options import LayerSetting
+
 _NONE: Mapping[str, int] = {}
+LayerFactory = Callable[[int], "TrainableLayers"]
+"""Takes the number of outputs, and returns layers that nobody else holds, on the CPU; new ones are drawn from torch's
+generator, which is seeded."""
 
 
 class TrainableLayers(nn.Module):
@@ -20,16 +25,16 @@ class TrainableLayers(nn.Module):
 
     Parameters
     ----------
-    body
+    body : nn.Module
         From activations (B, ...) to features (B, ...), or to outputs (B, K).
-    output
+    output : nn.Linear or None
         From flattened features to outputs; none where the body puts out outputs.
-    pretrained
+    pretrained : mapping of str to int
         Names of the body's parameters that were trained before, each with the number of its group of layers: the first
         groups learn slowest where the learning rate falls from layer to layer.
-    pool
+    pool : callable, optional
         From what the body puts out to what is flattened, where that is not the same.
-    joined
+    joined : bool
         The body ends in what a network makes of the inputs of several output layers.
     """
 
@@ -48,8 +53,8 @@ class TrainableLayers(nn.Module):
 
     def features(self, activations: Tensor) -> Tensor:
         """Return what the output layer sees, (B, D)."""
-        found = self.body(activations)
-        return torch.flatten(found if self._pool is None else self._pool(found), 1)
+        features = self.body(activations)
+        return torch.flatten(features if self._pool is None else self._pool(features), 1)
 
     def forward(self, activations: Tensor) -> Tensor:
         """Return (B, K)."""
@@ -67,22 +72,20 @@ class TrainableLayers(nn.Module):
         """Switch to training mode; pretrained norms that keep statistics only if these shall change."""
         self.train()
         if not (statistics or self.is_own):
+            # In eval mode they neither use nor update the statistics of a batch.
             for module in self.modules():
                 if isinstance(module, _NormBase) and module.track_running_stats:
                     module.eval()
 
 
-def parameter_groups(
-    layers: TrainableLayers, *, learning_rate: float, pretrained_factor: float, layer_decay: float, weight_decay: float
-) -> Iterator[dict[str, Any]]:
+def parameter_groups(layers: TrainableLayers, setting: LayerSetting) -> Iterator[dict[str, Any]]:
     """Yield parameters that are trained alike; the first layers slower, and biases and norms without weight decay."""
-    factors = layer_factors(layers, layer_decay)
+    factors = layer_factors(layers, setting.layer_decay)
     alike: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in layers.named_parameters():
         if p.requires_grad:
-            rate = learning_rate * (pretrained_factor * factors[name] if name in factors else 1.0)
-            alike.setdefault((rate, weight_decay if p.ndim > 1 else 0.0), []).append(p)
-    # One group for each, in the order of the parameters, is not needed: their state is kept by the parameter.
+            rate = setting.learning_rate * (setting.pretrained_factor * factors[name] if name in factors else 1.0)
+            alike.setdefault((rate, setting.weight_decay if p.ndim > 1 else 0.0), []).append(p)
     for (rate, decay), parameters in alike.items():
         yield {"params": parameters, "lr": rate, "weight_decay": decay}
 
@@ -93,3 +96,39 @@ def layer_factors(layers: TrainableLayers, layer_decay: float) -> dict[str, floa
     groups = {name: group for name, group in layers.pretrained.items() if name in trained}
     steps = {group: number for number, group in enumerate(sorted(set(groups.values()), reverse=True))}
     return {name: layer_decay ** steps[group] for name, group in groups.items()}
+
+
+def make_layers(factory: LayerFactory | None, num_outputs: int, shape: tuple[int, ...], seed: int) -> TrainableLayers:
+    """Make layers, new ones drawn by a seed, and try them on two rows of activations.
+
+    Parameters
+    ----------
+    factory : callable or None
+    num_outputs : int
+    shape : tuple of int
+        Of one row's activations.
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        There is no factory, or its layers do not take such activations, or make something else of them.
+    """
+    if factory is None:
+        raise ValueError("there are no layers to train; pass a function that makes them")
+    # On the CPU, so that the same seed draws the same layers for every device.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = factory(num_outputs)
+    # Two rows: layers that mix them up would not be noticed on one.
+    with torch.no_grad():
+        try:
+            outputs = tuple(layers.eval()(torch.zeros(2, *shape)).shape)
+        except Exception as error:  # somebody's own layers may object in any way
+            raise ValueError(f"the layers do not take activations of shape {shape}: {error}") from error
+    if outputs != (2, num_outputs):
+        raise ValueError(
+            f"the layers make {outputs} of two rows, and should make (2, {num_outputs}): one number for each class, "
+            "label or number"
+        )
+    return layers

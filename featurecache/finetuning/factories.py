@@ -1,8 +1,8 @@
-"""What can be trained on cached activations, by name, and how it is made.
+"""Factories of what can be trained on cached activations, by the name of the head.
 
 ===========================  ======================================================================================
 ``tail``                     the rest of the pretrained network after the tap, and a new output layer
-``layers:NAME``              new layers of the library in its place, and a new output layer
+``layers:NAME``              new layers of the library instead, and a new output layer
 ``python:MODULE:FACTORY``    ``FACTORY(shape, num_outputs)`` returns a module from (B, *shape) to (B, num_outputs)
 ===========================  ======================================================================================
 """
@@ -24,8 +24,7 @@ from featurecache.backbones.providers.python_factory import import_factory
 from featurecache.backbones.taps import DEFAULT, resolve_taps
 from featurecache.errors import HeadError, NotAgreedError, first_line
 from featurecache.finetuning import library
-from featurecache.heads.gradient.trainable import TrainableLayers
-from featurecache.heads.gradient.tuner import MakeLayers
+from featurecache.heads.gradient.trainable import LayerFactory, TrainableLayers
 
 TAIL = "tail"
 PYTHON = "python:"
@@ -36,25 +35,22 @@ def is_layers(head: str) -> bool:
     return head == TAIL or head.startswith((PYTHON, library.PREFIX))
 
 
-def needs_backbone(head: str) -> bool:
-    """Tell whether the layers are a part of the pretrained network."""
-    return head == TAIL
-
-
-def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None, *, joined: bool = True) -> MakeLayers:
+def layer_factory(
+    head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None, *, joined: bool = True
+) -> LayerFactory:
     """Return what makes the layers of a head.
 
     Parameters
     ----------
-    head
+    head : str
         As in the table at the top.
-    tap
+    tap : str
         Whose activations the layers see.
-    shape
-        Of one sample's.
-    backbone
+    shape : tuple of int
+        Of one sample's activations.
+    backbone : Backbone or None
         Of a tail.
-    joined
+    joined : bool
         As for `featurecache.backbones.cutting.cut`.
 
     Raises
@@ -62,16 +58,17 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     BackboneError
         The network cannot be cut there.
     HeadError, UnknownNameError
-        TrainableLayers that cannot be made.
+        Layers that cannot be made.
     """
     if head == TAIL:
         assert backbone is not None
-        return _of_tail(backbone, tap, joined=joined)
+        return _tail_factory(backbone, tap, joined=joined)
     if head.startswith(PYTHON):
-        return _of_factory(head, shape)
+        return _python_factory(head, shape)
     name = head.removeprefix(library.PREFIX)
+    # On no device: errors come now, and layers for large activations would take seconds and gigabytes.
     with torch.device("meta"):
-        library.make_body(name, shape)  # errors come now
+        library.make_body(name, shape)
 
     def make(num_outputs: int) -> TrainableLayers:
         body, width = library.make_body(name, shape)
@@ -80,20 +77,21 @@ def maker(head: str, tap: str, shape: tuple[int, ...], backbone: Backbone | None
     return make
 
 
-def _of_tail(backbone: Backbone, tap: str, *, joined: bool) -> MakeLayers:
-    found = cut(backbone, tap, joined=joined)
+def _tail_factory(backbone: Backbone, tap: str, *, joined: bool) -> LayerFactory:
+    cutting = cut(backbone, tap, joined=joined)
     (features,) = resolve_taps(backbone, [DEFAULT])  # pooled as heads on the last layer have them
-    shape, pool = (found.shape, None) if found.joined else (features.shape, features.pool)
+    shape, pool = (cutting.shape, None) if cutting.joined else (features.shape, features.pool)
     width = math.prod(shape)
 
     def make(num_outputs: int) -> TrainableLayers:
-        body, output = copy.deepcopy(found.tail), nn.Linear(width, num_outputs)
-        return TrainableLayers(body, output, found.trainable, pool=pool, joined=found.joined)
+        # A copy each time: several settings and folds start from the same pretrained weights.
+        body, output = copy.deepcopy(cutting.tail), nn.Linear(width, num_outputs)
+        return TrainableLayers(body, output, cutting.trainable, pool=pool, joined=cutting.joined)
 
     return make
 
 
-def _of_factory(head: str, shape: tuple[int, ...]) -> MakeLayers:
+def _python_factory(head: str, shape: tuple[int, ...]) -> LayerFactory:
     factory: Callable[..., Any] = import_factory(head, head.removeprefix(PYTHON))
 
     def make(num_outputs: int) -> TrainableLayers:
@@ -115,6 +113,7 @@ def _of_factory(head: str, shape: tuple[int, ...]) -> MakeLayers:
 
 def check_agreed(head: str, agreed: str | None) -> None:
     """Refuse to run code that a record names and the caller does not."""
+    # Before anything of it is imported: importing runs code.
     if options := options_to_agree(head, agreed):
         raise NotAgreedError(
             f"this head is {head!r}, which is code on this machine; if you trust it, pass {shlex.join(options)}",
