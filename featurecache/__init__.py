@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from featurecache.heads.registry import list_heads as list_heads
     from featurecache.heads.registry import make_head as make_head
     from featurecache.run import RunReport as RunReport
-    from featurecache.run import TrainingSettings as TrainingSettings
     from featurecache.run import run as run
     from featurecache.specs import BackboneRequest as BackboneRequest
     from featurecache.specs import ExtractionSettings as ExtractionSettings
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from featurecache.store.label_tables import labels_from_csv as labels_from_csv
     from featurecache.store.labels import labels_from_folders as labels_from_folders
     from featurecache.store.store import FeatureStore as FeatureStore
+    from featurecache.train import TrainingSettings as TrainingSettings
 
 __version__ = "0.1.0"
 
@@ -44,7 +44,7 @@ _HOMES = {
     "FrozenBackbone": "deployment.transformer",
     "PreprocessSpec": "specs",
     "RunReport": "run",
-    "TrainingSettings": "run",
+    "TrainingSettings": "train",
     "ViewSpec": "specs",
     "evaluate": "evaluation.scores",
     "extract": "extraction.extract",

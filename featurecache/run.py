@@ -10,39 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import OutputFailure, RequestError, TaskError, shortened, try_output, unique_warnings
 from featurecache.specs import DEFAULT_BACKBONE, BackboneRequest, check_takes_views
+from featurecache.train import TrainingSettings, train
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featurecache.evaluation.search import HeadLike
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.report import ExtractionReport
     from featurecache.progress import Progress
     from featurecache.sources.source import Source
     from featurecache.specs import ExtractionSettings, ViewSpec
-    from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.labels import FolderLabels, TableLabels
     from featurecache.store.listings import Listing
     from featurecache.store.store import FeatureStore
-    from featurecache.store.tasks import Task
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSettings:
-    """How heads are trained and compared."""
-
-    heads: tuple[HeadLike, ...] = ()
-    """Names of heads, or estimators with names; when empty, all that the kind of the task has."""
-    tta: bool = False
-    """Score heads on the mean over the cached views of each sample, instead of on its plain features."""
-    balanced: bool = False
-    """Classes count alike, in choosing and (where a head can) in fitting."""
-    n_jobs: int = -1
-    """Parallel fits, as in joblib; results don't depend on it."""
-    memory: int | None = None
-    """Bytes of features in memory at most; half of what is free when ``None``."""
-    random_state: int = 0
-    """Seed of splits, folds, fits and the bootstrap; no feature depends on it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,11 +147,11 @@ def run(
     check_source(opened)
     # A mistake in a name, an option or a label must not cost an extraction.
     check_name("task", task)
-    _check_report_path(report)
+    if report is not None and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
+        raise RequestError(f"cannot write a report at {report}: name a file in a folder that exists")
     _check_tta(training, opened, views)
     found = _read_labels(labels, Path(source), Path(opened.key), text_column, id_column)
-    _check_labels(found, opened)
-    _check_heads(training, found)
+    _check_labels(found, opened, training)
     extraction = run_extraction(
         source,
         _default_cache(Path(source)) if cache is None else cache,
@@ -204,48 +184,6 @@ def run(
     command = command or f"featurecache.run({str(source)!r}, cache={str(store.path)!r}, ...)"
     written = try_output("the report", lambda: _write_report(path, done, opened, Path(source), command), failures)
     return replace(done, report=written, failures=tuple(failures))
-
-
-def train(
-    store: FeatureStore,
-    task: Task,
-    sets: Sequence[FeatureSet],
-    settings: TrainingSettings,
-    *,
-    progress: Progress,
-) -> TrainingReport:
-    """Train heads on every feature set as `train_heads` does, with progress drawn.
-
-    Parameters
-    ----------
-    store : FeatureStore
-        The cache that holds task and features.
-    task : Task
-        Targets and splits.
-    sets : sequence of FeatureSet
-        What to train on.
-    settings : TrainingSettings
-        Which heads, and how.
-    progress : Progress
-        Told of each head on each feature set, and of the settings that are being fitted.
-    """
-    from featurecache.evaluation.training import train_heads
-    from featurecache.heads.registry import list_heads
-
-    num_heads = len(settings.heads or list_heads(kind=task.kind))
-    progress.start("training heads", num_heads * len(sets))
-    return train_heads(
-        store,
-        task,
-        sets,
-        settings.heads,
-        tta=settings.tta,
-        balanced=settings.balanced,
-        n_jobs=settings.n_jobs,
-        memory=settings.memory,
-        random_state=settings.random_state,
-        progress=progress,
-    )
 
 
 def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | None = None) -> str:
@@ -287,12 +225,6 @@ def _default_cache(source: Path) -> Path:
     return source.with_name(f"{source.stem if source.is_file() else source.name}.cache")
 
 
-def _check_report_path(path: str | Path | None) -> None:
-    """Refuse a path where no report can be written, before the work is done."""
-    if path is not None and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
-        raise RequestError(f"cannot write a report at {path}: name a file in a folder that exists")
-
-
 def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int | None) -> None:
     if training.tta:
         check_takes_views(source.modality, f"the source {source.key}", option="--tta")
@@ -321,21 +253,16 @@ def _read_labels(
     return replace(labels, root=root) if labels.root is None else labels
 
 
-def _check_labels(labels: FolderLabels | TableLabels, source: Source) -> None:
+def _check_labels(labels: FolderLabels | TableLabels, source: Source, training: TrainingSettings) -> None:
+    """Refuse labels that make no task of this source, and heads that are for other kinds of task."""
+    from featurecache.evaluation.search import resolve
     from featurecache.sources.entries import Entries
     from featurecache.store.labels import FolderLabels
     from featurecache.store.task_builder import check_labels
 
-    listed = labels.of(Entries.of(source).names) if isinstance(labels, FolderLabels) else labels.labels
-    check_labels(listed, labels)
-
-
-def _check_heads(training: TrainingSettings, labels: FolderLabels | TableLabels) -> None:
-    from featurecache.evaluation.search import resolve
-    from featurecache.store.labels import TableLabels
-
+    check_labels(labels.of(Entries.of(source).names) if isinstance(labels, FolderLabels) else labels.labels, labels)
     for head in training.heads:
-        resolve(head, labels.kind if isinstance(labels, TableLabels) else "classification")
+        resolve(head, "classification" if isinstance(labels, FolderLabels) else labels.kind)
 
 
 def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:

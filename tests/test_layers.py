@@ -41,6 +41,7 @@ FLOORS = {
     "reporting": 5,
     "finetuning": 4,
     "deployment": 5,
+    "train": 5,
     "run": 6,
     "cli": 7,
     "testing": 7,

@@ -125,7 +125,7 @@ def test_texts_have_their_labels_in_the_same_table(tmp_path: Path) -> None:
         "import featurecache.run, featurecache as fc; fc.run",
         "import featurecache as fc; fc.run; import featurecache.run",
         "from featurecache.run import RunReport; import featurecache as fc",
-        "import featurecache.cli.run, featurecache.cli.train, featurecache as fc; from featurecache.run import train",
+        "import featurecache.cli.run, featurecache.cli.train, featurecache as fc; from featurecache.train import train",
     ],
 )
 def test_run_is_the_function_whoever_imported_its_module_before(code: str) -> None:

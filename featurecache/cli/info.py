@@ -139,11 +139,13 @@ def _print_provenance(item: dict[str, Any]) -> None:
 def _preprocess_in_words(preprocess: dict[str, Any]) -> str:
     if preprocess.get("kind") == "text":
         return f"at most {preprocess['max_tokens']} tokens, tokenizer {preprocess['tokenizer'][:12]}"
+    pixel_range = preprocess["range"]
+    shown = pixel_range if isinstance(pixel_range, str) else ",".join(f"{value:.9g}" for value in pixel_range)
     return (
         f"resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "
         f"mean {_numbers(preprocess['mean'])}, std {_numbers(preprocess['std'])}, "
         f"orientation {preprocess['orientation']}, JPEG {preprocess['jpeg_decoding']}, "
-        f"range {_range_in_words(preprocess['range'])}"
+        f"range {shown}"
     )
 
 
@@ -154,10 +156,6 @@ def _views_in_words(views: dict[str, Any]) -> str:
         f"width over height {_numbers(views['ratio'])}, flip {views['flip']:.4g}, brightness, contrast, saturation, "
         f"hue {colours}"
     )
-
-
-def _range_in_words(pixel_range: str | list[float]) -> str:
-    return pixel_range if isinstance(pixel_range, str) else ",".join(f"{value:.9g}" for value in pixel_range)
 
 
 def _numbers(values: list[float]) -> str:

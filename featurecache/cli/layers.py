@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,12 @@ from featurecache.errors import RequestError
 from featurecache.finetuning.settings import FineTuning
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.training import TrainingReport
     from featurecache.finetuning.ladder import Ladder
     from featurecache.finetuning.training import LayerTraining
     from featurecache.store.feature_sets import FeatureSet
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
+    from featurecache.train import LayersRequest
 
 _SETTINGS = fields(FineTuning)
 _NAMES = tuple(setting.name for setting in _SETTINGS)
@@ -71,15 +71,6 @@ def _add_setting(group: Any, setting: Field[Any]) -> None:
     group.add_argument("--" + setting.name.replace("_", "-"), default=None, **option)
 
 
-@dataclass(frozen=True)
-class LayersRequest:
-    """Layers that are to be trained."""
-
-    layers: list[str]
-    sets: list[FeatureSet]
-    training: LayerTraining
-
-
 def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) -> LayersRequest | None:
     """Return the layers that ``--head`` names, which are taken out of ``args.head``; None where it names none.
 
@@ -91,6 +82,7 @@ def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) ->
         Of a parser with `add_layers_options`.
     """
     from featurecache.finetuning.factories import PYTHON, is_layers
+    from featurecache.train import LayersRequest
 
     if args.minutes is not None:
         raise RequestError("--minutes is how long --depths auto may take; leave it out, or add that")
@@ -99,19 +91,13 @@ def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) ->
     layers = [head for head in args.head or () if is_layers(head) and (on_activations or not head.startswith(PYTHON))]
     args.head = [head for head in args.head or () if head not in layers]
     if layers:
-        return LayersRequest(layers, _layers_sets(store, task, args), _training(store, task, args))
+        sets = _layers_sets(store, task, args)
+        _warn_of_rounding(sets)
+        return LayersRequest(layers, sets, _training(store, task, args))
     if given := [name for name in _OF_LAYERS if vars(args)[name] is not None]:
         option = "--" + given[0].replace("_", "-")
         raise RequestError(f"{option} is for layers that are trained; name them with --head tail, for example")
     return None
-
-
-def train_requested(request: LayersRequest, *, quiet: bool) -> TrainingReport:
-    """Train layers on activations or images."""
-    _warn_of_rounding(request.sets)
-    with progress_on_stderr(quiet=quiet) as progress:
-        progress.start("training layers", len(request.layers) * len(request.sets))
-        return replace(request.training, progress=progress).train(request.sets, request.layers)
 
 
 def climb_depths(store: FeatureStore, task: Task, args: argparse.Namespace) -> Ladder:

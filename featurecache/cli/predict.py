@@ -179,9 +179,5 @@ def _row(item: Prediction, names: list[str]) -> dict[str, str | float | None]:
 def _shown(item: Prediction, names: list[str]) -> list[str]:
     """Return a row of a table for people."""
     values = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
-    values = values or [item.label or "-", _probability(item)]
+    values = values or [item.label or "-", "" if item.probability is None else f"{item.probability:.4f}"]
     return [item.path, *values, "" if item.status == "ok" else f"{item.status}: {item.reason}"]
-
-
-def _probability(item: Prediction) -> str:
-    return "" if item.probability is None else f"{item.probability:.4f}"

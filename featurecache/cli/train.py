@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.layers import add_layers_options, climb_depths, layers_request, print_ladder, train_requested
+from featurecache.cli.layers import add_layers_options, climb_depths, layers_request, print_ladder
 from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
@@ -29,9 +29,9 @@ from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainedHead, TrainingReport
-    from featurecache.run import TrainingSettings
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
+    from featurecache.train import TrainingSettings
 
 
 def add_parser(verbs: Any) -> None:
@@ -136,23 +136,18 @@ def run(args: argparse.Namespace) -> int:
 def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> TrainingReport:
     """Train heads on pooled features and layers on activations, as far as each is asked for."""
     from featurecache.evaluation.choosing import sets_to_train_on
-    from featurecache.run import train
+    from featurecache.train import train
 
     layers = layers_request(store, task, args)
-    if layers is not None and not args.head:
-        return train_requested(layers, quiet=args.quiet)
-    sets = sets_to_train_on(store, args.tap, args.head or (), tta=args.tta, **features_of(args))
+    only_layers = layers is not None and not args.head
+    sets = [] if only_layers else sets_to_train_on(store, args.tap, args.head or (), tta=args.tta, **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
-        report = train(store, task, sets, training_of(args), progress=progress)
-    if layers is not None:
-        # One table, one choice: layers are compared with the heads that cost a second.
-        report.join(train_requested(layers, quiet=args.quiet))
-    return report
+        return train(store, task, sets, training_of(args), layers=layers, progress=progress)
 
 
 def training_of(args: argparse.Namespace) -> TrainingSettings:
     """Return the settings that the options name."""
-    from featurecache.run import TrainingSettings
+    from featurecache.train import TrainingSettings
 
     return TrainingSettings(
         heads=heads_of(args.head),

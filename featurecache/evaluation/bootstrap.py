@@ -70,27 +70,20 @@ def slack(count: int) -> float:
     return float(1 - wilson(count, count)[0])
 
 
-def ranked(y: np.ndarray, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the order from the greatest prediction on, what holds in that order, and where runs of equal ones end."""
-    order = np.argsort(-predictions, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(predictions[order])), len(y) - 1)
-    return order, y[order].astype(np.float64), ends
-
-
-def ranked_where(
-    known: np.ndarray, y: np.ndarray, predictions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Do what `ranked` does for the samples whose label is known; the order is among all samples.
+def ranked(y: np.ndarray, predictions: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the order from the greatest prediction on, what holds in that order, and where runs of equal ones end.
 
     Parameters
     ----------
-    known : ndarray of bool (n,)
     y, predictions : ndarray (n,)
-        As for `ranked`.
+        Of one label.
+    known : ndarray of bool (n,)
+        Only these samples are in the order.
     """
     indices = np.flatnonzero(known)
-    order, holds, ends = ranked(y[indices], predictions[indices])
-    return indices[order], holds, ends
+    order = indices[np.argsort(-predictions[indices], kind="stable")]
+    ends = np.append(np.flatnonzero(np.diff(predictions[order])), len(order) - 1)
+    return order, y[order].astype(np.float64), ends
 
 
 def average_precision(weights: np.ndarray, order: np.ndarray, holds: np.ndarray, ends: np.ndarray) -> np.ndarray:

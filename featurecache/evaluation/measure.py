@@ -18,9 +18,10 @@ from sklearn.base import BaseEstimator
 from featurecache.evaluation.bootstrap import expanded, num_units, slack, weights_of_resamples
 from featurecache.evaluation.comparison import Comparison, verdict_of
 from featurecache.evaluation.intervals import holding
-from featurecache.evaluation.prediction import split_outputs
+from featurecache.evaluation.prediction import per_view
 from featurecache.evaluation.scores import OutputScores, Scores
 from featurecache.evaluation.split_data import SplitData
+from featurecache.heads.probability import predict_outputs
 from featurecache.specs import TaskKind
 
 
@@ -152,7 +153,7 @@ class ResampledMeasure(Measure):
         estimator, data, temperature
             As for `Measure.predict`.
         """
-        return split_outputs(estimator, data)
+        return per_view(data, lambda rows: predict_outputs(estimator, rows)).mean(axis=1)
 
     def predict_proba(
         self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 from featurecache.errors import TaskError
-from featurecache.evaluation.bootstrap import average_precision, ranked_where
+from featurecache.evaluation.bootstrap import average_precision, ranked
 from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.measure import Measure, ResampledMeasure
 from featurecache.evaluation.prediction import split_classes, split_proba
@@ -189,7 +189,7 @@ class OfLabels(ResampledMeasure):
         known, holds = is_known(y), y == 1
         named, evaluated = predictions > 0.5, known.any(axis=1).astype(np.float64)
         right = ((named == holds) | ~known).all(axis=1) * evaluated
-        in_order = [ranked_where(known[:, k], y[:, k], predictions[:, k]) for k in np.flatnonzero(holds.any(axis=0))]
+        in_order = [ranked(y[:, k], predictions[:, k], known[:, k]) for k in np.flatnonzero(holds.any(axis=0))]
         # Labels of which nothing is known have no F1.
         of_labels = known.any(axis=0)
         counts = [(named & holds)[:, of_labels] * 1.0, ((named & known) * 1.0 + holds)[:, of_labels]]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator
 
 from featurecache.evaluation.split_data import SplitData
-from featurecache.heads.probability import decision_values, fit_temperature, predict_outputs, predict_proba
+from featurecache.heads.probability import fit_temperature, predict_proba
 
 
 def split_proba(estimator: BaseEstimator, data: SplitData, temperature: float, n_classes: int) -> np.ndarray:
@@ -28,12 +27,7 @@ def split_proba(estimator: BaseEstimator, data: SplitData, temperature: float, n
     -------
     ndarray (n_samples, n_classes), float64
     """
-    return _of_views(data, lambda rows: predict_proba(estimator, rows, temperature, n_classes)).mean(axis=1)
-
-
-def split_outputs(estimator: BaseEstimator, data: SplitData) -> np.ndarray:
-    """Return labels or numbers, (n_samples, n_outputs) float64: the mean over a sample's views."""
-    return _of_views(data, lambda rows: predict_outputs(estimator, rows)).mean(axis=1)
+    return per_view(data, lambda rows: predict_proba(estimator, rows, temperature, n_classes)).mean(axis=1)
 
 
 def split_classes(estimator: BaseEstimator, data: SplitData, temperature: float, n_classes: int) -> np.ndarray:
@@ -47,22 +41,11 @@ def split_classes(estimator: BaseEstimator, data: SplitData, temperature: float,
     if data.has_several_views:
         return split_proba(estimator, data, temperature, n_classes).argmax(axis=1)
     # Not the greatest probability: heads without probabilities would need a temperature for that.
-    return _of_views(data, lambda rows: np.asarray(estimator.predict(rows), np.int64))[:, 0, 0]
+    return per_view(data, lambda rows: np.asarray(estimator.predict(rows), np.int64))[:, 0, 0]
 
 
-def split_decisions(estimator: BaseEstimator, data: SplitData, n_classes: int) -> np.ndarray:
-    """Return decision values (n_samples, n_views, n_classes) float64.
-
-    Parameters
-    ----------
-    estimator, data, n_classes
-        As for `split_proba`.
-    """
-    return _of_views(data, lambda rows: decision_values(estimator, rows, n_classes))
-
-
-def _of_views(data: SplitData, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return what is predicted for the rows of each sample, (n_samples, n_views, n_outputs)."""
+def per_view(data: SplitData, predict: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return what a function of rows predicts for each view of each sample, (n_samples, n_views, n_outputs)."""
     # Features on disk come block by block; what is predicted from them fits into memory.
     found = [predict(rows) for rows in data.eval_blocks()]
     whole = found[0] if len(found) == 1 else np.concatenate(found)
@@ -72,8 +55,3 @@ def _of_views(data: SplitData, predict: Callable[[np.ndarray], np.ndarray]) -> n
 def temperature_of(values: np.ndarray, y: np.ndarray) -> float:
     """Return the temperature that suits decision values (n_samples, n_views, n_classes), each view a row."""
     return fit_temperature(values.reshape(-1, values.shape[2]), np.repeat(y, values.shape[1]))
-
-
-def most_probable(values: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the class of the greatest mean probability over the views, (n_samples,) int64."""
-    return softmax(values / temperature, axis=2).mean(axis=1).argmax(axis=1)

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.calibration import log_loss
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.prediction import most_probable, split_decisions, split_proba, temperature_of
+from featurecache.evaluation.prediction import per_view, split_proba, temperature_of
 from featurecache.evaluation.split_data import SplitData, smallest_class
 from featurecache.heads.head import Setting
-from featurecache.heads.probability import needs_temperature
+from featurecache.heads.probability import decision_values, needs_temperature
 
 MAX_FOLDS = 5
 
@@ -126,9 +127,10 @@ class Selection:
     def _predict(self, estimator: BaseEstimator, data: SplitData) -> _Predictions:
         if self._measure.kind != "classification" or not needs_temperature(estimator):
             return _Predictions(self._measure.predict(estimator, data, 1.0), None)
-        values = split_decisions(estimator, data, self._measure.n_outputs)
+        values = per_view(data, lambda rows: decision_values(estimator, rows, self._measure.n_outputs))
         if data.has_several_views:
-            return _Predictions(most_probable(values, temperature_of(values, data.y)), values)
+            proba = softmax(values / temperature_of(values, data.y), axis=2).mean(axis=1)
+            return _Predictions(proba.argmax(axis=1), values)
         return _Predictions(self._measure.predict(estimator, data, 1.0), values)
 
     def _log_loss(self, estimators: Sequence[BaseEstimator]) -> float:

@@ -1,0 +1,101 @@
+"""Heads and layers trained on cached features, in one table: what a notebook calls, and ``featurecache train`` too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.search import HeadLike
+    from featurecache.evaluation.training import TrainingReport
+    from featurecache.finetuning.training import LayerTraining
+    from featurecache.progress import Progress
+    from featurecache.store.feature_sets import FeatureSet
+    from featurecache.store.store import FeatureStore
+    from featurecache.store.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings:
+    """How heads are trained and compared."""
+
+    heads: tuple[HeadLike, ...] = ()
+    """Names of heads, or estimators with names; when empty, all that the kind of the task has."""
+    tta: bool = False
+    """Score heads on the mean over the cached views of each sample, instead of on its plain features."""
+    balanced: bool = False
+    """Classes count alike, in choosing and (where a head can) in fitting."""
+    n_jobs: int = -1
+    """Parallel fits, as in joblib; results don't depend on it."""
+    memory: int | None = None
+    """Bytes of features in memory at most; half of what is free when ``None``."""
+    random_state: int = 0
+    """Seed of splits, folds, fits and the bootstrap; no feature depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayersRequest:
+    """Layers of a network that are trained on cached activations, or on images."""
+
+    heads: Sequence[str]
+    """``tail``, ``layers:conv`` and others that `featurecache.finetuning.factories` knows."""
+    sets: Sequence[FeatureSet]
+    """Activations, or images."""
+    training: LayerTraining
+    """How."""
+
+
+def train(
+    store: FeatureStore,
+    task: Task,
+    sets: Sequence[FeatureSet],
+    settings: TrainingSettings,
+    *,
+    layers: LayersRequest | None = None,
+    progress: Progress,
+) -> TrainingReport:
+    """Train heads on every feature set as `train_heads` does, and layers, with progress drawn.
+
+    Parameters
+    ----------
+    store : FeatureStore
+        The cache that holds task and features.
+    task : Task
+        Targets and splits.
+    sets : sequence of FeatureSet
+        What heads are trained on; may be empty where layers are trained.
+    settings : TrainingSettings
+        Which heads, and how.
+    layers : LayersRequest, optional
+        Which layers are compared with the heads, and how they are trained.
+    progress : Progress
+        Told of each head on each feature set, and of the settings that are being fitted.
+    """
+    from featurecache.evaluation.training import train_heads
+    from featurecache.heads.registry import list_heads
+
+    report = None
+    if sets or layers is None:
+        num_heads = len(settings.heads or list_heads(kind=task.kind))
+        progress.start("training heads", num_heads * len(sets))
+        report = train_heads(
+            store,
+            task,
+            sets,
+            settings.heads,
+            tta=settings.tta,
+            balanced=settings.balanced,
+            n_jobs=settings.n_jobs,
+            memory=settings.memory,
+            random_state=settings.random_state,
+            progress=progress,
+        )
+    if layers is None:
+        assert report is not None
+        return report
+    progress.start("training layers", len(layers.heads) * len(layers.sets))
+    found = replace(layers.training, progress=progress).train(layers.sets, layers.heads)
+    if report is not None:
+        found.join(report)
+    return found
