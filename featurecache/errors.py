@@ -250,6 +250,7 @@ def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[s
     ]
     close = difflib.get_close_matches(node, list(dict.fromkeys(nodes.values())), n=count, cutoff=0.6)
     like = [each for other in close for each in nodes if nodes[each] == other]
+    # Of a long path, people often mistype the last name only.
     if not ends and not like:
         last = {each: other.rpartition(".")[2] for each, other in nodes.items()}
         spelt = difflib.get_close_matches(

@@ -150,6 +150,7 @@ class IgnoredCounter:
     def _is_image(self, suffix: str, path: str) -> bool:
         if suffix in HEIC_SUFFIXES or suffix in _RAW or suffix in _OTHER_IMAGES:
             return True
+        # Most files are told by their names; opening each would make a scan as slow as reading.
         if suffix in _NO_IMAGES or self._num_opened >= _MOST_OPENED:
             return False
         self._num_opened += 1
@@ -164,6 +165,7 @@ def begins_like_an_image(path: str) -> bool:
     except OSError:
         return False
     return (
+        # As the formats begin; `imghdr` is gone from Python, and Pillow would decode.
         head.startswith(_BEGINNINGS)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or (head[4:8] == b"ftyp" and head[8:12] in _BRANDS)
@@ -184,6 +186,7 @@ def _advice(images: Mapping[str, int]) -> str:
     advice = []
     if HEIC_SUFFIXES & images.keys() and find_spec("pillow_heif") is None:
         advice.append(f"HEIC is read with: {install_command('heif')}")
+    # Cameras and downloads leave pictures without their suffix.
     if images.keys() - HEIC_SUFFIXES - _RAW - _OTHER_IMAGES:
         advice.append("files with another suffix or none hold pictures; give them that of their format, e.g. .jpg")
     if images.keys() & (_RAW | _OTHER_IMAGES):

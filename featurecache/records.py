@@ -63,6 +63,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
             f"{path} has {kind} record version {shortened(version)}; this release reads up to {RECORD_VERSION}. "
             "Upgrade featurecache"
         )
+    # Over everything else in the record.
     claimed = content.pop("digest", None)
     try:
         digest = _digest({**content, "version": version})

@@ -76,6 +76,7 @@ class TextColumn(Sequence[str]):
 
     def find_all(self, other: TextColumn) -> NDArray[np.int64]:
         """Return the index of each entry of ``other`` in this column, -1 where there is none; both are sorted."""
+        # The usual case, of a source that has not changed.
         if self == other:
             return np.arange(len(other))
         found = np.full(len(other), -1, np.int64)

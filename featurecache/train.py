@@ -76,7 +76,9 @@ def train(
     from featurecache.heads.registry import list_heads
 
     report = None
+    # With layers alone, there is no table of heads to be in.
     if sets or layers is None:
+        # Those that are left out on some features never advance it: which these are is known later.
         num_heads = len(settings.heads or list_heads(kind=task.kind))
         progress.start("training heads", num_heads * len(sets))
         report = train_heads(
@@ -97,5 +99,6 @@ def train(
     progress.start("training layers", len(layers.heads) * len(layers.sets))
     found = replace(layers.training, progress=progress).train(layers.sets, layers.heads)
     if report is not None:
+        # One table, chosen by the same protocol.
         found.join(report)
     return found

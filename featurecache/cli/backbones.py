@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
     """List; an unknown pattern is status 1."""
     from featurecache.backbones.registry import list_backbones
 
+    # Only what can be built here: libraries that are not installed list nothing.
     names = list_backbones(args.pattern)
     if args.json:
         print_json({"backbones": names})

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(args.cache)
+    # The type itself is no source, where another is there.
     source = store.find(tap=args.tap, backbone=args.backbone, dtype=args.dtype, views=args.views, but_not=args.to)
     with progress_on_stderr(quiet=args.quiet) as progress:
         converted = convert_features(store, source, args.to, on_shard=counting(progress, "converting shards"))

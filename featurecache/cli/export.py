@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(about)
         return 0
+    # Only ONNX has editions of its operators.
     kind = f"onnx (opset {about['opset']})" if "opset" in about else about["export_format"]
     print_line(f"{about['out']}: {kind}, {about['head']} on {about['tap']} of {about['backbone']}")
     for noun in ("input", "output"):

@@ -112,6 +112,7 @@ def exit_status(report: ExtractionReport, max_bad: float) -> int:
     if report.postponed:
         path, reason = next(iter(report.postponed.items()))
         warn(f"{len(report.postponed)} files were left for the next run, first {path}: {reason}; run extract again")
+    # Of a table without rows, nothing is bad.
     share = len(report.bad) / max(report.num_files, 1)
     if share > max_bad:
         warn(

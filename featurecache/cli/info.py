@@ -66,6 +66,7 @@ def _describe_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, An
 
 
 def _print_now(now: dict[str, Any]) -> None:
+    # Zeroes would hide what changed.
     changes = [f"{now[state]} {state}" for state in ("added", "edited", "renamed", "copied", "removed") if now[state]]
     print_line(f"{now['root']} now: {now['files']} files; since it was extracted: {', '.join(changes) or 'unchanged'}")
     for item in now["cached"]:
@@ -77,6 +78,7 @@ def _print_now(now: dict[str, Any]) -> None:
     _print_warnings(now["warnings"])
     if now["added"] or now["edited"]:
         print_line("  run the same `featurecache extract` again to add what is new")
+    # Nothing is removed by itself: the files may only have been moved.
     if now["orphaned_samples"]:
         print_line(
             f"  {now['orphaned_samples']} samples of the cache are in no source any more; "

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         if recomputed:
             print_table(["set aside", "now"], [[r.where, r.state] for r in recomputed])
         print_line(f"{len(repairs)} problems found, {len(recomputed)} shards set aside so far")
+    # Features are computed again from their inputs; nothing else is.
     left = [r for r in repairs if args.source is None or not r.where.startswith("features/")]
     return 1 if left or any(r.state in ("missing", "different") for r in recomputed) else 0
 

@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
     sets = sets_to_sweep(store, args.tap, args.head or (), **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
         report = run_sweep(store, tasks, sets, plan, n_jobs=args.jobs or -1, memory=memory, progress=progress)
+    # Whatever fails from here on must not cost hours of fits.
     lines, failures = report.lines(), list[OutputFailure]()
     if args.out:
         rows = [row.to_json() for row in report.rows]
@@ -168,15 +169,18 @@ def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) 
             [_row(line, name) for line, name in zip(lines, names, strict=True) if line.measure == measure],
             numbers=numeric,
         )
+    # A dash would look like a verdict.
     if uncompared(lines):
         print_line(
             "against the best: - where a line has no two divisions in common with the best; ask for --folds or more "
             "--seeds, or compare sample by sample with `featurecache train`"
         )
+    # Said each time: a table of many test scores invites choosing the best.
     if any(line.split == "test" for line in lines):
         print_line("these are scores on the test split: choosing by them makes the best of them too good")
     print_line(f"{len(report.rows)} results, {report.num_kept} of them from earlier sweeps")
     print_warnings(report.warnings)
+    # The rest stands in the rows.
     for row in report.failed[:5]:
         warn(f"{row.head} on {named[row.set_key]}, task {row.task}: {row.error}")
 

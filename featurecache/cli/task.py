@@ -185,6 +185,7 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     content = f"{len(task.classes)} {TASK_NOUNS[task.kind]}, {counts}{groups}{weights}"
     print_line(f"task {task.name}: {content} (splits {about['splits']})")
     unknown = task.num_unknown()
+    # A column only where something is unknown.
     more = ["not known"] if any(unknown.values()) else []
     rows: list[list[Any]]
     if task.kind == "regression":

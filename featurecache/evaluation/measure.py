@@ -184,6 +184,7 @@ class ResampledMeasure(Measure):
         found = ScoreValues(n=len(y))
         for index, name in enumerate(self.titles):
             # Where every resample is alike, the bootstrap claims a certainty that there is not.
+            # Rounding leaves a little of a width of none.
             certain = high[index] - low[index] < 1e-12 and name not in self.unbounded
             wider = slack(count) if certain else 0.0
             found[name] = float(point[index])

@@ -129,6 +129,7 @@ def _fold_of(pool: SplitData, resampling: Resampling, kind: TaskKind) -> tuple[n
             f"{where} has {smallest} {noun}, too few for {resampling.num_folds} folds; ask for fewer folds, or add a "
             "validation split to the task"
         )
+    # The one does not know groups, the other needs them.
     splitter = StratifiedKFold if pool.groups is None else StratifiedGroupKFold
     folds = splitter(resampling.num_folds, shuffle=True, random_state=resampling.seed)
     fitted, held_out = list(folds.split(strata, strata, pool.groups))[resampling.fold]

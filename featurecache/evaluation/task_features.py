@@ -85,6 +85,7 @@ def open_task_features(
     for feature_set in sets:
         eval_set = _eval_set_of(store, feature_set, tta=tta)
         features = feature_set.open()
+        # A whole map of a layer: heads for pooled features would take for ever on it.
         if (num_numbers := math.prod(features.view_shape)) > max_numbers:
             raise RequestError(f"tap {feature_set.tap!r} has {num_numbers} numbers per sample; pool it")
         opened.append((feature_set, eval_set, features, eval_set.open()))

@@ -71,6 +71,7 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
         )
     axes.set_yticks(list(heights), [plain_text(name) for name, *_ in rows], color=_INK)
     axes.set_ylim(-0.6, len(rows) - 0.2)
+    # The axis begins near the lowest interval: differences are small against 0 to 1.
     low = min([row[2] for row in rows] + ([floor] if floor is not None else []))
     left = max(low - 0.05, 0.0 if low >= 0 else -1.05)  # R2 below -1 is as good as any: it would hide the others
     axes.set_xlim(left, max(min(1.08, max(row[3] for row in rows) + 0.08), left + 0.1))

@@ -173,6 +173,7 @@ class HeadContract(ABC):
 
     def _fitted(self, case: Case) -> Any:
         X, y = case.data()
+        # A contract is about laws; whether a quick head converges is none.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             return self.make_head().fit(X, y)
