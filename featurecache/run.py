@@ -152,9 +152,10 @@ def run(
     _check_tta(training, opened, views)
     found = _read_labels(labels, Path(source), Path(opened.key), text_column, id_column)
     _check_labels(found, opened, training)
+    path = Path(source).absolute()
     extraction = run_extraction(
         source,
-        _default_cache(Path(source)) if cache is None else cache,
+        path.with_name(f"{path.stem if path.is_file() else path.name}.cache") if cache is None else cache,
         request,
         taps=taps,
         text_column=text_column,
@@ -218,11 +219,6 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
     if head.evaluated_on == "views":
         command += ["--tta", str(head.eval_set.num_views)]
     return shlex.join(command)
-
-
-def _default_cache(source: Path) -> Path:
-    source = source.absolute()
-    return source.with_name(f"{source.stem if source.is_file() else source.name}.cache")
 
 
 def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int | None) -> None:

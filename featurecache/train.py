@@ -93,12 +93,12 @@ def train(
             random_state=settings.random_state,
             progress=progress,
         )
-    if layers is None:
-        assert report is not None
-        return report
+        if layers is None:
+            return report
+    assert layers is not None
     progress.start("training layers", len(layers.heads) * len(layers.sets))
     found = replace(layers.training, progress=progress).train(layers.sets, layers.heads)
+    # One table, chosen by the same protocol.
     if report is not None:
-        # One table, chosen by the same protocol.
         found.join(report)
     return found

@@ -52,9 +52,11 @@ def run(args: argparse.Namespace) -> int:
 
     store = FeatureStore.open(args.cache, strange=True)
     if args.deep and args.source is None:
+        roots = ", ".join(listing.root for listing in store.listings.all())
+        # A stranger's cache names folders of another machine, or of this one.
+        seen = f" (the cache says it was made from {roots}, and is not believed)" if roots else ""
         raise RequestError(
-            "--deep needs the inputs: name their folder, or their table and its --text-column, with --source"
-            + _last_seen(store)
+            f"--deep needs the inputs: name their folder, or their table and its --text-column, with --source{seen}"
         )
     with progress_on_stderr(quiet=args.quiet) as progress:
         on_shard = counting(progress, "verifying shards")
@@ -91,8 +93,3 @@ def _verify_deep(store: FeatureStore, args: argparse.Namespace, progress: Progre
 
     rows = DEFAULT_ROWS if args.rows is None else args.rows
     return verify_deep(store, inputs_of(args), num_rows=rows, progress=progress)
-
-
-def _last_seen(store: FeatureStore) -> str:
-    roots = [listing.root for listing in store.listings.all()]
-    return f" (the cache says it was made from {', '.join(roots)}, and is not believed)" if roots else ""

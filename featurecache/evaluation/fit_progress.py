@@ -42,8 +42,10 @@ class FitSteps:
 
     def at(self, setting: int, count: int) -> None:
         """Write that setting number ``setting`` of ``count`` is being fitted; the first is 1."""
-        if self.folder is not None:
-            partial = self.folder / f".{os.getpid()}"
+        if self.folder is None:
+            return
+        partial = self.folder / f".{os.getpid()}"
+        with suppress(OSError):  # a full disk must not cost a fit of hours
             partial.write_text(f"{self.started}\n{self.label}: setting {setting} of {count}")
             # Renamed, so that the reader never finds half a line.
             partial.replace(self.folder / f"{os.getpid()}")

@@ -56,31 +56,21 @@ def run_searches(
     named: bool = False,
     steps_in: Path | None = None,
 ) -> Iterator[Result]:
-    """Do searches in as many processes as are asked for and of use.
+    """Do searches in as many processes as are asked for and of use; yield each row, with scores or ``error``.
 
     Parameters
     ----------
     planned : list of PlannedSearch
-    splits : dict of str to SplitData
+    splits, measure
         Of the task.
-    measure : Measure
-    budget : MemoryBudget
-        How much may be in memory.
-    folder : Path
-        Where features are laid out that do not fit there.
+    budget, folder
+        How much may be in memory, and where features are laid out that do not fit there.
     n_jobs : int
         Processes at most, as in joblib.
-    memory : int, optional
-        Bytes that a head may take; see `reason_to_leave_out`.
-    named : bool
-        Somebody asked for these heads by name.
+    memory, named
+        As for `reason_to_leave_out`.
     steps_in : Path, optional
         Folder of `fit_progress.watched`.
-
-    Yields
-    ------
-    (PlannedSearch, SweepRow, State)
-        Each row with its scores, or with ``error``, as it is ready.
     """
     reasons = {
         head.name: reason_to_leave_out(head, splits, measure.n_outputs, memory=memory, named=named)

@@ -147,8 +147,7 @@ def run_sweep(
     report = SweepReport(warnings=feature_warnings(sets))
     with watched(progress) as steps_in:
         for each, splits in zip(opened, without_features, strict=True):
-            planned, found = _planned(each, splits, plan), dict[str, SweepRow]()
-            left_out = dict[str, LeftOut]()
+            planned, found, left_out = _planned(each, splits, plan), dict[str, SweepRow](), dict[str, LeftOut]()
             # Closed at once when somebody stops: a file of features may be open.
             with closing(_results(store, each, planned, plan, n_jobs, memory, steps_in)) as results:
                 for search, row, state in results:
