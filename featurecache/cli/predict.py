@@ -7,9 +7,12 @@ import csv
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,50 +122,45 @@ def _write(
     """Write or print predictions as they come; only a table for people is laid out as a whole."""
     from featurecache.tables import safe_row
 
-    columns, numbers = ["path", *(names or ["label", "probability"]), "status", "reason"], names or ["probability"]
+    values = names or ["label", "probability"]
+    columns, numbers = ["path", *values, "status", "reason"], names or ["probability"]
+    write_out = partial(
+        write_table_at, "--out", args.out, columns, replace=args.replace, numbers=numbers, raw=args.raw_cells
+    )
     if args.json:
-        _print_json(args, predictions, names, warnings)
+        with _json_document(args.head, warnings) as write_json:
+            kept = map(write_json, predictions)
+            if args.out:
+                write_out(_row(item, names) for item in kept)
+            else:
+                deque(kept, maxlen=0)
     elif args.out:
-        rows = (_row(item, names) for item in predictions)
-        write_table_at("--out", args.out, columns, rows, replace=args.replace, numbers=numbers, raw=args.raw_cells)
+        write_out(_row(item, names) for item in predictions)
     elif args.csv:
         writer = csv.DictWriter(sys.stdout, columns)
-        kept = dict if args.raw_cells else safe_row
-        writer.writerow(kept(dict(zip(columns, columns, strict=True))))
-        writer.writerows(kept(_row(item, names)) for item in predictions)
+        as_cells = dict if args.raw_cells else safe_row
+        writer.writerow(as_cells(dict(zip(columns, columns, strict=True))))
+        writer.writerows(as_cells(_row(item, names)) for item in predictions)
     else:
         what = "row" if args.text_column else "file"
-        shown = [_shown(item, names) for item in predictions]
-        print_table([what, *(names or ["label", "probability"]), "problem"], shown, numbers=numbers)
+        print_table([what, *values, "problem"], [_shown(item, names) for item in predictions], numbers=numbers)
 
 
-def _print_json(
-    args: argparse.Namespace, predictions: Iterator[Prediction], names: list[str], warnings: list[ReportWarning]
-) -> None:
-    """Print one document, whole or not at all: it waits in a file until the last prediction is there."""
+@contextmanager
+def _json_document(head: Path, warnings: list[ReportWarning]) -> Iterator[Callable[[Prediction], Prediction]]:
+    """Print one document, whole or not at all: it waits in a file until the last prediction is there.
+
+    Yields what takes a prediction into it, and returns that. Warnings are read at the end, when all are known.
+    """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(f'{{\n "head": {dumped(str(args.head))},\n "predictions": [')
+        file.write(f'{{\n "head": {dumped(str(head))},\n "predictions": [')
+        separators = chain([""], repeat(","))
 
-        def kept() -> Iterator[Prediction]:
-            for number, item in enumerate(predictions):
-                file.write(f"{',' if number else ''}\n  {dumped(item.to_json())}")
-                yield item
+        def write(item: Prediction) -> Prediction:
+            file.write(f"{next(separators)}\n  {dumped(item.to_json())}")
+            return item
 
-        if args.out:
-            columns = ["path", *(names or ["label", "probability"]), "status", "reason"]
-            rows = (_row(item, names) for item in kept())
-            write_table_at(
-                "--out",
-                args.out,
-                columns,
-                rows,
-                replace=args.replace,
-                numbers=names or ["probability"],
-                raw=args.raw_cells,
-            )
-        else:
-            for _ in kept():
-                pass
+        yield write
         values = dumped([warning.to_json() for warning in warnings])
         file.write(f'\n ],\n "warnings": {values}\n}}\n')
         file.seek(0)
