@@ -34,9 +34,9 @@ def test_commands_and_code_run(
     monkeypatch.setattr(efficientnet_lite, "_PREPROCESS", small)
     few = ["logistic", "ridge", "knn", "majority"]
     monkeypatch.setattr("featurecache.evaluation.training.list_heads", lambda **which: few)
-    make_folder("flowers", per_class=6)
+    make_folder("flowers", per_class=10)
     write_image(tmp_path / "new_photos" / "new.png", COLOURS["red"], seed=9)
-    rows = [f"{colour}/{i:03d}.png,{'yes' if i % 2 else 'no'}" for colour in COLOURS for i in range(6)]
+    rows = [f"{colour}/{i:03d}.png,{'yes' if i % 2 else 'no'}" for colour in COLOURS for i in range(10)]
     (tmp_path / "labels.csv").write_text("path,blurred\n" + "\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
