@@ -1,4 +1,4 @@
-"""What a long run tells whoever watches it."""
+"""What a long run reports while it goes on."""
 
 from __future__ import annotations
 

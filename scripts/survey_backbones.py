@@ -60,15 +60,15 @@ def try_one(name: str, seed: int = 0) -> dict[str, Any]:
     """Inspect one network and compare its default tap."""
     import torch
 
-    from featurecache.backbones.dry_run import example_inputs
-    from featurecache.backbones.inspection import dry_run_with_costs, list_nodes, suggested_taps
+    from featurecache.backbones.dry_run import dry_run, example_inputs
+    from featurecache.backbones.inspection import list_nodes, suggested_taps
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.taps import TappedBackbone, resolve_taps
     from featurecache.specs import BackboneRequest
 
     backbone = load_backbone(BackboneRequest(name=name, init="random", seed=seed))
-    costed = dry_run_with_costs(backbone)
-    nodes = list_nodes(backbone, costed)
+    seen = dry_run(backbone, with_costs=True)
+    nodes = list_nodes(backbone, seen)
     suggested = suggested_taps(nodes)
     row: dict[str, Any] = {
         "name": name,
@@ -79,10 +79,10 @@ def try_one(name: str, seed: int = 0) -> dict[str, Any]:
         "gflop": round((nodes[-1].flops or 0) / 1e9, 3),
         "crop": backbone.preprocess.crop,
     }
-    (tap,) = resolve_taps(backbone, ["default"], seen=costed.seen)
+    (tap,) = resolve_taps(backbone, ["default"], seen=seen)
     with torch.inference_mode():
         features = TappedBackbone(backbone, [tap])(example_inputs(backbone, 1))[tap.name]
-    del backbone, costed, nodes  # the largest fit into memory once
+    del backbone, seen, nodes  # the largest fit into memory once
     row |= {"status": "ok", "default_tap": tap.name, "classifier_input": compare(features, tap, name, seed)}
     return row
 

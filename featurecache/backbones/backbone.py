@@ -33,7 +33,7 @@ class Backbone:
     identity: FeatureIdentity
     weights_source: str
     notes: tuple[str, ...]
-    """What `info` and `inspect` mention; nobody need act on it."""
+    """What `info` and `inspect` mention, and needs no action."""
     warnings: tuple[ReportWarning, ...] = ()
     """What is doubtful about the weights or the preprocess; printed after every extraction."""
     earlier: tuple[EarlierDefault, ...] = ()

@@ -29,10 +29,10 @@ from featurecache.backbones.dry_run import (
     first_tensor,
     layer_of,
     node_modules,
-    watch,
+    watching,
 )
 from featurecache.backbones.input_kinds import input_kind_of, is_text
-from featurecache.backbones.inspection import CostedDryRun, bytes_per_sample, dry_run_with_costs
+from featurecache.backbones.inspection import bytes_per_sample
 from featurecache.backbones.suggestions import suggested_nodes
 from featurecache.backbones.tapped import Tap
 from featurecache.backbones.taps import resolve_taps
@@ -42,8 +42,8 @@ from featurecache.errors import BackboneError, first_line
 _log = logging.getLogger(__name__)
 # Of the largest value: the same kernels run on the same numbers, so that mostly nothing differs at all.
 _SAME = 1e-6
+# What the network puts out, among outputs of its layers.
 _WHOLE = ""
-"""What the network puts out, among outputs of its layers."""
 # Backward, gradients of the activations and of the parameters each cost about what forward costs.
 _TRAINING_PASSES = 3
 
@@ -154,15 +154,15 @@ def each_cut(backbone: Backbone, seen: DryRun | None = None) -> Iterator[Cut]:
         yield replace(found, trainable=depth_groups(seen, groups["blocks"], found.trainable))
 
 
-def valid_cuts(backbone: Backbone, costed: CostedDryRun | None = None) -> list[CutInfo]:
+def valid_cuts(backbone: Backbone, seen: DryRun | None = None) -> list[CutInfo]:
     """Return the stages and blocks after which a network can be cut, in the order in which they run.
 
     Parameters
     ----------
     backbone
         The network.
-    costed
-        What an earlier dry run saw; without it, one is made.
+    seen
+        An earlier dry run that counted operations; without it, one is made.
 
     Notes
     -----
@@ -170,10 +170,9 @@ def valid_cuts(backbone: Backbone, costed: CostedDryRun | None = None) -> list[C
     inputs and activations, the output layer, and that a layer may be slower than its operations say. Every cut is
     tried, which takes about half a forward pass of two images each.
     """
-    costed = costed or dry_run_with_costs(backbone)
-    end = _end_of(backbone)
-    flops_until_end = costed.flops[layer_of(end, costed.seen.modules) or end]
-    return [_describe(found, costed.flops, flops_until_end) for found in each_cut(backbone, costed.seen)]
+    seen, end = seen or dry_run(backbone, with_costs=True), _end_of(backbone)
+    flops_until_end = seen.flops[layer_of(end, seen.modules) or end]
+    return [_describe(found, seen.flops, flops_until_end) for found in each_cut(backbone, seen)]
 
 
 def _end_of(backbone: Backbone) -> str:
@@ -216,17 +215,9 @@ def _watch_layers(backbone: Backbone, seen: DryRun, nodes: Iterable[str]) -> dic
         assert tensor is not None
         outputs[node] = tensor.clone()
 
-    modules = seen.modules
-    handles = [
-        watch(modules[layer_of(node, modules) or node], node, backbone, lambda output, node=node: keep(node, output))
-        for node in {*nodes, _end_of(backbone)}
-    ]
-    try:
-        with torch.inference_mode():
-            end = first_tensor(input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    watched = {node: seen.modules[layer_of(node, seen.modules) or node] for node in (*nodes, _end_of(backbone))}
+    with watching(backbone, watched, keep), torch.inference_mode():
+        end = first_tensor(input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone)))
     return outputs if end is None else outputs | {_WHOLE: end}
 
 
@@ -245,9 +236,11 @@ def _cut(
     trace, start, rest, is_joined = _follow(backbone, network, tap.node, training=False, joined=joined)
     if str(rest.graph) != str(in_training):
         raise UncuttableError("the code between its layers does other things in training mode")
-    before = trace.layers_before(start)
-    _check_statistics(before, rest)
-    frozen = {id(p) for layer in before.values() for p in _parameters(layer)}
+    before = list(trace.layers_before(start).values())
+    modules = [module for layer in before if isinstance(layer, nn.Module) for module in layer.modules()]
+    _check_statistics(modules, rest)
+    # Of what comes before, single parameters among it.
+    frozen = {id(p) for module in modules for p in module.parameters(recurse=False)} | {id(each) for each in before}
     # Whole numbers, as quantised weights are, do not learn.
     own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
     # In the order of their first use: a module holds its layers in another one.
@@ -293,14 +286,14 @@ def _follow(backbone: Backbone, network: nn.Module, node: str, *, training: bool
             batch=lambda count: example_inputs(backbone, count),
             training=training,
         )
-        ends = {trace.call_of(path).args[0] for path in layers if trace.is_called(path)}
+        ends = {calls[-1].args[0] for path in layers if (calls := trace.calls_of(path))}
         is_joined = len(ends) > 1
         if len(ends) == 1:
             end = ends.pop()
         else:
-            end = trace.output() if is_joined or last == PRE_LOGITS else trace.call_of(last)
+            end = trace.output() if is_joined or last == PRE_LOGITS else trace.calls_of(last)[-1]
         assert isinstance(end, fx.Node)
-        start = trace.input() if node == INPUT else trace.call_of(node)
+        start = trace.input() if node == INPUT else trace.calls_of(node)[-1]
         return _Rest(trace, start, trace.between(start, end), is_joined)
     except UncuttableError:
         raise
@@ -326,17 +319,11 @@ def _copy_of(backbone: Backbone) -> nn.Module:
         raise BackboneError(f"{backbone.name} cannot be cut: it cannot be copied ({first_line(error)})") from error
 
 
-def _parameters(layer: nn.Module | Tensor) -> list[nn.Parameter]:
-    return (
-        list(layer.parameters()) if isinstance(layer, nn.Module) else [layer] if isinstance(layer, nn.Parameter) else []
-    )
-
-
-def _check_statistics(before: Mapping[str, nn.Module | Tensor], rest: nn.Module) -> None:
+def _check_statistics(before: list[nn.Module], rest: nn.Module) -> None:
     """Refuse a norm on both sides: in training it would change its statistics, and so what should have been cached."""
-    norms = {id(m) for layer in before.values() if isinstance(layer, nn.Module) for m in layer.modules()}
+    known = {id(module) for module in before}
     for path, module in rest.named_modules():
-        if id(module) in norms and getattr(module, "track_running_stats", False):
+        if id(module) in known and getattr(module, "track_running_stats", False):
             raise UncuttableError(f"{path} runs before and after it, and keeps statistics")
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.cutting import CutInfo, valid_cuts
+from featurecache.backbones.dry_run import dry_run
 from featurecache.backbones.inspection import (
     NodeInfo,
     bytes_per_sample,
-    dry_run_with_costs,
     list_nodes,
     suggested_taps,
 )
@@ -83,7 +83,7 @@ def describe_backbone(request: BackboneRequest, *, taps: Sequence[str] = (), tai
     request : BackboneRequest
         Which network, with which weights and preprocess.
     taps : sequence of str
-        Taps to describe beside the default one.
+        Taps to describe besides the default one.
     tails : bool
         Try where the network can be cut, too, which runs it many times.
 
@@ -92,13 +92,13 @@ def describe_backbone(request: BackboneRequest, *, taps: Sequence[str] = (), tai
     Description
     """
     backbone = load_backbone(request)
-    costed = dry_run_with_costs(backbone)
+    seen = dry_run(backbone, with_costs=True)
     # A network without a default tap is described all the same: that is how one is chosen.
     default = [] if backbone.default.tap is None else ["default"]
     backbone = with_default_warning(backbone, ["default"])
     return Description(
         backbone=backbone,
-        nodes=list_nodes(backbone, costed),
-        taps=resolve_taps(backbone, [*default, *taps], seen=costed.seen),
-        cuts=valid_cuts(backbone, costed) if tails else None,
+        nodes=list_nodes(backbone, seen),
+        taps=resolve_taps(backbone, [*default, *taps], seen=seen),
+        cuts=valid_cuts(backbone, seen) if tails else None,
     )

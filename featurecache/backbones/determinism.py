@@ -1,7 +1,7 @@
 """A backbone must say the same about an input whenever it is asked: checked before anything is cached.
 
 Features that change with the other inputs of a batch (statistics taken over the batch) or from run to run (dropout that
-eval mode does not stop) would depend on the order of the files, and nobody would ever see it.
+eval mode does not stop) would depend on the order of the files, unnoticed.
 
 Axes: B batch.
 """
@@ -11,14 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, example_inputs, first_tensor, node_modules, watch
+from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, example_inputs, first_tensor, node_modules, watching
 from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.tapped import Tap, TappedBackbone
 from featurecache.errors import BackboneError, first_line
@@ -85,16 +84,12 @@ def _first_layer_not_finite(backbone: Backbone) -> str | None:
 
     def record(node: str, output: Any) -> None:
         tensor = first_tensor(output)
-        if not found and tensor is not None and tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor is not None and tensor.is_floating_point() and not tensor.isfinite().all():
             found.append(node)
 
     modules = {node: module for node, module in node_modules(backbone).items() if node not in (INPUT, PRE_LOGITS)}
-    handles = [watch(module, node, backbone, partial(record, node)) for node, module in modules.items()]
-    try:
+    with watching(backbone, modules, record):
         input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone))
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.provider import PRE_LOGITS as PRE_LOGITS
 from featurecache.errors import BackboneError, first_line
 from featurecache.specs import AnyPreprocess
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 INPUT = "input"
 """The images as the network sees them, normalised: what comes after is all of it."""
@@ -39,6 +42,8 @@ class DryRun:
     num_seen: int = 0
     order: dict[str, int] = field(default_factory=dict)
     """When a node's last call ended, counted over all calls of all nodes."""
+    flops: dict[str, int] = field(default_factory=dict)
+    """Operations of one sample until a node's last call has ended; empty unless they were counted."""
 
     def per_sample(self, node: str) -> tuple[int, ...] | None:
         """Return the shape for one input, or ``None`` if the output is not one row per input."""
@@ -73,37 +78,69 @@ def layer_of(node: str, modules: Collection[str]) -> str | None:
     return path if path != node and node not in modules and path in modules and path != PRE_LOGITS else None
 
 
-def dry_run(backbone: Backbone, *, also: Callable[[str], None] = lambda node: None) -> DryRun:
+def dry_run(backbone: Backbone, *, with_costs: bool = False) -> DryRun:
     """Run two inputs through the backbone and note every layer's output.
 
     Parameters
     ----------
     backbone
         The network.
-    also
-        Called with a node's name when one of its calls has ended.
+    with_costs
+        Count operations with torch's counter, which takes several times as long.
     """
-    seen = DryRun(modules=node_modules(backbone))
-
-    def note(node: str, output: Any) -> None:
-        _note(seen, node, output)
-        also(node)
-
-    handles: list[RemovableHandle] = []
-    try:
+    seen, counter = DryRun(modules=node_modules(backbone)), _new_counter() if with_costs else None
+    with ExitStack() as stack:
         # Hooks come off even where the pass fails: the network goes on to be used.
         for node, module in seen.modules.items():
-            handles.append(watch(module, node, backbone, lambda output, node=node: note(node, output)))
+            stack.callback(watch(module, node, backbone, partial(_note, seen, node, counter)).remove)
             if layer_of(node + INPUT_OF, seen.modules) and node != INPUT:
-                note_input = partial(_note, seen, node + INPUT_OF)
-                handles.append(watch_input(module, note_input))
+                stack.callback(watch_input(module, partial(_note, seen, node + INPUT_OF, None)).remove)
         backbone.module.eval()
+        if counter is not None:
+            stack.enter_context(counter)
+            stack.enter_context(_slow_attention())
         with torch.inference_mode(), input_errors(backbone.name, backbone.preprocess):
             input_kind_of(backbone.preprocess).call(backbone.module, example_inputs(backbone))
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
+
+
+def _new_counter() -> FlopCounterMode:
+    # Late: it brings decompositions of all operators, which an extraction has no use for.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    return FlopCounterMode(display=False)
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keep transformers from their fused kernels, which the counter takes for one operation that costs nothing."""
+    # Two switches: nn.TransformerEncoder has its own fast path, before scaled dot-product attention is asked.
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def watching(backbone: Backbone, modules: Mapping[str, nn.Module], see: Callable[[str, Any], None]) -> Iterator[None]:
+    """While entered, call ``see`` with the name and the output of each node whenever its module is called.
+
+    Parameters
+    ----------
+    backbone
+        The network.
+    modules
+        By name of the node; see `watch`.
+    see
+        Gets both; an exception that it raises ends the pass.
+    """
+    with ExitStack() as stack:
+        for node, module in modules.items():
+            stack.callback(watch(module, node, backbone, partial(see, node)).remove)
+        yield
 
 
 def example_inputs(backbone: Backbone, count: int = _NUM_EXAMPLES) -> Tensor:
@@ -143,16 +180,19 @@ def watch(module: nn.Module, node: str, backbone: Backbone, see: Any) -> Removab
 def watch_input(module: nn.Module, see: Callable[[Any], None]) -> RemovableHandle:
     """Call ``see`` with the first tensor that a layer is given, at every call."""
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         see(next((found for each in (*args, *kwargs.values()) if (found := first_tensor(each)) is not None), None))
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _note(seen: DryRun, node: str, output: Any) -> None:
+def _note(seen: DryRun, node: str, counter: FlopCounterMode | None, output: Any) -> None:
     seen.num_calls[node] += 1
     seen.num_seen += 1
     seen.order[node] = seen.num_seen
+    if counter is not None:
+        # The counter counts the whole batch, and every operation here is linear in its size.
+        seen.flops[node] = counter.get_total_flops() // _NUM_EXAMPLES
     tensor = first_tensor(output)
     if tensor is None:
         seen.shapes.pop(node, None)

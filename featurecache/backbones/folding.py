@@ -108,7 +108,7 @@ def _pairs(backbone: Backbone) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 def _is_plain(module: nn.Module, names: set[str], tensor: str) -> bool:
-    """Tell whether a layer is of a known class, has the tensor as its own, and nobody has hooked into it."""
+    """Tell whether a layer is of a known class, has the tensor as its own, and has no hooks."""
     own = module._parameters.get(tensor, module._buffers.get(tensor))
     hooked = module._forward_hooks or module._forward_pre_hooks
     return type(module).__name__ in names and own is not None and not hooked

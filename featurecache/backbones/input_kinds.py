@@ -100,7 +100,7 @@ def _call_with_tokens(network: nn.Module, tokens_BT: Tensor) -> Any:
 
 
 def _call_with_images(network: nn.Module, images_BCHW: Tensor) -> Any:
-    # Networks that normalise in place would write into what others still look at.
+    # Networks that normalise in place would write into what others still read.
     return network(images_BCHW.clone())
 
 
@@ -121,7 +121,7 @@ def _example_texts(preprocess: TextPreprocessSpec, definition: str | None, count
     length, generator = preprocess.max_tokens, torch.Generator().manual_seed(0)
     assert definition is not None
     tokenizer: Any = importlib.import_module("tokenizers").Tokenizer.from_str(definition)
-    # Any tokens do: what is looked for are shapes, and whether texts of a batch mix.
+    # Any tokens do: they show shapes, and whether texts of a batch mix.
     tokens_BT = torch.randint(tokenizer.get_vocab_size(), (count, length), generator=generator, dtype=torch.int32)
     for index in range(1, count):
         tokens_BT[index, max(1, length * 2 // (index + 2)) :] = -1

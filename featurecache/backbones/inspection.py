@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, DryRun, dry_run, layer_of
@@ -44,38 +39,13 @@ class NodeInfo:
     """Names under which the node can be asked for with others: ``default``, ``stages``, ``blocks``."""
 
 
-@dataclass(frozen=True)
-class CostedDryRun:
-    """A dry run that also counted operations: enough to list the nodes, and to resolve taps without another run."""
-
-    seen: DryRun
-    flops: dict[str, int]
-    """Operations of one sample until a node's last call has ended, by node."""
-
-
-def list_nodes(backbone: Backbone, costed: CostedDryRun | None = None) -> list[NodeInfo]:
+def list_nodes(backbone: Backbone, seen: DryRun | None = None) -> list[NodeInfo]:
     """Return every module as a possible tap, in the order of the network's definition, ``pre_logits`` last."""
-    costed = costed or dry_run_with_costs(backbone)
-    seen, flops = costed.seen, costed.flops
+    seen = seen or dry_run(backbone, with_costs=True)
     default = (backbone.default.tap or "").partition(":")[0]
     groups = {DEFAULT: [default], **suggested_nodes(backbone, seen)}
     nodes = [*seen.modules] if default in seen.modules or not default else [*seen.modules, default]
-    return [_describe(backbone, seen, node, flops.get(node), groups) for node in nodes]
-
-
-def dry_run_with_costs(backbone: Backbone) -> CostedDryRun:
-    """Make a dry run under torch's counter; a node's count is what the counter shows when its last call has ended."""
-    counter = FlopCounterMode(display=False)
-    flops: dict[str, int] = {}
-
-    def note(node: str) -> None:
-        flops[node] = counter.get_total_flops()
-
-    with counter, _slow_attention():
-        seen = dry_run(backbone, also=note)
-    # The counter counts the whole batch, and every operation here is linear in its size.
-    num_images = next(iter(seen.shapes.values()))[0] if seen.shapes else 1
-    return CostedDryRun(seen, {node: count // num_images for node, count in flops.items()})
+    return [_describe(backbone, seen, node, groups) for node in nodes]
 
 
 def bytes_per_sample(tap: Tap, *, itemsize: int = _FLOAT16_BYTES) -> int:
@@ -88,7 +58,7 @@ def suggested_taps(nodes: list[NodeInfo]) -> dict[str, list[str]]:
     return {group: [node.tap for node in nodes if group in node.suggested and node.tap] for group in (DEFAULT, *GROUPS)}
 
 
-def _describe(backbone: Backbone, seen: DryRun, node: str, flops: int | None, groups: dict[str, list[str]]) -> NodeInfo:
+def _describe(backbone: Backbone, seen: DryRun, node: str, groups: dict[str, list[str]]) -> NodeInfo:
     layer, tap = layer_of(node, seen.modules), usual_tap(backbone, seen, node)
     what = _NO_LAYERS.get(node) or (f"input of {layer}" if layer else None)
     return NodeInfo(
@@ -97,7 +67,7 @@ def _describe(backbone: Backbone, seen: DryRun, node: str, flops: int | None, gr
         output_shape=seen.per_sample(node),
         num_parameters=0 if what else sum(p.numel() for p in seen.modules[node].parameters()),
         num_calls=seen.num_calls[node],
-        flops=flops,
+        flops=seen.flops.get(node),
         tap=tap.name if tap else None,
         feature_shape=tap.shape if tap else None,
         bytes_per_sample=bytes_per_sample(tap) if tap else None,
@@ -106,16 +76,3 @@ def _describe(backbone: Backbone, seen: DryRun, node: str, flops: int | None, gr
 
 
 _NO_LAYERS = {PRE_LOGITS: "input of the output layer", INPUT: "images, normalised"}
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Keep transformers from their fused kernels, which the counter takes for one operation that costs nothing."""
-    # Two switches: nn.TransformerEncoder has its own fast path, before scaled dot-product attention is asked.
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

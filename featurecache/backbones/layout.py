@@ -59,7 +59,7 @@ def prefix_tokens_at(backbone: Backbone, num_tokens: int) -> int | None:
     if is_square(num_tokens):
         return 0
     if num_prefix == 0:
-        # 197 tokens are 14 x 14 patches and one more, of which nobody has said anything: not averaged in silence.
+        # 197 tokens are 14 x 14 patches and one more, of which nothing is known: not averaged in silence.
         suspicious = any(is_square(num_tokens - extra) for extra in range(1, _MOST_UNKNOWN_PREFIX_TOKENS + 1))
         return None if suspicious else 0
     return num_prefix if num_tokens > num_prefix and is_square(num_tokens - num_prefix) else None

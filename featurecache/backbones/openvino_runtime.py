@@ -14,7 +14,7 @@ import numpy as np
 import openvino
 import torch
 
-from featurecache.backbones.normalized import Features, Normalized
+from featurecache.backbones.tapped import Features, Normalized
 from featurecache.errors import RequestError
 
 # The first hint lets OpenVINO choose how many requests run side by side. Without the second, CPUs with bfloat16
@@ -131,7 +131,7 @@ def without_telemetry() -> Iterator[None]:
 def logging_kept() -> Iterator[None]:
     """Undo what a failed conversion leaves behind: a root logger that hides warnings, ours about the failure first.
 
-    Tracing also asks a network for everything it has, of which transformers tells stories.
+    Tracing also asks a network for all of its attributes, and transformers logs a line for some.
     """
     root, talkative = logging.getLogger(), logging.getLogger("transformers")
     level, filters, handlers, transformers_level = root.level, root.filters[:], root.handlers[:], talkative.level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -105,8 +106,6 @@ class Provided:
     """How parameter names of older weights files read today; ``None``: as they are."""
     load_file: Callable[[Checkpoint], nn.Module] | None = None
     """Loads a weights file by the library's own rules, because its names are not the network's; returns the network."""
-    file_loaded: bool = False
-    """The provider has loaded the weights file itself while it built the network."""
     notes: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
     """What is doubtful about the weights or the preprocess."""
@@ -121,6 +120,13 @@ class Provided:
     """Digest of the file that the network was read from, where its modules do not tell networks apart."""
 
 
+def package_files(package: str, pattern: str) -> list[Path]:
+    """Return the files of an installed package that match a glob, without importing it; none where it is absent."""
+    spec = find_spec(package)
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    return [file for folder in folders for file in sorted(Path(folder).glob(pattern))]
+
+
 class Provider(Protocol):
     """Builds networks by name. Who subclasses it writes `build`, and what else is not as here.
 
@@ -133,7 +139,7 @@ class Provider(Protocol):
     packages: tuple[str, ...] = ()
 
     def list_names(self) -> list[str]:
-        """Return every full backbone name, prefix included; empty if the package is not installed, or nobody knows."""
+        """Return every full backbone name, prefix included; empty where they are unknown, or the package is absent."""
         return []
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
@@ -147,7 +153,7 @@ class Provider(Protocol):
             Load the provider's own weights. Otherwise the caller loads the file ``weights``; or, if there is none, the
             weights stay as the constructors draw them, and the caller has set the seed.
         weights
-            A file of weights, at whose name a provider may look to tell which preprocess belongs to it.
+            A file of weights, whose name may tell which preprocess belongs to it.
         keep_classifier
             The output layer stays, so its weights are needed too.
 
@@ -158,7 +164,6 @@ class Provider(Protocol):
         WeightsError
             Its weights cannot be had here.
         """
-        ...
 
     def own_weights_digest(self, name: str) -> str | None:
         """Digest the provider's own weights file without importing torch; ``None`` if it cannot be located."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from featurecache.backbones.weights.random_weights import random_source, seeded
 from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
 from featurecache.plugins import load_plugin, plugin_names
-from featurecache.specs import AnyPreprocess, BackboneRequest
+from featurecache.specs import BackboneRequest
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -117,8 +118,11 @@ def load_backbone(
     provided = _build(provider, local_name, request, keep_classifier=keep_classifier)
     if earlier is not None:
         _as_before(provided, earlier)
-    elif provided.refusal is not None and not _names_every_setting(request, provided.preprocess):
-        raise PreprocessRefusedError(provided.refusal, provided.earlier)
+    elif provided.refusal is not None:
+        named = {name for name, value in request.preprocess if value is not None}
+        # Where features or a head are reproduced, nothing of the provider's preprocess is left.
+        if not set(provided.preprocess.choices()) <= named:
+            raise PreprocessRefusedError(provided.refusal, provided.earlier)
     notes = [*provided.notes]
     if request.weights is not None:
         notes += _load_file(provided, request, keep_classifier=keep_classifier)
@@ -190,16 +194,15 @@ def _unknown_backbone(name: str) -> UnknownNameError:
 
 
 def _build(provider: Provider, name: str, request: BackboneRequest, *, keep_classifier: bool) -> Provided:
-    if request.init == "pretrained":
-        pretrained = request.weights is None
+    is_random = request.init == "random"
+    pretrained = not is_random and request.weights is None
+    # The seed stands before everything that may draw: also factories that initialise their layers themselves, and the
+    # first forward pass, which draws what lazy layers start with.
+    with seeded(request.seed) if is_random else nullcontext():
         provided = provider.build(name, pretrained=pretrained, weights=request.weights, keep_classifier=keep_classifier)
         _find_output_layers(provided, request)
-        return provided
-    # The seed stands before everything that may draw: also factories that initialise their layers themselves.
-    with seeded(request.seed):
-        provided = provider.build(name, pretrained=False, weights=None, keep_classifier=keep_classifier)
-        _find_output_layers(provided, request)  # the first forward pass draws what lazy layers start with
-    provided.weights_source = random_source(request.seed)
+    if is_random:
+        provided.weights_source = random_source(request.seed)
     return provided
 
 
@@ -207,9 +210,9 @@ def _find_output_layers(provided: Provided, request: BackboneRequest) -> None:
     """Find the output layers in the forward pass where the provider does not know them, on inputs as they will be."""
     if provided.classifiers is not None:
         return
-    from featurecache.backbones.default_tap.output_layers import find_output_layers_of
+    from featurecache.backbones.default_tap.output_layers import find_output_layers
 
-    found = find_output_layers_of(provided, request)
+    found = find_output_layers(provided, request)
     provided.classifiers, provided.default = found.classifiers, found.default
     provided.notes += found.notes
     provided.earlier += found.earlier_defaults()
@@ -220,11 +223,6 @@ def _as_before(provided: Provided, earlier: EarlierDefault) -> None:
         provided.preprocess = earlier.preprocess
     if earlier.classifiers is not None:
         provided.classifiers, provided.join, provided.default = earlier.classifiers, None, CERTAIN
-
-
-def _names_every_setting(request: BackboneRequest, preprocess: AnyPreprocess) -> bool:
-    """Tell whether nothing of a provider's preprocess is left, as where features or a head are reproduced."""
-    return set(preprocess.choices()) <= {name for name, value in request.preprocess if value is not None}
 
 
 def _remove_output_layers(provided: Provided) -> None:
@@ -245,10 +243,6 @@ def _load_file(provided: Provided, request: BackboneRequest, *, keep_classifier:
     assert path is not None
     provided.weights_source = file_source(path, key)
     provided.warnings += name_warnings(path)
-    if provided.file_loaded:
-        if key is not None:
-            raise RequestError(f"{request.name} reads weights files by itself; leave --weights-key {key} out")
-        return ()
     checkpoint = read_checkpoint(path, key)
     if provided.load_file is not None:
         provided.module = provided.load_file(checkpoint)

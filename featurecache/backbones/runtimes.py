@@ -7,10 +7,8 @@ with other networks PyTorch was as quick. So ``auto`` lets both run for a moment
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,7 +18,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.folding import fold_batch_norms
 from featurecache.backbones.input_kinds import input_kind_of
-from featurecache.backbones.normalized import Features, Normalized
+from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE, TorchRuntime, checked_device, measured_rate
 from featurecache.errors import MissingExtraError, RequestError, RuntimeMismatchError, first_line
@@ -34,8 +32,8 @@ TOLERANCE = 1e-3
 """Largest difference, relative to the largest feature, from the reference."""
 
 _FEW_FOR_A_GPU = 128
+# Batches.
 _TOO_FEW_TO_PREPARE = 9
-"""Batches."""
 
 
 class Runtime(Protocol):
@@ -58,15 +56,12 @@ class Runtime(Protocol):
         Order is kept and few batches are ahead of their results. A batch must not be written to before its result
         has come.
         """
-        ...
 
     def compare_again(self) -> None:
         """Compare the next batch with the reference once more, where there is anything to compare."""
-        ...
 
     def close(self) -> None:
         """Let go of what the runtime holds."""
-        ...
 
 
 def open_runtime(
@@ -143,7 +138,7 @@ def _device_for(runtime: str, device: str) -> str:
 
 
 class ComparedRuntime:
-    """A faster runtime that proves itself on its first batch, or hands over to the reference.
+    """A faster runtime whose first batch is compared with the reference, which takes over where they differ.
 
     Parameters
     ----------
@@ -178,25 +173,31 @@ class ComparedRuntime:
 
     def map(self, batches: Iterable[np.ndarray]) -> Generator[Features, None, None]:
         """See `Runtime.map`."""
-        if self._compared:
-            yield from self._active.map(batches)
-            return
-        feed = _Recorded(batches)
-        with closing(self._active.map(feed)) as results:
-            first, problem = self._first(results, feed)
-            if first is not None:
-                # While the reference computes one batch, the next ones are on their way.
-                expected = next(self._reference.map(feed.taken[:1]))
-                problem = disagreement(first, expected)
-                self._compared = True
-            if first is not None and problem is None:
-                feed.forget()
-                yield first
-                yield from results
-            if problem is None:
+        remaining = iter(batches)
+        if not self._compared:
+            if (first := next(remaining, None)) is None:
                 return
-        self._hand_over(problem)
-        yield from self._reference.map(chain(feed.forget(), feed))
+            yield self._compare(first)
+        yield from self._active.map(remaining)
+
+    def _compare(self, batch: np.ndarray) -> Features:
+        """Compute a batch by both, and go on with the reference where the fast one fails or differs."""
+        (expected,) = self._reference.map([batch])
+        try:
+            (found,) = self._active.map([batch])
+            problem = disagreement(found, expected)
+        except RuntimeError as error:
+            problem = f"it fails on the first batch ({first_line(error)})"
+        self._compared = True
+        if problem is None:
+            return found
+        message = f"runtime {self._what} does not agree with torch: {problem}"
+        if self._required:
+            raise RuntimeMismatchError(f"{message}; use runtime torch")
+        _log.warning("%s; continuing with plain torch", message)
+        self._active.close()
+        self._use(self._reference)
+        return expected
 
     def compare_again(self) -> None:
         """See `Runtime.compare_again`."""
@@ -206,54 +207,6 @@ class ComparedRuntime:
         """See `Runtime.close`."""
         self._active.close()
         self._reference.close()
-
-    def _first(self, results: Iterator[Features], feed: _Recorded) -> tuple[Features | None, str | None]:
-        """Return the fast runtime's first features, or why there are none; neither if nothing is fed."""
-        try:
-            return next(results, None), None
-        except RuntimeError as error:
-            if feed.failed or not feed.taken:
-                raise
-            return None, f"it fails on the first batch ({first_line(error)})"
-
-    def _hand_over(self, problem: str) -> None:
-        message = f"runtime {self._what} does not agree with torch: {problem}"
-        if self._required:
-            raise RuntimeMismatchError(f"{message}; use runtime torch")
-        _log.warning("%s; continuing with plain torch", message)
-        self._active.close()
-        self._use(self._reference)
-        self._compared = True
-
-
-class _Recorded:
-    """Batches that are kept as they are taken, until somebody says that they need not be."""
-
-    def __init__(self, batches: Iterable[np.ndarray]) -> None:
-        self._remaining = iter(batches)
-        self.taken: list[np.ndarray] = []
-        self.failed, self._forgotten = False, False
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self
-
-    def __next__(self) -> np.ndarray:
-        try:
-            batch = next(self._remaining)
-        except StopIteration:
-            raise
-        except BaseException:
-            self.failed = True
-            raise
-        if not self._forgotten:
-            self.taken.append(batch)
-        return batch
-
-    def forget(self) -> list[np.ndarray]:
-        """Return what was kept, for the last time."""
-        self._forgotten = True
-        taken, self.taken = self.taken, []
-        return taken
 
 
 def disagreement(features: Features, expected: Features) -> str | None:

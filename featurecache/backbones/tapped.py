@@ -5,18 +5,24 @@ Axes: B batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.dry_run import first_tensor, layer_of, node_modules, watch
+from featurecache.backbones.dry_run import first_tensor, layer_of, node_modules, watching
 from featurecache.backbones.input_kinds import input_kind_of
 from featurecache.backbones.pooling import Layout, pool
 from featurecache.errors import BackboneError
+from featurecache.specs import AnyPreprocess
+
+Features = dict[str, np.ndarray]
+"""Tap name -> float32 (B, ...)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,44 +92,35 @@ class TappedBackbone(nn.Module):
         # An exception ends the pass early, and no tracer could record that.
         traced = torch.jit.is_tracing() or torch.compiler.is_exporting()  # type: ignore[attr-defined]
         catch = _Catch(self.taps, kind.mask(inputs), stop_early=not traced)
-        handles = [watch(module, node, self._backbone, catch.hook(node)) for node, module in self._watched.items()]
-        try:
+        with suppress(_DeepestTapSeen), watching(self._backbone, self._watched, catch.see):
             kind.call(self.network, inputs)
-        except _DeepestTapSeen:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
         return {tap.name: catch.features_of(tap) for tap in self.taps}
 
 
 class _DeepestTapSeen(Exception):
-    """Ends a forward pass whose rest nobody wants."""
+    """Ends a forward pass of which all taps have been seen."""
 
 
 class _Catch:
     """What one forward pass has brought so far."""
 
     def __init__(self, taps: Sequence[Tap], mask_BT: Tensor | None, *, stop_early: bool) -> None:
-        self.nodes: dict[str, list[Tap]] = {}
-        for tap in taps:
-            self.nodes.setdefault(tap.node, []).append(tap)
+        self._taps = taps
         self._features: dict[str, Tensor] = {}
-        self._calls_left = {node: at_node[0].num_calls for node, at_node in self.nodes.items()}
+        self._calls_left = {tap.node: tap.num_calls for tap in taps}
         self._stop_early, self._mask_BT = stop_early, mask_BT
 
-    def hook(self, node: str) -> Callable[[Any], None]:
-        def see(output: Any) -> None:
-            self._calls_left[node] -= 1
-            # Of a layer that runs several times the last call counts.
-            if self._calls_left[node] <= 0:
-                tensor = first_tensor(output)
-                assert tensor is not None
-                self._features |= {tap.name: tap.pool(tensor, self._mask_BT) for tap in self.nodes[node]}
-            if self._stop_early and all(left <= 0 for left in self._calls_left.values()):
-                raise _DeepestTapSeen
-
-        return see
+    def see(self, node: str, output: Any) -> None:
+        """Pool the output of a node for its taps, and end the pass once nothing is missing."""
+        self._calls_left[node] -= 1
+        # Of a layer that runs several times the last call counts.
+        if self._calls_left[node] <= 0:
+            tensor = first_tensor(output)
+            assert tensor is not None
+            at_node = [tap for tap in self._taps if tap.node == node]
+            self._features |= {tap.name: tap.pool(tensor, self._mask_BT) for tap in at_node}
+        if self._stop_early and all(left <= 0 for left in self._calls_left.values()):
+            raise _DeepestTapSeen
 
     def features_of(self, tap: Tap) -> Tensor:
         """Return what a tap has seen."""
@@ -134,3 +131,25 @@ class _Catch:
                 "always runs"
             )
         return self._features[tap.name]
+
+
+class Normalized(nn.Module):
+    """Loaded inputs in, features out: the last step of the preprocess happens on the device.
+
+    Parameters
+    ----------
+    tapped
+        The backbone.
+    preprocess
+        Of images, mean and standard deviation.
+    """
+
+    def __init__(self, tapped: TappedBackbone, preprocess: AnyPreprocess) -> None:
+        super().__init__()
+        self.tapped = tapped
+        self.prepare = input_kind_of(preprocess).prepare(preprocess)
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """Return the features in the order of the taps; a tuple, because tracing knows no other order."""
+        features = self.tapped(self.prepare(batch))
+        return tuple(features[tap.name] for tap in self.tapped.taps)

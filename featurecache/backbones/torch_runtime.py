@@ -2,7 +2,7 @@
 
 Measured on two cores (images/s; `scripts/benchmark.py forward` prints them for any machine): one batch of 32 on both
 cores at once gives 30 with EfficientNet-Lite0 and 53 with ViT-Ti/16; batches of 4 on one core each, side by side, give
-72 and 55. Small batches keep their activations in the caches, and cores that wait for nobody lose no time where
+72 and 55. Small batches keep their activations in the caches, and cores that need not wait lose no time where
 decoding threads want them too. So a CPU works on as many batches as it has cores, each on a replica of the network that
 shares all weights.
 """
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from featurecache.backbones.backbone import Backbone, copy_sharing_tensors
 from featurecache.backbones.input_kinds import input_kind_of
-from featurecache.backbones.normalized import Features, Normalized
+from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import BackboneError, RequestError
 from featurecache.machine import num_cores
@@ -153,7 +153,7 @@ class TorchRuntime:
         with torch.inference_mode(), self._arithmetic():
             if copying is None:
                 return _OnDevice(self._forward(self._module, torch.from_numpy(batch).to(self._device)), None)
-            # Only from pinned memory does a copy run beside the computation.
+            # Only from pinned memory does a copy overlap with the computation.
             pinned = torch.from_numpy(batch).pin_memory()
             with torch.cuda.stream(copying):
                 inputs = pinned.to(self._device, non_blocking=True)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
-from featurecache.errors import BackboneError
+from featurecache.errors import BackboneError, MissingExtraError
 
 T = TypeVar("T")
 _MISSING_OPERATOR = "torchvision::nms"
@@ -49,6 +49,14 @@ def import_torchvision() -> ModuleType:
     except ImportError as error:
         raise BackboneError(f"torchvision cannot be imported ({error}); install the release that fits torch") from error
     return sys.modules["torchvision"]
+
+
+def import_dependent(package: str, extra: str) -> Any:
+    """Import a package that imports torchvision, or name the extra that brings it."""
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra)
+    import_torchvision()
+    return importlib.import_module(package)
 
 
 def retry_with_torchvision(call: Callable[[], T]) -> T:

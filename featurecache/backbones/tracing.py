@@ -35,7 +35,7 @@ class Trace:
     call
         Calls a network with a batch.
     through
-        Paths of the modules whose calls shall be seen; `KeyError` where one is not called.
+        Paths of the modules whose calls shall be seen.
     batch
         Makes a batch of a given number of inputs, to find out sizes that the network computes.
     training
@@ -81,14 +81,9 @@ class Trace:
         (node,) = self._inputs
         return node
 
-    def call_of(self, path: str) -> fx.Node:
-        """Return the last call of a module."""
-        calls = [node for node in self._graph.nodes if node.op == "call_module" and node.target == _PREFIX + path]
-        return calls[-1]
-
-    def is_called(self, path: str) -> bool:
-        """Tell whether a module is called."""
-        return any(node.op == "call_module" and node.target == _PREFIX + path for node in self._graph.nodes)
+    def calls_of(self, path: str) -> list[fx.Node]:
+        """Return the calls of a module, in their order."""
+        return [node for node in self._graph.nodes if node.op == "call_module" and node.target == _PREFIX + path]
 
     def output(self) -> fx.Node:
         """Return what the network puts out: of several things the first, as `first_tensor` does."""
@@ -114,7 +109,7 @@ class Trace:
         constants: dict[fx.Node, tuple[Any, Any]] = {}
         if self._inputs & _ancestors(end, starts):
             # Sizes are the one thing that may pass by the cut: the same for each image, or a multiple of the batch.
-            after = _made_from(self._graph, starts)
+            after = _descendants(self._graph, starts)
             # A size that was made from the cut itself is computed there, and needs no constant.
             constants = {node: sizes for node, sizes in self._find_sizes().items() if node not in after}
         needed = _ancestors(end, starts | set(constants))
@@ -125,7 +120,7 @@ class Trace:
         """Refuse a cut that leaves something out, and name what."""
         if not self._inputs & needed:
             return
-        before = _made_from(self._graph, self._inputs) - _made_from(self._graph, starts)
+        before = _descendants(self._graph, self._inputs) - _descendants(self._graph, starts)
         for node in self._graph.nodes:
             if node in needed & before and (node is end or any(user in needed - before for user in node.users)):
                 raise UncuttableError(f"{_name(node)} is used after it as well")
@@ -145,11 +140,15 @@ class Trace:
             elif node in constants:
                 copies[node] = _size(graph, length, *constants[node])
             else:
-                copies[node] = _copy(graph, node, copies)
+                # What stood for a node may be a plain number here, which `Graph.node_copy` does not take.
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
+                is_layer = node.op in ("call_module", "get_attr")
+                target = str(node.target).removeprefix(_PREFIX) if is_layer else node.target
+                copies[node] = graph.create_node(node.op, target, args, kwargs, name=node.name)
         graph.output(copies[end])
         return fx.GraphModule(self._layers(n for n in needed if n not in starts), graph, class_name="Tail")
 
-    def _layers(self, nodes: Iterable[fx.Node]) -> dict[str, Any]:
+    def _layers(self, nodes: Iterable[fx.Node]) -> dict[str, nn.Module | Tensor]:
         paths = [str(node.target) for node in nodes if node.op in ("call_module", "get_attr")]
         return {path.removeprefix(_PREFIX): operator.attrgetter(path)(self._whole) for path in paths}
 
@@ -227,12 +226,13 @@ def _ancestors(node: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _made_from(graph: fx.Graph, sources: set[fx.Node]) -> set[fx.Node]:
-    """Return the sources and every value that one of them had a part in."""
-    made = set(sources)
+def _descendants(graph: fx.Graph, sources: set[fx.Node]) -> set[fx.Node]:
+    """Return the sources and every value that depends on one of them."""
+    found = set(sources)
     for node in graph.nodes:
-        made |= {node} if any(other in made for other in node.all_input_nodes) else set()
-    return made
+        if any(other in found for other in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _starts(start: fx.Node) -> set[fx.Node]:
@@ -241,13 +241,6 @@ def _starts(start: fx.Node) -> set[fx.Node]:
     if indices and all(isinstance(index, int) for index in indices):
         return {user for user, index in zip(start.users, indices, strict=True) if index == 0}
     return {start}
-
-
-def _copy(graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:
-    # What stood for a node may be a plain number here, which `Graph.node_copy` does not take.
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), copies.__getitem__)
-    target = str(node.target).removeprefix(_PREFIX) if node.op in ("call_module", "get_attr") else node.target
-    return graph.create_node(node.op, target, args, kwargs, name=node.name)
 
 
 def _is_plain(value: Any) -> bool:

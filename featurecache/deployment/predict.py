@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +34,7 @@ from featurecache.sources.source import check_modality
 from featurecache.specs import ExtractionSettings, ViewSpec, check_takes_views, num_views
 from featurecache.store.dtypes import decode
 from featurecache.store.image_warnings import RemarkCounter
+from featurecache.store.schemas import ReferenceBody
 
 
 @dataclass(frozen=True)
@@ -254,11 +256,10 @@ def _checked(runtime: Runtime, saved: SavedHead, tap: Tap, network: Backbone, mo
 
 def check_features(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> None:
     """Refuse a machine that makes other features than the one where the head was trained: raise `DriftError`."""
-    recorded = saved.meta.get("probe")
-    if recorded is None:
+    if (record := saved.meta.get("probe")) is None:
         return
-    differing = drift.changes(recorded["provenance"], drift.provenance(runtime))
-    with drift.explained(differing, "extract and train here"):
+    recorded = msgspec.convert(record, ReferenceBody)
+    with drift.explained(recorded.provenance, runtime, "extract and train here"):
         modality = modality_of(network.preprocess, network.tokenizer, saved.identity.views)
         drift.check_reference(recorded, tap.name, runtime, modality)
 

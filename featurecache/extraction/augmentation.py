@@ -7,7 +7,7 @@ thread, the order, or what other code draws. The rules are in store/FORMAT.md.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -43,7 +43,7 @@ class DrawFrom(TorchFunctionMode):
         self._generator = generator
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Add the generator to a call that draws."""
         kwargs = kwargs or {}
@@ -119,6 +119,7 @@ def make_view(
     crop, recolour = _transforms(views, preprocess.crop_shape)
     generator = torch.Generator().manual_seed(seed_of_view(views, sample, number))
     with DrawFrom(generator):
+        # The order of the draws is part of the rules: first the crop, then flip and colours.
         box = crop.make_params([image])
         left, top = box["left"], box["top"]
         cropped = image.crop((left, top, left + box["width"], top + box["height"]))

@@ -5,7 +5,7 @@ The other levels of verification (in ``store/``) ask whether a cache is what it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +116,8 @@ def verify_deep(
     sets = sets_for(source, sets)
     listing = take_inventory(store, source, progress).now
     found, rng = DeepVerification(), np.random.default_rng(random_state)
-    for group in _by_fingerprint(sets):
+    for fingerprint in dict.fromkeys(feature_set.fingerprint for feature_set in sets):
+        group = [feature_set for feature_set in sets if feature_set.fingerprint == fingerprint]
         cached = [feature_set.open() for feature_set in group]
         at_hand = np.intersect1d(listing.unique_rows, np.concatenate([features.rows for features in cached]))
         rows = np.sort(rng.choice(at_hand, min(num_rows, len(at_hand)), replace=False))
@@ -124,9 +125,9 @@ def verify_deep(
             continue
         try:
             again, differing = _compute(group, rows, source, listing, inputs, progress or Silent())
-        except FeatureCacheError as error:  # the other feature sets are still worth a look
+        except FeatureCacheError as error:  # the other feature sets can still be compared
             what = f"not computed again: {' '.join(str(error).split())}"
-            found.problems.append(Problem(f"features/{group[0].fingerprint}", what, "name it to `featurecache verify`"))
+            found.problems.append(Problem(f"features/{fingerprint}", what, "name it to `featurecache verify`"))
             continue
         for feature_set, features in zip(group, cached, strict=True):
             _compare(feature_set, features, again, differing, found)
@@ -138,44 +139,38 @@ def verify_deep(
     return found
 
 
-def _by_fingerprint(sets: Sequence[FeatureSet]) -> Iterator[list[FeatureSet]]:
-    for fingerprint in dict.fromkeys(feature_set.fingerprint for feature_set in sets):
-        yield [feature_set for feature_set in sets if feature_set.fingerprint == fingerprint]
-
-
 def _compute(
     group: Sequence[FeatureSet], rows: Rows, source: Source, listing: Listing, inputs: Inputs, progress: Progress
 ) -> tuple[_Again, list[str]]:
     """Run one pass for all taps of a fingerprint; return also what has changed on the machine since."""
     backbone = inputs.reproduce(group[0])
     taps = resolve_taps(backbone, list(dict.fromkeys(feature_set.tap for feature_set in group)))
-    last = group[0].folder.last()
-    assert last is not None
-    ran = last.body["provenance"]
+    ran = drift.recorded_provenance(group)
+    assert ran is not None
     modality = modality_of(backbone.preprocess, backbone.tokenizer, group[0].identity.views)
+    # Of the batch size that made the features: another one takes other kernels, which round otherwise.
     runtime = open_runtime(
         backbone,
         taps,
         device=inputs.settings.device,
-        batch_size=ran["batch_size"] if ran["device"] == str(checked_device(inputs.settings.device)) else None,
+        batch_size=ran.batch_size if ran.device == str(checked_device(inputs.settings.device)) else None,
         num_inputs=len(rows),
-        remembered=ran["runtime"],
+        remembered=ran.runtime,
     )
     progress.start("computing again", len(rows))
     outcomes = []
     try:
         with modality.undisturbed():
-            for outcome in run_pipeline(
-                inputs_of_rows(source, listing, group[0].samples, rows, by_stamp=False),
-                runtime,
-                modality,
-                num_workers=inputs.settings.num_workers,
-            ):
+            # Not by their stamps: a file that was changed behind a copied stamp is what is looked for here.
+            samples = inputs_of_rows(source, listing, group[0].samples, rows, by_stamp=False)
+            for outcome in run_pipeline(samples, runtime, modality, num_workers=inputs.settings.num_workers):
                 outcomes.append(outcome)
                 progress.advance(len(outcome.problems))
         features = {tap.name: np.concatenate([o.features[tap.name] for o in outcomes]) for tap in taps}
         problems = [problem for outcome in outcomes for problem in outcome.problems]
-        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(ran, drift.provenance(runtime))
+        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(
+            ran, drift.provenance_of(runtime)
+        )
     finally:
         runtime.close()
 
@@ -200,12 +195,22 @@ def _compare(
         for path, before, now, error in zip(again.paths, statuses, statuses_now, errors.tolist(), strict=True)
         if before != now or error > limit
     ]
+    num_close = int(((errors > 0) & (errors <= limit)).sum())
     found.num_rows += len(good)
-    found.num_close += int(((errors > 0) & (errors <= limit)).sum())
-    found.num_identical += len(good) - len(wrong) - int(((errors > 0) & (errors <= limit)).sum())
+    found.num_close += num_close
+    found.num_identical += len(good) - len(wrong) - num_close
     if wrong:
-        where = f"features/{feature_set.fingerprint}/{feature_set.folder.path.parent.name}/{feature_set.dtype}"
-        found.problems.append(_problem(where, wrong, len(good), differing))
+        since = ", ".join(differing) or (
+            "no library, so either the stored rows or the network's code are not what they were"
+        )
+        found.problems.append(
+            Problem(
+                f"features/{feature_set.fingerprint}/{feature_set.folder.path.parent.name}/{feature_set.dtype}",
+                f"{len(wrong)} of {len(good)} rows computed again are not those stored, first: {wrong[0]}. What has "
+                f"changed on this machine since: {since}",
+                "run `featurecache extract` into another cache",
+            )
+        )
 
 
 def _relative_errors(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.float64]:
@@ -214,13 +219,3 @@ def _relative_errors(before: NDArray[Any], after: NDArray[Any]) -> NDArray[np.fl
     scale = max(float(np.abs(exact).max(initial=0)), 1e-12)
     difference = np.abs(exact - after.reshape(exact.shape).astype(np.float64))
     return np.asarray(difference.max(axis=1, initial=0) / scale)
-
-
-def _problem(where: str, wrong: list[str], count: int, differing: Sequence[str]) -> Problem:
-    since = ", ".join(differing) or "no library, so either the stored rows or the network's code are not what they were"
-    return Problem(
-        where,
-        f"{len(wrong)} of {count} rows computed again are not those stored, first: {wrong[0]}. What has "
-        f"changed on this machine since: {since}",
-        "run `featurecache extract` into another cache",
-    )

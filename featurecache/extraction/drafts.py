@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,12 +22,12 @@ from featurecache.store.samples import Ids, Rows
 from featurecache.store.schemas import Precision
 from featurecache.store.shards import ShardWriter
 
+# Whose error in the stored type is told; a fixed number, so that equal work gives equal records.
 _ROWS_MEASURED = 32
-"""Whose error in the stored type is told; a fixed number, so that equal work gives equal records."""
 
 
 class Draft:
-    """Features of one tap on their way to a commit; a context manager that leaves nothing behind by itself.
+    """Features of one tap on their way to a commit; `close` removes what was not committed.
 
     Parameters
     ----------
@@ -56,10 +56,8 @@ class Draft:
         self._precision: Precision | None = None
         self._constant = ConstantFinder(self._views)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Remove what was not committed."""
         self._writer.__exit__()
 
     def add(self, outcome: Outcome) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,13 +24,14 @@ from featurecache.sources.inputs import Input
 from featurecache.specs import shape_of_row
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
+from featurecache.store.schemas import Provenance, ReferenceBody
 from featurecache.versions import installed_versions
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-3, "bfloat16": 1e-2, "int8": 5e-2}
 """Largest difference, relative to the largest stored feature, that counts as agreement."""
 
+# As `TOLERANCE`, of features that were computed with fewer digits, which other machines round elsewhere.
 _ROUNDING = {"float32": 0.0, "float16": 5e-3, "bfloat16": 3e-2}
-"""The same, of features that were computed with fewer digits, which other machines round elsewhere."""
 
 _MOST_SAMPLES = 8
 _MOST_NUMBERS = 1024
@@ -40,61 +42,70 @@ def tolerance(dtype: str, precision: str) -> float:
     return max(TOLERANCE[dtype], _ROUNDING[precision])
 
 
-def provenance(runtime: Runtime) -> dict[str, Any]:
-    """What ran, for the record: no times and no names of machines, so that equal work gives equal records."""
-    return provenance_record(runtime.name, runtime.device, runtime.batch_size)
-
-
-def provenance_record(runtime: str, device: str, batch_size: int) -> dict[str, Any]:
-    """Return the record of a runtime with these properties, on this machine.
+def provenance(runtime: str, device: str, batch_size: int) -> Provenance:
+    """Return what ran, for the record: no times and no names of machines, so that equal work gives equal records.
 
     Parameters
     ----------
     runtime, device : str
-        Its name, and where it computes.
+        Name of the runtime, and where it computes.
     batch_size : int
         Inputs in a forward pass.
     """
-    return {
-        "runtime": runtime,
-        "device": device,
-        "batch_size": batch_size,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "versions": installed_versions(),
-    }
+    return Provenance(
+        runtime=runtime,
+        device=device,
+        batch_size=batch_size,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        versions=installed_versions(),
+    )
 
 
-def made_with(feature_set: FeatureSet) -> dict[str, Any] | None:
-    """Return the provenance of the newest commit, or, before there is one, of the writer that began."""
-    if (commit := feature_set.folder.last()) is not None:
-        return dict(commit.body["provenance"])
-    if (known := feature_set.reference()) is not None:
-        return dict(known["provenance"])
+def provenance_of(runtime: Runtime) -> Provenance:
+    """Return the provenance of what a runtime computes on this machine."""
+    return provenance(runtime.name, runtime.device, runtime.batch_size)
+
+
+def recorded_provenance(sets: Sequence[FeatureSet]) -> Provenance | None:
+    """Return the provenance of the first set that has one: of its newest commit, or else of the writer that began it.
+
+    A resumed run must not mix runtimes in one array.
+    """
+    for feature_set in sets:
+        commit = feature_set.folder.last()
+        record = commit.body if commit is not None else feature_set.reference()
+        if record is not None:
+            return msgspec.convert(record["provenance"], Provenance)
     return None
 
 
-def made_with_any(sets: Sequence[FeatureSet]) -> dict[str, Any] | None:
-    """Return the provenance of what some set holds: a resumed run must not mix runtimes in one array."""
-    return next((before for each in sets if (before := made_with(each)) is not None), None)
-
-
-def changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(stored: Provenance, now: Provenance) -> list[str]:
     """Say what differs between two provenances, of those things that may change features."""
     # What this program, h5py and scikit-learn are makes no feature.
-    flat = [{**p["versions"], **{k: p[k] for k in ("runtime", "device", "machine")}} for p in (stored, now)]
+    flat = [{**p.versions, "runtime": p.runtime, "device": p.device, "machine": p.machine} for p in (stored, now)]
     names = sorted(flat[0].keys() & flat[1].keys() - {"featurecache", "h5py", "scikit-learn"})
     return [f"{name} {flat[0][name]} -> {flat[1][name]}" for name in names if flat[0][name] != flat[1][name]]
 
 
 @contextmanager
-def explained(differing: Sequence[str], otherwise: str) -> Iterator[None]:
-    """Add to a drift error what has changed since, and what to do."""
+def explained(before: Provenance, runtime: Runtime, advice: str) -> Iterator[None]:
+    """Add to a drift error what has changed since features were made, and what to do.
+
+    Parameters
+    ----------
+    before : Provenance
+        Of those features.
+    runtime : Runtime
+        Of this machine.
+    advice : str
+        The rest of a sentence: ``extract into another cache``.
+    """
     try:
         yield
     except DriftError as error:
-        since = ", ".join(differing) or "no library, so the code of the network itself"
-        raise DriftError(f"{error}. What has changed since: {since}. Go back to that, or {otherwise}") from None
+        since = ", ".join(changes(before, provenance_of(runtime))) or "no library, so the code of the network itself"
+        raise DriftError(f"{error}. What has changed since: {since}. Go back to that, or {advice}") from None
 
 
 def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runtime, modality: Modality) -> None:
@@ -120,7 +131,7 @@ def check_stored(features: Features, inputs: Mapping[int, Input], runtime: Runti
         if row in inputs and len(readable) < _MOST_SAMPLES:
             try:
                 readable[row] = inputs[row].read()
-            except InputError:
+            except InputError:  # a file that was edited or removed tells nothing of this machine
                 continue
     if not readable:
         return
@@ -137,26 +148,42 @@ def reference_rows(features: Features) -> list[int]:
     return [row for commit in features.commits for row, *_ in commit.body.get("probe", [])]
 
 
-def reference_record(runtime: Runtime, modality: Modality) -> dict[str, Any]:
-    """Run the program's own inputs and record every stage, as plain JSON values."""
-    return record_of(_run(modality.reference_inputs, runtime, modality), modality)
+def reference(runtime: Runtime, modality: Modality) -> ReferenceBody:
+    """Run the program's own inputs and record every stage."""
+    features = _run(modality.reference_inputs, runtime, modality)
+    return reference_of(features, modality, provenance_of(runtime))
 
 
-def record_of(features: Mapping[str, NDArray[np.float32]], modality: Modality) -> dict[str, Any]:
-    """Return what `reference_record` records of the features (n, ...) of the program's own inputs."""
-    digests = [_digests_of(data, modality) for data in modality.reference_inputs]
-    return {
-        "stages": [[s.decoded, s.prepared] for s in digests],
-        "features": {tap: _thinned(values).tolist() for tap, values in features.items()},
-    }
-
-
-def check_reference(recorded: Mapping[str, Any], tap: str, runtime: Runtime, modality: Modality) -> None:
-    """Compare the program's own inputs with what `reference_record` recorded when the features were made.
+def reference_of(
+    features: Mapping[str, NDArray[np.float32]], modality: Modality, provenance: Provenance
+) -> ReferenceBody:
+    """Return the record of the program's own inputs.
 
     Parameters
     ----------
-    recorded : mapping
+    features : mapping of str to ndarray, shape (n, ...)
+        Of those inputs, by tap.
+    modality : Modality
+        What made the inputs of the network.
+    provenance : Provenance
+        Of the features.
+    """
+    digests = [_digests_of(data, modality) for data in modality.reference_inputs]
+    numbers = {}
+    for tap, values in features.items():
+        flat = values.reshape(len(values), -1)
+        # Of a large feature map some numbers are enough, and a record is read with every head.
+        numbers[tap] = flat[:, :: max(flat.shape[1] // _MOST_NUMBERS, 1)].tolist()
+    stages = [(digest.decoded, digest.prepared) for digest in digests]
+    return ReferenceBody(stages=stages, features=numbers, provenance=provenance)
+
+
+def check_reference(recorded: ReferenceBody, tap: str, runtime: Runtime, modality: Modality) -> None:
+    """Compare the program's own inputs with what was recorded of them when the features were made.
+
+    Parameters
+    ----------
+    recorded : ReferenceBody
         As it is kept with the features, or with a head.
     tap : str
         Whose features are compared.
@@ -168,9 +195,9 @@ def check_reference(recorded: Mapping[str, Any], tap: str, runtime: Runtime, mod
     DriftError
         The features differ beyond tolerance.
     """
-    now = reference_record(runtime, modality)
-    before, after = (np.array(record["features"][tap], np.float32) for record in (recorded, now))
-    digests = [[InputDigests(*pair) for pair in record["stages"]] for record in (recorded, now)]
+    now = reference(runtime, modality)
+    before, after = (np.array(each.features[tap], np.float32) for each in (recorded, now))
+    digests = [[InputDigests(*pair) for pair in each.stages] for each in (recorded, now)]
     limit = tolerance("float32", runtime.precision)
     if difference := _difference(before, after, limit):
         raise _drifted(difference, limit, tap, list(zip(*digests, strict=True)), modality)
@@ -179,6 +206,7 @@ def check_reference(recorded: Mapping[str, Any], tap: str, runtime: Runtime, mod
 def _run(inputs: Sequence[bytes], runtime: Runtime, modality: Modality) -> dict[str, NDArray[np.float32]]:
     """Return the features of a few inputs, ``(n, ...)``, or with views ``(n, n_views, ...)``."""
     arrays = np.concatenate([modality.load(data).arrays for data in inputs])
+    # All of one shape, as in extraction: a batch of another shape changes the last bits of the features.
     batches, batch_size = [], runtime.batch_size
     for start in range(0, len(arrays), batch_size):
         batch = modality.empty(batch_size)
@@ -197,11 +225,6 @@ def _digests_of(data: bytes, modality: Modality) -> InputDigests:
     digests = modality.load(data, digested=True).digests
     assert digests is not None
     return digests
-
-
-def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    flat = values.reshape(len(values), -1)
-    return flat[:, :: max(flat.shape[1] // _MOST_NUMBERS, 1)]
 
 
 def _difference(before: NDArray[Any], after: NDArray[Any], limit: float) -> float | None:

@@ -42,6 +42,7 @@ def load_or_continue(cache: Path, request: BackboneRequest, names: Sequence[str]
     except PreprocessRefusedError as refused:
         if store is None:
             raise
+        # What is refused today may be what this cache was begun with.
         for earlier in refused.earlier:
             before = load_backbone(request, earlier=earlier)
             taps = resolve_taps(before, names)
@@ -77,6 +78,7 @@ def continue_earlier(
     """
     for held in store.feature_sets():
         backbone = with_recorded_architecture(backbone, held.identity, held.about.weights_source)
+    # Without a default tap today the cache may still hold that of an earlier release: refused only at the end.
     if DEFAULT in names and backbone.default.tap is None:
         taps: tuple[Tap, ...] = ()
     else:
@@ -87,17 +89,14 @@ def continue_earlier(
     if not others or _holds(store, backbone, taps, names):
         return backbone, taps or resolve_taps(backbone, names)
     for earlier in backbone.earlier:
-        before = backbone if _only_tap_changed(earlier) else load_backbone(request, earlier=earlier)
+        only_tap_changed = earlier.preprocess is None and earlier.classifiers is None
+        before = backbone if only_tap_changed else load_backbone(request, earlier=earlier)
         if before.identity.fingerprint not in others:
             continue
         taps_before = resolve_taps(before, [earlier.default_tap or name if name == DEFAULT else name for name in names])
         if _holds(store, before, taps_before, names):
             return _warned(before, earlier), taps_before
     return backbone, taps or resolve_taps(backbone, names)
-
-
-def _only_tap_changed(earlier: EarlierDefault) -> bool:
-    return earlier.preprocess is None and earlier.classifiers is None
 
 
 def _holds(store: FeatureStore, backbone: Backbone, taps: Sequence[Tap], names: Sequence[str]) -> bool:
@@ -114,5 +113,6 @@ def _warned(
         count=1,
         text=f"this cache is continued as it was begun, and {earlier.now}; {advice}",
     )
+    # The backbone's own warning of this kind is about a default that is not used here.
     others = tuple(each for each in backbone.warnings if each.kind != earlier.kind)
     return replace(backbone, warnings=(*others, warning))

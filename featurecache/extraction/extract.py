@@ -37,7 +37,7 @@ def extract(
     engine: str = "local",
     progress: Progress | None = None,
 ) -> FeatureStore:
-    """Run a frozen backbone over a folder of images or a table of texts and keep its features.
+    """Run a frozen backbone over a folder of images or a table of texts, keep its features, and open the cache.
 
     What is cached is not computed again.
 
@@ -47,21 +47,11 @@ def extract(
         Folder of images; with ``text_column``, a CSV or TSV file.
     cache : path
         Folder of the cache; made when it does not exist.
-    backbone : str
-        Name of the network, e.g. ``timm:vit_tiny_patch16_224``.
-    weights : path, optional
-        A weights file; the provider's own when left out.
-    weights_key : str, optional
-        Dotted name of the part of the file to load, where several fit the network: ``state_dict_ema``.
-    init, seed : str, int
-        ``"random"``: the same architecture before any training, drawn from a seed.
-    precision : str
-        Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
+    backbone, weights, weights_key, preprocess, init, seed, precision
+        Which network, with which weights: see `make_request`.
     taps : sequence of str
         Layers to keep, each ``node:pooling``; ``default`` is the input of the removed output layer, ``stages`` and
         ``blocks`` are the taps suggested for the architecture.
-    preprocess : mapping, optional
-        Changes to the preprocess that belongs to the weights, e.g. ``{"crop": 192}``.
     views : ViewSpec or int, optional
         Keep this many seeded, augmented views of each image too, to train heads on: ``(n_samples, n_views, ...)``.
     text_column, id_column : str, optional
@@ -69,14 +59,9 @@ def extract(
     settings : ExtractionSettings, optional
         How to run; never changes what the numbers mean.
     engine : str
-        Where to run.
+        Where to run: ``local``, or what another distribution offers under ``featurecache.engines``.
     progress : Progress, optional
         Told how far the run is.
-
-    Returns
-    -------
-    FeatureStore
-        The cache, open.
     """
     request = make_request(
         backbone,
@@ -87,10 +72,11 @@ def extract(
         seed=seed,
         precision=precision,
     )
-    job = make_job(
-        source, cache, request, taps=taps, views=views, text_column=text_column, id_column=id_column, settings=settings
+    columns = {"text_column": text_column, "id_column": id_column}
+    report = run_extraction(
+        source, cache, request, taps=taps, views=views, settings=settings, engine=engine, progress=progress, **columns
     )
-    return run_job(job, engine=engine, progress=progress).store
+    return report.store
 
 
 def make_request(
@@ -103,12 +89,22 @@ def make_request(
     seed: int = 0,
     precision: PrecisionName = "float32",
 ) -> BackboneRequest:
-    """Bundle what identifies a backbone for a caller.
+    """Bundle what identifies a backbone.
 
     Parameters
     ----------
-    backbone, weights, weights_key, preprocess, init, seed, precision
-        As for `extract`.
+    backbone : str
+        Name of the network, e.g. ``timm:vit_tiny_patch16_224``.
+    weights : path, optional
+        A weights file; the provider's own when left out.
+    weights_key : str, optional
+        Dotted name of the section of the file to load, where several fit the network: ``state_dict_ema``.
+    preprocess : mapping, optional
+        Changes to the preprocess that belongs to the weights, e.g. ``{"crop": 192}``; None leaves a field as it is.
+    init, seed : str, int
+        ``"random"``: the same architecture before any training, drawn from a seed.
+    precision : str
+        Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
     """
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(
@@ -119,42 +115,6 @@ def make_request(
         init=init,
         seed=seed,
         precision=precision,
-    )
-
-
-def make_job(
-    source: str | Path,
-    cache: str | Path,
-    request: BackboneRequest,
-    *,
-    taps: Sequence[str] = ("default",),
-    views: ViewSpec | int | None = None,
-    text_column: str | None = None,
-    id_column: str | None = None,
-    settings: ExtractionSettings | None = None,
-) -> ExtractionJob:
-    """Bundle what was asked for.
-
-    Parameters
-    ----------
-    source, cache, taps, views, text_column, id_column, settings
-        As for `extract`.
-    request : BackboneRequest
-        As `make_request` returns it.
-    """
-    return ExtractionJob(
-        source=source_spec(
-            source,
-            text_column=text_column,
-            id_column=id_column,
-            # A lower limit makes bad inputs of files that are identified all the same.
-            max_bytes=max(dict(request.preprocess).get("max_bytes", 0), MAX_FILE_BYTES),
-        ),
-        cache=Path(cache),
-        backbone=request,
-        taps=tuple(taps),
-        settings=settings or ExtractionSettings(),
-        views=ViewSpec(count=views) if isinstance(views, int) else views,
     )
 
 
@@ -171,7 +131,7 @@ def run_extraction(
     engine: str = "local",
     progress: Progress | None = None,
 ) -> ExtractionReport:
-    """Do what `extract` does, and report what was done.
+    """Scan a source, have an engine work on what is missing, and report what was done.
 
     Parameters
     ----------
@@ -180,36 +140,27 @@ def run_extraction(
     request : BackboneRequest
         As `make_request` returns it.
 
-    Returns
-    -------
-    ExtractionReport
-    """
-    job = make_job(
-        source, cache, request, taps=taps, views=views, text_column=text_column, id_column=id_column, settings=settings
-    )
-    return run_job(job, engine=engine, progress=progress)
-
-
-def run_job(job: ExtractionJob, *, engine: str = "local", progress: Progress | None = None) -> ExtractionReport:
-    """Scan the source of a job, have an engine work on what is missing, and report what was done.
-
-    Parameters
-    ----------
-    job : ExtractionJob
-    engine : str
-        Where to run: ``local``, or what another distribution offers under ``featurecache.engines``.
-    progress : Progress, optional
-        Told how far the run is.
-
     Raises
     ------
     UnknownNameError
-        There is no such engine.
+        There is no such engine, backbone or tap.
     """
     started, progress = perf_counter(), progress or Silent()
-    chosen = make_engine(engine, progress)
+    job = ExtractionJob(
+        source=source_spec(
+            source,
+            text_column=text_column,
+            id_column=id_column,
+            # A lower limit makes bad inputs of files that are identified all the same.
+            max_bytes=max(dict(request.preprocess).get("max_bytes", 0), MAX_FILE_BYTES),
+        ),
+        cache=Path(cache),
+        backbone=request,
+        taps=tuple(taps),
+        settings=settings or ExtractionSettings(),
+        views=ViewSpec(count=views) if isinstance(views, int) else views,
+    )
+    chosen = make_engine(engine, progress)  # before the scan: a wrong name must not cost the reading of a source
     listing = scan(job, progress=progress)
-    done = WorkerReport()
-    for report in chosen.run(job):
-        done += report
+    done = sum(chosen.run(job), WorkerReport())
     return report_extraction(job, listing, done, seconds=perf_counter() - started)

@@ -1,14 +1,14 @@
 """What a source holds now, and what a cache knows of it: only files that may have changed are read.
 
-The source is always one that the user named. A cache may come from a stranger, so the place that its record of a source
-mentions is shown to people and never opened.
+The source is always one that the user named. A cache may come from a stranger, so the path in its record of a source
+is shown to people and never opened.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -43,41 +43,13 @@ class Inventory:
     before: Listing | None
     num_new: int
 
-    @cached_property
-    def added(self) -> list[str]:
-        """Files with bytes that the cache has never seen, under names that were free."""
-        return self._names(self._changes.added)
-
-    @cached_property
-    def edited(self) -> list[str]:
-        """Files whose bytes of before are gone, under the same name."""
-        return self._names(self._changes.edited)
-
-    @cached_property
-    def renamed(self) -> list[str]:
-        """Files whose bytes had another name, under which they are no more; it may have been given to others since."""
-        return self._names(self._changes.renamed)
-
-    @cached_property
-    def copied(self) -> list[str]:
-        """Files under new names with bytes that the cache knows and that no rename explains."""
-        return self._names(self._changes.copied)
-
-    @cached_property
-    def removed(self) -> list[str]:
-        """Files of before that are gone, or that another one was renamed over."""
-        if self.before is None:
-            return []
-        return [self.before.paths[index] for index in self._changes.removed.tolist()]
-
     def to_json(self) -> dict[str, Any]:
         """Return how many files are in which state, as plain JSON values."""
-        states = ("added", "edited", "renamed", "copied", "removed")
         return {
             "root": self.now.root,
             "files": len(self.now.paths),
             "samples": len(self.now.unique_rows) + self.num_new,
-            **{state: len(getattr(self, state)) for state in states},
+            **{state: len(names) for state, names in asdict(self.changes).items()},
             "unreadable": len(self.now.problems),
             "ignored_files": self.now.ignored.count,
             "warnings": [warning.to_json() for warning in self.now.ignored.warnings()],
@@ -97,11 +69,8 @@ class Inventory:
         others = [each for each in store.listings.all() if each.root != self.now.root]
         return len(store.samples) - len(merged_rows([self.now, *others]))
 
-    def _names(self, indices: NDArray[np.int64]) -> list[str]:
-        return [self.now.paths[index] for index in indices.tolist()]
-
     @cached_property
-    def _changes(self) -> _Changes:
+    def changes(self) -> Changes:
         """Compare by name and by bytes: each file that came and each that went counts once.
 
         Bytes that came under one name and went under another are one rename, however often that happened to them. So
@@ -111,11 +80,10 @@ class Inventory:
         problems = TextColumn.pack(sorted(self.now.problems, key=os.fsencode))
         readable = np.ones(len(rows), bool)
         readable[self.now.paths.find_all(problems)] = False
-        before = self.before
-        rows_before = np.zeros(0, np.int64) if before is None else before.rows
-        was = np.full(len(rows), -1, np.int64) if before is None else before.paths.find_all(self.now.paths)
-        row_before = np.where(was >= 0, np.append(rows_before, -1)[was], -1)
-        same = (rows >= 0) & (row_before == rows)
+        paths_before = TextColumn.pack([]) if self.before is None else self.before.paths
+        rows_before = np.zeros(0, np.int64) if self.before is None else self.before.rows
+        was = paths_before.find_all(self.now.paths)
+        same = (rows >= 0) & (np.append(rows_before, -1)[was] == rows)
         gone = rows_before >= 0
         gone[was[same]] = False
         came, went = np.flatnonzero(readable & ~same), np.flatnonzero(gone)
@@ -125,18 +93,42 @@ class Inventory:
         new = rest[~edited]
         # The name of what is lost is still there where its file was edited, or cannot be read now.
         kept = was[np.setdiff1d(np.flatnonzero(was >= 0), renamed)]
-        return _Changes(new[rows[new] < 0], rest[edited], renamed, new[rows[new] >= 0], lost[~np.isin(lost, kept)])
+        return Changes(
+            added=_names(self.now.paths, new[rows[new] < 0]),
+            edited=_names(self.now.paths, rest[edited]),
+            renamed=_names(self.now.paths, renamed),
+            copied=_names(self.now.paths, new[rows[new] >= 0]),
+            removed=_names(paths_before, lost[~np.isin(lost, kept)]),
+        )
 
 
 @dataclass(frozen=True)
-class _Changes:
-    """Places of files in the listing of now, and of those that were removed in that of before."""
+class Changes:
+    """Names of files by what became of them since a source was last extracted.
 
-    added: NDArray[np.int64]
-    edited: NDArray[np.int64]
-    renamed: NDArray[np.int64]
-    copied: NDArray[np.int64]
-    removed: NDArray[np.int64]
+    Attributes
+    ----------
+    added : list of str
+        Bytes that the cache has never seen, under names that were free.
+    edited : list of str
+        The bytes of before are gone, under the same name.
+    renamed : list of str
+        The bytes had another name, under which they are no more; it may have been given to others since.
+    copied : list of str
+        New names for bytes that the cache knows, which no rename explains.
+    removed : list of str
+        Gone, or another file was renamed over it.
+    """
+
+    added: list[str]
+    edited: list[str]
+    renamed: list[str]
+    copied: list[str]
+    removed: list[str]
+
+
+def _names(paths: TextColumn, indices: NDArray[np.int64]) -> list[str]:
+    return [paths[index] for index in indices.tolist()]
 
 
 def _paired(rows: Rows, others: Rows) -> NDArray[np.bool_]:

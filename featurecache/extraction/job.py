@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featurecache.backbones.registry import request_digest
 from featurecache.hashing import digest_json
@@ -50,7 +50,7 @@ class ExtractionJob:
     settings: ExtractionSettings = field(default_factory=ExtractionSettings)
     views: ViewSpec | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave behind what this process has derived."""
         names = {each.name for each in fields(self)}
         return {name: value for name, value in vars(self).items() if name in names}
@@ -90,7 +90,7 @@ class ExtractionJob:
         """Return what the request is remembered by; ``None`` where the same words may mean something else tomorrow."""
         if self._backbone_digest is None:
             return None
-        request: dict[str, Any] = {"backbone": self._backbone_digest, "taps": list(self.taps)}
+        request: dict[str, object] = {"backbone": self._backbone_digest, "taps": list(self.taps)}
         if views is not None:
             request["views"] = asdict(views)
         # Notes of edition 1 were made when other defaults held.

@@ -17,10 +17,10 @@ from typing import Any, Literal
 Stage = Literal["read", "decode", "forward", "write"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "forward", "write")
 
+# Share of the cores that must be at work for them to be what binds.
 _BUSY_CORES = 0.85
-"""Share of the cores that must be at work for them to be what binds."""
+# Share of the CPU time from which on loading is worth advice.
 _LARGE_SHARE = 0.3
-"""From here on a stage is worth advice."""
 
 
 @dataclass(frozen=True)
@@ -114,20 +114,32 @@ class Usage:
 
 
 class Meter:
-    """Collects times from all threads of a run."""
+    """Collects times from all threads of a run.
+
+    Attributes
+    ----------
+    device : str
+        Where the forward pass runs.
+    waited : dict of str to float
+        Seconds in which the run waited for each stage so far; only the thread that feeds the network adds to it.
+    num_inputs : int
+        That are done.
+    """
 
     def __init__(self, *, cores: int, device: str = "cpu") -> None:
         self.device, self._cores = device, cores
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # loading threads and the one that writes add to the same numbers
         self._work = dict.fromkeys(STAGES, 0.0)
-        self._waited = dict.fromkeys(STAGES, 0.0)
-        self._num_inputs, self._seconds, self._cpu_seconds = 0, 0.0, 0.0
+        self.waited = dict.fromkeys(STAGES, 0.0)
+        self.num_inputs = 0
+        self._seconds, self._cpu_seconds = 0.0, 0.0
         self._loading_cpu_seconds, self._writing_cpu_seconds = 0.0, 0.0
         self._started: tuple[float, float] | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count the time of the block as that of the run."""
+        # Time of the process, not of this thread: libraries compute in threads of their own.
         self._started = time.perf_counter(), time.process_time()
         try:
             yield
@@ -163,18 +175,6 @@ class Meter:
                 self._work["write"] += time.perf_counter() - started
                 self._writing_cpu_seconds += time.thread_time() - on_core
 
-    def add_wait(self, stage: Stage, seconds: float) -> None:
-        """Add seconds in which the run waited for a stage."""
-        self._waited[stage] += seconds
-
-    def waited(self, stage: Stage) -> float:
-        """Return the seconds in which the run waited for a stage so far."""
-        return self._waited[stage]
-
-    def add_inputs(self, count: int) -> None:
-        """Count inputs that are done."""
-        self._num_inputs += count
-
     def usage(self) -> Usage:
         """Return what was seen so far."""
         seconds, cpu_seconds = self._seconds, self._cpu_seconds
@@ -182,15 +182,15 @@ class Meter:
             seconds += time.perf_counter() - self._started[0]
             cpu_seconds += time.process_time() - self._started[1]
         work = dict(self._work)
-        if self.device == "cpu":  # what is left: runtimes have threads of their own, which tell nobody
+        if self.device == "cpu":  # what is left: runtimes have threads of their own, which report nothing
             work["forward"] = max(cpu_seconds - self._loading_cpu_seconds - self._writing_cpu_seconds, 0.0)
         else:
-            work["forward"] = self._waited["forward"]
+            work["forward"] = self.waited["forward"]
         return Usage(
-            num_inputs=self._num_inputs,
+            num_inputs=self.num_inputs,
             seconds=seconds,
             work=work,
-            waited=dict(self._waited),
+            waited=dict(self.waited),
             cpu_seconds=cpu_seconds,
             loading_cpu_seconds=self._loading_cpu_seconds,
             cores=self._cores,

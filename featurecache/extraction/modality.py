@@ -6,7 +6,7 @@ here, and its way into a network in ``backbones/input_kinds.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -65,19 +65,15 @@ class Modality(Protocol):
     @property
     def max_bytes(self) -> int:
         """Larger inputs are not read."""
-        ...
 
     def empty(self, count: int) -> NDArray[Any]:
         """Return a batch of ``count`` inputs in which nothing is."""
-        ...
 
     def load(self, data: bytes, *, digested: bool = False) -> Loaded:
         """Turn an input's bytes into an array for each view; raise `InputError` where that cannot be."""
-        ...
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Keep off what other libraries in this process set for all; entered around all threads that load."""
-        ...
 
 
 class ImageModality:
@@ -152,13 +148,10 @@ def modality_of(preprocess: AnyPreprocess, tokenizer: str | None = None, views: 
     """
     if views is not None:
         check_takes_views(preprocess.modality, "this preprocess")
-    return _MODALITIES[type(preprocess)](preprocess, tokenizer, views)
-
-
-_MODALITIES: dict[type[Any], Callable[[Any, Any, Any], Modality]] = {
-    PreprocessSpec: lambda spec, _, views: ImageModality(spec, views),
-    TextPreprocessSpec: lambda spec, tokenizer, _: TextModality(spec, tokenizer),
-}
+    if isinstance(preprocess, PreprocessSpec):
+        return ImageModality(preprocess, views)
+    assert tokenizer is not None
+    return TextModality(preprocess, tokenizer)
 
 
 def _digests_of(decoded: bytes, prepared: NDArray[Any]) -> InputDigests:

@@ -15,11 +15,11 @@ from featurecache.store.samples import Rows
 
 MOST_DIGESTED = 4
 """Rows of a shard that are digested at each stage, so that two good ones are among them although some are bad."""
+# Good rows of a shard whose digests before the network are kept, for the drift guard of later runs.
 _REFERENCE_ROWS = 2
-"""Good rows of a shard whose digests before the network are kept, for the drift guard of later runs."""
+# What is worth writing by itself: the lesser of the two. Batches are small on a CPU, and a write for each of them cost
+# more calls to the system than bytes.
 _ROWS_AT_A_TIME, _BYTES_AT_A_TIME = 64, 32 << 20
-"""What is worth writing by itself: the lesser of the two. Batches are small on a CPU, and a write for each of them cost
-more calls to the system than bytes."""
 
 
 @dataclass(eq=False)
@@ -49,8 +49,6 @@ class OpenShard:
     drafts: list[Draft] = field(default_factory=list)
     num_unwritten: int = 0
     _collected: list[Outcome] = field(default_factory=list)
-    _num_rows: int = 0
-    _num_bytes: int = 0
     _num_come: int = 0
     _digests: dict[int, InputDigests] = field(default_factory=dict)
 
@@ -62,12 +60,12 @@ class OpenShard:
         self._digests |= {self._num_come + index: s for index, s in enumerate(outcome.digests) if s is not None}
         self._collected.append(outcome)
         self._num_come += len(outcome.problems)
-        self._num_rows += len(outcome.problems)
-        self._num_bytes += sum(values.nbytes for values in outcome.features.values())
+        num_rows = sum(len(each.problems) for each in self._collected)
+        num_bytes = sum(values.nbytes for each in self._collected for values in each.features.values())
         is_last = self._num_come == len(self.rows)
-        if not (is_last or self._num_rows >= _ROWS_AT_A_TIME or self._num_bytes >= _BYTES_AT_A_TIME):
+        if not (is_last or num_rows >= _ROWS_AT_A_TIME or num_bytes >= _BYTES_AT_A_TIME):
             return None
-        waiting, self._collected, self._num_rows, self._num_bytes = joined(self._collected), [], 0, 0
+        waiting, self._collected = joined(self._collected), []
         return waiting
 
     def publish(self, ids: Any, record: Mapping[str, Any]) -> bool:
@@ -79,7 +77,9 @@ class OpenShard:
         record : mapping
             What each commit says of how they were made.
         """
-        record = {**record, "probe": self._reference_rows()}
+        good = [index for index in sorted(self._digests) if index not in self.drafts[0].bad]
+        digests = [(int(self.rows[index]), self._digests[index]) for index in good[:_REFERENCE_ROWS]]
+        record = {**record, "probe": [[row, each.decoded, each.prepared] for row, each in digests]}
         won = [draft.publish(self.rows, ids[self.rows], record) for draft in self.drafts]  # none may be left out
         return all(won)
 
@@ -87,12 +87,4 @@ class OpenShard:
         """Give the lease back, and leave nothing behind that is not committed."""
         with self.lease:
             for draft in self.drafts:
-                draft.__exit__()
-
-    def _reference_rows(self) -> list[list[Any]]:
-        """Row, and digests before the network, of the first good inputs."""
-        good = [index for index in sorted(self._digests) if index not in self.drafts[0].bad]
-        return [
-            [int(self.rows[index]), self._digests[index].decoded, self._digests[index].prepared]
-            for index in good[:_REFERENCE_ROWS]
-        ]
+                draft.close()

@@ -38,12 +38,12 @@ from featurecache.sources.inputs import Input
 from featurecache.specs import ViewSpec, num_views, shape_of_row
 from featurecache.store.dtypes import LARGEST, encode
 
+# How far loading is ahead of the runtime: the greater of the two.
 _BATCHES_AHEAD, _INPUTS_AHEAD = 4, 128
-"""How far loading is ahead of the runtime: the greater of the two."""
+# Inputs that a thread loads without looking up; fewer where that would leave others without work.
 _MOST_AT_A_TIME = 8
-"""Inputs that a thread loads without looking up; fewer where that would leave others without work."""
+# For each thread, at least.
 _HANDFULS_AHEAD = 16
-"""For each thread, at least."""
 
 Chunk = TypeVar("Chunk")
 
@@ -98,8 +98,7 @@ def run_pipeline(
     num_workers : int, optional
         Threads that load; one per core by default.
     """
-    chunks = [(None, inputs)] if inputs else []
-    for _, outcome in run_chunks(chunks, runtime, modality, num_workers=num_workers):
+    for _, outcome in run_chunks([(None, inputs)], runtime, modality, num_workers=num_workers):
         yield outcome
 
 
@@ -119,10 +118,8 @@ def run_chunks(
     chunks
         Any objects, each with at least one input. The next one is asked for when loading gets there, which is before
         the outcomes of earlier ones have all come.
-    runtime, modality
-        What computes, and what loads.
-    num_workers
-        Threads that load; one per core by default.
+    runtime, modality, num_workers
+        What computes, and what loads, in ``num_workers`` threads; one per core by default.
     num_digested
         The first so many inputs of each chunk are digested at each stage before the network.
     meter
@@ -134,16 +131,21 @@ def run_chunks(
     def arrays() -> Generator[NDArray[Any], None, None]:
         loader: _Loader[Chunk] = _Loader(modality, runtime.batch_size, num_workers, num_digested, meter)
         with closing(loader.batches(chunks)) as batches:
-            while (batch := _next_with_wait(batches, meter)) is not None:
+            while True:
+                started = perf_counter()
+                batch = next(batches, None)
+                meter.waited["decode"] += perf_counter() - started
+                if batch is None:
+                    return
                 waiting.append(batch)
                 yield batch.array
 
     pending = _Pending(modality.views)
     with closing(arrays()) as feed, closing(runtime.map(feed)) as results:
         while True:
-            started, waited = perf_counter(), meter.waited("decode")
+            started, waited = perf_counter(), meter.waited["decode"]
             features = next(results, None)
-            meter.add_wait("forward", perf_counter() - started - (meter.waited("decode") - waited))
+            meter.waited["forward"] += perf_counter() - started - (meter.waited["decode"] - waited)
             if features is None:
                 return
             batch = waiting.popleft()
@@ -159,13 +161,6 @@ def run_chunks(
                         [item.remark for item in items],
                     ),
                 )
-
-
-def _next_with_wait(batches: Iterator[_Batch[Chunk]], meter: Meter) -> _Batch[Chunk] | None:
-    started = perf_counter()
-    batch = next(batches, None)
-    meter.add_wait("decode", perf_counter() - started)
-    return batch
 
 
 def to_stored(
@@ -251,10 +246,6 @@ class _Batch(Generic[Chunk]):
     """The inputs whose last view lies in this batch."""
     futures: list[Future[None]] = field(default_factory=list)
 
-    def wait(self) -> None:
-        for future in self.futures:
-            future.result()
-
 
 class _Loader(Generic[Chunk]):
     """Lets threads fill batches ahead of their use."""
@@ -290,7 +281,8 @@ class _Loader(Generic[Chunk]):
                 if not self._ahead:
                     return
                 batch = self._ahead.popleft()
-                batch.wait()
+                for future in batch.futures:
+                    future.result()
                 yield batch
         finally:
             # Also on Ctrl-C: what has not begun is dropped, what has begun ends by itself within a few inputs.

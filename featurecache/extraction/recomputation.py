@@ -42,7 +42,7 @@ class Inputs:
     weights : Path, optional
         The weights file that the features were made with.
     weights_key : str, optional
-        Dotted name of the part of that file, where the cache does not say which and several fit.
+        Dotted name of the section of that file, where the cache does not say which and several fit.
     settings : ExtractionSettings
         Device and decoding threads count; what may change bits (batch size, runtime) is the cache's own.
     """
@@ -96,8 +96,7 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
     DriftError
         This machine makes other features than those that are there.
     """
-    lost = shards_set_aside(store)
-    lost = [each for each in lost if inputs.concern(each.feature_set)]
+    lost = [each for each in shards_set_aside(store) if inputs.concern(each.feature_set)]
     if not lost:
         return 0
     progress = progress or Silent()

@@ -91,6 +91,10 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     store = FeatureStore(job.cache)  # the scan has checked it: to open it once more would walk all its folders again
     sets = [found for name in work.sets if (found := store.feature_set_at(PurePosixPath(name))) is not None]
     num_samples = len(listing.unique_rows)
+    # Of a set and of its views once; and where ``auto`` stands for another type.
+    warnings = [*listing.ignored.warnings(), *(w for s in sets for w in warnings_of(s, listing.unique_rows))]
+    if job.settings.dtype == "auto":
+        warnings += [w for s in sets if (w := float32_warning(store, s)) is not None]
     return ExtractionReport(
         store,
         sets,
@@ -99,7 +103,7 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
         num_extracted=work.num_rows,
         num_cached=num_samples * len(job.variants) - work.num_rows,
         ignored=listing.ignored,
-        num_cut=_count_cut(listing, sets),
+        num_cut=len(rows_recorded([c for s in sets for c in s.open().commits], "cut", listing.unique_rows)),
         noun="rows" if job.opened_source.modality == "text" else "files",
         bad=_bad_inputs(listing, sets),
         postponed=dict(work.postponed),
@@ -107,27 +111,13 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
         seconds=seconds,
         trial=dict(work.trial),
         startup_seconds=work.startup_seconds,
-        warnings=_warnings(job, listing, store, sets),
+        warnings=unique_warnings(warnings),
         usage=list(work.usage),
     )
 
 
-def _warnings(
-    job: ExtractionJob, listing: Listing, store: FeatureStore, sets: Sequence[FeatureSet]
-) -> list[ReportWarning]:
-    """Return what is doubtful, of a set and of its views once; and where ``auto`` stands for another type."""
-    found = [*listing.ignored.warnings(), *(w for s in sets for w in warnings_of(s, listing.unique_rows))]
-    if job.settings.dtype == "auto":
-        found += [w for s in sets if (w := float32_warning(store, s)) is not None]
-    return unique_warnings(found)
-
-
-def _count_cut(listing: Listing, sets: Sequence[FeatureSet]) -> int:
-    commits = [commit for feature_set in sets for commit in feature_set.open().commits]
-    return len(rows_recorded(commits, "cut", listing.unique_rows))
-
-
 def _bad_inputs(listing: Listing, sets: Sequence[FeatureSet]) -> dict[str, tuple[str, str]]:
+    # Of several sets the last one counts: all of them read the same files, and so have the same statuses.
     bad = {path: ("unreadable", reason) for path, reason in listing.problems.items()}
     for feature_set in sets:
         rows = feature_set.open().bad

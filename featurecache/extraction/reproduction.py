@@ -7,7 +7,7 @@ is a name of an installed registry whose weights are on this machine; for all el
 from __future__ import annotations
 
 import shlex
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,10 +18,10 @@ from featurecache.backbones.registry import is_listed, load_backbone
 from featurecache.backbones.weights.loading import key_of
 from featurecache.backbones.weights.random_weights import seed_of
 from featurecache.errors import BackboneMismatchError, DownloadNeededError, NotAgreedError
-from featurecache.specs import BackboneRequest, FeatureIdentity, InitName, PrecisionName
+from featurecache.specs import BackboneRequest, FeatureIdentity, PrecisionName
 
+# Libraries whose providers take the names of their registries and nothing else.
 _REGISTRIES = ("torchvision", "timm", "open_clip")
-"""Whose providers take the names of their libraries' registries and nothing else."""
 _WHAT_NAMES_ARE = {
     "python:": "which is code on this machine",
     "hub:": "a checkout with code, wherever it lies now (hub:FOLDER:entrypoint)",
@@ -32,7 +32,7 @@ _WHAT_NAMES_ARE = {
 
 def reproduce_backbone(
     identity: FeatureIdentity,
-    made_with: str,
+    weights_source: str,
     *,
     needed_by: str,
     backbone: str | None = None,
@@ -46,16 +46,16 @@ def reproduce_backbone(
     ----------
     identity : FeatureIdentity
         How the features were made; the same backbone makes plain features and those of views.
-    made_with : str
+    weights_source : str
         Where the weights came from, as it was recorded.
     needed_by : str
         Who asks, for the messages: ``this head``.
     backbone : str, optional
-        Agrees to run the code, to open the place or to download the weights that this name stands for.
+        Agrees to run the code, to open the path or to download the weights that this name stands for.
     weights : path, optional
         The weights file, if it is not the provider's own.
     weights_key : str, optional
-        The part of that file; the recorded one when left out.
+        The section of that file; the recorded one when left out.
     also : tuple of str
         Options that the caller needs besides, for the message.
 
@@ -71,25 +71,13 @@ def reproduce_backbone(
         advice = "leave --backbone out" if _opened_by_name(name) else f"pass --backbone {shlex.quote(name)}"
         raise BackboneMismatchError(f"{needed_by} was made with backbone {name!r}, not {backbone!r}; {advice}")
     named = backbone if backbone is not None else _opened_by_name(name)
-    file_needed = weights is None and made_with.startswith("file ")
+    file_needed = weights is None and weights_source.startswith("file ")
     if named is None or file_needed or also:
-        _raise_not_agreed(name if named is None else None, made_with if file_needed else None, needed_by, also)
-    preprocess = tuple(sorted(identity.preprocess.choices().items()))
-    path = None if weights is None else Path(weights)
-    seed = seed_of(made_with) if path is None else None
-    init: InitName = "pretrained" if seed is None else "random"
-    request = BackboneRequest(
-        name=backbone or name,
-        weights=path,
-        weights_key=weights_key or (None if path is None else key_of(made_with)),
-        preprocess=preprocess,
-        init=init,
-        seed=seed or 0,
-        precision=cast(PrecisionName, identity.precision),
-    )
+        _raise_not_agreed(name if named is None else None, weights_source if file_needed else None, needed_by, also)
+    request = _request_of(identity, weights_source, backbone or name, weights, weights_key)
     try:
-        with _network(agreed=backbone is not None):
-            network = _as_recorded(request, identity, made_with)
+        with no_network() if backbone is None else nullcontext():
+            network = _as_recorded(request, identity, weights_source)
     except DownloadNeededError as error:
         raise NotAgreedError(
             f"{needed_by} needs the backbone {name!r}, and {error}; to download them, pass --backbone "
@@ -99,9 +87,24 @@ def reproduce_backbone(
     if differences := identity.plain.differences(network.identity):
         raise BackboneMismatchError(
             f"the backbone of {needed_by} cannot be reproduced here: {'; '.join(differences)}. It was made with "
-            f"{made_with}; pass that file with --weights"
+            f"{weights_source}; pass that file with --weights"
         )
     return network
+
+
+def _request_of(
+    identity: FeatureIdentity, weights_source: str, name: str, weights: str | Path | None, weights_key: str | None
+) -> BackboneRequest:
+    seed = seed_of(weights_source) if weights is None else None
+    return BackboneRequest(
+        name=name,
+        weights=None if weights is None else Path(weights),
+        weights_key=weights_key or (None if weights is None else key_of(weights_source)),
+        preprocess=tuple(sorted(identity.preprocess.choices().items())),
+        init="pretrained" if seed is None else "random",
+        seed=seed or 0,
+        precision=cast(PrecisionName, identity.precision),
+    )
 
 
 def _opened_by_name(name: str) -> str | None:
@@ -109,7 +112,7 @@ def _opened_by_name(name: str) -> str | None:
     prefix, colon, _ = name.partition(":")
     if prefix + colon in _WHAT_NAMES_ARE:
         return None
-    # Of other distributions' names nobody knows whether they are paths, unless they list them.
+    # Of other distributions' names it is not known whether they are paths, unless they list them.
     return name if not colon or prefix in _REGISTRIES or is_listed(name) else None
 
 
@@ -130,24 +133,29 @@ def _raise_not_agreed(name: str | None, file: str | None, needed_by: str, also: 
     raise NotAgreedError("; ".join(reasons), options)
 
 
-def _network(*, agreed: bool) -> AbstractContextManager[None]:
-    return nullcontext() if agreed else no_network()
-
-
-def with_recorded_architecture(network: Backbone, identity: FeatureIdentity, made_with: str) -> Backbone:
+def with_recorded_architecture(network: Backbone, identity: FeatureIdentity, weights_source: str) -> Backbone:
     """Return an exported program under the digest that an earlier release gave its architecture.
 
     Release 0.1 digested the file, or the calls in it by other rules. That it is the very file, the record of where the
     weights came from tells.
+
+    Parameters
+    ----------
+    network : Backbone
+        The program as it is known today.
+    identity : FeatureIdentity
+        As it was recorded.
+    weights_source : str
+        Recorded with it.
     """
     before = replace(network.identity, architecture=identity.architecture)
-    same_file = made_with.startswith("program ") and made_with == network.weights_source
+    same_file = weights_source.startswith("program ") and weights_source == network.weights_source
     return replace(network, identity=before) if same_file and before == identity.plain else network
 
 
-def _as_recorded(request: BackboneRequest, identity: FeatureIdentity, made_with: str) -> Backbone:
+def _as_recorded(request: BackboneRequest, identity: FeatureIdentity, weights_source: str) -> Backbone:
     """Load a backbone, by the defaults of today or else by those that the features were made with."""
-    network = with_recorded_architecture(load_backbone(request), identity, made_with)
+    network = with_recorded_architecture(load_backbone(request), identity, weights_source)
     for earlier in network.earlier:
         if not identity.plain.differences(network.identity):
             break
@@ -158,6 +166,6 @@ def _as_recorded(request: BackboneRequest, identity: FeatureIdentity, made_with:
 
 
 def may_be(name: str, backbone: str) -> bool:
-    """Tell whether a backbone may be the recorded one: of files and folders the identity decides, not the place."""
+    """Tell whether a backbone may be the recorded one: of files and folders the identity decides, not the path."""
     prefixes = ("hub:", "hf:", "file:")
     return name == backbone or any(name.startswith(prefix) and backbone.startswith(prefix) for prefix in prefixes)

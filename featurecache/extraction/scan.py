@@ -24,10 +24,10 @@ from featurecache.store.listings import Listing
 from featurecache.store.samples import Ids
 from featurecache.store.store import FeatureStore
 
+# Samples that get their rows at once.
 _BLOCK = 1 << 18
-"""Samples that get their rows at once."""
+# Samples that a thread reads before it asks for more: handing them out one by one took longer than small files do.
 _HANDFUL = 8
-"""Samples that a thread reads before it asks for more: handing them out one by one took longer than small files do."""
 
 
 def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:

@@ -7,8 +7,7 @@ the plain ones, because heads on views are scored on these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from math import isfinite
 
 import numpy as np
@@ -28,10 +27,10 @@ from featurecache.store.schemas import StoredType
 from featurecache.store.soundness import held_type
 from featurecache.store.store import FeatureStore
 
+# Good samples whose features are computed to choose a type.
 _ROWS_MEASURED = 16
-"""Good samples whose features are computed to choose a type."""
+# Samples that are tried to find them, where many are bad.
 _MOST_TRIED = 1024
-"""Samples that are tried to find them, where many are bad."""
 _BATCH_SIZE = 8
 _IDS_AT_ONCE = 1 << 20
 _ORDER = np.dtype(">u8")
@@ -56,8 +55,7 @@ def choose_types(job: ExtractionJob, store: FeatureStore, listing: Listing) -> d
     unknown = [tap for tap in taps if types[tap.name] is None]
     features = _measured_features(job, store, listing, unknown) if unknown else {}
     for tap in unknown:
-        values = features.get(tap.name, np.zeros((0, *tap.shape), np.float32))
-        types[tap.name] = _choose_type(store, backbone, tap, values)
+        types[tap.name] = _choose_type(store, backbone, tap, features[tap.name])
     return {name: dtype for name, dtype in types.items() if dtype is not None}
 
 
@@ -88,14 +86,16 @@ def _measured_features(
 ) -> dict[str, NDArray[np.float32]]:
     """Return finite features of the samples with the smallest ids, in the reference runtime."""
     backbone, settings = job.network.backbone, job.settings
+    # The reference: what is chosen must not depend on which runtime is the fastest on this machine.
     runtime = open_runtime(backbone, taps, runtime="torch", device=settings.device, batch_size=_BATCH_SIZE)
     modality = modality_of(backbone.preprocess, backbone.tokenizer)
-    found: dict[str, list[NDArray[np.float32]]] = {tap.name: [] for tap in taps}
-    num_found = 0
+    found = {tap.name: [np.zeros((0, *tap.shape), np.float32)] for tap in taps}
+    num_found, rows = 0, smallest(store.samples.ids, listing.unique_rows, _MOST_TRIED)
     try:
         with modality.undisturbed():
-            for rows in _in_order_of_ids(store, listing):
-                inputs = inputs_of_rows(job.opened_source, listing, store.samples, rows)
+            for start in range(0, len(rows), _ROWS_MEASURED):
+                some = rows[start : start + _ROWS_MEASURED]
+                inputs = inputs_of_rows(job.opened_source, listing, store.samples, some)
                 for outcome in run_pipeline(inputs, runtime, modality, num_workers=settings.num_workers):
                     good = np.array([problem is None for problem in outcome.problems], bool)
                     num_found += int(good.sum())
@@ -105,14 +105,7 @@ def _measured_features(
                     break
     finally:
         runtime.close()
-    return {name: np.concatenate(pieces)[:_ROWS_MEASURED] for name, pieces in found.items() if pieces}
-
-
-def _in_order_of_ids(store: FeatureStore, listing: Listing) -> Iterator[Rows]:
-    """Yield rows of the source in the order of their ids, a few at a time."""
-    rows = iter(smallest(store.samples.ids, listing.unique_rows, _MOST_TRIED).tolist())
-    while some := list(islice(rows, _ROWS_MEASURED)):
-        yield np.array(some, np.int64)
+    return {name: np.concatenate(pieces)[:_ROWS_MEASURED] for name, pieces in found.items()}
 
 
 def smallest(ids: Column | Ids, rows: Rows, count: int) -> Rows:

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from featurecache.errors import RequestError
-from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.job import ExtractionJob, LoadedNetwork
 from featurecache.extraction.plan import missing_shards
 from featurecache.extraction.recall import Variant, recall
 from featurecache.extraction.worker_report import WorkerReport
@@ -23,9 +22,6 @@ from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.schemas import BackboneAbout
 from featurecache.store.store import FeatureStore
-
-if TYPE_CHECKING:
-    from featurecache.backbones.backbone import Backbone
 
 
 def work(
@@ -44,10 +40,6 @@ def work(
     progress : Progress, optional
         Told how far it is.
 
-    Returns
-    -------
-    WorkerReport
-
     Raises
     ------
     RequestError
@@ -65,27 +57,26 @@ def work(
         report, types = WorkerReport(), dict[str, str]()
         for views, sets in recall(job, store).items():
             if sets is None or missing_shards(sets, listing.unique_rows, shard_rows=job.settings.shard_rows):
-                backbone, taps = job.network.backbone, job.network.taps
-                started = perf_counter()
+                network, started = job.network, perf_counter()
                 # Late: torch takes seconds to import, and a run over untouched inputs takes hundredths of one.
                 from featurecache.extraction.stored_type import choose_types
                 from featurecache.extraction.worker import Worker
 
                 # Once for all variants: heads on views are scored on plain features, so both have one type.
                 types = types or choose_types(job, store, listing)
-                sets = _add_sets(job, store, views, types)
+                sets = _add_sets(network, store, views, types)
                 worker = Worker(
                     store=store,
                     sets=sets,
                     source=job.opened_source,
                     listing=listing,
-                    backbone=backbone,
-                    taps={tap.name: tap for tap in taps},
+                    backbone=network.backbone,
+                    taps={tap.name: tap for tap in network.taps},
                     settings=job.settings,
                     progress=progress or Silent(),
                 )
-                preparation = perf_counter() - started
-                report += worker.run(listing.unique_rows) + WorkerReport(startup_seconds=preparation)
+                startup = WorkerReport(startup_seconds=perf_counter() - started)
+                report += worker.run(listing.unique_rows) + startup
                 # Only now: what is remembered must be there, or the next run would take it for cached.
                 if (digest := job.digest(views)) is not None:
                     store.remember_request(digest, sets[0].fingerprint, [s.tap for s in sets])
@@ -93,20 +84,13 @@ def work(
         return report + WorkerReport(startup_seconds=job.network.seconds) if types else report
 
 
-def _add_sets(job: ExtractionJob, store: FeatureStore, views: Variant, types: Mapping[str, str]) -> list[FeatureSet]:
-    """Make room for the features of each tap, and keep with them what is doubtful about the backbone."""
-    backbone, taps = job.network.backbone, job.network.taps
+def _add_sets(
+    network: LoadedNetwork, store: FeatureStore, views: Variant, types: Mapping[str, str]
+) -> list[FeatureSet]:
+    """Add a feature set for each tap, and keep with it what is doubtful about the backbone."""
+    backbone = network.backbone
     identity = backbone.identity.with_views(views)
-    sets = [store.add_feature_set(identity, about(backbone), tap.name, types[tap.name]) for tap in taps]
-    for feature_set in sets:
-        for warning in backbone.warnings:
-            feature_set.keep_warning(warning)
-    return sets
-
-
-def about(backbone: Backbone) -> BackboneAbout:
-    """Return what `info` shows of a backbone besides its identity."""
-    return BackboneAbout(
+    about = BackboneAbout(
         num_parameters=backbone.num_parameters,
         num_trainable=backbone.num_trainable,
         weights_source=backbone.weights_source,
@@ -114,3 +98,8 @@ def about(backbone: Backbone) -> BackboneAbout:
         classifier=backbone.classifier,
         notes=list(backbone.notes),
     )
+    sets = [store.add_feature_set(identity, about, tap.name, types[tap.name]) for tap in network.taps]
+    for feature_set in sets:
+        for warning in backbone.warnings:
+            feature_set.keep_warning(warning)
+    return sets

@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import groupby
 from time import perf_counter, sleep
 
+import msgspec
 import numpy as np
 
 from featurecache.backbones.backbone import Backbone
@@ -33,22 +34,22 @@ from featurecache.extraction.runtimes import Runtimes
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
-from featurecache.sources.inputs import Input
 from featurecache.sources.source import Source
 from featurecache.specs import ExtractionSettings
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.leases import Leases
 from featurecache.store.listings import Listing
 from featurecache.store.samples import Rows
+from featurecache.store.schemas import ReferenceBody
 from featurecache.store.store import FeatureStore
 
+# Writes that may wait: more would fill the memory with features where the disk is the slower.
 _MOST_UNWRITTEN = 2
-"""Writes that may wait: more would fill the memory with features where the disk is the slower."""
+# Seconds until shards that other workers hold are tried again: short at first, because most shards take seconds, then
+# longer, because a worker that waits must not keep the file system busy.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-"""Seconds until shards that other workers hold are tried again: short at first, because most shards take seconds, then
-longer, because a worker that waits must not keep the file system busy."""
+# Of what the run is waiting for: more often than a reader could follow would cost a draw for each batch.
 _SECONDS_BETWEEN_REMARKS = 1.0
-"""Of what the run is waiting for: more often than a reader could follow would cost a draw for each batch."""
 
 
 @dataclass
@@ -99,19 +100,14 @@ class Worker:
     @cached_property
     def runtimes(self) -> Runtimes:
         """What executes the backbone."""
-        return Runtimes(self.backbone, self.taps, self.settings, drift.made_with_any(self.sets))
+        return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets))
 
-    @cached_property
-    def leases(self) -> Leases:
-        """Who is at which shard of this fingerprint."""
-        return Leases(self.store.path / "features" / self.sets[0].fingerprint / "leases")
-
-    def run(self, wanted: Rows) -> WorkerReport:
+    def run(self, rows: Rows) -> WorkerReport:
         """Have the features of some rows cached, by this worker or by others that are at it.
 
         Parameters
         ----------
-        wanted : ndarray of int64
+        rows : ndarray of int64
             Rows that the source holds, sorted, each once.
 
         Raises
@@ -120,7 +116,7 @@ class Worker:
             This machine makes other features than those that are there.
         """
         started, postponed, total, pause = perf_counter(), dict[int, tuple[str, str]](), 0, _FIRST_PAUSE
-        shards = self._plan(wanted, postponed)
+        shards = self._plan(rows, postponed)
         if not shards:  # to compare a few inputs, a faster runtime is not worth its preparation
             self.settings = replace(self.settings, runtime="torch")
         try:
@@ -136,50 +132,47 @@ class Worker:
                     done = self._compute(shards)
                     total, postponed = total + done.num_rows, postponed | done.postponed
                     # What other workers held may be done by now, or left over by one that was killed.
-                    shards = self._plan(wanted, postponed)
+                    shards = self._plan(rows, postponed)
                     if not done.num_rows and not done.leased:
                         break
                     pause = _FIRST_PAUSE if done.num_rows else min(2 * pause, _LONGEST_PAUSE)
                     if shards and not done.num_rows:
                         sleep(pause)
-            usage = self.meter.usage()
+            usage, runtimes = self.meter.usage(), self.runtimes.opened.values()
             return WorkerReport(
                 num_rows=total,
                 postponed=dict(postponed.values()),
-                runtime=self.runtimes.name if usage.seconds else None,
-                trial=self.runtimes.trial,
+                runtime=next((runtime.name for runtime in runtimes), None) if usage.seconds else None,
+                trial=next((runtime.trial for runtime in runtimes if runtime.trial), {}),
                 startup_seconds=startup,
                 usage=(usage,) if usage.seconds else (),
             )
         finally:
-            self.runtimes.close()
+            for runtime in self.runtimes.opened.values():
+                runtime.close()
 
-    def _plan(self, wanted: Rows, postponed: Mapping[int, object]) -> list[PlannedShard]:
+    def _plan(self, rows: Rows, postponed: Mapping[int, object]) -> list[PlannedShard]:
         if postponed:
-            wanted = np.setdiff1d(wanted, np.array(sorted(postponed), np.int64))
-        return missing_shards(self.sets, wanted, shard_rows=self.settings.shard_rows)
-
-    def _inputs_of(self, rows: Rows) -> Sequence[Input]:
-        return inputs_of_rows(self.source, self.listing, self.store.samples, rows)
+            rows = np.setdiff1d(rows, np.array(sorted(postponed), np.int64))
+        return missing_shards(self.sets, rows, shard_rows=self.settings.shard_rows)
 
     def _guard(self, shards: Sequence[PlannedShard]) -> None:
         """Refuse to extend features that this machine would make differently."""
         for feature_set in self.sets:
-            before = drift.made_with(feature_set)
+            before = drift.recorded_provenance([feature_set])
             if before is None:
                 continue
             taps = next((shard.taps for shard in shards if feature_set.tap in shard.taps), tuple(self.taps))
             runtime = self.runtimes.of(taps)
-            differing = drift.changes(before, drift.provenance(runtime))
-            if (known := feature_set.reference()) is not None:
-                with drift.explained(differing, "extract into another cache"):
-                    drift.check_reference(known, feature_set.tap, runtime, self.modality)
-            if differing and shards:
-                features = feature_set.open()
-                held = np.intersect1d(drift.reference_rows(features), self.listing.unique_rows)
-                inputs = dict(zip(held.tolist(), self._inputs_of(held), strict=True))
-                with drift.explained(differing, "extract into another cache"):
-                    drift.check_stored(features, inputs, runtime, self.modality)
+            with drift.explained(before, runtime, "extract into another cache"):
+                if (known := feature_set.reference()) is not None:
+                    recorded = msgspec.convert(known, ReferenceBody)
+                    drift.check_reference(recorded, feature_set.tap, runtime, self.modality)
+                if shards and drift.changes(before, drift.provenance_of(runtime)):
+                    features = feature_set.open()
+                    held = np.intersect1d(drift.reference_rows(features), self.listing.unique_rows)
+                    inputs = inputs_of_rows(self.source, self.listing, self.store.samples, held)
+                    drift.check_stored(features, dict(zip(held.tolist(), inputs, strict=True)), runtime, self.modality)
 
     def _keep_references(self) -> None:
         """See what the program's own inputs give, so that `predict` can notice another environment elsewhere.
@@ -192,13 +185,12 @@ class Worker:
             return
         runtime = self.runtimes.of(tuple(self.taps))
         try:
-            record = drift.reference_record(runtime, self.modality)
+            record = msgspec.to_builtins(drift.reference(runtime, self.modality))
         except InputError:  # this preprocess has limits that the program's own inputs exceed
             return
-        record["provenance"] = drift.provenance(runtime)
         for feature_set in lacking:
             feature_set.keep_reference({**record, "features": {feature_set.tap: record["features"][feature_set.tap]}})
-        self.runtimes.agree(drift.made_with_any(self.sets))
+        self.runtimes.agree(drift.recorded_provenance(self.sets))
 
     def _compute(self, shards: Sequence[PlannedShard]) -> _Round:
         """Compute, write and commit shards, except those that another worker is at or has done."""
@@ -224,7 +216,7 @@ class Worker:
                 )
                 with closing(outcomes):
                     for shard, outcome in outcomes:
-                        self._tell(outcome)
+                        self._report(outcome)
                         if (waiting := shard.collect(outcome)) is not None:
                             writing.append(pool.submit(self._write, shard, waiting, runtime))
                             self._settle(writing, done, most=_MOST_UNWRITTEN)
@@ -234,22 +226,24 @@ class Worker:
     def _take(self, shards: Iterable[PlannedShard], done: _Round) -> Iterator[OpenShard]:
         """Take the lease of each shard that is free and not done."""
         features = {feature_set.tap: feature_set for feature_set in self.sets}
+        leases = Leases(self.store.path / "features" / self.sets[0].fingerprint / "leases")
         for shard in shards:
             with ExitStack() as lease:
-                if not lease.enter_context(self.leases.hold(shard.key)):
+                if not lease.enter_context(leases.hold(shard.key)):
                     done.leased = True
                     continue
                 taps = tuple(tap for tap in shard.taps if not features[tap].folder.has(shard.key))
                 if not taps:
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
-                taken = OpenShard(taps, shard.rows, self._inputs_of(shard.rows), lease.pop_all())
+                inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows)
+                taken = OpenShard(taps, shard.rows, inputs, lease.pop_all())
                 self._open.append(taken)
             yield taken
 
-    def _tell(self, outcome: Outcome) -> None:
-        """Tell how far the run is, and from time to time what it is waiting for."""
-        self.meter.add_inputs(len(outcome.problems))
+    def _report(self, outcome: Outcome) -> None:
+        """Report how far the run is, and from time to time what it is waiting for."""
+        self.meter.num_inputs += len(outcome.problems)
         self.progress.advance(len(outcome.problems), bad=sum(problem is not None for problem in outcome.problems))
         if perf_counter() - self._last_remark > _SECONDS_BETWEEN_REMARKS:
             self._last_remark = perf_counter()
@@ -260,7 +254,7 @@ class Worker:
         while writing and (len(writing) > most or writing[0].done()):
             started = perf_counter()
             written = writing.popleft().result()
-            self.meter.add_wait("write", perf_counter() - started)
+            self.meter.waited["write"] += perf_counter() - started
             done.num_rows += written.num_rows
             done.postponed |= written.postponed
             done.leased |= written.leased
@@ -279,7 +273,7 @@ class Worker:
 
     def _publish(self, shard: OpenShard, runtime: Runtime) -> _Round:
         """Commit a shard whose features are all there."""
-        won = shard.publish(self.store.samples.ids, {"provenance": drift.provenance(runtime)})
+        won = shard.publish(self.store.samples.ids, {"provenance": msgspec.to_builtins(drift.provenance_of(runtime))})
         bad = {index: error for draft in shard.drafts for index, error in draft.bad.items()}
         shard.close()
         self._open.remove(shard)

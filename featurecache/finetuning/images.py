@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -88,8 +89,9 @@ class ImageDataset(InputDataset):
         modality = ImageModality(self.preprocess, None)
         with self.undisturbed():
             pixels = np.concatenate([modality.load(data).arrays for data in modality.reference_inputs])
-            record = drift.record_of({TAP: self._prepared(pixels).numpy()}, modality)
-        return {**record, "provenance": drift.provenance_record("torch", "cpu", len(pixels))}
+            ran = drift.provenance("torch", "cpu", len(pixels))
+            record = drift.reference_of({TAP: self._prepared(pixels).numpy()}, modality, ran)
+        return dict(msgspec.to_builtins(record))
 
     def _prepared(self, pixels: NDArray[np.uint8]) -> Tensor:
         with torch.no_grad():

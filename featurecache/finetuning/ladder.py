@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from featurecache.backbones.dry_run import INPUT, PRE_LOGITS
-from featurecache.backbones.inspection import CostedDryRun, dry_run_with_costs
+from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, DryRun, dry_run
 from featurecache.errors import BackboneError, HeadError, ReportWarning, RequestError
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
@@ -157,9 +156,9 @@ class _Climb:
         self.pooled, whole = _pooled_and_whole(sets)
         self.network = training.reproduce(whole[0], needed_by="a ladder")
         training.check_views(sets)
-        self.costed = dry_run_with_costs(self.network)
+        self.seen = dry_run(self.network, with_costs=True)
         # The latest layers first: they cost least, and each depth predicts the next.
-        self.whole = sorted(whole, key=lambda each: -self.costed.seen.order[_node(each)])
+        self.whole = sorted(whole, key=lambda each: -self.seen.order[_node(each)])
         # Seconds of fitting the linear head, and of one operation; known when the former is fitted.
         self.linear_fit, self.flop = 0.0, 0.0
 
@@ -171,7 +170,7 @@ class _Climb:
     def run(self, on_plan: Callable[[LadderPlan], None], on_rung: Callable[[Rung], None]) -> Ladder:
         """Train all rungs; see `climb`."""
         training, task = self.training, self.training.task
-        plan = LadderPlan(rungs=tuple(_plan(training, each, self.costed) for each in self.whole))
+        plan = LadderPlan(rungs=tuple(_plan(training, each, self.seen) for each in self.whole))
         on_plan(plan)
         begun, linear = self.clock(), _LINEAR[task.kind]
         report = train_heads(
@@ -189,7 +188,7 @@ class _Climb:
         rungs = [Rung(tap=tap, num_bytes=num_bytes, head=report.best, num_trainable=size)]
         self.linear_fit = self.clock() - begun
         if not math.isinf(self.deadline):
-            self.flop = seconds_of_a_flop(self.network, self.costed.flops[PRE_LOGITS], clock=self.clock)
+            self.flop = seconds_of_a_flop(self.network, self.seen.flops[PRE_LOGITS], clock=self.clock)
         for feature_set, planned in zip(self.whole, plan.rungs, strict=True):
             on_rung(rungs[-1])
             rungs.append(self._rung(feature_set, planned, report))
@@ -283,9 +282,9 @@ def _choose(report: TrainingReport, rungs: list[Rung], num_settings: int) -> Non
     report.heads.sort(key=lambda head: head is not heads[number])  # a stable sort: the others stay by score
 
 
-def _plan(training: LayerTraining, feature_set: FeatureSet, costed: CostedDryRun) -> RungPlan:
+def _plan(training: LayerTraining, feature_set: FeatureSet, seen: DryRun) -> RungPlan:
     node = _node(feature_set)
-    flops = max(costed.flops[PRE_LOGITS] - (0 if node == INPUT else costed.flops.get(node, 0)), 0)
+    flops = max(seen.flops[PRE_LOGITS] - (0 if node == INPUT else seen.flops.get(node, 0)), 0)
     state = training.random_state
     return plan_rung(training.task, feature_set, training.tuning, flops=flops, random_state=state)
 

@@ -1,6 +1,6 @@
 """All that a source lists, in columns.
 
-A source yields its entries one by one, because that is what whoever writes one thinks in; beyond this file they are
+A source yields its entries one by one, because that is how a source is written most easily; beyond this file they are
 arrays, because ten million objects would take gigabytes where names and stamps take their bytes. Of a million files an
 entry for each costs about a tenth of what the system takes to tell of them.
 """
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from featurecache.errors import SourceError
 from featurecache.ignored import IgnoredFiles
-from featurecache.sources.source import Source, Stamp
+from featurecache.sources.source import NO_STAMP, Source
 from featurecache.text import TextColumn
 
-_NO_STAMP: Stamp = (0, 0, -1, 0)
 ENCODING, ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 """As `os.fsencode` does it, which takes three times as long for a short name."""
 
@@ -62,14 +61,15 @@ class Entries:
                 before = encoded
                 text += encoded
                 ends.append(len(text))
-                stamps.extend(stamp or _NO_STAMP)
+                stamps.extend(stamp or NO_STAMP)
                 num_stamps += stamp is not None
                 if problem:
                     problems[name] = problem
         column = TextColumn(np.frombuffer(text, np.uint8), np.frombuffer(ends, np.uint64))
         values = np.frombuffer(stamps, np.int64).reshape(-1, 4)
         if not is_sorted:
-            order = _sorting_order(column)
+            texts = list(column.encoded())
+            order = np.array(sorted(range(len(texts)), key=texts.__getitem__), np.int64)
             column, values = column.take(order), values[order]
             if twice := [second for first, second in pairwise(column.encoded()) if first == second]:
                 raise SourceError(f"{source.key} lists {os.fsdecode(twice[0])!r} twice; give each sample its own name")
@@ -89,13 +89,3 @@ class Entries:
         differs = (self.stamps[known] != stamps[indices[known]]).any(axis=1) | (self.stamps[known, 2] < 0)
         indices[known[differs]] = -1
         return indices
-
-
-def _sorting_order(column: TextColumn) -> NDArray[np.int64]:
-    encoded = list(column.encoded())
-    return np.array(sorted(range(len(encoded)), key=encoded.__getitem__), np.int64)
-
-
-def stamp_of(status: os.stat_result) -> Stamp:
-    """Return the stamp of a file."""
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

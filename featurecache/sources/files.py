@@ -9,13 +9,12 @@ from pathlib import Path
 
 from featurecache.errors import InputError
 from featurecache.files import GrowingError, TooLargeError, open_regular, read_open, reason_of
-from featurecache.sources.entries import stamp_of
-from featurecache.sources.source import Entry, Stamp, Unit
+from featurecache.sources.source import Entry, SingleUnit, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
 
 
 @dataclass(frozen=True)
-class NamedFiles:
+class NamedFiles(SingleUnit):
     """Images by their paths; a named file counts whatever its suffix."""
 
     paths: Sequence[Path]
@@ -28,17 +27,9 @@ class NamedFiles:
         """The first of them: such a source has no listing in a cache."""
         return str(self.paths[0])
 
-    def units(self) -> Iterator[Unit]:
-        """Yield one unit."""
-        yield Unit("")
-
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the paths as they were given; why one cannot be read is an error where it is read."""
         return (Entry(str(path), None) for path in self.paths)
-
-    def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
-        """Yield paths and bytes."""
-        return ((str(path), self.open(str(path), stamp=None)) for path in self.paths)
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         """Return the bytes of a file; see `read_file`."""
@@ -74,6 +65,7 @@ def read_file(path: str | Path, *, stamp: Stamp | None, max_bytes: int) -> bytes
     except OSError as error:
         raise InputError("unreadable", reason_of(error)) from None
     # Before and after: a write while the file was read leaves half of each content.
-    if stamp is not None and not stamp == stamp_of(before) == stamp_of(after):
-        raise InputError("changed", "the file was edited while the run went on")
+    for status in (before, after):
+        if stamp not in (None, (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)):
+            raise InputError("changed", "the file was edited while the run went on")
     return data

@@ -8,24 +8,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featurecache.errors import InputError, SourceError
+from featurecache.errors import SourceError
 from featurecache.files import reason_of, why_not_regular
 from featurecache.ignored import IgnoredCounter, IgnoredFiles
 from featurecache.sources.decoding.images import FORMATS, SUFFIXES
 from featurecache.sources.entries import ENCODING, ERRORS
 from featurecache.sources.files import read_file
-from featurecache.sources.source import Entry, Stamp, Unit
+from featurecache.sources.source import NO_STAMP, Entry, SingleUnit, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
 
 IMAGE_SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES[name])
 
 _SUFFIXES = frozenset(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
 _UNSETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
-_UNREADABLE: Stamp = (0, 0, -1, 0)
 
 
-class FolderSource:
+class FolderSource(SingleUnit):
     """All images in a folder and the folders below it, named by their path in it, with forward slashes.
+
+    It is one unit: names come sorted, and no folder twice, only where one walk lists all of them.
 
     Hidden files and folders (whose names begin with a dot) are left out. Links are followed, but no folder is
     entered twice, so a link that leads back up ends the walk instead of making it endless.
@@ -39,6 +40,8 @@ class FolderSource:
 
     Attributes
     ----------
+    key, prefix : str
+        The absolute path, and the path as it was given, with a slash.
     ignored : IgnoredFiles
         What it held besides images when it was last listed.
     """
@@ -47,21 +50,8 @@ class FolderSource:
 
     def __init__(self, url: str | Path, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self.root, self._max_bytes = Path(url), max_bytes
+        self.key, self.prefix = str(self.root.resolve()), str(self.root / "x")[:-1]
         self.ignored = IgnoredFiles()
-
-    @property
-    def key(self) -> str:
-        """The absolute path."""
-        return str(self.root.resolve())
-
-    @property
-    def prefix(self) -> str:
-        """The folder as it was given."""
-        return str(self.root / "x")[:-1]
-
-    def units(self) -> Iterator[Unit]:
-        """Yield one unit: names come sorted, and no folder twice, only where one walk lists all of them."""
-        yield Unit("")
 
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the images, sorted by the bytes of their paths; each folder is asked once.
@@ -81,23 +71,18 @@ class FolderSource:
             try:
                 status = found.stat()
             except OSError as error:
-                yield Entry(name, _UNREADABLE, why_not_regular(os.fsdecode(found.path)) or reason_of(error))
+                yield Entry(name, NO_STAMP, why_not_regular(os.fsdecode(found.path)) or reason_of(error))
                 continue
             mtime, ctime = status.st_mtime_ns, status.st_ctime_ns
             yield Entry(
                 name, (status.st_size, mtime, ctime if mtime < settled and ctime < settled else -1, status.st_ino)
             )
         if is_empty:  # known only now: to ask first would walk the folders twice
-            raise self._empty(walk)
+            ignored = replace(walk.ignored.result(), folders=(), num_folders=0)
+            left_out = "".join(f"; {warning.text}" for warning in ignored.warnings())
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise SourceError(f"{self.root} holds no images; looked for names ending in {suffixes}{left_out}")
         self.ignored = walk.ignored.result()
-
-    def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
-        """Yield the paths and bytes of the images that can be read."""
-        for name, _, _ in self.list(unit):
-            try:
-                yield name, self.open(name, stamp=None)
-            except InputError:
-                continue
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         """Return the bytes of a file; see `featurecache.sources.files.read_file`."""
@@ -108,7 +93,7 @@ class FolderSource:
             raise SourceError(
                 f"no source at {self.root}: there is no such folder; name the folder that holds the images"
             )
-        if self.root.exists() and not self.root.is_file() and not self.root.is_dir():
+        if not self.root.is_file() and not self.root.is_dir():
             raise SourceError(f"{self.root} cannot be a source: {why_not_regular(self.root)}; name a folder")
         if not self.root.is_dir():
             raise SourceError(
@@ -116,16 +101,9 @@ class FolderSource:
                 "table of texts"
             )
 
-    def _empty(self, walk: _Walk) -> SourceError:
-        ignored = replace(walk.ignored.result(), folders=(), num_folders=0)
-        left_out = "".join(f"; {warning.text}" for warning in ignored.warnings())
-        return SourceError(
-            f"{self.root} holds no images; looked for names ending in {', '.join(sorted(IMAGE_SUFFIXES))}{left_out}"
-        )
 
-
+# Absolute path, relative path (a folder's ends in a slash), and the entry of a file.
 _Found = tuple[bytes, bytes, os.DirEntry[bytes] | None]
-"""Place, relative path (a folder's ends in a slash), and the entry of a file."""
 
 
 class _Walk:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from featurecache.errors import InputError
-from featurecache.sources.source import Entry, Stamp, Unit
+from featurecache.sources.source import Entry, SingleUnit, Stamp, Unit
 
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemory(SingleUnit):
     """Bytes by name; they are what they are, so they have no stamps."""
 
     samples: Mapping[str, bytes]
@@ -18,17 +18,9 @@ class InMemory:
 
     key = "memory"
 
-    def units(self) -> Iterator[Unit]:
-        """Yield one unit."""
-        yield Unit("")
-
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the names."""
         return (Entry(name, None) for name in self.samples)
-
-    def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
-        """Yield names and bytes."""
-        return iter(self.samples.items())
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         """Return the bytes of one; raise `InputError` for a name that there is not."""

@@ -107,6 +107,7 @@ def open_sources(paths: Sequence[str | Path]) -> list[Source]:
     SourceError
         There is no such file or folder.
     """
+    # A source for each file would mean a batch for each file.
     sources, files = list[Source](), list[Path]()
     for path in paths:
         if "://" not in str(path) and not Path(path).is_dir():

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from featurecache.errors import SourceError
+from featurecache.errors import InputError, SourceError
 from featurecache.specs import AnyPreprocess
 
 Stamp = tuple[int, int, int, int]
 """Four whole numbers of which one at least differs once the bytes do. The first is the number of bytes; of a file the
 others are mtime and ctime in ns, and inode; of an object on the network, say, the digest of its ETag in pieces. Where
 the third is negative, the stamp says nothing yet: the sample could change once more without another stamp."""
+
+
+NO_STAMP: Stamp = (0, 0, -1, 0)
+"""Of what has none in an array of stamps."""
 
 
 class Unit(NamedTuple):
@@ -53,7 +57,6 @@ class Source(Protocol):
 
     def units(self) -> Iterator[Unit]:
         """Yield its units, in an order that stays."""
-        ...
 
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the entries of a unit without reading a sample.
@@ -63,11 +66,9 @@ class Source(Protocol):
         SourceError
             The source is missing, or holds nothing that could be a sample.
         """
-        ...
 
     def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
         """Yield the names and bytes of a unit, in the order of `list`; what cannot be read is left out."""
-        ...
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         """Return the bytes of one sample; called by many threads at once.
@@ -84,11 +85,27 @@ class Source(Protocol):
         InputError
             ``missing``, ``unreadable``, ``too_large``, or ``changed``: it has another stamp.
         """
-        ...
+
+
+class SingleUnit:
+    """Base of sources that one worker reads in one go: they write `list` and `open`."""
+
+    def units(self) -> Iterator[Unit]:
+        """Yield one unit."""
+        yield Unit("")
+
+    def read(self: Source, unit: Unit) -> Iterator[tuple[str, bytes]]:
+        """Yield the names and bytes of what can be read."""
+        for entry in self.list(unit):
+            try:
+                yield entry.name, self.open(entry.name, stamp=None)
+            except InputError:
+                continue
 
 
 def check_source(source: Source) -> None:
     """Raise `SourceError` when a source is missing or empty; it is asked for its first entry only."""
+    # Listing millions of files takes a minute; whether there is one is known at once.
     for unit in source.units():
         for _ in source.list(unit):
             return

@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 from featurecache.errors import InputError, SourceError, UnknownNameError
-from featurecache.sources.source import Entry, Stamp, Unit
+from featurecache.sources.source import Entry, SingleUnit, Stamp, Unit
 from featurecache.tables import Table, TableError, open_table, to_bytes
 from featurecache.text import TextColumn
 
 
-class TextTable:
+class TextTable(SingleUnit):
     """The texts in one column of a CSV or TSV file.
 
     It is read once, when it is first needed; later edits of the file are for the next source. Its rows have no
@@ -36,11 +36,8 @@ class TextTable:
     @property
     def key(self) -> str:
         """The table and its column: another column of the same table is another source."""
+        # A slash in the name of a column would make a folder of the table.
         return str(self.path.with_name(f"{self.path.name}:{self.text_column.replace('/', '%2F')}").resolve())
-
-    def units(self) -> Iterator[Unit]:
-        """Yield one unit: the table."""
-        yield Unit("")
 
     def list(self, unit: Unit) -> Iterator[Entry]:
         """Yield the rows, in the order of the table.
@@ -79,6 +76,7 @@ class TextTable:
         """Keys and texts, in the order of the table."""
         keys, texts = list[bytes](), list[bytes]()
         try:
+            # As bytes: an id is the digest of what the table holds, also where that is no UTF-8.
             with open_table(self.path, raw=True) as table:
                 self._check_columns(table)
                 for line, row in table:
@@ -112,7 +110,7 @@ class TextTable:
         return key
 
     def _check_unique(self, keys: Sequence[bytes]) -> None:
-        first: dict[bytes, int] = {}
+        first: dict[bytes, int] = {}  # and not a set, so that the message names both rows
         for number, key in enumerate(keys, start=1):
             if (before := first.setdefault(key, number)) != number:
                 name = key.decode("utf-8", "replace")

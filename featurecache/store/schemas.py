@@ -65,6 +65,7 @@ class Provenance(Struct):
     machine: Text
     batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
     versions: dict[Text, Text]
+    python: Text = ""
 
 
 class Precision(Struct, frozen=True, omit_defaults=True):

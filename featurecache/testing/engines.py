@@ -12,15 +12,16 @@ from PIL import Image
 from featurecache.errors import RequestError
 from featurecache.extraction.engines import Engine
 from featurecache.extraction.engines.local import LocalEngine
-from featurecache.extraction.extract import make_job, make_request
+from featurecache.extraction.extract import make_request
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.scan import scan
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Progress, Silent
-from featurecache.specs import ExtractionSettings
+from featurecache.sources.opening import source_spec
+from featurecache.specs import ExtractionSettings, ViewSpec
 from featurecache.store.store import FeatureStore
 
-NUM_IMAGES, VIEWS, TAPS = 18, 2, ("default", "stem:avg")
+NUM_IMAGES, VIEWS, TAPS = 18, ViewSpec(count=2), ("default", "stem:avg")
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=5, dtype="float16")
 """Several shards, the last of them short."""
 
@@ -79,7 +80,9 @@ class EngineContract(ABC):
 
 def _job(images: Path, cache: Path, taps: tuple[str, ...] = TAPS) -> ExtractionJob:
     request = make_request("python:featurecache.testing.networks:small")
-    return make_job(images, cache, request, taps=taps, views=VIEWS, settings=SETTINGS)
+    return ExtractionJob(
+        source=source_spec(images), cache=cache, backbone=request, taps=taps, views=VIEWS, settings=SETTINGS
+    )
 
 
 def _run(engine: Engine, job: ExtractionJob) -> WorkerReport:

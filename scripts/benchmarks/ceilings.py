@@ -98,9 +98,9 @@ def bench_forward(args: argparse.Namespace) -> dict[str, Any]:
     """The forward pass alone: one large batch on all cores, small ones side by side, OpenVINO."""
     import torch
 
-    from featurecache.backbones.normalized import Normalized
     from featurecache.backbones.registry import load_backbone
     from featurecache.backbones.runtimes import open_runtime
+    from featurecache.backbones.tapped import Normalized
     from featurecache.backbones.taps import TappedBackbone, resolve_taps
     from featurecache.extraction.extract import make_request
 

@@ -29,7 +29,7 @@ from featurecache.errors import BackboneError, WeightsError
 from featurecache.specs import BackboneRequest
 
 ANY_NUMBER = {0: torch.export.Dim("batch")}
-SIZES = {"timm:test_efficientnet": 32, "torchvision:mobilenet_v3_small": 64, "timm:vit_tiny_patch16_224": 224}
+SIZES = {"timm:test_resnet": 32, "torchvision:mobilenet_v3_small": 64, "timm:vit_tiny_patch16_224": 224}
 NAMES = [pytest.param(name, marks=[] if "test_" in name else pytest.mark.slow) for name in SIZES]
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from featurecache.backbones import registry
+from featurecache.backbones import provider, registry, torchvision_compat
 from featurecache.backbones.backbone import architecture_digest, weights_digest
-from featurecache.backbones.providers import efficientnet_lite, timm_models
+from featurecache.backbones.providers import timm_models
 from featurecache.backbones.registry import list_backbones, load_backbone, register_provider, request_digest
 from featurecache.errors import BackboneError, MissingExtraError, RequestError, UnknownNameError, WeightsError
 from featurecache.specs import BackboneRequest
@@ -65,8 +65,8 @@ def test_unknown_names_get_a_suggestion(name, suggestion):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr(timm_models, "find_spec", lambda name: None)
-    monkeypatch.setattr(efficientnet_lite, "find_spec", lambda name: None)
+    for module in (timm_models, torchvision_compat, provider):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"install it with: pip install 'timm>="):
         load_backbone(BackboneRequest(name="timm:resnet18"))
     with pytest.raises(

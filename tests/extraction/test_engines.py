@@ -18,12 +18,13 @@ from featurecache import plugins
 from featurecache.errors import RequestError, UnknownNameError
 from featurecache.extraction.engines import Engine, make_engine
 from featurecache.extraction.engines.local import LocalEngine
-from featurecache.extraction.extract import make_job, make_request, run_extraction
+from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.scan import scan
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Progress, Silent
+from featurecache.sources.opening import source_spec
 from featurecache.specs import ExtractionSettings
 from featurecache.testing import EngineContract
 
@@ -32,7 +33,9 @@ SETTINGS = ExtractionSettings(runtime="torch", batch_size=4, shard_rows=5, dtype
 
 
 def job_on(source: Path, cache: Path, **options: object) -> ExtractionJob:
-    return make_job(source, cache, make_request(TINY), settings=SETTINGS, **options)  # type: ignore[arg-type]
+    return ExtractionJob(
+        source=source_spec(source), cache=cache, backbone=make_request(TINY), settings=SETTINGS, **options
+    )
 
 
 class Processes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from featurecache.cli import main
 from featurecache.errors import SourceError
 from featurecache.extraction.extract import make_request, run_extraction
-from featurecache.extraction.inventory import Inventory, take_inventory
+from featurecache.extraction.inventory import Changes, Inventory, take_inventory
 from featurecache.sources.folder import FolderSource
 from featurecache.specs import ExtractionSettings
 from featurecache.store.listings import Listing
@@ -52,11 +53,11 @@ def test_every_kind_of_change_is_named(made: tuple) -> None:
     before = files_of(store.path)
     change(source)
     inventory = take_inventory(FeatureStore.open(store.path), FolderSource(source))
-    assert inventory.added == ["red/added twice.png", "red/added.png"]
-    assert inventory.edited == ["red/000.png"]
-    assert inventory.renamed == ["red/renamed.png"]
-    assert inventory.copied == ["blue/copied.png"]
-    assert inventory.removed == ["green/003.png"]
+    assert inventory.changes.added == ["red/added twice.png", "red/added.png"]
+    assert inventory.changes.edited == ["red/000.png"]
+    assert inventory.changes.renamed == ["red/renamed.png"]
+    assert inventory.changes.copied == ["blue/copied.png"]
+    assert inventory.changes.removed == ["green/003.png"]
     assert list(inventory.now.problems) == ["green/lost.png"]
     assert inventory.num_new == 2
     assert inventory.to_json()["samples"] == 12 - 2 + 2
@@ -68,13 +69,12 @@ def test_every_kind_of_change_is_named(made: tuple) -> None:
 def test_an_unchanged_folder_and_a_strange_one(made: tuple, make_folder: Callable[..., Path]) -> None:
     source, store = made
     same = take_inventory(store, FolderSource(source))
-    states = ("added", "edited", "renamed", "copied", "removed")
-    assert [getattr(same, state) for state in states] == [[]] * 5
+    assert same.changes == Changes([], [], [], [], [])
     moved = source.rename(source.with_name("moved"))
     found = take_inventory(store, FolderSource(moved))
-    assert (found.before, found.added, len(found.copied), found.num_new) == (None, [], 12, 0)
+    assert (found.before, found.changes.added, len(found.changes.copied), found.num_new) == (None, [], 12, 0)
     strange = take_inventory(store, FolderSource(make_folder("other", per_class=2, seed=500)))
-    assert (len(strange.added), strange.num_new, strange.count_cached(store.features())) == (6, 6, 0)
+    assert (len(strange.changes.added), strange.num_new, strange.count_cached(store.features())) == (6, 6, 0)
     with pytest.raises(SourceError, match="there is no such folder"):
         take_inventory(store, FolderSource(source))
 
@@ -164,7 +164,7 @@ def test_each_change_counts_once_whatever_was_done(
     before = {name: UNREADABLE if row < 0 else row for name, row in done({}, start).items()}
     now = done(before, operations)
     inventory = Inventory(listing_of(now), listing_of(before), 0)
-    found = {state: getattr(inventory, state) for state in STATES}
+    found = asdict(inventory.changes)
     assert found == slow_changes(before, now)
     named = [name for state in STATES[:-1] for name in found[state]]
     assert len(named) == len(set(named))

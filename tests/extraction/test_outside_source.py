@@ -90,7 +90,7 @@ def test_it_is_used_wherever_a_folder_is(shelf: str, tmp_path: Path, capsys: pyt
     assert "shelf://photos now: 12 files; since it was extracted: unchanged" in capsys.readouterr().out
     first = next(iter(OBJECTS))
     OBJECTS[first] = (2, OBJECTS[first][1] + b" ")
-    assert take_inventory(store, open_source(shelf)).edited == [first.removeprefix("photos/")]
+    assert take_inventory(store, open_source(shelf)).changes.edited == [first.removeprefix("photos/")]
 
 
 def test_mistakes_in_it_are_told_in_a_line(shelf: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_the_meter_counts_inputs_reads_and_waits() -> None:
     meter = Meter(cores=2)
     with meter.running():
         for _, outcome in run_chunks([(0, [Number(n) for n in range(50)])], Echo(4), Numbers(), meter=meter):
-            meter.add_inputs(len(outcome.problems))
+            meter.num_inputs += len(outcome.problems)
     usage = meter.usage()
     assert usage.num_inputs == 50
     assert all(usage.work[stage] > 0 for stage in ("read", "decode"))

@@ -341,7 +341,7 @@ BAD_REQUESTS = [
     ),
     ({"text_column": None, "id_column": "label"}, RequestError, "--id-column label is for tables"),
     ({"preprocess": {"crop": 32}}, RequestError, "unknown preprocess setting 'crop'; for text inputs there are: max_t"),
-    ({"preprocess": {"max_tokens": 2}}, RequestError, "2 tokens leave no room beside the 2 that the tokenizer adds"),
+    ({"preprocess": {"max_tokens": 2}}, RequestError, "2 tokens are no more than the 2 that the tokenizer adds"),
     ({"preprocess": {"max_tokens": 99}}, BackboneError, "rejects texts of 99 tokens: .*--max-tokens"),
     ({"backbone": TINY}, SourceError, "takes images, and .* holds texts; name a folder of images"),
 ]

@@ -51,35 +51,28 @@ class OutputLayers:
         return (EarlierDefault(kind="default_tap", now=now, classifiers=self.earlier),)
 
 
-def find_output_layers_of(provided: Provided, request: BackboneRequest) -> OutputLayers:
-    """Find the output layers of a network as it comes, on inputs of the size that was asked for."""
-    preprocess = provided.preprocess.override(**dict(request.preprocess))
-    kind = input_kind_of(preprocess)
-    inputs = kind.example(preprocess, provided.tokenizer, 2)
-    with input_errors(request.name, preprocess):
-        return find_output_layers(provided.module.eval(), kind.call, inputs)
-
-
-def find_output_layers(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inputs: Tensor) -> OutputLayers:
-    """Run a network a few times and find its output layers.
+def find_output_layers(provided: Provided, request: BackboneRequest) -> OutputLayers:
+    """Run a network as it comes a few times, on inputs of the size that was asked for, and find its output layers.
 
     Parameters
     ----------
-    network
-        In eval mode. It stays as it is.
-    call
-        Calls it with a batch.
-    inputs
-        The batch (B, ...), of two samples or more.
+    provided
+        Its network is put into eval mode, and else stays as it is.
+    request
+        What was asked for.
     """
-    # A copy: a network may normalise its input in place, and these inputs are used again.
-    flow = record(network, call, inputs.clone())
-    found = OutputSearch(flow, len(inputs)).run()
-    earlier = _last_linear_if_output(network, flow)
-    # What is doubtful is not removed, so that each of the candidates can be tapped; unless it always was.
-    doubtful = bool(found.default.doubt) and found.paths != earlier
-    if found.paths and (doubtful or not _still_runs(network, call, inputs, found.paths)):
-        found = found.kept()
+    preprocess = provided.preprocess.override(**dict(request.preprocess))
+    kind, network = input_kind_of(preprocess), provided.module.eval()
+    inputs = kind.example(preprocess, provided.tokenizer, 2)
+    with input_errors(request.name, preprocess):
+        # A copy: a network may normalise its input in place, and these inputs are used again.
+        flow = record(network, kind.call, inputs.clone())
+        found = OutputSearch(flow, len(inputs)).run()
+        earlier = _last_linear_if_output(network, flow)
+        # What is doubtful is not removed, so that each of the candidates can be tapped; unless it always was.
+        doubtful = bool(found.default.doubt) and found.paths != earlier
+        if found.paths and (doubtful or not _still_runs(network, kind.call, inputs, found.paths)):
+            found = found.kept()
     return OutputLayers(
         classifiers=found.paths,
         default=found.removed() if found.paths else found.default,

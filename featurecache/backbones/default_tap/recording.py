@@ -238,7 +238,7 @@ class _Recorder(TorchDispatchMode):
         return _Memory()
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     """Return the tensors that an operation writes into."""
     for index, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -250,7 +250,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
 def _watched(network: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """Tell the recorder when a layer's call begins and ends."""
 
-    def begin(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         recorder.running.append(Call(path, _first_value(recorder, (args, kwargs))))
 
     def end(output: Any) -> None:

@@ -13,10 +13,10 @@ from featurecache.backbones.default_tap.walks import (
     Ends,
     base_of,
     common_ancestor,
+    depends_only_on,
     ends_of,
     is_ancestor,
     is_convolution,
-    is_made_nearby,
     is_open,
     is_slice_of,
     kernel_of,
@@ -155,7 +155,7 @@ class OutputSearch:
         candidates: list[tuple[str, int]] = []
         lost: list[tuple[str, int]] = []
         if doubt:
-            lost = self._candidates(self._outputs[name] for name in self._made_by(heads))
+            lost = self._candidates(self._outputs[name] for name in self._outputs_of(heads))
             values = [features, *also, *(source for head in heads for source in head.sources)]
             candidates = [*self._candidates(values), *lost]
         taken = PRE_LOGITS if paths else fallback
@@ -177,7 +177,7 @@ class OutputSearch:
     def _last_layer(self, head: Value, heads: Sequence[Value]) -> Call | None:
         """Return the innermost layer that an output is made in and whose input it is made of, layer by layer."""
         for call in reversed(head.calls):
-            if call.input is not None and is_made_nearby(head, call.input, set(heads)):
+            if call.input is not None and depends_only_on(head, call.input, set(heads)):
                 return call
         return None
 
@@ -198,7 +198,7 @@ class OutputSearch:
                     return base_of(given)
         return None
 
-    def _made_by(self, heads: Sequence[Value]) -> list[str]:
+    def _outputs_of(self, heads: Sequence[Value]) -> list[str]:
         return [name for name, ends in self._ends.items() if ends.products & set(heads)]
 
     def _doubt_of(self, heads: Sequence[Value], marks: set[str]) -> str:
@@ -208,10 +208,10 @@ class OutputSearch:
             return "its output layer is followed by a normalisation, as layers that make embeddings are"
         if any(is_convolution(head) and kernel_of(head) > 1 for head in heads):
             return "its last convolution, taken for the output layer, is larger than 1x1"
-        if any(len(self._outputs[n].shape) == 3 and self._outputs[n].shape[1] > 1 for n in self._made_by(heads)):
+        if any(len(self._outputs[n].shape) == 3 and self._outputs[n].shape[1] > 1 for n in self._outputs_of(heads)):
             return "its output layer gives an output for each token or position"
-        made = self._made_by(heads)
-        if any(ends.products and name not in made and self._is_dense(name) for name, ends in self._ends.items()):
+        names = self._outputs_of(heads)
+        if any(ends.products and name not in names and self._is_dense(name) for name, ends in self._ends.items()):
             return "it puts out maps or images as well"
         # Of the layer and what it is in, not of what the whole network may be wrapped in.
         paths = [head.calls[-1].path for head in heads if head.calls]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -108,7 +108,8 @@ def _step(value: Value, known: dict[Value, Ends]) -> Ends:
     # Concatenated outputs of linear layers are several output layers; of convolutions, branches of one block.
     joins = len(value.sources) > 1 and (value.op != "cat" or any(is_convolution(product) for product in products))
     # Asked last, and only where values join: it walks through all of the network between two products.
-    if joins and ((products and stops) or _feed_each_other(products)):
+    in_order = sorted(products, key=lambda product: product.index) if joins else []
+    if joins and ((products and stops) or any(is_ancestor(a, b) for a, b in combinations(in_order, 2))):
         # A connection past a layer, or a gate: what comes out are activations of a hidden layer.
         return Ends(stops=frozenset({value}), marks=frozenset({"unknown"} & marks))
     return Ends(products, stops, marks) if products or len(value.sources) == 1 else Ends(stops=frozenset({value}))
@@ -129,11 +130,6 @@ def _marks(value: Value) -> frozenset[str]:
     if value.op in ROW_NORMS:
         return frozenset({"norm of rows"})
     return frozenset() if value.op in OPEN else frozenset({"unknown"})
-
-
-def _feed_each_other(products: Iterable[Value]) -> bool:
-    ordered = sorted(products, key=lambda product: product.index)
-    return any(is_ancestor(first, second) for first, second in combinations(ordered, 2))
 
 
 def is_ancestor(ancestor: Value, value: Value) -> bool:
@@ -197,8 +193,8 @@ def layers_between(start: Value, value: Value) -> list[Value] | None:
     return between
 
 
-def is_made_nearby(head: Value, start: Value, heads: set[Value]) -> bool:
-    """Tell whether an output layer's product is made of one value alone, without another layer between.
+def depends_only_on(head: Value, start: Value, heads: set[Value]) -> bool:
+    """Tell whether an output layer's product depends on one value alone, without another layer between.
 
     Parameters
     ----------

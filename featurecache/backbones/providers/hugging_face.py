@@ -10,15 +10,15 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from featurecache.backbones.provider import EarlierDefault, Provided, Provider
 from featurecache.backbones.providers.hub_access import quick_hub
+from featurecache.backbones.providers.image_processor_rules import INTERPOLATIONS
 from featurecache.backbones.providers.image_processors import read_preprocess
 from featurecache.backbones.providers.reference_transform import changed_rules
 from featurecache.backbones.providers.text_encoders import (
@@ -27,12 +27,12 @@ from featurecache.backbones.providers.text_encoders import (
     is_text_encoder,
     read_text_settings,
 )
-from featurecache.backbones.torchvision_compat import import_torchvision
+from featurecache.backbones.torchvision_compat import import_dependent
 from featurecache.backbones.weights.checkpoints import Checkpoint
 from featurecache.backbones.weights.key_prefixes import choose_section
-from featurecache.errors import BackboneError, MissingExtraError, RequestError, WeightsError, first_line
+from featurecache.errors import BackboneError, RequestError, WeightsError, first_line
 from featurecache.hashing import digest_file, digest_json
-from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
+from featurecache.specs import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 
 PREFIX = "hf:"
 _FILES = ("config.json", "model.safetensors", "preprocessor_config.json (images) or tokenizer.json (texts)")
@@ -43,7 +43,6 @@ _TEXT_TOWERS = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5E
 _NO_CLASS_TOKEN = {"siglip", "siglip2", "siglip_vision_model", "ijepa"}
 # Never run a model's own code; tell what does not fit instead of raising, so that one check covers all of it.
 _STRICT = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
-_INTERPOLATIONS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 class HuggingFaceProvider(Provider):
@@ -59,7 +58,7 @@ class HuggingFaceProvider(Provider):
         name, pretrained, weights, keep_classifier
             See `Provider.build`.
         """
-        transformers = _import_transformers()
+        transformers = import_dependent("transformers", "hf")
         folder = Path(name).expanduser()
         with _quiet(transformers):
             config = _config(transformers, name)
@@ -73,21 +72,25 @@ class HuggingFaceProvider(Provider):
         of_classes = "ForImageClassification" in type(module).__name__
         if not classifiers and keep_classifier and not of_classes:
             raise WeightsError(f"{PREFIX}{name} has no output layer")
-        return Provided(
+        provide = partial(
+            Provided,
             module=module,
             classifiers=classifiers or (None if of_classes else ()),
-            license=None,
             weights_source=f"transformers {name}" if not folder.is_dir() else f"transformers folder {folder.name}",
             load_file=None
             if weights is None
             else partial(_load_file, kind, settings, module.state_dict(), keep_classifier=keep_classifier),
             identity_name=f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else None,
-            **(
-                _text_fields(name, config)
-                if is_text_encoder(config)
-                else _image_fields(transformers, name, settings, module)
-            ),
         )
+        if not is_text_encoder(config):
+            num_prefix_tokens = _num_prefix_tokens(settings, module)
+            return _with_image_preprocess(
+                transformers, name, settings, partial(provide, num_prefix_tokens=num_prefix_tokens)
+            )
+        text = read_text_settings(
+            PREFIX + name, config, folder_reader(folder) if folder.is_dir() else _hub_reader(name)
+        )
+        return provide(**vars(text))
 
     def own_weights_digest(self, name: str) -> str | None:
         """Digest the files of a folder; which files the hub's cache uses is known to transformers only."""
@@ -103,13 +106,6 @@ class HuggingFaceProvider(Provider):
         return Path(name).expanduser().is_dir()
 
 
-def _import_transformers() -> Any:
-    if find_spec("transformers") is None:
-        raise MissingExtraError("transformers", "hf")
-    import_torchvision()
-    return importlib.import_module("transformers")
-
-
 def _config(transformers: Any, name: str) -> Any:
     try:
         with quick_hub():
@@ -121,11 +117,11 @@ def _config(transformers: Any, name: str) -> Any:
 
 def _class(transformers: Any, config: Any) -> Any:
     # A configuration names classes as text: what is not a class of transformers' own is passed over, never imported.
-    if tower := _TOWERS.get(config.model_type) or _TEXT_TOWERS.get(config.model_type):
-        return getattr(transformers, tower)
-    for architecture in config.architectures or ():
-        if "ForImageClassification" in architecture and hasattr(transformers, architecture):
-            return getattr(transformers, architecture)
+    tower = _TOWERS.get(config.model_type) or _TEXT_TOWERS.get(config.model_type)
+    names = [name for name in config.architectures or () if "ForImageClassification" in name]
+    for name in [tower] if tower else names:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
     try:
         return transformers.AutoModel._model_mapping[type(config)]
     except KeyError:
@@ -143,16 +139,16 @@ def _pretrained(kind: Any, name: str, config: Any, *, keep_classifier: bool) -> 
     return module
 
 
-def _load_file(kind: Any, config: Any, own: dict[str, Any], checkpoint: Checkpoint, *, keep_classifier: bool) -> Any:
+def _load_file(kind: Any, config: Any, own: Mapping[str, Any], checkpoint: Checkpoint, *, keep_classifier: bool) -> Any:
     """Load a file by transformers' rules: the names in published files are older than those of its networks."""
     state = choose_section(checkpoint, own, kind.__name__)
-    with _quiet(_import_transformers()):
+    with _quiet(import_dependent("transformers", "hf")):
         module, report = kind.from_pretrained(None, config=config, state_dict=state, **_STRICT)
     _check_complete(module, report, str(checkpoint.path), keep_classifier=keep_classifier)
     return module
 
 
-def _check_complete(module: Any, report: dict[str, Any], what: str, *, keep_classifier: bool) -> None:
+def _check_complete(module: Any, report: Mapping[str, Any], what: str, *, keep_classifier: bool) -> None:
     """Refuse weights with gaps: transformers fills them with random numbers, and goes on."""
     forgiven = () if keep_classifier else _classifiers(module)
     gaps = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
@@ -188,21 +184,9 @@ def _num_prefix_tokens(config: Any, module: Any) -> int:
     return num_single + int(getattr(config, "num_register_tokens", 0) or 0)
 
 
-def _text_fields(name: str, config: Any) -> dict[str, Any]:
-    folder = Path(name).expanduser()
-    text = read_text_settings(PREFIX + name, config, folder_reader(folder) if folder.is_dir() else _hub_reader(name))
-    return {
-        "preprocess": text.preprocess,
-        "tokenizer": text.tokenizer,
-        "has_class_token": text.has_class_token,
-        "token_pooling": text.pooling,
-        "notes": text.notes,
-    }
-
-
-def _image_fields(transformers: Any, name: str, settings: Any, module: Any) -> dict[str, Any]:
+def _with_image_preprocess(transformers: Any, name: str, settings: Any, provide: Callable[..., Provided]) -> Provided:
+    """Add the preprocess of images, or why it is refused and what earlier releases took for it."""
     before = _preprocess_before(name, settings)
-    fields: dict[str, Any] = {"num_prefix_tokens": _num_prefix_tokens(settings, module)}
     try:
         with quick_hub():
             preprocess = read_preprocess(transformers, name, PREFIX + name)
@@ -214,35 +198,28 @@ def _image_fields(transformers: Any, name: str, settings: Any, module: Any) -> d
         now = EarlierDefault(
             kind="preprocess", now=f"this preprocess would be refused now ({refusal})", preprocess=before
         )
-        return {**fields, "preprocess": before, "refusal": refusal, "earlier": (now,)}
-    return {
-        **fields,
-        "preprocess": preprocess,
-        "earlier": changed_rules(before, preprocess, "transformers' own processor"),
-    }
+        return provide(preprocess=before, refusal=refusal, earlier=(now,))
+    return provide(preprocess=preprocess, earlier=changed_rules(before, preprocess, "transformers' own processor"))
 
 
-def _processor_settings(name: str) -> dict[str, Any]:
+def _processor_settings(name: str) -> Mapping[str, Any]:
     folder = Path(name).expanduser()
     try:
         if folder.is_dir():
-            settings: dict[str, Any] = json.loads((folder / "preprocessor_config.json").read_text())
-        else:
-            settings = _download(name, "preprocessor_config.json")
+            return dict(json.loads((folder / "preprocessor_config.json").read_text()))
+        return _download(name, "preprocessor_config.json")
     except Exception as error:
         raise _unavailable(name, error) from error
-    return settings
 
 
-def _download(name: str, file: str) -> dict[str, Any]:
+def _download(name: str, file: str) -> Mapping[str, Any]:
     with quick_hub():
         path = importlib.import_module("huggingface_hub").hf_hub_download(name, file)
-    content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    return content
+    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def _hub_reader(name: str) -> ReadJson:
-    def read(file: str) -> dict[str, Any] | None:
+    def read(file: str) -> Mapping[str, Any] | None:
         missing = importlib.import_module("huggingface_hub.errors").EntryNotFoundError
         try:
             return _download(name, file)
@@ -265,7 +242,7 @@ def _preprocess_before(name: str, config: Any) -> PreprocessSpec | None:
         return PreprocessSpec(
             resize=max(size, crop or 0),
             crop=crop or size,
-            interpolation=_INTERPOLATIONS[settings.get("resample", 2)],
+            interpolation=INTERPOLATIONS[settings.get("resample", 2)],
             mean=tuple(settings.get("image_mean") or IMAGENET_MEAN),
             std=tuple(settings.get("image_std") or IMAGENET_STD),
         )

@@ -29,16 +29,17 @@ from featurecache.specs import PreprocessSpec
 
 _BASIC = {"do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"}
 _BASIC |= {"do_normalize", "image_mean", "image_std", "do_pad", "pad_size"}
+# Who wrote the file, and for whom.
 _ENVELOPE = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_valid_processor_keys"}
-"""Who wrote the file, and for whom."""
 _ENVELOPE |= {"use_fast", "_commit_hash", "name_or_path", "_processor_class", "_name_or_path", "transformers_version"}
+# Of no account for one RGB image that goes in and one tensor that comes out.
 _ELSEWHERE = {"do_convert_rgb", "data_format", "input_data_format", "return_tensors", "device", "disable_grouping"}
-"""Of no account for one RGB image that goes in and one tensor that comes out."""
 _ELSEWHERE |= {"default_to_square", "image_seq_length", "num_image_tokens", "model_input_names", "num_channels"}
 _ELSEWHERE |= {"do_reduce_labels", "reduce_labels", "do_convert_annotations", "format", "mask_size", "mask_pad_size"}
 _ELSEWHERE |= {"keypoint_heatmap_downscale_factor", "keypoint_heatmap_sigma", "prompt_scale_to_meter", "ignore_index"}
 _ELSEWHERE |= {"num_labels", "id2label", "label2id", "processor_class_name"}
 _SHAPES = "makes inputs of different shapes, and all have one here; do_center_crop and crop_size give them one"
+# Switches that do nothing while they are off, and the fields (or their beginnings) that then do nothing either.
 _SWITCHES = {
     "do_pad": (),
     "do_flip_channel_order": (),
@@ -55,7 +56,6 @@ _SWITCHES = {
     "return_image_mask": ("input_size_patches", "total_mask_patches", "mask_group_"),
     "return_codebook_pixels": ("codebook_",),
 }
-"""Switches that do nothing while they are off, and the fields (or their beginnings) that then do nothing either."""
 
 
 def read_preprocess(transformers: Any, folder_or_name: str, name: str) -> PreprocessSpec:

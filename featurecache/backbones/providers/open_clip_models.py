@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from featurecache.backbones.provider import Provided, Provider
+from featurecache.backbones.provider import Provided, Provider, package_files
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
-from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
+from featurecache.backbones.torchvision_compat import import_dependent
+from featurecache.errors import BackboneError, UnknownNameError, WeightsError
 from featurecache.specs import Interpolation, PreprocessSpec
 
 PREFIX = "open_clip:"
@@ -32,9 +31,7 @@ class OpenClipProvider(Provider):
 
     def list_names(self) -> list[str]:
         """Return the architectures; their files are listed, because importing the package takes seconds."""
-        spec = find_spec("open_clip")
-        folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-        return [PREFIX + file.stem for folder in folders for file in sorted(folder.glob("model_configs/*.json"))]
+        return [PREFIX + file.stem for file in package_files("open_clip", "model_configs/*.json")]
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build both towers and keep the image tower.
@@ -44,7 +41,7 @@ class OpenClipProvider(Provider):
         name, pretrained, weights, keep_classifier
             See `Provider.build`.
         """
-        open_clip = _import_open_clip()
+        open_clip = import_dependent("open_clip", "clip")
         architecture, _, tag = name.partition("/")
         if PREFIX + architecture not in self.list_names():
             raise UnknownNameError("backbone", PREFIX + architecture, self.list_names())
@@ -65,13 +62,6 @@ class OpenClipProvider(Provider):
     def reproducible(self, name: str) -> bool:
         """The architecture is pinned by open_clip's version."""
         return True
-
-
-def _import_open_clip() -> Any:
-    if find_spec("open_clip") is None:
-        raise MissingExtraError("open_clip", "clip")
-    import_torchvision()
-    return importlib.import_module("open_clip")
 
 
 def _check_tag(open_clip: Any, architecture: str, tag: str) -> None:
@@ -108,22 +98,22 @@ def _create(open_clip: Any, architecture: str, tag: str | None) -> Any:
         ) from error
 
 
-def _preprocess(name: str, settings: dict[str, Any]) -> PreprocessSpec:
+def _preprocess(name: str, settings: Mapping[str, Any]) -> PreprocessSpec:
     """Return the preprocess that a ``PreprocessCfg`` describes."""
     height, width = _sides(settings)
     mode: Any = settings.get("resize_mode") or "shortest"
-    fill = settings.get("fill_color") or 0
-    padded: dict[str, Any] = {"padding": "center", "fill_color": (fill,) * 3 if isinstance(fill, int) else tuple(fill)}
+    is_padded = mode == "longest"
     preprocess = PreprocessSpec(
         resize=(height, width),
         crop=(height, width),
         resize_mode=mode,
-        resize_rounding="down" if height == width and mode != "longest" else "nearest",
+        resize_rounding="down" if height == width and not is_padded else "nearest",
         # open_clip forgets it where it resizes the shorter side of what is not square.
         interpolation="bicubic" if mode == "shortest" and height != width else _interpolation(settings),
         mean=_three(settings["mean"]),
         std=_three(settings["std"]),
-        **(padded if mode == "longest" else {}),
+        padding="center" if is_padded else "none",
+        fill_color=_three(settings.get("fill_color") or 0) if is_padded else (0, 0, 0),
     )
     transforms = importlib.import_module("open_clip.transform")
     own = transforms.image_transform_v2(transforms.PreprocessCfg(**settings), is_train=False)
@@ -131,7 +121,7 @@ def _preprocess(name: str, settings: dict[str, Any]) -> PreprocessSpec:
     return preprocess
 
 
-def _preprocess_before(settings: dict[str, Any]) -> PreprocessSpec | None:
+def _preprocess_before(settings: Mapping[str, Any]) -> PreprocessSpec | None:
     """Return what releases that knew no resize mode but the shortest side took for it."""
     height, width = _sides(settings)
     if height != width:
@@ -145,17 +135,17 @@ def _preprocess_before(settings: dict[str, Any]) -> PreprocessSpec | None:
     )
 
 
-def _sides(settings: dict[str, Any]) -> tuple[int, int]:
+def _sides(settings: Mapping[str, Any]) -> tuple[int, int]:
     size = settings["size"]
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _interpolation(settings: dict[str, Any]) -> Interpolation:
+def _interpolation(settings: Mapping[str, Any]) -> Interpolation:
     # open_clip takes anything else for bicubic, too.
     return "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic"
 
 
-def _three(value: Any) -> tuple[float, float, float]:
+def _three(value: Any) -> tuple[Any, Any, Any]:
     """Return a number for each channel; one stands for all."""
     red, green, blue = value if isinstance(value, list | tuple) else (value,) * 3
     return red, green, blue

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,12 @@ class PythonFactoryProvider(Provider):
         full = PREFIX + name
         factory = import_factory(full, name)
         untrained = not pretrained and weights is None
-        provided = provide(full, factory, untrained=untrained, options={})
+        provided = provide(full, factory, untrained=untrained)
         provided.weights_source = "python factory"
         return provided
 
 
-def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options: dict[str, Any]) -> Provided:
+def provide(full: str, factory: Callable[..., Any], *, untrained: bool, pretrained: bool | None = None) -> Provided:
     """Call somebody's function and describe the network that it returns.
 
     Parameters
@@ -57,19 +58,24 @@ def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options:
         Returns the network; carries the attributes.
     untrained
         The weights must be those of a network before any training.
-    options
-        Arguments for the factory.
+    pretrained
+        What a factory with an argument of that name is called with, unless ``untrained``; None: its own default.
     """
     import torch
 
     from featurecache.backbones.weights.random_weights import reinitialise
 
     # The convention of timm and torchvision, which most own code keeps.
-    takes_pretrained = "pretrained" in parameters_of(factory)
-    if untrained and takes_pretrained:
-        options = {**options, "pretrained": False}
+    try:
+        takes_pretrained = "pretrained" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a class of some extension module
+        takes_pretrained = False
+    if untrained:
+        pretrained = False
     state = torch.get_rng_state()
-    module = _call(full, factory, options)
+    module = _call(
+        full, factory if pretrained is None or not takes_pretrained else partial(factory, pretrained=pretrained)
+    )
     if untrained and not takes_pretrained:
         torch.set_rng_state(state)  # the factory may have set a seed of its own
         reinitialise(full, module)
@@ -83,12 +89,12 @@ def provide(full: str, factory: Callable[..., Any], *, untrained: bool, options:
     )
 
 
-def _call(full: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn.Module:
+def _call(full: str, factory: Callable[[], Any]) -> nn.Module:
     import torch
     from torch import nn
 
     try:
-        module = retry_with_torchvision(lambda: factory(**options))
+        module = retry_with_torchvision(factory)
     except (Exception, SystemExit) as error:
         raise BackboneError(f"{full} failed: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
@@ -101,14 +107,6 @@ def _call(full: str, factory: Callable[..., Any], options: dict[str, Any]) -> nn
         )
     # What torch.compile wraps is the network, with the same weights.
     return getattr(module, "_orig_mod", module).eval()  # type: ignore[no-any-return]
-
-
-def parameters_of(factory: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of a function's arguments."""
-    try:
-        return tuple(inspect.signature(factory).parameters)
-    except (TypeError, ValueError):  # a class of some extension module
-        return ()
 
 
 def import_factory(full: str, name: str) -> Any:
@@ -127,7 +125,7 @@ def import_factory(full: str, name: str) -> Any:
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        factory = getattr(retry_with_torchvision(lambda: importlib.import_module(path)), attribute)
+        factory = retry_with_torchvision(lambda: pkgutil.resolve_name(name))
     except (Exception, SystemExit) as error:
         raise BackboneError(f"{full} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(factory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,8 @@ from featurecache.specs import PreprocessSpec
 
 TOLERANCE = 0.02
 """Root mean square of the difference, over the spread of what the library makes."""
+# Widths and heights, over the side of what comes out: wide and large, tall, small and about square.
 _SIZES = ((1.55, 1.17), (0.61, 1.07), (0.53, 0.527))
-"""Widths and heights, over the side of what comes out: wide and large, tall, small and about square."""
 
 
 class Mismatch(Exception):
@@ -78,8 +79,8 @@ def changed_rules(before: PreprocessSpec | None, now: PreprocessSpec, whose: str
     """
     if before is None or before == now:
         return ()
-    pairs = [(field, getattr(now, field)) for field in PreprocessSpec.__slots__]
-    changes = [f"{field} {value}" for field, value in pairs if getattr(before, field) != value]
+    was = asdict(before)
+    changes = [f"{field} {value}" for field, value in asdict(now).items() if was[field] != value]
     rule = f"inputs are prepared as by {whose} now ({', '.join(changes)})"
     return (EarlierDefault(kind="preprocess", now=rule, preprocess=before),)
 
@@ -106,7 +107,7 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 def example_images(side: int) -> tuple[Image.Image, ...]:
     """Return images with large and small structures, edges and colours, of different shapes.
 
-    Their sides are odd, because everybody rounds halves of pixels in his own way.
+    Their sides are odd, because libraries round halves of pixels differently.
     """
     sizes = [(int(width * side) // 2 * 2 + 1, int(height * side) // 2 * 2 + 1) for width, height in _SIZES]
     return tuple(_example(width, height, seed) for seed, (width, height) in enumerate(sizes))

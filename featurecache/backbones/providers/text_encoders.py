@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,27 +19,31 @@ from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.specs import TextPreprocessSpec
 
 MOST_TOKENS = 512
-"""Longer texts are seldom worth the time; whoever needs them says so with --max-tokens."""
+"""Longer texts are seldom worth the time; --max-tokens takes more of them."""
 
-ReadJson = Callable[[str], dict[str, Any] | None]
+ReadJson = Callable[[str], Mapping[str, Any] | None]
 """Returns a JSON file of the model by its name, ``None`` where the model has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """All that a backbone of texts needs besides its network."""
+    """What a backbone of texts needs besides its network, under the names that `Provided` has for it."""
 
     tokenizer: str
     preprocess: TextPreprocessSpec
     has_class_token: bool
-    pooling: str | None
+    token_pooling: str | None
     notes: tuple[str, ...]
 
 
 def is_text_encoder(config: Any) -> bool:
     """Tell by a transformers configuration whether a network reads tokens and nothing else."""
-    sees = any(getattr(config, name, None) is not None for name in ("vision_config", "image_size", "num_channels"))
-    return getattr(config, "vocab_size", None) is not None and not sees
+    of_images = (
+        getattr(config, "vision_config", None),
+        getattr(config, "image_size", None),
+        getattr(config, "num_channels", None),
+    )
+    return getattr(config, "vocab_size", None) is not None and all(value is None for value in of_images)
 
 
 def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
@@ -66,7 +70,7 @@ def read_text_settings(name: str, config: Any, read: ReadJson) -> TextSettings:
         tokenizer=tokenizer,
         preprocess=TextPreprocessSpec(tokenizer=digest_bytes(tokenizer.encode()), max_tokens=length),
         has_class_token=_begins_with_special_token(name, tokenizer),
-        pooling=_pooling(read),
+        token_pooling=_pooling(read),
         notes=notes,
     )
 
@@ -86,7 +90,7 @@ def _length(config: Any, read: ReadJson) -> tuple[int, tuple[str, ...]]:
 
 def _positions(config: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
-    # RoBERTa and its kin count positions from behind the id of padding.
+    # RoBERTa and similar networks count positions from behind the id of padding.
     offset = (config.pad_token_id or 0) + 1 if getattr(config, "model_type", "") in _OFFSET_POSITIONS else 0
     return None if positions is None else positions - offset
 
@@ -118,14 +122,13 @@ def _begins_with_special_token(name: str, definition: str) -> bool:
 def folder_reader(folder: Path) -> ReadJson:
     """Read JSON files of a folder."""
 
-    def read(file: str) -> dict[str, Any] | None:
+    def read(file: str) -> Mapping[str, Any] | None:
         path = folder / file
         if not path.is_file():
             return None
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise BackboneError(f"{path} is damaged ({error}); bring it again") from None
-        return content
 
     return read

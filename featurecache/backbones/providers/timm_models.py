@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurecache.backbones.provider import Provided, Provider
 from featurecache.backbones.providers.hub_access import check_network_allowed, quick_hub
 from featurecache.backbones.providers.reference_transform import changed_rules, check_own_transform
-from featurecache.backbones.torchvision_compat import import_torchvision
-from featurecache.errors import BackboneError, MissingExtraError, UnknownNameError, WeightsError
+from featurecache.backbones.torchvision_compat import import_dependent
+from featurecache.errors import BackboneError, UnknownNameError, WeightsError
 from featurecache.specs import Interpolation, PreprocessSpec, ResizeMode
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ class TimmProvider(Provider):
         """Return the architectures; nothing where timm is absent."""
         if find_spec("timm") is None:
             return []
-        return [PREFIX + name for name in _import_timm().list_models()]
+        return [PREFIX + name for name in import_dependent("timm", "timm").list_models()]
 
     def build(self, name: str, *, pretrained: bool, weights: Path | None, keep_classifier: bool) -> Provided:
         """Build the network; own weights come from the Hugging Face hub or its local cache.
@@ -44,7 +43,7 @@ class TimmProvider(Provider):
         name, pretrained, weights, keep_classifier
             See `Provider.build`.
         """
-        timm = _import_timm()
+        timm = import_dependent("timm", "timm")
         _check_name(timm, name)
         module: Any = _create_pretrained(timm, name) if pretrained else timm.create_model(name)
         if pretrained and keep_classifier and not module.num_classes:
@@ -69,13 +68,6 @@ class TimmProvider(Provider):
     def reproducible(self, name: str) -> bool:
         """The architecture is pinned by timm's version."""
         return True
-
-
-def _import_timm() -> ModuleType:
-    if find_spec("timm") is None:
-        raise MissingExtraError("timm", "timm")
-    import_torchvision()
-    return importlib.import_module("timm")
 
 
 def _check_name(timm: ModuleType, name: str) -> None:
@@ -130,11 +122,7 @@ def preprocess_of(timm: ModuleType, config: Mapping[str, Any], name: str) -> Pre
     interpolation: Any = "bicubic" if config["interpolation"] == "random" else config["interpolation"]
     if interpolation not in get_args(Interpolation):
         raise BackboneError(f"{name} has interpolation {interpolation!r}, which is not known here")
-    padded: dict[str, Any] = {}
-    if mode == "border":
-        padded = {"padding": "center", "fill_color": tuple(round(255 * one) for one in config["mean"])}
-    elif config["crop_pct"] > 1:  # torchvision fills a crop beyond the image with black
-        padded = {"padding": "center"}
+    red, green, blue = (round(255 * mean) for mean in config["mean"])
     preprocess = PreprocessSpec(
         resize=(math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"])),
         crop=(height, width),
@@ -144,7 +132,9 @@ def preprocess_of(timm: ModuleType, config: Mapping[str, Any], name: str) -> Pre
         interpolation=interpolation,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
-        **padded,
+        # torchvision fills a crop beyond the image with black.
+        padding="center" if mode == "border" or config["crop_pct"] > 1 else "none",
+        fill_color=(red, green, blue) if mode == "border" else (0, 0, 0),
     )
     own = timm.data.create_transform(**{**config, "interpolation": interpolation}, is_training=False)
     check_own_transform(preprocess, own, name)

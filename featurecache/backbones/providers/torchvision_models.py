@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from featurecache.backbones.provider import Provided, Provider
-from featurecache.backbones.providers.hub_access import check_network_allowed
+from featurecache.backbones.providers.hub_access import check_network_allowed, socket_timeout
 from featurecache.backbones.torchvision_compat import import_torchvision
 from featurecache.backbones.weights.checkpoints import read_checkpoint
 from featurecache.backbones.weights.loading import load_weights, name_warnings
@@ -82,7 +79,7 @@ def _edition(editions: Any, file: Path | None) -> Any:
     return known.get(file.name if file else "", editions.DEFAULT)
 
 
-def _options(name: str, edition: Any) -> dict[str, Any]:
+def _options(name: str, edition: Any) -> dict[str, int]:
     """Return the arguments that torchvision itself derives from the weights."""
     if name in _TRANSFORM_INPUT:
         return {"transform_input": True, "init_weights": False}
@@ -119,7 +116,7 @@ def _fetch(backbone: str, url: str) -> Path:
         # The one switch that people know; torch.hub has none.
         if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
             raise OSError("HF_HUB_OFFLINE is set")
-        with _socket_timeout(_TIMEOUT_S):
+        with socket_timeout(_TIMEOUT_S):
             torch.hub.download_url_to_file(url, str(file), promised[1] if promised else None, progress=False)
     # urllib, http.client, ssl, socket and torch.hub each raise their own here.
     except Exception as error:
@@ -159,13 +156,3 @@ def _classifier_path(module: Any) -> str:
     if isinstance(layer := getattr(module, "classifier", None), nn.Sequential):
         return next(f"classifier.{path}" for path, child in layer.named_children() if isinstance(child, nn.Conv2d))
     raise BackboneError(f"{type(module).__name__} has no output layer that is known here")
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

@@ -139,14 +139,6 @@ def check_exists(path: Path) -> None:
         raise WeightsError(f"weights file {path} cannot be read: {reason}; check the path")
 
 
-def tensor_counts(checkpoint: Checkpoint) -> dict[str, int]:
-    """Return the sections of a file that hold tensors, and how many."""
-    counts: dict[str, int] = {}
-    for section in checkpoint.sections.values():
-        counts[section] = counts.get(section, 0) + 1
-    return counts
-
-
 def _content(path: Path) -> Any:
     try:
         return _read_safetensors(path) if format_of(path) == SAFETENSORS else _read_torch(path)

@@ -17,8 +17,8 @@ SAFETENSORS, CHECKPOINT = "safetensors", "a checkpoint of torch.save"
 # Enough for the header of a tar archive (512 bytes) and for the line that tells what a text is.
 _HEAD_BYTES = 4096
 _BLOCK = 1 << 20
+# Records of a file may become so many times as large as the file, and so many bytes whatever its size.
 _MOST_INFLATED, _INFLATED_ANYWAY = 4, 1 << 20
-"""Records of a file may become so many times as large as the file, and so many bytes whatever its size."""
 _FORMATS_OF_WEIGHTS = "safetensors, or what torch.save makes of a state_dict"
 # How torch.save began before 1.6, and still does on request: a pickled number that only it writes.
 _LEGACY = bytes.fromhex("8a0a6cfc9c46f9206aa85019")

@@ -14,7 +14,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.backbones.normalized import Normalized
+from featurecache.backbones.tapped import Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.deployment.exporting.head_layers import head_layers
 from featurecache.deployment.rounding import round_as

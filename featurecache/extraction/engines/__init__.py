@@ -32,7 +32,6 @@ class Engine(Protocol):
         WorkerReport
             One for each worker, as they end; what a worker raised is raised here.
         """
-        ...
 
 
 OWN: dict[str, Callable[[Progress], Engine]] = {"local": LocalEngine}

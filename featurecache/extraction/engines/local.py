@@ -1,4 +1,4 @@
-"""The engine that everybody has: one worker, in this process."""
+"""The default engine: one worker, in this process."""
 
 from __future__ import annotations
 

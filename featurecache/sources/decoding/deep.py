@@ -24,11 +24,11 @@ from featurecache.specs import PixelRange
 
 GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
+# Of 256: the span that holds all but a hundredth of the pixels, and the standard deviation.
 _FEW_LEVELS, _LITTLE_SPREAD = 16, 8.0
-"""Of 256: the span that holds all but a hundredth of the pixels, and the standard deviation."""
 _TAILS = 0.005
+# Pixels whose values are counted; of larger images, every second, third, ... pixel.
 _MOST_COUNTED = 1 << 20
-"""Pixels whose values are counted; of larger images, every second, third, ... pixel."""
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
@@ -47,8 +47,8 @@ def to_eight_bits(values: NDArray[Any], pixel_range: PixelRange) -> NDArray[np.u
     InputError
         Floating-point values that are no numbers.
     """
-    if values.dtype.kind == "f":
-        _check_finite(values)
+    if values.dtype.kind == "f" and (wrong := int(values.size - np.isfinite(values).sum())):
+        raise InputError("undecodable", f"{wrong} of {values.size} pixels are NaN or infinite; fill them in")
     if pixel_range == "full":
         upper = np.clip(values, 0, 255) if values.dtype.kind == "f" else np.clip(values, 0, 0xFFFF) >> 8
         return np.asarray(upper, np.uint8)
@@ -129,11 +129,6 @@ def _tiles(image: Image.Image) -> list[Any]:
 def _raw_mode(tile: Any) -> str:
     args = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ("",)))
     return args if isinstance(args, str) else ""
-
-
-def _check_finite(values: NDArray[Any]) -> None:
-    if wrong := int(values.size - np.isfinite(values).sum()):
-        raise InputError("undecodable", f"{wrong} of {values.size} pixels are NaN or infinite; fill them in")
 
 
 def _is_narrow(counts: NDArray[np.int64]) -> bool:

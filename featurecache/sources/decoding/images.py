@@ -1,6 +1,6 @@
 """From the bytes of an image file to the uint8 pixels that a network sees, by rules stated in store/FORMAT.md.
 
-Decoding is Pillow's. Ours are the rules where files leave room: orientation, transparency, palettes, 16 bits,
+Decoding is Pillow's. Ours are the rules for what files leave open: orientation, transparency, palettes, 16 bits,
 animation, size limits, and an allow-list of formats.
 
 Other decoders were measured and bring too little for another dependency: Pillow decodes a photograph of the ants and
@@ -17,7 +17,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
@@ -85,8 +85,8 @@ SUFFIXES = {
 }
 """Of the names of files in a folder; what a file holds is told from its first bytes."""
 
+# Levels within which an image is of one colour to the eye.
 _ONE_COLOUR = 3
-"""Levels within which an image is of one colour to the eye."""
 
 _DECODING_ERRORS = (
     OSError,
@@ -102,6 +102,10 @@ _DECODING_ERRORS = (
 )
 
 
+_lock, _entered = threading.Lock(), ExitStack()
+_num_users = 0
+
+
 @contextmanager
 def pillow_defaults() -> Iterator[None]:
     """Set the process-wide flags of Pillow that other libraries change, and put them back afterwards.
@@ -109,40 +113,31 @@ def pillow_defaults() -> Iterator[None]:
     Enter it around all threads that decode: the flags are global. Who enters first sets them, who leaves last puts
     them back, so that two users in one process don't undo each other.
     """
-    _flags.enter()
+    global _num_users
+    with _lock:
+        if not _num_users:
+            _entered.enter_context(_flags())
+        _num_users += 1
     try:
         yield
     finally:
-        _flags.leave()
+        with _lock:
+            _num_users -= 1
+            if not _num_users:
+                _entered.close()
 
 
-class _Flags:
-    def __init__(self) -> None:
-        self._lock, self._users = threading.Lock(), 0
-
-    def enter(self) -> None:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-                self._warnings = warnings.catch_warnings()
-                self._warnings.__enter__()
-                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-                self._libtiff = libtiff.Handlers()
-                self._libtiff.enter()
-                # Broken EXIF and the like: the row's status says what matters.
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-
-    def leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._before
-                self._warnings.__exit__(None, None, None)
-                self._libtiff.leave()
-
-
-_flags = _Flags()
+@contextmanager
+def _flags() -> Iterator[None]:
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    with warnings.catch_warnings(), libtiff.lines_kept():
+        # Broken EXIF and the like: the row's status says what matters.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
@@ -182,7 +177,7 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
         raise InputError("empty", "the file has no bytes")
     if len(data) > spec.max_bytes:
         raise InputError("too_large", f"the file has {len(data)} bytes, the limit is {spec.max_bytes}")
-    libtiff.forget_lines()
+    libtiff.take_lines()  # those of another file
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:

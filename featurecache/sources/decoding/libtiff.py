@@ -3,7 +3,7 @@
 Pillow leaves libtiff's own handler of errors in place. While images are decoded, ours stands there: it keeps the lines
 of each thread, so that they become the reason of the file which that thread decodes. Where Pillow was built so that the
 library's functions cannot be found (on Windows it holds them inside), the lines go to stderr as before. To redirect the
-descriptor of stderr instead would mix the lines of all threads, and take those of everybody else in the process.
+descriptor of stderr instead would mix the lines of all threads, and take those of all other code in the process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -28,13 +30,8 @@ class _Lines(threading.local):
 _lines = _Lines()
 
 
-def forget_lines() -> None:
-    """Begin a file: lines of before are of another."""
-    _lines.kept.clear()
-
-
 def take_lines() -> str:
-    """Return what libtiff reported in this thread since `forget_lines`."""
+    """Return what libtiff reported in this thread since it was asked for before."""
     text = "; ".join(_lines.kept)
     _lines.kept.clear()
     return text
@@ -44,7 +41,7 @@ def _keep(module: bytes | None, format: bytes | None, arguments: int | None) -> 
     if len(_lines.kept) >= _MOST_LINES or format is None:
         return
     buffer = ctypes.create_string_buffer(_LINE_BYTES)
-    _libc().vsnprintf(buffer, _LINE_BYTES, format, ctypes.c_void_p(arguments))
+    ctypes.CDLL(None).vsnprintf(buffer, _LINE_BYTES, format, ctypes.c_void_p(arguments))
     name = f"{module.decode(errors='replace')}: " if module and module != b"tempfile.tif" else ""
     _lines.kept.append(f"libtiff: {name}{buffer.value.decode(errors='replace')}")
 
@@ -52,28 +49,22 @@ def _keep(module: bytes | None, format: bytes | None, arguments: int | None) -> 
 _KEEP = _HANDLER(_keep)
 
 
-def _libc() -> Any:
-    return ctypes.CDLL(None)
-
-
-class Handlers:
-    """Puts our handlers into libtiff, and back what was there."""
-
-    def __init__(self) -> None:
-        self._library = _find_library()
-        self._before: list[Any] = []
-
-    def enter(self) -> None:
-        """Keep errors, and drop warnings as Pillow does."""
-        if self._library is not None:
-            keep = ctypes.cast(_KEEP, ctypes.c_void_p)
-            self._before = [self._library.TIFFSetErrorHandler(keep), self._library.TIFFSetWarningHandler(None)]
-
-    def leave(self) -> None:
-        """Put back the handlers of before."""
-        if self._library is not None:
-            self._library.TIFFSetErrorHandler(self._before[0])
-            self._library.TIFFSetWarningHandler(self._before[1])
+@contextmanager
+def lines_kept() -> Iterator[None]:
+    """Keep errors by thread, and drop warnings as Pillow does; afterwards the handlers of before are there again."""
+    library = _find_library()
+    if library is None:
+        yield
+        return
+    setters = (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler)
+    before = [
+        setter(handler) for setter, handler in zip(setters, (ctypes.cast(_KEEP, ctypes.c_void_p), None), strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for setter, handler in zip(setters, before, strict=True):
+            setter(handler)
 
 
 def _find_library() -> Any:
@@ -84,7 +75,7 @@ def _find_library() -> Any:
         library = ctypes.CDLL(_imaging.__file__)
         for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
             setter.restype, setter.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-        _libc().vsnprintf  # noqa: B018
+        ctypes.CDLL(None).vsnprintf  # noqa: B018
     except (ImportError, OSError, AttributeError, TypeError):
         _log.debug("libtiff of Pillow is out of reach; what it says goes to stderr")
         return None

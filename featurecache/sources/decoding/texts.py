@@ -42,8 +42,7 @@ class Tokenizer:
         self._tokenizer = parse_tokenizer(definition)
         if spec.max_tokens <= (special := self._tokenizer.num_special_tokens_to_add(is_pair=False)):
             raise RequestError(
-                f"{spec.max_tokens} tokens leave no room beside the {special} that the tokenizer adds; "
-                "raise --max-tokens"
+                f"{spec.max_tokens} tokens are no more than the {special} that the tokenizer adds; raise --max-tokens"
             )
         self._tokenizer.enable_truncation(spec.max_tokens)
         self._spec = spec
