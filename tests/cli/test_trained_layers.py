@@ -294,7 +294,7 @@ def test_exported_files_answer_as_predict(
 def test_a_killed_training_goes_on_and_ends_as_if_it_had_not_been_killed(
     cache: Path, call: Callable, images: bool
 ) -> None:
-    options = train("--head", "tail", "--epochs", 4, "--batch-size", 4)
+    options = train("--head", "tail", "--epochs", 3, "--batch-size", 4)
     options += ["--from-tap", "input:none", "--augment", "mixup"]
     if images:
         options[-4:] = ["--from-images", cache.parent / "photos", "--augment", "views"]

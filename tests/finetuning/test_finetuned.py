@@ -71,7 +71,7 @@ def head(**params: Any) -> FineTunedClassifier:
 )
 def test_learns(start: str, augment: Any, batch_norm: Any) -> None:
     X, y = rows()
-    fitted = head(start=start, augment=augment, batch_norm=batch_norm).fit(X, y)
+    fitted = head(start=start, augment=augment, batch_norm=batch_norm, epochs=12).fit(X, y)
     X_new, y_new = rows(seed=1)
     assert fitted.score(X_new, y_new) > 0.7
     assert np.mean(fitted.losses_[-5:]) < np.mean(fitted.losses_[:5])
@@ -126,12 +126,14 @@ def test_weights_count_rows() -> None:
 def test_labels_and_numbers() -> None:
     X, _ = rows()
     several = (X.reshape(-1, *SHAPE).mean((2, 3))[:, :2] > 0.2).astype(int)
-    fitted = head().fit(X, several)
+    fitted = head(epochs=12).fit(X, several)
     assert fitted.predict_proba(X).shape == (150, 2)
     assert (fitted.predict(X) == several).mean() > 0.7
     numbers = 1000 + 50 * X.reshape(-1, *SHAPE).mean((2, 3))[:, :2].astype(np.float64)
     for start in ("fresh", "probe"):
-        regressor = FineTunedRegressor(make, shape=SHAPE, learning_rate=1e-2, pretrained_factor=1.0, start=start)
+        regressor = FineTunedRegressor(
+            make, shape=SHAPE, learning_rate=1e-2, pretrained_factor=1.0, start=start, epochs=12
+        )
         assert regressor.fit(X, numbers).predict(X).shape == (150, 2)
         assert regressor.score(X, numbers) > 0.3
     assert regressor.set_params(epochs=1).fit(X, numbers[:, 0]).predict(X).shape == (150,)

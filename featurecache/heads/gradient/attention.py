@@ -36,7 +36,13 @@ class StackedAttention(StackedModels):
         return torch.matmul(pooled_FSBQV.flatten(3), self._weights.value) + self._intercepts.value.unsqueeze(2)
 
     def layers(self, fold: int, index: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
-        """See `StackedModels.layers`."""
+        """See `StackedModels.layers`.
+
+        Parameters
+        ----------
+        fold, index, mean_D, scale_D
+            As there.
+        """
         width = self.sizes.features // self.sizes.tokens
         mean_D, scale_D = mean_D[:width], scale_D[:width]
         # The mean needs no correction here: a constant added to all scores changes no weight.

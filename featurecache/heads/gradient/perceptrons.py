@@ -43,7 +43,13 @@ class StackedPerceptrons(StackedModels):
         return values_FSBH
 
     def layers(self, fold: int, index: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
-        """See `StackedModels.layers`."""
+        """See `StackedModels.layers`.
+
+        Parameters
+        ----------
+        fold, index, mean_D, scale_D
+            As there.
+        """
         first = self._weights[0].of(fold, index).double() / scale_D[:, None]
         shifted = self._intercepts[0].of(fold, index).double() - mean_D @ first
         # Only the first layer sees features, whose units are taken into its weights.
