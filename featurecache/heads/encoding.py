@@ -19,14 +19,13 @@ from featurecache.heads.registry import list_heads, saved_class
 _NO_LONGER = {
     "BoostedTrees": "boosted trees",
     "BoostedTreesRegressor": "boosted trees",
-    # Before heads were fitted by this package.
+    # Before heads were fitted by this package. Weights by distance are others than those of `CosineKnn`.
     "KNeighborsClassifier": "neighbours weighed by their distance",
-    "LinearSVC": "scikit-learn's linear support vector machine",
-    "LogisticRegression": "scikit-learn's logistic regression",
     "MLPClassifier": "scikit-learn's perceptron",
-    "RidgeClassifier": "scikit-learn's ridge classifier",
 }
 """Classes that earlier releases saved, and what they were."""
+_DERIVED = {"_label_binarizer"}
+"""Attributes of scikit-learn's estimators that follow from others."""
 
 
 def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:
@@ -88,7 +87,8 @@ def decode_estimator(
     state: Arrays = {}
     for prefix, node in steps:
         for key, value in _mapping(node, "state").items():
-            state |= _as_arrays(f"{prefix}{key}", _decode(value, arrays))
+            if key not in _DERIVED or name == cls.__name__:
+                state |= _as_arrays(f"{prefix}{key}", _decode(value, arrays))
     if len(steps) > 1 or (name != cls.__name__ and hasattr(cls, "from_earlier")):
         return cast("BaseEstimator", cls.from_earlier(state, params))
     return cast("BaseEstimator", cls.from_arrays(state, **params))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -11,10 +11,9 @@ from scipy.linalg import cho_factor, cho_solve, eigh
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import validate_data
 
-from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES, checked_labels
-from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Arrays
-from featurecache.heads.solver.classifier import ProbabilisticClassifier
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS
+from featurecache.heads.solver.classifier import ProbabilisticClassifier, for_raw_features
 from featurecache.specs import TaskKind
 
 _LEAST_SHRINKAGE = 1e-6
@@ -79,7 +78,7 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         solve = _in_row_space if rows.shape[0] < rows.shape[1] else _in_feature_space
         weights_DK, self.shrinkage_ = solve(rows, means, y_index)
         intercept = np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1)
-        return self._fitted(*_for_raw_features(weights_DK.T, intercept, scaler.mean_, scaler.scale_))
+        return self._fitted(*for_raw_features(weights_DK.T, intercept, scaler.mean_, scaler.scale_))
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
@@ -92,29 +91,6 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
         least, most = sorted((n_samples, n_features))
         return (NUM_FOLDS * 0.8 + 1) * (5e-11 * most * least**2 + 1e-10 * least**3)
-
-    @classmethod
-    def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
-        """Return what releases up to 0.1 saved: on features that a step before it had standardised."""
-        steps = {name: arrays.pop(f"standardscaler.{name}", None) for name in ("mean_", "scale_")}
-        arrays = {name: array for name, array in arrays.items() if "." not in name}
-        head = super().from_earlier(arrays, params)
-        mean, scale = steps["mean_"], steps["scale_"]
-        if mean is not None and scale is not None:
-            if not mean.shape == scale.shape == (head.n_features_in_,) or not (scale > 0).all():
-                raise HeadError("the means and scales of its StandardScaler do not fit its features")
-            head.coef_, head.intercept_ = _for_raw_features(head.coef_, head.intercept_, mean, scale)
-        return head
-
-
-def _for_raw_features(
-    weights_KD: NDArray[Any], intercept_K: NDArray[Any], mean: NDArray[Any] | None, scale: NDArray[Any] | None
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return weights and intercepts for features that are not standardised by mean and scale."""
-    if mean is None or scale is None:
-        return weights_KD, intercept_K
-    raw_KD = weights_KD / scale
-    return raw_KD, intercept_K - raw_KD @ mean
 
 
 def class_means(

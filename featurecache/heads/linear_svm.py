@@ -24,6 +24,7 @@ class LinearSvmProbe(LinearProbe):
     # The hinge has a greater curvature than the softmax: the best C lies about a hundred times lower.
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-8, -1, per_decade=4)}
     defaults: ClassVar[dict[str, Any]] = {"C": 0.001, "prior_rows": PRIOR_ROWS}
+    earlier_names: ClassVar[tuple[str, ...]] = ("LinearSVC",)
     relative_seconds: ClassVar[float] = 12.0
 
     def _loss(self) -> Loss:

@@ -65,6 +65,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-6, 1, per_decade=4)}
     defaults: ClassVar[dict[str, Any]] = {"C": 0.01, "prior_rows": PRIOR_ROWS}
     relative_seconds: ClassVar[float] = 10.0
+    earlier_names: ClassVar[tuple[str, ...]] = ("LogisticRegression",)
     takes_unknown: ClassVar[bool] = True
     takes_several: ClassVar[bool] = True
 

@@ -196,6 +196,7 @@ class RidgeProbe(_Ridge, LinearClassifier):
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     defaults: ClassVar[dict[str, Any]] = {"alpha": 1000.0, "prior_rows": PRIOR_ROWS}
+    earlier_names: ClassVar[tuple[str, ...]] = ("RidgeClassifier",)
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None

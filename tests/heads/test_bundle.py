@@ -8,10 +8,15 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 from featurecache.errors import HeadError
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.heads.bundle import load_head, save_head
+from featurecache.heads.encoding import decode_estimator
 from featurecache.heads.fitting import fit_estimator
 from featurecache.heads.knn import CosineKnn
 from featurecache.heads.logistic import LogisticProbe
@@ -203,6 +208,33 @@ def test_an_interrupted_replacement_leaves_the_old_head(folder, monkeypatch):
         save_head(folder, estimator, {})
     after, _ = load_head(folder)
     assert type(after) is type(before)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("theirs", [LogisticRegression(C=0.1), LinearSVC(C=0.01), RidgeClassifier(alpha=10.0)])
+def test_linear_classifiers_of_scikit_learn_that_the_first_trees_saved_are_read(theirs, n_classes):
+    rng = np.random.default_rng(0)
+    X, y = 5 * rng.normal(size=(60, 4)) + 3, np.arange(60) % n_classes
+    pipeline = make_pipeline(StandardScaler(), theirs).fit(X + y[:, None], y)
+    arrays, steps = {}, []
+    for name, step in pipeline.steps:
+        fitted = ("n_features_in_", "mean_", "var_", "scale_", "classes_", "coef_", "intercept_", "n_iter_")
+        state = {key: getattr(step, key) for key in fitted if getattr(step, key, None) is not None}
+        kept = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
+        arrays |= {f"{name}.{key}": value for key, value in kept.items()}
+        state |= {key: {"array": f"{name}.{key}", "order": "C"} for key in kept}
+        if isinstance(step, RidgeClassifier):
+            state["_label_binarizer"] = {"type": "LabelBinarizer", "params": {}, "state": {}}
+        params = {key: value for key, value in step.get_params().items() if not isinstance(value, dict)}
+        steps.append([name, {"type": type(step).__name__, "params": params, "state": state}])
+    head = decode_estimator({"type": "Pipeline", "steps": steps}, arrays)
+    np.testing.assert_allclose(head.decision_function(X), pipeline.decision_function(X))
+    np.testing.assert_array_equal(head.predict(X), pipeline.predict(X))
+    if hasattr(pipeline, "predict_proba"):
+        np.testing.assert_allclose(head.predict_proba(X), pipeline.predict_proba(X))
+    garbled = {**arrays, "standardscaler.scale_": np.zeros(4)}
+    with pytest.raises(HeadError, match="the means and scales of its StandardScaler do not fit its features"):
+        decode_estimator({"type": "Pipeline", "steps": steps}, garbled)
 
 
 def test_a_head_whose_replacement_an_earlier_release_did_not_finish_is_read(folder):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from featurecache.evaluation.bootstrap import weights_of_resamples
 from featurecache.evaluation.comparison import compare
@@ -123,6 +124,51 @@ def test_the_best_regularisation_is_never_at_the_end_of_a_grid(name: str, n: int
     (chosen,) = result.params.values()
     assert chosen not in (values[0], values[-1])
     assert max(abs(np.diff(np.log10(values)))) < 0.3  # fine enough that the best lies near one
+
+
+def test_the_strongest_logistic_regression_learns_next_to_nothing_from_noise() -> None:
+    """Features of a network repeat each other, so a C of 1e-4 is weak: here 500 of them say the same."""
+
+    def noise(n: int, seed: int) -> Data:
+        X = np.repeat(np.random.default_rng(seed).normal(size=(n, 20)), 500, axis=1)
+        return X.astype(np.float32), np.arange(n) % 2
+
+    X, y = noise(200, 1)
+    head = fit_head("logistic", *noise(100, 0), **head_grid("logistic", 100)[0])
+    assert log_loss(y, head.predict_proba(X)) < np.log(2) + 0.001
+
+
+def spirals(n: int, seed: int) -> Data:
+    """Return two classes, one spiral each."""
+    rng = np.random.default_rng(seed)
+    y, angle = np.arange(n) % 2, rng.uniform(0.5, 3, n) * np.pi
+    X = np.stack([angle * np.cos(angle + np.pi * y), angle * np.sin(angle + np.pi * y)], axis=1)
+    return (X + 0.3 * rng.normal(size=X.shape)).astype(np.float32), y
+
+
+def test_kernel_machines_bend_where_classes_are_clean_and_not_where_they_overlap() -> None:
+    """A spiral wants the largest C; classes that hardly differ want the smallest, which a tenfold C would overfit."""
+    clean = parts(spirals(300, 0), spirals(1000, 1))
+    overlapping = parts(*(clusters(n, 20, apart=0.15, classes=2, seed=n, spread=0.0) for n in (400, 2000)))
+    for data, least, chosen in ((clean, 0.99, {"C": 10.0}), (overlapping, 0.6, {"C": 0.1})):
+        result = evaluate_head("rbf_svm", data, 2)
+        assert result.test is not None
+        assert result.test.accuracy > least
+        assert result.params == chosen
+
+
+@pytest.mark.parametrize(("name", "most_difference"), [("logistic", 0.06), ("linear_svm", 0.009)])
+def test_paths_end_where_decisions_change_little_and_passes_are_few(name: str, most_difference: float) -> None:
+    """Of the tolerance: one digit fewer doubles the differences, one more takes a third more passes."""
+    X, y = clusters(3000, 40, apart=0.3, classes=5, seed=1, spread=2.0)
+    fold, settings = np.full(len(y), -1), head_grid(name, 3000)
+    usual, precise = (
+        [head for _, (head,) in make_head(name, **tol).fit_path(X, y, fold, settings)] for tol in ({}, {"tol": 1e-9})
+    )
+    for head, other in zip(usual, precise, strict=True):
+        expected = other.decision_function(X)
+        assert np.abs(head.decision_function(X) - expected).max() < most_difference * np.abs(expected).max()
+    assert sum(head.n_iter_ for head in usual) < 0.35 * sum(head.n_iter_ for head in precise)
 
 
 def test_perceptrons_are_trained_for_long_enough_at_rates_that_get_there() -> None:

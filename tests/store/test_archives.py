@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 
 from featurecache.errors import HeadError
@@ -42,13 +43,16 @@ def test_everything_reads_as_it_was_written(archive: Path) -> None:
     assert found == expected
 
 
-def test_heads_of_the_first_trees_are_refused_by_a_line_that_says_what_reads_them(archive: Path) -> None:
+def test_heads_of_the_first_trees_predict_as_they_did_or_say_what_reads_them(archive: Path) -> None:
     """scikit-learn's own estimators, from before heads were fitted by this package; see `test_archived_heads`."""
     from featurecache.deployment.saved import open_head
 
-    for name in ("knn", "logistic"):
-        with pytest.raises(HeadError, match=r"which this release no longer has; predict with featurecache 0\.1"):
-            open_head(archive / "cache" / "heads" / name)
+    expected = json.loads((archive / "expected.json").read_text())["heads"]["logistic"]
+    inputs = np.random.default_rng(0).random((6, 8), np.float32)
+    found = open_head(archive / "cache" / "heads" / "logistic").probabilities(inputs)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.raises(HeadError, match=r"which this release no longer has; predict with featurecache 0\.1"):
+        open_head(archive / "cache" / "heads" / "knn")
 
 
 def test_it_passes_every_level_of_verification(archive: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is known of a linear classifier once it is fitted: one margin for each class, or one for two classes."""
+"""Fitted linear classifiers: one margin for each class, or one for two classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES
-from featurecache.heads.head import HeadMixin
+from featurecache.heads.head import Arrays, HeadMixin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +62,26 @@ class LinearClassifier(HeadMixin, ClassifierMixin, BaseEstimator):
                 f"the weights and intercepts of its {name} have shapes {shapes}, which do not fit its classes"
             )
 
+    @classmethod
+    def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
+        """Return what releases up to 0.1 saved: weights for features that a step before had standardised.
+
+        Among them are scikit-learn's own linear classifiers, whose margins are these; their other parameters say how
+        they were fitted, and are left out.
+        """
+        known = {"n_features_in_", *cls.arrays, *cls.optional_arrays} - {"n_iter_"}
+        kept = cls().get_params(deep=False).keys()
+        own = {name: array for name, array in arrays.items() if name in known}
+        if "coef_" in own:  # of two classes, scikit-learn's ridge classifier has weights in one dimension
+            own["coef_"] = np.atleast_2d(own["coef_"])
+        head = cls.from_arrays(own, **{name: value for name, value in params.items() if name in kept})
+        mean, scale = (arrays.get(f"standardscaler.{name}") for name in ("mean_", "scale_"))
+        if mean is not None and scale is not None:
+            if not mean.shape == scale.shape == (head.n_features_in_,) or not (scale > 0).all():
+                raise HeadError("the means and scales of its StandardScaler do not fit its features")
+            head.coef_, head.intercept_ = for_raw_features(head.coef_, head.intercept_, mean, scale)
+        return head
+
     def to_module(self) -> nn.Module:
         """Return margins, (B, n_classes); of two classes half each way, as in `probability.decision_values`."""
         from torch import nn
@@ -106,6 +126,24 @@ class ProbabilisticClassifier(LinearClassifier):
         from featurecache.heads.modules import Sigmoid, Softmax
 
         return nn.Sequential(super().to_module(), Sigmoid() if self.multilabel_ else Softmax(temperature=1.0))
+
+
+def for_raw_features(
+    weights_KD: NDArray[Any], intercept_K: NDArray[Any], mean: NDArray[Any] | None, scale: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return weights and intercepts for features as they come, given those for standardised features.
+
+    Parameters
+    ----------
+    weights_KD : ndarray (n_classes, n_features)
+    intercept_K : ndarray (n_classes,)
+    mean, scale : ndarray (n_features,), or None
+        By which features were standardised, if they were.
+    """
+    if mean is None or scale is None:
+        return weights_KD, intercept_K
+    raw_KD = weights_KD / scale
+    return raw_KD, intercept_K - raw_KD @ mean
 
 
 def class_of_margins(margins_nK: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
