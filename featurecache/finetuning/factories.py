@@ -97,7 +97,7 @@ def _python_factory(head: str, shape: tuple[int, ...]) -> LayerFactory:
     def make(num_outputs: int) -> TrainableLayers:
         try:
             module = factory(shape, num_outputs)
-        # Somebody's own code may fail in any way.
+        # A user's own code may fail in any way.
         except Exception as error:
             raise HeadError(
                 f"{head} failed for activations of shape {shape} and {num_outputs} outputs: {first_line(error)}"

@@ -93,7 +93,7 @@ def test_layers_stand_in_one_table_with_other_heads(cache: Path, call: Callable,
 
 @pytest.mark.parametrize("tap", ["stem:none", "input:none"])
 @pytest.mark.parametrize("head", ["tail", "layers:conv", HERE + "own"])
-def test_predict_says_of_files_what_training_said_of_their_rows(cache: Path, head: str, tap: str) -> None:
+def test_predictions_for_files_are_those_of_training_for_their_rows(cache: Path, head: str, tap: str) -> None:
     store = FeatureStore.open(cache)
     task, feature_set = store.task("colours"), store.find(tap=tap)
     tuning = FineTuning(learning_rate=(0.01,), epochs=3)
@@ -129,8 +129,8 @@ def test_backbone_and_layers_answer_as_one_network_what_they_answer_one_after_th
     rows = FeatureStore.open(cache).samples.rows_of(np.stack([np.frombuffer(digest(f), np.uint8) for f in files]))
     expected = saved.probabilities(features.read(rows).astype(np.float32))
     settings = ExtractionSettings(runtime=runtime, batch_size=8)
-    told = {"backbone": TINY, "layers": agreed, "settings": settings}
-    answers = list(predict(cache / "heads" / "kept", [*files, broken], **told))
+    options = {"backbone": TINY, "layers": agreed, "settings": settings}
+    answers = list(predict(cache / "heads" / "kept", [*files, broken], **options))
     assert [answer.status for answer in answers] == ["ok"] * len(files) + ["not_an_image"]
     found = np.array([list(answer.probabilities.values()) for answer in answers[:-1]])
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -417,7 +417,7 @@ def test_somebodys_own_code_runs_only_when_it_is_named(cache: Path, call: Callab
 
 
 def test_one_image_of_each_class(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:
-    """Nothing can be held out: the folds lack a class each, and what was chosen is judged on other images."""
+    """Nothing can be held out: the folds lack a class each, and what was chosen is scored on other images."""
     source, cache = make_folder(per_class=2), tmp_path / "one"
     assert call("extract", source, "--cache", cache, "--backbone", TINY, "--tap", "stem:none", *RUNTIME)[0] == 0
     files = sorted(source.rglob("*.png"))
@@ -502,7 +502,7 @@ def test_what_is_done_is_not_trained_again_and_others_are_left_alone(cache: Path
     assert not (cache / TRAINING).exists()
 
 
-def test_a_rung_that_diverges_is_told_and_the_others_stay(cache: Path, call: Callable) -> None:
+def test_a_rung_that_diverges_is_reported_and_the_others_stay(cache: Path, call: Callable) -> None:
     options = ["--depths", "auto", "--epochs", 2, "--clip", 0, "--json"]
     wild = train(*options)
     wild[wild.index("--learning-rate") + 1] = 1e30

@@ -190,7 +190,7 @@ def test_a_rung_is_the_best_of_its_augmentations(source: Path, cache: Path, call
     assert not (cache / TRAINING).exists()
 
 
-def test_images_are_judged_by_the_set_that_knows_most_of_them(source: Path, cache: Path, call: Callable) -> None:
+def test_images_are_those_of_the_set_that_has_most_of_them(source: Path, cache: Path, call: Callable) -> None:
     """Another tap of the network may be cached of a part of the images only."""
     part = source.parent / "part"
     shutil.copytree(source / "red", part / "red")
@@ -233,8 +233,8 @@ def test_finished_fits_are_taken_over_without_a_look_at_their_images(source: Pat
     whole = len(reads)
     reads.clear()
     again = replace(training, tuning=replace(tuning, resume=True)).train_head(counted, "tail")
-    judged = sum(len(task.rows(found.open(), split)[0]) for split in ("validation", "test"))
-    assert len(reads) <= 3 * judged < whole
+    evaluated = sum(len(task.rows(found.open(), split)[0]) for split in ("validation", "test"))
+    assert len(reads) <= 3 * evaluated < whole
     np.testing.assert_array_equal(again.best.result.proba, first.best.result.proba)
 
 

@@ -261,7 +261,7 @@ def test_of_a_training_that_is_done_no_more_is_kept_than_its_result(tmp_path: Pa
 
 
 def test_what_training_is_stopped_by_is_seen_as_it_is() -> None:
-    """Views are for what is fitted on; each epoch is judged by plain inputs."""
+    """Views are for what is fitted on; each epoch is evaluated on plain inputs."""
     X, y = rows(1200)
     seen: dict[Draw | None, set[int]] = {}
 

@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_left_out_and_no_step_begins_after_the_deadline(cac
     assert short.overrun == 0
 
 
-def test_trainings_that_are_slower_than_was_thought_are_stopped_and_judged(cache: FeatureStore) -> None:
+def test_trainings_that_are_slower_than_predicted_are_stopped_and_scored(cache: FeatureStore) -> None:
     """The clock runs faster from the second training on."""
 
     class Slowing(Ticking):
@@ -180,8 +180,8 @@ def test_trainings_that_are_slower_than_was_thought_are_stopped_and_judged(cache
     assert tail.head is not None, tail.reason
     assert tail.num_stopped > 0
     assert ladder.overrun <= 2 * 5.0 * (1 + len(ladder.plan.rungs[0].fits))
-    (said,) = (each for each in ladder.report.warnings if "stopped at the deadline" in each.text)
-    assert (said.kind, said.count) == ("deadline", tail.num_stopped)
+    (warning,) = (each for each in ladder.report.warnings if "stopped at the deadline" in each.text)
+    assert (warning.kind, warning.count) == ("deadline", tail.num_stopped)
     rung = ladder.to_json()["ladder"][1]
     assert rung["num_stopped"] == tail.num_stopped
     assert len(tail.head.result.estimator.losses_) < num_steps(tail.head.result.n_train, tuning)[0]

@@ -1,4 +1,4 @@
-"""How far a training is, kept in a file whose name says which training it belongs to."""
+"""How far a training is, kept in a file named by the training that it belongs to."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Checkpoint:
             with safe_open(self._path, framework="pt") as file:
                 progress = Progress(**json.loads((file.metadata() or {})["progress"]))
                 return {name: file.get_tensor(name) for name in file.keys()}, progress  # noqa: SIM118 (no mapping)
-        # A name is complete, and so somebody else wrote this, or a release that kept something else.
+        # A name is complete, and so another program wrote this, or a release that kept something else.
         except (SafetensorError, KeyError, TypeError, ValueError):
             return None
 

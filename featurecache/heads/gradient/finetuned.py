@@ -1,6 +1,6 @@
 """Layers of any kind, trained on cached activations or on inputs, as scikit-learn estimators.
 
-The layers themselves are made elsewhere: the rest of a pretrained network, or somebody's own. An estimator is handed a
+The layers themselves are made elsewhere: the rest of a pretrained network, or a user's own. An estimator is handed a
 function that makes them, and keeps what training changed.
 """
 
@@ -328,7 +328,7 @@ class FineTuned(LayerSetting, GradientEstimator):
         self.names_ = list(changed)
         if layers.joined:
             self.joined_ = True
-        # Not copies: nobody trains these layers on.
+        # Not copies: these layers are not trained on.
         self.arrays_ = [tensor.detach().numpy() for tensor in changed.values()]
 
 

@@ -96,7 +96,7 @@ class LayerTrainer(Trainer[Batch]):
         groups = list(parameter_groups(layers, setting))
         self._rates = [group["lr"] for group in groups]
         self._optimizer = torch.optim.AdamW(groups)
-        # Frozen statistics are those of the pretrained weights, which nobody has to keep.
+        # Frozen statistics are those of the pretrained weights, which need not be kept.
         moving = setting.batch_norm == "train" or layers.is_own
         self._kept = self._trained | (dict(layers.named_buffers()) if moving else {})
         self._best: dict[str, Tensor] = {}
@@ -210,7 +210,7 @@ class LayerTrainer(Trainer[Batch]):
         # Where rows are held out, the best weights are the result.
         kept = self._best if self.is_done and len(self._data.held_out) else self._kept
         tensors = {f"layers.{name}": tensor for name, tensor in kept.items()}
-        if not self.is_done:  # else nobody goes on from there
+        if not self.is_done:  # else nothing goes on from there
             tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
             for number, p in enumerate(self._trained.values()):
                 state = self._optimizer.state.get(p, {})
@@ -243,7 +243,7 @@ class LayerTrainer(Trainer[Batch]):
 
     @contextmanager
     def _naming_the_step(self, activations: Tensor) -> Iterator[None]:
-        """Name the step at which somebody's own layers fail; they may do so in any way, and in training alone."""
+        """Name the step at which a user's own layers fail; they may do so in any way, and in training alone."""
         try:
             yield
         except Exception as error:
@@ -269,7 +269,7 @@ class LayerTrainer(Trainer[Batch]):
                 tensor.copy_(tensors[name])
 
     def _fits(self, tensors: dict[str, Tensor], progress: Progress) -> bool:
-        """Tell whether a checkpoint is of this training: a file may be damaged, or somebody else's."""
+        """Tell whether a checkpoint is of this training: a file may be damaged, or another training's."""
         kinds = ("layers",) if progress.done else ("layers", "best")
         return all(
             (found := tensors.get(f"{kind}.{name}")) is not None and found.shape == tensor.shape

@@ -35,7 +35,7 @@ def option(default: Any, help: str, **argument: Any) -> Any:
 # Not frozen: scikit-learn sets the parameters of an estimator one by one, and the estimators inherit these fields.
 @dataclass(kw_only=True, eq=False, repr=False)
 class TrainingOptions:
-    """Options of everything that is trained by gradient steps; the help of each field says what it is."""
+    """Options of everything that is trained by gradient steps; the help of each field describes it."""
 
     weight_decay: float = option(0.05, "of AdamW", type=float, metavar="D")
     batch_size: int = option(32, "rows in a step", type=int, metavar="N")

@@ -113,7 +113,7 @@ class NumberOutputs(MultiOutputMixin, RegressorMixin, HeadMixin):
     def _encode(self, y: NDArray[Any], weight: Weights, fitted: slice | NDArray[np.bool_]) -> Targets:
         """Take the units of the rows that are fitted on, and return all numbers in them."""
         self.flat_, numbers = y.ndim == 1, y.reshape(len(y), -1).astype(np.float64)
-        # Of the rows fitted on alone: those of all rows would tell of the held-out ones.
+        # Of the rows fitted on alone: those of all rows would depend on the held-out ones.
         units = mean_and_scale(numbers[fitted], None if weight is None else weight[fitted])
         self.target_mean_, self.target_scale_ = units
         return (numbers - self.target_mean_) / self.target_scale_, None

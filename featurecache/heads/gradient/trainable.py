@@ -16,7 +16,7 @@ from featurecache.heads.gradient.options import LayerSetting
 
 _NONE: Mapping[str, int] = {}
 LayerFactory = Callable[[int], "TrainableLayers"]
-"""Takes the number of outputs, and returns layers that nobody else holds, on the CPU; new ones are drawn from torch's
+"""Takes the number of outputs, and returns layers that are not shared, on the CPU; new ones are drawn from torch's
 generator, which is seeded."""
 
 
@@ -65,7 +65,7 @@ class TrainableLayers(nn.Module):
 
     @property
     def is_own(self) -> bool:
-        """Tell whether these are somebody's own layers, all of them new: their norms have no statistics to keep."""
+        """Tell whether these are a user's own layers, all of them new: their norms have no statistics to keep."""
         return self.output is None
 
     def set_training(self, *, statistics: bool) -> None:
@@ -124,7 +124,7 @@ def make_layers(factory: LayerFactory | None, num_outputs: int, shape: tuple[int
     with torch.no_grad():
         try:
             outputs = tuple(layers.eval()(torch.zeros(2, *shape)).shape)
-        except Exception as error:  # somebody's own layers may object in any way
+        except Exception as error:  # a user's own layers may object in any way
             raise ValueError(f"the layers do not take activations of shape {shape}: {error}") from error
     if outputs != (2, num_outputs):
         raise ValueError(
