@@ -95,7 +95,7 @@ def seed_of_view(views: ViewSpec, sample: str, number: int) -> int:
         Of the view, from 0.
     """
     digest = digest_json("view", views.rules, {"seed": views.seed, "sample": sample, "view": number})
-    return int(digest[:16], 16)
+    return int(digest[:16], 16)  # 64 bits, as many as a generator of torch takes
 
 
 def make_view(

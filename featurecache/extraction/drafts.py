@@ -22,7 +22,7 @@ from featurecache.store.samples import Ids, Rows
 from featurecache.store.schemas import Precision
 from featurecache.store.shards import ShardWriter
 
-# Whose error in the stored type is told; a fixed number, so that equal work gives equal records.
+# Rows whose error in the stored type is recorded; a fixed number, so that equal work gives equal records.
 _ROWS_MEASURED = 32
 
 
@@ -131,6 +131,7 @@ class Draft:
     def _commit(self, writer: ShardWriter, rows: Rows, keep: NDArray[np.bool_], record: Mapping[str, Any]) -> bool:
         kept, cut = rows[keep], rows[keep & np.array(self._cut, bool)]
         remarks = np.array(self._remarks)[keep]
+        # By the first row: two writers of the same rows meet at one name, and the first of them has it.
         key = f"{kept[0]:012d}"
         body = {
             "rows": runs_of_rows(kept),

@@ -106,6 +106,7 @@ def make_request(
     precision : str
         Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
     """
+    # None stands for an option that was not given.
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(
         name=backbone,

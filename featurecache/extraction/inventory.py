@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.extraction.scan import identified, known_rows, listing_of_source
+from featurecache.extraction.scan import identified, known_rows
 from featurecache.progress import Progress, Silent
 from featurecache.sources.entries import Entries
 from featurecache.sources.source import Source, check_modality
@@ -162,7 +162,9 @@ def take_inventory(store: FeatureStore, source: Source, progress: Progress | Non
     for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress or Silent()):
         rows[indices] = found = store.samples.rows_of(ids)
         new.append(ids[found < 0])
-    return Inventory(listing_of_source(source, entries, rows), before, len(np.unique(np.concatenate(new), axis=0)))
+    now = Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)
+    # Copies among new files have one id, and count once.
+    return Inventory(now, before, len(np.unique(np.concatenate(new), axis=0)))
 
 
 def sets_for(source: Source, sets: Sequence[FeatureSet]) -> list[FeatureSet]:

@@ -80,7 +80,8 @@ class OpenShard:
         good = [index for index in sorted(self._digests) if index not in self.drafts[0].bad]
         digests = [(int(self.rows[index]), self._digests[index]) for index in good[:_REFERENCE_ROWS]]
         record = {**record, "probe": [[row, each.decoded, each.prepared] for row, each in digests]}
-        won = [draft.publish(self.rows, ids[self.rows], record) for draft in self.drafts]  # none may be left out
+        # A list, so that all are published: a race that is lost for one tap may be won for another.
+        won = [draft.publish(self.rows, ids[self.rows], record) for draft in self.drafts]
         return all(won)
 
     def close(self) -> None:

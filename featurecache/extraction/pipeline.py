@@ -295,6 +295,7 @@ class _Loader(Generic[Chunk]):
         """Give an input its slots."""
         item = _Item(digested=digested)
         for _ in range(self._num_views):
+            # No batch holds two chunks: a shard is complete with its last batch.
             last = self._ahead[-1] if self._ahead else None
             if last is None or last.num_used == self._batch_size or last.chunk is not chunk:
                 last = _Batch(chunk, self._modality.empty(self._batch_size))
@@ -333,6 +334,6 @@ def _load_into(item: _Item, source: Input, modality: Modality) -> float:
             slot[...] = array
     except InputError as error:
         item.problem = error
-    except MemoryError:
+    except MemoryError:  # with fewer threads the same input may fit, so the row is left for the next run
         item.problem = InputError("no_memory", "there was not enough memory to decode it; use fewer --jobs")
     return was_read - started

@@ -44,6 +44,7 @@ def _recall(job: ExtractionJob, store: FeatureStore, views: Variant) -> list[Fea
         types = {tap: held_type(sets, fingerprint, tap) for tap in taps}
     else:
         types = dict.fromkeys(taps, job.settings.dtype)
+    # What was remembered may have been removed since: then the backbone has to be loaded after all.
     known = {s.tap: s for s in sets if s.dtype == types[s.tap]}
     for feature_set in known.values():
         check_modality(job.opened_source, feature_set.identity.preprocess, job.backbone.name)

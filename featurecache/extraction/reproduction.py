@@ -84,6 +84,7 @@ def reproduce_backbone(
             f"{shlex.quote(name)}, or the file with --weights",
             ("--backbone", name),
         ) from None
+    # By the content of what was loaded: a name alone promises nothing.
     if differences := identity.plain.differences(network.identity):
         raise BackboneMismatchError(
             f"the backbone of {needed_by} cannot be reproduced here: {'; '.join(differences)}. It was made with "
@@ -136,8 +137,8 @@ def _raise_not_agreed(name: str | None, file: str | None, needed_by: str, also: 
 def with_recorded_architecture(network: Backbone, identity: FeatureIdentity, weights_source: str) -> Backbone:
     """Return an exported program under the digest that an earlier release gave its architecture.
 
-    Release 0.1 digested the file, or the calls in it by other rules. That it is the very file, the record of where the
-    weights came from tells.
+    Release 0.1 digested the file, or the calls in it by other rules. That it is the very file is known from the
+    record of where the weights came from.
 
     Parameters
     ----------

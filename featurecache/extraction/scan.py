@@ -61,7 +61,7 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     rows = known_rows(entries, before, len(store.samples))
     for indices, ids in identified(source, entries, np.flatnonzero(rows < 0), progress):
         rows[indices] = store.samples.append(ids, entries.names.take(indices), entries.stamps[indices, 0])
-    listing = listing_of_source(source, entries, rows)
+    listing = Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)
     # A listing that is as before is not written again: of a million files it has some 60 MB.
     return listing if before is not None and listing.same_as(before) else store.listings.save(listing)
 
@@ -82,6 +82,7 @@ def identified(
         Told of each entry that was read.
     """
     progress.start("reading", len(unknown))
+    # Without stamps every sample is read at each scan: one pass over each unit is the quickest.
     if not entries.has_stamps:
         return _read_whole(source, entries, progress)
     return _read_each(source, entries, unknown, progress)
@@ -155,16 +156,3 @@ def known_rows(entries: Entries, before: Listing | None, num_samples: int) -> ND
     indices = entries.unchanged_since(before.paths, before.stamps)
     rows = np.where(indices < 0, -1, before.rows[indices])
     return np.where(rows < num_samples, rows, -1)
-
-
-def listing_of_source(source: Source, entries: Entries, rows: NDArray[np.int64]) -> Listing:
-    """Return what a source holds as a cache keeps it.
-
-    Parameters
-    ----------
-    source : Source
-    entries : Entries
-    rows : ndarray of int64
-        Of each entry; -1 where it has none.
-    """
-    return Listing(source.key, entries.names, entries.stamps, rows, entries.problems, ignored=entries.ignored)

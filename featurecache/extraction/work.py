@@ -49,6 +49,7 @@ def work(
     """
     if device is not None:  # else the same object, with what this process has loaded for it
         job = replace(job, settings=replace(job.settings, device=device))
+    # Around everything: torch and the threads that decode both ask how many cores there are.
     with at_most_cores(cores):
         store = FeatureStore.open(job.cache)
         listing = store.listings.load(job.opened_source.key)

@@ -252,6 +252,7 @@ class Worker:
     def _settle(self, writing: deque[Future[_Round]], done: _Round, *, most: int) -> None:
         """Count the writes that are done, and wait where more than ``most`` are not."""
         while writing and (len(writing) > most or writing[0].done()):
+            # Waiting here keeps features from filling the memory where the disk is slower than the network.
             started = perf_counter()
             written = writing.popleft().result()
             self.meter.waited["write"] += perf_counter() - started

@@ -1,4 +1,4 @@
-"""What a worker tells of its work; reports of several add up."""
+"""What a worker did; reports of several workers add up."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A source yields its entries one by one, because that is how a source is written most easily; beyond this file they are
 arrays, because ten million objects would take gigabytes where names and stamps take their bytes. Of a million files an
-entry for each costs about a tenth of what the system takes to tell of them.
+entry for each costs about a tenth of what the system takes to list them.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class Entries:
         """
         indices = names.find_all(self.names)
         known = np.flatnonzero(indices >= 0)
+        # A stamp that was not settled when it was listed proves nothing.
         differs = (self.stamps[known] != stamps[indices[known]]).any(axis=1) | (self.stamps[known, 2] < 0)
         indices[known[differs]] = -1
         return indices

@@ -130,7 +130,7 @@ class _Walk:
                 self.ignored.add(*(os.fsdecode(each) for each in (entry.name, path, entry.path)))
 
     def _leave(self, pending: list[_Entered]) -> None:
-        """Go back to the folder above, which tells of its folders without images only if it has some itself."""
+        """Go back to the folder above, which reports its folders without images only if it has some itself."""
         left = pending.pop()
         if not left.has_images and pending:
             pending[-1].empty.append(left.path)

@@ -46,6 +46,7 @@ class Input:
         InputError
             It cannot be read, or is not what it was at the scan.
         """
+        # A stamp begins with the size, so that a file which is too large is not opened.
         if max_bytes is not None and self.stamp is not None and self.stamp[0] > max_bytes:
             raise InputError("too_large", f"the file has {self.stamp[0]} bytes, the limit is {max_bytes}")
         if self.stamp is not None:

@@ -70,6 +70,7 @@ def source_spec(
     """
     columns = {"id_column": id_column, "text_column": text_column}
     options = tuple((name, column) for name, column in columns.items() if column is not None)
+    # A path may hold a colon, but hardly this.
     kind, scheme, _ = str(path).partition("://")
     if scheme:
         return SourceSpec(kind, str(path), options)
@@ -111,7 +112,7 @@ def open_sources(paths: Sequence[str | Path]) -> list[Source]:
     sources, files = list[Source](), list[Path]()
     for path in paths:
         if "://" not in str(path) and not Path(path).is_dir():
-            if not os.path.lexists(path):  # why a link cannot be read is told where it is read
+            if not os.path.lexists(path):  # a link that leads nowhere is a bad input, not an error
                 raise SourceError(f"no input at {path}: there is no such file or folder")
             files.append(Path(path))
             continue

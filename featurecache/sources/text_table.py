@@ -16,7 +16,7 @@ class TextTable(SingleUnit):
     """The texts in one column of a CSV or TSV file.
 
     It is read once, when it is first needed; later edits of the file are for the next source. Its rows have no
-    stamps: that of the file tells of no row, and the table is read in any case.
+    stamps: that of the file says nothing of its rows, and the table is read in any case.
 
     Parameters
     ----------

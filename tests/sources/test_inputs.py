@@ -10,13 +10,13 @@ import pytest
 
 from featurecache.errors import InputError
 from featurecache.extraction.reading import inputs_of_rows
-from featurecache.extraction.scan import listing_of_source
 from featurecache.hashing import digest_bytes
 from featurecache.sources import inputs
 from featurecache.sources.entries import Entries
 from featurecache.sources.files import NamedFiles
 from featurecache.sources.folder import FolderSource
 from featurecache.sources.inputs import Input
+from featurecache.store.listings import Listing
 from featurecache.store.store import FeatureStore
 
 pytestmark = pytest.mark.quick
@@ -70,7 +70,9 @@ def test_files_written_just_now_are_not_taken_at_their_word(file: Path) -> None:
     source = FolderSource(file.parent)
     samples = FeatureStore.create(file.parent / "cache").samples
     rows = samples.append(np.zeros((1, 32), np.uint8), ["a.png"], np.array([13]))
-    (fresh,) = inputs_of_rows(source, listing_of_source(source, Entries.of(source), rows), samples, rows)
+    entries = Entries.of(source)
+    listing = Listing(source.key, entries.names, entries.stamps, rows, entries.problems)
+    (fresh,) = inputs_of_rows(source, listing, samples, rows)
     assert fresh.stamp is None
     with pytest.raises(InputError, match="edited"):
         fresh.read()

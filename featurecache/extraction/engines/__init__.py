@@ -38,6 +38,6 @@ OWN: dict[str, Callable[[Progress], Engine]] = {"local": LocalEngine}
 
 
 def make_engine(name: str, progress: Progress) -> Engine:
-    """Return a new engine by name; it tells ``progress`` what happens where that can be told."""
+    """Return a new engine by name; it reports to ``progress`` where it runs in this process."""
     engine: Engine = load_named("engine", name, OWN, group=GROUP)(progress)
     return engine

@@ -83,7 +83,7 @@ SUFFIXES = {
     "AVIF": (".avif",),
     "HEIF": tuple(HEIC_SUFFIXES),
 }
-"""Of the names of files in a folder; what a file holds is told from its first bytes."""
+"""Of the names of files in a folder; what a file holds is recognised by its first bytes."""
 
 # Levels within which an image is of one colour to the eye.
 _ONE_COLOUR = 3
@@ -163,7 +163,7 @@ def load_image(data: bytes, spec: PreprocessSpec) -> NDArray[np.uint8]:
 
 
 class Decoded(NamedTuple):
-    """Upright RGB, and what is to be said of it: see `featurecache.store.image_warnings`."""
+    """Upright RGB, and what is doubtful about it: see `featurecache.store.image_warnings`."""
 
     image: Image.Image
     remark: Literal["", "deep", "transparent", "decoder"] = ""
@@ -184,6 +184,7 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
         raise InputError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes") from None
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
+    # Before it is decoded: a few kilobytes can hold gigabytes of pixels.
     width, height = image.size
     if width * height > spec.max_pixels:
         raise InputError("too_large", f"{width}x{height} pixels, the limit is {spec.max_pixels} pixels")

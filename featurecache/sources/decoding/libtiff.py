@@ -38,6 +38,7 @@ def take_lines() -> str:
 
 
 def _keep(module: bytes | None, format: bytes | None, arguments: int | None) -> None:
+    # A damaged file may report a line for each of its strips.
     if len(_lines.kept) >= _MOST_LINES or format is None:
         return
     buffer = ctypes.create_string_buffer(_LINE_BYTES)

@@ -37,6 +37,7 @@ class Tokenizer:
     """
 
     def __init__(self, definition: str, spec: TextPreprocessSpec) -> None:
+        # Of another tokenizer the same ids would mean other words, and nothing would fail.
         if digest_bytes(definition.encode()) != spec.tokenizer:
             raise RequestError("this tokenizer is not the one that the preprocess names; load the backbone again")
         self._tokenizer = parse_tokenizer(definition)
