@@ -29,11 +29,11 @@ from featurecache.specs import AnyPreprocess, PreprocessSpec
 from featurecache.store.dtypes import decode
 from featurecache.versions import installed_versions
 
+# Largest difference from `predict`: of probabilities, or of numbers relative to the largest (if above 1).
 TOLERANCE = 1e-4
-"""Largest difference from what `predict` says: of probabilities, or of numbers relative to the largest (if above 1)."""
 EXPORT_VERSION = 1
+# Of ONNX files; what runs them knows it since 2023.
 OPSET = 20
-"""Of ONNX files; what runs them knows it since 2023."""
 
 
 def export_head(
@@ -73,30 +73,29 @@ def export_head(
     Returns
     -------
     dict
-        Plain JSON values: what was written about the file into it, and how far its answers are from `predict`.
+        Plain JSON values: the metadata of the file, and how far its outputs are from `predict`.
 
     Raises
     ------
     RequestError, UnknownNameError, MissingExtraError
-        The place or the format cannot be used, or the head cannot be exported as it was trained.
+        The path or the format cannot be used, or the head cannot be exported as it was trained.
     HeadError, BackboneError
         The head, or the backbone, does what a file of this kind cannot.
     RuntimeMismatchError
-        The file answers differently than `predict`. It is not kept.
+        The outputs of the file differ from `predict`. It is not kept.
     """
     if format not in FORMATS:
         raise UnknownNameError("export format", format, FORMATS)
     if opset is not None and format != "onnx":
         raise RequestError(f"--opset {opset} is for ONNX files, and the format is {format}; leave --opset out")
     out, kind = Path(out), FORMATS[format]
-    _check_place(out, format, replace=replace)
+    _check_path(out, format, replace=replace)
     kind.check_packages()
     saved = open_head(head, agreed=layers)
     _check_head(saved, head)
-    made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(
         saved.identity,
-        made_with,
+        str(saved.meta.get("weights_source", "other weights")),
         needed_by="this head",
         backbone=backbone,
         weights=weights,
@@ -112,7 +111,7 @@ def export_head(
     exported = Exported(network=whole, program=program, about=about)
     try:
         with (published_folder if kind.files else published)(out, replace=replace) as partial:
-            found = _written_and_asked(exported, format, partial, [inputs, inputs[:1]])
+            found = _write_and_run(exported, format, partial, [inputs, inputs[:1]])
             difference = _difference(found, [expected, expected[:1]])
             if not difference <= TOLERANCE:
                 raise RuntimeMismatchError(
@@ -124,12 +123,12 @@ def export_head(
     return {**exported.about, "out": str(out), "export_format": format, "largest_difference": difference}
 
 
-def _written_and_asked(exported: Exported, format: str, place: Path, batches: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Write, read back what was written, and return what it says."""
+def _write_and_run(exported: Exported, format: str, path: Path, batches: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Write, read back what was written, and return its outputs for some batches."""
     try:
-        FORMATS[format].write(exported, place)
-        answers = FORMATS[format].read(exported, place)
-        return [answers(batch) for batch in batches]
+        FORMATS[format].write(exported, path)
+        predict = FORMATS[format].read(exported, path)
+        return [predict(batch) for batch in batches]
     except (MemoryError, RequestError):
         raise
     # Converters and runtimes fail in their own ways.
@@ -140,7 +139,7 @@ def _written_and_asked(exported: Exported, format: str, place: Path, batches: li
         ) from error
 
 
-def _check_place(out: Path, format: str, *, replace: bool) -> None:
+def _check_path(out: Path, format: str, *, replace: bool) -> None:
     kind = FORMATS[format]
     for other, each in FORMATS.items():
         if other != format and out.suffix.lower() == each.suffix:
@@ -168,7 +167,7 @@ def _is_there(out: Path) -> RequestError:
 def _check_head(saved: SavedHead, head: str | Path) -> None:
     if saved.meta.get("judged_on") == "views":
         raise RequestError(
-            f"{head} was judged by the mean over views of each image, and an exported network sees one image once; "
+            f"{head} was evaluated on the mean over views of each image, and an exported network sees one image once; "
             "train and save a head without --tta"
         )
     if saved.identity.precision != "float32":
@@ -179,7 +178,7 @@ def _check_head(saved: SavedHead, head: str | Path) -> None:
 
 
 def _expected(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return some inputs (3, ...) and what `predict` says of them, after its own check of this machine's features."""
+    """Return some inputs (3, ...) and the outputs of `predict`, after its own check of this machine's features."""
     modality = modality_of(network.preprocess, network.tokenizer)
     with modality.undisturbed():
         one, other = (modality.load(data).arrays for data in modality.reference_inputs)
@@ -199,7 +198,7 @@ def _expected(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[NDArray[An
 
 
 def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[str, Any]:
-    """Return all that is needed to prepare inputs and to read answers, as JSON values."""
+    """Return all that is needed to prepare inputs and to read outputs, as JSON values."""
     name = input_kind_of(network.preprocess).noun
     output = "numbers" if saved.kind == "regression" else "probabilities"
     return {
@@ -223,7 +222,7 @@ def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[st
 
 
 def _script(preprocess: AnyPreprocess) -> dict[str, str]:
-    """Return the text of what makes inputs of image files by the preprocess."""
+    """Return the text of the script that makes inputs of image files by the preprocess."""
     if not isinstance(preprocess, PreprocessSpec):
         return {}
     return {"prepare_images": Path(__file__).with_name("exporting").joinpath("prepare_images.py").read_text("utf-8")}

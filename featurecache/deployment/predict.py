@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +16,7 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.runtimes import Runtime, open_runtime
 from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
-from featurecache.deployment.answering import as_one_network, can_be_one_network
+from featurecache.deployment.one_network import as_one_network, can_be_one_network
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
 from featurecache.errors import ReportWarning, RequestError
 from featurecache.extraction import drift
@@ -39,7 +38,7 @@ from featurecache.store.schemas import ReferenceBody
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a head says of one input; a bad input has a status and a reason instead.
+    """The prediction for one input; a bad input has a status and a reason instead.
 
     Attributes
     ----------
@@ -50,7 +49,7 @@ class Prediction:
     probabilities : dict
         Of each class, or of each label by itself.
     numbers : dict
-        By name, where the head says numbers.
+        By name, where the head predicts numbers.
     """
 
     path: str
@@ -61,7 +60,7 @@ class Prediction:
     reason: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return asdict(self)
 
@@ -111,7 +110,7 @@ def predict(
     inputs : sequence of path
         Image files and folders; for a head on texts, CSV or TSV files.
     backbone : str, optional
-        The recorded name, or the place where that network lies now. Agrees to run the code of a ``python:`` or ``hub:``
+        The recorded name, or the path of that network today. Agrees to run the code of a ``python:`` or ``hub:``
         backbone, to open an ``hf:`` or ``file:`` one, and to download weights that are not on this machine.
     weights : path, optional
         The weights file that the features were made with, if it is not the provider's own.
@@ -122,15 +121,15 @@ def predict(
     text_column, id_column : str, optional
         Of tables, the columns that hold and that name the texts.
     tta : int, optional
-        Answer with the mean of the probabilities over this many seeded views of each input, made as those that the head
+        Predict the mean of the probabilities over this many seeded views of each input, made as those that the head
         was trained on, or as `ViewSpec` makes them by default; else with those of the plain input.
     settings : ExtractionSettings, optional
         How to run.
     progress : Progress, optional
         Told how far the run is.
     warnings : list of ReportWarning, optional
-        Takes what is doubtful: files that folders hold beside images at once, and once the last input is labelled,
-        images that the network sees as one colour.
+        Warnings are added to it: of files in folders that are no images at once, and of images that the network sees as
+        one colour after the last input.
 
     Yields
     ------
@@ -149,10 +148,9 @@ def predict(
         views = replace(saved.identity.views or ViewSpec(), count=tta)
     warnings = [] if warnings is None else warnings
     found = _inputs(saved, inputs, text_column, id_column, warnings)
-    made_with = str(saved.meta.get("weights_source", "other weights"))
     network = reproduce_backbone(
         saved.identity,
-        made_with,
+        str(saved.meta.get("weights_source", "other weights")),
         needed_by="this head",
         backbone=backbone,
         weights=weights,
@@ -255,7 +253,20 @@ def _checked(runtime: Runtime, saved: SavedHead, tap: Tap, network: Backbone, mo
 
 
 def check_features(saved: SavedHead, tap: Tap, runtime: Runtime, network: Backbone) -> None:
-    """Refuse a machine that makes other features than the one where the head was trained: raise `DriftError`."""
+    """Refuse a machine that makes other features than the one where the head was trained.
+
+    Parameters
+    ----------
+    saved : SavedHead
+    tap : Tap
+    runtime : Runtime
+    network : Backbone
+
+    Raises
+    ------
+    DriftError
+        The reference inputs give other features here.
+    """
     if (record := saved.meta.get("probe")) is None:
         return
     recorded = msgspec.convert(record, ReferenceBody)
@@ -268,24 +279,24 @@ def _label_batch(
     saved: SavedHead, tap: str, views: ViewSpec | None, outcome: Outcome, remaining: Iterator[Input]
 ) -> Generator[Prediction, None, int]:
     stored, problems = to_stored(outcome.features[tap], outcome.problems, saved.rounded_to)
-    good = [place for place in range(len(stored)) if place not in problems]
+    good = [index for index in range(len(stored)) if index not in problems]
     features = decode(stored[good], saved.rounded_to).astype(np.float32)
-    answers = iter(saved.probabilities(features, num_views=num_views(views)) if good else ())
-    for place, item in enumerate(islice(remaining, len(stored))):
-        if place in problems:
-            yield Prediction(item.name, None, None, {}, problems[place].status, problems[place].reason)
+    outputs = iter(saved.probabilities(features, num_views=num_views(views)) if good else ())
+    for index, item in enumerate(islice(remaining, len(stored))):
+        if index in problems:
+            yield Prediction(item.name, None, None, {}, problems[index].status, problems[index].reason)
         else:
-            yield _prediction(item.name, next(answers), saved)
+            yield _prediction(item.name, next(outputs), saved)
     return len(problems)
 
 
-def _prediction(path: str, answers: NDArray[np.float64], saved: SavedHead) -> Prediction:
+def _prediction(path: str, outputs: NDArray[np.float64], saved: SavedHead) -> Prediction:
     classes = saved.classes
     if saved.kind == "regression":
-        return Prediction(path, None, None, {}, numbers=dict(zip(classes, answers.tolist(), strict=True)))
-    every = {label: round(float(p), 6) for label, p in zip(classes, answers, strict=True)}
+        return Prediction(path, None, None, {}, numbers=dict(zip(classes, outputs.tolist(), strict=True)))
+    every = {label: round(float(p), 6) for label, p in zip(classes, outputs, strict=True)}
     if saved.kind == "multilabel":
-        holds = [label for label, p in zip(classes, answers, strict=True) if p > 0.5]
+        holds = [label for label, p in zip(classes, outputs, strict=True) if p > 0.5]
         return Prediction(path, ";".join(holds), None, every)
-    best = int(answers.argmax())
-    return Prediction(path, classes[best], round(float(answers[best]), 6), every)
+    best = int(outputs.argmax())
+    return Prediction(path, classes[best], round(float(outputs[best]), 6), every)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+# Binary digits after the first, and the least number that has all of them.
 _DIGITS = {"float16": (10, 2.0**-14), "bfloat16": (7, 2.0**-126)}
-"""Binary digits after the first, and the least number that has all of them."""
 
 
 def round_as(x: Tensor, dtype: str) -> Tensor:

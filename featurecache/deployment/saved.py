@@ -56,7 +56,7 @@ class SavedHead:
 
     @property
     def rounded_to(self) -> str:
-        """Type that features of new inputs are rounded to, so that they get the answers of cached ones.
+        """Type that features of new inputs are rounded to, so that they get the predictions of cached ones.
 
         The steps of int8 depend on the shard that a row lies in, and a new input lies in none.
         """
@@ -67,19 +67,26 @@ class SavedHead:
 
         Of labels, the probability of each by itself; of numbers, the numbers.
 
-        With several views, features are ``(n, num_views, ...)`` and the answer is the mean over them.
+        With several views, features are ``(n, num_views, ...)`` and the result is the mean over them.
         """
         rows = features.reshape(len(features) * num_views, -1)
         if self.kind == "classification":
             every = predict_proba(self.estimator, rows, self.temperature, len(self.classes))
         else:
             every = predict_outputs(self.estimator, rows)
-        answers = every.reshape(len(features), num_views, -1).mean(axis=1)
-        return answers.clip(0, 1) if self.kind == "multilabel" else answers  # a regression may say more than one
+        mean = every.reshape(len(features), num_views, -1).mean(axis=1)
+        return mean.clip(0, 1) if self.kind == "multilabel" else mean  # a regression may give more than one
 
 
 def keep_head(store: FeatureStore, name: str, head: TrainedHead) -> Path:
-    """Write a trained head to the cache's ``heads/<name>`` and return that folder."""
+    """Write a trained head to the cache's ``heads/<name>`` and return that folder.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    name : str
+    head : TrainedHead
+    """
     check_name("head", name)
     folder = store.heads_path / name
     result = head.to_json()
@@ -198,7 +205,7 @@ def with_layers(saved: SavedHead, network: Backbone, agreed: str | None = None) 
 
 
 def verify_heads(store: FeatureStore) -> list[Problem]:
-    """Open every saved head of a cache and let it answer; name those that cannot."""
+    """Open every saved head of a cache and let it predict; name those that cannot."""
     problems = []
     for name in store.head_names():
         try:
@@ -220,12 +227,12 @@ def _kind(meta: dict[str, Any]) -> TaskKind:
 
 
 def _try_out(saved: SavedHead) -> None:
-    """Let a head answer once: what it holds may fit its record and still not fit together."""
+    """Predict once: the arrays of a head may fit its record and still not fit together."""
     width = saved.estimator.n_features_in_
     if not 0 < width <= _MOST_FEATURES:
         raise ValueError(f"it wants {width} features")
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        answers = saved.probabilities(np.ones((2, width), np.float32))
-    if answers.shape != (2, len(saved.classes)) or not np.isfinite(answers).all():
+        proba = saved.probabilities(np.ones((2, width), np.float32))
+    if proba.shape != (2, len(saved.classes)) or not np.isfinite(proba).all():
         raise ValueError("its answers are no probabilities of its classes")

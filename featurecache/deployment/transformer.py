@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
-from featurecache.errors import InputError
 from featurecache.extraction.extract import make_request
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline, to_stored
@@ -120,7 +119,9 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
             with modality.undisturbed():
                 for outcome in run_pipeline(self._inputs(X), runtime, modality):
                     _, problems = to_stored(outcome.features[self.tap_.name], outcome.problems, "float32")
-                    _refuse_problems(self._inputs(X), sum(map(len, rows)), problems)
+                    for index, problem in sorted(problems.items()):
+                        problem.add_note(f"in {self._inputs(X)[sum(map(len, rows)) + index].name}; leave it out")
+                        raise problem
                     rows.append(outcome.features[self.tap_.name])
         finally:
             runtime.close()
@@ -131,9 +132,3 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
             texts = {f"text {index}": str(text).encode(errors="surrogatepass") for index, text in enumerate(X)}
             return list(inputs_of(InMemory(texts, "text")))
         return list(inputs_of(NamedFiles([Path(path) for path in X])))
-
-
-def _refuse_problems(inputs: Sequence[Input], start: int, problems: Mapping[int, InputError]) -> None:
-    for place, problem in sorted(problems.items()):
-        problem.add_note(f"in {inputs[start + place].name}; leave it out")
-        raise problem

@@ -1,4 +1,4 @@
-"""``majority`` and ``mean``: what is predicted without looking at the features, which every other head has to beat."""
+"""``majority`` and ``mean``: predictions without the features, which every other head has to beat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from featurecache.errors import HeadError
-from featurecache.heads.head import ANY_FIT_BYTES, Arrays, HeadMixin
+from featurecache.heads.head import ANY_FIT_BYTES, Arrays, HeadMixin, Setting
 from featurecache.heads.preparation import mean_and_scale
 from featurecache.specs import TaskKind
 
@@ -18,16 +18,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class MajorityClassifier(HeadMixin, DummyClassifier):
-    """The share of each class among the rows fitted on; see scikit-learn's ``DummyClassifier`` for the parameters."""
+class _Baseline(HeadMixin):
+    """What both have in common."""
 
-    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
-    defaults: ClassVar[dict[str, Any]] = {"random_state": 0}
-    arrays: ClassVar[tuple[str, ...]] = ("classes_", "class_prior_")
-    earlier_names: ClassVar[tuple[str, ...]] = ("DummyClassifier",)
     streams: ClassVar[bool] = True
     n_features_in_: int
-    class_prior_: NDArray[np.float64]
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
@@ -36,8 +31,19 @@ class MajorityClassifier(HeadMixin, DummyClassifier):
 
     @classmethod
     def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
-        """Return what releases up to 0.1 saved, without what follows from it."""
-        return super().from_earlier(_known(arrays, cls.arrays), params)
+        """Return what releases up to 0.1 saved, without the arrays that follow from others."""
+        kept = {name: array for name, array in arrays.items() if name in ("n_features_in_", *cls.arrays)}
+        return super().from_earlier(kept, params)
+
+
+class MajorityClassifier(_Baseline, DummyClassifier):
+    """The share of each class among the rows fitted on; see scikit-learn's ``DummyClassifier`` for the parameters."""
+
+    kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
+    defaults: ClassVar[Setting] = {"random_state": 0}
+    arrays: ClassVar[tuple[str, ...]] = ("classes_", "class_prior_")
+    earlier_names: ClassVar[tuple[str, ...]] = ("DummyClassifier",)
+    class_prior_: NDArray[np.float64]
 
     def check_arrays(self) -> None:
         """Refuse shares that are not those of its classes."""
@@ -57,15 +63,13 @@ class MajorityClassifier(HeadMixin, DummyClassifier):
         return Constant(value=self.class_prior_)
 
 
-class MeanRegressor(HeadMixin, DummyRegressor):
+class MeanRegressor(_Baseline, DummyRegressor):
     """The mean of each number over the rows where it is known; see ``DummyRegressor`` for the parameters."""
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"multilabel", "regression"})
     arrays: ClassVar[tuple[str, ...]] = ("constant_",)
     earlier_names: ClassVar[tuple[str, ...]] = ("DummyRegressor",)
-    streams: ClassVar[bool] = True
     takes_unknown: ClassVar[bool] = True
-    n_features_in_: int
     constant_: NDArray[np.float64]
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
@@ -78,16 +82,6 @@ class MeanRegressor(HeadMixin, DummyRegressor):
             self.constant_ = mean_and_scale(numbers, weight)[0][None]
         return self
 
-    @classmethod
-    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
-        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        return ANY_FIT_BYTES + 4 * n_samples * n_features
-
-    @classmethod
-    def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
-        """Return what releases up to 0.1 saved, without what follows from it."""
-        return super().from_earlier(_known(arrays, cls.arrays), params)
-
     def check_arrays(self) -> None:
         """Refuse numbers that are no numbers."""
         if np.ndim(self.constant_) != 2 or len(self.constant_) != 1 or not np.isfinite(self.constant_).all():
@@ -99,7 +93,3 @@ class MeanRegressor(HeadMixin, DummyRegressor):
         from featurecache.heads.modules import Constant
 
         return Constant(value=self.constant_[0])
-
-
-def _known(arrays: Arrays, names: tuple[str, ...]) -> Arrays:
-    return {name: arrays[name] for name in ("n_features_in_", *names) if name in arrays}

@@ -109,7 +109,7 @@ def _load(folder: Path, other_class: OtherClass | None) -> tuple[BaseEstimator, 
         raise _unusable(path, str(error)) from None
     except OSError as error:
         others = names_of_heads(folder.parent)[:20]
-        advice = f"there are {', '.join(others)} beside it" if others else "save one there"
+        advice = f"there are {', '.join(others)} next to it" if others else "save one there"
         raise HeadError(f"no head in {folder}: {JSON_NAME} cannot be read ({error.strerror}); {advice}") from None
     meta = document.get("meta")
     if not isinstance(meta, dict):
@@ -146,11 +146,6 @@ def _copy_other_files(before: Path, folder: Path) -> None:
             shutil.copy2(path, folder / path.name, follow_symlinks=False)
 
 
-def _old_name(folder: Path, digest: str) -> Path:
-    """Where releases before this one kept the arrays of a head while they replaced it."""
-    return folder / f".{ARRAYS_NAME}.{digest[:16]}"
-
-
 def _read_arrays(folder: Path, entry: Any) -> Arrays:
     if (
         not isinstance(entry, dict)
@@ -161,7 +156,8 @@ def _read_arrays(folder: Path, entry: Any) -> Arrays:
     ):
         raise _unusable(folder / JSON_NAME, f"it has no entry for {ARRAYS_NAME}")
     problem = ""
-    for path in (folder / ARRAYS_NAME, _old_name(folder, entry["sha256"])):
+    # The second is where earlier releases kept the arrays of a head while they replaced it.
+    for path in (folder / ARRAYS_NAME, folder / f".{ARRAYS_NAME}.{entry['sha256'][:16]}"):
         try:
             data = read_small_file(path, max_bytes=min(entry["bytes"], MAX_ARRAYS_BYTES))
         except (OSError, CorruptError) as error:

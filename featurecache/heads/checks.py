@@ -14,14 +14,14 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 
 from featurecache.heads.gradient.datasets import InputDataset
 
+# Of features; all else is converted to the first.
 REAL_TYPES = [np.float64, np.float32]
-"""Of features; all else is converted to the first."""
 
+# A label of which it is not known whether it holds; a number that is not known is NaN.
 UNKNOWN = -1
-"""A label of which nobody said whether it holds; a number that is not known is NaN."""
 
+# Numbers in all rows: below, float64 and a solution to the last digits cost next to nothing.
 SMALL_PROBLEM = 5_000_000
-"""Numbers in all rows: below, float64 and a solution to the last digits cost next to nothing."""
 
 Folds: TypeAlias = int | BaseCrossValidator | Iterable[tuple[Any, Any]]
 

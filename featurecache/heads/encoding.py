@@ -16,6 +16,7 @@ from featurecache.errors import HeadError
 from featurecache.heads.head import Arrays, HeadMixin
 from featurecache.heads.registry import list_heads, saved_class
 
+# Classes that earlier releases saved, and what they were.
 _NO_LONGER = {
     "BoostedTrees": "boosted trees",
     "BoostedTreesRegressor": "boosted trees",
@@ -23,9 +24,8 @@ _NO_LONGER = {
     "KNeighborsClassifier": "neighbours weighed by their distance",
     "MLPClassifier": "scikit-learn's perceptron",
 }
-"""Classes that earlier releases saved, and what they were."""
+# Attributes of scikit-learn's estimators that follow from others.
 _DERIVED = {"_label_binarizer"}
-"""Attributes of scikit-learn's estimators that follow from others."""
 
 
 def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:
@@ -43,7 +43,13 @@ def encode_estimator(estimator: BaseEstimator) -> tuple[dict[str, Any], Arrays]:
             f"heads that do: {', '.join(list_heads(tokens=True))}"
         )
     arrays: Arrays = {}
-    params = {key: _encode(value, f"head.{key}", arrays) for key, value in _changed_params(estimator).items()}
+    # Only what differs from the default, so that a parameter which a later release drops does no harm unused.
+    defaults, needless = type(estimator)().get_params(deep=False), getattr(estimator, "not_kept", ())
+    params = {
+        key: _encode(value, f"head.{key}", arrays)
+        for key, value in estimator.get_params(deep=False).items()
+        if key not in needless and not _same(value, defaults[key])
+    }
     state = {key: _encode_array(array, f"head.{key}", arrays) for key, array in estimator.to_arrays().items()}
     return {"type": name, "params": params, "state": state}, arrays
 
@@ -107,13 +113,6 @@ def _as_arrays(name: str, value: Any) -> Arrays:
         items = [_as_arrays(f"{name}.{index}", item) for index, item in enumerate(value)]
         return {key: array for each in items for key, array in each.items()}
     return {} if value is None else {name: np.asarray(value)}
-
-
-def _changed_params(estimator: BaseEstimator) -> dict[str, Any]:
-    # Only what differs from the default, so that a parameter which a later release drops does no harm unused.
-    defaults, needless = type(estimator)().get_params(deep=False), getattr(estimator, "not_kept", ())
-    given = estimator.get_params(deep=False)
-    return {k: v for k, v in given.items() if k not in needless and not _same(v, defaults[k])}
 
 
 def _same(value: Any, default: Any) -> bool:

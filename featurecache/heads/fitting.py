@@ -21,8 +21,8 @@ from featurecache.heads.registry import make_head
 from featurecache.heads.solver.classifier import LinearClassifier
 
 _MORE_ITERATIONS = 5
+# Of features that are checked at a time.
 _ROWS_BYTES = 64 << 20
-"""Of features that are checked at a time."""
 
 
 def fit_estimator(

@@ -18,8 +18,8 @@ from torch import Tensor
 from featurecache.heads.preparation import shrunk_variance
 
 _BLOCK_BYTES = 24 << 20
+# The fold of rows that no problem leaves out; a problem that leaves out this one leaves out nothing.
 NO_FOLD = -1
-"""The fold of rows that no problem leaves out; a problem that leaves out this one leaves out nothing."""
 
 
 class Readable(Protocol):

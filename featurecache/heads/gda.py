@@ -16,8 +16,8 @@ from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS
 from featurecache.heads.solver.classifier import ProbabilisticClassifier, for_raw_features
 from featurecache.specs import TaskKind
 
+# Share of the mean variance that is added to all: without it, the covariance of equal features has no inverse.
 _LEAST_SHRINKAGE = 1e-6
-"""Share of the mean variance that is added to all: without it, features that say the same have no inverse."""
 _BLOCK_BYTES = 64 << 20
 
 # n rows, D features, K classes

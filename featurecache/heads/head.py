@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 Setting = dict[str, Any]
 
+# By which settings are chosen; what memory and time are stated for.
 NUM_FOLDS = 5
-"""By which settings are chosen; what memory and time are stated for."""
+# Blocks of rows, and what libraries take for themselves.
 ANY_FIT_BYTES = 64 << 20
-"""Blocks of rows, and what libraries take for themselves."""
+# Of a head that nobody asked for by name: half an hour, in which all others together are done on most tasks.
 MAX_SECONDS = 1800.0
-"""Of a head that nobody asked for by name: half an hour, in which all others together are done on most tasks."""
 
 
 class Head(Protocol):
@@ -51,7 +51,7 @@ class Head(Protocol):
         ...
 
     def to_arrays(self) -> Arrays:
-        """Return all that predictions need, beside parameters; numbers or text."""
+        """Return all that predictions need, besides parameters; numbers or text."""
         ...
 
     @classmethod
@@ -100,7 +100,7 @@ class HeadMixin:
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int | None:
-        """Return how many bytes it takes at most beside the features; None where that is not known.
+        """Return how many bytes it takes at most besides the features; None where that is not known.
 
         Parameters
         ----------
@@ -297,7 +297,7 @@ class NamedHead:
         return getattr(self.estimator, "kinds", classifier if is_classifier(self.estimator) else regressor)
 
     def memory_needed(self, n_samples: int, n_features: int, n_outputs: int) -> int | None:
-        """Return how many bytes it takes at most beside the features; None where that is not known.
+        """Return how many bytes it takes at most besides the features; None where that is not known.
 
         Parameters
         ----------

@@ -97,7 +97,7 @@ class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
-    defaults: ClassVar[dict[str, Any]] = {"n_neighbors": 5}
+    defaults: ClassVar[Setting] = {"n_neighbors": 5}
     arrays: ClassVar[tuple[str, ...]] = ("classes_", "directions_", "labels_")
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:

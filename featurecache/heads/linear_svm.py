@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featurecache.heads.head import powers_of_ten
+from featurecache.heads.head import Setting, powers_of_ten
 from featurecache.heads.logistic import PRIOR_ROWS
 from featurecache.heads.solver.linear import LinearProbe
 from featurecache.specs import TaskKind
@@ -23,7 +23,7 @@ class LinearSvmProbe(LinearProbe):
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     # The hinge has a greater curvature than the softmax: the best C lies about a hundred times lower.
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-8, -1, per_decade=4)}
-    defaults: ClassVar[dict[str, Any]] = {"C": 0.001, "prior_rows": PRIOR_ROWS}
+    defaults: ClassVar[Setting] = {"C": 0.001, "prior_rows": PRIOR_ROWS}
     earlier_names: ClassVar[tuple[str, ...]] = ("LinearSVC",)
     relative_seconds: ClassVar[float] = 12.0
 

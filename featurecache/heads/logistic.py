@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featurecache.heads.head import powers_of_ten
+from featurecache.heads.head import Setting, powers_of_ten
 from featurecache.heads.solver.classifier import ProbabilisticClassifier
 from featurecache.heads.solver.linear import LinearProbe
 from featurecache.specs import TaskKind
@@ -12,8 +12,8 @@ from featurecache.specs import TaskKind
 if TYPE_CHECKING:
     from featurecache.heads.solver.objective import Loss
 
+# With one label of each of ten classes this makes logistic regression right 0.88 of the time instead of 0.64.
 PRIOR_ROWS = 10.0
-"""With one label of each of ten classes this makes logistic regression right 0.88 of the time instead of 0.64."""
 
 
 class LogisticProbe(ProbabilisticClassifier, LinearProbe):
@@ -63,7 +63,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multilabel"})
     # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-6, 1, per_decade=4)}
-    defaults: ClassVar[dict[str, Any]] = {"C": 0.01, "prior_rows": PRIOR_ROWS}
+    defaults: ClassVar[Setting] = {"C": 0.01, "prior_rows": PRIOR_ROWS}
     relative_seconds: ClassVar[float] = 10.0
     earlier_names: ClassVar[tuple[str, ...]] = ("LogisticRegression",)
     takes_unknown: ClassVar[bool] = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.preprocessing import normalize
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES, checked_labels
@@ -45,16 +45,9 @@ class NearestMean(LinearClassifier):
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         self.classes_, y_index = checked_labels(y)
         self.mean_ = rows.mean(axis=0, dtype=np.float64)
-        means, _ = class_means(self._directions(rows), y_index, len(self.classes_))
+        means, _ = class_means(self._prepared(rows), y_index, len(self.classes_))
         # The squared distance, less what is the same for all classes, and negated.
         return self._fitted(2.0 * means, -(means**2).sum(axis=1))
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return margins, (n_samples,) for two classes and (n_samples, n_classes) for more."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
-        margins = (self._directions(rows) @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
-        return margins[:, 0] if margins.shape[1] == 1 else margins
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
@@ -82,5 +75,5 @@ class NearestMean(LinearClassifier):
         centre = Standardise(mean=self.mean_, scale=np.ones(len(self.mean_)))
         return nn.Sequential(centre, UnitLength(), super().to_module())
 
-    def _directions(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def _prepared(self, rows: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(normalize(rows - self.mean_.astype(rows.dtype)))

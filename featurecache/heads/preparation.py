@@ -23,7 +23,7 @@ def rows_to_stop_by(
 ) -> NDArray[np.int64]:
     """Draw rows, of each class where there are classes, the same for all folds; a fold uses those that it may see.
 
-    Groups are drawn whole: rows that are like those fitted on would never say stop.
+    Groups are drawn whole: rows that are like those fitted on would never stop it.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES, checked_labels, checked_weight, with_weight
-from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Arrays, HeadMixin, check_types, powers_of_ten
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Arrays, HeadMixin, Setting, check_types, powers_of_ten
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-1, 1)}
-    defaults: ClassVar[dict[str, Any]] = {"random_state": 0}
+    defaults: ClassVar[Setting] = {"random_state": 0}
     earlier_names: ClassVar[tuple[str, ...]] = ("SVC",)
     interruptible: ClassVar[bool] = False
     relative_seconds: ClassVar[float] = 200.0

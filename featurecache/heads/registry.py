@@ -24,8 +24,8 @@ from featurecache.heads.ridge import RidgeProbe, RidgeRegressor
 from featurecache.plugins import load_plugin, plugin_names
 from featurecache.specs import TaskKind, task_kind
 
+# Group under which an installed package names heads, each a class as `featurecache.heads.head.Head` says.
 ENTRY_POINTS = "featurecache.heads"
-"""Group under which an installed package names heads, each a class as `featurecache.heads.head.Head` says."""
 
 # In the order of tables; of equally good heads the first is chosen.
 _BUILT_IN: dict[str, tuple[type[HeadMixin], ...]] = {
@@ -41,15 +41,15 @@ _BUILT_IN: dict[str, tuple[type[HeadMixin], ...]] = {
     "mean": (MeanRegressor,),
     "attentive": (AttentiveClassifier,),
 }
+# Names of the built-in heads for classes, on features of any kind.
 HEADS = tuple(
     n for n, classes in _BUILT_IN.items() if "classification" in classes[0].kinds and not classes[0].needs_tokens
 )
-"""Names of the built-in heads for classes, on features of any kind."""
+# Names of the built-in heads for features that keep their tokens.
 TOKEN_HEADS = tuple(name for name, classes in _BUILT_IN.items() if classes[0].needs_tokens)
-"""Names of the built-in heads for features that keep their tokens."""
 
+# Heads of this program.
 _REGISTERED: dict[tuple[TaskKind, str], NamedHead] = {}
-"""Heads of this program."""
 
 
 def list_heads(

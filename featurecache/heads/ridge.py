@@ -195,7 +195,7 @@ class RidgeProbe(_Ridge, LinearClassifier):
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
-    defaults: ClassVar[dict[str, Any]] = {"alpha": 1000.0, "prior_rows": PRIOR_ROWS}
+    defaults: ClassVar[Setting] = {"alpha": 1000.0, "prior_rows": PRIOR_ROWS}
     earlier_names: ClassVar[tuple[str, ...]] = ("RidgeClassifier",)
 
     def fit(
@@ -248,7 +248,7 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"multilabel", "regression"})
-    defaults: ClassVar[dict[str, Any]] = {"prior_rows": PRIOR_ROWS}
+    defaults: ClassVar[Setting] = {"prior_rows": PRIOR_ROWS}
     takes_unknown: ClassVar[bool] = True
     """Of several numbers some may be NaN: each is fitted on the rows where it is known."""
     arrays: ClassVar[tuple[str, ...]] = ("coef_", "intercept_")

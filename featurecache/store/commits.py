@@ -59,7 +59,16 @@ class Commit:
 
 
 def encode_commit(shard: ShardRecord, body: Mapping[str, Any], *, version: int = 1) -> bytes:
-    """Serialise a commit record."""
+    """Serialise a commit record.
+
+    Parameters
+    ----------
+    shard : ShardRecord
+    body : mapping
+        What the owner of the folder records.
+    version : int
+        Of the record.
+    """
     arrays = {
         name: {
             "dtype": array.dtype,

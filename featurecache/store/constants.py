@@ -6,7 +6,6 @@ shards without such a record (earlier releases, or very few rows), the first row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +22,11 @@ from featurecache.store.precision import FEWEST_ROWS, by_channel, finite_rows, i
 Runs = list[list[float]]
 """``[[start, stop, value], ...]``: channels that are constant in a shard."""
 
+# Of a record; what is beyond is not recorded.
 _MOST_RUNS = 4096
-"""Of a record; what is beyond is not recorded."""
 _ROWS_READ = 256
+# Of shards that have no record of it.
 _MOST_SHARDS_READ = 64
-"""Of shards that have no record of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,8 @@ def constant_features(feature_set: FeatureSet, features: Features) -> ConstantFe
         return ConstantFeatures(0, 0, 0)
     channels: NDArray[np.int64] | None = None
     values: NDArray[np.float64] = np.zeros(0)
-    silent, sampled, num_rows = _silent(features.commits), False, len(features) - len(features.bad)
+    silent = [commit for commit in features.commits if _recorded(commit) is None]
+    sampled, num_rows = False, len(features) - len(features.bad)
     chosen = {int(n) for n in np.linspace(0, len(silent) - 1, _MOST_SHARDS_READ)} if silent else set()
     checked = [*(c for c in features.commits if _recorded(c) is not None), *(silent[n] for n in sorted(chosen))]
     for commit in checked:
@@ -125,7 +125,9 @@ def constant_features(feature_set: FeatureSet, features: Features) -> ConstantFe
             break
     sampled |= len(chosen) < len(silent)
     count = 0 if channels is None else len(channels)
-    return ConstantFeatures(count, _num_channels(feature_set, features), num_rows, sampled and count > 0)
+    empty = np.zeros((1, *features.sample_shape), np.bool_)
+    num_features = by_channel(empty, feature_set.identity.views).shape[1]
+    return ConstantFeatures(count, num_features, num_rows, sampled and count > 0)
 
 
 def constant_warning(feature_set: FeatureSet, features: Features) -> ReportWarning | None:
@@ -134,10 +136,10 @@ def constant_warning(feature_set: FeatureSet, features: Features) -> ReportWarni
     # Of one sample every feature has one value.
     if not found.count or found.num_rows < 2:
         return None
-    where = " of those that were looked at" if found.sampled else ""
+    where = " of those that were read" if found.sampled else ""
     advice = "heads learn nothing from them"
     if found.count == found.num_features:
-        advice = "no head can tell samples apart: look at the tap, the weights and the images"
+        advice = "no head can tell samples apart: check the tap, the weights and the images"
         if feature_set.dtype != "float32":
             advice += f", or whether {feature_set.dtype} lost the difference (the default --dtype auto measures it)"
     return ReportWarning(
@@ -153,10 +155,6 @@ def _recorded(commit: Commit) -> Runs | None:
     return found
 
 
-def _silent(commits: Sequence[Commit]) -> list[Commit]:
-    return [commit for commit in commits if _recorded(commit) is None]
-
-
 def _of_shard(
     feature_set: FeatureSet, features: Features, commit: Commit
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
@@ -169,8 +167,3 @@ def _of_shard(
     first_rows = features.read_first(commit, _ROWS_READ)
     finder.add(first_rows[finite_rows(first_rows)])
     return finder.constants() if finder.num_rows else None
-
-
-def _num_channels(feature_set: FeatureSet, features: Features) -> int:
-    shape = features.sample_shape
-    return by_channel(np.zeros((1, *shape), np.bool_), feature_set.identity.views).shape[1]

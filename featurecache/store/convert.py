@@ -49,7 +49,7 @@ def convert_features(
             f"run `featurecache extract --dtype {dtype}`"
         )
     target = store.add_feature_set(source.identity, source.about, source.tap, dtype)
-    # First, so that what a killed conversion leaves says what there is to say of it.
+    # First, so that what a killed conversion leaves has its reference rows and warnings.
     if (reference := source.reference()) is not None:
         target.keep_reference(reference)
     for warning in source.warnings():

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+# Names allowed in commit records, and the numpy type of the bytes.
 STORED: dict[str, str] = {
     "float16": "<f2",
     "float32": "<f4",
@@ -20,22 +21,23 @@ STORED: dict[str, str] = {
     "int32": "<i4",
     "float64": "<f8",
 }
-"""Names allowed in commit records, and the numpy type of the bytes."""
 
+# Binary digits of the types that features are kept in, the widest type first.
 DIGITS = {"float32": 24, "float16": 11, "bfloat16": 8, "int8": 8}
-"""Binary digits of the types that features are kept in, the widest type first."""
 
+# The largest number that a type can hold, where float32 holds larger ones.
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38}
-"""The largest number that a type can hold, where float32 holds larger ones."""
 
+# The numpy type of features that are read.
 RETURNED = {**STORED, "bfloat16": "<f4", "int8": "<f4"}
-"""The numpy type of features that are read."""
 
 
 def encode(values: Array, dtype: str) -> Array:
     """Convert float32 ``values`` to the bytes of a stored type; out-of-range numbers become infinite."""
     if dtype == "bfloat16":
-        return _to_bfloat16(np.ascontiguousarray(values, np.float32))
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
+        return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, STORED[dtype])
 
@@ -45,12 +47,6 @@ def decode(stored: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
         return (stored.astype(np.uint32) << 16).view(np.float32)
     return stored
-
-
-def _to_bfloat16(values: NDArray[np.float32]) -> Array:
-    bits = values.view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to nearest, ties to even
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype("<u2")
 
 
 def quantise(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:

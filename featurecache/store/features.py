@@ -32,6 +32,14 @@ class Features:
         Rows that are cached, sorted; bad inputs included.
     bad : dict of int to (status, reason)
         Rows whose input could not be turned into features.
+
+    Parameters
+    ----------
+    tap, dtype, num_views
+        As the attributes.
+    folder : ShardFolder
+    samples : SampleTable, optional
+        With which the ids of each shard are compared when it is opened.
     """
 
     def __init__(

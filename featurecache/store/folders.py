@@ -17,8 +17,8 @@ from featurecache.store.shards import MappedShard, ShardWriter
 
 T = TypeVar("T")
 _ATTEMPTS = 30
+# Folders below one another: quarantine, number, features, fingerprint, tap, type, commits, and one to spare.
 _DEEPEST = 8
-"""Folders below one another: quarantine, number, features, fingerprint, tap, type, commits, and one to spare."""
 
 
 def find_strange(root: Path) -> Iterator[tuple[Path, str]]:
@@ -42,7 +42,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except FileNotFoundError:  # somebody else is at work here, and has just removed it
+    except FileNotFoundError:  # another process has just removed it
         return []
 
 
@@ -97,11 +97,31 @@ class ShardFolder:
         return self.read(records[-1]) if records else None
 
     def commit(self, key: str, shard: ShardRecord, body: Mapping[str, Any], *, version: int = 1) -> bool:
-        """Publish a finished shard under ``key``; False when another writer was first."""
+        """Publish a finished shard; False when another writer was first.
+
+        Parameters
+        ----------
+        key : str
+        shard : ShardRecord
+        body : mapping
+            What the commit records.
+        version : int
+            Of the record.
+        """
         return publish_once(self.record(key), encode_commit(shard, body, version=version))
 
     def publish(self, key: str, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
-        """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first."""
+        """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first.
+
+        Parameters
+        ----------
+        key : str
+        arrays : mapping of name to (dtype, ndarray)
+        body : mapping
+            What the commit records.
+        kind : str
+            Of the shard, for people who open it with other programs.
+        """
         layout = {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}
         with ShardWriter(self.path, layout, {"format": "featurecache", "kind": kind}) as writer:
             for name, (_, values) in arrays.items():
@@ -112,7 +132,14 @@ class ShardFolder:
     def publish_next(self, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
         """Publish the next generation of a folder where only the newest counts; False when another writer was first.
 
-        The generation before stays until the next one comes: somebody may be about to read it.
+        Parameters
+        ----------
+        arrays, body, kind
+            As for `publish`.
+
+        Notes
+        -----
+        The generation before stays until the next one comes: another process may be about to read it.
         """
         old = self.keys()
         won = self.publish(f"{int(old[-1]) + 1 if old else 0:012d}", arrays, body, kind=kind)
@@ -173,7 +200,7 @@ class ShardFolder:
     def records(self) -> list[Path]:
         """Every commit record, in the order of the keys."""
         folder = self.path / "commits"
-        try:  # one question to the system: between two, another writer may make the folder
+        try:  # a single system call: between two, another writer may make the folder
             paths = list(folder.iterdir())
         except FileNotFoundError:
             return []

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,10 @@ from featurecache.store.schemas import features_schema
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import shard_folders
 
+# Folder of a cache where trainings keep how far they are; one that is killed leaves its files, to go on from.
 TRAINING = "training"
-"""Folder of a cache where trainings keep how far they are; one that is killed leaves its files, to go on from."""
+# A younger leftover may belong to a writer that is still at work.
 DEFAULT_AGE_HOURS = 24 * 7
-"""A younger leftover may belong to a writer that is still at work."""
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Garbage:
     """Feature rows (over all taps) whose sample no source holds any more."""
     removed: bool = False
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return dict(vars(self))
 
@@ -131,7 +130,10 @@ def _shrink(features: Features, folder: ShardFolder, commit: Commit, rows: Rows,
     """
     if keep.any():
         kept = rows[keep]
-        key = _key_of_kept(commit, kept)
+        # A key of these rows of this shard alone: the first row is the key of whoever computes from that row on, and a
+        # shard of that name may be there.
+        digest = digest_json("part of a shard", 1, {"shard": commit.shard.sha256, "rows": runs_of_rows(kept)})
+        key = f"{kept[0]:012d}{int(digest[:16], 16):020d}"
         folder.publish(key, _kept_arrays(features, folder, commit, keep), body_of_rows(commit, kept), kind="features")
         # It may be there already, of a collection that was killed before it removed the old one.
         if not np.array_equal(rows_of_commit(folder.read(folder.record(key))), kept):
@@ -139,15 +141,6 @@ def _shrink(features: Features, folder: ShardFolder, commit: Commit, rows: Rows,
                 f"{folder.path}: commit {key} holds other rows than it should; run `featurecache verify`"
             )
     folder.discard([commit])
-
-
-def _key_of_kept(commit: Commit, kept: Rows) -> str:
-    """Return a key that nothing but these rows of this shard has.
-
-    The first row alone would be the key of whoever computes from that row on: a shard of that name may be there.
-    """
-    digest = digest_json("part of a shard", 1, {"shard": commit.shard.sha256, "rows": runs_of_rows(kept)})
-    return f"{kept[0]:012d}{int(digest[:16], 16):020d}"
 
 
 def _kept_arrays(

@@ -19,8 +19,8 @@ from featurecache.store.features import Features
 from featurecache.store.listings import merged_rows
 from featurecache.store.samples import Rows
 
+# Remarks on images, and the fields of a commit that hold the rows with each.
 REMARK_FIELDS = {"deep": "flat_deep", "transparent": "flat_transparent", "decoder": "decoder_errors"}
-"""Remarks on images, and the fields of a commit that hold the rows with each."""
 
 
 def image_warnings(feature_set: FeatureSet, features: Features, rows: Rows | None = None) -> list[ReportWarning]:

@@ -16,10 +16,10 @@ from featurecache.store.labels import SPLIT_OF, Label, TableLabels
 from featurecache.tables import Table, TableError, open_table, to_bytes
 
 _YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
+# Entries of people and data frames for an empty field.
 _BLANK = {"", "nan", "na", "n/a", "<na>", "none", "null"}
-"""Entries of people and data frames for an empty field."""
+# Entries for a label that is not known; -1 is how tables of chest X-rays write "uncertain".
 _UNCERTAIN = {"-1", "-1.0", "u", "?", "unknown", "uncertain"}
-"""Entries for a label that is not known; -1 is how tables of chest X-rays write "uncertain"."""
 Reading = Literal["missing", "negative", "positive"]
 """How an entry is read that is neither yes nor no."""
 Row = dict[str, str | None]

@@ -10,8 +10,8 @@ from featurecache.errors import ReportWarning
 from featurecache.specs import TaskKind
 
 SPLITS = ("train", "validation", "test")
+# Split by the names that people use for it.
 SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-"""Split by the names that people use for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,14 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
 from featurecache.store.schemas import Precision
 
+# Share of the features' spread that rounding may take: above, ``--dtype auto`` takes float32, and other types warn.
 MOST_ERROR = 0.01
-"""Share of the features' spread that rounding may take: above, ``--dtype auto`` takes float32, and other types warn."""
+# The largest feature of a few samples times this must fit a type: others of the source may have larger ones.
 _HEADROOM = 16.0
-"""The largest feature of a few samples times this must fit a type: others of the source may have larger ones."""
+# The spread of fewer rows is mostly chance; what is measured on them is not kept.
 FEWEST_ROWS = 8
-"""A spread of fewer rows says little; what is measured on them is not kept."""
+# Rows of a shard, and shards, that are read for an estimate where the records hold no error.
 _ROWS_READ, _SHARDS_READ = 64, 4
-"""Rows of a shard, and shards, that are read for an estimate where the records hold no error."""
 
 
 def by_channel(values: Array, views: ViewSpec | None = None) -> Array:
@@ -50,7 +50,14 @@ def finite_rows(values: Array) -> NDArray[np.bool_]:
 def stored_arrays(
     values: NDArray[np.float32], dtype: str, views: ViewSpec | None = None
 ) -> dict[str, tuple[str, Array]]:
-    """Return the arrays that keep float32 ``values``, ``(n, ...)`` or ``(n, n_views, ...)``, in a stored type."""
+    """Return the arrays that keep features in a stored type.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (n, ...) or (n, n_views, ...)
+    dtype : str
+    views : ViewSpec, optional
+    """
     if dtype != "int8":
         return {"features": (dtype, encode(values, dtype))}
     if views is None:

@@ -195,6 +195,6 @@ def shards_set_aside(store: FeatureStore) -> list[SetAside]:
     return lost
 
 
-def summary(repairs: list[Repair], recomputed: list[Recomputed]) -> dict[str, Any]:
+def summary(repairs: list[Repair], recomputed: list[Recomputed]) -> dict[str, list[dict[str, str]]]:
     """Return plain JSON values."""
     return {"repairs": [r.to_json() for r in repairs], "recomputed": [r.to_json() for r in recomputed]}

@@ -25,8 +25,8 @@ Ids = NDArray[np.uint8]
 Rows = NDArray[np.int64]
 """Row numbers of the sample table, ``(n,)`` int64."""
 
+# Samples added in one shard; more are added in several, so that memory stays flat.
 _MOST_ROWS = SAMPLES.most_rows
-"""Samples added in one shard; more are added in several, so that memory stays flat."""
 _BLOCK = 1 << 18
 
 

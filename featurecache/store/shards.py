@@ -147,7 +147,14 @@ class MappedShard:
         return self.slice(name, 0, self.record.arrays[name].shape[0])
 
     def slice(self, name: str, start: int, stop: int) -> Array:
-        """Return consecutive local rows of an array, not copied."""
+        """Return consecutive rows of an array, not copied.
+
+        Parameters
+        ----------
+        name : str
+        start, stop : int
+            Rows of this shard.
+        """
         array = self.record.arrays[name]
         self._check_blocks(name, array, np.array([start]), np.array([stop]))
         return self._view(array)[start:stop]

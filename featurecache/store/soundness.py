@@ -42,9 +42,15 @@ def feature_warnings(sets: Sequence[FeatureSet]) -> list[ReportWarning]:
 
 
 def held_type(sets: Sequence[FeatureSet], fingerprint: str, tap: str) -> str | None:
-    """Return the widest type in which good features of a tap are cached, None where there are none."""
+    """Return the widest type in which good features of a tap are cached, None where there are none.
+
+    Parameters
+    ----------
+    sets : sequence of FeatureSet
+    fingerprint, tap : str
+    """
     mine = [each for each in sets if each.fingerprint == fingerprint and each.tap == tap]
-    # Of bad inputs nothing is stored, so they say nothing of a type.
+    # Nothing is stored of bad inputs, so their type does not count.
     return widest([each.dtype for each in mine if _has_good_rows(each)])
 
 

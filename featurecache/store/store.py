@@ -46,7 +46,7 @@ from featurecache.store.tasks import Task, load_task, save_task
 
 FORMAT_NAME = "featurecache"
 FORMAT_VERSION = (1, 0)
-_NO_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
+_CANNOT_MAKE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 T = TypeVar("T", bound=msgspec.Struct)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -108,7 +108,7 @@ class FeatureStore:
         try:
             make_folder(path)
         except OSError as error:
-            if error.errno not in _NO_PLACE:
+            if error.errno not in _CANNOT_MAKE:
                 raise
             raise StoreError(f"cannot make a cache at {path}: {error.strerror}; name another place") from None
         marker = {"format": FORMAT_NAME, "version": list(FORMAT_VERSION), "required": [], "optional": []}
@@ -129,8 +129,6 @@ class FeatureStore:
     def heads_path(self) -> Path:
         """Folder of the saved heads."""
         return self.path / "heads"
-
-    # Feature sets
 
     def feature_sets(self) -> list[FeatureSet]:
         """Everything that is cached, sorted by backbone, tap and type."""
@@ -164,11 +162,6 @@ class FeatureStore:
             Number of views of each sample; plain features are preferred where it is left out.
         but_not : str, optional
             A number type to be returned only if there is no other.
-
-        Raises
-        ------
-        StoreError, RequestError
-            Nothing is cached, nothing fits, or several sets do.
         """
         sets = self.feature_sets()
         if not sets:
@@ -224,14 +217,7 @@ class FeatureStore:
         return self.find(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views).open()
 
     def add_feature_set(self, identity: FeatureIdentity, about: BackboneAbout, tap: str, dtype: str) -> FeatureSet:
-        """Make the folder for features of one tap; harmless when it is there already.
-
-        Parameters
-        ----------
-        identity : FeatureIdentity
-        about : BackboneAbout
-        tap, dtype : str
-        """
+        """Make the folder for features of one tap, by the fields of `FeatureSet`; harmless when it is there already."""
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
         body = {"identity": identity.to_json(), "about": msgspec.to_builtins(about)}
@@ -253,16 +239,13 @@ class FeatureStore:
             schema = features_schema(folder.name)
         return None if schema is None else ShardFolder(self.path / folder, schema)
 
-    # Remembered requests: lets an unchanged folder be recognised without loading the backbone
-
     def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
-        """Note which feature sets a request led to.
+        """Note which feature sets a request led to: an unchanged folder is then known without loading the backbone.
 
         Parameters
         ----------
-        digest : str
-            Of the request.
-        fingerprint : str
+        digest, fingerprint : str
+            Of the request, and of the features.
         taps : list of str
         """
         folder = self.path / "requests"
@@ -274,10 +257,8 @@ class FeatureStore:
         found = _recall(self.path / "requests" / f"{digest}.json", "request", RequestBody)
         return None if found is None else (found.fingerprint, found.taps)
 
-    # Remembered types: what ``--dtype auto`` stands for, so that all writers store one type
-
     def remember_type(self, fingerprint: str, tap: str, chosen: StoredType) -> StoredType:
-        """Keep which number type was chosen for a tap, and return what is kept: the first choice stays.
+        """Keep the number type that ``--dtype auto`` chose for a tap, and return the first choice, which stays.
 
         Parameters
         ----------
@@ -301,8 +282,6 @@ class FeatureStore:
     def _type_path(self, fingerprint: str, tap: str) -> Path:
         return self.path / "types" / f"{digest_json('type', 1, {'fingerprint': fingerprint, 'tap': tap})}.json"
 
-    # Remembered results: scores of a head on features and targets that are named by content
-
     def remember_result(self, digest: str, row: Mapping[str, Any]) -> None:
         """Keep the scores of a head.
 
@@ -322,8 +301,6 @@ class FeatureStore:
         """Return the row that is kept under this digest, if any that can be read is."""
         found = _recall(self.path / "results" / f"{digest}.json", "result", ResultBody)
         return None if found is None else found.row
-
-    # Tasks
 
     def add_task(
         self,
@@ -370,9 +347,8 @@ class FeatureStore:
 
     def task(self, name: str) -> Task:
         """Return a task by name."""
-        task = None
-        if _NAME.fullmatch(name):
-            task = load_task(name, ShardFolder(self.path / "tasks" / name, TASK), self.samples)
+        folder = ShardFolder(self.path / "tasks" / name, TASK)
+        task = load_task(name, folder, self.samples) if _NAME.fullmatch(name) else None
         if task is None:
             advice = f"make it with `featurecache task add {self.path} {name} --from-folders`"
             raise UnknownNameError("task", name, self.task_names(), advice=advice)

@@ -19,10 +19,10 @@ from featurecache.store.samples import Ids, Rows, SampleTable, count_different, 
 from featurecache.store.shards import MappedShard
 
 _BLOCK_BYTES = 64 << 20
+# On disk, a label of which it is not known whether it holds: releases that know no such thing refuse it.
 UNKNOWN = 2
-"""On disk, a label of which it is not known whether it holds: releases that know no such thing refuse it."""
+# The array of the targets.
 _ARRAY_OF: dict[TaskKind, str] = {"classification": "label", "multilabel": "holds", "regression": "number"}
-"""The array of the targets."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Is a cache what it says it is? Four levels, each including the ones before; nothing is changed or read outside.
+"""Whether a cache is whole, at four levels, each including the ones before; nothing is changed or read outside.
 
 structure  records, sizes, fingerprints, and that every stored id is the id of its row
 blocks     CRC-32 of every block of every array
 digest     SHA-256 of every shard file
-hdf5       what libhdf5 says of each shard agrees with its record, asked in a process of its own
+hdf5       what libhdf5 reads in each shard agrees with its record, in a process of its own
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -38,10 +38,10 @@ from featurecache.text import TextColumn
 Level = Literal["structure", "blocks", "digest", "hdf5"]
 LEVELS: tuple[str, ...] = get_args(Level)
 _ROWS_AT_ONCE = 1024
+# Folder of what `repair` set aside.
 QUARANTINE = "quarantine"
-"""Folder of what `repair` set aside."""
+# Folders of records that only save time, and their kinds.
 NOTES = {"requests": "request", "results": "result", "types": "type"}
-"""Folders of records that only save time, and their kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Verification:
     num_bytes: int
     problems: tuple[Problem, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return {**asdict(self), "problems": [problem.to_json() for problem in self.problems]}
 
@@ -98,7 +98,7 @@ def verify(
         raise RequestError(f"unknown level {level!r}; known: {', '.join(LEVELS)}")
     if not 0 < sample <= 1:
         raise RequestError(f"sample must be a share above 0 and at most 1, got {sample}")
-    if problems := list(_check_tree(store.path)):
+    if problems := [Problem(_inside(store.path, path), what, "remove it") for path, what in find_strange(store.path)]:
         return Verification(level, 0, 0, tuple(problems))  # what leads elsewhere is not followed, so this is all
     problems = list(_check_records(store))
     samples = None if any(problem.where == "samples" for problem in problems) else store.samples
@@ -131,34 +131,25 @@ def _find_shards(store: FeatureStore) -> Iterator[tuple[ShardFolder, Commit]]:
 
 
 def _folders(store: FeatureStore) -> Iterator[ShardFolder]:
-    for place in shard_folders(store.path):
-        folder = store.shard_folder_at(PurePosixPath(place.relative_to(store.path).as_posix()))
+    for path in shard_folders(store.path):
+        folder = store.shard_folder_at(PurePosixPath(path.relative_to(store.path).as_posix()))
         if folder is not None:
             yield folder
 
 
-def _check_tree(path: Path) -> Iterator[Problem]:
-    for place, what in find_strange(path):
-        yield Problem(_inside(path, place), what, "remove it")
-
-
-def _check_folders(root: Path) -> Iterator[Problem]:
-    """Name files where folders of shards and records belong: nothing would be looked for below them."""
-    for folder, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name != QUARANTINE)
-        for name in sorted({"commits", "shards"} & set(files)):
-            yield Problem(_inside(root, Path(folder) / name), "is a file where a folder belongs", "remove it")
-
-
 def _check_records(store: FeatureStore) -> Iterator[Problem]:
-    yield from _check_folders(store.path)
+    for folder, names, files in os.walk(store.path):
+        names[:] = sorted(name for name in names if name != QUARANTINE)
+        # Files where folders of shards and records belong: nothing below them would be found.
+        for name in sorted({"commits", "shards"} & set(files)):
+            yield Problem(_inside(store.path, Path(folder) / name), "is a file where a folder belongs", "remove it")
     known = {folder.path: folder for folder in _folders(store)}
-    for place in shard_folders(store.path):
-        if place not in known:
-            yield Problem(_inside(store.path, place), "holds commits where a cache has none", "remove it")
+    for path in shard_folders(store.path):
+        if path not in known:
+            yield Problem(_inside(store.path, path), "holds commits where a cache has none", "remove it")
             continue
-        for record in known[place].records():
-            yield from _attempt(store.path, record, partial(known[place].read, record))
+        for record in known[path].records():
+            yield from _attempt(store.path, record, partial(known[path].read, record))
     for notes, kind in NOTES.items():
         for record in sorted((store.path / notes).glob("*.json")):
             yield from _attempt(store.path, record, partial(read_record, record, kind))
@@ -166,21 +157,20 @@ def _check_records(store: FeatureStore) -> Iterator[Problem]:
     for spec in sorted((store.path / "features").glob("*/spec.json")):
         yield from _attempt(store.path, spec, partial(read_spec, spec))
         for commits in sorted(spec.parent.glob("*/*/commits")):
-            folder = commits.parent
-            yield from _attempt(store.path, folder, partial(_check_features, store, folder))
-    for place, listings in known.items():
-        if place.parent.name == "sources":
-            yield from _attempt(store.path, place, partial(_check_listings, store, listings))
+            yield from _attempt(store.path, commits.parent, partial(_check_features, store, commits.parent))
+    for path, listings in known.items():
+        if path.parent.name == "sources":
+            yield from _attempt(store.path, path, partial(_check_listings, store, listings))
     for name in store.task_names():
         yield from _attempt(store.path, store.path / "tasks" / name, partial(_check_task, store, name))
 
 
-def _attempt(root: Path, place: Path, check: Callable[[], object]) -> Iterator[Problem]:
+def _attempt(root: Path, path: Path, check: Callable[[], object]) -> Iterator[Problem]:
     try:
         check()
     except (FeatureCacheError, OSError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
-        yield Problem(_inside(root, place), shortened(what, 500), f"run `featurecache repair {root}`")
+        yield Problem(_inside(root, path), shortened(what, 500), f"run `featurecache repair {root}`")
 
 
 def _check_features(store: FeatureStore, folder: Path) -> None:
@@ -299,5 +289,5 @@ except OSError as error:
 """
 
 
-def _inside(root: Path, place: Path) -> str:
-    return str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
+def _inside(root: Path, path: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

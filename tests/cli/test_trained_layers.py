@@ -23,7 +23,7 @@ from conftest import RUNTIME, TINY, copied, need, write_cache
 
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
-from featurecache.deployment.answering import as_one_network, can_be_one_network
+from featurecache.deployment.one_network import as_one_network, can_be_one_network
 from featurecache.deployment.predict import predict
 from featurecache.deployment.saved import keep_head, open_head, with_layers
 from featurecache.errors import HeadError

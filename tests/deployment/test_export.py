@@ -335,7 +335,9 @@ def test_missing_packages_are_named(heads: dict[str, Path], tmp_path: Path, monk
 
 
 def test_heads_that_say_something_else_of_an_input_are_refused(changed: Any, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="changed was judged by the mean over views of each image, .* without --tta"):
+    with pytest.raises(
+        RequestError, match="changed was evaluated on the mean over views of each image, .* without --tta"
+    ):
         export_head(changed(judged_on="views"), tmp_path / "a", format="torch", backbone=TINY)
     identity = load_head(changed())[1]["identity"]
     half = changed(identity={**identity, "precision": "bfloat16"})

@@ -192,7 +192,7 @@ def test_a_missing_file_is_named(folder, file):
 def test_a_head_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     for name in ("one", "other"):
         save_head(tmp_path / name, _fitted("ridge")[0], META)
-    with pytest.raises(HeadError, match="no head in .*nowhere.*there are one, other beside it"):
+    with pytest.raises(HeadError, match="no head in .*nowhere.*there are one, other next to it"):
         load_head(tmp_path / "nowhere")
 
 

@@ -15,11 +15,11 @@ from torch.export import ExportedProgram
 from featurecache.deployment.exporting.network import ExportedNetwork
 from featurecache.errors import MissingExtraError
 
-Answers = Callable[[NDArray[Any]], NDArray[Any]]
-"""Loaded inputs (B, ...) to answers (B, K)."""
+Predict = Callable[[NDArray[Any]], NDArray[Any]]
+"""Loaded inputs (B, ...) to outputs (B, K)."""
 
+# Under which a file keeps its metadata, as JSON.
 KEY = "featurecache"
-"""Under which a file keeps what is known of it, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +34,17 @@ class Exported:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """How a network is written to a place and read from it; the two functions are in the module of that name."""
+    """How a network is written to a file or folder and read again; the two functions are in the module of that name."""
 
     module: str
     packages: tuple[str, ...] = ()
-    """What it needs beside torch."""
+    """Needed besides torch."""
     extra: str = ""
     """What installs them."""
     suffix: str
     """By which people know such a file."""
     files: tuple[str, ...] = ()
-    """Of a folder; empty: the place is a file."""
+    """Of a folder; empty for a format of a single file."""
 
     def check_packages(self) -> None:
         """Raise `MissingExtraError` where one is not installed."""
@@ -52,19 +52,20 @@ class Format:
             if find_spec(package) is None:
                 raise MissingExtraError(package, self.extra)
 
-    def write(self, exported: Exported, place: Path) -> None:
+    def write(self, exported: Exported, path: Path) -> None:
         """Write to a file, or into a folder that is there."""
-        self._functions().write(exported, place)
+        self._functions().write(exported, path)
 
-    def read(self, exported: Exported, place: Path) -> Answers:
+    def read(self, exported: Exported, path: Path) -> Predict:
         """Return what was written as a function of arrays."""
-        answers: Answers = self._functions().read(exported, place)
-        return answers
+        read: Callable[[Exported, Path], Predict] = self._functions().read
+        return read(exported, path)
 
     def _functions(self) -> Any:
         return importlib.import_module(f"featurecache.deployment.exporting.{self.module}")
 
 
+# By name.
 FORMATS = {
     "onnx": Format(module="onnx_file", suffix=".onnx", packages=("onnx", "onnxscript", "onnxruntime"), extra="export"),
     "torch": Format(module="torch_program", suffix=".pt2"),
@@ -77,4 +78,3 @@ FORMATS = {
     ),
     "safetensors": Format(module="weights_folder", suffix=".safetensors", files=("model.safetensors", "config.json")),
 }
-"""By name."""

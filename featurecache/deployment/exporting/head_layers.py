@@ -26,7 +26,7 @@ class SelectClasses(Layer):
 
 
 def head_layers(saved: SavedHead) -> nn.Sequential:
-    """Return layers that turn features ``(B, n_features)`` into what `predict` says of them.
+    """Return layers that turn features ``(B, n_features)`` into what `predict` returns.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Preprocessed inputs to answers as one network, and as a program that needs none of our code.
+"""Preprocessed inputs to outputs as one network, and as a program that needs none of our code.
 
 Axes: B batch, D features, K classes or other outputs.
 """
@@ -21,8 +21,8 @@ from featurecache.deployment.rounding import round_as
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import BackboneError, first_line
 
+# Where the backbone's own parameters are in an `ExportedNetwork`.
 BACKBONE_PATH = "features.tapped.network."
-"""Where the backbone's own parameters are in an `ExportedNetwork`."""
 
 
 class ExportedNetwork(nn.Module):
@@ -30,10 +30,9 @@ class ExportedNetwork(nn.Module):
 
     Parameters
     ----------
-    backbone, tap
-        What makes the features.
-    saved
-        What is said of them.
+    backbone : Backbone
+    tap : Tap
+    saved : SavedHead
     """
 
     def __init__(self, backbone: Backbone, tap: Tap, saved: SavedHead) -> None:
@@ -48,12 +47,20 @@ class ExportedNetwork(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (B, K) float32 for inputs as the loader makes them."""
         features_BD = self.features(inputs)[0].flatten(1)
-        answers: Tensor = self.head(round_as(features_BD, self._rounded_to))
-        return answers
+        outputs_BK: Tensor = self.head(round_as(features_BD, self._rounded_to))
+        return outputs_BK
 
 
 def trace(network: ExportedNetwork, example: Tensor, name: str) -> ExportedProgram:
     """Return the network as a program for batches of any size, without the weights that it does not use.
+
+    Parameters
+    ----------
+    network : ExportedNetwork
+    example : Tensor
+        A batch of inputs.
+    name : str
+        Of the backbone, for messages.
 
     Raises
     ------

@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from featurecache.deployment.exporting.format import KEY, Answers, Exported
+from featurecache.deployment.exporting.format import KEY, Exported, Predict
 from featurecache.errors import RequestError
 
 
@@ -38,15 +38,15 @@ def write(exported: Exported, path: Path) -> None:
     converted.save(path, external_data=False)
 
 
-def read(exported: Exported, path: Path) -> Answers:
+def read(exported: Exported, path: Path) -> Predict:
     """Return the file as a function."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def answers(batch: NDArray[Any]) -> NDArray[Any]:
+    def predict(batch: NDArray[Any]) -> NDArray[Any]:
         (found,) = session.run(None, {exported.about["input"]["name"]: batch})
         return found
 
-    return answers
+    return predict
 
 
 @contextmanager

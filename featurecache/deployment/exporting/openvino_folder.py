@@ -1,7 +1,7 @@
 """A folder with ``model.xml`` and ``model.bin`` for OpenVINO.
 
-Some CPUs compute in bfloat16 unless they are told otherwise, and a model cannot tell them: who compiles it passes the
-hint that `read` does to get the answers of `predict`.
+Some CPUs compute in bfloat16 unless the caller forbids it, and a model cannot do so by itself: the caller passes the
+hint that `read` does to get the outputs of `predict`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import openvino
 from numpy.typing import NDArray
 
 from featurecache.backbones.openvino_runtime import logging_kept, without_telemetry
-from featurecache.deployment.exporting.format import KEY, Answers, Exported
+from featurecache.deployment.exporting.format import KEY, Exported, Predict
 
 _MODEL = "model.xml"
 
@@ -32,12 +32,12 @@ def write(exported: Exported, folder: Path) -> None:
     openvino.save_model(model, folder / _MODEL, compress_to_fp16=False)
 
 
-def read(exported: Exported, folder: Path) -> Answers:
+def read(exported: Exported, folder: Path) -> Predict:
     """Return the model as a function."""
     compiled = openvino.Core().compile_model(folder / _MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    def answers(batch: NDArray[Any]) -> NDArray[Any]:
+    def predict(batch: NDArray[Any]) -> NDArray[Any]:
         found: NDArray[Any] = compiled(batch)[0]
         return found
 
-    return answers
+    return predict

@@ -69,8 +69,8 @@ def _sized(image, how):  # type: ignore[no-untyped-def]
     if not how["crop_first"]:
         return _cropped(_resized(image, how), how)
     crop, shorter = _sides(how["crop"]), min(image.size)
-    part = [max(shorter * each // side, 1) for each, side in zip(crop, _sides(how["resize"]), strict=True)]
-    return _filtered(_cropped(image, {**how, "crop": part}), crop[::-1], how)
+    area = [max(shorter * each // side, 1) for each, side in zip(crop, _sides(how["resize"]), strict=True)]
+    return _filtered(_cropped(image, {**how, "crop": area}), crop[::-1], how)
 
 
 def _filtered(image, size, how):  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from featurecache.deployment.exporting.format import KEY, Answers, Exported
+from featurecache.deployment.exporting.format import KEY, Exported, Predict
 
 
 def write(exported: Exported, path: Path) -> None:
@@ -20,13 +20,13 @@ def write(exported: Exported, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def read(exported: Exported, path: Path) -> Answers:
+def read(exported: Exported, path: Path) -> Predict:
     """Return the program as a function; only for a file just written here, because loading can run what is in it."""
     module = torch.export.load(io.BytesIO(path.read_bytes())).module()
 
-    def answers(batch: NDArray[Any]) -> NDArray[Any]:
+    def predict(batch: NDArray[Any]) -> NDArray[Any]:
         with torch.no_grad():
             found: NDArray[Any] = module(torch.from_numpy(batch)).numpy()
         return found
 
-    return answers
+    return predict

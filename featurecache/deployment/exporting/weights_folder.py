@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
-from featurecache.deployment.exporting.format import Answers, Exported
+from featurecache.deployment.exporting.format import Exported, Predict
 from featurecache.deployment.exporting.network import BACKBONE_PATH
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -39,7 +39,7 @@ def write(exported: Exported, folder: Path) -> None:
     (folder / _CONFIG).write_text(json.dumps({**exported.about, "head_layers": layers}, indent=1))
 
 
-def read(exported: Exported, folder: Path) -> Answers:
+def read(exported: Exported, folder: Path) -> Predict:
     """Return the network with nothing but these weights as a function."""
     twin = copy.deepcopy(exported.network)
     for tensor in twin.state_dict().values():
@@ -47,9 +47,9 @@ def read(exported: Exported, folder: Path) -> Answers:
     weights = safetensors.torch.load((folder / _WEIGHTS).read_bytes())
     twin.load_state_dict({name.replace(_PREFIX, BACKBONE_PATH, 1): w for name, w in weights.items()}, strict=False)
 
-    def answers(batch: NDArray[Any]) -> NDArray[Any]:
+    def predict(batch: NDArray[Any]) -> NDArray[Any]:
         with torch.no_grad():
             found: NDArray[Any] = twin(torch.from_numpy(batch)).numpy()
         return found
 
-    return answers
+    return predict

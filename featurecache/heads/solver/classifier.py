@@ -42,7 +42,7 @@ class LinearClassifier(HeadMixin, ClassifierMixin, BaseEstimator):
         """Return margins, (n_samples,) for two classes and (n_samples, n_classes) for more."""
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
-        margins = (rows @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
+        margins = (self._prepared(rows) @ self.coef_.T.astype(rows.dtype)).astype(np.float64) + self.intercept_
         return margins[:, 0] if margins.shape[1] == 1 else margins
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -92,6 +92,10 @@ class LinearClassifier(HeadMixin, ClassifierMixin, BaseEstimator):
         if weight.shape[1] == 1 and not self.multilabel_:
             weight, bias = weight * [-0.5, 0.5], bias * [-0.5, 0.5]
         return nn.Sequential(Linear(weight=weight, bias=bias))
+
+    def _prepared(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the rows that weights are for; a head may centre or normalise them."""
+        return rows
 
     def _fitted(self, weights_KD: NDArray[Any], intercept_K: NDArray[Any]) -> Self:
         """Take the weights of each class; of two classes their difference is all that matters."""

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Pairs of each problem, and bytes of them.
 _MOST, _LEAST, _BYTES = 30, 8, 64 << 20
-"""Pairs of each problem, and bytes of them."""
 
 # G groups, N numbers of a solution, H entries for pairs, U of them in use
 

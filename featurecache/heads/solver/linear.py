@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from featurecache.heads.solver.objective import LinearProblem, Loss
     from featurecache.heads.solver.path import LinearPath, Solutions
 
+# Features; above, no axes are computed (see `Preconditioner`).
 _MOST_ROTATED = 4096
-"""Features; above, no axes are computed (see `Preconditioner`)."""
 
 
 class LinearProbe(ClassifierBase, LinearClassifier):

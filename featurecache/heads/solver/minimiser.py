@@ -23,12 +23,12 @@ from featurecache.heads.solver.history import History
 from featurecache.heads.solver.objective import Objective
 
 _SUFFICIENT, _MOST_TRIALS, _FLATTER = 1e-4, 14, 0.9
+# Evaluations after which what is left to gain was seen to be a hundred times what a step promises, in proportion.
 _EVALUATIONS_PER_PROMISE = 50
-"""Evaluations after which what is left to gain was seen to be a hundred times what a step promises, in proportion."""
+# Of features that vary by one each: curvature that is taken for granted.
 _LEAST_VARIANCE = 1e-5
-"""Of features that vary by one each: curvature that is taken for granted."""
+# Features; above, finding their axes takes longer than it saves.
 _MOST_ROTATED = 4096
-"""Features; above, finding their axes takes longer than it saves."""
 _ROWS_FOR_AXES = 20_000
 _PAIRS_PER_SCALE = 4
 

@@ -17,8 +17,8 @@ from featurecache.heads.solver.minimiser import Minimiser, Tolerance
 from featurecache.heads.solver.objective import LinearProblem, Objective
 from featurecache.heads.solver.row_space import RowSpaces
 
+# Numbers in all rows: with fewer, leaving out the rows of a fold saves less than a product for each fold takes.
 _FOLD_BLOCKS_FROM = 1_000_000
-"""Numbers in all rows: with fewer, leaving out the rows of a fold saves less than a product for each fold takes."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """A backbone and the layers that were trained on its activations as one network, for any runtime to execute.
 
-Asked one after the other, the layers would compute in plain torch, and hold up what else there is to do; as one network
-they have all that a runtime brings: the faster of two, requests in flight, batches of the size that fits the device.
+Run one after the other, the layers would compute in plain torch, and hold up everything else; as one network they have
+all that a runtime brings: the faster of two, requests in flight, batches of the size that fits the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featurecache.store.dtypes import LARGEST
 
 
 class _Whole(nn.Module):
-    """Normalised images (B, C, H, W) to what the trained layers say, (B, K)."""
+    """Normalised images (B, C, H, W) to the outputs of the trained layers, (B, K)."""
 
     def __init__(self, backbone: Backbone, tap: Tap, layers: TrainableLayers, rounded_to: str) -> None:
         super().__init__()
@@ -34,10 +34,10 @@ class _Whole(nn.Module):
         self._limit = LARGEST.get(rounded_to, float("inf"))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute the activations, round them as the cache does, and ask the layers."""
+        """Compute the activations, round them as the cache does, and apply the layers."""
         (activations,) = self.frozen(images).values()
         outputs_BK: Tensor = self.layers(round_as(activations, self._rounded_to))
-        # Where the cache would have no features of an input, the layers have nothing to say of it.
+        # Where the cache would have no features of an input, there is no prediction either.
         largest_B1 = activations.flatten(1).abs().amax(dim=1, keepdim=True)
         return torch.where(largest_B1 <= self._limit, outputs_BK, torch.nan)
 
@@ -54,7 +54,7 @@ def can_be_one_network(saved: SavedHead) -> bool:
 
 
 def as_one_network(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[SavedHead, Backbone, Tap]:
-    """Return a head that has nothing left to compute, a backbone that puts out what the layers say, and its tap.
+    """Return a head that has nothing left to compute, a backbone that computes the outputs of the layers, and its tap.
 
     Parameters
     ----------
@@ -69,6 +69,6 @@ def as_one_network(saved: SavedHead, network: Backbone, tap: Tap) -> tuple[Saved
     rest.shape, rest.n_features_in_ = (estimator.num_outputs,), estimator.num_outputs
     rest._layers = TrainableLayers(nn.Identity(), None)
     backbone = replace(network, module=whole, classifier=None, output_layers=())
-    answers = Tap(node=PRE_LOGITS, pooling="none", shape=rest.shape)
-    meta = {**saved.meta, "probe": None}  # that is of what the layers see
-    return replace(saved, estimator=rest, tap=answers.name, dtype="float32", meta=meta), backbone, answers
+    outputs = Tap(node=PRE_LOGITS, pooling="none", shape=rest.shape)
+    meta = {**saved.meta, "probe": None}  # that is of the activations before the layers
+    return replace(saved, estimator=rest, tap=outputs.name, dtype="float32", meta=meta), backbone, outputs
