@@ -6,28 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta, Struct
 
-from featurecache.errors import CorruptError, FeatureCacheError
+from featurecache.errors import CorruptError, shortened
 from featurecache.records import encode_record, read_record
 from featurecache.store.dtypes import STORED
 
 BLOCK_BYTES = 1 << 20
-_MAX_DIMENSIONS = 8
-_MOST = 1 << 62
+# Products of two such numbers of a stranger still fit into what Python and numpy compute with.
+Size = Annotated[int, Meta(ge=0, lt=1 << 62)]
+Length = Annotated[int, Meta(ge=1, lt=1 << 62)]
+Name = Annotated[str, Meta(pattern=r"^[^\W\d]\w{0,63}\Z")]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ArrayRecord:
+class ArrayRecord(Struct, frozen=True, kw_only=True):
     """Where one array lies in its shard, and the CRC-32 of each block of its bytes."""
 
     dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    crc32: tuple[int, ...]
-    block_bytes: int = BLOCK_BYTES
+    shape: Annotated[tuple[Length, ...], Meta(max_length=8)]
+    offset: Size
+    crc32: tuple[Size, ...]
+    block_bytes: Length
 
     @property
     def nbytes(self) -> int:
@@ -35,13 +38,12 @@ class ArrayRecord:
         return prod(self.shape) * np.dtype(STORED[self.dtype]).itemsize
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardRecord:
+class ShardRecord(Struct, frozen=True, kw_only=True):
     """A finished shard file: its digest, size and arrays."""
 
-    sha256: str
-    size: int
-    arrays: dict[str, ArrayRecord]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    size: Size
+    arrays: dict[Name, ArrayRecord]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,58 +71,23 @@ def encode_commit(shard: ShardRecord, body: Mapping[str, Any], *, version: int =
     version : int
         Of the record.
     """
-    arrays = {
-        name: {
-            "dtype": array.dtype,
-            "shape": list(array.shape),
-            "offset": array.offset,
-            "block_bytes": array.block_bytes,
-            "crc32": list(array.crc32),
-        }
-        for name, array in shard.arrays.items()
-    }
-    content = {"sha256": shard.sha256, "size": shard.size, "arrays": arrays, "body": dict(body)}
-    return encode_record("commit", content, version=version)
+    return encode_record("commit", {**msgspec.to_builtins(shard), "body": dict(body)}, version=version)
 
 
 def read_commit(path: Path) -> Commit:
     """Read a commit record and check that its numbers are possible."""
     record = read_record(path, "commit")
     try:
-        arrays = {_plain(name): _array_record(item, record["size"]) for name, item in record["arrays"].items()}
-        shard = ShardRecord(sha256=_hex(record["sha256"]), size=record["size"], arrays=arrays)
+        shard = msgspec.convert(record, ShardRecord)
+        for array in shard.arrays.values():
+            if array.dtype not in STORED or array.offset + array.nbytes > shard.size:
+                raise ValueError("an array does not fit its file")
+            if len(array.crc32) != -(-array.nbytes // array.block_bytes):
+                raise ValueError("wrong number of block checksums")
+        if not isinstance(record["body"], dict):
+            raise ValueError("it has no body")
         return Commit(key=path.stem, shard=shard, body=record["body"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, FeatureCacheError):
-            raise
-        raise CorruptError(f"{path} is not a possible commit record ({error!r}); run `featurecache repair`") from None
-
-
-def _array_record(item: dict[str, Any], size: int) -> ArrayRecord:
-    array = ArrayRecord(
-        dtype=item["dtype"],
-        shape=tuple(item["shape"]),
-        offset=item["offset"],
-        crc32=tuple(item["crc32"]),
-        block_bytes=item["block_bytes"],
-    )
-    numbers = (*array.shape, array.offset, array.block_bytes, size, *array.crc32)
-    if array.dtype not in STORED or not all(type(n) is int and 0 <= n < _MOST for n in numbers) or 0 in array.shape:
-        raise ValueError("impossible array")
-    if len(array.shape) > _MAX_DIMENSIONS or array.offset + array.nbytes > size or array.block_bytes < 1:
-        raise ValueError("an array does not fit its file")
-    if len(array.crc32) != -(-array.nbytes // array.block_bytes):
-        raise ValueError("wrong number of block checksums")
-    return array
-
-
-def _plain(name: str) -> str:
-    if not name.isidentifier() or len(name) > 64:
-        raise ValueError("a name that no array has")
-    return name
-
-
-def _hex(text: str) -> str:
-    if len(text) != 64 or set(text) - set("0123456789abcdef"):
-        raise ValueError("not a SHA-256")
-    return text
+    except (KeyError, ValueError) as error:  # of which msgspec.ValidationError is one
+        raise CorruptError(
+            f"{path} is not a possible commit record ({shortened(error)}); run `featurecache repair`"
+        ) from None

@@ -80,8 +80,7 @@ class Features:
     @cached_property
     def rows(self) -> Rows:
         """Rows that are cached, sorted."""
-        runs = [np.arange(start, stop) for start, stop, _, _ in self._runs]
-        return np.concatenate(runs) if runs else np.zeros(0, np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *map(np.arange, *self._runs[:2])])
 
     @cached_property
     def bad(self) -> dict[int, tuple[str, str]]:
@@ -93,7 +92,7 @@ class Features:
             if not np.isin([row for row, *_ in commit.body["bad"]], rows_of_commit(commit)).all():
                 raise CorruptError(f"{self._folder.path}: commit {commit.key} calls rows bad that it does not hold")
         # Where two writers' shards overlap only one of them is read, and only its record of a row counts.
-        owners = self._shard_of[self._run_of(np.array([row for _, row, _, _ in listed]))].tolist()
+        owners = self._runs[2, self._run_of(np.array([row for _, row, _, _ in listed]))].tolist()
         return {row: (s, why) for (number, row, s, why), owner in zip(listed, owners, strict=True) if number == owner}
 
     def ids_of(self, commit: Commit) -> Array:
@@ -158,8 +157,8 @@ class Features:
             return self._read_range(rows)
         self._refuse_bad(rows)
         run = self._locate(rows)
-        shards = self._shard_of[run]
-        stored = self._gatherer.take(shards, rows - self._shifts[run], self.sample_shape)
+        shards = self._runs[2, run]
+        stored = self._gatherer.take(shards, rows - self._runs[3, run], self.sample_shape)
         if self.dtype != "int8":
             return decode(stored, self.dtype)
         values = np.empty(stored.shape, np.float32)
@@ -172,12 +171,13 @@ class Features:
         start, stop = int(rows[0]), int(rows[-1]) + 1
         first, last = self._run_of(np.array([start, stop - 1])).tolist()
         bad = np.searchsorted(self._bad_rows, [start, stop])
-        joined = np.array_equal(self._starts[first + 1 : last + 1], self._stops[max(first, 0) : last])
-        if bad[0] != bad[1] or first < 0 or not joined or stop > self._stops[last]:
+        starts, stops = self._runs[:2]
+        joined = np.array_equal(starts[first + 1 : last + 1], stops[max(first, 0) : last])
+        if bad[0] != bad[1] or first < 0 or not joined or stop > stops[last]:
             self._refuse_bad(rows)
             self._locate(rows)
         values = np.empty((len(rows), *self.sample_shape), RETURNED[self.dtype])
-        for run_start, run_stop, number, shift in self._runs[first : last + 1]:
+        for run_start, run_stop, number, shift in self._runs[:, first : last + 1].T.tolist():
             low, high = max(start, run_start), min(stop, run_stop)
             shard = self._shard(number)
             stored = shard.slice("features", low - shift, high - shift)
@@ -211,10 +211,10 @@ class Features:
 
     def _run_of(self, rows: Rows) -> Rows:
         """The run that would hold each row."""
-        return np.searchsorted(self._starts, rows, side="right") - 1
+        return np.searchsorted(self._runs[0], rows, side="right") - 1
 
     def _holds(self, rows: Rows, run: Rows) -> NDArray[np.bool_]:
-        return (run >= 0) & (rows < self._stops[run]) if len(self._starts) else np.zeros(len(rows), bool)
+        return (run >= 0) & (rows < self._runs[1, run]) if self._runs.size else np.zeros(len(rows), bool)
 
     def _locate(self, rows: Rows) -> Rows:
         run = self._run_of(rows)
@@ -265,8 +265,8 @@ class Features:
         return RowGatherer("features", self.dtype, self._shard, len(self.commits))
 
     @cached_property
-    def _runs(self) -> list[tuple[int, int, int, int]]:
-        """(start, stop, shard, shift) sorted and without overlap; row k lies at k - shift in its shard."""
+    def _runs(self) -> NDArray[np.int64]:
+        """Sorted runs without overlap, (4, n_runs): start, stop, shard, shift; row k lies at k - shift in its shard."""
         runs: list[tuple[int, int, int, int]] = []
         end = 0
         for start, stop, shard, offset in sorted(
@@ -275,23 +275,8 @@ class Features:
             if (low := max(start, end)) < stop:  # two writers with different shard sizes may overlap
                 runs.append((low, stop, shard, start - offset))
                 end = stop
-        return runs
-
-    @cached_property
-    def _starts(self) -> Rows:
-        return np.array([run[0] for run in self._runs], np.int64)
-
-    @cached_property
-    def _stops(self) -> Rows:
-        return np.array([run[1] for run in self._runs], np.int64)
-
-    @cached_property
-    def _shard_of(self) -> Rows:
-        return np.array([run[2] for run in self._runs], np.int64)
-
-    @cached_property
-    def _shifts(self) -> Rows:
-        return np.array([run[3] for run in self._runs], np.int64)
+        # Transposed in memory too: searches in one of the four want its numbers side by side.
+        return np.array(runs, np.int64).reshape(-1, 4).T.copy()
 
 
 def runs_of_rows(rows: Rows) -> list[list[int]]:

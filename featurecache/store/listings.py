@@ -93,12 +93,12 @@ class Listings:
 
     def load(self, source: str | Path) -> Listing | None:
         """Return the last listing of a source, if there is one: by its key, or by the path of its folder."""
-        return _load(self._folder(source))
+        return self._folder(source).newest(listing_of)
 
     def all(self) -> list[Listing]:
         """Return the last listing of every source, the one extracted last at the end."""
         folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
-        listings = [_load(ShardFolder(folder, SOURCE)) for folder in folders if folder.is_dir()]
+        listings = [ShardFolder(folder, SOURCE).newest(listing_of) for folder in folders if folder.is_dir()]
         return sorted((listing for listing in listings if listing is not None), key=lambda listing: listing.order)
 
     def save(self, listing: Listing) -> Listing:
@@ -121,7 +121,7 @@ class Listings:
         }
         folder.publish_next(arrays, body, kind="source view")
         # If another writer was first, or is already further, its listing is as good: both scans are fresh.
-        return _load(folder) or listing
+        return folder.newest(listing_of) or listing
 
     def _folder(self, source: str | Path) -> ShardFolder:
         key = str(source.resolve()) if isinstance(source, Path) else source
@@ -131,10 +131,6 @@ class Listings:
 def merged_rows(listings: Sequence[Listing]) -> Rows:
     """Rows that any of the listings holds, sorted, each once."""
     return np.unique(np.concatenate([listing.unique_rows for listing in listings] or [np.zeros(0, np.int64)]))
-
-
-def _load(folder: ShardFolder) -> Listing | None:
-    return folder.newest(listing_of)
 
 
 def listing_of(commit: Commit, shard: MappedShard) -> Listing:

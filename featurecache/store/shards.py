@@ -116,7 +116,13 @@ class ShardWriter:
 
     def _record(self) -> ShardRecord:
         arrays = {
-            name: ArrayRecord(dtype=dtype, shape=shape, offset=self._offsets[name], crc32=self._sums[name].finish())
+            name: ArrayRecord(
+                dtype=dtype,
+                shape=shape,
+                offset=self._offsets[name],
+                crc32=self._sums[name].finish(),
+                block_bytes=BLOCK_BYTES,
+            )
             for name, (dtype, shape) in self._arrays.items()
         }
         for name, array in arrays.items():

@@ -217,7 +217,7 @@ class FeatureStore:
         return self.find(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views).open()
 
     def add_feature_set(self, identity: FeatureIdentity, about: BackboneAbout, tap: str, dtype: str) -> FeatureSet:
-        """Make the folder for features of one tap, by the fields of `FeatureSet`; harmless when it is there already."""
+        """Make the folder for features of one tap, if it is not there yet; parameters are those of `FeatureSet`."""
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
         body = {"identity": identity.to_json(), "about": msgspec.to_builtins(about)}
