@@ -138,7 +138,7 @@ def run(
     from featurecache.progress import Silent
     from featurecache.sources.opening import open_source
     from featurecache.sources.source import check_source
-    from featurecache.store.store import check_name
+    from featurecache.store.naming import check_name
 
     training, progress = training or TrainingSettings(), progress or Silent()
     # A name is the request with all defaults.

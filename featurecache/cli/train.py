@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.finetuning.training import keeps_statistics
     from featurecache.run import predict_command
     from featurecache.store.feature_sets import type_warnings
-    from featurecache.store.store import FeatureStore, check_name
+    from featurecache.store.naming import check_name
+    from featurecache.store.store import FeatureStore
 
     if args.save:
         check_name("head", args.save)

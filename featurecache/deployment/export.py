@@ -31,6 +31,7 @@ from featurecache.versions import installed_versions
 
 # Largest difference from `predict`: of probabilities, or of numbers relative to the largest (if above 1).
 TOLERANCE = 1e-4
+# Of the metadata; raised when a field changes its meaning.
 EXPORT_VERSION = 1
 # Of ONNX files; what runs them knows it since 2023.
 OPSET = 20

@@ -23,9 +23,11 @@ from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.probability import predict_outputs, predict_proba
 from featurecache.specs import FeatureIdentity, TaskKind, task_kind
-from featurecache.store.store import FeatureStore, check_name
+from featurecache.store.naming import check_name
+from featurecache.store.store import FeatureStore
 from featurecache.store.verify import Problem
 
+# A stranger's record must not have a head tried out on more memory than there is: two rows of 64 MiB.
 _MOST_FEATURES = 1 << 24
 
 

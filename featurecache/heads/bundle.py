@@ -28,6 +28,7 @@ from featurecache.records import encode_record, read_record, read_small_file
 _DIGEST = re.compile("[0-9a-f]{64}")
 JSON_NAME = "head.json"
 ARRAYS_NAME = "head.safetensors"
+# Nearest neighbours keep all their rows; a record of a stranger must not ask for more.
 MAX_ARRAYS_BYTES = 16 << 30
 _ATTEMPTS = 30
 OtherClass = Callable[[dict[str, Any]], type[HeadMixin] | None]

@@ -20,6 +20,7 @@ from featurecache.heads.head import Setting
 from featurecache.heads.registry import make_head
 from featurecache.heads.solver.classifier import LinearClassifier
 
+# Once more, and not until it converges: separable classes would take any number of them where C is large.
 _MORE_ITERATIONS = 5
 # Of features that are checked at a time.
 _ROWS_BYTES = 64 << 20

@@ -18,6 +18,7 @@ from featurecache.specs import TaskKind
 
 # Share of the mean variance that is added to all: without it, the covariance of equal features has no inverse.
 _LEAST_SHRINKAGE = 1e-6
+# Of residuals in float64 that are computed at a time.
 _BLOCK_BYTES = 64 << 20
 
 # n rows, D features, K classes

@@ -19,6 +19,7 @@ from featurecache.specs import TaskKind
 if TYPE_CHECKING:
     from torch import nn
 
+# Of similarities that are computed at a time: of a hundred thousand rows all pairs would take 40 GB.
 _BLOCK_BYTES = 64 << 20
 
 

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator
 
 from featurecache.errors import HeadError
 
+# Beyond these probabilities are zeros and ones, or all alike, in the digits that are printed.
 _LOG_TEMPERATURE_BOUNDS = (np.log(1e-3), np.log(1e3))
 
 

@@ -16,6 +16,7 @@ from featurecache.errors import CorruptError, shortened
 from featurecache.records import encode_record, read_record
 from featurecache.store.dtypes import STORED
 
+# A block is checked on its first use: a single row costs the checksum of a megabyte at most.
 BLOCK_BYTES = 1 << 20
 # Products of two such numbers of a stranger still fit into what Python and numpy compute with.
 Size = Annotated[int, Meta(ge=0, lt=1 << 62)]

@@ -24,6 +24,7 @@ Runs = list[list[float]]
 
 # Of a record; what is beyond is not recorded.
 _MOST_RUNS = 4096
+# Enough to find a channel that varies at all; a shard may be wide, and its bytes lie on a disk.
 _ROWS_READ = 256
 # Of shards that have no record of it.
 _MOST_SHARDS_READ = 64

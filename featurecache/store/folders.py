@@ -16,6 +16,7 @@ from featurecache.store.schemas import Schema
 from featurecache.store.shards import MappedShard, ShardWriter
 
 T = TypeVar("T")
+# An attempt fails only if another process replaced a shard in the same moment; thirty in a row are no coincidence.
 _ATTEMPTS = 30
 # Folders below one another: quarantine, number, features, fingerprint, tap, type, commits, and one to spare.
 _DEEPEST = 8

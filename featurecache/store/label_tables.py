@@ -15,6 +15,7 @@ from featurecache.specs import TaskKind, task_kind
 from featurecache.store.labels import SPLIT_OF, Label, TableLabels
 from featurecache.tables import Table, TableError, open_table, to_bytes
 
+# Data frames write 1.0 where a column has empty entries, spreadsheets TRUE.
 _YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 # Entries of people and data frames for an empty field.
 _BLANK = {"", "nan", "na", "n/a", "<na>", "none", "null"}

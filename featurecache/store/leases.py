@@ -20,6 +20,8 @@ from pathlib import Path
 from featurecache.atomic import partial_name
 from featurecache.stopping import forget, temporary
 
+# Twenty heartbeats must be missed before a lease counts for nothing: network file systems may stall for minutes, and
+# a lease that is lost too early has a shard computed twice.
 HEARTBEAT_SECONDS = 30.0
 EXPIRY_SECONDS = 600.0
 

@@ -1,12 +1,29 @@
-"""Names of feature sets in a table: short, and never two alike."""
+"""Names: those that people choose, and those of feature sets in a table, short and never two alike."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from featurecache.errors import RequestError
+
+# A folder name on every file system, and no option on a command line.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Short enough to be read out, and nearly always enough.
 _LEAST_DIGITS = 8
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a task or a head may have a name."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that could not be a plain folder name everywhere."""
+    if not is_name(name):
+        raise RequestError(f"{name!r} cannot be the name of a {kind}; use letters, digits, '.', '_' and '-'")
 
 
 def distinct_names(sets: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -27,6 +27,7 @@ Rows = NDArray[np.int64]
 
 # Samples added in one shard; more are added in several, so that memory stays flat.
 _MOST_ROWS = SAMPLES.most_rows
+# Rows of a column that are searched at a time: 8 MiB of ids.
 _BLOCK = 1 << 18
 
 

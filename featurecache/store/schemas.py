@@ -272,6 +272,7 @@ _TEXT: Arrays = {
 }
 _ID: tuple[tuple[str, ...], Shape] = (("uint8",), ("n", 32))
 
+# More than any folder of files holds; a length is bounded all the same before memory is reserved for it.
 _MANY = 1 << 40
 _SAMPLES: Arrays = {"id": _ID, "size": (("uint64",), ("n",)), **_TEXT}
 _SOURCE: Arrays = {"row": (("int64",), ("n",)), "stamp": (("int64",), ("n", 4)), **_TEXT}

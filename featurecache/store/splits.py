@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from featurecache.hashing import digest_bytes
 from featurecache.store.samples import Ids
 
+# Equal, because heads are chosen on the one and reported on the other, with intervals of the same width.
 _TEST_SHARE = _VALIDATION_SHARE = 0.2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,6 +28,7 @@ from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
+from featurecache.store.naming import check_name, is_name
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import (
     SAMPLES,
@@ -44,11 +44,11 @@ from featurecache.store.schemas import (
 from featurecache.store.task_builder import build_task
 from featurecache.store.tasks import Task, load_task, save_task
 
+# The second number grows with what an old release may ignore, the first with what it must not.
 FORMAT_NAME = "featurecache"
 FORMAT_VERSION = (1, 0)
 _CANNOT_MAKE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 T = TypeVar("T", bound=msgspec.Struct)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class FeatureStore:
@@ -217,7 +217,13 @@ class FeatureStore:
         return self.find(tap=tap, backbone=backbone, fingerprint=fingerprint, dtype=dtype, views=views).open()
 
     def add_feature_set(self, identity: FeatureIdentity, about: BackboneAbout, tap: str, dtype: str) -> FeatureSet:
-        """Make the folder for features of one tap, if it is not there yet; parameters are those of `FeatureSet`."""
+        """Make the folder for features of one tap, if it is not there yet.
+
+        Parameters
+        ----------
+        identity, about, tap, dtype
+            See `FeatureSet`.
+        """
         folder = self.path / "features" / identity.fingerprint
         make_folder(folder)
         body = {"identity": identity.to_json(), "about": msgspec.to_builtins(about)}
@@ -348,7 +354,7 @@ class FeatureStore:
     def task(self, name: str) -> Task:
         """Return a task by name."""
         folder = ShardFolder(self.path / "tasks" / name, TASK)
-        task = load_task(name, folder, self.samples) if _NAME.fullmatch(name) else None
+        task = load_task(name, folder, self.samples) if is_name(name) else None
         if task is None:
             advice = f"make it with `featurecache task add {self.path} {name} --from-folders`"
             raise UnknownNameError("task", name, self.task_names(), advice=advice)
@@ -378,12 +384,6 @@ def _recall(path: Path, kind: str, body: type[T]) -> T | None:
         return checked_body(read_record(path, kind), body, str(path))
     except (FileNotFoundError, CorruptError):
         return None
-
-
-def check_name(kind: str, name: str) -> None:
-    """Refuse a name that could not be a plain folder name everywhere."""
-    if not _NAME.fullmatch(name):
-        raise RequestError(f"{name!r} cannot be the name of a {kind}; use letters, digits, '.', '_' and '-'")
 
 
 def _check_format(marker: dict[str, Any], path: Path) -> None:

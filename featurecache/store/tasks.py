@@ -18,6 +18,7 @@ from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Ids, Rows, SampleTable, count_different, find_ids
 from featurecache.store.shards import MappedShard
 
+# Of features that are read into a given array at a time: the copy in the stored type comes on top.
 _BLOCK_BYTES = 64 << 20
 # On disk, a label of which it is not known whether it holds: releases that know no such thing refuse it.
 UNKNOWN = 2

@@ -37,6 +37,7 @@ from featurecache.text import TextColumn
 
 Level = Literal["structure", "blocks", "digest", "hdf5"]
 LEVELS: tuple[str, ...] = get_args(Level)
+# Whether numbers are finite takes a byte for each: of wide features not for a whole shard at once.
 _ROWS_AT_ONCE = 1024
 # Folder of what `repair` set aside.
 QUARANTINE = "quarantine"

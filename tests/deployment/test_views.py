@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -36,6 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, fc.FeatureStor
     return folder / "photos", store
 
 
+@functools.cache
 def train(store: fc.FeatureStore, *, tta: bool = False) -> fc.evaluation.training.TrainingReport:
     return fc.train_heads(store, store.task("colour"), [store.find(views=3)], HEADS, tta=tta, n_jobs=1)
 

@@ -11,8 +11,9 @@ from conftest import features_body
 
 from featurecache.errors import FormatVersionError, RequestError, StoreError, UnknownNameError
 from featurecache.specs import FeatureIdentity, PreprocessSpec
+from featurecache.store.naming import check_name
 from featurecache.store.schemas import BackboneAbout
-from featurecache.store.store import FeatureStore, check_name
+from featurecache.store.store import FeatureStore
 
 pytestmark = pytest.mark.quick
 
