@@ -244,16 +244,16 @@ def test_ridge_chooses_by_leave_one_out() -> None:
         assert np.mean(one_by_one == y) == pytest.approx(score)
 
 
-def test_a_path_takes_far_fewer_looks_at_the_rows_than_its_strengths_by_themselves() -> None:
+def test_a_path_takes_far_fewer_passes_than_its_values_of_C_one_by_one() -> None:
     """Each starts at the last solution, goes on in its direction, and remembers the curvature."""
     X, y = load_digits(return_X_y=True)
 
-    def looks(Cs: list[float]) -> int:
+    def passes(Cs: list[float]) -> int:
         found = LogisticProbe().fit_path(X.astype(np.float32), y, np.arange(len(y)) % 5, [{"C": C} for C in Cs])
         return sum(max(estimator.n_iter_ for estimator in fitted) for _, fitted in found)
 
     Cs = np.logspace(-4, 0, 17).tolist()
-    assert looks(Cs) < 0.27 * sum(looks([C]) for C in Cs)
+    assert passes(Cs) < 0.27 * sum(passes([C]) for C in Cs)
 
 
 def test_what_is_remembered_of_the_curvature_stays_exact_when_the_strength_changes() -> None:
@@ -398,7 +398,7 @@ def test_what_cannot_be_fitted_is_said(head: LogisticProbe, message: str) -> Non
         head.fit(*rows(2))
 
 
-def test_the_order_of_strengths_does_not_matter() -> None:
+def test_the_order_of_values_does_not_matter() -> None:
     X, y = rows(3)
     groups = np.arange(len(y)) // 3
     mixed, sorted_ = (

@@ -77,7 +77,7 @@ def test_a_label_that_never_or_always_holds():
     assert np.isfinite(MlpClassifier().fit(X, y).predict_proba(X)).all()
 
 
-def test_strengths_are_chosen_for_all_labels():
+def test_values_of_C_are_chosen_for_all_labels():
     X, y = data("multilabel")
     noisy = y.copy()
     noisy[::5] = 1 - noisy[::5]
