@@ -190,7 +190,7 @@ def test_test_time_views_need_views(made: tuple, tmp_path: Path, capsys: pytest.
     cache = str(tmp_path / "c")
     run = ["run", str(source), "--cache", cache, "--backbone", TINY, "--runtime", "torch", "--head", "logistic"]
     assert main([*run, "--tta"]) == 2
-    assert "--tta judges heads on views of each image; add --views K" in capsys.readouterr().err
+    assert "--tta evaluates heads on views of each image; add --views K" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
     report = said(capsys, *run, "--views", "2")
     assert {r["views"] for r in report["results"]} == {None, 2}
