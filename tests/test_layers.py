@@ -43,6 +43,7 @@ FLOORS = {
     "deployment": 5,
     "train": 5,
     "run": 6,
+    "verification": 6,
     "cli": 7,
     "testing": 7,
     "__init__": 8,

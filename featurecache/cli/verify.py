@@ -11,9 +11,7 @@ from featurecache.cli.output import counting, print_json, print_line, print_tabl
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
-    from featurecache.extraction.deep_verification import DeepVerification
-    from featurecache.progress import Progress
-    from featurecache.store.store import FeatureStore
+    from featurecache.verification import CacheVerification
 
 LEVELS = ("structure", "blocks", "digest", "hdf5")
 
@@ -44,11 +42,8 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check; status 1 when something is wrong."""
-    from dataclasses import replace
-
-    from featurecache.store.soundness import feature_warnings
     from featurecache.store.store import FeatureStore
-    from featurecache.store.verify import verify
+    from featurecache.verification import verify_cache
 
     store = FeatureStore.open(args.cache, strange=True)
     if args.deep and args.source is None:
@@ -59,37 +54,34 @@ def run(args: argparse.Namespace) -> int:
             f"--deep needs the inputs: name their folder, or their table and its --text-column, with --source{seen}"
         )
     with progress_on_stderr(quiet=args.quiet) as progress:
-        on_shard = counting(progress, "verifying shards")
-        found = verify(store, level=args.level, sample=args.sample, on_shard=on_shard)
-        # Heads are read by what the cache says: it has to be whole before.
-        if not found.problems and store.head_names():
-            from featurecache.deployment.saved import verify_heads
-
-            found = replace(found, problems=tuple(verify_heads(store)))
-        deep = _verify_deep(store, args, progress) if args.deep and not found.problems else None
-    problems = [*found.problems, *(deep.problems if deep else ())]
-    # A cache can be whole, and its features worth nothing.
-    warnings = [] if found.problems else feature_warnings(store.feature_sets())
+        found = verify_cache(
+            store,
+            level=args.level,
+            sample=args.sample,
+            inputs=inputs_of(args) if args.deep else None,
+            num_rows=args.rows,
+            on_shard=counting(progress, "verifying shards"),
+            progress=progress,
+        )
     if args.json:
-        documents = [warning.to_json() for warning in warnings]
-        print_json({**found.to_json(), "deep": deep and deep.to_json(), "warnings": documents})
-        return 1 if problems else 0
-    if problems:
-        print_table(["where", "what", "next"], [[problem.where, problem.what, problem.advice] for problem in problems])
-    print_line(f"{len(found.problems)} problems in {found.num_shards} shards, {found.num_bytes} bytes ({found.level})")
-    if deep:
+        print_json(found.to_json())
+    else:
+        _print(found, asked_deep=args.deep)
+    return 1 if found.problems else 0
+
+
+def _print(found: CacheVerification, *, asked_deep: bool) -> None:
+    stored, deep = found.stored, found.deep
+    if found.problems:
+        print_table(["where", "what", "next"], [[each.where, each.what, each.advice] for each in found.problems])
+    print_line(
+        f"{len(stored.problems)} problems in {stored.num_shards} shards, {stored.num_bytes} bytes ({stored.level})"
+    )
+    if deep is not None:
         print_line(
             f"{deep.num_rows} rows computed again: {deep.num_identical} identical, {deep.num_close} within tolerance, "
             f"{deep.num_rows - deep.num_identical - deep.num_close} different"
         )
-    elif args.deep:
+    elif asked_deep:
         print_line("nothing was computed again: mend these problems first")
-    print_warnings(warnings)
-    return 1 if problems else 0
-
-
-def _verify_deep(store: FeatureStore, args: argparse.Namespace, progress: Progress) -> DeepVerification:
-    from featurecache.extraction.deep_verification import DEFAULT_ROWS, verify_deep
-
-    rows = DEFAULT_ROWS if args.rows is None else args.rows
-    return verify_deep(store, inputs_of(args), num_rows=rows, progress=progress)
+    print_warnings(found.warnings)
