@@ -58,7 +58,6 @@ class HeadResult:
     head: str
     params: Setting
     """The setting that was chosen from the head's grid."""
-    seconds: float
     protocol: str
     """How the setting was chosen: "validation" or "cross-validation"."""
     selection_accuracy: float | None
@@ -89,6 +88,7 @@ class HeadResult:
     converged: bool
     n_train: int
     """Rows that `estimator` was fitted on; each view is one."""
+    seconds: float
 
     def to_json(self) -> dict[str, object]:
         """Return the result as plain, finite JSON values, without arrays and estimator."""
@@ -247,26 +247,30 @@ def search(
                     steps.at(min(number, len(settings)), len(settings))
         finally:
             steps.end()
-        return _fit_chosen(head, estimator, selection, splits, measure, random_state, start)
+        # The chosen setting is fitted on all that it may see.
+        if validation is not None:
+            X, y, weight, groups = train.with_samples_of(validation).fit_rows()
+        final = clone(estimator).set_params(**selection.params)
+        converged = fit_estimator(final, X, y, weight, groups, name=head.name)
+        return _scored(
+            head, final, selection, splits, measure, random_state, converged=converged, n_train=len(y), start=start
+        )
 
 
-def _fit_chosen(
+def _scored(
     head: NamedHead,
-    estimator: BaseEstimator,
+    final: BaseEstimator,
     selection: Selection,
     splits: dict[str, SplitData],
     measure: Measure,
     random_state: int,
+    *,
+    converged: bool,
+    n_train: int,
     start: float,
 ) -> HeadResult:
-    """Fit the chosen setting on all that it may see, and score it."""
+    """Score a fitted head on the split that is reported, and its selection on the rows by which it was chosen."""
     reported = "test" if "test" in splits else "validation"
-    fitted = splits["train"]
-    if reported == "test" and "validation" in splits:
-        fitted = fitted.with_samples_of(splits["validation"])
-    X, y, weight, groups = fitted.fit_rows()
-    final = clone(estimator).set_params(**selection.params)
-    converged = fit_estimator(final, X, y, weight, groups, name=head.name)
     temperature, data = selection.temperature(), splits[reported]
     y_pred = measure.predict(final, data, temperature)
     proba = measure.predict_proba(final, data, temperature, y_pred)
@@ -277,7 +281,6 @@ def _fit_chosen(
     return HeadResult(
         head=head.name,
         params=selection.params,
-        seconds=time.perf_counter() - start,
         protocol=selection.protocol,
         selection_accuracy=selection.accuracy,
         selection_score=selection.score,
@@ -293,7 +296,8 @@ def _fit_chosen(
         estimator=final,
         temperature=temperature,
         converged=converged,
-        n_train=len(y),
+        n_train=n_train,
+        seconds=time.perf_counter() - start,
     )
 
 
