@@ -17,7 +17,7 @@ SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingState:
     """How far a training is, apart from tensors."""
 
     step: int
@@ -54,7 +54,7 @@ class Checkpoint:
         """Tell whether to write now."""
         return last or time.monotonic() - self._last >= self._every
 
-    def write(self, tensors: dict[str, Tensor], progress: Progress) -> None:
+    def write(self, tensors: dict[str, Tensor], progress: TrainingState) -> None:
         """Keep tensors and progress, all or nothing."""
         make_folder(self._path.parent)
         # safetensors takes no tensors on another device, and none with gaps.
@@ -62,13 +62,13 @@ class Checkpoint:
         publish_bytes(self._path, safetensors.torch.save(plain, {"progress": json.dumps(asdict(progress))}))
         self._last, self._written = time.monotonic(), True
 
-    def read(self) -> tuple[dict[str, Tensor], Progress] | None:
+    def read(self) -> tuple[dict[str, Tensor], TrainingState] | None:
         """Return what was kept; None where nothing can be gone on from."""
         if not self._resume or not self._path.is_file():
             return None
         try:
             with safe_open(self._path, framework="pt") as file:
-                progress = Progress(**json.loads((file.metadata() or {})["progress"]))
+                progress = TrainingState(**json.loads((file.metadata() or {})["progress"]))
                 return {name: file.get_tensor(name) for name in file.keys()}, progress  # noqa: SIM118 (no mapping)
         # A name is complete, and so another program wrote this, or a release that kept something else.
         except (SafetensorError, KeyError, TypeError, ValueError):

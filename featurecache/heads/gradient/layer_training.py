@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from featurecache.errors import first_line
 from featurecache.heads.gradient.augmentation import AUGMENTATIONS
 from featurecache.heads.gradient.budget import Deadline
-from featurecache.heads.gradient.checkpoints import Checkpoint, Progress
+from featurecache.heads.gradient.checkpoints import Checkpoint, TrainingState
 from featurecache.heads.gradient.datasets import Dataset, Draw, blocks, read_ahead
 from featurecache.heads.gradient.losses import row_losses
 from featurecache.heads.gradient.options import LayerSetting
@@ -216,7 +216,7 @@ class LayerTrainer(Trainer[Batch]):
                 state = self._optimizer.state.get(p, {})
                 tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items()}
         stopping = self._stopping
-        progress = Progress(
+        progress = TrainingState(
             step=self.step,
             losses=self.losses,
             best=stopping.best if math.isfinite(stopping.best) else None,
@@ -268,7 +268,7 @@ class LayerTrainer(Trainer[Batch]):
             for name, tensor in self._kept.items():
                 tensor.copy_(tensors[name])
 
-    def _fits(self, tensors: dict[str, Tensor], progress: Progress) -> bool:
+    def _fits(self, tensors: dict[str, Tensor], progress: TrainingState) -> bool:
         """Tell whether a checkpoint is of this training: a file may be damaged, or another training's."""
         kinds = ("layers",) if progress.done else ("layers", "best")
         return all(
