@@ -110,13 +110,13 @@ def test_nothing_is_computed_twice(sweep: Callable, cached: Path) -> None:
 
 def test_results_do_not_depend_on_processes_and_order(cached: Path) -> None:
     store = FeatureStore.open(cached)
-    plan = Plan(heads=["logistic", "knn", "gda"], seeds=[0, 1], shots=[2, 5])
+    plan = Plan(heads=["logistic", "knn"], seeds=[0, 1], shots=[3])
     there = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=2)
     for record in (cached / "results").iterdir():
         record.unlink()
     here = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1)
     assert figures(here) == figures(there)
-    assert len(here.rows) == 2 * 3 * 2 * 2
+    assert len(here.rows) == 2 * 2 * 2
 
 
 def leftovers(cache: Path) -> list[Path]:
@@ -129,9 +129,9 @@ def leftovers(cache: Path) -> list[Path]:
         (1, {}),
         (2, {}),
         (1, {"on_test": True}),
-        (2, {"num_folds": 3}),
-        (1, {"shares": [0.5, 1]}),
-        (1, {"shots": [3], "seeds": [0, 1]}),
+        (2, {"num_folds": 2}),
+        (1, {"shares": [0.5]}),
+        (1, {"shots": [3]}),
     ],
     ids=str,
 )
@@ -251,7 +251,7 @@ def test_a_table_of_tasks_and_taps_holds_what_each_gives_alone(
 ) -> None:
     store = FeatureStore.open(of_several_tasks)
     plain = not changes and memory is None
-    tasks = [store.task(name) for name in ("hue", "half", "again", "third", "heavy")[: 5 if plain else 2]]
+    tasks = [store.task(name) for name in (("hue", "third", "heavy") if plain else ("hue", "half"))]
     sets = [store.find(tap=tap) for tap in ("stem.0:avg", "pre_logits:none")]
     plan = Plan(heads=["ridge", "majority"] if plain else ["ridge"], **changes)
     together = run_sweep(store, tasks, sets, plan, n_jobs=1, memory=memory)

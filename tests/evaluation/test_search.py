@@ -364,7 +364,10 @@ def stop():
     while max(busy, default=0) < 1.5:  # until some other process has computed for a while
         time.sleep(0.1)
         children = open(f"/proc/self/task/{{os.getpid()}}/children").read().split()
-        stats = [open(f"/proc/{{each}}/stat").read().rpartition(")")[2].split() for each in children]
+        try:
+            stats = [open(f"/proc/{{each}}/stat").read().rpartition(")")[2].split() for each in children]
+        except OSError:  # one has just ended
+            continue
         busy = {{int(each[11]) / os.sysconf("SC_CLK_TCK"): child for each, child in zip(stats, children)}}
     os.write(1, f"{{busy[max(busy)]}} ".encode())
     os.kill(os.getpid(), {int(number)})
