@@ -359,6 +359,8 @@ import os, signal, threading, time
 import numpy as np
 from featurecache.evaluation.search import evaluate_heads
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
 def stop():
     busy = {{}}
     while max(busy, default=0) < 1.5:  # until some other process has computed for a while
