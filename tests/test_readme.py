@@ -12,6 +12,7 @@ from conftest import COLOURS, REPOSITORY, write_image
 
 from featurecache.backbones.providers import efficientnet_lite
 from featurecache.cli import main
+from featurecache.heads.logistic import LogisticProbe
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -33,6 +34,7 @@ def test_commands_and_code_run(
     small = efficientnet_lite._PREPROCESS.override(resize=96, crop=96)
     monkeypatch.setattr(efficientnet_lite, "_PREPROCESS", small)
     few = ["logistic", "ridge", "knn", "majority"]
+    monkeypatch.setattr(LogisticProbe, "grid", {"C": [0.001, 0.1]})
     monkeypatch.setattr("featurecache.evaluation.training.list_heads", lambda **which: few)
     make_folder("flowers", per_class=10)
     write_image(tmp_path / "new_photos" / "new.png", COLOURS["red"], seed=9)

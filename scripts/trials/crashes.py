@@ -60,7 +60,7 @@ def try_kills(options: Options) -> list[Tally]:
         (scenario, action, at)
         for scenario in scenarios
         for action in KILLS
-        for at in _points(scenario, action, quick=options.quick, step=211)
+        for at in _points(scenario, action, quick=options.quick, step=307)
     ]
     points = Tally("kills at file-system calls left something wrong, lost or incomplete")
     _collect(points, injected, _kill_at, options.jobs)
@@ -81,7 +81,7 @@ def try_faults(options: Options) -> list[Tally]:
         (scenario, action, at)
         for scenario in scenarios
         for action in (FAULTS if scenario.before is None else FAULTS[1:3] + FAULTS[4:])
-        for at in _points(scenario, action, quick=options.quick, step=401)
+        for at in _points(scenario, action, quick=options.quick, step=601)
     ]
     faults = Tally("failing calls crashed, hung, were unclear, committed something wrong or could not be repaired")
     _collect(faults, injected, _fail_at, options.jobs)

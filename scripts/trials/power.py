@@ -59,7 +59,7 @@ def try_fsync(options: Options) -> list[Tally]:
     run = _record(options.scratch)
     rng = random.Random(0)
     cuts = range(1, len(run.ops) + 1)
-    chosen = sorted({*rng.sample(cuts, 8), *run.ends}) if options.quick else cuts
+    chosen = sorted({*rng.sample(cuts, 4), *run.ends}) if options.quick else cuts
     crashes = [
         (run, cut, keeps) for cut in chosen for keeps in (KEEPS if not options.quick or cut in run.ends else KEEPS[:2])
     ]

@@ -233,7 +233,9 @@ def test_an_error_in_a_process_reaches_the_caller(monkeypatch):
 def test_tiny_training_parts(name, y, names):
     X = np.random.default_rng(0).normal(size=(len(y), 4)).astype(np.float32)
     X[:, 2] = 7
-    result = evaluate_head(name, {part: (X, np.array(y)) for part in names}, 3)
+    head = find_head(name)  # where a fold lacks a class, settings are fitted one by one: some of them will do
+    few = NamedHead(name, head.estimator, lambda num_rows: head.settings_for(num_rows)[::6])
+    result = evaluate_head(few, {part: (X, np.array(y)) for part in names}, 3)
     assert np.isfinite(result.proba).all()
     json.dumps(result.to_json(), allow_nan=False)
 
