@@ -70,7 +70,9 @@ def install_command(extra: str) -> str:
     except metadata.PackageNotFoundError:
         needed = []
     mark = re.compile(rf"""\bextra\s*==\s*["']{re.escape(extra)}["']""")
-    packages = [name.strip() for name, _, rule in (each.partition(";") for each in needed) if mark.search(rule)]
+    packages = [
+        name.strip() for name, _, rule in (requirement.partition(";") for requirement in needed) if mark.search(rule)
+    ]
     return f"pip install {shlex.join(packages or [f'featurecache[{extra}]'])}"
 
 
@@ -244,19 +246,23 @@ def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[s
         At most so many.
     """
     node = name.partition(":")[0].lower()
-    nodes = {each: each.partition(":")[0].lower() for each in known}
+    nodes = {known_name: known_name.partition(":")[0].lower() for known_name in known}
     ends = [
-        each for each, other in nodes.items() if f".{other}".endswith(f".{node}") or f".{node}".endswith(f".{other}")
+        known_name
+        for known_name, other in nodes.items()
+        if f".{other}".endswith(f".{node}") or f".{node}".endswith(f".{other}")
     ]
     close = difflib.get_close_matches(node, list(dict.fromkeys(nodes.values())), n=count, cutoff=0.6)
-    like = [each for other in close for each in nodes if nodes[each] == other]
+    like = [known_name for other in close for known_name in nodes if nodes[known_name] == other]
     # Of a long path, people often mistype the last name only.
     if not ends and not like:
-        last = {each: other.rpartition(".")[2] for each, other in nodes.items()}
+        last = {known_name: other.rpartition(".")[2] for known_name, other in nodes.items()}
         spelt = difflib.get_close_matches(
             node.rpartition(".")[2], list(dict.fromkeys(last.values())), n=count, cutoff=0.6
         )
-        like = [each for other in spelt for each in last if last[each] == other and not other.isdigit()]
+        like = [
+            known_name for other in spelt for known_name in last if last[known_name] == other and not other.isdigit()
+        ]
     return list(dict.fromkeys([*sorted(ends, key=len), *like]))[:count]
 
 

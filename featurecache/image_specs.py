@@ -234,7 +234,7 @@ def _side_or_sides(name: str, value: Any) -> int | tuple[int, int]:
 
 def _exceeds(crop: Any, resize: Any) -> bool:
     """Tell whether a crop is larger than an image in some direction; what is no size is refused later."""
-    crops, sides = ((each, each) if isinstance(each, int) else tuple(each) for each in (crop, resize))
+    crops, sides = ((size, size) if isinstance(size, int) else tuple(size) for size in (crop, resize))
     return any(one > other for one, other in zip(crops, sides, strict=True))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 GRACE_SECONDS = 3.0
 """From the signal until everything that is left is ended by force."""
 # Windows has no SIGHUP.
-_SIGNALS = tuple(int(each) for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP"))
+_SIGNALS = tuple(int(number) for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP"))
 _MANY = 1024
 _TRACKERS_SILENCE = "ignore:resource_tracker:UserWarning"
 """Of the process in which Python notes what others must not leave behind: it tells about what it removes, on stderr,
@@ -193,6 +193,6 @@ def _descendants(number: int) -> list[int]:
             if b"resource_tracker" not in (folder / "cmdline").read_bytes():
                 children.setdefault(parent, []).append(int(folder.name))
     found = list(children.get(number, []))
-    for each in found:
-        found += children.get(each, [])
+    for child in found:
+        found += children.get(child, [])
     return found

@@ -103,7 +103,7 @@ class TextColumn(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
+            return [self[number] for number in range(*index.indices(len(self)))]
         index = range(len(self))[index]  # negative ones count from the end
         return os.fsdecode(self.text[int(self.starts[index]) : int(self.starts[index + 1])].tobytes())
 

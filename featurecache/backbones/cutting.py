@@ -240,7 +240,9 @@ def _cut(
     modules = [module for layer in before if isinstance(layer, nn.Module) for module in layer.modules()]
     _check_statistics(modules, rest)
     # Of what comes before, single parameters among it.
-    frozen = {id(p) for module in modules for p in module.parameters(recurse=False)} | {id(each) for each in before}
+    frozen = {id(p) for module in modules for p in module.parameters(recurse=False)} | {
+        id(parameter) for parameter in before
+    }
     # Whole numbers, as quantised weights are, do not learn.
     own = {name: p for name, p in rest.named_parameters() if p.is_floating_point()}
     # In the order of their first use: a module holds its layers in another one.

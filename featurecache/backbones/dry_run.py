@@ -181,7 +181,7 @@ def watch_input(module: nn.Module, see: Callable[[Any], None]) -> RemovableHandl
     """Call ``see`` with the first tensor that a layer is given, at every call."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        see(next((found for each in (*args, *kwargs.values()) if (found := first_tensor(each)) is not None), None))
+        see(next((found for value in (*args, *kwargs.values()) if (found := first_tensor(value)) is not None), None))
 
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 

@@ -188,7 +188,7 @@ def _unknown_backbone(name: str) -> UnknownNameError:
     prefix, colon, _ = name.partition(":")
     if colon and prefix + colon not in _PROVIDERS:
         return UnknownNameError(
-            "backbone provider", prefix + colon, {*_PROVIDERS, *(f"{each}:" for each in plugin_names(ENTRY_POINTS))}
+            "backbone provider", prefix + colon, {*_PROVIDERS, *(f"{name}:" for name in plugin_names(ENTRY_POINTS))}
         )
     return UnknownNameError("backbone", name, known, advice="see `featurecache backbones`")
 

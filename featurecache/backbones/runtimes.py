@@ -116,7 +116,7 @@ def open_runtime(
     converted = _prepare_openvino(backbone, taps, example, required=runtime == "openvino")
     if converted is None:
         return torch_runtime
-    rates = {each.name: _rate(each, example) for each in (quick, converted)} if chosen == "try" else {}
+    rates = {runtime.name: _rate(runtime, example) for runtime in (quick, converted)} if chosen == "try" else {}
     if rates and rates["openvino"] <= rates["torch"]:
         converted.close()
         torch_runtime.trial = rates
@@ -238,8 +238,8 @@ def _folded(backbone: Backbone, taps: Sequence[Tap]) -> Backbone | None:
         inputs = example_inputs(backbone)
         with torch.inference_mode():
             found, expected = (
-                {name: values.cpu().numpy() for name, values in TappedBackbone(each, taps)(inputs).items()}
-                for each in (folded, backbone)
+                {name: values.cpu().numpy() for name, values in TappedBackbone(candidate, taps)(inputs).items()}
+                for candidate in (folded, backbone)
             )
     # Networks look into their own layers in many ways; those that cannot do without a norm are left as they are.
     except Exception as error:

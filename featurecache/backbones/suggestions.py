@@ -74,7 +74,7 @@ def _is_stage(module: nn.Module) -> bool:
     containers = [
         child for child in module.children() if isinstance(child, _CONTAINERS) or class_name(child) in _CONTAINER_KINDS
     ]
-    if any(_holds_like_blocks(each) for each in (module, *containers)):
+    if any(_holds_like_blocks(container) for container in (module, *containers)):
         return True
     # A stage may begin with a downsampling layer next to its sequence of blocks: the larger half decides.
     half = _num_parameters(module) / 2

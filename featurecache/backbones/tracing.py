@@ -72,7 +72,7 @@ class Trace:
                     _Sizes(self._whole, tracer.graph).of(self._batch(n)).get(undecided.node) for n in (_FEW, _MORE)
                 ]
                 self._whole.train(training)
-                if not all(isinstance(each, bool) for each in found) or found[0] != found[1]:
+                if not all(isinstance(value, bool) for value in found) or found[0] != found[1]:
                     raise
                 decisions.append(bool(found[0]))
 

@@ -113,7 +113,7 @@ def _print(info: dict[str, Any]) -> None:
 
 
 def _print_warnings(documents: list[dict[str, Any]]) -> None:
-    print_warnings(ReportWarning(**each) for each in documents)
+    print_warnings(ReportWarning(**document) for document in documents)
 
 
 def _print_provenance(item: dict[str, Any]) -> None:

@@ -117,9 +117,9 @@ def climb_depths(store: FeatureStore, task: Task, args: argparse.Namespace) -> L
     if args.start is not None:
         raise RequestError("--depths auto starts every tail from a linear head; leave --start out")
     taps = [tap for tap in (*(args.tap or ()), *(args.from_tap or ())) if tap != "all"]
-    sets = [each for tap in taps or [None] for each in store.select_sets(tap=tap, **features_of(args))]
+    sets = [feature_set for tap in taps or [None] for feature_set in store.select_sets(tap=tap, **features_of(args))]
     sets += _images(store, task, args)
-    _warn_of_rounding([each for each in sets if not each.is_pooled])
+    _warn_of_rounding([feature_set for feature_set in sets if not feature_set.is_pooled])
     with progress_on_stderr(quiet=args.quiet) as progress:
         progress.start("climbing", len(sets))
         return climb(

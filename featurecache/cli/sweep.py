@@ -157,10 +157,16 @@ def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) 
     """Print one table for each score, and what was left out, doubtful or refused."""
     from featurecache.evaluation.summary import uncompared
 
-    named = dict(zip((each.key for each in sets), distinct_names([each.to_json() for each in sets]), strict=True))
-    for each in report.left_out:
-        row = each.row
-        warn(f"head {row.head} is left out on {named[row.set_key]}, task {row.task}: it {each.reason}")
+    named = dict(
+        zip(
+            (feature_set.key for feature_set in sets),
+            distinct_names([feature_set.to_json() for feature_set in sets]),
+            strict=True,
+        )
+    )
+    for head in report.left_out:
+        row = head.row
+        warn(f"head {row.head} is left out on {named[row.set_key]}, task {row.task}: it {head.reason}")
     names = distinct_names([line.to_json() for line in lines])
     for measure in dict.fromkeys(line.measure for line in lines):
         numeric = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]

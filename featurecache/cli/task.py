@@ -190,7 +190,7 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     rows: list[list[Any]]
     if task.kind == "regression":
         columns = [(name, c[c == c]) for name, c in zip(task.classes, task.labels.T, strict=True)]
-        rows = [[name, *(f"{each:.4g}" for each in (c.mean(), c.min(), c.max()))] for name, c in columns]
+        rows = [[name, *(f"{value:.4g}" for value in (c.mean(), c.min(), c.max()))] for name, c in columns]
         titles = ["mean", "least", "greatest"]
     else:
         rows, titles = [[name, count] for name, count in class_counts(task).items()], ["samples"]

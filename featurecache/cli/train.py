@@ -183,7 +183,7 @@ def print_results(report: TrainingReport) -> None:
         print_line(f"its probabilities there: log loss {measured.log_loss:.3f}, off by {error}")
     elif len(details.per_output) > 1:
         titles_of_outputs = list(details.per_output[0])
-        shown = [[_shown(value) for value in each.values()] for each in details.per_output[:50]]
+        shown = [[_shown(value) for value in output.values()] for output in details.per_output[:50]]
         columns = [title.replace("_", " ") for title in titles_of_outputs]
         print_table(columns, shown, numbers=columns[1:])
     if report.best.evaluated_on == "views":

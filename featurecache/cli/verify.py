@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
 def _print(found: CacheVerification, *, asked_deep: bool) -> None:
     stored, deep = found.stored, found.deep
     if found.problems:
-        print_table(["where", "what", "next"], [[each.where, each.what, each.advice] for each in found.problems])
+        print_table(
+            ["where", "what", "next"], [[problem.where, problem.what, problem.advice] for problem in found.problems]
+        )
     print_line(
         f"{len(stored.problems)} problems in {stored.num_shards} shards, {stored.num_bytes} bytes ({stored.level})"
     )

@@ -142,8 +142,8 @@ def _write_and_run(exported: Exported, format: str, path: Path, batches: list[ND
 
 def _check_path(out: Path, format: str, *, replace: bool) -> None:
     kind = FORMATS[format]
-    for other, each in FORMATS.items():
-        if other != format and out.suffix.lower() == each.suffix:
+    for other, known in FORMATS.items():
+        if other != format and out.suffix.lower() == known.suffix:
             raise RequestError(
                 f"{out} is named like {other}, and the format is {format}; pass --format {other}, or rename it"
             )
@@ -239,5 +239,5 @@ def _preprocess(preprocess: AnyPreprocess, tokenizer: str | None) -> dict[str, A
 def _difference(found: list[NDArray[Any]], expected: list[NDArray[np.float64]]) -> float:
     if any(one.shape != other.shape for one, other in zip(found, expected, strict=True)):
         return float("inf")
-    scale = max(1.0, *(float(np.abs(each).max()) for each in expected))
+    scale = max(1.0, *(float(np.abs(output).max()) for output in expected))
     return max(float(np.abs(one - other).max()) for one, other in zip(found, expected, strict=True)) / scale

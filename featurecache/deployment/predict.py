@@ -182,7 +182,7 @@ def _inputs(
     if text_column is not None:
         tables = [(path, open_source(path, text_column=text_column, id_column=id_column)) for path in named]
         return [
-            each for path, table in tables for each in inputs_of(table, prefix=f"{path}: " if len(tables) > 1 else "")
+            item for path, table in tables for item in inputs_of(table, prefix=f"{path}: " if len(tables) > 1 else "")
         ]
     found: list[Input] = []
     for source in open_sources(named):
@@ -191,7 +191,7 @@ def _inputs(
         name = (getattr(source, "prefix", "") or source.key).rstrip("/")
         # Classes without an image matter to nobody here.
         left_out = replace(getattr(source, "ignored", IgnoredFiles()), folders=(), num_folders=0).warnings()
-        warnings += left_out if len(named) == 1 else [each.about(name) for each in left_out]
+        warnings += left_out if len(named) == 1 else [warning.about(name) for warning in left_out]
     return found
 
 

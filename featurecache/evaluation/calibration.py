@@ -59,7 +59,7 @@ def calibration(y: np.ndarray, proba: np.ndarray) -> Calibration:
     # As many samples in each bin: with bins of equal width, nearly all samples of a good head lie in the last one.
     groups = np.array_split(np.argsort(confidence, kind="stable"), min(NUM_BINS, len(y)))
     bins = [Bin(len(some), float(confidence[some].mean()), float(right[some].mean())) for some in groups]
-    error = sum(each.n * abs(each.probability - each.right) for each in bins) / len(y)
+    error = sum(bin_.n * abs(bin_.probability - bin_.right) for bin_ in bins) / len(y)
     return Calibration(log_loss(y, proba), float(error), bins)
 
 

@@ -75,7 +75,7 @@ def sets_to_sweep(
     sets = [found for tap in names for found in store.select_sets(tap=tap, **choice)]
     if taps is None and not any(map(needs_tokens, heads)):
         sets = pooled_if_any(sets)
-    return list({each.key: each for each in sets}.values())
+    return list({feature_set.key: feature_set for feature_set in sets}.values())
 
 
 def set_of_images(store: FeatureStore, **choice: Unpack[FeatureChoice]) -> FeatureSet:
@@ -95,9 +95,9 @@ def set_of_images(store: FeatureStore, **choice: Unpack[FeatureChoice]) -> Featu
         raise RequestError("--views is of cached views, and --from-images of none; show views with --augment views")
     choice["views"] = 0
     sets = store.select_sets(**choice)
-    if others := [each for each in sets if each.fingerprint != sets[0].fingerprint]:
+    if others := [feature_set for feature_set in sets if feature_set.fingerprint != sets[0].fingerprint]:
         raise RequestError(
             f"{sets[0]} and {others[0]} are of two networks; say with --backbone or --fingerprint which of them is "
             "trained on images"
         )
-    return max(sets, key=lambda each: len(each.open().rows))
+    return max(sets, key=lambda feature_set: len(feature_set.open().rows))

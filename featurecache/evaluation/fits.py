@@ -74,17 +74,21 @@ def run_searches(
     """
     reasons = {
         head.name: reason_to_leave_out(head, splits, measure.n_outputs, memory=memory, named=named)
-        for head in {each.head.name: each.head for each in planned}.values()
+        for head in {planned_search.head.name: planned_search.head for planned_search in planned}.values()
     }
     to_do: dict[Resampling, list[PlannedSearch]] = {}
-    for each in planned:
+    for planned_search in planned:
         # Few labels are small, whatever the split is that they are taken from.
-        reason = None if each.resampling.takes_labels_away else reasons[each.head.name]
+        reason = None if planned_search.resampling.takes_labels_away else reasons[planned_search.head.name]
         if reason is None:
-            to_do.setdefault(each.resampling, []).append(each)
+            to_do.setdefault(planned_search.resampling, []).append(planned_search)
         else:
-            yield each, replace(each.row, error=f"head {each.head.name!r} {reason}"), "left out"
-    searches = [each for group in to_do.values() for each in group]
+            yield (
+                planned_search,
+                replace(planned_search.row, error=f"head {planned_search.head.name!r} {reason}"),
+                "left out",
+            )
+    searches = [planned_search for group in to_do.values() for planned_search in group]
     if not searches:
         return
     workers = min(effective_n_jobs(n_jobs), len(searches))
@@ -96,12 +100,16 @@ def run_searches(
         with memory_budget(folder, budget.left) as inner:
             resampled = resample(splits, resampling, kind=measure.kind, budget=inner)
             able = []
-            for each in group:
+            for planned_search in group:
                 try:
-                    check_streams(each.head, resampled["train"], kind=measure.kind)
-                    able.append(each)
+                    check_streams(planned_search.head, resampled["train"], kind=measure.kind)
+                    able.append(planned_search)
                 except HeadError as error:
-                    yield each, replace(each.row, n_train=len(resampled["train"]), error=str(error)), "left out"
+                    yield (
+                        planned_search,
+                        replace(planned_search.row, n_train=len(resampled["train"]), error=str(error)),
+                        "left out",
+                    )
             yield from _in_processes(able, resampled, measure, workers, steps_in, is_resampled=True)
 
 
@@ -111,8 +119,8 @@ def _fit_in_memory(resamplings: Iterable[Resampling], splits: Splits, kind: Task
         return False
     train = splits["train"]
     views = [train.eval_views] if train.fit_views is train.eval_views else [train.eval_views, train.fit_views]
-    sample_bytes = sum(each[:1].nbytes for each in views)
-    return max(num_samples_copied(splits, each, kind) for each in resamplings) * sample_bytes <= max_bytes
+    sample_bytes = sum(view[:1].nbytes for view in views)
+    return max(num_samples_copied(splits, resampling, kind) for resampling in resamplings) * sample_bytes <= max_bytes
 
 
 def num_samples_copied(splits: Splits, resampling: Resampling, kind: TaskKind) -> int:
@@ -141,10 +149,10 @@ def _in_processes(
     *,
     is_resampled: bool = False,
 ) -> Iterator[Result]:
-    arguments = ((each, splits, measure, is_resampled, steps_in) for each in searches)
+    arguments = ((search, splits, measure, is_resampled, steps_in) for search in searches)
     workers, large = min(workers, len(searches)), splits["train"].fit_views.size >= WORTH_A_PROCESS
     # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
-    if workers <= 1 and not (large and any(not each.head.interruptible for each in searches)):
+    if workers <= 1 and not (large and any(not planned_search.head.interruptible for planned_search in searches)):
         return starmap(_search, arguments)
     return in_processes(_search, arguments, workers=max(workers, 1))
 

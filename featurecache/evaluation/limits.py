@@ -34,7 +34,7 @@ def reason_to_leave_out(
         Somebody asked for it by name, and has the time.
     """
     fit_views = [data.fit_views for name, data in splits.items() if name != "test"]
-    n_samples, n_features = sum(each.shape[0] * each.shape[1] for each in fit_views), fit_views[0].shape[2]
+    n_samples, n_features = sum(views.shape[0] * views.shape[1] for views in fit_views), fit_views[0].shape[2]
     # Only those are asked that read rows as they are needed.
     if any(data.on_disk for data in splits.values()):  # heads that stream hold a block of rows
         n_samples = min(n_samples, _ROWS_OF_A_BLOCK)

@@ -196,7 +196,7 @@ class OfLabels(ResampledMeasure):
         counted = np.concatenate(counts, axis=1)
 
         def scores(weights: np.ndarray) -> np.ndarray:
-            precisions = np.stack([average_precision(weights, *each) for each in in_order], axis=1)
+            precisions = np.stack([average_precision(weights, *order) for order in in_order], axis=1)
             # A resample in which no sample has a label says nothing of that label.
             found = ~np.isnan(precisions)
             mean = np.where(found, precisions, 0.0).sum(axis=1) / np.maximum(found.sum(axis=1), 1)
@@ -228,8 +228,8 @@ class OfLabels(ResampledMeasure):
             if holds.any():
                 found[-1]["average_precision"] = float(average_precision_score(holds, values))
             if len(holds):
-                each = precision_recall_fscore_support(holds, values > 0.5, average="binary", zero_division=0.0)
-                found[-1] |= zip(("precision", "recall", "f1"), map(float, each[:3]), strict=True)
+                rates = precision_recall_fscore_support(holds, values > 0.5, average="binary", zero_division=0.0)
+                found[-1] |= zip(("precision", "recall", "f1"), map(float, rates[:3]), strict=True)
         return found
 
 
@@ -278,8 +278,8 @@ class OfNumbers(ResampledMeasure):
     def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
         """See `ResampledMeasure`."""
         if is_partial(y):
-            each = [_where_known(y, predictions, k) for k in _varying_numbers(y)]
-            scores = ([figure(*one) for one in each] for figure in (mean_absolute_error, root_mean_squared_error))
+            known = [_where_known(y, predictions, k) for k in _varying_numbers(y)]
+            scores = ([figure(*one) for one in known] for figure in (mean_absolute_error, root_mean_squared_error))
             return [self.score(y, predictions), *(float(np.mean(values)) for values in scores)]
         errors = float(mean_absolute_error(y, predictions)), float(root_mean_squared_error(y, predictions))
         return [self.score(y, predictions), *errors]
@@ -288,7 +288,7 @@ class OfNumbers(ResampledMeasure):
         """See `ResampledMeasure`."""
         evaluated = _varying_numbers(y)
         y, predictions, known = y[:, evaluated], predictions[:, evaluated], np.isfinite(y[:, evaluated])
-        error, centred = (np.where(known, each, 0.0) for each in (y - predictions, y - np.nanmean(y, axis=0)))
+        error, centred = (np.where(known, values, 0.0) for values in (y - predictions, y - np.nanmean(y, axis=0)))
         counted = np.concatenate([error**2, centred**2, centred, np.abs(error)], axis=1)
         # A resample may hold one number only: what rounding leaves of its spread is none.
         no_spread = 1e-9 * (centred**2).sum(axis=0) / known.sum(axis=0)

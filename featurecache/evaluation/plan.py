@@ -86,7 +86,7 @@ class Plan:
             kind=task.kind, weighted=task.weights is not None, partial=task.is_partial
         )
         # A head that is named twice is searched once.
-        return list({head.name: head for head in (resolve(each, task.kind) for each in heads)}.values())
+        return list({head.name: head for head in (resolve(name, task.kind) for name in heads)}.values())
 
     def num_searches(self, tasks: Sequence[Task], num_sets: int) -> int:
         """Return how many heads are fitted for these tasks on so many feature sets."""

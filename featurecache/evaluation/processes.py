@@ -35,7 +35,7 @@ def in_processes(
     # joblib takes one process for none; of two, only so many get work at a time.
     parallel = Parallel(n_jobs=max(workers, 2), backend="loky", return_as="generator_unordered", pre_dispatch=workers)
     try:  # processes are started by the call, before there are results
-        yield from parallel(delayed(_call)(os.getpid(), work, each) for each in arguments)
+        yield from parallel(delayed(_call)(os.getpid(), work, parameters) for parameters in arguments)
     except BaseException:
         _kill()
         raise

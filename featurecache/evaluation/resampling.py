@@ -167,7 +167,7 @@ def _fewer(train: SplitData, kept: np.ndarray, resampling: Resampling, kind: Tas
 
 def _shuffled_strata(y: np.ndarray, groups: np.ndarray | None, seed: int, kind: TaskKind) -> list[np.ndarray]:
     generator, strata = np.random.default_rng(seed), _strata(y, groups, kind, _QUARTERS)
-    return [generator.permutation(np.flatnonzero(strata == each)) for each in np.unique(strata)]
+    return [generator.permutation(np.flatnonzero(strata == stratum)) for stratum in np.unique(strata)]
 
 
 def _strata(y: np.ndarray, groups: np.ndarray | None, kind: TaskKind, at_least: int) -> np.ndarray:

@@ -178,7 +178,7 @@ def evaluate_heads(
     TaskError, HeadError
         As `evaluate_head`; a head that refuses the data is named.
     """
-    named = {head.name: head for head in (resolve(each, kind) for each in heads)}
+    named = {head.name: head for head in (resolve(name, kind) for name in heads)}
     measure = measure_of(kind, n_classes, balanced=balanced)
     checked = check_splits(splits, measure.check)
     train = checked["train"]
@@ -198,7 +198,7 @@ def evaluate_heads(
             results.append(result)
             if progress is not None:
                 progress.advance(1)
-    return sorted(results, key=lambda each: (-each.selection_score, list(named).index(each.head)))
+    return sorted(results, key=lambda result: (-result.selection_score, list(named).index(result.head)))
 
 
 def search(

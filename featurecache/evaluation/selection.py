@@ -95,7 +95,7 @@ class Selection:
         estimators : sequence
             Fitted with it, one for each fold.
         """
-        found = [self._predict(*each) for each in zip(estimators, self._held_out, strict=True)]
+        found = [self._predict(*pair) for pair in zip(estimators, self._held_out, strict=True)]
         predictions = _in_order(self._pairs, found) if self._pairs else found[0]
         score, loss = self._measure.score(self.data.y, predictions.y_pred), None
         if score < self.score:
@@ -139,7 +139,7 @@ class Selection:
             return 0.0
         y = np.concatenate([data.y for data in self._held_out])
         pairs = zip(estimators, self._held_out, strict=True)
-        return log_loss(y, np.concatenate([split_proba(*each, 1.0, self._measure.n_outputs) for each in pairs]))
+        return log_loss(y, np.concatenate([split_proba(*pair, 1.0, self._measure.n_outputs) for pair in pairs]))
 
 
 def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int) -> BaseCrossValidator:
@@ -173,16 +173,26 @@ def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int)
 def _in_order(pairs: Sequence[tuple[np.ndarray, np.ndarray]], found: Sequence[_Predictions]) -> _Predictions:
     """Put the predictions of the folds together, in the order of the samples."""
     # Folds come in their own order; scores and comparisons are by sample.
-    held_out = np.concatenate([each for _, each in pairs])
+    held_out = np.concatenate([indices for _, indices in pairs])
     order = np.argsort(held_out)
-    y_pred = np.concatenate([each.y_pred for each in found])[order]
-    if any(each.decisions is None for each in found):
-        if all(each.decisions is None for each in found):
+    y_pred = np.concatenate([fold_predictions.y_pred for fold_predictions in found])[order]
+    if any(fold_predictions.decisions is None for fold_predictions in found):
+        if all(fold_predictions.decisions is None for fold_predictions in found):
             return _Predictions(y_pred, None)
-        width = next(each.decisions.shape[1:] for each in found if each.decisions is not None)
+        width = next(
+            fold_predictions.decisions.shape[1:] for fold_predictions in found if fold_predictions.decisions is not None
+        )
         # A fold without which one class is left has a head of another kind, which has no decision values.
         decisions = [
-            np.full((len(each.y_pred), *width), -np.inf) if each.decisions is None else each.decisions for each in found
+            np.full((len(fold_predictions.y_pred), *width), -np.inf)
+            if fold_predictions.decisions is None
+            else fold_predictions.decisions
+            for fold_predictions in found
         ]
         return _Predictions(y_pred, np.concatenate(decisions)[order])
-    return _Predictions(y_pred, np.concatenate([each.decisions for each in found if each.decisions is not None])[order])
+    return _Predictions(
+        y_pred,
+        np.concatenate(
+            [fold_predictions.decisions for fold_predictions in found if fold_predictions.decisions is not None]
+        )[order],
+    )

@@ -101,7 +101,7 @@ class SplitData:
         """
         eval_views = _taken(self.eval_views, indices, budget)
         fit_views = eval_views if self.fit_views is self.eval_views else _taken(self.fit_views, indices, budget)
-        on_disk = budget is not None and any(isinstance(each, np.memmap) for each in (eval_views, fit_views))
+        on_disk = budget is not None and any(isinstance(views, np.memmap) for views in (eval_views, fit_views))
         return replace(self._of(indices), fit_views=fit_views, eval_views=eval_views, on_disk=on_disk)
 
     def for_evaluation(self, indices: np.ndarray) -> SplitData:
@@ -124,7 +124,7 @@ class SplitData:
         )
 
     def _of(self, indices: np.ndarray) -> SplitData:
-        groups, weight = (None if each is None else each[indices] for each in (self.groups, self.weight))
+        groups, weight = (None if values is None else values[indices] for values in (self.groups, self.weight))
         return replace(self, y=self.y[indices], groups=groups, weight=weight)
 
 

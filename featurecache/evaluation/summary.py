@@ -17,7 +17,7 @@ from featurecache.evaluation.sweep_row import SweepNames, SweepRow
 
 _shared_by = attrgetter("task", "kind", "measure", "shots", "share", "split")
 """What lines have in common that are compared: scores of another kind, or of other labels, are not of one scale."""
-_NAMES = [each.name for each in fields(SweepNames)]
+_NAMES = [field.name for field in fields(SweepNames)]
 _names_of = attrgetter(*_NAMES)
 
 
@@ -77,7 +77,7 @@ def summarise(rows: Sequence[SweepRow]) -> list[SweepLine]:
         groups.setdefault(_names_of(row), []).append(row)
     # Rows that failed have no score, and stay out of all comparisons.
     lines = [(_line(group), [row for row in group if row.error is None]) for group in groups.values()]
-    lines.sort(key=lambda each: (_sort_key(each[0]), math.inf if each[0].score is None else -each[0].score))
+    lines.sort(key=lambda line: (_sort_key(line[0]), math.inf if line[0].score is None else -line[0].score))
     best: dict[tuple[object, ...], list[SweepRow]] = {}
     found = []
     for line, good in lines:
@@ -102,8 +102,12 @@ def uncompared(lines: Sequence[SweepLine]) -> list[SweepLine]:
 def _sort_key(line: SweepLine) -> list[tuple[int, float, str]]:
     """Return a key by which names sort as names and numbers as numbers: 5 shots before 10, before all."""
     return [
-        (2, 0.0, "") if each is None else (0, float(each), "") if isinstance(each, int | float) else (1, 0.0, str(each))
-        for each in _shared_by(line)
+        (2, 0.0, "")
+        if shared is None
+        else (0, float(shared), "")
+        if isinstance(shared, int | float)
+        else (1, 0.0, str(shared))
+        for shared in _shared_by(line)
     ]
 
 
@@ -191,4 +195,4 @@ def _sampling_variance_of_difference(row: SweepRow, other: SweepRow) -> float:
         # differently, which is at most the sum of both shares of errors.
         return min(2 - row.score - other.score, 1.0) / row.num_evaluated
     # Both heads find the same samples hard, so their scores go up and down together, not against each other.
-    return sum(_sampling_variance(each, each.score) for each in (row, other))
+    return sum(_sampling_variance(line, line.score) for line in (row, other))

@@ -93,7 +93,7 @@ class SweepReport:
         return {
             "summary": [line.to_json() for line in self.lines()],
             "rows": [row.to_json() for row in self.rows],
-            "heads_left_out": [each.to_json() for each in self.left_out],
+            "heads_left_out": [head.to_json() for head in self.left_out],
             "warnings": [warning.to_json() for warning in self.warnings],
             "kept": self.num_kept,
             "computed": len(self.rows) - self.num_kept,
@@ -139,17 +139,19 @@ def run_sweep(
     for task in tasks:
         plan.check(task)
     opened = open_task_features(store, tasks, sets, tta=plan.tta, balanced=plan.balanced)
-    without_features = [splits_without_features(each.task, each.features, each.eval_features)[1] for each in opened]
-    for each, splits in zip(opened, without_features, strict=True):
+    without_features = [
+        splits_without_features(features.task, features.features, features.eval_features)[1] for features in opened
+    ]
+    for features, splits in zip(opened, without_features, strict=True):
         # What cannot be split must not cost the fits before it, nor the reading of features.
         for resampling in plan.resamplings():
-            num_samples_copied(splits, resampling, each.measure.kind)
+            num_samples_copied(splits, resampling, features.measure.kind)
     report = SweepReport(warnings=feature_warnings(sets))
     with watched(progress) as steps_in:
-        for each, splits in zip(opened, without_features, strict=True):
-            planned, found, left_out = _planned(each, splits, plan), dict[str, SweepRow](), dict[str, LeftOut]()
+        for features, splits in zip(opened, without_features, strict=True):
+            planned, found, left_out = _planned(features, splits, plan), dict[str, SweepRow](), dict[str, LeftOut]()
             # Closed at once when somebody stops: a file of features may be open.
-            with closing(_results(store, each, planned, plan, n_jobs, memory, steps_in)) as results:
+            with closing(_results(store, features, planned, plan, n_jobs, memory, steps_in)) as results:
                 for search, row, state in results:
                     if state == "left out" and not plan.heads:
                         left_out.setdefault(row.head, LeftOut(row, _reason(row)))
@@ -186,22 +188,22 @@ def _results(
     # What a head does that somebody brought along may change without its name changing.
     brought = {head.name for head in plan.heads if isinstance(head, NamedHead)}
     to_do = []
-    for each in planned:
-        kept = None if each.head.name in brought else store.recall_result(each.key)
+    for search in planned:
+        kept = None if search.head.name in brought else store.recall_result(search.key)
         if kept is not None and set(kept) == set(COLUMNS):
             # The names of a task and its features are this cache's; the scores belong to their contents.
-            row = each.row
+            row = search.row
             names = {"task": row.task, "backbone": row.backbone, "fingerprint": row.fingerprint, "tap": row.tap}
-            yield each, SweepRow.from_json({**kept, **names, "dtype": row.dtype, "views": row.views}), "kept"
+            yield search, SweepRow.from_json({**kept, **names, "dtype": row.dtype, "views": row.views}), "kept"
         else:
-            to_do.append(each)
+            to_do.append(search)
     if not to_do:
         return
     task = features.task
     fit_splits = [split for split in SPLITS if split != "test" and task.has(split)]
     with memory_budget(store.path, memory) as budget:
         whole = read_splits(task, features.features, features.eval_features, fit_splits, budget)
-        for each, row, state in run_searches(
+        for search, row, state in run_searches(
             to_do,
             whole,
             features.measure,
@@ -212,9 +214,9 @@ def _results(
             named=bool(plan.heads),
             steps_in=steps_in,
         ):
-            if state == "computed" and each.head.name not in brought:
-                store.remember_result(each.key, row.to_json())
-            yield each, row, state
+            if state == "computed" and search.head.name not in brought:
+                store.remember_result(search.key, row.to_json())
+            yield search, row, state
 
 
 def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, resampling: Resampling) -> SweepRow:
@@ -270,7 +272,10 @@ def _digest_of_labels(features: TaskFeatures) -> str:
 
 def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels: str) -> str:
     measure = features.measure
-    fit_set, eval_set = ([each.fingerprint, each.tap, each.dtype] for each in (features.feature_set, features.eval_set))
+    fit_set, eval_set = (
+        [feature_set.fingerprint, feature_set.tap, feature_set.dtype]
+        for feature_set in (features.feature_set, features.eval_set)
+    )
     document = {
         "features": fit_set,
         "judged": eval_set,

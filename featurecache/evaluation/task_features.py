@@ -90,9 +90,9 @@ def open_task_features(
             raise RequestError(f"tap {feature_set.tap!r} has {num_numbers} numbers per sample; pool it")
         opened.append((feature_set, eval_set, features, eval_set.open()))
     return [
-        TaskFeatures(task, measure_of(task.kind, len(task.classes), balanced=balanced), *each)
+        TaskFeatures(task, measure_of(task.kind, len(task.classes), balanced=balanced), *features)
         for task in tasks
-        for each in opened
+        for features in opened
     ]
 
 
@@ -148,7 +148,7 @@ def read_splits(
     fit_views = {} if same else _read_into_one(features, {split: rows[split] for split in fit_splits}, budget)
     shape = features.view_shape
     lazy = np.memmap | InputDataset
-    on_disk = any(isinstance(each, lazy) for each in (*eval_views.values(), *fit_views.values()))
+    on_disk = any(isinstance(views, lazy) for views in (*eval_views.values(), *fit_views.values()))
     return {
         split: replace(
             data,
@@ -230,15 +230,17 @@ def _views_of(store: FeatureStore, plain: FeatureSet) -> FeatureSet:
     """Return the views of the samples of a plain feature set: the most that are cached."""
     tap, dtype = plain.tap, plain.dtype
     found = [
-        each for each in store.feature_sets() if each.num_views is not None and (each.tap, each.dtype) == (tap, dtype)
+        feature_set
+        for feature_set in store.feature_sets()
+        if feature_set.num_views is not None and (feature_set.tap, feature_set.dtype) == (tap, dtype)
     ]
-    found = [each for each in found if each.identity.plain.fingerprint == plain.fingerprint]
+    found = [feature_set for feature_set in found if feature_set.identity.plain.fingerprint == plain.fingerprint]
     if not found:
         raise RequestError(
             f"{plain} holds no views to evaluate heads on; leave --tta out, or run `featurecache extract --views K`"
         )
-    most = max(each.num_views or 0 for each in found)
-    first, *others = [each for each in found if each.num_views == most]
+    most = max(feature_set.num_views or 0 for feature_set in found)
+    first, *others = [feature_set for feature_set in found if feature_set.num_views == most]
     if others:
         raise RequestError(
             f"--tta may evaluate on {first} or on {others[0]}; name one with --views {most} --fingerprint, to train on "

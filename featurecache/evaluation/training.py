@@ -234,17 +234,17 @@ def train_heads(
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     # Samples of the last split are used once and never fitted on.
     fit_splits = [split for split in SPLITS if task.has(split)][:-1]
-    for each in open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers):
+    for features in open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers):
         # Of either features: a sample without one of them is in no split.
-        report.left_out |= {**task.left_out(each.features), **task.left_out(each.eval_features)}
+        report.left_out |= {**task.left_out(features.features), **task.left_out(features.eval_features)}
         with memory_budget(store.path, memory) as budget:
-            splits = read_splits(task, each.features, each.eval_features, fit_splits, budget)
+            splits = read_splits(task, features.features, features.eval_features, fit_splits, budget)
             for head in named:
                 check_limits(head, splits, len(task.classes), memory=memory)
             able = named
             if not named:
                 # On the features of one tap it may be too much, and on those of another not.
-                where = "" if len(sets) == 1 else f" (on {each.feature_set.tap})"
+                where = "" if len(sets) == 1 else f" (on {features.feature_set.tap})"
                 able = _able_heads(task, splits, memory, report.heads_left_out, where)
             results = evaluate_heads(
                 able,
@@ -256,7 +256,7 @@ def train_heads(
                 random_state=random_state,
                 progress=progress,
             )
-        report.heads += [TrainedHead(task, each.feature_set, result, each.eval_set) for result in results]
+        report.heads += [TrainedHead(task, features.feature_set, result, features.eval_set) for result in results]
     if not report.heads:
         reasons = "; ".join(f"{head} {reason}" for head, reason in report.heads_left_out.items())
         raise HeadError(f"no head can be fitted on these features ({reasons}); name one with --head")

@@ -142,7 +142,9 @@ class Draft:
             **({"cut": runs_of_rows(cut)} if len(cut) else {}),
             **({} if (constant := self._constant.runs()) is None else {"constant": constant}),
             **{
-                REMARK_FIELDS[each]: runs_of_rows(kept[remarks == each]) for each in np.unique(remarks).tolist() if each
+                REMARK_FIELDS[remark]: runs_of_rows(kept[remarks == remark])
+                for remark in np.unique(remarks).tolist()
+                if remark
             },
             **record,
         }

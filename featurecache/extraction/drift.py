@@ -196,8 +196,8 @@ def check_reference(recorded: ReferenceBody, tap: str, runtime: Runtime, modalit
         The features differ beyond tolerance.
     """
     now = reference(runtime, modality)
-    before, after = (np.array(each.features[tap], np.float32) for each in (recorded, now))
-    digests = [[InputDigests(*pair) for pair in each.stages] for each in (recorded, now)]
+    before, after = (np.array(record.features[tap], np.float32) for record in (recorded, now))
+    digests = [[InputDigests(*pair) for pair in record.stages] for record in (recorded, now)]
     limit = tolerance("float32", runtime.precision)
     if difference := _difference(before, after, limit):
         raise _drifted(difference, limit, tap, list(zip(*digests, strict=True)), modality)

@@ -114,5 +114,5 @@ def _warned(
         text=f"this cache is continued as it was begun, and {earlier.now}; {advice}",
     )
     # The backbone's own warning of this kind is about a default that is not used here.
-    others = tuple(each for each in backbone.warnings if each.kind != earlier.kind)
+    others = tuple(warning for warning in backbone.warnings if warning.kind != earlier.kind)
     return replace(backbone, warnings=(*others, warning))

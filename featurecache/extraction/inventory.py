@@ -66,7 +66,7 @@ class Inventory:
 
     def count_orphans(self, store: FeatureStore) -> int:
         """Count the samples that neither this source now nor another one, when last extracted, holds."""
-        others = [each for each in store.listings.all() if each.root != self.now.root]
+        others = [listing for listing in store.listings.all() if listing.root != self.now.root]
         return len(store.samples) - len(merged_rows([self.now, *others]))
 
     @cached_property

@@ -52,7 +52,7 @@ class ExtractionJob:
 
     def __getstate__(self) -> dict[str, object]:
         """Leave behind what this process has derived."""
-        names = {each.name for each in fields(self)}
+        names = {field.name for field in fields(self)}
         return {name: value for name, value in vars(self).items() if name in names}
 
     @property

@@ -60,8 +60,8 @@ class OpenShard:
         self._digests |= {self._num_come + index: s for index, s in enumerate(outcome.digests) if s is not None}
         self._collected.append(outcome)
         self._num_come += len(outcome.problems)
-        num_rows = sum(len(each.problems) for each in self._collected)
-        num_bytes = sum(values.nbytes for each in self._collected for values in each.features.values())
+        num_rows = sum(len(batch.problems) for batch in self._collected)
+        num_bytes = sum(values.nbytes for batch in self._collected for values in batch.features.values())
         is_last = self._num_come == len(self.rows)
         if not (is_last or num_rows >= _ROWS_AT_A_TIME or num_bytes >= _BYTES_AT_A_TIME):
             return None
@@ -79,7 +79,7 @@ class OpenShard:
         """
         good = [index for index in sorted(self._digests) if index not in self.drafts[0].bad]
         digests = [(int(self.rows[index]), self._digests[index]) for index in good[:_REFERENCE_ROWS]]
-        record = {**record, "probe": [[row, each.decoded, each.prepared] for row, each in digests]}
+        record = {**record, "probe": [[row, digest.decoded, digest.prepared] for row, digest in digests]}
         # A list, so that all are published: a race that is lost for one tap may be won for another.
         won = [draft.publish(self.rows, ids[self.rows], record) for draft in self.drafts]
         return all(won)

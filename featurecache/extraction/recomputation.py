@@ -96,15 +96,15 @@ def recompute_set_aside(store: FeatureStore, inputs: Inputs, *, progress: Progre
     DriftError
         This machine makes other features than those that are there.
     """
-    lost = [each for each in shards_set_aside(store) if inputs.concern(each.feature_set)]
+    lost = [shard for shard in shards_set_aside(store) if inputs.concern(shard.feature_set)]
     if not lost:
         return 0
     progress = progress or Silent()
     source = inputs.open_source()
-    fitting = sets_for(source, [each.feature_set for each in lost])
-    lost = [each for each in lost if each.feature_set in fitting]
+    fitting = sets_for(source, [shard.feature_set for shard in lost])
+    lost = [shard for shard in lost if shard.feature_set in fitting]
     listing = take_inventory(store, source, progress).now
-    return sum(_recompute(store, each, source, listing, inputs, progress) for each in lost)
+    return sum(_recompute(store, shard, source, listing, inputs, progress) for shard in lost)
 
 
 def _recompute(

@@ -158,7 +158,7 @@ class _Climb:
         training.check_views(sets)
         self.seen = dry_run(self.network, with_costs=True)
         # The latest layers first: they cost least, and each depth predicts the next.
-        self.whole = sorted(whole, key=lambda each: -self.seen.order[_node(each)])
+        self.whole = sorted(whole, key=lambda feature_set: -self.seen.order[_node(feature_set)])
         # Seconds of fitting the linear head, and of one operation; known when the former is fitted.
         self.linear_fit, self.flop = 0.0, 0.0
 
@@ -170,7 +170,7 @@ class _Climb:
     def run(self, on_plan: Callable[[LadderPlan], None], on_rung: Callable[[Rung], None]) -> Ladder:
         """Train all rungs; see `climb`."""
         training, task = self.training, self.training.task
-        plan = LadderPlan(rungs=tuple(_plan(training, each, self.seen) for each in self.whole))
+        plan = LadderPlan(rungs=tuple(_plan(training, feature_set, self.seen) for feature_set in self.whole))
         on_plan(plan)
         begun, linear = self.clock(), _LINEAR[task.kind]
         report = train_heads(
@@ -194,7 +194,7 @@ class _Climb:
             rungs.append(self._rung(feature_set, planned, report))
         on_rung(rungs[-1])
         training.remove_checkpoints(self.whole, [TAIL])
-        _choose(report, rungs, max(each.num_settings for each in plan.rungs))
+        _choose(report, rungs, max(rung.num_settings for rung in plan.rungs))
         overrun = max(self.clock() - self.deadline, 0.0)
         # The last step that began in time may end after it.
         if overrun >= 1:
@@ -300,9 +300,13 @@ def _node(feature_set: FeatureSet) -> str:
 def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[FeatureSet]]:
     """Return the pooled features to start with, those of the last layer if there are any, and the whole activations."""
     # What keeps its positions or tokens is for layers; the linear head that they are compared with sees one vector.
-    whole = [each for each in sets if not each.is_pooled]
-    networks = {each.fingerprint for each in whole}
-    pooled = [each for each in sets if each.is_pooled and (each.fingerprint in networks or not networks)]
+    whole = [feature_set for feature_set in sets if not feature_set.is_pooled]
+    networks = {feature_set.fingerprint for feature_set in whole}
+    pooled = [
+        feature_set
+        for feature_set in sets
+        if feature_set.is_pooled and (feature_set.fingerprint in networks or not networks)
+    ]
     if not pooled or not whole:
         missing = "whole activations (--tap layer3:none)" if pooled else "pooled features to begin with (--tap default)"
         otherwise = ", or train on the images too (--from-images FOLDER)" if pooled else ""
@@ -310,11 +314,11 @@ def _pooled_and_whole(sets: Sequence[FeatureSet]) -> tuple[FeatureSet, list[Feat
             f"a ladder needs {missing}; add them with `featurecache extract`{otherwise}, and see `featurecache inspect "
             "BACKBONE --tails`"
         )
-    if others := [each for each in whole if each.fingerprint != whole[0].fingerprint]:
+    if others := [feature_set for feature_set in whole if feature_set.fingerprint != whole[0].fingerprint]:
         raise RequestError(
             f"a ladder is of one network, and {whole[0]} and {others[0]} are of two; choose with --fingerprint"
         )
-    return next((each for each in pooled if each.tap.startswith("pre_logits:")), pooled[-1]), whole
+    return next((feature_set for feature_set in pooled if feature_set.tap.startswith("pre_logits:")), pooled[-1]), whole
 
 
 def _verdict(report: TrainingReport, head: TrainedHead, other: TrainedHead) -> str | None:

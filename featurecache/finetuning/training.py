@@ -178,7 +178,7 @@ class LayerTraining:
 
     def check_views(self, sets: Sequence[FeatureSet]) -> None:
         """Raise `RequestError` where views of images are asked for, and there are no images."""
-        if "views" in self.tuning.augment and not any(isinstance(each, ImageSet) for each in sets):
+        if "views" in self.tuning.augment and not any(isinstance(feature_set, ImageSet) for feature_set in sets):
             raise RequestError(
                 f"--augment views shows another part of each image in every epoch, and of {sets[0]} only activations "
                 "are kept; add --from-images FOLDER, or augment with brightness, noise or mixup"

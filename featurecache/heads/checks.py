@@ -239,8 +239,8 @@ def checked_grid_values(given: float | Sequence[float], name: str) -> list[float
     ValueError
         One that is not positive.
     """
-    values = sorted({float(each) for each in np.atleast_1d(np.asarray(given, np.float64))})
-    if not values or not all(np.isfinite(each) and each > 0 for each in values):
+    values = sorted({float(value) for value in np.atleast_1d(np.asarray(given, np.float64))})
+    if not values or not all(np.isfinite(value) and value > 0 for value in values):
         raise ValueError(f"{name} must be positive and finite, got {given!r}")
     return values
 

@@ -111,7 +111,7 @@ def _as_arrays(name: str, value: Any) -> Arrays:
     """Return a value of an earlier release as arrays, lists item by item."""
     if isinstance(value, list | tuple) and not all(isinstance(item, str) for item in value):
         items = [_as_arrays(f"{name}.{index}", item) for index, item in enumerate(value)]
-        return {key: array for each in items for key, array in each.items()}
+        return {key: array for item in items for key, array in item.items()}
     return {} if value is None else {name: np.asarray(value)}
 
 

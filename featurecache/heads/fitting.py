@@ -61,7 +61,7 @@ def fit_estimator(
     """
     y, limit = _with_unknown(estimator, y), estimator.get_params(deep=False).get("max_iter")
     given = {"sample_weight": weight, "groups": groups}
-    fit_params = {key: each for key, each in given.items() if each is not None and has_fit_parameter(estimator, key)}
+    fit_params = {key: value for key, value in given.items() if value is not None and has_fit_parameter(estimator, key)}
     for more in (1, _MORE_ITERATIONS):
         if more > 1:
             if not isinstance(limit, int) or limit < 1:
@@ -119,7 +119,7 @@ def fit_folds(
     if not fits_together(estimator, settings, y, fold):
         return _fit_each(estimator, settings, X, y, fold, weight, groups, name)
     given, known = {"sample_weight": weight, "groups": groups}, signature(estimator.fit_path).parameters
-    fit_params = {key: each for key, each in given.items() if each is not None and key in known}
+    fit_params = {key: value for key, value in given.items() if value is not None and key in known}
     found: Iterator[tuple[Setting, list[BaseEstimator]]] = estimator.fit_path(X, y, fold, settings, **fit_params)
     return found
 
@@ -166,7 +166,7 @@ def _fit_each(
 
 def _outside_folds(fold: np.ndarray) -> list[np.ndarray]:
     """Return which rows are outside each fold; all of them where no row is held out."""
-    return [fold != each for each in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
+    return [fold != number for number in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
 
 
 def _num_classes(y: np.ndarray) -> int:

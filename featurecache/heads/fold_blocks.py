@@ -169,7 +169,7 @@ class Moments:
 
         The scale of a feature that does not vary is one, as in scikit-learn's ``StandardScaler``.
         """
-        kept = torch.tensor([each != fold or each == NO_FOLD for each in self.folds], device=self.weight_F.device)
+        kept = torch.tensor([number != fold or number == NO_FOLD for number in self.folds], device=self.weight_F.device)
         weight = self.weight_F[kept].sum()
         mean = self.sum_FD[kept].sum(0) / weight
         variance = (self.square_FD[kept].sum(0) / weight - mean * mean).clamp(min=0.0)

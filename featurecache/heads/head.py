@@ -140,7 +140,7 @@ class HeadMixin:
         required = ("n_features_in_", *cls.arrays)
         if unknown := arrays.keys() - {*required, *cls.optional_arrays}:
             raise HeadError(f"a {name} has no attribute {min(unknown)!r}")
-        if missing := [each for each in required if each not in arrays]:
+        if missing := [name for name in required if name not in arrays]:
             raise HeadError(f"its {name} has no {missing[0]}")
         check_types(arrays, name)
         head.__dict__.update({key: array.item() if array.ndim == 0 else array for key, array in arrays.items()})

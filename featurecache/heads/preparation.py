@@ -53,8 +53,8 @@ def rows_to_stop_by(
     if counts.min() < _ENOUGH_OF_A_CLASS:
         return np.zeros(0, np.int64)
     drawn = []
-    for each in range(counts.shape[1]):
-        rows = generator.permutation(np.flatnonzero(y == each))
+    for column in range(counts.shape[1]):
+        rows = generator.permutation(np.flatnonzero(y == column))
         drawn.append(rows[: math.ceil(len(rows) * fraction)])
     return np.sort(np.concatenate(drawn))
 

@@ -64,7 +64,7 @@ def predict_outputs(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
     """Return labels or numbers of a head for them, (n_samples, n_outputs) float64: probabilities where there are."""
     found = estimator.predict_proba(X) if hasattr(estimator, "predict_proba") else estimator.predict(X)
     if isinstance(found, list):  # of scikit-learn's own, for each label the probabilities of its absence and presence
-        found = np.stack([each[:, -1] for each in found], axis=1)
+        found = np.stack([proba[:, -1] for proba in found], axis=1)
     return np.asarray(found, np.float64).reshape(len(X), -1)
 
 

@@ -186,7 +186,7 @@ def saved_class(type_name: str) -> type[HeadMixin] | None:
 def _names(kind: TaskKind) -> list[str]:
     kind = task_kind(kind)
     named = [name for name, classes in _classes().items() if any(kind in cls.kinds for cls in classes)]
-    return named + [name for each, name in _REGISTERED if each == kind and name not in named]
+    return named + [name for registered_kind, name in _REGISTERED if registered_kind == kind and name not in named]
 
 
 @functools.cache

@@ -141,7 +141,7 @@ class _Ridge(HeadMixin, BaseEstimator):
         held_out = np.unique(fold[fold >= 0])
         found = [_Systems([], targets.shape[1], X.shape[1]) for _ in range(max(len(held_out), 1))]
         for columns, known in columns_by_known_rows(is_known(targets)):
-            for each, number in zip(found, held_out if len(held_out) else [-1], strict=True):
+            for solution, number in zip(found, held_out if len(held_out) else [-1], strict=True):
                 kept = known & ((fold != number) | (fold < 0))
                 if kept.all():
                     system = self._system(X, targets[:, columns], weight)
@@ -153,7 +153,7 @@ class _Ridge(HeadMixin, BaseEstimator):
                     system = self._system(X[kept], targets[kept][:, columns], None if weight is None else weight[kept])
                 else:
                     continue
-                each.of_columns.append((columns, system.drop_rows()))
+                solution.of_columns.append((columns, system.drop_rows()))
         return found
 
     def _system(self, rows: Real, targets: Real, weight: Any) -> System:

@@ -88,7 +88,7 @@ def draw_intervals(rows: Sequence[Interval], *, floor: float | None = None, labe
 def draw_reliability(bins: Sequence[Bin]) -> str:
     """Draw how often predictions were right against their probability, one point for each bin."""
     figure, axes = _small_plot("probability of the prediction", "share that was right")
-    low = min([1.0, *(min(each.probability, each.right) for each in bins)])
+    low = min([1.0, *(min(bin_.probability, bin_.right) for bin_ in bins)])
     axes.plot([low, 1], [low, 1], color=_MUTED, linestyle="--", linewidth=1)
     axes.plot([b.probability for b in bins], [b.right for b in bins], "o-", color=_ACCENT, markersize=4)
     return _svg(figure)

@@ -56,14 +56,14 @@ def draw_sweep(lines: Sequence[SweepLine]) -> str:
         _by_labels(axes[1], mine, colours)
         _by_time(axes[2], most, colours)
         titles = (f"{plain_text(task)}: by layer", "by number of labels", "by time of training")
-        for each, title in zip(axes, titles, strict=True):
-            each.set_title(title, color=_INK, loc="left")
-            each.grid(color=_GRID)
-            each.set_axisbelow(True)
-            each.ticklabel_format(axis="y", useOffset=False)
+        for axis, title in zip(axes, titles, strict=True):
+            axis.set_title(title, color=_INK, loc="left")
+            axis.grid(color=_GRID)
+            axis.set_axisbelow(True)
+            axis.ticklabel_format(axis="y", useOffset=False)
             for side in ("top", "right"):
-                each.spines[side].set_visible(False)
-            each.tick_params(colors=_MUTED, labelcolor=_INK)
+                axis.spines[side].set_visible(False)
+            axis.tick_params(colors=_MUTED, labelcolor=_INK)
         axes[0].set_ylabel(f"{measure.replace('_', ' ')} (line: 95 % interval)", color=_INK)
     if heads:
         handles, names = figure.axes[0].get_legend_handles_labels()

@@ -127,7 +127,7 @@ class _Walk:
                 pending[-1].has_images = True
                 yield entry, path
             else:
-                self.ignored.add(*(os.fsdecode(each) for each in (entry.name, path, entry.path)))
+                self.ignored.add(*(os.fsdecode(name) for name in (entry.name, path, entry.path)))
 
     def _leave(self, pending: list[_Entered]) -> None:
         """Go back to the folder above, which reports its folders without images only if it has some itself."""

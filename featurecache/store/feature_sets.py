@@ -211,8 +211,8 @@ def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
     A conversion or an extraction that was killed leaves a type with fewer rows, whichever it is.
     """
     alike: dict[tuple[str, str], list[FeatureSet]] = {}
-    for each in sets:
-        alike.setdefault((each.fingerprint, each.tap), []).append(each)
+    for feature_set in sets:
+        alike.setdefault((feature_set.fingerprint, feature_set.tap), []).append(feature_set)
     types = list(DIGITS)
     return [
         same[0] if len(same) == 1 else max(same, key=lambda s: (len(s.open().rows), -types.index(s.dtype)))
@@ -222,23 +222,30 @@ def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
 
 def type_warnings(chosen: Iterable[FeatureSet], sets: Sequence[FeatureSet]) -> list[ReportWarning]:
     """Say of features that were chosen for their number type which other types there are."""
-    return [warning for each in chosen if (warning := _type_warning(each, sets)) is not None]
+    return [warning for feature_set in chosen if (warning := _type_warning(feature_set, sets)) is not None]
 
 
 def _type_warning(chosen: FeatureSet, sets: Sequence[FeatureSet]) -> ReportWarning | None:
-    alike = {each.dtype: each for each in sets if (each.fingerprint, each.tap) == (chosen.fingerprint, chosen.tap)}
-    others = [each for dtype, each in alike.items() if dtype != chosen.dtype]
+    alike = {
+        feature_set.dtype: feature_set
+        for feature_set in sets
+        if (feature_set.fingerprint, feature_set.tap) == (chosen.fingerprint, chosen.tap)
+    }
+    others = [feature_set for dtype, feature_set in alike.items() if dtype != chosen.dtype]
     if not others or chosen.dtype not in alike:
         return None
     most = len(chosen.open().rows)
-    known = ", ".join(f"{each.dtype} (--dtype {each.dtype}, {len(each.open().rows)} rows)" for each in others)
+    known = ", ".join(
+        f"{feature_set.dtype} (--dtype {feature_set.dtype}, {len(feature_set.open().rows)} rows)"
+        for feature_set in others
+    )
     text = f"the {chosen.dtype} features of {chosen.tap} are used ({most} rows); they are cached as {known} too"
     return ReportWarning(kind="stored_type", count=len(others), text=text)
 
 
 def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
     """Leave out features with positions or tokens, for layers to be trained on, where there are pooled ones too."""
-    return [each for each in sets if each.is_pooled] or list(sets)
+    return [feature_set for feature_set in sets if feature_set.is_pooled] or list(sets)
 
 
 def read_spec(spec: Path) -> tuple[FeatureIdentity, BackboneAbout]:

@@ -140,7 +140,10 @@ class _RowReader:
                 # The sample id that the bytes of the text have as an input.
                 key, shown = digest_bytes(to_bytes(key or "")), f"row {number:09d}"
             elif not (key := (key or "").strip()) or empty:
-                column = next((each for each in self.columns if not (row.get(each) or "").strip()), key_column)
+                column = next(
+                    (column_name for column_name in self.columns if not (row.get(column_name) or "").strip()),
+                    key_column,
+                )
                 raise TaskError(
                     f"{self.path} line {line}: the {column if key else key_column} is empty; fill it or drop the line"
                 )
@@ -184,8 +187,8 @@ class _RowReader:
         if set(holds.values()) == {None}:
             self.num_unknown_rows += 1
             return None
-        unknown = tuple(sorted(column for column, each in holds.items() if each is None))
-        return "\n".join(sorted(column for column, each in holds.items() if each)), unknown
+        unknown = tuple(sorted(column for column, value in holds.items() if value is None))
+        return "\n".join(sorted(column for column, value in holds.items() if value)), unknown
 
     def _numbers(self, line: int, entries: list[str]) -> tuple[str, tuple[str, ...]] | None:
         blank = [entry.lower() in _BLANK or entry == "?" for entry in entries]

@@ -41,22 +41,22 @@ def distinct_names(sets: Sequence[Mapping[str, Any]]) -> list[str]:
         Equal for equal sets only. The type and the backbone are named where there are several; views always; and the
         first digits of the fingerprint of sets that have all of these in common.
     """
-    several = {key for key in ("dtype", "backbone") if len({each[key] for each in sets}) > 1}
-    names = [_name(each, several) for each in sets]
+    several = {key for key in ("dtype", "backbone") if len({document[key] for document in sets}) > 1}
+    names = [_name(document, several) for document in sets]
     alike: dict[str, set[str]] = defaultdict(set)
-    for name, each in zip(names, sets, strict=True):
-        alike[name].add(each["fingerprint"])
+    for name, document in zip(names, sets, strict=True):
+        alike[name].add(document["fingerprint"])
     return [
-        f"{name} ({_shortened(each['fingerprint'], alike[name])})" if len(alike[name]) > 1 else name
-        for name, each in zip(names, sets, strict=True)
+        f"{name} ({_shortened(document['fingerprint'], alike[name])})" if len(alike[name]) > 1 else name
+        for name, document in zip(names, sets, strict=True)
     ]
 
 
-def _name(each: Mapping[str, Any], several: set[str]) -> str:
-    words = [str(each["tap"])]
-    if each["views"]:
-        words.append(f"{each['views']} views")
-    return ", ".join([*words, *(str(each[key]) for key in ("dtype", "backbone") if key in several)])
+def _name(document: Mapping[str, Any], several: set[str]) -> str:
+    words = [str(document["tap"])]
+    if document["views"]:
+        words.append(f"{document['views']} views")
+    return ", ".join([*words, *(str(document[key]) for key in ("dtype", "backbone") if key in several)])
 
 
 def _shortened(fingerprint: str, others: set[str]) -> str:

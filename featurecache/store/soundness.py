@@ -49,9 +49,9 @@ def held_type(sets: Sequence[FeatureSet], fingerprint: str, tap: str) -> str | N
     sets : sequence of FeatureSet
     fingerprint, tap : str
     """
-    mine = [each for each in sets if each.fingerprint == fingerprint and each.tap == tap]
+    mine = [feature_set for feature_set in sets if feature_set.fingerprint == fingerprint and feature_set.tap == tap]
     # Nothing is stored of bad inputs, so their type does not count.
-    return widest([each.dtype for each in mine if _has_good_rows(each)])
+    return widest([feature_set.dtype for feature_set in mine if _has_good_rows(feature_set)])
 
 
 def _has_good_rows(feature_set: FeatureSet) -> bool:

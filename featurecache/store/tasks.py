@@ -77,7 +77,8 @@ class Task:
     def warnings(self) -> list[ReportWarning]:
         """Return what is doubtful about the labels, as it was seen when the task was made."""
         return [
-            ReportWarning(**{**each, "examples": tuple(each["examples"])}) for each in self.about.get("warnings", [])
+            ReportWarning(**{**document, "examples": tuple(document["examples"])})
+            for document in self.about.get("warnings", [])
         ]
 
     def has(self, split: str) -> bool:

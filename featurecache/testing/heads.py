@@ -96,7 +96,7 @@ class HeadContract(ABC):
         memory = [known for size in sizes if (known := head.memory_needed(*size)) is not None]
         assert len(memory) in (0, len(sizes))
         assert sorted(memory) == memory
-        assert all(each > 0 for each in memory)
+        assert all(num_bytes > 0 for num_bytes in memory)
 
     def test_two_fits_are_equal(self, case: Case) -> None:
         X, _ = case.data()
@@ -181,7 +181,9 @@ class HeadContract(ABC):
     def _path_settings(self, head: Any) -> list[Setting]:
         """Return the first, a middle and the last of the settings that `fit_path` fits together."""
         names: frozenset[str] = getattr(head, "path_params", frozenset())
-        settings = [each for each in NamedHead("it", head).settings_for(NUM_ROWS) if each and each.keys() <= names]
+        settings = [
+            setting for setting in NamedHead("it", head).settings_for(NUM_ROWS) if setting and setting.keys() <= names
+        ]
         return [settings[index] for index in sorted({0, len(settings) // 2, len(settings) - 1})] if settings else []
 
 
@@ -208,7 +210,7 @@ def _garblings(arrays: Arrays, optional: Sequence[str]) -> Iterator[tuple[str, A
     yield "an array too many", {**arrays, "no_such_array_": np.zeros(1)}
     for name, array in arrays.items():
         if name not in optional:
-            yield f"without {name}", {key: each for key, each in arrays.items() if key != name}
+            yield f"without {name}", {key: array for key, array in arrays.items() if key != name}
         if array.ndim:
             yield f"{name} twice", {**arrays, name: np.concatenate([array, array])}
             yield f"{name} cut", {**arrays, name: array[:-1]}

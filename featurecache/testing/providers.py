@@ -68,7 +68,7 @@ class ProviderContract(ABC):
             assert "\n" not in str(raised.value)
             return
         before = torch.get_rng_state()
-        first, again, other = (load_backbone(each).identity for each in drawn)
+        first, again, other = (load_backbone(request).identity for request in drawn)
         assert torch.equal(torch.get_rng_state(), before)  # the caller's own draws go on as if nothing had been
         assert first == again
         assert first.weights != other.weights
@@ -90,8 +90,10 @@ class ProviderContract(ABC):
         backbone = load_backbone(request_)
         taps = _taps(backbone)
         features = _features(backbone, taps, _examples(backbone, 2))
-        assert {name: tuple(each.shape[1:]) for name, each in features.items()} == {tap.name: tap.shape for tap in taps}
-        assert all(torch.isfinite(each).all() for each in features.values())
+        assert {name: tuple(values.shape[1:]) for name, values in features.items()} == {
+            tap.name: tap.shape for tap in taps
+        }
+        assert all(torch.isfinite(values).all() for values in features.values())
 
     def test_features_are_the_same_twice_and_in_batches_of_any_size(self, request_: BackboneRequest) -> None:
         backbone = load_backbone(request_)

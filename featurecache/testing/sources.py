@@ -109,4 +109,4 @@ class SourceContract(ABC):
         assert raised.value.status == "changed"
         assert source.open(entry.name, stamp=None) != samples[entry.name]
         after = open_spec(spec)
-        assert dict(each[:2] for unit in after.units() for each in after.list(unit))[entry.name] != entry.stamp
+        assert dict(item[:2] for unit in after.units() for item in after.list(unit))[entry.name] != entry.stamp

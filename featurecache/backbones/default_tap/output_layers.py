@@ -117,7 +117,7 @@ def _input_of(network: nn.Module, call: Callable[[nn.Module, Tensor], Any], inpu
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.extend(each.clone() for each in args[:1] if isinstance(each, Tensor))
+        seen.extend(value.clone() for value in args[:1] if isinstance(value, Tensor))
 
     handle = network.get_submodule(path).register_forward_pre_hook(keep)
     try:

@@ -196,10 +196,10 @@ class _Recorder(TorchDispatchMode):
         fixed = [tensor for tensor, value in zip(operands, values, strict=True) if value is None]
         learned = any(self._find(tensor).learned for tensor in fixed)
         constants = tuple(self._constant(tensor) for tensor in fixed)
-        for index, tensor in enumerate({id(each): each for each in [*written, *results]}.values()):
+        for index, tensor in enumerate({id(value): value for value in [*written, *results]}.values()):
             value = self._make(func, tensor, sources, constants, index) if sources else None
             memory = self._memory_of(tensor, operands)
-            if any(tensor is each for each in written):
+            if any(tensor is other for other in written):
                 memory.written = value or memory.written
             self._known[tensor] = _Known(value, memory, learned and not sources)
 

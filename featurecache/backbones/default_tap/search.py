@@ -46,7 +46,7 @@ class Found:
 
     def removed(self) -> DefaultTap:
         """Return the default tap where the output layers are removed."""
-        candidates = tuple(each for each in self.default.candidates if each[0] not in self.lost)
+        candidates = tuple(candidate for candidate in self.default.candidates if candidate[0] not in self.lost)
         return replace(self.default, candidates=candidates)
 
     def kept(self) -> Found:
@@ -100,7 +100,7 @@ class OutputSearch:
             doubt = "it ends with a linear layer and a ReLU, as a network without its output layer does"
             return self._refuse(doubt, heads[0].sources)
         layers = [self._last_layer(head, heads) for head in heads]
-        inputs = {base_of(each.input) for each in layers if each is not None and each.input is not None}
+        inputs = {base_of(layer.input) for layer in layers if layer is not None and layer.input is not None}
         if None not in layers and len(inputs) == 1:
             (features,) = inputs
             if features is self._flow.input and any(is_convolution(head) for head in heads):
@@ -108,7 +108,7 @@ class OutputSearch:
             if (given := self._given_features(features)) is not None:
                 return self._take(given, heads, _GIVEN, also=[features])
             return self._take(features, heads, self._doubt_of(heads, marks))
-        return self._decide_among(heads, [each for each in layers if each is not None], marks)
+        return self._decide_among(heads, [layer for layer in layers if layer is not None], marks)
 
     def _decide_among(self, heads: list[Value], layers: Sequence[Call], marks: set[str]) -> Found:
         """Output layers that see different values: their common input, or the deepest of them."""
@@ -119,7 +119,9 @@ class OutputSearch:
             doubt = "its output layers see different slices of the features, of which the first is taken"
             return self._take(inputs[0], heads, doubt, paths=tuple(dict.fromkeys(call.path for call in layers)))
         # One hidden layer before each head at most, as detection and attribute networks have.
-        near = len(between) <= len(heads) and all(len(each.shape) == 2 and not is_convolution(each) for each in between)
+        near = len(between) <= len(heads) and all(
+            len(layer.shape) == 2 and not is_convolution(layer) for layer in between
+        )
         if near and common is not self._flow.input:
             doubt = "its output layers have hidden layers before them, and one common input, which is taken"
             certain = not between or self._layers_after(common, heads)

@@ -104,7 +104,7 @@ def _step(value: Value, known: dict[Value, Ends]) -> Ends:
     found = [ends_of(source, known) for source in value.sources]
     marks = frozenset(mark for ends in found for mark in ends.marks) | _marks(value)
     products = frozenset(product for ends in found for product in ends.products)
-    stops = frozenset(each for ends in found for each in ends.stops)
+    stops = frozenset(stop for ends in found for stop in ends.stops)
     # Concatenated outputs of linear layers are several output layers; of convolutions, branches of one block.
     joins = len(value.sources) > 1 and (value.op != "cat" or any(is_convolution(product) for product in products))
     # Asked last, and only where values join: it walks through all of the network between two products.

@@ -194,7 +194,7 @@ def _hide_order_of_outputs(network: UnflattenedModule) -> None:
 def _num_tensors(outputs: Any) -> int:
     if not isinstance(outputs, (tuple, list)):
         return 1
-    return sum(isinstance(each.meta.get("val"), Tensor) for each in outputs)
+    return sum(isinstance(output.meta.get("val"), Tensor) for output in outputs)
 
 
 def load_program(name: str, path: Path) -> ExportedNetwork:

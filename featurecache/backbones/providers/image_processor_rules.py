@@ -45,7 +45,7 @@ def sides_of(size: Any) -> tuple[int, int] | None:
 
 def for_each_channel(value: Any) -> tuple[float, ...]:
     """Return a number for each channel, as many as are given; a single number stands for all three."""
-    return tuple(float(each) for each in value) if isinstance(value, list | tuple) else (float(value),) * 3
+    return tuple(float(number) for number in value) if isinstance(value, list | tuple) else (float(value),) * 3
 
 
 Rule = Callable[[Settings, str], tuple[Settings, set[str]]]

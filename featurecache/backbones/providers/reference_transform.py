@@ -117,7 +117,9 @@ def _example(width: int, height: int, seed: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     # Squares of 60 and of 6 pixels, smoothed: a wrong crop shows in the large ones, a wrong filter in the small.
     coarse, fine = (rng.integers(0, 256, (height // n + 2, width // n + 2, 3), np.uint8) for n in (60, 6))
-    large, small = (Image.fromarray(each).resize((width, height), Image.Resampling.BICUBIC) for each in (coarse, fine))
+    large, small = (
+        Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC) for pixels in (coarse, fine)
+    )
     image = Image.blend(large, small, 0.25)
     draw = ImageDraw.Draw(image)
     for _ in range(6):

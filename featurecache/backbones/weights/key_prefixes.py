@@ -95,9 +95,9 @@ def choose_tensors(checkpoint: Checkpoint, own: Mapping[str, Tensor], forgiven: 
     """
     needed = [name for name in own if not name.startswith(forgiven) and not name.endswith(_OPTIONAL)]
     found = find_candidates(checkpoint, own, needed)
-    complete = every = [each for each in found if len(each.names) == len(needed)]
+    complete = every = [match for match in found if len(match.names) == len(needed)]
     if checkpoint.key == TOP:
-        complete = [each for each in every if not each.prefix]
+        complete = [match for match in every if not match.prefix]
     if len(complete) > 1 and not _equal(checkpoint, complete):
         raise WeightsError(_several(checkpoint, complete, len(needed), what))
     if not complete:
@@ -105,9 +105,9 @@ def choose_tensors(checkpoint: Checkpoint, own: Mapping[str, Tensor], forgiven: 
         return Choice(state=_state(checkpoint, best, ()), note=_tried(found, len(needed)))
     chosen = complete[0]
     state = _state(checkpoint, chosen, every)
-    rest = [each for each in found if len(each.names) >= _WORTH_A_WARNING * len(needed)]
-    rest = [each for each in rest if not set(each.names.values()) & set(chosen.names.values())]
-    rest = [each for each in rest if each not in every]
+    rest = [match for match in found if len(match.names) >= _WORTH_A_WARNING * len(needed)]
+    rest = [match for match in rest if not set(match.names.values()) & set(chosen.names.values())]
+    rest = [match for match in rest if match not in every]
     warning = _warn(checkpoint, chosen, rest, len(needed)) if rest and not checkpoint.key else None
     return Choice(state=state, note=_note(chosen, len(checkpoint.tensors) - len(state)), warning=warning)
 
@@ -128,12 +128,12 @@ def choose_section(checkpoint: Checkpoint, own: Mapping[str, Tensor], what: str)
     found = find_candidates(checkpoint, own, list(own))
     if not found:
         return _state(checkpoint, Candidate(prefix="", front="", names={}), ())
-    alike = [each for each in found if len(each.names) >= _WORTH_A_WARNING * len(found[0].names)]
-    apart = [each for each in alike[1:] if not set(each.names.values()) & set(alike[0].names.values())]
+    alike = [match for match in found if len(match.names) >= _WORTH_A_WARNING * len(found[0].names)]
+    apart = [match for match in alike[1:] if not set(match.names.values()) & set(alike[0].names.values())]
     if apart and not _equal(checkpoint, [alike[0], *apart]):
         raise WeightsError(_several(checkpoint, [alike[0], *apart], len(own), what))
     prefix = alike[0].prefix
-    return {name[len(prefix) :]: each for name, each in checkpoint.tensors.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
 
 
 def find_candidates(checkpoint: Checkpoint, own: Mapping[str, Tensor], needed: list[str]) -> list[Candidate]:
@@ -164,7 +164,7 @@ def find_candidates(checkpoint: Checkpoint, own: Mapping[str, Tensor], needed: l
         # The same change, said with a word more on both sides.
         if not (front and f".{prefix}".endswith(f".{front.removesuffix('.').rpartition('.')[2]}."))
     ]
-    return sorted(candidates, key=lambda each: -len(each.names))  # stable: the order of the file
+    return sorted(candidates, key=lambda match: -len(match.names))  # stable: the order of the file
 
 
 def _prefixes(name: str) -> list[str]:
@@ -177,7 +177,7 @@ def _state(checkpoint: Checkpoint, chosen: Candidate, complete: Iterable[Candida
     sections = {checkpoint.sections[name] for name in chosen.names.values()} or {""}
     # A second complete network inside the first, as a teacher in its student: its tensors are not unexpected.
     others = tuple(
-        each.prefix for each in complete if each.prefix != chosen.prefix and each.prefix.startswith(chosen.prefix)
+        match.prefix for match in complete if match.prefix != chosen.prefix and match.prefix.startswith(chosen.prefix)
     )
     return {
         chosen.front + name[len(chosen.prefix) :]: tensor
@@ -190,7 +190,7 @@ def _equal(checkpoint: Checkpoint, candidates: list[Candidate]) -> bool:
     """Tell whether all hold the same numbers: an average may be saved before it differs."""
     import torch
 
-    first, *others = (each.names for each in candidates)
+    first, *others = (match.names for match in candidates)
     return all(
         name in other and torch.equal(checkpoint.tensors[file_name], checkpoint.tensors[other[name]])
         for other in others
@@ -200,9 +200,9 @@ def _equal(checkpoint: Checkpoint, candidates: list[Candidate]) -> bool:
 
 def _several(checkpoint: Checkpoint, candidates: list[Candidate], num_needed: int, what: str) -> str:
     shown = ", ".join(
-        f"{_full_key(checkpoint, each)} ({len(each.names)} of {num_needed} tensors)" for each in candidates[:_SHOWN]
+        f"{_full_key(checkpoint, match)} ({len(match.names)} of {num_needed} tensors)" for match in candidates[:_SHOWN]
     )
-    before = next((each for each in candidates if _was_taken(checkpoint, each)), None)
+    before = next((match for match in candidates if _was_taken(checkpoint, match)), None)
     earlier = "" if before is None else f"; releases without that option took {_full_key(checkpoint, before)}"
     return (
         f"weights file {checkpoint.path} fits {what} in {len(candidates)} ways: {shown}"
@@ -223,13 +223,13 @@ def _full_key(checkpoint: Checkpoint, candidate: Candidate) -> str:
 
 
 def _warn(checkpoint: Checkpoint, chosen: Candidate, rest: list[Candidate], num_needed: int) -> ReportWarning:
-    shown = ", ".join(f"{each.key} ({len(each.names)} of {num_needed})" for each in rest[:_SHOWN])
+    shown = ", ".join(f"{match.key} ({len(match.names)} of {num_needed})" for match in rest[:_SHOWN])
     return ReportWarning(
         kind="weights_choice",
         count=len(rest),
         text=f"{checkpoint.path.name}: {chosen.key} was loaded, and has all tensors of the network; others of the file "
         f"have a part of them, and --weights-key names what to load: {shown}",
-        examples=tuple(each.key for each in rest),
+        examples=tuple(match.key for match in rest),
     )
 
 
@@ -243,5 +243,5 @@ def _note(chosen: Candidate, num_left_out: int) -> str:
 def _tried(found: list[Candidate], num_needed: int) -> str:
     if not found:
         return "no name fits under any prefix"
-    shown = Counter({f"{_note(each, 0) or 'names as they are'}": len(each.names) for each in found}).most_common(3)
+    shown = Counter({f"{_note(match, 0) or 'names as they are'}": len(match.names) for match in found}).most_common(3)
     return "prefixes tried: " + ", ".join(f"{what} ({count} of {num_needed} fit)" for what, count in shown)

@@ -168,7 +168,7 @@ def _wrapper(checkpoint: Checkpoint, section: str) -> str:
     """Return what all names of a section begin with: the section itself, then what training put in front."""
     # DataParallel in a compiled network puts both in front, in either order.
     front = f"{section}." if section else ""
-    names = [name for name, each in checkpoint.sections.items() if each == section]
+    names = [name for name, other in checkpoint.sections.items() if other == section]
     while added := next((w for w in _WRAPPERS if all(name.startswith(front + w) for name in names)), None):
         front += added
     return front

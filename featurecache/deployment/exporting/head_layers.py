@@ -58,7 +58,7 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
 def _flat(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers of nested sequences one after the other."""
     if isinstance(module, nn.Sequential):
-        for each in module:
-            yield from _flat(each)
+        for layer in module:
+            yield from _flat(layer)
     else:
         yield module

@@ -64,12 +64,12 @@ def _trimmed(image, how):  # type: ignore[no-untyped-def]
 def _sized(image, how):  # type: ignore[no-untyped-def]
     if side := how["first_resize"]:
         shorter, half = min(image.size), how["resize_rounding"] == "nearest"
-        size = [max((2 * each * side + half * shorter) // (2 * shorter), 1) for each in image.size]
+        size = [max((2 * length * side + half * shorter) // (2 * shorter), 1) for length in image.size]
         image = _filtered(image, size, {**how, "interpolation": how["first_interpolation"]})
     if not how["crop_first"]:
         return _cropped(_resized(image, how), how)
     crop, shorter = _sides(how["crop"]), min(image.size)
-    area = [max(shorter * each // side, 1) for each, side in zip(crop, _sides(how["resize"]), strict=True)]
+    area = [max(shorter * length // side, 1) for length, side in zip(crop, _sides(how["resize"]), strict=True)]
     return _filtered(_cropped(image, {**how, "crop": area}), crop[::-1], how)
 
 
@@ -108,7 +108,7 @@ def _cropped(image, how):  # type: ignore[no-untyped-def]
         canvas.paste(image, (0, 0) if corner else ((area[0] - image.width) // 2, (area[1] - image.height) // 2))
         image = canvas
     before = [(side - crop) / 2 for side, crop in zip(image.size, (width, height), strict=True)]
-    left, top = (int(each) if how["crop_rounding"] == "down" else round(each) for each in before)
+    left, top = (int(offset) if how["crop_rounding"] == "down" else round(offset) for offset in before)
     return image.crop((left, top, left + width, top + height))
 
 

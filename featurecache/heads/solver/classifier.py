@@ -164,8 +164,8 @@ def absent_classes(y: NDArray[Any], fold: NDArray[np.int64]) -> dict[int, NDArra
         return {}
     classes, y_index = np.unique(y, return_inverse=True)
     counts, found = np.bincount(y_index), {}
-    for index, each in enumerate(np.unique(fold[fold >= 0])):
-        absent = np.bincount(y_index[fold == each], minlength=len(classes)) == counts
+    for index, number in enumerate(np.unique(fold[fold >= 0])):
+        absent = np.bincount(y_index[fold == number], minlength=len(classes)) == counts
         if absent.any():
             found[index] = absent
     return found
@@ -176,5 +176,5 @@ def drop_classes(heads: Sequence[Any], absent: Mapping[int, NDArray[np.bool_]]) 
     for index, classes in absent.items():
         if isinstance(head := heads[index], LinearClassifier):
             head.classes_, head.coef_, head.intercept_ = (
-                each[~classes] for each in (head.classes_, head.coef_, head.intercept_)
+                array[~classes] for array in (head.classes_, head.coef_, head.intercept_)
             )

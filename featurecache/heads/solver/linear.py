@@ -108,7 +108,7 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         weight, rows, labels, fold = with_weight(weight, rows, labels, fold)
         path, data = self._path(), self._blocks(rows, self._take_labels(labels), fold, weight)
         start, converged = None, True
-        if held_out := [each for each in data.folds if each >= 0]:
+        if held_out := [number for number in data.folds if number >= 0]:
             # torch is loaded by those who fit, not by those who list heads.
             from featurecache.heads.solver.path import search_path
 
@@ -151,7 +151,7 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         one = copy(self)
         one.n_features_in_ = X.shape[1]
         data = one._blocks(X, one._take_labels(y), fold, sample_weight)
-        left_out, absent = [each for each in data.folds if each >= 0] or [-1], absent_classes(y, fold)
+        left_out, absent = [number for number in data.folds if number >= 0] or [-1], absent_classes(y, fold)
         Cs = [setting["C"] for setting in settings]
         for solutions in one._path().solve(data, one._problem(left_out), Cs):
             heads = [copy(one) for _ in left_out]  # hundreds: scikit-learn's clone would take longer than the fits

@@ -110,7 +110,9 @@ class System:
         stacked = (self._moment[:, None, :] * inverse[:, :, None]).reshape(len(self._moment), -1)
         dtype = self._X.dtype
         fitted, own = np.empty((num_rows, len(alphas), num_outputs), dtype), np.empty((num_rows, len(alphas)), dtype)
-        axes, stacked, inverse = (each.astype(dtype) for each in (self._axes / self._scale[:, None], stacked, inverse))
+        axes, stacked, inverse = (
+            array.astype(dtype) for array in (self._axes / self._scale[:, None], stacked, inverse)
+        )
         for rows in self._blocks():
             rotated = self._rooted(self._X[rows] - self.mean.astype(dtype), rows) @ axes
             fitted[rows] = (rotated @ stacked).reshape(-1, len(alphas), num_outputs)
@@ -127,8 +129,8 @@ class System:
             rows = np.flatnonzero(fold == number)
             few = len(rows) < self._X.shape[1] // 2
             found = self._corrected(rows, alphas) if few else self._without(rows, alphas)
-            for values, each in zip(outcomes, found, strict=True):
-                values[rows] = each
+            for values, solution in zip(outcomes, found, strict=True):
+                values[rows] = solution
         yield from outcomes
 
     def _corrected(self, rows: NDArray[np.int64], alphas: Sequence[float]) -> Iterator[Real]:

@@ -88,7 +88,7 @@ class Sigmoids:
         signed = margins_MKn.mul_(sign)
         loss_MKn, slope_MKn = softplus(-signed), torch.sigmoid(-signed).mul_(-sign)
         if bool(unknown_Kn.any()):
-            loss_MKn, slope_MKn = (each.masked_fill_(unknown_Kn, 0.0) for each in (loss_MKn, slope_MKn))
+            loss_MKn, slope_MKn = (array.masked_fill_(unknown_Kn, 0.0) for array in (loss_MKn, slope_MKn))
         return loss_MKn.sum(1), slope_MKn
 
 
@@ -162,7 +162,9 @@ class Objective:
         self.data, self.loss, self._blocks, self.device = data, problem.loss, blocks, data.device
         self.num_outputs = problem.loss.num_outputs(data.num_classes)
         known = [moments.without(fold) for fold in problem.left_out]
-        self.weight_G, self.mean_GD, self.scale_GD, counts_GC = (torch.stack(each) for each in zip(*known, strict=True))
+        self.weight_G, self.mean_GD, self.scale_GD, counts_GC = (
+            torch.stack(arrays) for arrays in zip(*known, strict=True)
+        )
         _, self.mean_D, self.scale_D, _ = moments.without(NO_FOLD)
         if not standardized:
             width = data.num_features if isinstance(blocks, FoldBlocks) else blocks[0].X.shape[-1]
@@ -170,7 +172,7 @@ class Objective:
             self.scale_GD = self.scale_GD.new_ones(len(known), width)
             self.mean_D, self.scale_D = self.mean_D.new_zeros(width), self.scale_D.new_ones(width)
         self.num_features = self.mean_GD.shape[1]
-        self._y, self._fold = (torch.from_numpy(each).to(data.device) for each in (data.y, data.fold))
+        self._y, self._fold = (torch.from_numpy(array).to(data.device) for array in (data.y, data.fold))
         self._left_out_G = torch.tensor(problem.left_out, device=data.device)
         # Classes without rows get no margin, so no probability; labels by themselves are never lacking.
         self._lacking_GC = (counts_GC <= 0) & (data.y.ndim == 1)

@@ -37,7 +37,7 @@ class RowSpaces:
     def __init__(self, data: FoldBlocks, left_out: Sequence[int], moments: Moments, *, standardize: bool) -> None:
         X = torch.from_numpy(np.asarray(data.X[:], np.float64)).to(data.device)
         known = [moments.without(fold) for fold in left_out]
-        self._mean_GD, self._scale_GD = (torch.stack([each[index] for each in known]) for index in (1, 2))
+        self._mean_GD, self._scale_GD = (torch.stack([moments[index] for moments in known]) for index in (1, 2))
         if not standardize:
             self._mean_GD, self._scale_GD = torch.zeros_like(self._mean_GD), torch.ones_like(self._scale_GD)
         found = [
