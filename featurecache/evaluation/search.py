@@ -156,6 +156,7 @@ def evaluate_heads(
     balanced: bool = False,
     random_state: int = 0,
     progress: Progress | None = None,
+    num_calls: int = 1,
 ) -> list[HeadResult]:
     """Evaluate several heads, in parallel processes where the data is large enough to be worth it.
 
@@ -167,6 +168,8 @@ def evaluate_heads(
         Processes at most; -1 is one per core. Results do not depend on it.
     progress : Progress, optional
         Told of each head that is ready, and of the settings of those that are fitted.
+    num_calls : int
+        Calls with data like this in a row: processes are started once for all.
 
     Returns
     -------
@@ -184,7 +187,7 @@ def evaluate_heads(
     train = checked["train"]
     # One that begins last would keep the other processes waiting for it.
     slowest_first = sorted(named.values(), key=lambda head: -head.relative_seconds)
-    worth_it = train.fit_views.size >= WORTH_A_PROCESS and not train.on_disk
+    worth_it = train.fit_views.size * num_calls >= WORTH_A_PROCESS and not train.on_disk
     workers = min(effective_n_jobs(n_jobs), len(named)) if worth_it else 1
     results = []
     with watched(progress) as folder:

@@ -255,6 +255,7 @@ def train_heads(
                 balanced=balanced,
                 random_state=random_state,
                 progress=progress,
+                num_calls=len(sets),
             )
         report.heads += [TrainedHead(task, features.feature_set, result, features.eval_set) for result in results]
     if not report.heads:

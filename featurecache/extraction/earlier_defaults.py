@@ -4,7 +4,8 @@ Every change of a default that would give features of another fingerprint, tap o
 
 * a provider says in `Provided.earlier` what it made of the same name before (preprocess, removed output layers, default
   tap), and `continue_earlier` loads that where the cache holds such features and none of today's;
-* the stored type that ``--dtype auto`` stands for is that of the features which are there: see `stored_types`.
+* the stored type that ``--dtype auto`` stands for is that of the features which are there: see
+  `featurecache.extraction.stored_type`.
 
 A second tap, type or fingerprint never begins next to an old one in silence.
 """
