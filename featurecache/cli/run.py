@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_summary(extraction)
         print_task(extraction.store, training.task, with_warnings=False)  # they stand at the end, with all others
-        print_results(training)
+        print_results(training, look_at_test=args.look_at_test, wide=args.wide)
         print_warnings(training.warnings)
         if done.report is not None:
             print_line(f"report: {done.report}")

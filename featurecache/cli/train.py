@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,8 @@ from featurecache.errors import OutputFailure, try_output
 from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
-    from featurecache.evaluation.training import TrainedHead, TrainingReport
+    from featurecache.evaluation.comparison import Comparison
+    from featurecache.evaluation.training import TrainingReport
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
     from featurecache.train import TrainingSettings
@@ -91,6 +94,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add_memory_option(group)
     group.add_argument(
+        "--look-at-test",
+        action="store_true",
+        help="show what every head scores on the test split, not the chosen one alone: for the end, after all choices",
+    )
+    group.add_argument("--wide", action="store_true", help="a table with settings, all scores and seconds")
+    group.add_argument(
         "--random-state", type=int, default=0, metavar="SEED", help="of splits, folds and fits (default 0)"
     )
 
@@ -123,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         outputs = {"saved": None if saved is None else str(saved), "failed_outputs": failed}
         print_json({**document, "frozen_statistics": frozen_statistics, **outputs})
         return report_failures(failures, debug=args.debug)
-    print_results(report)
+    print_results(report, look_at_test=args.look_at_test, wide=args.wide)
     if ladder is not None:
         print_ladder(ladder.to_json()["ladder"])
     if frozen_statistics:
@@ -160,23 +169,31 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
     )
 
 
-def print_results(report: TrainingReport) -> None:
-    """Print the table of heads, the chosen one first, and how the chosen one did."""
+def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: bool = False) -> None:
+    """Print the table of heads, the chosen one first, and how the chosen one did.
+
+    Parameters
+    ----------
+    report : TrainingReport
+    look_at_test : bool
+        Show what every head scored on the reported split, not the chosen one alone.
+    wide : bool
+        Show settings, all scores and seconds: more than 80 columns hold.
+    """
     for path, (status, reason) in list(report.left_out.items())[:5]:
         warn(f"{path} is left out: {status} ({reason})")
     for head, reason in report.heads_left_out.items():
         warn(f"head {head} is left out: it {reason}")
-    best, titles = report.best.result, report.measure.titles
-    primary, *others = titles
-    numeric = [f"by {best.protocol}", f"{best.reported} {titles[primary]}", "95 % interval"]
-    numeric += [*(titles[name] for name in others), "seconds"]
     names = distinct_names([head.feature_set.to_json() for head in report.heads])
-    rows = [_row(report, head, name, primary, others) for head, name in zip(report.heads, names, strict=True)]
-    print_table(["head", "tap", "settings", *numeric, "against the chosen"], rows, numbers=numeric)
-    by = best.protocol + (", by balanced accuracy" if best.balanced else "")
-    print_line(f"chosen by {by}: {best.head} on {names[0]}")
-    print_line("against the chosen: on the rows by which it was chosen, paired, at 95 %; equivalent: within one point")
-    print_line(f"the {best.reported} scores are of rows on which nothing was chosen, used this once")
+    comparisons = report.comparisons()
+    _print_heads(report, names, comparisons, look_at_test=look_at_test, wide=wide)
+    print_line(_conclusion(report, names[0], comparisons))
+    _print_choice(report)
+    reported = report.best.result.reported
+    if look_at_test:
+        print_line(f"choosing by the {reported} column spoils it: the best of many is too good by chance")
+    else:
+        print_line(f"its {reported} rows were used this once, and nothing was chosen on them")
     details = report.details()
     if (measured := details.calibration) is not None:
         error = f"{measured.expected_calibration_error:.3f} on average (expected calibration error)"
@@ -191,21 +208,85 @@ def print_results(report: TrainingReport) -> None:
         print_line(f"a sample was evaluated on the mean over its {num_views} views, as `predict --tta` does")
 
 
+def _print_heads(
+    report: TrainingReport,
+    names: Sequence[str],
+    comparisons: Sequence[Comparison | None],
+    *,
+    look_at_test: bool,
+    wide: bool,
+) -> None:
+    best, titles = report.best.result, report.measure.titles
+    primary, *others = titles
+    by, reported = f"by {best.protocol}", f"{best.reported} {titles[primary]}"
+    # What is the same in all lines stands in the sentence below.
+    columns = ["head", *(["tap"] if wide or len(set(names)) > 1 else []), by]
+    numbers = [by, reported, "95 % interval", *(titles[name] for name in others), "seconds"]
+    columns += [reported, "95 % interval"] if wide or look_at_test else []
+    columns += [*(titles[name] for name in others), "seconds", "settings"] if wide else []
+    rows = []
+    for head, name, comparison in zip(report.heads, names, comparisons, strict=True):
+        result, is_shown = head.result, look_at_test or head is report.best
+        scores = (result.test or result.validation).to_json()
+        cells = {
+            "head": result.head,
+            "tap": name,
+            by: f"{result.selection_score:.3f}",
+            reported: f"{scores[primary]:.3f}" if is_shown else "-",
+            "95 % interval": _interval(scores[f"{primary}_low"], scores[f"{primary}_high"]) if is_shown else "-",
+            **{titles[other]: _score(scores[other]) if is_shown else "-" for other in others},
+            "seconds": f"{result.seconds:.2f}",
+            "settings": ", ".join(f"{key}={value}" for key, value in result.params.items()) or "-",
+        }
+        stands = "chosen" if head is report.best else "-" if comparison is None else comparison.text
+        rows.append([*(cells[column] for column in columns), stands])
+    print_table([*columns, "against the chosen"], rows, numbers=numbers)
+
+
+def _conclusion(report: TrainingReport, name: str, comparisons: Sequence[Comparison | None]) -> str:
+    """Say in one sentence what was chosen, how good it is, and what stands against the others."""
+    best, measure = report.best.result, report.measure
+    scores, primary = (best.test or best.validation).to_json(), measure.primary
+    feature_set = report.best.feature_set
+    by = best.protocol + (f", by {measure.chosen_by.replace('_', ' ')}" if best.balanced else "")
+    backbone = feature_set.identity.backbone
+    where = name if backbone in name else f"{name} of {backbone}"
+    interval = _interval(scores[f"{primary}_low"], scores[f"{primary}_high"])
+    sentence = f"chosen by {by}: {best.head} on {where}, with {best.reported} {measure.titles[primary]} "
+    sentence += f"{scores[primary]:.3f} ({interval}, {int(scores['n'])} samples)"
+    if verdicts := Counter(comparison.verdict for comparison in comparisons if comparison is not None):
+        counts = [f"{count} {_IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
+        sentence += f"; of {verdicts.total()} others {', '.join(counts)}"
+    return sentence
+
+
+_IN_WORDS = {
+    "better": "better on the rows that chose it",
+    "equivalent": "equivalent (within one point)",
+    "worse": "worse",
+    "cannot tell": "not to be told apart from it",
+    "the same answers": "with the same answers",
+}
+
+
+def _print_choice(report: TrainingReport) -> None:
+    """Print the score on the rows that chose the head as what it is."""
+    chosen = report.chosen_score()
+    if chosen is None:
+        return
+    print_line(
+        f"{chosen.observed:.3f} by {report.best.result.protocol} is the best of {chosen.num_heads}, so too high; "
+        f"with the choice repeated on resamples: {chosen.corrected:.3f} ({_interval(chosen.low, chosen.high)})"
+    )
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "no interval" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
 def _shown(value: str | float | None) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _row(report: TrainingReport, head: TrainedHead, name: str, primary: str, others: list[str]) -> list[str]:
-    scores = (head.result.test or head.result.validation).to_json()
-    comparison = report.against_chosen(head)
-    return [
-        head.result.head,
-        name,
-        ", ".join(f"{name}={value}" for name, value in head.result.params.items()) or "-",
-        f"{head.result.selection_score:.3f}",
-        f"{scores[primary]:.3f}",
-        f"{scores[f'{primary}_low']:.3f} to {scores[f'{primary}_high']:.3f}",
-        *(f"{scores[name]:.3f}" if abs(scores[name]) < 1000 else f"{scores[name]:.4g}" for name in others),
-        f"{head.result.seconds:.2f}",
-        "-" if comparison is None else comparison.verdict,
-    ]

@@ -11,7 +11,7 @@ from scipy.stats import t as student_t
 
 from featurecache.evaluation.intervals import Z95, holding
 
-Verdict = Literal["better", "equivalent", "worse", "cannot tell"]
+Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
 
 # One of a hundred samples: less is hardly a reason to take another head.
 EQUIVALENT_WITHIN = 0.01
@@ -32,7 +32,9 @@ class Comparison:
         Of McNemar's exact test (McNemar, Psychometrika 12, 1947); of rows in groups see `compare`.
     verdict : str
         ``better`` or ``worse`` where the interval leaves out zero, else ``equivalent`` where it lies within one point
-        (`EQUIVALENT_WITHIN`) of zero, else ``cannot tell``.
+        (`EQUIVALENT_WITHIN`) of zero, else ``cannot tell``; ``the same answers`` where all predictions are equal.
+    rows_needed : int or None
+        Of ``cannot tell`` in a table (`featurecache.evaluation.table_verdicts`): about how many rows would tell.
     """
 
     difference: float
@@ -40,6 +42,12 @@ class Comparison:
     high: float
     p_value: float
     verdict: Verdict
+    rows_needed: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The verdict for people."""
+        return self.verdict if self.rows_needed is None else f"cannot tell: about {self.rows_needed:,} rows would"
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values; bounds that are infinite, as of a single group, are None."""
@@ -85,7 +93,7 @@ def compare(
     p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     difference = (won - lost) / len(y)
     low, high = holding(difference, max(centre - half, -1.0), min(centre + half, 1.0))
-    return Comparison(difference, low, high, p_value, verdict_of(low, high))
+    return Comparison(difference, low, high, p_value, _verdict(first, second, low, high))
 
 
 def _compare_groups(
@@ -109,7 +117,12 @@ def _compare_groups(
     half = float(student_t.ppf(0.975, count - 1) * error)
     p_value = float(2 * student_t.sf(abs(mean) / error, count - 1))
     low, high = holding(mean, max(mean - half, -1.0), min(mean + half, 1.0))
-    return Comparison(mean, low, high, p_value, verdict_of(low, high))
+    return Comparison(mean, low, high, p_value, _verdict(first, second, low, high))
+
+
+def _verdict(first: np.ndarray, second: np.ndarray, low: float, high: float) -> Verdict:
+    # Equal answers are no finding about how heads differ, however many rows there are.
+    return "the same answers" if np.array_equal(first, second) else verdict_of(low, high)
 
 
 def verdict_of(low: float, high: float) -> Verdict:

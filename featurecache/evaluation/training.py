@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
 from featurecache.errors import HeadError, ReportWarning, unique_warnings
 from featurecache.evaluation.calibration import Calibration, calibration
+from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
 from featurecache.evaluation.measure import Measure
@@ -29,6 +31,7 @@ from featurecache.evaluation.search import (
     resolve,
 )
 from featurecache.evaluation.split_data import SplitData
+from featurecache.evaluation.table_verdicts import compare_heads
 from featurecache.evaluation.task_features import MAX_NUMBERS, open_task_features, read_splits, rows_of_split
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import find_head, list_heads
@@ -40,6 +43,9 @@ from featurecache.store.samples import Rows
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
+
+_CHOSEN = ("head", "backbone", "tap", "dtype", "views", "judged_on", "judged_views", "fingerprint", "params")
+"""What says which head was chosen."""
 
 
 @dataclass(frozen=True)
@@ -123,21 +129,38 @@ class TrainingReport:
         self.heads_left_out |= other.heads_left_out
         self.warnings = unique_warnings([*self.warnings, *other.warnings])
 
-    def against_chosen(self, head: TrainedHead) -> Comparison | None:
-        """Compare a head with the chosen one; None for the chosen one itself."""
-        return None if head is self.best else self.compare(head, self.best)
+    def comparisons(self) -> list[Comparison | None]:
+        """Compare each head with the chosen one, by verdicts that hold for the whole table; in the order of ``heads``.
+
+        None for the chosen one, and for heads that were chosen in another way, on other rows.
+        """
+        y, predictions, groups = _shared_rows(self._compared())
+        found = iter(compare_heads(self.measure, y, predictions, 0, groups))
+        protocol = self.best.result.protocol
+        compared = [next(found) if head.result.protocol == protocol else None for head in self.heads]
+        return [None, *compared[1:]]
+
+    def chosen_score(self) -> ChosenScore | None:
+        """Return the chosen head's score on the rows that chose it, corrected for that; None of a single head."""
+        y, predictions, groups = _shared_rows(self._compared())
+        return chosen_score(self.measure, y, predictions, groups)
 
     def compare(self, head: TrainedHead, other: TrainedHead) -> Comparison | None:
-        """Compare two heads on the rows by which both were chosen; None where they were chosen in different ways."""
-        best = other.result
-        if head is other or head.result.protocol != best.protocol:
+        """Compare two heads by themselves on the rows by which both were chosen; None where these are not the same.
+
+        Parameters
+        ----------
+        head, other : TrainedHead
+            Named in advance: of a head that was chosen among several, `comparisons` is right.
+        """
+        if head is other or head.result.protocol != other.result.protocol:
             return None
-        rows, rows_of_best = selection_rows(head), selection_rows(other)
-        # Heads on other features may lack samples that were bad there.
-        _, here, there = np.intersect1d(rows, rows_of_best, assume_unique=True, return_indices=True)
-        groups = None if best.selection_groups is None else best.selection_groups[there]
-        y, first, second = best.selection_y[there], head.result.selection_pred[here], best.selection_pred[there]
+        y, (first, second), groups = _shared_rows([head, other])
         return self.measure.compare(y, first, second, groups)
+
+    def _compared(self) -> list[TrainedHead]:
+        """Return the heads that were chosen in the same way as the chosen one, which comes first."""
+        return [head for head in self.heads if head.result.protocol == self.best.result.protocol]
 
     @property
     def measure(self) -> Measure:
@@ -147,7 +170,7 @@ class TrainingReport:
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         best = self.best.to_json()
-        compared = [(head, self.against_chosen(head)) for head in self.heads]
+        compared, chosen = zip(self.heads, self.comparisons(), strict=True), self.chosen_score()
         return {
             "task": self.task.name,
             "kind": self.task.kind,
@@ -155,7 +178,8 @@ class TrainingReport:
             "classes": self.task.classes,
             "counts": self.task.counts(),
             "about": self.task.about,
-            "chosen": {name: best[name] for name in ("head", "tap", "params", "fingerprint", "views", "judged_on")},
+            "chosen": {name: best[name] for name in _CHOSEN},
+            "chosen_score": None if chosen is None else chosen.to_json(),
             "left_out": [
                 {"path": path, "status": status, "reason": reason} for path, (status, reason) in self.left_out.items()
             ],
@@ -294,3 +318,15 @@ def selection_rows(head: TrainedHead) -> Rows:
     """Return rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
     split = "validation" if head.result.protocol == "validation" else "train"
     return rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), split)[0]
+
+
+def _shared_rows(heads: Sequence[TrainedHead]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
+    """Return targets, predictions of each head, and groups, of the rows by which all of these heads were chosen."""
+    rows = [selection_rows(head) for head in heads]
+    # Heads on other features may lack samples that were bad there.
+    shared = reduce(partial(np.intersect1d, assume_unique=True), rows)
+    where = [np.argsort(some)[np.searchsorted(np.sort(some), shared)] for some in rows]
+    results = [head.result for head in heads]
+    groups, first = results[0].selection_groups, where[0]
+    predictions = [result.selection_pred[indices] for result, indices in zip(results, where, strict=True)]
+    return results[0].selection_y[first], predictions, None if groups is None else groups[first]

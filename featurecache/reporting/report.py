@@ -159,17 +159,22 @@ def human_bytes(count: float) -> str:
 
 
 def _picture(data: ReportData) -> str:
-    rows, primary = [], next(iter(data.training["figures"]))
+    rows, chosen_by = [], next(iter(data.training["figures"]))
+    if data.training["results"][0].get("balanced"):
+        chosen_by = "balanced_accuracy"
     names = distinct_names(data.training["results"])
     for row, name in zip(data.training["results"], names, strict=True):
-        scores = row["test"] or row["validation"]
+        # Heads are compared by what chose them: their scores on the reported split are for none to choose by.
+        score = row["selection_score"]
+        low, high = (row["validation"].get(f"{chosen_by}_{end}") if row["test"] else None for end in ("low", "high"))
         # One name is enough where all heads are of one tap.
         shown = f"{row['head']} · {name}" if len(set(names)) > 1 else row["head"]
-        rows.append((shown, scores[primary], scores[f"{primary}_low"], scores[f"{primary}_high"]))
+        rows.append((shown, score, score if low is None else low, score if high is None else high))
     y_true, floor = data.final.y_true, None
     if data.training["kind"] == "classification":
         floor = float(np.bincount(y_true).max() / len(y_true))
-    return draw_intervals(rows, floor=floor, label=f"{data.final.split} {data.training['figures'][primary]}")
+    protocol = data.training["results"][0]["protocol"]
+    return draw_intervals(rows, floor=floor, label=f"{data.training['figures'][chosen_by]} by {protocol}")
 
 
 def _scatter(data: ReportData) -> list[tuple[str, str]]:

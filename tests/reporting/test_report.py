@@ -79,7 +79,11 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
             "figures": {"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"},
             "classes": classes,
             "counts": {"train": 5, "test": 4},
-            "results": [result("logistic", test=test), result("knn", test=test)],
+            "chosen_score": {"observed": 0.625, "corrected": 0.55, "low": 0.25, "high": 0.75, "num_heads": 2},
+            "results": [
+                result("logistic", test=test),
+                result("knn", test=test) | {"against_chosen": {"verdict": "cannot tell", "rows_needed": 1234}},
+            ],
         },
         class_counts=dict.fromkeys(classes, 3),
         final=FinalEvaluation(
@@ -109,6 +113,10 @@ def test_everything_is_inside_and_escaped(tmp_path: Path) -> None:
     assert "a &lt;b&gt; title" in text
     assert "bad&lt;.jpg" in text
     assert "off by 0.123 on average" in text
+    assert "0.625 by validation is the best of 2, so too high" in text
+    assert "0.550 (0.250 to 0.750)" in text
+    assert "cannot tell: about 1,234 rows would" in text
+    assert "accuracy by validation (line" in text
     assert text.count("data:image/jpeg;base64,") == 1  # of the two mistakes one file is gone
     assert text.index("gone.png") < text.index("2.png")  # the more confident mistake comes first
     assert "0.500 (0.250 to 0.750, 95 % interval, 4 samples)" in re.sub(
@@ -121,6 +129,7 @@ def test_without_a_test_split_the_split_is_named(tmp_path: Path) -> None:
     text = (tmp_path / "r.html").read_text()
     assert "by cross-validation" in text
     assert "validation accuracy" in text
+    assert "accuracy by cross-validation" in text
     assert "test accuracy" not in text
 
 
