@@ -72,6 +72,8 @@ def train(
     progress : Progress
         Told of each head on each feature set, and of the settings that are being fitted.
     """
+    from featurecache.errors import unique_warnings
+    from featurecache.evaluation.choice_warnings import choice_warnings
     from featurecache.evaluation.training import train_heads
     from featurecache.heads.registry import list_heads
 
@@ -93,12 +95,13 @@ def train(
             random_state=settings.random_state,
             progress=progress,
         )
-        if layers is None:
-            return report
-    assert layers is not None
-    progress.start("training layers", len(layers.heads) * len(layers.sets))
-    found = replace(layers.training, progress=progress).train(layers.sets, layers.heads)
-    # One table, chosen by the same protocol.
-    if report is not None:
-        found.join(report)
-    return found
+    if layers is not None:
+        progress.start("training layers", len(layers.heads) * len(layers.sets))
+        found = replace(layers.training, progress=progress).train(layers.sets, layers.heads)
+        # One table, chosen by the same protocol.
+        if report is not None:
+            found.join(report)
+        report = found
+    assert report is not None
+    report.warnings = unique_warnings([*report.warnings, *choice_warnings(report)])
+    return report

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from featurecache.evaluation.bootstrap import num_units, weights_of_resamples
+from featurecache.evaluation.bootstrap import num_units, slack, weights_of_resamples
 from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.measure import Measure, ResampledMeasure
 
@@ -93,6 +93,10 @@ def chosen_score(
     high: float | None = None
     if num_units(len(y), groups) >= _FEWEST_UNITS:
         low, high = holding(corrected, *(float(end) for end in np.percentile(left_out, [2.5, 97.5])))
+        if high - low < 1e-12 and measure.kind != "regression":
+            # All resamples are alike, which is no certainty.
+            wider = slack(num_units(len(y), groups))
+            low, high = max(low - wider, 0.0), min(high + wider, 1.0)
     observed = measure.score(y, predictions[0])
     return ChosenScore(observed=observed, corrected=corrected, low=low, high=high, num_heads=len(predictions))
 

@@ -4,7 +4,7 @@ The rows by which a head was chosen are the rows that made it win, and a table m
 greatest difference between any two heads of a table is what an observed difference is measured by: of heads that are
 all equally good, at most 5 % of tables call any of them worse, whichever was chosen, and by whatever rule.
 
-Where a score is a mean over rows (accuracy, balanced accuracy), the distribution of that greatest difference comes from
+Where a score is a sum over rows (accuracy, balanced accuracy, R2 with the spread of these rows), the distribution of that greatest difference comes from
 flipping signs: under the null, a row (or group) that speaks for one of two heads might as well have spoken for the
 other. For any one pair this is McNemar's exact test; all pairs get the same flips, so that heads which nearly always
 agree cost nothing. Other scores are drawn again by the bootstrap over rows or groups, less what was observed. Heads
@@ -93,10 +93,15 @@ def compare_heads(
         One for each head; p values are adjusted for the table, and intervals hold for all heads at once. That of the
         chosen one says nothing.
     """
-    if isinstance(measure, ResampledMeasure):
+    if measure.kind == "multilabel":
+        assert isinstance(measure, ResampledMeasure)
         draws = _resampled(measure, y, predictions, chosen, groups)
     else:
-        draws = _flipped(contributions(y, predictions, groups, balanced=measure.balanced), chosen)
+        if measure.kind == "regression":
+            rows = _explained(y, predictions)
+        else:
+            rows = _right(y, predictions, balanced=measure.balanced)
+        draws = _flipped(rows, groups, chosen)
     p_values, critical = _step_down(draws, chosen)
     halves = draws.errors * _student(critical, draws.num_units)
     # No two scores between 0 and 1 are further apart.
@@ -115,35 +120,41 @@ def compare_heads(
     return found
 
 
-def contributions(
-    y: np.ndarray, predictions: Sequence[np.ndarray], groups: np.ndarray | None, *, balanced: bool
-) -> np.ndarray:
-    """Return what each row, or group, adds to the accuracy of each head, or balanced accuracy: (n_units, n_heads).
-
-    Parameters
-    ----------
-    y : ndarray (n,)
-        Class indices.
-    predictions : sequence of ndarray (n,)
-    groups : ndarray of int (n,), or None
-    balanced : bool
-    """
+def _right(y: np.ndarray, predictions: Sequence[np.ndarray], *, balanced: bool) -> np.ndarray:
+    """Return what each row adds to the accuracy of each head, or balanced accuracy, (n, n_heads)."""
     right = np.stack([predicted == y for predicted in predictions], axis=1).astype(np.float64)
     counts = np.bincount(y)
-    right *= (1 / (np.count_nonzero(counts) * counts[y]) if balanced else np.full(len(y), 1 / len(y)))[:, None]
+    weight = 1 / (np.count_nonzero(counts) * counts[y]) if balanced else np.full(len(y), 1 / len(y))
+    return right * weight[:, None]
+
+
+def _explained(y: np.ndarray, predictions: Sequence[np.ndarray]) -> np.ndarray:
+    """Return what each row adds to the R2 of each head, but for a constant, (n, n_heads); see `OfNumbers.score`."""
+    known = np.isfinite(y)
+    spread = np.nansum((y - np.nanmean(np.where(known.any(axis=0), y, 0.0), axis=0)) ** 2, axis=0)
+    varying = spread > 0
+    scale = spread[varying] * np.count_nonzero(varying)
+    errors = [np.where(known, y - predicted, 0.0)[:, varying] for predicted in predictions]
+    return np.stack([-(error**2 / scale).sum(axis=1) for error in errors], axis=1)
+
+
+def sums_of_groups(rows: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return the sum of the rows of each group, (n_groups, n_heads); the rows themselves where there are none."""
     if groups is None:
-        return right
+        return rows
     _, indices = np.unique(groups, return_inverse=True)
-    return np.stack([np.bincount(indices, weights=column) for column in right.T], axis=1)
+    return np.stack([np.bincount(indices, weights=column) for column in rows.T], axis=1)
 
 
-def _flipped(units: np.ndarray, chosen: int) -> _Draws:
-    """Return the differences between heads whose scores are sums over units, (n_units, n_heads), and random signs."""
+def _flipped(rows: np.ndarray, groups: np.ndarray | None, chosen: int) -> _Draws:
+    """Return the differences between heads whose scores are sums over rows, (n, n_heads), and random signs of these."""
+    units = sums_of_groups(rows, groups)
     num_units, rng = len(units), np.random.default_rng(0)
     against = units - units[:, [chosen]]
     observed = against.sum(axis=0)
-    # Half a win and half a loss of the heaviest unit: heads that never differed may differ on other rows.
-    squares = ((against - observed / num_units) ** 2).sum(axis=0) + float(units.max(initial=1 / num_units)) ** 2
+    # Half a win and half a loss of the heaviest row: heads that never differed may differ on other rows.
+    heaviest = np.maximum(np.abs(rows - rows[:, [chosen]]).max(axis=0), rows.max(initial=0.0))
+    squares = ((against - observed / num_units) ** 2).sum(axis=0) + heaviest**2
     errors = np.sqrt(squares * num_units / max(num_units - 1, 1))
     # Rows on which all heads do the same speak for none, whatever their sign.
     differing = units[np.ptp(units, axis=1) > 0]

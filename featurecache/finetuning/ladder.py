@@ -18,6 +18,7 @@ import numpy as np
 
 from featurecache.backbones.dry_run import INPUT, PRE_LOGITS, DryRun, dry_run
 from featurecache.errors import BackboneError, HeadError, ReportWarning, RequestError
+from featurecache.evaluation.choice_warnings import choice_warnings
 from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.finetuning.factories import TAIL, layer_factory
@@ -200,6 +201,7 @@ class _Climb:
         if overrun >= 1:
             text = f"training took {overrun:.0f} s longer than the {self.seconds:.0f} s that were allowed"
             report.warnings.append(ReportWarning(kind="deadline", count=1, text=text))
+        report.warnings += choice_warnings(report)
         return Ladder(report=report, rungs=rungs, plan=plan, overrun=overrun)
 
     def _rung(self, feature_set: FeatureSet, plan: RungPlan, report: TrainingReport) -> Rung:

@@ -341,8 +341,9 @@ def _check_splits(task: Task) -> None:
         raise TaskError(f"task {task.name!r} has no train part; its labels say: {task.counts()}")
     if task.kind == "classification" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
         raise TaskError(
-            f"task {task.name!r} has {len(task.classes)} classes for {len(task.ids)} files, so nothing to learn from; "
-            "is this the right label column?"
+            f"task {task.name!r} has one sample of each of its {len(task.classes)} classes: a head that learns from it "
+            "has none left to be tested on; add a second sample of each class, or choose other folders or another "
+            "label column"
         )
     if not (task.has("validation") or task.has("test")):
         raise TaskError(

@@ -87,7 +87,7 @@ def test_layers_stand_in_one_table_with_other_heads(cache: Path, call: Callable,
     results = json.loads(out)["results"]
     assert {(r["head"], r["tap"]) for r in results} == {("logistic", "pre_logits:none"), (head, "stem:none")}
     assert results[0]["against_chosen"] is None
-    assert results[1]["against_chosen"]["verdict"] in ("worse", "equivalent", "cannot tell")
+    assert results[1]["against_chosen"]["verdict"] in ("worse", "equivalent", "cannot tell", "the same answers")
     assert not (cache / TRAINING).exists()
 
 
@@ -261,7 +261,7 @@ def test_what_is_doubtful_about_a_training_stands_in_the_report(
     """The tail after the stem is one block; a rate of a thousand leaves all bounds."""
     status, out, err = call("train", cache, *options, "--head", "tail", "--from-tap", "stem:none", "--json")
     assert status == 0, err
-    warnings = json.loads(out)["warnings"]
+    warnings = [each for each in json.loads(out)["warnings"] if each["kind"] != "no_better_than_baseline"]
     assert [warning["kind"] for warning in warnings] == kinds
     assert all(said in warning["text"] for warning in warnings)
 

@@ -65,8 +65,8 @@ def test_two_heads_are_mcnemar_exact() -> None:
 def test_the_maximum_over_pairs_is_that_of_a_loop() -> None:
     rng = np.random.default_rng(2)
     right = equal_heads(rng, 100, 0.7, 0.3, count=5)
-    units = table_verdicts.contributions(np.ones(100, int), list(right.T), None, balanced=False)
-    draws = table_verdicts._flipped(units, 0)
+    units = right / 100
+    draws = table_verdicts._flipped(units, None, 0)
     p_values, critical = table_verdicts._step_down(draws, 0)
     greatest = np.zeros(len(draws.chance))
     for i, j in combinations(range(5), 2):
@@ -144,7 +144,8 @@ def test_a_score_that_nothing_was_chosen_by_is_not_corrected() -> None:
     y = np.arange(100) % 2
     assert chosen_score(CLASSES, y, [y], None) is None
     clear = chosen_score(CLASSES, y, [y, 1 - y], None)
-    assert (clear.observed, clear.corrected, clear.num_heads) == (1.0, 1.0, 2)
+    assert (clear.observed, clear.corrected, clear.high, clear.num_heads) == (1.0, 1.0, 1.0, 2)
+    assert 0.95 < clear.low < 0.97  # Wilson's of a hundred rows that are all right
     few = chosen_score(CLASSES, y, [y, 1 - y], np.arange(100) // 30)
     assert (few.low, few.high) == (None, None)
     numbers = np.random.default_rng(0).normal(size=(60, 1))

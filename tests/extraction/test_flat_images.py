@@ -117,7 +117,8 @@ def test_run_info_train_and_deep_verification(source: Path, tmp_path: Path, call
     assert "range -100,70000" in call("info", cache)[1]
     assert [f["warnings"][0]["count"] for f in json.loads(call("info", cache, "--json")[1])["features"]] == [6]
     out = call("train", cache, "--task", "run", "--head", "ridge", "--quiet", "--json")[1]
-    assert [(w["kind"], w["count"]) for w in json.loads(out)["warnings"]] == [("flat_images", 6)]
+    warnings = [(w["kind"], w["count"]) for w in json.loads(out)["warnings"]]
+    assert warnings == [("flat_images", 6), ("no_better_than_baseline", 4)]
     status, out, _ = call("verify", cache, "--deep", "--source", source, "--backbone", TINY, "--quiet")
     assert (status, "18 rows computed again: 18 identical" in out) == (0, True)
 

@@ -1,0 +1,104 @@
+"""What makes a choice of heads meaningless, or its scores say little: classes that are missing where they count.
+
+A table looks the same whether its scores mean something or not: of a rare class that validation never sees, all heads
+are right. What is found here is printed after the summary, and stands in the report and in JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featurecache.errors import ReportWarning
+from featurecache.evaluation.task_features import rows_of_split
+from featurecache.specs import TASK_NOUN, TASK_NOUNS
+
+if TYPE_CHECKING:
+    from featurecache.evaluation.training import TrainingReport
+
+
+def choice_warnings(report: TrainingReport) -> list[ReportWarning]:
+    """Return what is doubtful about how the chosen head was chosen, and about its scores."""
+    head, task = report.best, report.task
+    result, features = head.result, (head.feature_set.open(), head.eval_set.open())
+    train = rows_of_split(task, *features, "train")[1]
+    rows, y = rows_of_split(task, *features, result.reported)
+    found = []
+    if task.kind != "regression":
+        chosen_on = result.selection_y if result.protocol == "validation" else None
+        found += _missing(task.classes, train, chosen_on, y, result.reported)
+    if task.kind == "classification":
+        found += _single(task.classes, train, result.protocol)
+    baseline, words = _baseline(report, train, len(y))
+    compared = report.measure.compare(y, result.y_pred, baseline, task.groups_of(rows))
+    if compared.verdict != "better":
+        text = f"{result.head} is not shown to be better than {words}, on {len(y)} {result.reported} samples"
+        found.append(ReportWarning(kind="no_better_than_baseline", count=len(y), text=text))
+    return found
+
+
+def _counts(y: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the samples of each class, or with each label."""
+    return np.bincount(y, minlength=num_classes) if y.ndim == 1 else (y == 1).sum(axis=0)
+
+
+def _missing(
+    names: Sequence[str], train: np.ndarray, chosen_on: np.ndarray | None, reported_y: np.ndarray, reported: str
+) -> list[ReportWarning]:
+    """Return which classes, or labels, can be learned and are missing where heads are chosen, or reported."""
+    learned, noun = _counts(train, len(names)) > 0, TASK_NOUNS["classification" if train.ndim == 1 else "multilabel"]
+    found = []
+    if chosen_on is not None and (missing := learned & (_counts(chosen_on, len(names)) == 0)).any():
+        text = (
+            f"{missing.sum()} of {len(names)} {noun} have no validation sample: heads and settings are chosen as if "
+            "they were not there; give validation some of each"
+        )
+        found.append(_about("class_not_in_validation", text, names, missing))
+    if (missing := learned & (_counts(reported_y, len(names)) == 0)).any():
+        text = (
+            f"{missing.sum()} of {len(names)} {noun} have no {reported} sample: the scores say nothing of them; give "
+            f"{reported} some of each"
+        )
+        found.append(_about("class_not_evaluated", text, names, missing))
+    return found
+
+
+def _single(names: Sequence[str], train: np.ndarray, protocol: str) -> list[ReportWarning]:
+    """Return which classes have one sample to learn from."""
+    counts = _counts(train, len(names))
+    single = counts == 1
+    if not single.any():
+        return []
+    if protocol == "validation":
+        text = (
+            f"{single.sum()} of {len(names)} classes have one train sample: of what varies in them nothing is learned"
+        )
+    elif counts.max() > 1:
+        text = (
+            f"{single.sum()} of {len(names)} classes have one train sample: a fold that is to predict it has never "
+            "seen its class, and is always wrong; add samples, or leave these classes out"
+        )
+    else:
+        text = (
+            "every class has one train sample: a fold that is to predict it has never seen its class, so heads and "
+            "settings are chosen by chance; add samples, or give the task a validation split"
+        )
+    return [_about("one_sample_classes", text, names, single)]
+
+
+def _baseline(report: TrainingReport, train: np.ndarray, num_samples: int) -> tuple[np.ndarray, str]:
+    """Return what one would predict without features, and how to call that."""
+    kind, names = report.task.kind, report.task.classes
+    if kind == "classification":
+        largest = int(_counts(train, len(names)).argmax())
+        return np.full(num_samples, largest), f"the largest {TASK_NOUN[kind]}, {names[largest]!r}, for all"
+    known = np.where(train < 0, np.nan, train) if kind == "multilabel" else train
+    words = "the share of each label" if kind == "multilabel" else "the mean of each number"
+    return np.tile(np.nanmean(known, axis=0), (num_samples, 1)), f"{words} in train, for all"
+
+
+def _about(kind: str, text: str, names: Sequence[str], which: np.ndarray) -> ReportWarning:
+    examples = tuple(name for name, is_meant in zip(names, which.tolist(), strict=True) if is_meant)
+    return ReportWarning(kind=kind, count=len(examples), text=text, examples=examples)
