@@ -4,13 +4,13 @@ The rows by which a head was chosen are the rows that made it win, and a table m
 greatest difference between any two heads of a table is what an observed difference is measured by: of heads that are
 all equally good, at most 5 % of tables call any of them worse, whichever was chosen, and by whatever rule.
 
-Where a score is a sum over rows (accuracy, balanced accuracy, R2 with the spread of these rows), the distribution of that greatest difference comes from
-flipping signs: under the null, a row (or group) that speaks for one of two heads might as well have spoken for the
-other. For any one pair this is McNemar's exact test; all pairs get the same flips, so that heads which nearly always
-agree cost nothing. Other scores are drawn again by the bootstrap over rows or groups, less what was observed. Heads
-that are found worse leave the table, and the others are compared again (Westfall & Young, "Resampling-based multiple
-testing", 1993; Romano & Wolf, "Exact and approximate stepdown methods for multiple hypothesis testing", JASA 100,
-2005).
+Where a score is a sum over rows (accuracy, balanced accuracy, R2 with the spread of these rows), the distribution of
+that greatest difference comes from flipping signs: under the null, a row (or group) that speaks for one of two heads
+might as well have spoken for the other. For any one pair this is McNemar's exact test; all pairs get the same flips, so
+that heads which nearly always agree cost nothing. Other scores are drawn again by the bootstrap over rows or groups,
+less what was observed. Heads that are found worse leave the table, and the others are compared again (Westfall & Young,
+"Resampling-based multiple testing", 1993; Romano & Wolf, "Exact and approximate stepdown methods for multiple
+hypothesis testing", JASA 100, 2005).
 
 Measured by ``python scripts/trials verdicts``: nine equally good heads, 150 to 1,500 rows, accuracies of 0.8 to 0.97.
 Uncorrected comparisons with the chosen head call one of them worse in 41 to 59 % of tables, exact McNemar tests with
@@ -103,7 +103,8 @@ def compare_heads(
             rows = _right(y, predictions, balanced=measure.balanced)
         draws = _flipped(rows, groups, chosen)
     p_values, critical = _step_down(draws, chosen)
-    halves = draws.errors * _student(critical, draws.num_units)
+    student = _student(critical, draws.num_units)
+    halves = np.array([error * student if error > 0 else 0.0 for error in draws.errors.tolist()])
     # No two scores between 0 and 1 are further apart.
     most = np.inf if measure.kind == "regression" else 1.0
     found = []
