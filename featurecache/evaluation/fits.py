@@ -17,9 +17,10 @@ from featurecache.evaluation.fit_progress import FitSteps
 from featurecache.evaluation.limits import reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
+from featurecache.evaluation.parallel_search import WORTH_A_PROCESS
 from featurecache.evaluation.processes import in_processes
 from featurecache.evaluation.resampling import Resampling, resample
-from featurecache.evaluation.search import WORTH_A_PROCESS, HeadResult, check_streams, search
+from featurecache.evaluation.search import HeadResult, check_streams, search
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.evaluation.sweep_row import SweepRow
 from featurecache.heads.head import NamedHead

@@ -20,6 +20,11 @@ _SHARE = 0.5
 """Of the memory that is free: heads need some too."""
 
 
+def memory_for_features(max_bytes: int | None = None) -> int:
+    """Return how many bytes of features may be in memory: half of what is free where nobody says."""
+    return int(_SHARE * free_memory()) if max_bytes is None else max_bytes
+
+
 class MemoryBudget:
     """Gives out arrays until it is closed; the larger ones are files in ``folder``.
 
@@ -33,7 +38,7 @@ class MemoryBudget:
 
     def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
         self._folder = folder
-        self.left = int(_SHARE * free_memory()) if max_bytes is None else max_bytes
+        self.left = memory_for_features(max_bytes)
         """Bytes of features that may still be in memory."""
         self._files: list[Path] = []
 

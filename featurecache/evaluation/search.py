@@ -17,20 +17,16 @@ same table: on the plain features of a sample, or on the mean of the probabiliti
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import starmap
 
 import numpy as np
-from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, clone
 
 from featurecache.errors import HeadError
-from featurecache.evaluation.fit_progress import FitSteps, watched
+from featurecache.evaluation.fit_progress import FitSteps
 from featurecache.evaluation.measure import Measure, ScoreValues
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.processes import in_processes
 from featurecache.evaluation.scores import Scores
 from featurecache.evaluation.selection import Selection
 from featurecache.evaluation.split_data import SplitData, Splits, check_splits
@@ -39,11 +35,8 @@ from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
 from featurecache.heads.head import NamedHead, Setting
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.heads.threads import one_thread
-from featurecache.progress import Progress
 from featurecache.specs import TaskKind, task_kind
 
-# Below this many feature values, starting a second process takes longer than fitting all heads in this one.
-WORTH_A_PROCESS = 500_000
 NEEDS_ALL_KNOWN = "needs all labels or numbers of a sample"
 HOLDS_ALL_ROWS = "holds all rows in memory"
 """Why a head is left out where memory does not hold them."""
@@ -144,64 +137,6 @@ def evaluate_head(
     """
     named, measure = resolve(head, kind), measure_of(kind, n_classes, balanced=balanced)
     return search(named, check_splits(splits, measure.check), measure, random_state)
-
-
-def evaluate_heads(
-    heads: Sequence[HeadLike],
-    splits: Splits,
-    n_classes: int,
-    *,
-    n_jobs: int = -1,
-    kind: TaskKind = "classification",
-    balanced: bool = False,
-    random_state: int = 0,
-    progress: Progress | None = None,
-    num_calls: int = 1,
-) -> list[HeadResult]:
-    """Evaluate several heads, in parallel processes where the data is large enough to be worth it.
-
-    Parameters
-    ----------
-    heads, splits, n_classes, kind, balanced, random_state
-        As for `evaluate_head`.
-    n_jobs : int
-        Processes at most; -1 is one per core. Results do not depend on it.
-    progress : Progress, optional
-        Told of each head that is ready, and of the settings of those that are fitted.
-    num_calls : int
-        Calls with data like this in a row: processes are started once for all.
-
-    Returns
-    -------
-    list of HeadResult
-        The highest selection score first; of equals, the order of ``heads``.
-
-    Raises
-    ------
-    TaskError, HeadError
-        As `evaluate_head`; a head that refuses the data is named.
-    """
-    named = {head.name: head for head in (resolve(name, kind) for name in heads)}
-    measure = measure_of(kind, n_classes, balanced=balanced)
-    checked = check_splits(splits, measure.check)
-    train = checked["train"]
-    # One that begins last would keep the other processes waiting for it.
-    slowest_first = sorted(named.values(), key=lambda head: -head.relative_seconds)
-    worth_it = train.fit_views.size * num_calls >= WORTH_A_PROCESS and not train.on_disk
-    workers = min(effective_n_jobs(n_jobs), len(named)) if worth_it else 1
-    results = []
-    with watched(progress) as folder:
-        arguments = ((head, checked, measure, random_state, FitSteps(folder, head.name)) for head in slowest_first)
-        if workers == 1 and not (worth_it and any(not head.interruptible for head in named.values())):
-            found: Iterator[HeadResult] = starmap(search, arguments)
-        else:
-            # Processes, not threads: scikit-learn silences warnings by settings that threads of one process share.
-            found = in_processes(search, arguments, workers=workers)
-        for result in found:
-            results.append(result)
-            if progress is not None:
-                progress.advance(1)
-    return sorted(results, key=lambda result: (-result.selection_score, list(named).index(result.head)))
 
 
 def search(

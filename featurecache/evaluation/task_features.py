@@ -46,6 +46,13 @@ class TaskFeatures(NamedTuple):
     features: Features
     eval_features: Features
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the features of all samples of the task, in float32: at most what `read_splits` asks for."""
+        counted = {features.num_views: features for features in (self.features, self.eval_features)}.values()
+        num_samples = len(self.task.ids)
+        return 4 * num_samples * sum((kept.num_views or 1) * math.prod(kept.view_shape) for kept in counted)
+
 
 def open_task_features(
     store: FeatureStore,

@@ -6,7 +6,7 @@ probabilities over their views.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any
@@ -20,19 +20,19 @@ from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.memory_budget import memory_budget
+from featurecache.evaluation.memory_budget import memory_budget, memory_for_features
+from featurecache.evaluation.parallel_search import HeadsAndData, search_all
 from featurecache.evaluation.scores import OutputScores, confusion
-from featurecache.evaluation.search import (
-    HOLDS_ALL_ROWS,
-    NEEDS_ALL_KNOWN,
-    HeadLike,
-    HeadResult,
-    evaluate_heads,
-    resolve,
-)
+from featurecache.evaluation.search import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, HeadResult, resolve
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.table_verdicts import compare_heads
-from featurecache.evaluation.task_features import MAX_NUMBERS, open_task_features, read_splits, rows_of_split
+from featurecache.evaluation.task_features import (
+    MAX_NUMBERS,
+    TaskFeatures,
+    open_task_features,
+    read_splits,
+    rows_of_split,
+)
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.progress import Progress
@@ -258,35 +258,44 @@ def train_heads(
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     # Samples of the last split are used once and never fitted on.
     fit_splits = [split for split in SPLITS if task.has(split)][:-1]
-    for features in open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers):
-        # Of either features: a sample without one of them is in no split.
-        report.left_out |= {**task.left_out(features.features), **task.left_out(features.eval_features)}
+    measure = measure_of(task.kind, len(task.classes), balanced=balanced)
+    opened = open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers)
+    for group in _that_fit_together(opened, memory):
+        wanted = []
         with memory_budget(store.path, memory) as budget:
-            splits = read_splits(task, features.features, features.eval_features, fit_splits, budget)
-            for head in named:
-                check_limits(head, splits, len(task.classes), memory=memory)
-            able = named
-            if not named:
+            for features in group:
+                # Of either features: a sample without one of them is in no split.
+                report.left_out |= {**task.left_out(features.features), **task.left_out(features.eval_features)}
+                splits = read_splits(task, features.features, features.eval_features, fit_splits, budget)
+                for head in named:
+                    check_limits(head, splits, len(task.classes), memory=memory)
                 # On the features of one tap it may be too much, and on those of another not.
-                where = "" if len(sets) == 1 else f" (on {features.feature_set.tap})"
-                able = _able_heads(task, splits, memory, report.heads_left_out, where)
-            results = evaluate_heads(
-                able,
-                splits,
-                len(task.classes),
-                n_jobs=n_jobs,
-                kind=task.kind,
-                balanced=balanced,
-                random_state=random_state,
-                progress=progress,
-                num_calls=len(sets),
-            )
-        report.heads += [TrainedHead(task, features.feature_set, result, features.eval_set) for result in results]
+                where = "" if len(sets) == 1 else f" on {features.feature_set.tap}"
+                able = named or _able_heads(task, splits, memory, report.heads_left_out, where)
+                wanted.append(HeadsAndData(able, splits, where))
+            found = search_all(wanted, measure, random_state, n_jobs=n_jobs, progress=progress)
+        for features, results in zip(group, found, strict=True):
+            report.heads += [TrainedHead(task, features.feature_set, result, features.eval_set) for result in results]
     if not report.heads:
         reasons = "; ".join(f"{head} {reason}" for head, reason in report.heads_left_out.items())
         raise HeadError(f"no head can be fitted on these features ({reasons}); name one with --head")
     report.heads.sort(key=lambda head: -head.result.selection_score)
     return report
+
+
+def _that_fit_together(opened: list[TaskFeatures], memory: int | None) -> Iterator[list[TaskFeatures]]:
+    """Yield groups of features that memory holds at a time, so that their heads can be fitted side by side."""
+    left, group = 0, list[TaskFeatures]()
+    for features in opened:
+        if group and features.num_bytes > left:
+            yield group
+            group = []
+        if not group:
+            left = memory_for_features(memory)
+        left -= features.num_bytes
+        group.append(features)
+    if group:
+        yield group
 
 
 def _able_heads(
@@ -303,7 +312,7 @@ def _able_heads(
         elif splits["train"].on_disk and not head.streams:
             left_out[head.name] = HOLDS_ALL_ROWS
         elif reason := reason_to_leave_out(head, splits, len(task.classes), memory=memory, named=False):
-            left_out[head.name] = reason + where
+            left_out[head.name] = reason + (where and f" ({where.strip()})")
         else:
             able.append(head)
     return able

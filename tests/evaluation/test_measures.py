@@ -14,7 +14,8 @@ from sklearn.metrics import average_precision_score, f1_score, mean_absolute_err
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import weights_of_resamples
 from featurecache.evaluation.measures import OfLabels, OfNumbers, measure_of
-from featurecache.evaluation.search import evaluate_head, evaluate_heads
+from featurecache.evaluation.parallel_search import evaluate_heads
+from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.registry import list_heads
 from featurecache.specs import TASK_NOUN
