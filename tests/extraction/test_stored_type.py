@@ -87,7 +87,9 @@ def test_every_verb_that_uses_features_warns(make_folder: Make, tmp_path: Path, 
         assert (status, "16 of 16 features (100 %)" in out, "with an error of" in out) == (0, True, True), args
         document = json.loads(call(*args, "--json")[1])
         found = document["warnings"] if "warnings" in document else document["features"][0]["warnings"]
-        assert {w["kind"]: w["count"] for w in found} == {"constant_features": 16, "storage_error": 1}
+        counts = {w["kind"]: w["count"] for w in found}
+        counts.pop("no_better_than_baseline", None)  # of such features nothing can be learned, and training says so
+        assert counts == {"constant_features": 16, "storage_error": 1}
 
 
 def test_some_constant_features_are_counted(make_folder: Make, tmp_path: Path) -> None:
