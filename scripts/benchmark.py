@@ -12,8 +12,7 @@
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1 --intelex PYTHON --limit 300
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
-    python scripts/benchmark.py tasks cards.cache --task number --task colour --task shading --task shape
-    python scripts/benchmark.py tasks ants.cache --task species --tap blocks.0:cls --tap blocks.1:cls --tap blocks.2:cls
+    python scripts/benchmark.py small flowers.cache ants.cache --draws 20
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -29,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, extraction, heads, life, reading, tails, taps
+from benchmarks import ceilings, extraction, heads, life, reading, small, tails, taps
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -92,6 +91,7 @@ def main() -> None:
         "taps": (taps.bench_taps, taps.add_options),
         "tails": (tails.bench_tails, tails.add_options),
         "heads": (heads.bench_heads, heads.add_heads_options),
+        "small": (small.bench_small, small.add_small_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
     }

@@ -70,6 +70,20 @@ class Measure(ABC):
     def score(self, y: np.ndarray, predictions: np.ndarray) -> float:
         """Return the score by which settings and heads are chosen; the greater the better."""
 
+    def weights(self, y: np.ndarray) -> np.ndarray | None:
+        """Return how much each sample counts, (n_samples,) float64 with mean 1; None: all alike."""
+        return None
+
+    def right(self, y: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """Return what each sample adds to `score`, (n_samples,) float32, where that is a mean of them; else zeros.
+
+        Parameters
+        ----------
+        y, predictions
+            As for `score`.
+        """
+        return np.zeros(len(y), np.float32)
+
     @abstractmethod
     def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
         """Return what a head predicts, as `score` and `scores` take it.
@@ -79,7 +93,7 @@ class Measure(ABC):
         estimator : fitted estimator
         data : SplitData
         temperature : float
-            Divides the decision values of heads without probabilities of their own.
+            Divides the decision values, or the logarithms of probabilities.
         """
 
     @abstractmethod

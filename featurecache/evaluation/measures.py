@@ -88,6 +88,25 @@ class OfClasses(Measure):
             return float(recall_score(y, predictions, labels=np.unique(y), average="macro", zero_division=0.0))
         return float(np.mean(y == predictions))
 
+    def weights(self, y: np.ndarray) -> np.ndarray | None:
+        """See `Measure`: balanced, all classes that occur have the same total."""
+        if not self.balanced:
+            return None
+        counts = np.bincount(y)
+        return np.asarray(len(y) / (np.count_nonzero(counts) * counts[y]))
+
+    def right(self, y: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """See `Measure`.
+
+        Parameters
+        ----------
+        y, predictions
+            As for `score`.
+        """
+        weight = self.weights(y)
+        right = y == predictions
+        return np.asarray(right if weight is None else right * weight, np.float32)
+
     def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
         """Return class indices (n_samples,).
 

@@ -12,6 +12,7 @@ from featurecache.evaluation.fit_progress import FitSteps, watched
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.processes import in_processes
+from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.search import HeadLike, HeadResult, resolve, search
 from featurecache.evaluation.split_data import SplitData, Splits, check_splits
 from featurecache.heads.head import NamedHead
@@ -47,7 +48,7 @@ def evaluate_heads(
     Returns
     -------
     list of HeadResult
-        The highest selection score first; of equals, the order of ``heads``.
+        The head to keep first; see `featurecache.evaluation.ranking.ranked`.
 
     Raises
     ------
@@ -118,9 +119,10 @@ def search_all(
             results[number].append(result)
             if progress is not None:
                 progress.advance(1)
-    for data, of_these in zip(wanted, results, strict=True):
+    for number, data in enumerate(wanted):
         order = [head.name for head in data.heads]
-        of_these.sort(key=lambda result: (-result.selection_score, order.index(result.head)))
+        results[number].sort(key=lambda result: order.index(result.head))
+        results[number] = ranked(results[number], measure, lambda result: result)
     return results
 
 

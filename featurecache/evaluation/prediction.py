@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 
 from featurecache.evaluation.split_data import SplitData
-from featurecache.heads.probability import fit_temperature, predict_proba
+from featurecache.heads.probability import decision_values, has_decisions, predict_proba
 
 
 def split_proba(estimator: BaseEstimator, data: SplitData, temperature: float, n_classes: int) -> np.ndarray:
@@ -20,7 +21,7 @@ def split_proba(estimator: BaseEstimator, data: SplitData, temperature: float, n
         Fitted on class indices ``0..n_classes-1``.
     data : SplitData
     temperature : float
-        Divides the decision values of heads without probabilities of their own.
+        Divides the decision values.
     n_classes : int
 
     Returns
@@ -52,6 +53,20 @@ def per_view(data: SplitData, predict: Callable[[np.ndarray], np.ndarray]) -> np
     return whole.reshape(len(data), data.eval_views.shape[1], -1)
 
 
-def temperature_of(values: np.ndarray, y: np.ndarray) -> float:
-    """Return the temperature that suits decision values (n_samples, n_views, n_classes), each view a row."""
-    return fit_temperature(values.reshape(-1, values.shape[2]), np.repeat(y, values.shape[1]))
+def decisions_of(estimator: BaseEstimator, data: SplitData, n_classes: int) -> np.ndarray | None:
+    """Return decision values, (n_samples, n_views, n_classes) float64; None of a head without probabilities.
+
+    Parameters
+    ----------
+    estimator : classifier
+    data : SplitData
+    n_classes : int
+    """
+    if not has_decisions(estimator):
+        return None
+    return per_view(data, lambda rows: decision_values(estimator, rows, n_classes))
+
+
+def calibrated(decisions: np.ndarray, temperature: float) -> np.ndarray:
+    """Return class probabilities (n_samples, n_classes) of decision values (n_samples, n_views, n_classes)."""
+    return np.asarray(softmax(decisions / temperature, axis=2).mean(axis=1))

@@ -28,7 +28,7 @@ from featurecache.evaluation.fit_progress import FitSteps
 from featurecache.evaluation.measure import Measure, ScoreValues
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.scores import Scores
-from featurecache.evaluation.selection import Selection
+from featurecache.evaluation.selection import Chosen, Selection
 from featurecache.evaluation.split_data import SplitData, Splits, check_splits
 from featurecache.heads.checks import is_partial
 from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
@@ -65,6 +65,10 @@ class HeadResult:
     """What the chosen setting predicted for them, fitted on others, (n,) int64: for comparisons with other heads."""
     selection_groups: np.ndarray | None
     """Groups of these rows, (n,), or None."""
+    selection_index: np.ndarray
+    """Which they are among the samples of their split, (n,) int64."""
+    selection_log_loss: float | None
+    """Of the calibrated probabilities of these rows; None where there are no classes or no probabilities."""
     validation: Scores | ScoreValues
     """On the validation rows, or out of fold inside train when there are none."""
     test: Scores | ScoreValues | None
@@ -77,7 +81,7 @@ class HeadResult:
     estimator: BaseEstimator
     """Fitted on train, or on train and validation where there is a test split."""
     temperature: float
-    """For `featurecache.heads.probability.predict_proba`; 1.0 for heads with probabilities of their own."""
+    """For `featurecache.heads.probability.predict_proba`: what calibrates its probabilities."""
     converged: bool
     n_train: int
     """Rows that `estimator` was fitted on; each view is one."""
@@ -92,6 +96,7 @@ class HeadResult:
             "protocol": self.protocol,
             "selection_accuracy": self.selection_accuracy,
             "selection_score": self.selection_score,
+            "selection_log_loss": self.selection_log_loss,
             "balanced": self.balanced,
             "reported": self.reported,
             "converged": self.converged,
@@ -171,27 +176,40 @@ def search(
     start = time.perf_counter()
     # One thread always, also without other processes: sums in another order would give other last digits.
     with one_thread():
-        selection = Selection(train, validation, measure, random_state)
+        selection = Selection(head, train, validation, measure, random_state)
         X, y, weight, groups = train.fit_rows()
         num_views = train.fit_views.shape[1]
         settings = head.settings_for(selection.num_fitted * num_views)
-        fold = np.repeat(selection.fold, num_views)
-        steps.at(1, len(settings))
+        if not selection.is_informed:
+            settings = [{name: estimator.get_params()[name] for name in settings[0]}]
+        steps.at(1, count := len(settings) * len(selection.folds))
         try:
             with refusals(estimator, X, y, head.name):
-                found = fit_folds(estimator, settings, X, y, fold, weight, groups, name=head.name)
-                for number, (params, fitted) in enumerate(found, start=2):
-                    selection.offer(params, fitted)
-                    steps.at(min(number, len(settings)), len(settings))
+                for repeat, fold in enumerate(selection.folds):
+                    rows = np.repeat(fold, num_views)
+                    found = fit_folds(estimator, settings, X, y, rows, weight, groups, name=head.name)
+                    for number, (params, fitted) in enumerate(found):
+                        selection.offer(repeat, number, params, fitted)
+                        steps.at(min(repeat * len(settings) + number + 2, count), count)
         finally:
             steps.end()
+        chosen = selection.choose()
         # The chosen setting is fitted on all that it may see.
         if validation is not None:
             X, y, weight, groups = train.with_samples_of(validation).fit_rows()
-        final = clone(estimator).set_params(**selection.params)
+        final = clone(estimator).set_params(**chosen.params)
         converged = fit_estimator(final, X, y, weight, groups, name=head.name)
         return _scored(
-            head, final, selection, splits, measure, random_state, converged=converged, n_train=len(y), start=start
+            head,
+            final,
+            selection,
+            chosen,
+            splits,
+            measure,
+            random_state,
+            converged=converged,
+            n_train=len(y),
+            start=start,
         )
 
 
@@ -199,6 +217,7 @@ def _scored(
     head: NamedHead,
     final: BaseEstimator,
     selection: Selection,
+    chosen: Chosen,
     splits: dict[str, SplitData],
     measure: Measure,
     random_state: int,
@@ -209,30 +228,32 @@ def _scored(
 ) -> HeadResult:
     """Score a fitted head on the split that is reported, and its selection on the rows by which it was chosen."""
     reported = "test" if "test" in splits else "validation"
-    temperature, data = selection.temperature(), splits[reported]
-    y_pred = measure.predict(final, data, temperature)
-    proba = measure.predict_proba(final, data, temperature, y_pred)
-    scores = chosen = measure.scores(data.y, y_pred, data.groups, random_state=random_state)
+    data, held_out = splits[reported], selection.data
+    y_pred = measure.predict(final, data, chosen.temperature)
+    proba = measure.predict_proba(final, data, chosen.temperature, y_pred)
+    scores = of_selection = measure.scores(data.y, y_pred, data.groups, random_state=random_state)
     if reported == "test":
-        held_out = selection.data
-        chosen = measure.scores(held_out.y, selection.y_pred, held_out.groups, random_state=random_state)
+        of_selection = measure.scores(held_out.y, chosen.y_pred, held_out.groups, random_state=random_state)
+    accuracy = float(np.mean(held_out.y == chosen.y_pred)) if held_out.y.ndim == 1 else None
     return HeadResult(
         head=head.name,
-        params=selection.params,
+        params=chosen.params,
         protocol=selection.protocol,
-        selection_accuracy=selection.accuracy,
-        selection_score=selection.score,
+        selection_accuracy=accuracy,
+        selection_score=chosen.score,
         balanced=measure.balanced,
-        selection_y=selection.data.y,
-        selection_pred=selection.y_pred,
-        selection_groups=selection.data.groups,
-        validation=chosen,
+        selection_y=held_out.y,
+        selection_pred=chosen.y_pred,
+        selection_groups=held_out.groups,
+        selection_index=selection.index,
+        selection_log_loss=chosen.log_loss,
+        validation=of_selection,
         test=scores if reported == "test" else None,
         reported=reported,
         y_pred=y_pred,
         proba=proba,
         estimator=final,
-        temperature=temperature,
+        temperature=chosen.temperature,
         converged=converged,
         n_train=n_train,
         seconds=time.perf_counter() - start,

@@ -1,44 +1,71 @@
-"""The best of a head's settings, on held-out rows or by cross-validation inside the training rows."""
+"""The best of a head's settings, on held-out rows or by cross-validation inside the training rows.
+
+A setting is chosen by the log loss of its probabilities, among those whose accuracy on the same rows is within chance
+of the best (one standard error of the paired difference): on few rows accuracy takes few values, and what it prefers is
+mostly chance; log loss says of every row how right its probabilities are (Gneiting & Raftery, "Strictly proper scoring
+rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and accuracy decides.
+"""
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import TaskError
-from featurecache.evaluation.calibration import log_loss
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.prediction import per_view, split_proba, temperature_of
-from featurecache.evaluation.split_data import SplitData, smallest_class
-from featurecache.heads.head import Setting
-from featurecache.heads.probability import decision_values, needs_temperature
+from featurecache.evaluation.prediction import calibrated, decisions_of
+from featurecache.evaluation.ranking import is_within_chance
+from featurecache.evaluation.split_data import SplitData
+from featurecache.heads.head import HeadMixin, NamedHead, Setting
+from featurecache.heads.probability import fit_temperature, needs_temperature
 
 MAX_FOLDS = 5
+_REPEATED_BELOW = 200
+"""Samples. With more, other folds would hardly give another choice."""
+_MAX_REPEATS = 4
+_SLOW_HEAD = 20.0
+"""`Head.relative_seconds` from which folds are not repeated."""
+_SAME_LOSS = 1e-4
+"""Nats: so far from the least log loss a temperature may be when its search ends."""
+_LEAST_PROBABILITY = 1e-9
+"""One certain mistake would cost infinity, and hide all others."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Predictions:
-    """Predictions for held-out samples, and decision values of heads that have no probabilities."""
+@dataclass(slots=True, eq=False)
+class _Candidate:
+    """How one setting did on the rows that were held out."""
 
+    params: Setting
     y_pred: np.ndarray
+    """Of the first repeat."""
     decisions: np.ndarray | None
+    """Of the first repeat, (n_samples, n_views, n_classes); None where there are no classes or no probabilities."""
+    score: float
+    """Sum over the repeats, until they are all there; then their mean."""
+    right: np.ndarray
+    """What each sample adds to the score, (n_samples,) float32, summed and averaged alike."""
+    losses: np.ndarray
+    """Log loss of each sample, as ``right``."""
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
 
 
 class Selection:
-    """The best setting so far; settings are offered one after the other.
+    """The best of some settings, which are offered one after the other.
 
-    Folds divide samples: all views of a sample are on the same side. Of settings that score equally, the one whose
-    probabilities have the least log loss is kept, where a head has probabilities of its own: on an easy task every C
-    is right, and the smallest is sure of nothing.
+    Folds divide samples: all views of a sample are on the same side. Where samples are few, they are divided into folds
+    several times.
 
     Parameters
     ----------
+    head : NamedHead
     train : SplitData
     validation : SplitData, optional
         Settings are chosen on it; by cross-validation inside ``train`` when left out.
@@ -48,104 +75,176 @@ class Selection:
 
     Attributes
     ----------
-    fold : ndarray of int (n_samples,)
-        Of the samples of train; -1 for all where there is a validation split.
+    folds : list of ndarray of int (n_samples,)
+        Of the samples of train, for each repeat; -1 for samples that are never held out.
+    index : ndarray of int64
+        Which samples settings are chosen by: of train, or of validation.
     data : SplitData
-        The samples by which settings are chosen.
-    params : dict
-        The best setting.
-    score : float
-        `Measure.score` of it.
+        These samples.
+    protocol : str
+        ``validation`` or ``cross-validation``.
+    is_informed : bool
+        False where no sample that is held out is of a class that is fitted meanwhile: one setting is as wrong as the
+        other then.
     """
 
-    def __init__(self, train: SplitData, validation: SplitData | None, measure: Measure, random_state: int) -> None:
-        self.data, self._measure = train if validation is None else validation, measure
-        # -1 is never held out, as scikit-learn has it in `PredefinedSplit`.
-        self.fold = np.full(len(train), -1)
-        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
-        self._held_out = [self.data]
-        if validation is None:
-            splitter = folds(train.y, train.groups, random_state=random_state)
-            self._pairs = list(splitter.split(train.y, train.y if train.y.ndim == 1 else None, train.groups))
-            for number, (_, held_out) in enumerate(self._pairs):
-                self.fold[held_out] = number
-            self._held_out = [train.for_evaluation(held_out) for _, held_out in self._pairs]
-        self.params: Setting = {}
-        self.score = -math.inf
-        self._best: _Predictions | None = None
-        self._estimators: Sequence[BaseEstimator] = ()
-        self._loss: float | None = None
-
-    @property
-    def protocol(self) -> str:
-        """``validation`` or ``cross-validation``."""
-        return "cross-validation" if self._pairs else "validation"
+    def __init__(
+        self, head: NamedHead, train: SplitData, validation: SplitData | None, measure: Measure, random_state: int
+    ) -> None:
+        self._measure, self._candidates = measure, dict[int, _Candidate]()
+        self._near_one = head.calibrated_by_grid
+        if validation is not None:
+            # -1 is never held out, as scikit-learn has it in `PredefinedSplit`.
+            self.folds, self.data = [np.full(len(train), -1)], validation
+            self.index, self.protocol = np.arange(len(validation)), "validation"
+            self._held_out, self.is_informed = [[(self.index, validation)]], True
+            return
+        self.protocol = "cross-validation"
+        self.folds = repeated_folds(head, train, random_state)
+        self.index = np.flatnonzero(self.folds[0] >= 0)
+        self.is_informed = train.y.ndim == 2 or num_known(train.y, self.folds[0]) > 0
+        self.data = train if len(self.index) == len(train) else train.for_evaluation(self.index)
+        self._held_out = []
+        for fold in self.folds:
+            of_folds = [np.flatnonzero(fold == number) for number in np.unique(fold[self.index])]
+            pairs = [(np.searchsorted(self.index, rows), train.for_evaluation(rows)) for rows in of_folds]
+            self._held_out.append(pairs)
 
     @property
     def num_fitted(self) -> int:
         """Samples that the smallest fit of a setting has."""
-        return min((len(fitted) for fitted, _ in self._pairs), default=len(self.fold))
+        fold = self.folds[0]
+        return len(fold) - int(np.bincount(fold[fold >= 0]).max(initial=0))
 
-    def offer(self, params: Setting, estimators: Sequence[BaseEstimator]) -> None:
-        """Keep a setting if it is the best.
+    def offer(self, repeat: int, number: int, params: Setting, estimators: Sequence[BaseEstimator]) -> None:
+        """Take in how a setting does.
 
         Parameters
         ----------
+        repeat : int
+            Of the folds.
+        number : int
+            Of the setting.
         params : dict
         estimators : sequence
             Fitted with it, one for each fold.
         """
-        found = [self._predict(*pair) for pair in zip(estimators, self._held_out, strict=True)]
-        predictions = _in_order(self._pairs, found) if self._pairs else found[0]
-        score, loss = self._measure.score(self.data.y, predictions.y_pred), None
-        if score < self.score:
-            return
-        if score == self.score:
-            self._loss = self._log_loss(self._estimators) if self._loss is None else self._loss
-            loss = self._log_loss(estimators)
-            if loss >= self._loss:
-                return
-        self.params, self.score, self._best = params, score, predictions
-        self._estimators, self._loss = estimators, loss
+        parts = [
+            (index, *self._predict(estimator, data))
+            for estimator, (index, data) in zip(estimators, self._held_out[repeat], strict=True)
+        ]
+        order = np.argsort(np.concatenate([index for index, _, _ in parts]))
+        y_pred = np.concatenate([y_pred for _, y_pred, _ in parts])[order]
+        found = [decisions for _, _, decisions in parts if decisions is not None]
+        decisions = np.concatenate(found)[order] if found else None
+        share = 1 / len(self.folds)
+        score = share * self._measure.score(self.data.y, y_pred)
+        right, losses = share * self._measure.right(self.data.y, y_pred), share * self._losses(estimators[0], decisions)
+        if repeat == 0:
+            self._candidates[number] = _Candidate(dict(params), y_pred, decisions, score, right, losses)
+        else:
+            candidate = self._candidates[number]
+            candidate.score, candidate.right = candidate.score + score, candidate.right + right
+            candidate.losses = candidate.losses + losses
+        if repeat == len(self.folds) - 1:
+            self._drop_worse(number)
 
-    @property
-    def y_pred(self) -> np.ndarray:
-        """Predictions of the best setting, fitted on other samples: (n,) class indices, or (n, n_outputs)."""
-        assert self._best is not None, "the grid is empty"
-        return self._best.y_pred
+    def choose(self) -> Chosen:
+        """Return the best setting; of equals the one that was offered first."""
+        assert self._candidates, "the grid is empty"
+        candidates = [self._candidates[number] for number in sorted(self._candidates)]
+        top = max(candidates, key=lambda candidate: (candidate.score, -candidate.loss))
+        if self._measure.kind == "classification":
+            able = [
+                candidate for candidate in candidates if is_within_chance(top.right - candidate.right, self.data.groups)
+            ]
+            least = min(candidate.loss for candidate in able)
+            top = next(candidate for candidate in able if candidate.loss <= least + _SAME_LOSS)
+        y = self.data.y
+        if top.decisions is None:
+            return Chosen(top.params, top.score, top.y_pred, 1.0, None)
+        weight = self._measure.weights(y)
+        temperature = fit_temperature(top.decisions, y, weight, near_one=self._near_one)
+        losses = -np.log(np.maximum(calibrated(top.decisions, temperature)[np.arange(len(y)), y], _LEAST_PROBABILITY))
+        return Chosen(top.params, top.score, top.y_pred, temperature, float(np.average(losses, weights=weight)))
 
-    @property
-    def accuracy(self) -> float | None:
-        """Share of the samples that were predicted right, where there are classes."""
-        return float(np.mean(self.data.y == self.y_pred)) if self.data.y.ndim == 1 else None
-
-    def temperature(self) -> float:
-        """Fit the temperature to the decision values; 1.0 for heads with probabilities of their own."""
-        decisions = None if self._best is None else self._best.decisions
-        return 1.0 if decisions is None else temperature_of(decisions, self.data.y)
-
-    def _predict(self, estimator: BaseEstimator, data: SplitData) -> _Predictions:
-        if self._measure.kind != "classification" or not needs_temperature(estimator):
-            return _Predictions(self._measure.predict(estimator, data, 1.0), None)
-        values = per_view(data, lambda rows: decision_values(estimator, rows, self._measure.n_outputs))
+    def _predict(self, estimator: BaseEstimator, data: SplitData) -> tuple[np.ndarray, np.ndarray | None]:
+        measure = self._measure
+        is_of_classes = measure.kind == "classification"
+        decisions = decisions_of(estimator, data, measure.n_outputs) if is_of_classes else None
+        if decisions is None:
+            return measure.predict(estimator, data, 1.0), None
         if data.has_several_views:
-            proba = softmax(values / temperature_of(values, data.y), axis=2).mean(axis=1)
-            return _Predictions(proba.argmax(axis=1), values)
-        return _Predictions(self._measure.predict(estimator, data, 1.0), values)
+            temperature = fit_temperature(decisions, data.y) if needs_temperature(estimator) else 1.0
+            return calibrated(decisions, temperature).argmax(axis=1), decisions
+        # What others have written may predict another class than the most probable one, as scikit-learn's SVC does.
+        own = isinstance(estimator, HeadMixin)
+        return decisions[:, 0].argmax(axis=1) if own else measure.predict(estimator, data, 1.0), decisions
 
-    def _log_loss(self, estimators: Sequence[BaseEstimator]) -> float:
-        """Return the mean log loss; 0 for heads without probabilities of their own, which are all alike in this."""
-        if self._measure.kind != "classification" or not hasattr(estimators[0], "predict_proba"):
-            return 0.0
-        y = np.concatenate([data.y for data in self._held_out])
-        pairs = zip(estimators, self._held_out, strict=True)
-        return log_loss(y, np.concatenate([split_proba(*pair, 1.0, self._measure.n_outputs) for pair in pairs]))
+    def _losses(self, estimator: BaseEstimator, decisions: np.ndarray | None) -> np.ndarray:
+        """Return the log loss of each sample, (n_samples,); 0 where there are no probabilities."""
+        y = self.data.y
+        if decisions is None:
+            return np.zeros(len(y), np.float32)
+        weight = self._measure.weights(y)
+        temperature = fit_temperature(decisions, y, weight) if needs_temperature(estimator) else 1.0
+        of_label = calibrated(decisions, temperature)[np.arange(len(y)), y]
+        losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY))
+        return np.asarray(losses if weight is None else losses * weight, np.float32)
+
+    def _drop_worse(self, number: int) -> None:
+        """Forget settings that cannot be chosen any more: hundreds of them on many rows would fill the memory."""
+        newest = self._candidates[number]
+        earlier = [(key, kept) for key, kept in self._candidates.items() if key < number]
+        if any(kept.score >= newest.score and kept.loss <= newest.loss + _SAME_LOSS for _, kept in earlier):
+            del self._candidates[number]
+            return
+        for key, kept in earlier:
+            if newest.score >= kept.score and newest.loss < kept.loss - _SAME_LOSS:
+                del self._candidates[key]
 
 
-def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int) -> BaseCrossValidator:
-    """Return stratified folds, five or as many as the smallest class has samples; plain folds without classes.
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """A setting, and how it did on the samples by which it was chosen.
 
-    Groups stay together, and count as one sample each.
+    Attributes
+    ----------
+    params : dict
+    score : float
+        `Measure.score`, the mean over the repeats.
+    y_pred : ndarray
+        Predictions of the first repeat, fitted on other samples: (n,) class indices, or (n, n_outputs).
+    temperature : float
+        That calibrates its probabilities; 1.0 where it has none.
+    log_loss : float or None
+        Of the calibrated probabilities of classes.
+    """
+
+    params: Setting
+    score: float
+    y_pred: np.ndarray
+    temperature: float
+    log_loss: float | None
+
+
+def repeated_folds(head: NamedHead, train: SplitData, random_state: int) -> list[np.ndarray]:
+    """Return the folds of the samples of train, several times where these are few and the head is quick."""
+    count = 1
+    if head.relative_seconds < _SLOW_HEAD and not train.on_disk:
+        count = min(-(-_REPEATED_BELOW // len(train)), _MAX_REPEATS)
+    found = [fold_numbers(train.y, train.groups, random_state=random_state + 1_000 * repeat) for repeat in range(count)]
+    # Groups may fall otherwise: only what is held out in all repeats is chosen by.
+    always = np.all([fold >= 0 for fold in found], axis=0)
+    return [np.where(always, fold, -1) for fold in found]
+
+
+def fold_numbers(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int) -> np.ndarray:
+    """Return the fold of each sample, (n_samples,) int64: five stratified folds; plain ones without classes.
+
+    Groups stay together. A class that would have all its samples in one fold is never held out, -1: the head that is
+    evaluated on them would not know it. Classes of one sample each leave nothing else to hold out than such; then they
+    are held out all the same.
 
     Parameters
     ----------
@@ -158,41 +257,39 @@ def folds(y: np.ndarray, groups: np.ndarray | None = None, *, random_state: int)
     TaskError
         All samples are of one group.
     """
-    smallest = smallest_class(y, groups) if y.ndim == 1 else 1
-    if groups is None:
-        if smallest > 1:
-            return StratifiedKFold(min(MAX_FOLDS, smallest), shuffle=True, random_state=random_state)
-        return KFold(min(MAX_FOLDS, len(y)), shuffle=True, random_state=random_state)
-    if smallest > 1:
-        return StratifiedGroupKFold(min(MAX_FOLDS, smallest), shuffle=True, random_state=random_state)
-    if (num_groups := len(np.unique(groups))) < 2:
+    num_units = len(y) if groups is None else len(np.unique(groups))
+    if num_units < 2:
         raise TaskError("all samples to fit on are of one group; settings are chosen on groups that are held out")
-    return GroupKFold(min(MAX_FOLDS, num_groups), shuffle=True, random_state=random_state)
+    largest = largest_class(y, groups) if y.ndim == 1 else 1
+    count = min(MAX_FOLDS, largest if largest > 1 else num_units)
+    if groups is None:
+        kind = StratifiedKFold if largest > 1 else KFold
+        splitter = kind(count, shuffle=True, random_state=random_state)
+    else:
+        grouped = StratifiedGroupKFold if largest > 1 else GroupKFold
+        splitter = grouped(count, shuffle=True, random_state=random_state)
+    fold = np.full(len(y), -1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for number, (_, held_out) in enumerate(splitter.split(y, y if y.ndim == 1 else None, groups)):
+            fold[held_out] = number
+    if y.ndim == 1 and num_known(y, fold):
+        fold[np.isin(y, _classes_of_one_fold(y, fold))] = -1
+    return np.asarray(np.unique(fold, return_inverse=True)[1] - int((fold < 0).any()))
 
 
-def _in_order(pairs: Sequence[tuple[np.ndarray, np.ndarray]], found: Sequence[_Predictions]) -> _Predictions:
-    """Put the predictions of the folds together, in the order of the samples."""
-    # Folds come in their own order; scores and comparisons are by sample.
-    held_out = np.concatenate([indices for _, indices in pairs])
-    order = np.argsort(held_out)
-    y_pred = np.concatenate([fold_predictions.y_pred for fold_predictions in found])[order]
-    if any(fold_predictions.decisions is None for fold_predictions in found):
-        if all(fold_predictions.decisions is None for fold_predictions in found):
-            return _Predictions(y_pred, None)
-        width = next(
-            fold_predictions.decisions.shape[1:] for fold_predictions in found if fold_predictions.decisions is not None
-        )
-        # A fold without which one class is left has a head of another kind, which has no decision values.
-        decisions = [
-            np.full((len(fold_predictions.y_pred), *width), -np.inf)
-            if fold_predictions.decisions is None
-            else fold_predictions.decisions
-            for fold_predictions in found
-        ]
-        return _Predictions(y_pred, np.concatenate(decisions)[order])
-    return _Predictions(
-        y_pred,
-        np.concatenate(
-            [fold_predictions.decisions for fold_predictions in found if fold_predictions.decisions is not None]
-        )[order],
-    )
+def num_known(y: np.ndarray, fold: np.ndarray) -> int:
+    """Return how many classes have samples that are held out while others of them are fitted."""
+    held_out = fold >= 0
+    return len(np.unique(y[held_out])) - len(_classes_of_one_fold(y[held_out], fold[held_out]))
+
+
+def _classes_of_one_fold(y: np.ndarray, fold: np.ndarray) -> list[int]:
+    return [label for label in np.unique(y) if len(np.unique(fold[y == label])) == 1]
+
+
+def largest_class(y: np.ndarray, groups: np.ndarray | None) -> int:
+    """Return how many samples, or groups, the class has that has the most."""
+    if groups is None:
+        return int(np.unique(y, return_counts=True)[1].max())
+    return max(len(np.unique(groups[y == label])) for label in np.unique(y))

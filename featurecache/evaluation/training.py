@@ -22,6 +22,7 @@ from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import memory_budget, memory_for_features
 from featurecache.evaluation.parallel_search import HeadsAndData, search_all
+from featurecache.evaluation.ranking import ranked
 from featurecache.evaluation.scores import OutputScores, confusion
 from featurecache.evaluation.search import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, HeadResult, resolve
 from featurecache.evaluation.split_data import SplitData
@@ -106,7 +107,7 @@ class Details:
 
 @dataclass
 class TrainingReport:
-    """All trained heads, best selection score first, and what was left out."""
+    """All trained heads, the chosen one first, and what was left out."""
 
     task: Task
     heads: list[TrainedHead]
@@ -119,12 +120,12 @@ class TrainingReport:
 
     @property
     def best(self) -> TrainedHead:
-        """The head with the best selection score."""
+        """The chosen head; see `featurecache.evaluation.ranking`."""
         return self.heads[0]
 
     def join(self, other: TrainingReport) -> None:
         """Take the heads of another report on the same task."""
-        self.heads = sorted(self.heads + other.heads, key=lambda head: -head.result.selection_score)
+        self.heads = ranked(self.heads + other.heads, self.measure, lambda head: head.result)
         self.left_out |= other.left_out
         self.heads_left_out |= other.heads_left_out
         self.warnings = unique_warnings([*self.warnings, *other.warnings])
@@ -279,7 +280,7 @@ def train_heads(
     if not report.heads:
         reasons = "; ".join(f"{head} {reason}" for head, reason in report.heads_left_out.items())
         raise HeadError(f"no head can be fitted on these features ({reasons}); name one with --head")
-    report.heads.sort(key=lambda head: -head.result.selection_score)
+    report.heads = ranked(report.heads, measure, lambda head: head.result)
     return report
 
 
@@ -326,7 +327,8 @@ def reported_rows(head: TrainedHead) -> tuple[Rows, np.ndarray[Any, Any]]:
 def selection_rows(head: TrainedHead) -> Rows:
     """Return rows of the samples by which the head's setting was chosen, in the order of ``result.selection_y``."""
     split = "validation" if head.result.protocol == "validation" else "train"
-    return rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), split)[0]
+    rows, _ = rows_of_split(head.task, head.feature_set.open(), head.eval_set.open(), split)
+    return rows[head.result.selection_index]
 
 
 def _shared_rows(heads: Sequence[TrainedHead]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:

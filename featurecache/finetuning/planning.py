@@ -16,7 +16,7 @@ import torch
 from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.dry_run import example_inputs
 from featurecache.backbones.input_kinds import input_kind_of
-from featurecache.evaluation.selection import folds
+from featurecache.evaluation.selection import fold_numbers
 from featurecache.finetuning.settings import FineTuning
 from featurecache.finetuning.training import by_augmentation
 from featurecache.heads.gradient.budget import TrainingCost
@@ -114,7 +114,7 @@ def plan_rung(task: Task, feature_set: FeatureSet, tuning: FineTuning, *, flops:
     else:
         rows, y = of_split["train"]
         groups = task.groups_of(rows)
-        num_folds = folds(y, groups, random_state=random_state).get_n_splits(y, y, groups)
+        num_folds = int(fold_numbers(y, groups, random_state=random_state).max()) + 1
         held_out, whole = math.ceil(train / num_folds), train
         once = [Fit(num_rows=(train - held_out) * views, num_predicted=held_out)] * num_folds
     # The chosen setting is fitted again on all that it may see.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -223,6 +225,33 @@ def check_whole_number(name: str, value: Any, least: int) -> None:
     """Raise `ValueError` unless ``value``, the parameter ``name``, is a whole number of at least ``least``."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+Scaling = bool | Literal["jointly"]
+"""How features are standardised: each by itself, not at all, or all by one number."""
+
+
+def prior_rows_of(standardize: Scaling, prior_rows: float) -> float:
+    """Return the prior rows of the variances, infinitely many where one is to be the variance of all features.
+
+    Raises
+    ------
+    ValueError
+        Neither yes nor no nor "jointly".
+    """
+    if standardize is True or standardize is False:
+        return prior_rows
+    if standardize != "jointly":
+        raise ValueError(f'standardize must be True, False or "jointly", got {standardize!r}')
+    return math.inf
+
+
+def by_scaling(
+    estimator: BaseEstimator, settings: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[dict[str, Any], list[Mapping[str, Any]]]]:
+    """Yield parameters that say how features are standardised, and the settings that have them, in their order."""
+    for scaling, some in groupby(settings, lambda setting: setting.get("standardize", estimator.standardize)):
+        yield {"standardize": scaling}, list(some)
 
 
 def check_prior_rows(given: Any) -> None:

@@ -90,6 +90,8 @@ class HeadMixin:
     """Parameters in which settings may differ that `fit_path` fits together."""
     interruptible: ClassVar[bool] = True
     """False for one that spends minutes in compiled code, which no signal reaches."""
+    calibrated_by_grid: ClassVar[bool] = False
+    """Whether the setting with the least log loss has calibrated probabilities, more or less."""
     relative_seconds: ClassVar[float] = 1.0
     """About how long it takes on a small task: the slowest begin first."""
 
@@ -283,6 +285,11 @@ class NamedHead:
     def interruptible(self) -> bool:
         """False for one that spends minutes in compiled code, which no signal reaches."""
         return getattr(self.estimator, "interruptible", True)
+
+    @property
+    def calibrated_by_grid(self) -> bool:
+        """Whether the setting with the least log loss has calibrated probabilities, more or less."""
+        return getattr(self.estimator, "calibrated_by_grid", False)
 
     @property
     def relative_seconds(self) -> float:

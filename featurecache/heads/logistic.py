@@ -31,8 +31,10 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
         rows of each fold alone.
     cv : int, splitter or iterable of (train, test)
         How rows are held out when ``Cs`` is given; a number makes stratified folds, which keep groups together.
-    standardize : bool
-        Without it, features are taken as they are.
+    standardize : bool or "jointly"
+        False: features are taken as they are. Jointly: all are divided by one number, the root of the mean of their
+        variances, so that those that vary most keep most weight, as in scikit-learn's ``LogisticRegression`` on raw
+        features, but with a C that does not depend on their units.
     prior_rows : float
         Of the variances by which features are standardised: each is drawn to the mean of all, as by so many more rows
         that have it. With few rows a feature's own variance is mostly chance.
@@ -62,8 +64,9 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multilabel"})
     # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
-    grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-6, 1, per_decade=4)}
+    grid: ClassVar[dict[str, list[Any]]] = {"standardize": [True, "jointly"], "C": powers_of_ten(-6, 1, per_decade=2)}
     defaults: ClassVar[Setting] = {"C": 0.01, "prior_rows": PRIOR_ROWS}
+    calibrated_by_grid: ClassVar[bool] = True
     relative_seconds: ClassVar[float] = 10.0
     earlier_names: ClassVar[tuple[str, ...]] = ("LogisticRegression",)
     takes_unknown: ClassVar[bool] = True

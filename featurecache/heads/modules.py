@@ -189,6 +189,17 @@ class Softmax(Layer):
         return (x_BK / self.temperature).softmax(dim=1)
 
 
+class Logarithm(Layer):
+    """Probabilities to what a softmax makes them of."""
+
+    formula = "log(max(x, least))"
+    least: Tensor
+
+    def forward(self, x_BK: Tensor) -> Tensor:
+        """Return (B, K)."""
+        return torch.maximum(x_BK, self.least).log()
+
+
 class Sigmoid(Layer):
     """Decision values to the probability of each label by itself."""
 

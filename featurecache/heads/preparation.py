@@ -125,4 +125,6 @@ def shrunk_variance(variance: Any, varies: Any, weight: float, prior_rows: float
     """
     if not prior_rows or not varies.any():
         return variance
+    if prior_rows == math.inf:
+        return variance * 0 + variance[varies].mean()
     return (weight * variance + prior_rows * variance[varies].mean()) / (weight + prior_rows)

@@ -1,9 +1,8 @@
-"""From what a head computes to class probabilities: the head's own, or its margins made honest by one temperature.
+"""From what a head computes to class probabilities, calibrated by one temperature.
 
-Heads without probabilities (the support vector machines and ridge) give decision values. Their softmax, with the
-values divided by one number, keeps the predicted class and is calibrated by choosing that number where the log loss
-on rows not used for training is least: temperature scaling, Guo et al., "On Calibration of Modern Neural Networks",
-ICML 2017, section 4.2.
+The softmax of a head's decision values, or of the logarithms of its probabilities, divided by one number, keeps the
+predicted class. That number is where the log loss on rows not used for training is least: temperature scaling, Guo et
+al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
 """
 
 from __future__ import annotations
@@ -14,8 +13,13 @@ from scipy.special import logsumexp, softmax
 from sklearn.base import BaseEstimator
 
 from featurecache.errors import HeadError
+from featurecache.heads.head import HeadMixin
+
+LEAST_PROBABILITY = 1e-12
+"""Below, a logarithm would say more of rounding than of a class."""
 
 # Beyond these probabilities are zeros and ones, or all alike, in the digits that are printed.
+_NEAR_ONE = 0.25
 _LOG_TEMPERATURE_BOUNDS = (np.log(1e-3), np.log(1e3))
 
 
@@ -33,7 +37,7 @@ def predict_proba(estimator: BaseEstimator, X: np.ndarray, temperature: float | 
         Fitted on class indices ``0..n_classes-1``.
     X : ndarray of shape (n_samples, n_features)
     temperature : float or None
-        Divides the decision values; not used by heads that have probabilities of their own. None means 1.
+        Divides the decision values, or the logarithms of probabilities. None means 1.
     n_classes : int
 
     Returns
@@ -49,15 +53,16 @@ def predict_proba(estimator: BaseEstimator, X: np.ndarray, temperature: float | 
     temperature = 1.0 if temperature is None else temperature
     if not (np.isfinite(temperature) and temperature > 0):
         raise HeadError(f"temperature must be positive and finite, got {temperature!r}; fit it with fit_temperature")
-    if needs_temperature(estimator):
+    if temperature != 1.0 or needs_temperature(estimator):
         return softmax(decision_values(estimator, X, n_classes) / temperature, axis=1)
-    if not hasattr(estimator, "predict_proba"):
-        raise HeadError(
-            f"a {type(estimator).__name__} has neither predict_proba nor decision_function; wrap it in scikit-learn's "
-            "CalibratedClassifierCV, or choose another head"
-        )
+    _check_has_probabilities(estimator)
     proba = _aligned(estimator, estimator.predict_proba(X), n_classes, missing=0.0)
     return proba / proba.sum(axis=1, keepdims=True)
+
+
+def has_decisions(estimator: BaseEstimator) -> bool:
+    """Tell whether a classifier has probabilities, or decision values to make them of."""
+    return hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
 
 
 def predict_outputs(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
@@ -69,45 +74,83 @@ def predict_outputs(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
 
 
 def decision_values(estimator: BaseEstimator, X: np.ndarray, n_classes: int) -> np.ndarray:
-    """Return decision values as (n_samples, n_classes) float64; minus infinity for a class never trained on.
+    """Return what a softmax makes probabilities of, (n_samples, n_classes) float64.
+
+    Margins of heads that have them; logarithms of the probabilities of others, not below that of `LEAST_PROBABILITY`.
+    A class that was not trained on has minus infinity.
 
     Parameters
     ----------
     estimator, X, n_classes
         As for `predict_proba`.
     """
-    values = np.asarray(estimator.decision_function(X), dtype=np.float64)
+    # What others have written may have probabilities that are no softmax of its decision values.
+    if needs_temperature(estimator) or (isinstance(estimator, HeadMixin) and hasattr(estimator, "decision_function")):
+        values = np.asarray(estimator.decision_function(X), dtype=np.float64)
+    else:
+        _check_has_probabilities(estimator)
+        values = np.log(np.maximum(estimator.predict_proba(X), LEAST_PROBABILITY))
     if values.ndim == 1:
         # Half each way: the softmax of the two columns is then the sigmoid of the one margin.
         values = np.stack([-values / 2, values / 2], axis=1)
     return _aligned(estimator, values, n_classes, missing=-np.inf)
 
 
-def fit_temperature(decisions: np.ndarray, y: np.ndarray) -> float:
+def fit_temperature(
+    decisions: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None, *, near_one: bool = False
+) -> float:
     """Return the temperature with the least log loss.
 
     Parameters
     ----------
-    decisions : ndarray of shape (n_samples, n_classes), float64
+    decisions : ndarray of shape (n_samples, n_classes) or (n_samples, n_views, n_classes), float64
         Decision values of rows that the head was not trained on, as `decision_values` returns them.
     y : ndarray of shape (n_samples,), class indices
+    weight : ndarray of shape (n_samples,), optional
+    near_one : bool
+        Few rows do not move it far from 1, for heads whose setting was chosen by the log loss on the same rows.
 
     Returns
     -------
     float
         Between 0.001 and 1000; 1.0 where no row's class was among the trained ones.
+
+    Notes
+    -----
+    Of n rows that are all right, the temperature that fits best is the smallest there is, and makes every prediction
+    certain. So targets are as if half a row of n + 1 had been wrong, after Platt ("Probabilistic outputs for support
+    vector machines", 1999, section 2.2), with Jeffreys' prior instead of his. ``near_one`` has instead a prior of the
+    logarithm of the temperature: normal, with mean 0 and standard deviation `_NEAR_ONE`.
     """
-    of_label = decisions[np.arange(len(y)), y]
+    by_view = decisions.reshape(-1, decisions.shape[-1])
+    num_views = len(by_view) // max(len(y), 1)
+    labels = np.repeat(y, num_views)
+    share = np.ones(len(labels)) if weight is None else np.repeat(weight, num_views)
+    of_label = by_view[np.arange(len(labels)), labels]
     usable = np.isfinite(of_label)
     if not usable.any():
         return 1.0
-    decisions, of_label = decisions[usable], of_label[usable]
+    values, of_label, share = by_view[usable], of_label[usable], share[usable] / share[usable].sum()
+    known = np.isfinite(values)
+    num_classes = known.sum(axis=1)
+    others = (np.where(known, values, 0.0).sum(axis=1) - of_label) / np.maximum(num_classes - 1, 1)
+    doubt = np.where(num_classes > 1, 0.0 if near_one else 0.5 / (len(y) + 1.0), 0.0)
+    pull = 0.5 / (_NEAR_ONE**2 * len(y)) if near_one else 0.0
+    target = (1 - doubt) * of_label + doubt * others
 
     def log_loss(log_temperature: float) -> float:
         scale = np.exp(-log_temperature)
-        return float(np.mean(logsumexp(decisions * scale, axis=1) - of_label * scale))
+        return float(share @ (logsumexp(values * scale, axis=1) - target * scale)) + pull * log_temperature**2
 
     return float(np.exp(minimize_scalar(log_loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded").x))
+
+
+def _check_has_probabilities(estimator: BaseEstimator) -> None:
+    if not hasattr(estimator, "predict_proba"):
+        raise HeadError(
+            f"a {type(estimator).__name__} has neither predict_proba nor decision_function; wrap it in scikit-learn's "
+            "CalibratedClassifierCV, or choose another head"
+        )
 
 
 def _aligned(estimator: BaseEstimator, values: np.ndarray, n_classes: int, *, missing: float) -> np.ndarray:

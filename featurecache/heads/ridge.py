@@ -16,6 +16,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featurecache.errors import HeadError
 from featurecache.heads.checks import (
     REAL_TYPES,
+    Scaling,
+    by_scaling,
     check_prior_rows,
     checked_grid_values,
     checked_labels,
@@ -26,6 +28,7 @@ from featurecache.heads.checks import (
     is_known,
     is_partial,
     is_small,
+    prior_rows_of,
     with_weight,
 )
 from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, HeadMixin, Setting, powers_of_ten
@@ -41,9 +44,12 @@ if TYPE_CHECKING:
 class _Ridge(HeadMixin, BaseEstimator):
     """Values of alpha, and what is left out to choose from them."""
 
-    path_params: ClassVar[frozenset[str]] = frozenset({"alpha"})
+    path_params: ClassVar[frozenset[str]] = frozenset({"alpha", "standardize"})
     streams: ClassVar[bool] = True
-    grid: ClassVar[dict[str, list[Any]]] = {"alpha": powers_of_ten(7, -2, per_decade=4)}
+    grid: ClassVar[dict[str, list[Any]]] = {
+        "standardize": [True, "jointly"],
+        "alpha": powers_of_ten(7, -2, per_decade=2),
+    }
     relative_seconds: ClassVar[float] = 6.0
 
     def __init__(
@@ -52,7 +58,7 @@ class _Ridge(HeadMixin, BaseEstimator):
         *,
         alphas: Sequence[float] | None = None,
         cv: Any = None,
-        standardize: bool = True,
+        standardize: Scaling = True,
         prior_rows: float = 0.0,
         random_state: int | None = 0,
     ) -> None:
@@ -78,22 +84,23 @@ class _Ridge(HeadMixin, BaseEstimator):
         X, y, fold, sample_weight
             As for `FitsPath.fit_path`.
         settings : sequence of mapping
-            ``{"alpha": value}``.
+            Values of ``alpha``, for one value of ``standardize`` after the other.
 
         Yields
         ------
         (setting, heads)
         """
-        one = copy(self)
-        systems = one._systems(X, one._targets_of(X, y), fold, sample_weight)
         absent = absent_classes(y, fold)
-        for alpha in (setting["alpha"] for setting in settings):
-            heads = [copy(one) for _ in systems]
-            for head, system in zip(heads, systems, strict=True):
-                head.alpha = alpha
-                head._solved(alpha, *system.solution(alpha))
-            drop_classes(heads, absent)
-            yield {"alpha": alpha}, heads
+        for shared, some in by_scaling(self, settings):
+            one = copy(self).set_params(**shared)
+            systems = one._systems(X, one._targets_of(X, y), fold, sample_weight)
+            for setting in some:
+                heads = [copy(one) for _ in systems]
+                for head, system in zip(heads, systems, strict=True):
+                    head.alpha = setting.get("alpha", self.alpha)
+                    head._solved(head.alpha, *system.solution(head.alpha))
+                drop_classes(heads, absent)
+                yield dict(setting), heads
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
@@ -159,7 +166,8 @@ class _Ridge(HeadMixin, BaseEstimator):
     def _system(self, rows: Real, targets: Real, weight: Any) -> System:
         check_prior_rows(self.prior_rows)
         precise = rows.astype(np.float64, copy=False) if is_small(*rows.shape) else rows
-        return System(precise, targets, weight, standardize=self.standardize, prior_rows=self.prior_rows)
+        prior_rows = prior_rows_of(self.standardize, self.prior_rows)
+        return System(precise, targets, weight, standardize=bool(self.standardize), prior_rows=prior_rows)
 
 
 class RidgeProbe(_Ridge, LinearClassifier):
@@ -174,8 +182,8 @@ class RidgeProbe(_Ridge, LinearClassifier):
         little more than one.
     cv : None, int, splitter or iterable of (train, test)
         What is left out: each row by itself (None), or folds. Features are standardised once, by all rows.
-    standardize : bool
-        Without it, features are only centred.
+    standardize : bool or "jointly"
+        False: features are only centred. Jointly: as for `LogisticProbe`.
     prior_rows : float
         As for `LogisticProbe`.
     random_state : int or None

@@ -18,7 +18,7 @@ from featurecache.evaluation import fit_progress, parallel_search
 from featurecache.evaluation.parallel_search import evaluate_heads
 from featurecache.evaluation.scores import evaluate
 from featurecache.evaluation.search import evaluate_head
-from featurecache.evaluation.selection import folds
+from featurecache.evaluation.selection import fold_numbers, num_known
 from featurecache.heads import fitting, registry
 from featurecache.heads.fitting import fit_head
 from featurecache.heads.head import NamedHead
@@ -72,7 +72,7 @@ def test_every_head_under_every_protocol(name, names, n_classes):
     assert (result.test or result.validation).accuracy == np.mean(result.y_pred == y)
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
     known = {"head", "params", "seconds", "protocol", "converged", "reported", "selection_accuracy", "selection_score"}
-    known |= {"balanced"}
+    known |= {"balanced", "selection_log_loss"}
     assert set(document) == known | {"validation", "test"}
     assert result.converged
 
@@ -124,7 +124,7 @@ def test_ties_go_to_the_surest(names):
     X = np.array([[-5.0], [5.0]] * 30)
     part = (X, np.array([0, 1] * 30))
     result = evaluate_head("logistic", dict.fromkeys(names, part), 2)
-    assert result.params == {"C": 10.0}
+    assert result.params == {"standardize": True, "C": 10.0}
     assert result.test.accuracy == 1
     assert result.test.accuracy_low < 1
     assert result.proba.max(axis=1).min() > 0.9
@@ -240,9 +240,26 @@ def test_tiny_training_parts(name, y, names):
     json.dumps(result.to_json(), allow_nan=False)
 
 
-@pytest.mark.parametrize(("counts", "n_splits"), [((9, 9), 5), ((9, 3), 3), ((9, 1), 5), ((1, 1), 2)], ids=str)
-def test_folds_adapt_to_the_smallest_class(counts, n_splits):
-    assert folds(np.repeat(np.arange(len(counts)), counts), random_state=0).get_n_splits() == n_splits
+@pytest.mark.parametrize("counts", [(9, 9), (9, 3), (9, 1), (3, 2, 2), (30, 1, 1, 2), (1, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_no_fold_holds_out_a_whole_class(counts, num_views):
+    """A class of one sample, or of one group, is fitted on and never held out, unless there are no others."""
+    y = np.repeat(np.repeat(np.arange(len(counts)), counts), num_views)
+    groups = None if num_views == 1 else np.repeat(np.arange(sum(counts)), num_views)
+    fold = fold_numbers(y, groups, random_state=0)
+    held_out = fold >= 0
+    assert set(fold[held_out]) == set(range(min(5, max(counts) if max(counts) > 1 else len(counts))))
+    if max(counts) == 1:
+        assert held_out.all()
+        assert num_known(y, fold) == 0
+        return
+    for label, count in enumerate(counts):
+        of_class = y == label
+        assert held_out[of_class].all() == (count > 1)
+        assert count == 1 or len(set(fold[of_class])) == min(count, 5)
+    for number in set(fold[held_out]):
+        assert set(y[fold != number]) == set(y)
+    assert groups is None or all(len(set(fold[groups == group])) == 1 for group in set(groups))
 
 
 def _bad(change, names=ALL):

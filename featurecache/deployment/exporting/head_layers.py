@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import HeadError
-from featurecache.heads.modules import Clip, Layer, Softmax
-from featurecache.heads.probability import needs_temperature
+from featurecache.heads.modules import Clip, Layer, Logarithm, Softmax
+from featurecache.heads.probability import LEAST_PROBABILITY, needs_temperature
 from featurecache.heads.registry import list_heads
 
 
@@ -46,8 +46,14 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
             f"that do: {able}. Train one of those, or use `featurecache predict`"
         )
     layers = list(_flat(head.to_module()))
+    temperature = 1.0 if saved.temperature is None else saved.temperature
     if needs_temperature(head):
-        layers.append(Softmax(temperature=1.0 if saved.temperature is None else saved.temperature))
+        layers.append(Softmax(temperature=temperature))
+    elif saved.kind == "classification" and temperature != 1.0:
+        if isinstance(layers[-1], Softmax):  # of the same decision values
+            layers[-1] = Softmax(temperature=float(layers[-1].temperature) * temperature)
+        else:
+            layers += [Logarithm(least=LEAST_PROBABILITY), Softmax(temperature=temperature)]
     if saved.kind == "multilabel":
         layers.append(Clip())
     if saved.kind == "classification" and len(head.classes_) < len(saved.classes):

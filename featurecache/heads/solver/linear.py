@@ -15,6 +15,8 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from featurecache.heads.checks import (
     Folds,
+    Scaling,
+    by_scaling,
     check_prior_rows,
     checked_class_weight,
     checked_grid_values,
@@ -22,6 +24,7 @@ from featurecache.heads.checks import (
     checked_weight,
     fold_of_rows,
     is_small,
+    prior_rows_of,
     with_weight,
 )
 from featurecache.heads.classifiers import ClassifierBase
@@ -46,7 +49,7 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         See `LogisticProbe`.
     """
 
-    path_params: ClassVar[frozenset[str]] = frozenset({"C"})
+    path_params: ClassVar[frozenset[str]] = frozenset({"C", "standardize"})
     streams: ClassVar[bool] = True
     takes_several: ClassVar[bool] = False
     optional_arrays: ClassVar[tuple[str, ...]] = ("n_iter_", "multilabel_")
@@ -57,7 +60,7 @@ class LinearProbe(ClassifierBase, LinearClassifier):
         *,
         Cs: Sequence[float] | None = None,
         cv: Folds = 5,
-        standardize: bool = True,
+        standardize: Scaling = True,
         prior_rows: float = 0.0,
         class_weight: str | Mapping[Any, float] | None = None,
         tol: float = 1e-4,
@@ -142,24 +145,27 @@ class LinearProbe(ClassifierBase, LinearClassifier):
             As for `FitsPath.fit_path`. The rows outside each fold must be of three classes at least, or of all; a head
             knows those that it was fitted on.
         settings : sequence of mapping
-            ``{"C": value}``, in increasing order: from strong to weak regularisation each step is short.
+            Values of ``C`` in increasing order, as from strong to weak regularisation each step is short, for one value
+            of ``standardize`` after the other.
 
         Yields
         ------
         (setting, heads)
         """
-        one = copy(self)
-        one.n_features_in_ = X.shape[1]
-        data = one._blocks(X, one._take_labels(y), fold, sample_weight)
-        left_out, absent = [number for number in data.folds if number >= 0] or [-1], absent_classes(y, fold)
-        Cs = [setting["C"] for setting in settings]
-        for solutions in one._path().solve(data, one._problem(left_out), Cs):
-            heads = [copy(one) for _ in left_out]  # hundreds: scikit-learn's clone would take longer than the fits
-            for group, head in enumerate(heads):
-                head.C = solutions.C
-                head._solved(solutions, group)
-            drop_classes(heads, absent)
-            yield {"C": solutions.C}, heads
+        absent = absent_classes(y, fold)
+        for shared, some in by_scaling(self, settings):
+            one = copy(self).set_params(**shared)
+            one.n_features_in_ = X.shape[1]
+            data = one._blocks(X, one._take_labels(y), fold, sample_weight)
+            left_out = [number for number in data.folds if number >= 0] or [-1]
+            Cs = [setting.get("C", self.C) for setting in some]
+            for setting, solutions in zip(some, one._path().solve(data, one._problem(left_out), Cs), strict=True):
+                heads = [copy(one) for _ in left_out]  # hundreds: scikit-learn's clone would take longer than the fits
+                for group, head in enumerate(heads):
+                    head.C = solutions.C
+                    head._solved(solutions, group)
+                drop_classes(heads, absent)
+                yield dict(setting), heads
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
@@ -184,7 +190,7 @@ class LinearProbe(ClassifierBase, LinearClassifier):
     def _path(self) -> LinearPath:
         from featurecache.heads.solver.path import LinearPath
 
-        return LinearPath(standardize=self.standardize, tol=self.tol, max_iter=self.max_iter)
+        return LinearPath(standardize=bool(self.standardize), tol=self.tol, max_iter=self.max_iter)
 
     def _problem(self, left_out: list[int]) -> LinearProblem:
         from featurecache.heads.solver.objective import LinearProblem
@@ -200,6 +206,7 @@ class LinearProbe(ClassifierBase, LinearClassifier):
 
         dtype = torch.float64 if X.dtype == np.float64 or is_small(*X.shape) else torch.float32
         classes = len(self.classes_)
+        prior_rows = prior_rows_of(self.standardize, self.prior_rows)
         return FoldBlocks(
-            X, y, fold, weight, dtype=dtype, device=self.device, num_classes=classes, prior_rows=self.prior_rows
+            X, y, fold, weight, dtype=dtype, device=self.device, num_classes=classes, prior_rows=prior_rows
         )

@@ -1,0 +1,125 @@
+"""Few labels: accuracy and log loss of our heads over random draws, against scikit-learn's. Run by `benchmark.py`.
+
+Both opponents are fixed beforehand: ``LogisticRegression()`` on the features as they are, and ``LogisticRegressionCV``
+that chooses C by log loss in folds. On every draw all are fitted on the same samples and judged on all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PEERS = ("untuned", "by log loss")
+_LEAST = 1e-9
+_LEAST_JUDGED = 5
+"""Samples of each class that are left to judge by."""
+
+
+def add_small_options(parser: argparse.ArgumentParser) -> None:
+    """Add which features, how many labels and draws."""
+    parser.add_argument(
+        "caches", type=Path, nargs="+", metavar="CACHE", help="each with features and a task of classes"
+    )
+    parser.add_argument("--task", default="run", help="its name in every cache (default run)")
+    parser.add_argument("--labels", type=int, action="append", metavar="N", help="of each class (5, 10, 20 and 40)")
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--head", action="append", help="instead of logistic; several: the one that is chosen")
+    parser.add_argument("--jobs", type=int, default=-1)
+
+
+def bench_small(args: argparse.Namespace) -> dict[str, Any]:
+    """Fit on few labels, many times; print differences of accuracy and ratios of log loss, by set and pooled."""
+    from joblib import effective_n_jobs
+
+    from featurecache.evaluation.processes import in_processes
+
+    heads, found = args.head or ["logistic"], {}
+    for label, X, y in read_sets(args.caches, args.task):
+        for num_labels in args.labels or [5, 10, 20, 40]:
+            counts = np.bincount(y)
+            enough = np.flatnonzero(counts >= num_labels + _LEAST_JUDGED)
+            if len(enough) < max(2, 0.8 * np.count_nonzero(counts)):
+                continue
+            kept = np.isin(y, enough)
+            draws = [(X[kept], np.searchsorted(enough, y[kept]), num_labels, heads, seed) for seed in range(args.draws)]
+            rows = np.array(list(in_processes(draw, draws, workers=effective_n_jobs(args.jobs))))
+            found[f"{label}, {num_labels} labels"] = rows
+            print(f"{label}, {num_labels} labels of each class", flush=True)
+            for index, name in enumerate((", ".join(heads), *PEERS)):
+                accuracy, loss = rows[:, index].T
+                figures = f"accuracy {accuracy.mean():.4f}, log loss {loss.mean():.3f}, worst {loss.max():.3f}"
+                print(f"  {name:<24} {figures}", flush=True)
+    return {f"against scikit-learn, {name}": _pooled(found, 1 + index) for index, name in enumerate(PEERS)}
+
+
+def read_sets(caches: list[Path], task: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield a name, features and class indices of each feature set of each cache, all splits of the task together."""
+    import featurecache as fc
+
+    for cache in caches:
+        store = fc.FeatureStore.open(cache)
+        labels = store.task(task)
+        for feature_set in store.feature_sets():
+            parts = [labels.select(feature_set.open(), split=split) for split in labels.counts()]
+            X, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            yield f"{cache.name} ({feature_set.identity.backbone})", X.astype(np.float32), y
+
+
+def draw(X: np.ndarray, y: np.ndarray, num_labels: int, heads: list[str], seed: int) -> list[tuple[float, float]]:
+    """Return accuracy and log loss of our head, and of each peer, fitted on one draw.
+
+    Parameters
+    ----------
+    X : ndarray (n_samples, n_features)
+    y : ndarray (n_samples,)
+    num_labels : int
+        Of each class.
+    heads : list of str
+        Of several, the one that is chosen.
+    seed : int
+        Of the draw.
+    """
+    from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+    from sklearn.model_selection import train_test_split
+
+    from featurecache.evaluation.parallel_search import evaluate_heads
+
+    n_classes = int(y.max()) + 1
+    X_fit, X_test, y_fit, y_test = train_test_split(
+        X, y, train_size=num_labels * n_classes, stratify=y, random_state=seed
+    )
+    chosen = evaluate_heads(heads, {"train": (X_fit, y_fit), "test": (X_test, y_test)}, n_classes, n_jobs=1)[0]
+    found = [chosen.proba]
+    num_folds = max(2, min(3, num_labels))
+    searched = LogisticRegressionCV(
+        Cs=np.logspace(-3, 2, 6), cv=num_folds, scoring="neg_log_loss", max_iter=1000, random_state=0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # their own, of parameters that will have other defaults
+        for model in (LogisticRegression(max_iter=3000), searched):
+            found.append(model.fit(X_fit, y_fit).predict_proba(X_test))
+    of_label = [proba[np.arange(len(y_test)), y_test] for proba in found]
+    right = [float(np.mean(proba.argmax(axis=1) == y_test)) for proba in found]
+    return [(r, float(-np.log(np.maximum(p, _LEAST)).mean())) for r, p in zip(right, of_label, strict=True)]
+
+
+def _pooled(found: dict[str, np.ndarray], peer: int) -> dict[str, Any]:
+    """Return how our head compares with one peer: draws of a set are alike, sets count alike."""
+    differences = {name: rows[:, 0, 0] - rows[:, peer, 0] for name, rows in found.items()}
+    ratios = np.concatenate([np.log(rows[:, 0, 1] / rows[:, peer, 1]) for rows in found.values()])
+    means = np.array([values.mean() for values in differences.values()])
+    errors = np.array([values.std(ddof=1) / np.sqrt(len(values)) for values in differences.values()])
+    pooled, error = means.mean(), np.sqrt(np.sum(errors**2)) / len(errors)
+    worst = min(differences, key=lambda name: differences[name].mean())
+    return {
+        "accuracy, difference, mean over sets": float(pooled),
+        "its lower 95 % bound": float(pooled - 1.645 * error),
+        "the worst set": f"{differences[worst].mean():+.4f} ({worst})",
+        "log loss, ratio, geometric mean": float(np.exp(ratios.mean())),
+        "its 90th percentile over draws": float(np.exp(np.percentile(ratios, 90))),
+    }
