@@ -130,10 +130,12 @@ def test_ties_go_to_the_surest(names):
     assert result.proba.max(axis=1).min() > 0.9
 
 
-def test_ties_without_probabilities_go_to_the_simplest():
+def test_ties_go_to_the_simplest():
+    """Margins are calibrated, so that one penalty is as sure as the other; but where they are too small for that."""
     X = np.array([[-5.0], [5.0]] * 30)
     result = evaluate_head("ridge", dict.fromkeys(ALL, (X, np.array([0, 1] * 30))), 2)
-    assert result.params == {"alpha": 1e7}
+    assert result.params["standardize"] is True
+    assert result.params["alpha"] >= 1e3
 
 
 def _same(a, b):
@@ -211,7 +213,9 @@ def test_classes_of_a_single_sample_are_fitted_together_to_the_same_end(name, co
     assert set(answers) == {True}
     monkeypatch.setattr(fitting, "fits_together", lambda *arguments: False)
     alone = evaluate_head(head, parts, len(counts))
-    assert (found.params, found.selection_score) == (alone.params, alone.selection_score)
+    assert found.params == alone.params
+    # A row in the balance may fall to either side.
+    assert found.selection_score == pytest.approx(alone.selection_score, abs=1.5 / len(y))
     # A path ends each fit within the tolerance, and the temperature is of its decisions.
     np.testing.assert_allclose(found.proba, alone.proba, rtol=2e-3)
     np.testing.assert_array_equal(found.y_pred, alone.y_pred)
