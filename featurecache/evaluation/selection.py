@@ -161,12 +161,13 @@ class Selection:
             least = min(candidate.loss for candidate in able)
             top = next(candidate for candidate in able if candidate.loss <= least + _SAME_LOSS)
         y = self.data.y
+        score = self._measure.score(y, top.y_pred)
         if top.decisions is None:
-            return Chosen(top.params, top.score, top.y_pred, 1.0, None)
+            return Chosen(top.params, score, top.y_pred, 1.0, None)
         weight = self._measure.weights(y)
         temperature = fit_temperature(top.decisions, y, weight, near_one=self._near_one)
         losses = -np.log(np.maximum(calibrated(top.decisions, temperature)[np.arange(len(y)), y], _LEAST_PROBABILITY))
-        return Chosen(top.params, top.score, top.y_pred, temperature, float(np.average(losses, weights=weight)))
+        return Chosen(top.params, score, top.y_pred, temperature, float(np.average(losses, weights=weight)))
 
     def _predict(self, estimator: BaseEstimator, data: SplitData) -> tuple[np.ndarray, np.ndarray | None]:
         measure = self._measure
@@ -212,7 +213,7 @@ class Chosen:
     ----------
     params : dict
     score : float
-        `Measure.score`, the mean over the repeats.
+        `Measure.score` of ``y_pred``.
     y_pred : ndarray
         Predictions of the first repeat, fitted on other samples: (n,) class indices, or (n, n_outputs).
     temperature : float
@@ -229,9 +230,9 @@ class Chosen:
 
 
 def repeated_folds(head: NamedHead, train: SplitData, random_state: int) -> list[np.ndarray]:
-    """Return the folds of the samples of train, several times where these are few and the head is quick."""
+    """Return the folds of the samples of train, several times where these are few, have classes, and the head is quick."""
     count = 1
-    if head.relative_seconds < _SLOW_HEAD and not train.on_disk:
+    if train.y.ndim == 1 and head.relative_seconds < _SLOW_HEAD and not train.on_disk:
         count = min(-(-_REPEATED_BELOW // len(train)), _MAX_REPEATS)
     found = [fold_numbers(train.y, train.groups, random_state=random_state + 1_000 * repeat) for repeat in range(count)]
     # Groups may fall otherwise: only what is held out in all repeats is chosen by.
@@ -274,7 +275,11 @@ def fold_numbers(y: np.ndarray, groups: np.ndarray | None = None, *, random_stat
         for number, (_, held_out) in enumerate(splitter.split(y, y if y.ndim == 1 else None, groups)):
             fold[held_out] = number
     if y.ndim == 1 and num_known(y, fold):
-        fold[np.isin(y, _classes_of_one_fold(y, fold))] = -1
+        never = np.isin(y, _classes_of_one_fold(y, fold))
+        if groups is not None:  # what is always fitted must not be of a group that is held out
+            never = np.isin(groups, groups[never])
+        if not never.all():
+            fold[never] = -1
     return np.asarray(np.unique(fold, return_inverse=True)[1] - int((fold < 0).any()))
 
 

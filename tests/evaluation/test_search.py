@@ -217,7 +217,7 @@ def test_classes_of_a_single_sample_are_fitted_together_to_the_same_end(name, co
     # A row in the balance may fall to either side.
     assert found.selection_score == pytest.approx(alone.selection_score, abs=1.5 / len(y))
     # A path ends each fit within the tolerance, and the temperature is of its decisions.
-    np.testing.assert_allclose(found.proba, alone.proba, rtol=2e-3)
+    np.testing.assert_allclose(found.proba, alone.proba, rtol=5e-3)
     np.testing.assert_array_equal(found.y_pred, alone.y_pred)
     seen = alone.validation.accuracy > 0  # else nothing told one class from another
     assert seen == (len(y) > len(counts))
