@@ -125,7 +125,8 @@ class TrainingReport:
 
     def join(self, other: TrainingReport) -> None:
         """Take the heads of another report on the same task."""
-        self.heads = ranked(self.heads + other.heads, self.measure, lambda head: head.result)
+        self.heads += other.heads
+        self.heads = ranked(self.heads, self.measure, lambda head: head.result)
         self.left_out |= other.left_out
         self.heads_left_out |= other.heads_left_out
         self.warnings = unique_warnings([*self.warnings, *other.warnings])

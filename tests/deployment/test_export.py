@@ -177,6 +177,8 @@ def applied(layer: str, x: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndar
         nearest = similarity.argsort(axis=1)[:, -int(arrays["count"]) :]
         weights = softmax(np.take_along_axis(similarity, nearest, axis=1) / arrays["temperature"])
         return np.einsum("bn,bnk->bk", weights, arrays["says"][nearest])
+    if layer == "Logarithm":
+        return np.log(np.maximum(x, arrays["least"]))
     assert layer == "Softmax"
     return softmax(x / arrays["temperature"])
 
