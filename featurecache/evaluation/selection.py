@@ -230,7 +230,7 @@ class Chosen:
 
 
 def repeated_folds(head: NamedHead, train: SplitData, random_state: int) -> list[np.ndarray]:
-    """Return the folds of the samples of train, several times where these are few, have classes, and the head is quick."""
+    """Return the folds of the samples of train; several, where these are few, have classes, and the head is quick."""
     count = 1
     if train.y.ndim == 1 and head.relative_seconds < _SLOW_HEAD and not train.on_disk:
         count = min(-(-_REPEATED_BELOW // len(train)), _MAX_REPEATS)

@@ -60,6 +60,13 @@ def predict_proba(estimator: BaseEstimator, X: np.ndarray, temperature: float | 
     return proba / proba.sum(axis=1, keepdims=True)
 
 
+def has_margins(estimator: BaseEstimator) -> bool:
+    """Tell whether the softmax of a classifier's decision values is its probabilities."""
+    # What others have written may have probabilities that are no softmax of its decision values.
+    own = isinstance(estimator, HeadMixin) or not hasattr(estimator, "predict_proba")
+    return own and hasattr(estimator, "decision_function")
+
+
 def has_decisions(estimator: BaseEstimator) -> bool:
     """Tell whether a classifier has probabilities, or decision values to make them of."""
     return hasattr(estimator, "predict_proba") or hasattr(estimator, "decision_function")
@@ -84,8 +91,7 @@ def decision_values(estimator: BaseEstimator, X: np.ndarray, n_classes: int) -> 
     estimator, X, n_classes
         As for `predict_proba`.
     """
-    # What others have written may have probabilities that are no softmax of its decision values.
-    if needs_temperature(estimator) or (isinstance(estimator, HeadMixin) and hasattr(estimator, "decision_function")):
+    if has_margins(estimator):
         values = np.asarray(estimator.decision_function(X), dtype=np.float64)
     else:
         _check_has_probabilities(estimator)

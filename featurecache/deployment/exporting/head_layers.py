@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from featurecache.deployment.saved import SavedHead
 from featurecache.errors import HeadError
 from featurecache.heads.modules import Clip, Layer, Logarithm, Softmax
-from featurecache.heads.probability import LEAST_PROBABILITY, needs_temperature
+from featurecache.heads.probability import LEAST_PROBABILITY, has_margins, needs_temperature
 from featurecache.heads.registry import list_heads
 
 
@@ -50,7 +50,7 @@ def head_layers(saved: SavedHead) -> nn.Sequential:
     if needs_temperature(head):
         layers.append(Softmax(temperature=temperature))
     elif saved.kind == "classification" and temperature != 1.0:
-        if isinstance(layers[-1], Softmax):  # of the same decision values
+        if has_margins(head) and isinstance(layers[-1], Softmax):
             layers[-1] = Softmax(temperature=float(layers[-1].temperature) * temperature)
         else:
             layers += [Logarithm(least=LEAST_PROBABILITY), Softmax(temperature=temperature)]
