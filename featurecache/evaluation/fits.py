@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import starmap
@@ -28,6 +29,10 @@ from featurecache.specs import TaskKind
 
 State = Literal["kept", "computed", "left out"]
 """How a result was got. ``left out`` is true of this machine and this moment, and so is never kept."""
+
+
+_SECONDS_TO_START = 8.0
+"""Of searches in this process; starting others, which import all libraries again, pays only for more than that."""
 
 
 class PlannedSearch(NamedTuple):
@@ -150,12 +155,24 @@ def _in_processes(
     *,
     is_resampled: bool = False,
 ) -> Iterator[Result]:
-    arguments = ((search, splits, measure, is_resampled, steps_in) for search in searches)
-    workers, large = min(workers, len(searches)), splits["train"].fit_views.size >= WORTH_A_PROCESS
+    to_do = list(searches)
+    is_large = splits["train"].fit_views.size >= WORTH_A_PROCESS
+    start, done = time.perf_counter(), 0.0
+    # Those of small features are done here while it seems that all soon are.
+    while to_do and not is_large:
+        planned_search = to_do.pop(0)
+        yield _search(planned_search, splits, measure, is_resampled, steps_in)
+        done += planned_search.head.relative_seconds
+        still = sum(planned_search.head.relative_seconds for planned_search in to_do)
+        if workers > 1 and (time.perf_counter() - start) * still > _SECONDS_TO_START * done:
+            break
+    arguments = ((planned_search, splits, measure, is_resampled, steps_in) for planned_search in to_do)
+    workers = min(workers, len(to_do))
     # A head that no signal reaches gets a process of its own even alone, so that Ctrl-C ends it.
-    if workers <= 1 and not (large and any(not planned_search.head.interruptible for planned_search in searches)):
-        return starmap(_search, arguments)
-    return in_processes(_search, arguments, workers=max(workers, 1))
+    if workers <= 1 and not (is_large and any(not planned_search.head.interruptible for planned_search in to_do)):
+        yield from starmap(_search, arguments)
+    else:
+        yield from in_processes(_search, arguments, workers=max(workers, 1))
 
 
 def _search(

@@ -4,6 +4,10 @@ A setting is chosen by the log loss of its probabilities, among those whose accu
 of the best (one standard error of the paired difference): on few rows accuracy takes few values, and what it prefers is
 mostly chance; log loss says of every row how right its probabilities are (Gneiting & Raftery, "Strictly proper scoring
 rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and accuracy decides.
+
+Probabilities are calibrated first, for each setting by a temperature of its own. Otherwise log loss would choose how
+sure a head is, which a temperature can mend, before how well it tells classes apart: on few rows of classes that are
+hard to tell it took such strong regularisation that two rows in a hundred more were wrong.
 """
 
 from __future__ import annotations
@@ -43,18 +47,16 @@ class _Candidate:
     params: Setting
     y_pred: np.ndarray
     """Of the first repeat."""
-    decisions: np.ndarray | None
-    """Of the first repeat, (n_samples, n_views, n_classes); None where there are no classes or no probabilities."""
     score: float
-    """Sum over the repeats, until they are all there; then their mean."""
+    """Mean over the repeats so far."""
     right: np.ndarray
-    """What each sample adds to the score, (n_samples,) float32, summed and averaged alike."""
-    losses: np.ndarray
-    """Log loss of each sample, as ``right``."""
-
-    @property
-    def loss(self) -> float:
-        return float(self.losses.mean())
+    """What each sample adds to the score, (n_samples,) float32, also the mean over the repeats."""
+    decisions: list[np.ndarray]
+    """Of each repeat until they are all there, (n_samples, n_views, n_classes); none without classes or
+    probabilities."""
+    temperature: float = 1.0
+    loss: float | None = None
+    """Log loss of the probabilities, calibrated with this temperature; the mean over the repeats."""
 
 
 class Selection:
@@ -136,38 +138,32 @@ class Selection:
         order = np.argsort(np.concatenate([index for index, _, _ in parts]))
         y_pred = np.concatenate([y_pred for _, y_pred, _ in parts])[order]
         found = [decisions for _, _, decisions in parts if decisions is not None]
-        decisions = np.concatenate(found)[order] if found else None
-        share = 1 / len(self.folds)
-        score = share * self._measure.score(self.data.y, y_pred)
-        right, losses = share * self._measure.right(self.data.y, y_pred), share * self._losses(estimators[0], decisions)
+        score = self._measure.score(self.data.y, y_pred)
+        right = np.asarray(self._measure.right(self.data.y, y_pred), np.float32)
         if repeat == 0:
-            self._candidates[number] = _Candidate(dict(params), y_pred, decisions, score, right, losses)
-        else:
-            candidate = self._candidates[number]
-            candidate.score, candidate.right = candidate.score + score, candidate.right + right
-            candidate.losses = candidate.losses + losses
+            self._candidates[number] = _Candidate(dict(params), y_pred, score, right, [])
+        candidate = self._candidates[number]
+        candidate.score += (score - candidate.score) / (repeat + 1)
+        candidate.right += (right - candidate.right) / (repeat + 1)
+        if found:
+            candidate.decisions.append(np.concatenate(found)[order])
         if repeat == len(self.folds) - 1:
+            self._calibrate(candidate)
             self._drop_worse(number)
 
     def choose(self) -> Chosen:
         """Return the best setting; of equals the one that was offered first."""
         assert self._candidates, "the grid is empty"
         candidates = [self._candidates[number] for number in sorted(self._candidates)]
-        top = max(candidates, key=lambda candidate: (candidate.score, -candidate.loss))
-        if self._measure.kind == "classification":
+        top = max(candidates, key=lambda candidate: (candidate.score, -_loss(candidate)))
+        if top.loss is not None:
             able = [
                 candidate for candidate in candidates if is_within_chance(top.right - candidate.right, self.data.groups)
             ]
-            least = min(candidate.loss for candidate in able)
-            top = next(candidate for candidate in able if candidate.loss <= least + _SAME_LOSS)
-        y = self.data.y
-        score = self._measure.score(y, top.y_pred)
-        if top.decisions is None:
-            return Chosen(top.params, score, top.y_pred, 1.0, None)
-        weight = self._measure.weights(y)
-        temperature = fit_temperature(top.decisions, y, weight, near_one=self._near_one)
-        losses = -np.log(np.maximum(calibrated(top.decisions, temperature)[np.arange(len(y)), y], _LEAST_PROBABILITY))
-        return Chosen(top.params, score, top.y_pred, temperature, float(np.average(losses, weights=weight)))
+            least = min(map(_loss, able))
+            top = next(candidate for candidate in able if _loss(candidate) <= least + _SAME_LOSS)
+        score = self._measure.score(self.data.y, top.y_pred)
+        return Chosen(top.params, score, top.y_pred, top.temperature, top.loss)
 
     def _predict(self, estimator: BaseEstimator, data: SplitData) -> tuple[np.ndarray, np.ndarray | None]:
         measure = self._measure
@@ -182,27 +178,33 @@ class Selection:
         own = isinstance(estimator, HeadMixin)
         return decisions[:, 0].argmax(axis=1) if own else measure.predict(estimator, data, 1.0), decisions
 
-    def _losses(self, estimator: BaseEstimator, decisions: np.ndarray | None) -> np.ndarray:
-        """Return the log loss of each sample, (n_samples,); 0 where there are no probabilities."""
-        y = self.data.y
-        if decisions is None:
-            return np.zeros(len(y), np.float32)
+    def _calibrate(self, candidate: _Candidate) -> None:
+        """Find its temperature and its log loss, from all repeats."""
+        if not candidate.decisions:
+            return
+        y, repeats = self.data.y, candidate.decisions
         weight = self._measure.weights(y)
-        temperature = fit_temperature(decisions, y, weight) if needs_temperature(estimator) else 1.0
-        of_label = calibrated(decisions, temperature)[np.arange(len(y)), y]
-        losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY))
-        return np.asarray(losses if weight is None else losses * weight, np.float32)
+        # Repeats are of the same samples, as views are.
+        found = fit_temperature(np.concatenate(repeats, axis=1), y, weight, near_one=self._near_one)
+        of_label = [calibrated(decisions, found)[np.arange(len(y)), y] for decisions in repeats]
+        losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY)).mean(axis=0)
+        candidate.temperature, candidate.loss = found, float(np.average(losses, weights=weight))
+        candidate.decisions = []
 
     def _drop_worse(self, number: int) -> None:
         """Forget settings that cannot be chosen any more: hundreds of them on many rows would fill the memory."""
         newest = self._candidates[number]
         earlier = [(key, kept) for key, kept in self._candidates.items() if key < number]
-        if any(kept.score >= newest.score and kept.loss <= newest.loss + _SAME_LOSS for _, kept in earlier):
+        if any(kept.score >= newest.score and _loss(kept) <= _loss(newest) + _SAME_LOSS for _, kept in earlier):
             del self._candidates[number]
             return
         for key, kept in earlier:
-            if newest.score >= kept.score and newest.loss < kept.loss - _SAME_LOSS:
+            if newest.score >= kept.score and _loss(newest) < _loss(kept) - _SAME_LOSS:
                 del self._candidates[key]
+
+
+def _loss(candidate: _Candidate) -> float:
+    return 0.0 if candidate.loss is None else candidate.loss
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -296,4 +296,4 @@ def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels
         "versions": installed_versions(_COMPUTES),
         "columns": list(COLUMNS),
     }
-    return digest_json("sweep-result", 2, document)
+    return digest_json("sweep-result", 3, document)

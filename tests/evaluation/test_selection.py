@@ -34,11 +34,15 @@ def clusters(n: int, d: int, *, apart: float, classes: int = 4, seed: int = 0) -
 
 
 class Oracle(ClassifierMixin, BaseEstimator):
-    """Knows the classes, which are its first feature, and is wrong on a share of the rows, with so much confidence."""
+    """Knows the classes, which are its first feature, and is wrong on a share of the rows.
 
-    def __init__(self, wrong: float = 0.0, confidence: float = 0.9) -> None:
+    It has one confidence where it is right, and another where it is wrong.
+    """
+
+    def __init__(self, wrong: float = 0.0, confidence: float = 0.9, mistaken: float = 0.9) -> None:
         self.wrong = wrong
         self.confidence = confidence
+        self.mistaken = mistaken
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> Oracle:
         self.classes_ = np.unique(y)
@@ -47,7 +51,8 @@ class Oracle(ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         truth, unlucky = X[:, 0].astype(int), X[:, 1] < self.wrong
         named = np.where(unlucky, 1 - truth, truth)
-        return np.where(named[:, None] == [0, 1], self.confidence, 1 - self.confidence)
+        confidence = np.where(unlucky, self.mistaken, self.confidence)[:, None]
+        return np.where(named[:, None] == [0, 1], confidence, 1 - confidence)
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
@@ -65,13 +70,21 @@ def chosen(settings: list[dict[str, float]], n: int) -> dict[str, Any]:
     return selection.choose().params
 
 
-SURE, FAIR = {"wrong": 0.04, "confidence": 1 - 1e-6}, {"wrong": 0.06, "confidence": 0.94}
+SURE, FAIR = {"wrong": 0.04, "mistaken": 0.9}, {"wrong": 0.06, "mistaken": 0.55}
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_log_loss_decides_where_accuracy_cannot(order: int) -> None:
-    """One row of fifty is chance: that the other is certain of its mistakes is not."""
+    """One row of fifty is chance: that the other is as certain of its mistakes as of all else is not."""
     assert chosen([SURE, FAIR][::order], 50) == FAIR
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("confidence", [0.6, 1 - 1e-6])
+def test_how_sure_a_setting_is_does_not_matter(confidence: float, order: int) -> None:
+    """A temperature mends that."""
+    better = {"wrong": 0.04, "confidence": confidence, "mistaken": confidence}
+    assert chosen([better, {"wrong": 0.06, "confidence": 0.94, "mistaken": 0.94}][::order], 50) == better
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -145,7 +158,7 @@ def test_rows_that_are_all_right_make_nothing_certain() -> None:
 
 def test_few_rows_hardly_move_the_temperature_of_what_was_chosen_by_log_loss() -> None:
     rng = np.random.default_rng(0)
-    for n, most in ((10, 0.2), (100_000, 1.2)):
+    for n, most in ((10, 0.3), (100_000, 1.2)):
         decisions = rng.normal(size=(n, 3))
         y = np.array([rng.choice(3, p=p) for p in np.exp(decisions / 3) / np.exp(decisions / 3).sum(1, keepdims=True)])
         found = np.log(fit_temperature(decisions, y, near_one=True))
