@@ -33,6 +33,14 @@ def is_small(num_rows: int, num_features: int) -> bool:
     return num_rows * num_features <= SMALL_PROBLEM
 
 
+def has_few_rows(num_rows: int, num_features: int) -> bool:
+    """Tell whether problems are solved in the space of the rows.
+
+    With more rows, one set of features for all folds saves more than a smaller space does.
+    """
+    return is_small(num_rows, num_features) and 2 * num_rows <= num_features
+
+
 def is_known(y: NDArray[Any]) -> NDArray[np.bool_]:
     """Tell which labels (0, 1 or `UNKNOWN`) or numbers (or NaN) are known, of the shape of ``y``."""
     return np.asarray(np.isfinite(y) if y.dtype.kind == "f" else y >= 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from featurecache.heads.head import Setting, powers_of_ten
-from featurecache.heads.logistic import PRIOR_ROWS
+from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.solver.linear import LinearProbe
 from featurecache.specs import TaskKind
 

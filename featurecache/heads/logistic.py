@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from featurecache.heads.head import Setting, powers_of_ten
+from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.solver.classifier import ProbabilisticClassifier
 from featurecache.heads.solver.linear import LinearProbe
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
     from featurecache.heads.solver.objective import Loss
-
-# With one label of each of ten classes this makes logistic regression right 0.88 of the time instead of 0.64.
-PRIOR_ROWS = 10.0
 
 
 class LogisticProbe(ProbabilisticClassifier, LinearProbe):

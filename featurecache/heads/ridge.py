@@ -32,7 +32,7 @@ from featurecache.heads.checks import (
     with_weight,
 )
 from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, HeadMixin, Setting, powers_of_ten
-from featurecache.heads.logistic import PRIOR_ROWS
+from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.solver.classifier import LinearClassifier, absent_classes, class_of_margins, drop_classes
 from featurecache.heads.solver.normal_equations import Real, System
 from featurecache.specs import TaskKind

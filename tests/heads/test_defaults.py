@@ -16,6 +16,7 @@ from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import fold_numbers
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_head
+from featurecache.heads.gradient import estimators
 from featurecache.heads.head import powers_of_ten
 from featurecache.heads.registry import head_grid, make_head
 from featurecache.machine import free_memory
@@ -52,6 +53,16 @@ def test_one_label_of_each_class_is_enough_because_scales_have_a_prior(name: str
         found[prior] = np.mean(few), np.mean(many)
     assert found[None][0] > found[0.0][0] + 0.03
     assert found[None][1] > found[1e6][1] + 0.1
+
+
+def test_few_labels_are_enough_for_a_perceptron_because_scales_have_a_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {}
+    for prior in (estimators.PRIOR_ROWS, 0.0):
+        monkeypatch.setattr(estimators, "PRIOR_ROWS", prior)
+        draws = (clusters(10, 300, apart=0.35, seed=seed, spread=0.0) for seed in range(3))
+        test = clusters(500, 300, apart=0.35, seed=99, spread=0.0)
+        right[prior] = np.mean([fit_head("mlp", X, y).score(*test) for X, y in draws])
+    assert right[10.0] > right[0.0] + 0.03
 
 
 def test_neighbours_are_many_where_labels_are_noisy() -> None:

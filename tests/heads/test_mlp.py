@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featurecache.errors import HeadError
 from featurecache.heads.fitting import fit_estimator
+from featurecache.heads.gradient import stacked_training
 from featurecache.heads.mlp import MlpClassifier
 
 SETTINGS: list[dict[str, Any]] = [
@@ -55,6 +56,37 @@ def test_a_fold_is_never_seen():
     ((_, (first,)),) = head.fit_path(X, y, fold, [{}])
     ((_, (second,)),) = clone(head).fit_path(spoiled, changed, fold, [{}])
     np.testing.assert_allclose(first.decision_function(X), second.decision_function(X), atol=1e-9)
+
+
+def few_rows(num_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two classes in 400 features of very different scales."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(num_rows) % 2
+    X = (rng.normal(size=(num_rows, 400)) + 0.4 * y[:, None] * (np.arange(400) % 4 == 0)) * np.geomspace(0.1, 10, 400)
+    return X, y
+
+
+def test_few_rows_are_trained_in_their_space_and_a_fold_is_never_seen():
+    """Weights lie in the space of the rows that were fitted on; those that are held out change nothing."""
+    X, y = few_rows(60)
+    fold = np.where(np.arange(60) < 12, 0, -1)
+    ((_, (first,)),) = MlpClassifier(epochs=3).fit_path(X, y, fold, [{}])
+    spoiled = np.where(fold[:, None] == 0, 1e3, X)
+    ((_, (second,)),) = MlpClassifier(epochs=3).fit_path(spoiled, np.where(fold == 0, 1 - y, y), fold, [{}])
+    np.testing.assert_allclose(first.decision_function(X), second.decision_function(X), rtol=0, atol=1e-6)
+    values = np.linalg.svd(first.coefs_[0], compute_uv=False)
+    assert (values > 1e-6 * values[0]).sum() == 47  # of 48 rows that have a mean
+
+
+def test_the_space_of_few_rows_gives_heads_as_good_as_all_features_do(monkeypatch):
+    """By accuracy on other rows, the mean over draws; here single features matter, which the space does not know."""
+    test, right = few_rows(600, seed=99), {True: [], False: []}
+    for is_few, scores in right.items():
+        monkeypatch.setattr(stacked_training, "has_few_rows", lambda *size, is_few=is_few: is_few)
+        for seed in range(5):
+            head = MlpClassifier(learning_rate=0.003).fit(*few_rows(60, seed))
+            scores.append(head.score(*test))
+    assert np.mean(right[True]) > np.mean(right[False]) - 0.05
 
 
 def test_a_memory_map_trains_the_same(tmp_path):

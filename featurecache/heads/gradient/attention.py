@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from featurecache.heads.gradient.stacked import Layers, Parameter, StackedModels
+from featurecache.heads.gradient.stacked import Layers, Parameter, RawFeatures, StackedModels
 
 
 class StackedAttention(StackedModels):
@@ -35,16 +35,16 @@ class StackedAttention(StackedModels):
         pooled_FSBQV = torch.einsum("fsbtq,fbtqv->fsbqv", weights_FSBTQ, values_FBTQV)
         return torch.matmul(pooled_FSBQV.flatten(3), self._weights.value) + self._intercepts.value.unsqueeze(2)
 
-    def layers(self, fold: int, index: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
+    def layers(self, fold: int, index: int, raw: RawFeatures) -> Layers:
         """See `StackedModels.layers`.
 
         Parameters
         ----------
-        fold, index, mean_D, scale_D
+        fold, index, raw
             As there.
         """
         width = self.sizes.features // self.sizes.tokens
-        mean_D, scale_D = mean_D[:width], scale_D[:width]
+        mean_D, scale_D = raw.mean_D[:width], raw.scale_D[:width]
         # The mean needs no correction here: a constant added to all scores changes no weight.
         queries = self._queries.of(fold, index).double() / scale_D[:, None]
         weights = self._weights.of(fold, index).double() / scale_D[:, None]

@@ -17,6 +17,7 @@ from featurecache.heads.checks import REAL_TYPES, checked_to_fit, is_small
 from featurecache.heads.gradient.options import StackedOptions
 from featurecache.heads.gradient.outputs import Groups, Targets, Weights
 from featurecache.heads.head import HeadMixin
+from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind
 
@@ -193,6 +194,8 @@ class StackedEstimator(StackedOptions, GradientEstimator):
             # Keeps classes or units in this estimator, from which those of the fold take them below.
             targets, class_weight = self._encode(y, sample_weight, held_out < 0)
             rows = FoldBlocks(X, targets, held_out, sample_weight, groups, dtype=dtype, device=self.device)
+            # Of several tokens there are many in a row.
+            rows.prior_rows = PRIOR_ROWS if num_tokens == 1 else 0.0
             data = StackedData(rows, self.task_kind, num_tokens, class_weight)
             # Steps on few rows are so short that threads spend them waiting for each other.
             with one_thread() if is_small(*X.shape) else nullcontext():

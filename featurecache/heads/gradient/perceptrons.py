@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from featurecache.heads.gradient.stacked import Layers, Parameter, StackedModels
+from featurecache.heads.gradient.stacked import Layers, Parameter, RawFeatures, StackedModels
 
 
 class StackedPerceptrons(StackedModels):
     """Perceptrons with rectifiers; the shape is the number of hidden layers and their width."""
+
+    takes_any_axes: ClassVar[bool] = True
 
     def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
         hidden_layers, width = shape
@@ -25,7 +28,8 @@ class StackedPerceptrons(StackedModels):
             # He et al., ICCV 2015, equation 10, for layers before a rectifier; the last one starts at zero, so that
             # the first step sees equal probabilities whatever the features are.
             last = layer == len(sizes) - 1
-            one = self._normal(fan_in, fan_out, scale=0.0 if last else math.sqrt(2 / fan_in))
+            square = self.sizes.square if layer == 0 else fan_in
+            one = self._normal(fan_in, fan_out, scale=0.0 if last else math.sqrt(2 / square))
             # (F, D, S, H) for the first layer, which all settings of a fold compute in one product; (F, S, H, H).
             weights.append(self._stacked(one, 2 if layer == 0 else 1, decays=True))
             intercepts.append(self._stacked(torch.zeros(fan_out), decays=False))
@@ -42,16 +46,17 @@ class StackedPerceptrons(StackedModels):
             values_FSBH = torch.matmul(values_FSBH.relu(), weights.value) + intercepts.value.unsqueeze(2)
         return values_FSBH
 
-    def layers(self, fold: int, index: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
+    def layers(self, fold: int, index: int, raw: RawFeatures) -> Layers:
         """See `StackedModels.layers`.
 
         Parameters
         ----------
-        fold, index, mean_D, scale_D
+        fold, index, raw
             As there.
         """
-        first = self._weights[0].of(fold, index).double() / scale_D[:, None]
-        shifted = self._intercepts[0].of(fold, index).double() - mean_D @ first
+        first = self._weights[0].of(fold, index).double()
+        first = (first if raw.axes_DR is None else raw.axes_DR @ first) / raw.scale_D[:, None]
+        shifted = self._intercepts[0].of(fold, index).double() - raw.mean_D @ first
         # Only the first layer sees features, whose units are taken into its weights.
         rest = [weights.of(fold, index) for weights in self._weights[1:]]
         return Layers([first, *rest], [shifted, *(intercept.of(fold, index) for intercept in self._intercepts[1:])])

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,15 @@ class ModelSetting(NamedTuple):
     weight_decay: float
 
 
+class RawFeatures(NamedTuple):
+    """How features as they come become those that the models of a fold are trained on."""
+
+    mean_D: Tensor
+    scale_D: Tensor
+    axes_DR: Tensor | None
+    """Along which they are taken then; None: as they are."""
+
+
 class Layers(NamedTuple):
     """Layers of one model: weights (inputs, outputs) and intercepts (outputs,)."""
 
@@ -42,6 +51,8 @@ class DataSizes(NamedTuple):
 
     folds: int
     features: int
+    square: float
+    """Mean of the squared length of a row: as many as there are features, where these are standardised."""
     outputs: int
     """Classes, labels or numbers."""
     tokens: int
@@ -117,6 +128,9 @@ class StackedModels(ABC):
         Of the settings that are still trained.
     """
 
+    takes_any_axes: ClassVar[bool] = False
+    """Features may be taken along other axes, those of the space of few rows."""
+
     def __init__(
         self,
         settings: Sequence[tuple[int, ModelSetting]],
@@ -141,15 +155,15 @@ class StackedModels(ABC):
         """Return the logits of all models, (F, S, B, C)."""
 
     @abstractmethod
-    def layers(self, fold: int, index: int, mean_D: Tensor, scale_D: Tensor) -> Layers:
-        """Return a copy of one model, for features that are not standardised.
+    def layers(self, fold: int, index: int, raw: RawFeatures) -> Layers:
+        """Return a copy of one model, for features as they come.
 
         Parameters
         ----------
         fold, index : int
             Of the model; the setting by its index in `numbers`.
-        mean_D, scale_D : Tensor
-            By which the features of the fold were standardised.
+        raw : RawFeatures
+            Of the fold.
         """
 
     def step(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor, *, factor: float, number: int) -> None:

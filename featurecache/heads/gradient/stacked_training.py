@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.heads.checks import has_few_rows
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
+from featurecache.heads.gradient.fold_features import FoldFeatures, RowSpaceFeatures
 from featurecache.heads.gradient.options import MAX_ROWS_EVALUATED, StackedOptions
 from featurecache.heads.gradient.outputs import ClassWeight, row_weights
 from featurecache.heads.gradient.stacked import DataSizes, Layers, ModelSetting, StackedModels
@@ -97,8 +99,13 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
         if data.num_tokens > 1:
             pairs = (_moments_of_a_token(*pair, data.num_tokens) for pair in zip(means, scales, strict=True))
             means, scales = zip(*pairs, strict=True)
-        self._mean_F1D, self._scale_F1D = (torch.stack(t).unsqueeze(1).to(rows.dtype) for t in (means, scales))
         seen_Fn = np.stack([(rows.fold != fold) | (rows.fold == NO_FOLD) for fold in folds])
+        mean_FD, scale_FD = torch.stack(means), torch.stack(scales)
+        self._features = FoldFeatures(rows, mean_FD, scale_FD)
+        # A row of weight two is two rows.
+        counted = num_rows if rows.weight is None else max(np.count_nonzero(rows.weight), math.ceil(rows.weight.sum()))
+        if stack.takes_any_axes and has_few_rows(counted, rows.num_features):
+            self._features = RowSpaceFeatures(rows, mean_FD, scale_FD, seen_Fn, self._seed)
         weight_Fn = [row_weights(rows.y, rows.weight, data.class_weight, count.cpu().numpy()) for count in counts]
         self._held_out = rows_to_stop_by(
             rows.y, seen_Fn, rows.group, fraction=options.validation_fraction, random_state=self._seed
@@ -111,7 +118,8 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
         shapes: dict[tuple[int, ...], list[tuple[int, ModelSetting]]] = {}
         for number, setting in enumerate(settings):
             shapes.setdefault(setting.shape, []).append((number, setting))
-        sizes = DataSizes(len(folds), rows.num_features, rows.num_classes, data.num_tokens, data.kind)
+        features = self._features
+        sizes = DataSizes(len(folds), features.width, features.square, rows.num_classes, data.num_tokens, data.kind)
         self._stacks = [
             stack(alike, sizes, seed=self._seed, dtype=rows.dtype, device=rows.device) for alike in shapes.values()
         ]
@@ -182,15 +190,10 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
 
     def _read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Read rows, standardised for each fold (F, B, D), and targets (B,); indices in increasing order."""
-        X = np.asarray(self._rows.X[indices])
-        # Writable, which memory maps are not: torch has no tensors that are read only.
-        X_BD = torch.from_numpy(np.require(X, requirements=["C", "W"])).to(self._rows.device, self._rows.dtype)
-        return (X_BD - self._mean_F1D) / self._scale_F1D, self._y[torch.from_numpy(indices)].to(self._rows.device)
+        return self._features.read(indices), self._y[torch.from_numpy(indices)].to(self._rows.device)
 
     def _copy(self, models: StackedModels, fold: int, index: int) -> TrainedModel:
-        # In float64, as the scales of features may be many orders apart.
-        mean_D, scale_D = self._mean_F1D[fold, 0].double(), self._scale_F1D[fold, 0].double()
-        return TrainedModel(models.layers(fold, index, mean_D, scale_D), self.step)
+        return TrainedModel(models.layers(fold, index, self._features.raw(fold)), self.step)
 
 
 def _moments_of_a_token(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

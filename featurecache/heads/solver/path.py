@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurecache.heads.checks import is_small
+from featurecache.heads.checks import has_few_rows, is_small
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
 from featurecache.heads.solver.classifier import class_of_margins
 from featurecache.heads.solver.minimiser import Minimiser, Tolerance
@@ -144,14 +144,6 @@ class PathSearch:
     theta_GKE: Tensor | None = None
     num_iterations: list[int] = field(default_factory=list)
     converged: bool = True
-
-
-def has_few_rows(num_rows: int, num_features: int) -> bool:
-    """Tell whether problems are solved in the space of the rows.
-
-    With more rows, one set of features for all folds saves more than a smaller space does.
-    """
-    return is_small(num_rows, num_features) and 2 * num_rows <= num_features
 
 
 def search_path(path: LinearPath, data: FoldBlocks, problem: LinearProblem, Cs: Sequence[float]) -> PathSearch:
