@@ -24,6 +24,7 @@ LEAST_TRIALS = {
     "fsync": (50, 14),
     "images": (280,),
     "changes": (20, 8),
+    "coverage": (24, 1, 24, 1, 24, 1, 24, 0, 24, 0, 24, 0),
     "durability": (1,),
     "size": (5,),
 }

@@ -199,7 +199,7 @@ def _row(line: SweepLine, name: str) -> list[str]:
         name,
         _labels(line),
         "-" if failed else f"{line.score:.3f}",
-        "-" if failed else f"{line.low:.3f} to {line.high:.3f}",
+        "-" if failed else "no interval" if line.low is None else f"{line.low:.3f} to {line.high:.3f}",
         str(line.num_resamplings),
         "-" if failed else f"{line.seconds:.2f}",
         line.split,

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import Z95, holding
+from featurecache.evaluation.intervals import holding
+from featurecache.evaluation.proportions import Z95
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
 

@@ -15,9 +15,15 @@ import numpy as np
 from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
-from featurecache.evaluation.bootstrap import expanded, num_units, slack, weights_of_resamples
+from featurecache.evaluation.bootstrap import (
+    bounds_of_share,
+    expanded,
+    num_units,
+    unseen_variance,
+    weights_of_resamples,
+)
 from featurecache.evaluation.comparison import Comparison, verdict_of
-from featurecache.evaluation.intervals import holding
+from featurecache.evaluation.intervals import LEAST_GROUPS, holding
 from featurecache.evaluation.prediction import per_view
 from featurecache.evaluation.scores import OutputScores, Scores
 from featurecache.evaluation.split_data import SplitData
@@ -25,11 +31,14 @@ from featurecache.heads.probability import predict_outputs
 from featurecache.specs import TaskKind
 
 
-class ScoreValues(dict[str, float]):
-    """Scores by name, each with ``_low`` and ``_high``, and ``n``, the number of samples."""
+class ScoreValues(dict[str, float | None]):
+    """Scores by name, each with ``_low`` and ``_high``, and ``n``, the number of samples.
 
-    def to_json(self) -> dict[str, float]:
-        """Return a dict of plain numbers, all finite."""
+    Bounds are None where no interval can be given: of fewer than 5 samples or groups, and of errors that are all 0.
+    """
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return a dict of plain numbers, all finite, and None."""
         return dict(self)
 
 
@@ -193,18 +202,18 @@ class ResampledMeasure(Measure):
         """
         weighted = self.weighted(y, predictions)
         draws = np.concatenate([weighted(weights) for weights in weights_of_resamples(len(y), groups, random_state)])
-        point, count = np.array(self.point(y, predictions)), num_units(len(y), groups)
+        point, count, sizes = np.array(self.point(y, predictions)), num_units(len(y), groups), self.sizes(y)
         low, high = expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), count)
         found = ScoreValues(n=len(y))
         for index, name in enumerate(self.titles):
-            # Where every resample is alike, the bootstrap claims a certainty that there is not.
-            # Rounding leaves a little of a width of none.
-            certain = high[index] - low[index] < 1e-12 and name not in self.unbounded
-            wider = slack(count) if certain else 0.0
-            found[name] = float(point[index])
+            value = found[name] = float(point[index])
             least, most = self.range_of(name)
-            ends = float(max(low[index] - wider, least)), float(min(high[index] + wider, most))
-            found[f"{name}_low"], found[f"{name}_high"] = holding(found[name], *ends)
+            ends = float(max(low[index], least)), float(min(high[index], most))
+            if sizes and count >= LEAST_GROUPS:
+                ends = bounds_of_share(min(value, 1.0), float(np.nanstd(draws[:, index])), sizes[index], count)
+            # Rounding leaves a little of a width of none, which says nothing of the samples that were not drawn.
+            is_known = count >= LEAST_GROUPS and ends[1] - ends[0] > 1e-12
+            found[f"{name}_low"], found[f"{name}_high"] = holding(value, *ends) if is_known else (None, None)
         return found
 
     def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
@@ -222,22 +231,32 @@ class ResampledMeasure(Measure):
         # A resample may hold one number only, whose R2 is not defined.
         draws = draws[np.isfinite(draws)]
         difference = float(self.point(y, first)[index] - self.point(y, second)[index])
-        count = num_units(len(y), groups)
-        if not len(draws) or count < 2:  # what is compared varies in no resample; of one group there is but one
+        count, sizes = num_units(len(y), groups), self.sizes(y)
+        # What is compared may vary in no resample; of few groups it is not known how much they differ.
+        if not len(draws) or count < LEAST_GROUPS:
             return Comparison(difference, -np.inf, np.inf, 1.0, "cannot tell")
-        ends = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
-        low, high = holding(difference, *ends)
-        if high - low < 1e-12:
-            low, high = low - slack(count), high + slack(count)
-            return Comparison(difference, low, high, 1.0, verdict_of(low, high))
+        low, high = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
+        # As if one answer more were different: heads that differ nowhere are not equal for certain, and those that
+        # differ once are hardly less so.
+        unseen = unseen_variance(sizes[index], count) / sizes[index] if sizes else 0.0
+        half = float(student_t.ppf(0.975, count - 1)) * np.sqrt(unseen)
+        low, high = (
+            difference - float(np.hypot(difference - low, half)),
+            difference + float(np.hypot(high - difference, half)),
+        )
         # The bootstrap divides by n: a t-test of few units needs n - 1.
-        error = float(draws.std()) * np.sqrt(count / (count - 1))
-        p_value = float(2 * student_t.sf(abs(difference) / error, count - 1))
-        return Comparison(difference, low, high, p_value, verdict_of(low, high))
+        error = np.sqrt(float(draws.var()) * count / (count - 1) + unseen)
+        p_value = float(2 * student_t.sf(abs(difference) / error, count - 1)) if error else 1.0
+        verdict = "the same answers" if np.array_equal(first, second) else verdict_of(low, high)
+        return Comparison(difference, low, high, p_value, verdict)
 
     def range_of(self, name: str) -> tuple[float, float]:
         """See `Measure`."""
         return 0.0, np.inf if name in self.unbounded else 1.0
+
+    def sizes(self, y: np.ndarray) -> list[float]:
+        """Return how many right or wrong answers each score is of, in the order of ``titles``; of numbers, nothing."""
+        return []
 
     @abstractmethod
     def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:

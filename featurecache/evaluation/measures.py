@@ -137,7 +137,7 @@ class OfClasses(Measure):
         y, predictions, groups, random_state
             As for `Measure.scores`.
         """
-        return score(y, predictions, self.n_outputs, groups=groups, random_state=random_state)
+        return score(y, predictions, self.n_outputs, groups=groups)
 
     def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
         """Compare two heads.
@@ -202,6 +202,14 @@ class OfLabels(ResampledMeasure):
             return [self.score(y, predictions), *map(float, found[1:])]
         f1 = [float(f1_score(y, named, average=average, zero_division=0.0)) for average in ("micro", "macro")]
         return [self.score(y, predictions), *f1, float(accuracy_score(y, named))]
+
+    def sizes(self, y: np.ndarray) -> list[float]:
+        """See `ResampledMeasure`."""
+        times = (y == 1).sum(axis=0)
+        times = times[times > 0]
+        # A mean over labels is known as badly as its rarest label.
+        mean = float(len(times) / np.mean(1 / times))
+        return [mean, float(times.sum()), mean, float(is_known(y).any(axis=1).sum())]
 
     def weighted(self, y: np.ndarray, predictions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """See `ResampledMeasure`."""

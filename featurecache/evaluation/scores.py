@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support, recall_score
 
 from featurecache.errors import TaskError
-from featurecache.evaluation.intervals import group_cells, group_intervals, intervals
+from featurecache.evaluation.intervals import Cells, group_intervals, holding, intervals
 from featurecache.heads.fitting import check_rows
 
 OutputScores = dict[str, str | float | None]
@@ -19,50 +19,42 @@ OutputScores = dict[str, str | float | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scores:
-    """Accuracy, balanced accuracy and macro F1 of ``n`` predictions, with 95 % intervals."""
+    """Accuracy, balanced accuracy and macro F1 of ``n`` predictions, with 95 % intervals.
+
+    Bounds are None where no interval can be given: of all scores with fewer than 5 groups, of balanced accuracy and
+    macro F1 with a class of fewer than 5 rows.
+    """
 
     n: int
     """Number of rows that were predicted."""
     accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy_low: float | None
+    accuracy_high: float | None
     balanced_accuracy: float
     """Mean recall of the classes that occur among the labels."""
-    balanced_accuracy_low: float
-    balanced_accuracy_high: float
+    balanced_accuracy_low: float | None
+    balanced_accuracy_high: float | None
     macro_f1: float
     """Mean F1 of the classes that occur among the labels or the predictions."""
-    macro_f1_low: float
-    macro_f1_high: float
+    macro_f1_low: float | None
+    macro_f1_high: float | None
 
-    def to_json(self) -> dict[str, float]:
-        """Return the fields as a dict of plain numbers, all finite."""
+    def to_json(self) -> dict[str, float | None]:
+        """Return the fields as a dict of plain numbers, all finite, and None."""
         return asdict(self)
 
 
-def score(
-    y_true: np.ndarray,
-    y_pred: np.ndarray,
-    n_classes: int,
-    *,
-    groups: np.ndarray | None = None,
-    random_state: int = 0,
-    n_resamples: int = 2000,
-) -> Scores:
+def score(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int, *, groups: np.ndarray | None = None) -> Scores:
     """Score predictions.
 
-    The scores are scikit-learn's; the intervals come from `featurecache.evaluation.intervals.intervals`.
+    The scores are scikit-learn's; the intervals come from `featurecache.evaluation.intervals`.
 
     Parameters
     ----------
     y_true, y_pred : ndarray of shape (n_samples,), class indices below ``n_classes``
     n_classes : int
     groups : ndarray of int, shape (n_samples,), optional
-        Rows of one group are alike: the bootstrap draws whole groups.
-    random_state : int
-        Seed of the bootstrap.
-    n_resamples : int
-        Number of bootstrap resamples.
+        Rows of one group are alike: the intervals are of as many groups.
 
     Raises
     ------
@@ -70,22 +62,26 @@ def score(
         No rows, or labels that are not class indices.
     """
     matrix = confusion(y_true, y_pred, n_classes)
+    labels, predictions = np.nonzero(matrix)
+    cells = Cells(labels, predictions, n_classes)
     if groups is None or len(np.unique(groups)) == len(groups):
-        low, high = intervals(matrix, random_state=random_state, n_resamples=n_resamples)
+        low, high = intervals(matrix[None, labels, predictions], cells)
     else:
-        cells = group_cells(y_true, y_pred, groups, n_classes)
-        low, high = group_intervals(cells, n_classes, random_state=random_state, n_resamples=n_resamples)
+        order = np.argsort(groups, kind="stable")
+        numbers = np.zeros(matrix.shape, np.int64)
+        numbers[labels, predictions] = np.arange(len(labels))
+        starts = np.unique(groups[order], return_index=True)[1]
+        low, high = group_intervals(numbers[y_true[order], y_pred[order]][None], starts, cells)
     # balanced_accuracy_score is this recall, but warns about every class that is only predicted.
     balanced = recall_score(y_true, y_pred, labels=np.unique(y_true), average="macro", zero_division=0.0)
-    point = np.array(
-        [accuracy_score(y_true, y_pred), balanced, f1_score(y_true, y_pred, average="macro", zero_division=0.0)]
-    )
-    # The last digit may differ between the two ways to compute a score; an interval holds its score.
-    low, high = np.minimum(low, point), np.maximum(high, point)
-    values: dict[str, float] = {}
-    for i, name in enumerate(("accuracy", "balanced_accuracy", "macro_f1")):
-        values |= {name: float(point[i]), f"{name}_low": float(low[i]), f"{name}_high": float(high[i])}
-    return Scores(n=len(y_true), **values)
+    point = [accuracy_score(y_true, y_pred), balanced, f1_score(y_true, y_pred, average="macro", zero_division=0.0)]
+    values: dict[str, float | None] = {}
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    for name, value, *ends in zip(names, map(float, point), low[0].tolist(), high[0].tolist(), strict=True):
+        # The last digit may differ between the two ways to compute a score; an interval holds its score.
+        bounds = (None, None) if np.isnan(ends[0]) else holding(value, *ends)
+        values |= {name: value, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+    return Scores(n=len(y_true), **values)  # type: ignore[arg-type]
 
 
 def evaluate(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> Scores:

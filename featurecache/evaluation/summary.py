@@ -11,8 +11,9 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from featurecache.evaluation.comparison import Verdict, verdict_of
-from featurecache.evaluation.intervals import Z95, holding, wilson
+from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.proportions import Z95, wilson
 from featurecache.evaluation.sweep_row import SweepNames, SweepRow
 
 _shared_by = attrgetter("task", "kind", "measure", "shots", "share", "split")
@@ -30,7 +31,7 @@ class SweepLine(SweepNames):
     num_resamplings, num_failed : int
         Over how many of them the means are, and in how many the head could not be fitted.
     score, low, high : float or None
-        The mean score and its 95 % interval; None where all failed.
+        The mean score and its 95 % interval; None where all failed, bounds also where no interval can be given.
     accuracy : float or None
         Of classes.
     n_train, n_available, seconds : float or None
@@ -119,7 +120,8 @@ def _line(group: list[SweepRow]) -> SweepLine:
         return line
     score = _mean([row.score for row in good])
     # A mean of equal scores, and the bounds of one of them, may differ in the last digit.
-    low, high = holding(score, *_interval(good))
+    bounds = _interval(good)
+    low, high = (None, None) if bounds is None else holding(score, *bounds)
     return replace(
         line,
         score=score,
@@ -136,39 +138,53 @@ def _mean(values: Sequence[float | None]) -> float:
     return float(np.mean(np.array(values, np.float64)))
 
 
-def _interval(rows: list[SweepRow]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean score over resamplings."""
-    first = rows[0]
+def _interval(rows: list[SweepRow]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean score over resamplings; None where some of them have none."""
+    first, bounds = rows[0], [row.bounds for row in rows]
     if len(rows) == 1:
         return first.bounds
     scores = np.array([row.score for row in rows])
     mean = float(scores.mean())
-    if half := _half_width(scores, rows, _mean([_sampling_variance(row, mean) for row in rows])):
+    sampling = [_sampling_variance(row, mean) for row in rows]
+    half = _half_width(scores, rows, None if None in sampling else _mean(sampling))
+    if half is None:
+        return None
+    if half:
         least, most = measure_of(first.kind, 1, balanced=first.balanced).range_of(first.measure)
         return max(mean - half, least), min(mean + half, most)
     # All alike, which is no certainty: as with one resampling.
     if first.measure == "accuracy":
         low, high = wilson(round(mean * first.num_evaluated), first.num_evaluated)
         return float(low), float(high)
-    return min(row.bounds[0] for row in rows), max(row.bounds[1] for row in rows)
+    given = [ends for ends in bounds if ends is not None]
+    return (min(low for low, _ in given), max(high for _, high in given)) if len(given) == len(rows) else None
 
 
-def _sampling_variance(row: SweepRow, score: float) -> float:
-    """Return the variance of a score that comes from which samples are evaluated."""
+def _sampling_variance(row: SweepRow, score: float) -> float | None:
+    """Return the variance of a score that comes from which samples are evaluated; None where it is not known."""
     if row.measure == "accuracy":
         return score * (1 - score) / row.num_evaluated
-    low, high = row.bounds
-    return ((high - low) / (2 * Z95)) ** 2
+    return None if row.bounds is None else ((row.bounds[1] - row.bounds[0]) / (2 * Z95)) ** 2
 
 
-def _half_width(values: np.ndarray, rows: list[SweepRow], sampling: float) -> float:
-    """Return half of a 95 % interval of a mean over resamplings; ``sampling``: variance of the evaluated split."""
+def _half_width(values: np.ndarray, rows: list[SweepRow], sampling: float | None) -> float | None:
+    """Return half of a 95 % interval of a mean over resamplings, None where it is not known.
+
+    Parameters
+    ----------
+    values : ndarray (n_resamplings,)
+    rows : list of SweepRow
+    sampling : float or None
+        Variance of the evaluated split, where it is known.
+    """
     spread, count = float(values.var(ddof=1)), len(values)
     # With fewer labels, drawings overlap less, and their spread counts as it is.
     all_labels = rows[0].shots is None and rows[0].share in (None, 1.0)
     if rows[0].split in ("fold", "held out") and all_labels:
         share = _mean([row.n for row in rows]) / _mean([row.n_train for row in rows])
         of_draws, of_samples = spread * (1 / count + share), 0.0
+    elif sampling is None:
+        return None
     else:
         of_draws, of_samples = spread / count, sampling
     return math.hypot(float(student_t.ppf(0.975, count - 1)) * math.sqrt(of_draws), Z95 * math.sqrt(of_samples))
@@ -183,16 +199,17 @@ def _against(rows: list[SweepRow], best: list[SweepRow]) -> Verdict | None:
         return None
     differences = np.array([row.score - other.score for row, other in shared])
     mean = float(differences.mean())
-    sampling = _mean([_sampling_variance_of_difference(*pair) for pair in shared])
-    half = _half_width(differences, [row for row, _ in shared], sampling)
-    return verdict_of(mean - half, mean + half)
+    sampling = [_sampling_variance_of_difference(*pair) for pair in shared]
+    half = _half_width(differences, [row for row, _ in shared], None if None in sampling else _mean(sampling))
+    return "cannot tell" if half is None else verdict_of(mean - half, mean + half)
 
 
-def _sampling_variance_of_difference(row: SweepRow, other: SweepRow) -> float:
+def _sampling_variance_of_difference(row: SweepRow, other: SweepRow) -> float | None:
     """Return what the variance of a difference of scores, on the same samples, is at most; it is not known here."""
     if row.measure == "accuracy":
         # Of one sample, the difference is 1, 0 or -1, and its variance at most the share of samples that are evaluated
         # differently, which is at most the sum of both shares of errors.
         return min(2 - row.score - other.score, 1.0) / row.num_evaluated
     # Both heads find the same samples hard, so their scores go up and down together, not against each other.
-    return sum(_sampling_variance(line, line.score) for line in (row, other))
+    one, another = (_sampling_variance(line, line.score) for line in (row, other))
+    return None if one is None or another is None else one + another

@@ -75,7 +75,8 @@ class SweepRow(SweepNames):
     n_train, n : int or None
         Samples that were fitted on, and evaluated on.
     scores : mapping of str to float
-        Those of the kind of task, with ``_low`` and ``_high``; none where the head could not be fitted.
+        Those of the kind of task, with ``_low`` and ``_high``, which may be None; none where the head could not be
+        fitted.
     params : str or None
         The chosen setting, as JSON.
     log_loss, expected_calibration_error : float or None
@@ -92,7 +93,7 @@ class SweepRow(SweepNames):
     n_available: int
     n_train: int | None = None
     n: int | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float | None] = field(default_factory=dict)
     params: str | None = None
     log_loss: float | None = None
     expected_calibration_error: float | None = None
@@ -105,12 +106,15 @@ class SweepRow(SweepNames):
     @property
     def score(self) -> float:
         """The score that ``measure`` names; only of a head that could be fitted."""
-        return self.scores[self.measure]
+        value = self.scores[self.measure]
+        assert value is not None, "scores have values, only bounds may have none"
+        return value
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """The 95 % interval of the score."""
-        return self.scores[f"{self.measure}_low"], self.scores[f"{self.measure}_high"]
+    def bounds(self) -> tuple[float, float] | None:
+        """The 95 % interval of the score; None where no interval can be given."""
+        low, high = (self.scores.get(f"{self.measure}_{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
 
     @property
     def num_evaluated(self) -> int:

@@ -28,8 +28,9 @@ from scipy.stats import t as student_t
 
 from featurecache.evaluation.bootstrap import num_units, slack, weights_of_resamples
 from featurecache.evaluation.comparison import EQUIVALENT_WITHIN, Comparison
-from featurecache.evaluation.intervals import Z95, holding
+from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.measure import Measure, ResampledMeasure
+from featurecache.evaluation.proportions import Z95
 
 LEVEL = 0.045
 """Below the 5 % that are promised: flips and resamples are as good as exact only for many rows."""

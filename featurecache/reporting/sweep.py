@@ -129,5 +129,6 @@ def _points(
     axes: Any, x: Sequence[float], lines: list[SweepLine], colour: str, name: str, joined: bool = False
 ) -> None:
     y, low, high = np.array([(line.score, line.low, line.high) for line in lines], float).reshape(-1, 3).T
+    low, high = np.where(np.isnan(low), y, low), np.where(np.isnan(high), y, high)  # scores without an interval
     style = {"fmt": "o-" if joined else "o", "markersize": 4, "linewidth": 1.2}
     axes.errorbar(x, y, [y - low, high - y], color=colour, label=plain_text(name), **style)

@@ -7,7 +7,6 @@ import pytest
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import compare
-from featurecache.evaluation.intervals import group_cells, group_intervals
 from featurecache.evaluation.scores import score
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import fold_numbers
@@ -33,12 +32,33 @@ def test_groups_of_one_row_are_rows():
     rng = np.random.default_rng(0)
     y, y_pred = rng.integers(0, 3, 200), rng.integers(0, 3, 200)
     assert score(y, y_pred, 3, groups=np.arange(200)) == score(y, y_pred, 3)
-    low, high = group_intervals(
-        group_cells(y, y_pred, np.arange(200), 3), 3, random_state=0, n_resamples=2000
-    )  # fmt: skip
-    plain = score(y, y_pred, 3)
-    assert low[0] == pytest.approx(plain.accuracy_low, abs=0.02)
-    assert high[0] == pytest.approx(plain.accuracy_high, abs=0.02)
+    # And pairs that have nothing to do with each other are nearly so.
+    pairs, plain = score(y, y_pred, 3, groups=np.arange(200) // 2), score(y, y_pred, 3)
+    for end in ("accuracy_low", "accuracy_high", "balanced_accuracy_low", "macro_f1_high"):
+        assert getattr(pairs, end) == pytest.approx(getattr(plain, end), abs=0.02)
+
+
+def test_bounds_do_not_depend_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    y, y_pred, groups = rng.integers(0, 3, 200), rng.integers(0, 3, 200), rng.integers(0, 12, 200)
+    order = rng.permutation(200)
+    one, other = score(y, y_pred, 3, groups=groups), score(y[order], y_pred[order], 3, groups=groups[order])
+    assert one.to_json() == pytest.approx(other.to_json(), rel=1e-12)
+
+
+def test_few_groups_have_no_interval():
+    y = np.tile([0, 1], 50)
+    few, enough = (score(y, y, 2, groups=np.arange(100) % count) for count in (4, 5))
+    assert few.accuracy == 1
+    assert (few.accuracy_low, few.accuracy_high, few.macro_f1_low) == (None,) * 3
+    assert enough.accuracy_low < 0.9
+
+
+def test_one_large_group_among_small_ones_counts_as_hardly_more_than_one():
+    y = np.tile([0, 1], 100)
+    groups = np.concatenate([np.zeros(190, int), np.arange(1, 11)])
+    alike = np.arange(200) % 11
+    assert score(y, y, 2, groups=groups).accuracy_low < score(y, y, 2, groups=alike).accuracy_low - 0.1
 
 
 def grouped(rng: np.random.Generator, truth: float, num_groups: int = 40, size: int = 10) -> tuple:
@@ -54,8 +74,8 @@ def test_intervals_cover_the_truth_where_rows_of_a_group_are_alike():
     for _ in range(100):
         groups, right = grouped(rng, 0.8)
         y = np.zeros(len(right), int)
-        known = score(y, 1 - right, 2, groups=groups, n_resamples=300)
-        plain = score(y, 1 - right, 2, n_resamples=300)
+        known = score(y, 1 - right, 2, groups=groups)
+        plain = score(y, 1 - right, 2)
         by_groups += known.accuracy_low <= 0.8 <= known.accuracy_high
         by_rows += plain.accuracy_low <= 0.8 <= plain.accuracy_high
     assert by_groups >= 90

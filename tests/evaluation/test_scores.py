@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ks_2samp
+from scipy.stats import binom, binomtest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from featurecache.errors import TaskError
-from featurecache.evaluation.intervals import bootstrap, intervals, summaries, wilson
+from featurecache.evaluation.intervals import Cells, effective_sizes, intervals, summaries
+from featurecache.evaluation.proportions import clopper_pearson, mid_p, wilson
 from featurecache.evaluation.scores import confusion, per_class, score
 
 pytestmark = pytest.mark.quick
@@ -38,40 +39,64 @@ def test_figures_are_those_of_sklearn(case):
     matrix = confusion(y_true, y_pred, n_classes)
     counted = summaries(matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0))
     np.testing.assert_allclose(counted, _sklearn(y_true, y_pred), rtol=1e-12)
-    scores = score(y_true, y_pred, n_classes, n_resamples=50)
+    scores = score(y_true, y_pred, n_classes)
     figures = [scores.accuracy, scores.balanced_accuracy, scores.macro_f1]
     np.testing.assert_allclose(figures, _sklearn(y_true, y_pred), rtol=1e-12)
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
         low, value, high = (getattr(scores, name + end) for end in ("_low", "", "_high"))
-        assert 0 <= low <= value <= high <= 1
+        if low is None or high is None:
+            assert name != "accuracy"
+            assert np.bincount(y_true, minlength=n_classes).min() < 5
+        else:
+            assert 0 <= low <= value <= high <= 1
     json.dumps(scores.to_json(), allow_nan=False)
 
 
-def _imperfect(n=60, seed=0):
+def imperfect(n: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    y_true = rng.choice(4, size=n, p=[0.5, 0.3, 0.15, 0.05])
+    y_true = rng.choice(4, size=n, p=[0.4, 0.3, 0.2, 0.1])
     return y_true, np.where(rng.random(n) < 0.7, y_true, rng.integers(0, 4, n))
 
 
-@pytest.mark.full
-@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
-def test_bootstrap_of_cells_is_the_bootstrap_of_rows():
-    y_true, y_pred = _imperfect()
-    rng = np.random.default_rng(1)
-    rows = [rng.integers(0, len(y_true), len(y_true)) for _ in range(300)]
-    slow = np.array([_sklearn(y_true[i], y_pred[i]) for i in rows])
-    fast = bootstrap(confusion(y_true, y_pred, 4), random_state=0, n_resamples=6000)
-    for column in range(3):
-        assert ks_2samp(slow[:, column], fast[:, column]).pvalue > 0.01
-    np.testing.assert_allclose(slow.mean(axis=0), fast.mean(axis=0), atol=0.01)
-    np.testing.assert_allclose(slow.std(axis=0), fast.std(axis=0), rtol=0.12)
+def every_cell(y_true: np.ndarray, y_pred: np.ndarray, n_classes: int) -> tuple[np.ndarray, Cells]:
+    indices = np.arange(n_classes)
+    cells = Cells(np.repeat(indices, n_classes), np.tile(indices, n_classes), n_classes)
+    return confusion(y_true, y_pred, n_classes).reshape(1, -1), cells
 
 
-def test_bootstrap_does_not_depend_on_its_block_size(monkeypatch):
-    matrix = confusion(*_imperfect(), 4)
-    whole = bootstrap(matrix, random_state=3, n_resamples=100)
-    monkeypatch.setattr("featurecache.evaluation.intervals._CELLS_AT_ONCE", 70)
-    np.testing.assert_array_equal(whole, bootstrap(matrix, random_state=3, n_resamples=100))
+def test_a_row_more_moves_a_score_by_its_influence():
+    counts, cells = every_cell(*imperfect(2000), 4)
+    found = effective_sizes(counts, cells)
+    for cell in range(16):
+        more = counts + (np.arange(16) == cell)
+        moved = effective_sizes(more, cells).point[0] - found.point[0]
+        np.testing.assert_allclose(moved, found.influence[0, :, cell], atol=2e-5)
+    np.testing.assert_allclose(found.influence[0] @ counts[0], 0, atol=1e-12)
+
+
+def test_a_size_is_that_of_the_variance_of_resamples():
+    """The variance of a proportion of so many rows is that of the bootstrap over rows."""
+    counts, cells = every_cell(*imperfect(3000), 4)
+    found = effective_sizes(counts, cells)
+    draws = np.random.default_rng(1).multinomial(3000, counts[0] / 3000, size=4000)
+    variance = effective_sizes(draws, cells).point.var(axis=0)
+    np.testing.assert_allclose(found.point[0] * (1 - found.point[0]) / found.size[0], variance, rtol=0.12)
+
+
+def test_equal_classes_are_as_many_rows_as_there_are():
+    counts, cells = every_cell(np.repeat([0, 1], 100), np.repeat([0, 1, 0, 1], [90, 10, 10, 90]), 2)
+    size = effective_sizes(counts, cells).size[0]
+    assert size[0] == 200
+    assert size[1:] == pytest.approx([200, 200], rel=0.05)
+
+
+def test_cells_that_are_zero_do_not_matter():
+    y_true, y_pred = imperfect()
+    matrix = confusion(y_true, np.where(y_true == 3, 3, y_pred), 4)
+    labels, predictions = np.nonzero(matrix)
+    some = intervals(matrix[None, labels, predictions], Cells(labels, predictions, 4))
+    every = intervals(*every_cell(y_true, np.where(y_true == 3, 3, y_pred), 4))
+    np.testing.assert_allclose(some, every, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 5), (5, 5), (3, 10), (199, 200)])
@@ -80,30 +105,61 @@ def test_wilson_is_scipys(k, n):
     np.testing.assert_allclose(wilson(k, n), (expected.low, expected.high), atol=1e-12)
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 5), (5, 5), (3, 10), (199, 200)])
+def test_clopper_pearson_is_scipys(k, n):
+    expected = binomtest(k, n).proportion_ci(0.95, method="exact")
+    np.testing.assert_allclose(clopper_pearson(k, n), (expected.low, expected.high), atol=1e-9)
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 5), (3, 10), (9, 10), (199, 200)])
+def test_mid_p_leaves_half_of_what_was_seen_to_either_side(k, n):
+    low, high = mid_p(k, n)
+    assert binom.sf(k, n, low) + binom.pmf(k, n, low) / 2 == pytest.approx(0.025, abs=1e-6)
+    assert binom.cdf(k, n, high) - binom.pmf(k, n, high) / 2 == pytest.approx(0.025, abs=1e-6)
+
+
+def test_mid_p_of_all_or_none_has_one_end():
+    assert mid_p(20, 20) == (pytest.approx(0.05 ** (1 / 20), abs=1e-6), 1.0)
+    assert mid_p(0, 20) == (0.0, pytest.approx(1 - 0.05 ** (1 / 20), abs=1e-6))
+
+
+@pytest.mark.parametrize("n", [10, 20, 50, 200, 1000])
+def test_mid_p_covers_every_accuracy(n):
+    """Exactly, over all that can happen; Wilson covers 0.84 near 1."""
+    low, high = mid_p(np.arange(n + 1), n)
+    for shares, least in (np.linspace(0.5, 0.99, 99), 0.915), (np.array([0.5, 0.8, 0.9, 0.95, 0.99]), 0.93):
+        probability = binom.pmf(np.arange(n + 1), n, shares[:, None])
+        holds = (low <= shares[:, None] + 1e-12) & (shares[:, None] - 1e-12 <= high)
+        assert (probability * holds).sum(axis=1).min() > least
+
+
 @pytest.mark.parametrize("all_right", [True, False])
 def test_certainty_is_not_claimed(all_right):
     y = np.repeat([0, 1, 2], [50, 40, 10])
     scores = score(y, y if all_right else (y + 1) % 3, 3)
-    expected = binomtest(100 * all_right, 100).proportion_ci(0.95, method="wilson")
-    assert (scores.accuracy_low, scores.accuracy_high) == pytest.approx((expected.low, expected.high))
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
         width = getattr(scores, f"{name}_high") - getattr(scores, f"{name}_low")
-        assert 0.03 < width < 0.5
+        assert 0.02 < width < 0.5
 
 
-def test_one_class_all_right():
-    low, high = intervals(np.array([[20, 0], [0, 0]]), random_state=0, n_resamples=10)
-    assert (low < 1).all()
-    assert (high == 1).all()
+def test_bounds_move_little_with_one_error():
+    y = np.repeat([0, 1, 2], [500, 400, 100])
+    one_wrong = np.where(np.arange(1000) == 3, 1, y)
+    perfect, nearly = score(y, y, 3), score(y, one_wrong, 3)
+    groups = np.arange(1000) % 40
+    perfect_G, nearly_G = score(y, y, 3, groups=groups), score(y, one_wrong, 3, groups=groups)
+    for name in ("accuracy_low", "balanced_accuracy_low", "macro_f1_low"):
+        assert 0 <= getattr(perfect, name) - getattr(nearly, name) < 0.006
+        assert abs(getattr(perfect_G, name) - getattr(nearly_G, name)) < 0.02
 
 
-def test_intervals_cover_the_truth():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for right in rng.binomial(80, 0.8, size=150):
-        low, high = intervals(np.array([[right, 80 - right], [0, 0]]), random_state=0, n_resamples=300)
-        hits += bool(low[0] <= 0.8 <= high[0])
-    assert hits >= 130
+def test_few_rows_of_a_class_have_no_interval():
+    y = np.repeat([0, 1], [40, 4])
+    scores = score(y, y, 2)
+    assert 0.9 < scores.accuracy_low < 1
+    assert (scores.balanced_accuracy_low, scores.balanced_accuracy_high, scores.macro_f1_low) == (None,) * 3
+    assert score(np.repeat([0, 1], [40, 5]), np.repeat([0, 1], [40, 5]), 2).balanced_accuracy_low < 1
+    assert score(y[:40], y[:40], 2).macro_f1_low is None  # a class that was never seen
 
 
 def test_per_class_is_a_row_for_each_class():
