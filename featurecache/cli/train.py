@@ -253,7 +253,7 @@ def _conclusion(report: TrainingReport, name: str, comparisons: Sequence[Compari
     where = name if backbone in name else f"{name} of {backbone}"
     interval = _interval(scores[f"{primary}_low"], scores[f"{primary}_high"])
     sentence = f"chosen by {by}: {best.head} on {where}, with {best.reported} {measure.titles[primary]} "
-    sentence += f"{scores[primary]:.3f} ({interval}, {int(scores['n'])} samples)"
+    sentence += f"{scores[primary]:.3f} ({interval}, {scores['n']:.0f} samples)"
     if verdicts := Counter(comparison.verdict for comparison in comparisons if comparison is not None):
         counts = [f"{count} {_IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
         sentence += f"; of {verdicts.total()} others {', '.join(counts)}"
@@ -284,7 +284,9 @@ def _interval(low: float | None, high: float | None) -> str:
     return "no interval" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _score(value: float) -> str:
+def _score(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
 
 

@@ -197,7 +197,7 @@ def _completed(row: SweepRow, result: HeadResult, splits: Splits) -> SweepRow:
         row = replace(row, log_loss=measured.log_loss, expected_calibration_error=error)
     return replace(
         row,
-        n=int(scores.pop("n")),
+        n=int(scores.pop("n") or 0),
         n_train=result.n_train // splits["train"].fit_views.shape[1],
         scores=scores,
         params=json.dumps(result.params, sort_keys=True),
