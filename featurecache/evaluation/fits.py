@@ -191,13 +191,14 @@ def _search(
 
 def _completed(row: SweepRow, result: HeadResult, splits: Splits) -> SweepRow:
     scores = (result.test or result.validation).to_json()
+    scores = {name: value for name, value in scores.items() if value is not None and name != "n"}
     if row.kind == "classification":
         measured = calibration(splits[result.reported].y, result.proba)
         error = measured.expected_calibration_error
         row = replace(row, log_loss=measured.log_loss, expected_calibration_error=error)
     return replace(
         row,
-        n=int(scores.pop("n") or 0),
+        n=len(result.y_pred),
         n_train=result.n_train // splits["train"].fit_views.shape[1],
         scores=scores,
         params=json.dumps(result.params, sort_keys=True),

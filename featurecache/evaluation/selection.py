@@ -234,7 +234,7 @@ class Chosen:
 def repeated_folds(head: NamedHead, train: SplitData, random_state: int) -> list[np.ndarray]:
     """Return the folds of the samples of train; several, where these are few, have classes, and the head is quick."""
     count = 1
-    if train.y.ndim == 1 and head.relative_seconds < _SLOW_HEAD and not train.on_disk:
+    if train.y.ndim == 1 and head.relative_seconds < _SLOW_HEAD:
         count = min(-(-_REPEATED_BELOW // len(train)), _MAX_REPEATS)
     found = [fold_numbers(train.y, train.groups, random_state=random_state + 1_000 * repeat) for repeat in range(count)]
     # Groups may fall otherwise: only what is held out in all repeats is chosen by.

@@ -155,7 +155,8 @@ def fit_temperature(
         normaliser = np.log(np.exp(values * scale).sum(axis=1))
         return float(share @ normaliser - target * scale) + pull * log_temperature**2
 
-    return float(np.exp(minimize_scalar(log_loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded").x))
+    found = minimize_scalar(log_loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-8})
+    return float(np.exp(found.x))
 
 
 def _check_has_probabilities(estimator: BaseEstimator) -> None:
