@@ -30,6 +30,7 @@ from featurecache.errors import OutputFailure, try_output
 from featurecache.store.naming import distinct_names
 
 if TYPE_CHECKING:
+    from featurecache.evaluation.calibration import Calibration
     from featurecache.evaluation.comparison import Comparison
     from featurecache.evaluation.training import TrainingReport
     from featurecache.store.store import FeatureStore
@@ -196,8 +197,7 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
         print_line(f"its {reported} rows were used this once, and nothing was chosen on them")
     details = report.details()
     if (measured := details.calibration) is not None:
-        error = f"{measured.expected_calibration_error:.3f} on average (expected calibration error)"
-        print_line(f"its probabilities there: log loss {measured.log_loss:.3f}, off by {error}")
+        print_line(f"its probabilities there: {_calibration(measured)}")
     elif len(details.per_output) > 1:
         titles_of_outputs = list(details.per_output[0])
         shown = [[_shown(value) for value in output.values()] for output in details.per_output[:50]]
@@ -278,6 +278,14 @@ def _print_choice(report: TrainingReport) -> None:
         f"{chosen.observed:.3f} by {report.best.result.protocol} is the best of {chosen.num_heads}, so too high; "
         f"with the choice repeated on resamples: {chosen.corrected:.3f} ({_interval(chosen.low, chosen.high)})"
     )
+
+
+def _calibration(measured: Calibration) -> str:
+    text = f"log loss {measured.log_loss:.3f} ({_interval(measured.log_loss_low, measured.log_loss_high)})"
+    if measured.expected_calibration_error is None:
+        return text
+    chance = f"chance alone makes it {measured.error_by_chance:.3f}"
+    return f"{text}; expected calibration error {measured.expected_calibration_error:.3f}, where {chance}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.stats import binom
+from scipy.stats import t as student_t
 from sklearn import metrics
 
+from featurecache.evaluation.intervals import LEAST_GROUPS
+
 NUM_BINS = 10
+LEAST_SAMPLES = 200
+"""Of fewer, the calibration error of probabilities that are right is above 0.06, and says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +35,29 @@ class Calibration:
     ----------
     log_loss : float
         In nats.
-    expected_calibration_error : float
+    brier_score : float
+        Mean of the squared differences between probabilities and what happened, summed over the classes (Brier,
+        Monthly Weather Review 78, 1950): from 0 to 2.
+    log_loss_low, log_loss_high, brier_score_low, brier_score_high : float or None
+        Ends of 95 % intervals of these means, by Student's t; None of fewer than five samples or groups.
+    expected_calibration_error : float or None
         Mean difference between the probability of the prediction and the share of right predictions, over bins of about
         as many samples each (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3; equal bins
-        after Nguyen & O'Connor, EMNLP 2015).
+        after Nguyen & O'Connor, EMNLP 2015). None of fewer than `LEAST_SAMPLES`.
+    error_by_chance : float or None
+        What that is on average of probabilities that are right.
     bins : list of Bin
-        From the least certain to the most.
+        From the least certain to the most; none of fewer than `LEAST_SAMPLES`.
     """
 
     log_loss: float
-    expected_calibration_error: float
+    log_loss_low: float | None
+    log_loss_high: float | None
+    brier_score: float
+    brier_score_low: float | None
+    brier_score_high: float | None
+    expected_calibration_error: float | None
+    error_by_chance: float | None
     bins: list[Bin]
 
     def to_json(self) -> dict[str, object]:
@@ -46,7 +65,7 @@ class Calibration:
         return asdict(self)
 
 
-def calibration(y: np.ndarray, proba: np.ndarray) -> Calibration:
+def calibration(y: np.ndarray, proba: np.ndarray, groups: np.ndarray | None = None) -> Calibration:
     """Compare the probabilities of a head's predictions with how often they are right.
 
     Parameters
@@ -54,13 +73,16 @@ def calibration(y: np.ndarray, proba: np.ndarray) -> Calibration:
     y : ndarray of shape (n_samples,), class indices
     proba : ndarray of shape (n_samples, n_classes)
         Rows sum to one; of samples that nothing was fitted on.
+    groups : ndarray of int (n_samples,), optional
+        Samples of one group are alike: intervals are of as many groups.
     """
-    confidence, right = proba.max(axis=1), proba.argmax(axis=1) == y
-    # As many samples in each bin: with bins of equal width, nearly all samples of a good head lie in the last one.
-    groups = np.array_split(np.argsort(confidence, kind="stable"), min(NUM_BINS, len(y)))
-    bins = [Bin(len(some), float(confidence[some].mean()), float(right[some].mean())) for some in groups]
-    error = sum(bin_.n * abs(bin_.probability - bin_.right) for bin_ in bins) / len(y)
-    return Calibration(log_loss(y, proba), float(error), bins)
+    squares = ((proba - np.eye(proba.shape[1])[y]) ** 2).sum(axis=1)
+    error, by_chance, bins = _calibration_error(y, proba) if len(y) >= LEAST_SAMPLES else (None, None, [])
+    loss_low, loss_high = _interval(_losses(y, proba), groups)
+    low, high = _interval(squares, groups)
+    return Calibration(
+        log_loss(y, proba), loss_low, loss_high, float(squares.mean()), low, high, error, by_chance, bins
+    )
 
 
 def log_loss(y: np.ndarray, proba: np.ndarray) -> float:
@@ -68,3 +90,34 @@ def log_loss(y: np.ndarray, proba: np.ndarray) -> float:
     # One certain mistake would cost infinity, and hide all others.
     clipped = np.clip(proba, 1e-15, None)
     return float(metrics.log_loss(y, clipped / clipped.sum(axis=1, keepdims=True), labels=np.arange(proba.shape[1])))
+
+
+def _calibration_error(y: np.ndarray, proba: np.ndarray) -> tuple[float, float, list[Bin]]:
+    confidence, right = proba.max(axis=1), proba.argmax(axis=1) == y
+    # As many samples in each bin: with bins of equal width, nearly all samples of a good head lie in the last one.
+    parts = np.array_split(np.argsort(confidence, kind="stable"), NUM_BINS)
+    bins = [Bin(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
+    error = sum(some.n * abs(some.probability - some.right) for some in bins) / len(y)
+    by_chance = sum(_mean_deviation(some.n, some.probability) for some in bins) / len(y)
+    return float(error), float(by_chance), bins
+
+
+def _losses(y: np.ndarray, proba: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(proba[np.arange(len(y)), y], 1e-15))
+
+
+def _interval(values: np.ndarray, groups: np.ndarray | None) -> tuple[float | None, float | None]:
+    """Return the ends of a 95 % interval of a mean that is not below 0."""
+    unit = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    mean, count = values.mean(), int(unit.max()) + 1
+    if count < LEAST_GROUPS:
+        return None, None
+    moved = np.bincount(unit, weights=values - mean)
+    half = student_t.ppf(0.975, count - 1) * np.sqrt(np.sum(moved**2) * count / (count - 1)) / len(values)
+    return max(float(mean - half), 0.0), float(mean + half)
+
+
+def _mean_deviation(n: int, share: float) -> float:
+    """Return by how much a binomial number differs from its mean on average (de Moivre, 1730)."""
+    above = np.floor(n * share) + 1
+    return float(2 * above * binom.pmf(above, n, share) * (1 - share))

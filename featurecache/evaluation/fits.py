@@ -193,7 +193,8 @@ def _completed(row: SweepRow, result: HeadResult, splits: Splits) -> SweepRow:
     scores = (result.test or result.validation).to_json()
     scores = {name: value for name, value in scores.items() if value is not None and name != "n"}
     if row.kind == "classification":
-        measured = calibration(splits[result.reported].y, result.proba)
+        reported = splits[result.reported]
+        measured = calibration(reported.y, result.proba, reported.groups)
         error = measured.expected_calibration_error
         row = replace(row, log_loss=measured.log_loss, expected_calibration_error=error)
     return replace(

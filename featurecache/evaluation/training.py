@@ -196,12 +196,13 @@ class TrainingReport:
 
     def details(self) -> Details:
         """Return where the chosen head was right and wrong."""
-        _, y_true = reported_rows(self.best)
+        rows, y_true = reported_rows(self.best)
         y_pred, n_classes = self.best.result.y_pred, len(self.task.classes)
         per_output = self.measure.per_output(y_true, y_pred, self.task.classes)
         if self.task.kind != "classification":
             return Details(per_output)
-        return Details(per_output, calibration(y_true, self.best.result.proba), confusion(y_true, y_pred, n_classes))
+        measured = calibration(y_true, self.best.result.proba, self.task.groups_of(rows))
+        return Details(per_output, measured, confusion(y_true, y_pred, n_classes))
 
 
 def train_heads(

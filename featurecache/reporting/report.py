@@ -129,7 +129,9 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
     text = environment.get_template("report.html").render(
         data=data,
         final=final,
-        reliability=None if final.calibration is None else draw_reliability(final.calibration.bins),
+        reliability=draw_reliability(bins)
+        if final.calibration is not None and (bins := final.calibration.bins)
+        else None,
         scatter=_scatter(data),
         titles=data.training["figures"],
         primary=next(iter(data.training["figures"])),

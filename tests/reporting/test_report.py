@@ -93,7 +93,7 @@ def make_data(classes: list[str], names: list[str], *, test: bool = True) -> Rep
             proba=proba,
             names=names,
             confusion=confusion,
-            calibration=Calibration(0.7, 0.123, [Bin(2, 0.7, 0.5), Bin(2, 0.9, 0.5)]),
+            calibration=Calibration(0.7, 0.6, 0.8, 0.4, 0.3, 0.5, 0.123, 0.1, [Bin(2, 0.7, 0.5), Bin(2, 0.9, 0.5)]),
             outputs=[{"class": c, "n": 2, "precision": 0.5, "recall": 0.5, "f1": 0.5} for c in classes],
         ),
         bad_inputs={"bad<.jpg": ("empty", "no bytes")},
