@@ -11,8 +11,9 @@ from scipy.linalg import cho_factor, cho_solve, eigh
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import validate_data
 
-from featurecache.heads.checks import REAL_TYPES, checked_labels
-from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS
+from featurecache.heads.checks import REAL_TYPES, check_prior_rows, checked_labels
+from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Setting
+from featurecache.heads.preparation import PRIOR_ROWS, shrunk_variance
 from featurecache.heads.solver.classifier import ProbabilisticClassifier, for_raw_features
 from featurecache.specs import TaskKind
 
@@ -36,6 +37,9 @@ class GaussianDiscriminant(ProbabilisticClassifier):
     ----------
     standardize : bool
         Divide features by their standard deviations first, so that the shrinkage is the same in all units.
+    prior_rows : float
+        Of the variances by which they are divided: each is drawn to the mean of all, as by so many more rows that have
+        it. With few rows a feature's own variance is mostly chance.
 
     Attributes
     ----------
@@ -55,8 +59,11 @@ class GaussianDiscriminant(ProbabilisticClassifier):
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     relative_seconds: ClassVar[float] = 4.0
 
-    def __init__(self, *, standardize: bool = True) -> None:
+    defaults: ClassVar[Setting] = {"prior_rows": PRIOR_ROWS}
+
+    def __init__(self, *, standardize: bool = True, prior_rows: float = 0.0) -> None:
         self.standardize = standardize
+        self.prior_rows = prior_rows
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit.
@@ -73,7 +80,12 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         """
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         self.classes_, y_index = checked_labels(y)
+        check_prior_rows(self.prior_rows)
         scaler = StandardScaler(with_mean=self.standardize, with_std=self.standardize).fit(rows)
+        if self.standardize:
+            varies = scaler.scale_**2 == scaler.var_  # of others it is one
+            variance = shrunk_variance(scaler.var_, varies, len(rows), self.prior_rows)
+            scaler.scale_ = np.where(varies, np.sqrt(variance), scaler.scale_)
         rows = scaler.transform(rows)
         means, counts = class_means(rows, y_index, len(self.classes_))
         solve = _in_row_space if rows.shape[0] < rows.shape[1] else _in_feature_space

@@ -67,6 +67,9 @@ class Head(Protocol):
         ...
 
 
+_FEW_ROWS = 200
+
+
 class HeadMixin:
     """What most heads share; stands before their other bases."""
 
@@ -94,11 +97,16 @@ class HeadMixin:
     """Whether the setting with the least log loss has calibrated probabilities, more or less."""
     relative_seconds: ClassVar[float] = 1.0
     """About how long it takes on a small task: the slowest begin first."""
+    strength: ClassVar[str | None] = None
+    """The parameter of which every other value is enough on few rows, as they cannot tell more of them apart."""
 
     @classmethod
     def settings(cls, n_samples: int) -> list[Setting]:
         """Return the settings to search on so many rows, the simplest model first."""
-        return product_of(cls.grid)
+        grid = dict(cls.grid)
+        if cls.strength is not None and n_samples < _FEW_ROWS:
+            grid[cls.strength] = grid[cls.strength][::2]
+        return product_of(grid)
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int | None:
