@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from conftest import COLOURS, REPOSITORY, RUNTIME, TINY, need, write_cache
 from featurecache.atomic import is_partial
 from featurecache.cli import main
 from featurecache.errors import HeadError, ReportWarning, UnknownNameError
+from featurecache.evaluation import fits
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
@@ -108,7 +110,8 @@ def test_nothing_is_computed_twice(sweep: Callable, cached: Path) -> None:
     assert main(["verify", str(cached)]) == 0
 
 
-def test_results_do_not_depend_on_processes_and_order(cached: Path) -> None:
+def test_results_do_not_depend_on_processes_and_order(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fits, "_SECONDS_TO_START", 0.0)
     store = FeatureStore.open(cached)
     plan = Plan(heads=["logistic", "knn"], seeds=[0, 1], shots=[3])
     there = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=2)
@@ -117,6 +120,24 @@ def test_results_do_not_depend_on_processes_and_order(cached: Path) -> None:
     here = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=1)
     assert figures(here) == figures(there)
     assert len(here.rows) == 2 * 2 * 2
+
+
+def test_a_sweep_that_is_soon_done_starts_no_processes(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would import all libraries again; one that takes long has them after its first search."""
+    started: list[int] = []
+
+    def in_processes(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], *, workers: int) -> Iterator[Any]:
+        started.append(workers)
+        return starmap(work, arguments)
+
+    monkeypatch.setattr(fits, "in_processes", in_processes)
+    store, heads = FeatureStore.open(cached), ["nearest_mean", "majority"]
+    for seconds, seeds, expected in ((1e9, [0, 1], []), (0.0, [2, 3], [2])):
+        monkeypatch.setattr(fits, "_SECONDS_TO_START", seconds)
+        plan = Plan(heads=heads, seeds=seeds, num_folds=2)
+        found = run_sweep(store, [store.task("colour")], store.feature_sets()[:1], plan, n_jobs=2)
+        assert started == expected
+        assert len(found.rows) == 8
 
 
 def leftovers(cache: Path) -> list[Path]:
@@ -247,7 +268,7 @@ def of_several_tasks(made_of_several_tasks: Path, tmp_path: Path) -> Path:
     ids=["plain", "test", "folds", "shots", "on disk"],
 )
 def test_a_table_of_tasks_and_taps_holds_what_each_gives_alone(
-    of_several_tasks: Path, changes: dict[str, Any], memory: int | None
+    of_several_tasks: Path, changes: dict[str, Any], memory: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FeatureStore.open(of_several_tasks)
     plain = not changes and memory is None
@@ -257,6 +278,7 @@ def test_a_table_of_tasks_and_taps_holds_what_each_gives_alone(
     together = run_sweep(store, tasks, sets, plan, n_jobs=1, memory=memory)
     shutil.rmtree(of_several_tasks / "results")
     if plain:
+        monkeypatch.setattr(fits, "_SECONDS_TO_START", 0.0)
         assert figures(run_sweep(store, tasks, sets, plan, n_jobs=2)) == figures(together)
         shutil.rmtree(of_several_tasks / "results")
     alone = [
