@@ -38,7 +38,7 @@ def test_a_weight_is_a_number_of_copies(kind, name):
     X, y = rows(kind, 90)
     weight = np.arange(90) % 3 + 1
     fold = np.arange(90) // 30
-    grid = head_grid(name, 90, kind=kind)[3:7] or [{}]
+    grid = head_grid(name, 200, kind=kind)[3:7] or [{}]  # each near the one before it
     head = make_head(name, kind=kind)
     weighed = fit_folds(head, grid, X, y, fold, weight.astype(float))
     copied = fit_folds(head, grid, *(np.repeat(each, weight, axis=0) for each in (X, y, fold)))
