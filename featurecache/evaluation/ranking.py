@@ -42,8 +42,8 @@ def ranked(heads: Sequence[Trained], measure: Measure, result_of: Callable[[Trai
     return [first, *(head for head in by_score if head is not first)]
 
 
-def is_within_chance(gain: np.ndarray, groups: np.ndarray | None) -> bool:
-    """Tell whether a mean gain is at most one standard error above zero.
+def is_within_chance(gain: np.ndarray, groups: np.ndarray | None, *, standard_errors: float = _STANDARD_ERRORS) -> bool:
+    """Tell whether a mean gain is at most one standard error above zero, or so many.
 
     Parameters
     ----------
@@ -51,12 +51,13 @@ def is_within_chance(gain: np.ndarray, groups: np.ndarray | None) -> bool:
         By how much one of two predictions of a sample is better.
     groups : ndarray of int (n_samples,), or None
         Samples of one group err together, and count as one.
+    standard_errors : float
     """
     unit = np.arange(len(gain)) if groups is None else np.unique(groups, return_inverse=True)[1]
     total = np.bincount(unit, weights=gain)
     if len(total) < 2:
         return True
-    return bool(total.mean() <= _STANDARD_ERRORS * total.std(ddof=1) / np.sqrt(len(total)) + 1e-12)
+    return bool(total.mean() <= standard_errors * total.std(ddof=1) / np.sqrt(len(total)) + 1e-12)
 
 
 def _within_chance(result: HeadResult, top: HeadResult, measure: Measure) -> bool:

@@ -1,13 +1,16 @@
 """The best of a head's settings, on held-out rows or by cross-validation inside the training rows.
 
 A setting is chosen by the log loss of its probabilities, among those whose accuracy on the same rows is within chance
-of the best (one standard error of the paired difference): on few rows accuracy takes few values, and what it prefers is
-mostly chance; log loss says of every row how right its probabilities are (Gneiting & Raftery, "Strictly proper scoring
-rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and accuracy decides.
+of the best (two standard errors of the paired difference): on few rows accuracy takes few values, and what it prefers
+is mostly chance; log loss says of every row how right its probabilities are (Gneiting & Raftery, "Strictly proper
+scoring rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and accuracy decides.
 
 Probabilities are calibrated first, for each setting by a temperature of its own. Otherwise log loss would choose how
 sure a head is, which a temperature can mend, before how well it tells classes apart: on few rows of classes that are
-hard to tell it took such strong regularisation that two rows in a hundred more were wrong.
+hard to tell it took such strong regularisation that two rows in a hundred more were wrong. Of logistic
+regressions whose log loss is within half a standard error of the least, the one that is regularised least is taken:
+where rows that are held out say nothing, as often with five of each class, all are alike, and strong regularisation is
+what costs accuracy.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ _REPEATED_BELOW = 200
 _MAX_REPEATS = 4
 _SLOW_HEAD = 20.0
 """`Head.relative_seconds` from which folds are not repeated."""
+_OF_ACCURACY, _OF_LOSS = 2.0, 0.5
+"""Standard errors within which settings are as good as the best."""
 _SAME_LOSS = 1e-4
 """Nats: so far from the least log loss a temperature may be when its search ends."""
 _LEAST_PROBABILITY = 1e-9
@@ -57,6 +62,8 @@ class _Candidate:
     temperature: float = 1.0
     loss: float | None = None
     """Log loss of the probabilities, calibrated with this temperature; the mean over the repeats."""
+    losses: np.ndarray | None = None
+    """Of each sample, (n_samples,) float32."""
 
 
 class Selection:
@@ -95,6 +102,9 @@ class Selection:
     ) -> None:
         self._measure, self._candidates = measure, dict[int, _Candidate]()
         self._near_one = head.calibrated_by_grid
+        # Of others the weakest may be no regularisation at all, as ridge regression's is where rows are few.
+        self._strength: str | None = head.estimator.strength if self._near_one else None
+        self._order: dict[object, int] = {}
         if validation is not None:
             # -1 is never held out, as scikit-learn has it in `PredefinedSplit`.
             self.folds, self.data = [np.full(len(train), -1)], validation
@@ -141,6 +151,7 @@ class Selection:
         score = self._measure.score(self.data.y, y_pred)
         right = np.asarray(self._measure.right(self.data.y, y_pred), np.float32)
         if repeat == 0:
+            self._order.setdefault(params.get(self._strength or ""), len(self._order))
             self._candidates[number] = _Candidate(dict(params), y_pred, score, right, [])
         candidate = self._candidates[number]
         candidate.score += (score - candidate.score) / (repeat + 1)
@@ -158,10 +169,15 @@ class Selection:
         top = max(candidates, key=lambda candidate: (candidate.score, -_loss(candidate)))
         if top.loss is not None:
             able = [
-                candidate for candidate in candidates if is_within_chance(top.right - candidate.right, self.data.groups)
+                candidate
+                for candidate in candidates
+                if is_within_chance(top.right - candidate.right, self.data.groups, standard_errors=_OF_ACCURACY)
             ]
             least = min(map(_loss, able))
             top = next(candidate for candidate in able if _loss(candidate) <= least + _SAME_LOSS)
+            if self._strength is not None:
+                alike = [candidate for candidate in able if self._is_as_likely(candidate, top)]
+                top = min(alike, key=lambda candidate: (-self._weakness(candidate), _loss(candidate)))
         score = self._measure.score(self.data.y, top.y_pred)
         return Chosen(top.params, score, top.y_pred, top.temperature, top.loss)
 
@@ -189,18 +205,36 @@ class Selection:
         of_label = [calibrated(decisions, found)[np.arange(len(y)), y] for decisions in repeats]
         losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY)).mean(axis=0)
         candidate.temperature, candidate.loss = found, float(np.average(losses, weights=weight))
+        candidate.losses = np.asarray(losses if weight is None else losses * weight, np.float32)
         candidate.decisions = []
 
     def _drop_worse(self, number: int) -> None:
         """Forget settings that cannot be chosen any more: hundreds of them on many rows would fill the memory."""
         newest = self._candidates[number]
         earlier = [(key, kept) for key, kept in self._candidates.items() if key < number]
-        if any(kept.score >= newest.score and _loss(kept) <= _loss(newest) + _SAME_LOSS for _, kept in earlier):
+        if any(self._is_better(kept, newest) for _, kept in earlier):
             del self._candidates[number]
             return
         for key, kept in earlier:
-            if newest.score >= kept.score and _loss(newest) < _loss(kept) - _SAME_LOSS:
+            if _loss(newest) < _loss(kept) - _SAME_LOSS and self._is_better(newest, kept):
                 del self._candidates[key]
+
+    def _is_better(self, one: _Candidate, other: _Candidate) -> bool:
+        """Tell whether the other can never be chosen while the one is there."""
+        if one.score < other.score or _loss(one) > _loss(other) + _SAME_LOSS:
+            return False
+        return self._weakness(one) >= self._weakness(other) or not self._is_as_likely(other, one)
+
+    def _is_as_likely(self, candidate: _Candidate, top: _Candidate) -> bool:
+        """Tell whether its log loss is within half a standard error of that of the top."""
+        if candidate.losses is None or top.losses is None:
+            return True
+        return is_within_chance(candidate.losses - top.losses, self.data.groups, standard_errors=_OF_LOSS)
+
+    def _weakness(self, candidate: _Candidate) -> int:
+        """Return how little it regularises, by the order in which strengths were offered; the same of all heads
+        without strengths."""
+        return 0 if self._strength is None else self._order[candidate.params.get(self._strength)]
 
 
 def _loss(candidate: _Candidate) -> float:
