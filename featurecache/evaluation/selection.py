@@ -3,7 +3,8 @@
 A setting is chosen by the log loss of its probabilities, among those whose accuracy on the same rows is within chance
 of the best (two standard errors of the paired difference): on few rows accuracy takes few values, and what it prefers
 is mostly chance; log loss says of every row how right its probabilities are (Gneiting & Raftery, "Strictly proper
-scoring rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and accuracy decides.
+scoring rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and
+accuracy decides.
 
 Probabilities are calibrated first, for each setting by a temperature of its own. Otherwise log loss would choose how
 sure a head is, which a temperature can mend, before how well it tells classes apart: on few rows of classes that are
