@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import binom
 from scipy.stats import t as student_t
-from sklearn import metrics
 
 from featurecache.evaluation.intervals import LEAST_GROUPS
 
 NUM_BINS = 10
 LEAST_SAMPLES = 200
 """Of fewer, the calibration error of probabilities that are right is above 0.06, and says nothing."""
+_LEAST_PROBABILITY = 1e-15
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,32 +78,22 @@ def calibration(y: np.ndarray, proba: np.ndarray, groups: np.ndarray | None = No
     """
     squares = ((proba - np.eye(proba.shape[1])[y]) ** 2).sum(axis=1)
     error, by_chance, bins = _calibration_error(y, proba) if len(y) >= LEAST_SAMPLES else (None, None, [])
-    loss_low, loss_high = _interval(_losses(y, proba), groups)
-    low, high = _interval(squares, groups)
-    return Calibration(
-        log_loss(y, proba), loss_low, loss_high, float(squares.mean()), low, high, error, by_chance, bins
-    )
-
-
-def log_loss(y: np.ndarray, proba: np.ndarray) -> float:
-    """Return the mean log loss in nats of probabilities (n_samples, n_classes); finite also for certain mistakes."""
     # One certain mistake would cost infinity, and hide all others.
-    clipped = np.clip(proba, 1e-15, None)
-    return float(metrics.log_loss(y, clipped / clipped.sum(axis=1, keepdims=True), labels=np.arange(proba.shape[1])))
+    losses = -np.log(np.maximum(proba[np.arange(len(y)), y], _LEAST_PROBABILITY))
+    loss_low, loss_high = _interval(losses, groups)
+    low, high = _interval(squares, groups)
+    loss, brier_score = float(losses.mean()), float(squares.mean())
+    return Calibration(loss, loss_low, loss_high, brier_score, low, high, error, by_chance, bins)
 
 
 def _calibration_error(y: np.ndarray, proba: np.ndarray) -> tuple[float, float, list[Bin]]:
     confidence, right = proba.max(axis=1), proba.argmax(axis=1) == y
     # As many samples in each bin: with bins of equal width, nearly all samples of a good head lie in the last one.
-    parts = np.array_split(np.argsort(confidence, kind="stable"), NUM_BINS)
-    bins = [Bin(len(part), float(confidence[part].mean()), float(right[part].mean())) for part in parts]
+    rows_of_bins = np.array_split(np.argsort(confidence, kind="stable"), NUM_BINS)
+    bins = [Bin(len(rows), float(confidence[rows].mean()), float(right[rows].mean())) for rows in rows_of_bins]
     error = sum(some.n * abs(some.probability - some.right) for some in bins) / len(y)
     by_chance = sum(_mean_deviation(some.n, some.probability) for some in bins) / len(y)
     return float(error), float(by_chance), bins
-
-
-def _losses(y: np.ndarray, proba: np.ndarray) -> np.ndarray:
-    return -np.log(np.maximum(proba[np.arange(len(y)), y], 1e-15))
 
 
 def _interval(values: np.ndarray, groups: np.ndarray | None) -> tuple[float | None, float | None]:

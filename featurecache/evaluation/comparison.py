@@ -133,3 +133,21 @@ def verdict_of(low: float, high: float) -> Verdict:
     if high < 0:
         return "worse"
     return "equivalent" if max(-low, high) <= EQUIVALENT_WITHIN else "cannot tell"
+
+
+def is_within_chance(gain: np.ndarray, groups: np.ndarray | None, *, standard_errors: float = 1.0) -> bool:
+    """Tell whether a mean gain is at most one standard error above zero, or so many.
+
+    Parameters
+    ----------
+    gain : ndarray (n_samples,)
+        By how much one of two predictions of a sample is better.
+    groups : ndarray of int (n_samples,), or None
+        Samples of one group err together, and count as one.
+    standard_errors : float
+    """
+    unit = np.arange(len(gain)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    total = np.bincount(unit, weights=gain)
+    if len(total) < 2:
+        return True
+    return bool(total.mean() <= standard_errors * total.std(ddof=1) / np.sqrt(len(total)) + 1e-12)

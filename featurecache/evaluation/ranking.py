@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measure import Measure
 
 if TYPE_CHECKING:
     from featurecache.evaluation.search import HeadResult
 
 Trained = TypeVar("Trained")
-_STANDARD_ERRORS = 1.0
 
 
 def ranked(heads: Sequence[Trained], measure: Measure, result_of: Callable[[Trained], HeadResult]) -> list[Trained]:
@@ -42,24 +42,6 @@ def ranked(heads: Sequence[Trained], measure: Measure, result_of: Callable[[Trai
     return [first, *(head for head in by_score if head is not first)]
 
 
-def is_within_chance(gain: np.ndarray, groups: np.ndarray | None, *, standard_errors: float = _STANDARD_ERRORS) -> bool:
-    """Tell whether a mean gain is at most one standard error above zero, or so many.
-
-    Parameters
-    ----------
-    gain : ndarray (n_samples,)
-        By how much one of two predictions of a sample is better.
-    groups : ndarray of int (n_samples,), or None
-        Samples of one group err together, and count as one.
-    standard_errors : float
-    """
-    unit = np.arange(len(gain)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    total = np.bincount(unit, weights=gain)
-    if len(total) < 2:
-        return True
-    return bool(total.mean() <= standard_errors * total.std(ddof=1) / np.sqrt(len(total)) + 1e-12)
-
-
 def _within_chance(result: HeadResult, top: HeadResult, measure: Measure) -> bool:
     """Tell whether the samples by which both were chosen leave open which is right more often."""
     right = measure.right(result.selection_y, result.selection_pred).astype(np.float64)
@@ -68,4 +50,4 @@ def _within_chance(result: HeadResult, top: HeadResult, measure: Measure) -> boo
         return is_within_chance(of_top - right, top.selection_groups)
     # Samples that are bad for one network are not for another; then errors are not paired.
     error = np.sqrt(right.var() / len(right) + of_top.var() / len(of_top))
-    return bool(of_top.mean() - right.mean() <= _STANDARD_ERRORS * error)
+    return bool(of_top.mean() - right.mean() <= error)

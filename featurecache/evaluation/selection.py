@@ -25,9 +25,9 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from featurecache.errors import TaskError
+from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.prediction import calibrated, decisions_of
-from featurecache.evaluation.ranking import is_within_chance
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.head import HeadMixin, NamedHead, Setting
 from featurecache.heads.probability import fit_temperature, needs_temperature
@@ -103,9 +103,9 @@ class Selection:
     ) -> None:
         self._measure, self._candidates = measure, dict[int, _Candidate]()
         self._near_one = head.calibrated_by_grid
-        # Of others the weakest may be no regularisation at all, as ridge regression's is where rows are few.
-        self._strength: str | None = head.estimator.strength if self._near_one else None
-        self._order: dict[object, int] = {}
+        # Of others the weakest regularisation may be none at all, as ridge regression's is where rows are few.
+        self._regularization: str | None = head.estimator.regularization if self._near_one else None
+        self._from_strong_to_weak: dict[object, int] = {}
         if validation is not None:
             # -1 is never held out, as scikit-learn has it in `PredefinedSplit`.
             self.folds, self.data = [np.full(len(train), -1)], validation
@@ -152,7 +152,8 @@ class Selection:
         score = self._measure.score(self.data.y, y_pred)
         right = np.asarray(self._measure.right(self.data.y, y_pred), np.float32)
         if repeat == 0:
-            self._order.setdefault(params.get(self._strength or ""), len(self._order))
+            value = params.get(self._regularization or "")
+            self._from_strong_to_weak.setdefault(value, len(self._from_strong_to_weak))
             self._candidates[number] = _Candidate(dict(params), y_pred, score, right, [])
         candidate = self._candidates[number]
         candidate.score += (score - candidate.score) / (repeat + 1)
@@ -176,7 +177,7 @@ class Selection:
             ]
             least = min(map(_loss, able))
             top = next(candidate for candidate in able if _loss(candidate) <= least + _SAME_LOSS)
-            if self._strength is not None:
+            if self._regularization is not None:
                 alike = [candidate for candidate in able if self._is_as_likely(candidate, top)]
                 top = min(alike, key=lambda candidate: (-self._weakness(candidate), _loss(candidate)))
         score = self._measure.score(self.data.y, top.y_pred)
@@ -233,9 +234,10 @@ class Selection:
         return is_within_chance(candidate.losses - top.losses, self.data.groups, standard_errors=_OF_LOSS)
 
     def _weakness(self, candidate: _Candidate) -> int:
-        """Return how little it regularises, by the order in which strengths were offered; the same of all heads
-        without strengths."""
-        return 0 if self._strength is None else self._order[candidate.params.get(self._strength)]
+        """Return how weakly it is regularised, by the order in which values were offered; 0 where that is not asked."""
+        if self._regularization is None:
+            return 0
+        return self._from_strong_to_weak[candidate.params.get(self._regularization)]
 
 
 def _loss(candidate: _Candidate) -> float:

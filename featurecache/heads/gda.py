@@ -83,7 +83,7 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         check_prior_rows(self.prior_rows)
         scaler = StandardScaler(with_mean=self.standardize, with_std=self.standardize).fit(rows)
         if self.standardize:
-            varies = scaler.scale_**2 == scaler.var_  # of others it is one
+            varies = np.isclose(scaler.scale_**2, scaler.var_)  # the scale of a constant feature is one
             variance = shrunk_variance(scaler.var_, varies, len(rows), self.prior_rows)
             scaler.scale_ = np.where(varies, np.sqrt(variance), scaler.scale_)
         rows = scaler.transform(rows)

@@ -97,15 +97,15 @@ class HeadMixin:
     """Whether the setting with the least log loss has calibrated probabilities, more or less."""
     relative_seconds: ClassVar[float] = 1.0
     """About how long it takes on a small task: the slowest begin first."""
-    strength: ClassVar[str | None] = None
-    """The parameter of which every other value is enough on few rows, as they cannot tell more of them apart."""
+    regularization: ClassVar[str | None] = None
+    """``C`` or ``alpha``: on few rows every other value is searched, as they cannot tell more of them apart."""
 
     @classmethod
     def settings(cls, n_samples: int) -> list[Setting]:
         """Return the settings to search on so many rows, the simplest model first."""
         grid = dict(cls.grid)
-        if cls.strength is not None and n_samples < _FEW_ROWS:
-            grid[cls.strength] = grid[cls.strength][::2]
+        if cls.regularization is not None and n_samples < _FEW_ROWS:
+            grid[cls.regularization] = grid[cls.regularization][::2]
         return product_of(grid)
 
     @classmethod

@@ -22,7 +22,7 @@ class LinearSvmProbe(LinearProbe):
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     # The hinge has a greater curvature than the softmax: the best C lies about a hundred times lower.
-    strength: ClassVar[str | None] = "C"
+    regularization: ClassVar[str | None] = "C"
     grid: ClassVar[dict[str, list[Any]]] = {"standardize": [True, "jointly"], "C": powers_of_ten(-8, -1, per_decade=2)}
     defaults: ClassVar[Setting] = {"C": 0.001, "prior_rows": PRIOR_ROWS}
     earlier_names: ClassVar[tuple[str, ...]] = ("LinearSVC",)

@@ -62,7 +62,7 @@ class LogisticProbe(ProbabilisticClassifier, LinearProbe):
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification", "multilabel"})
     # Standardised features have a scale of one each, so a thousand of them want far less than scikit-learn's default C.
-    strength: ClassVar[str | None] = "C"
+    regularization: ClassVar[str | None] = "C"
     grid: ClassVar[dict[str, list[Any]]] = {"standardize": [True, "jointly"], "C": powers_of_ten(-6, 1, per_decade=2)}
     defaults: ClassVar[Setting] = {"C": 0.01, "prior_rows": PRIOR_ROWS}
     calibrated_by_grid: ClassVar[bool] = True

@@ -46,7 +46,7 @@ class _Ridge(HeadMixin, BaseEstimator):
 
     path_params: ClassVar[frozenset[str]] = frozenset({"alpha", "standardize"})
     streams: ClassVar[bool] = True
-    strength: ClassVar[str | None] = "alpha"
+    regularization: ClassVar[str | None] = "alpha"
     grid: ClassVar[dict[str, list[Any]]] = {
         "standardize": [True, "jointly"],
         "alpha": powers_of_ten(7, -2, per_decade=2),

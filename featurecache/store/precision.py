@@ -132,8 +132,8 @@ def spread_error(exact: NDArray[np.float64], error: NDArray[np.float64]) -> floa
     if not varies.any():
         return 0.0
     squared_error, squared_spread = squared_error[varies], squared_spread[varies]
-    each = np.sqrt(np.minimum(squared_error / squared_spread, 1.0))
-    return float(max(np.sqrt(squared_error.sum() / squared_spread.sum()), each.mean()))
+    of_features = np.sqrt(np.minimum(squared_error / squared_spread, 1.0))
+    return float(max(np.sqrt(squared_error.sum() / squared_spread.sum()), of_features.mean()))
 
 
 def error_as(values: NDArray[np.float32], dtype: str) -> float:

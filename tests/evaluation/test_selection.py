@@ -10,9 +10,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.preprocessing import StandardScaler
 
+from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.parallel_search import evaluate_heads
-from featurecache.evaluation.ranking import is_within_chance
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import Selection
 from featurecache.evaluation.split_data import SplitData
@@ -36,20 +36,33 @@ def clusters(n: int, d: int, *, apart: float, classes: int = 4, seed: int = 0) -
 class Oracle(ClassifierMixin, BaseEstimator):
     """Knows the classes, which are its first feature, and is wrong on a share of the rows.
 
-    It has one confidence where it is right, and another where it is wrong.
+    It has one confidence where it is right, and another where it is wrong: on the first rows, or on the last.
     """
 
-    def __init__(self, wrong: float = 0.0, confidence: float = 0.9, mistaken: float = 0.9) -> None:
+    calibrated_by_grid = False
+    regularization: str | None = None
+
+    def __init__(
+        self,
+        wrong: float = 0.0,
+        confidence: float = 0.9,
+        mistaken: float = 0.9,
+        on_last: bool = False,
+        C: float = 1.0,
+    ) -> None:
         self.wrong = wrong
         self.confidence = confidence
         self.mistaken = mistaken
+        self.on_last = on_last
+        self.C = C
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> Oracle:
         self.classes_ = np.unique(y)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        truth, unlucky = X[:, 0].astype(int), X[:, 1] < self.wrong
+        truth, place = X[:, 0].astype(int), 1 - X[:, 1] if self.on_last else X[:, 1]
+        unlucky = place < self.wrong
         named = np.where(unlucky, 1 - truth, truth)
         confidence = np.where(unlucky, self.mistaken, self.confidence)[:, None]
         return np.where(named[:, None] == [0, 1], confidence, 1 - confidence)
@@ -58,15 +71,22 @@ class Oracle(ClassifierMixin, BaseEstimator):
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
-def chosen(settings: list[dict[str, float]], n: int) -> dict[str, Any]:
+class Regularized(Oracle):
+    """An oracle that says which of its parameters regularises it."""
+
+    calibrated_by_grid = True
+    regularization = "C"
+
+
+def chosen(settings: list[dict[str, float]], n: int, kind: type[Oracle] = Oracle) -> dict[str, Any]:
     """Return which of the settings of an oracle is chosen on so many rows; a share of them is unlucky, as they come."""
     y = np.arange(n) % 2
     X = np.stack([y, (np.arange(n) + 0.5) / n], axis=1)
     whole = SplitData(y=y, fit_views=X[:, None], eval_views=X[:, None])
-    head = NamedHead("oracle", Oracle(), lambda n_samples: settings)
+    head = NamedHead("oracle", kind(), lambda n_samples: settings)
     selection = Selection(head, whole, whole, measure_of("classification", 2), 0)
     for number, setting in enumerate(settings):
-        selection.offer(0, number, setting, [Oracle(**setting).fit(X, y)])
+        selection.offer(0, number, setting, [kind(**setting).fit(X, y)])
     return selection.choose().params
 
 
@@ -90,6 +110,22 @@ def test_how_sure_a_setting_is_does_not_matter(confidence: float, order: int) ->
 @pytest.mark.parametrize("order", [1, -1])
 def test_accuracy_decides_where_it_can(order: int) -> None:
     assert chosen([SURE, FAIR][::order], 5000) == SURE
+
+
+def test_of_those_that_cannot_be_told_apart_the_one_that_is_regularised_least_is_taken() -> None:
+    """Where a head says by what it is regularised: its folds may say nothing, and then the strongest costs accuracy."""
+    strong, weak = {"wrong": 0.30, "C": 0.01}, {"wrong": 0.32, "C": 1.0, "on_last": True}
+    assert chosen([strong, weak], 50, Regularized) == weak
+    assert chosen([strong, weak], 50) == strong
+    assert chosen([strong, weak], 5000, Regularized) == strong
+
+
+def test_accuracies_within_two_standard_errors_leave_it_to_log_loss() -> None:
+    """Three of fifty rows are 1.8 standard errors, six are 2.6."""
+    right = {"wrong": 0.1}
+    for more, is_right in ((0.06, False), (0.12, True)):
+        fair = {"wrong": 0.1 + more, "confidence": 0.9999, "mistaken": 0.55}
+        assert (chosen([right, fair], 50) == right) is is_right
 
 
 def test_of_equal_settings_the_first_is_taken() -> None:

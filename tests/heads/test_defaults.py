@@ -51,10 +51,9 @@ def test_one_label_of_each_class_is_enough_because_scales_have_a_prior(name: str
         X, y = clusters(400, 40, apart=0.3, seed=1, spread=4.0)
         many.append(fit_head(name, X, y, **given).score(*clusters(500, 40, apart=0.3, seed=99, spread=4.0)))
         found[prior] = np.mean(few), np.mean(many)
-    # Gaussians have a covariance besides, which is shrunk, and mends much of either.
-    least_few, least_many = (0.015, 0.0) if name == "gda" else (0.03, 0.1)
-    assert found[None][0] > found[0.0][0] + least_few
-    assert found[None][1] >= found[1e6][1] + least_many
+    # Gaussians have a covariance besides, which mends too common a scale.
+    assert found[None][0] > found[0.0][0] + 0.03
+    assert found[None][1] > found[1e6][1] + (0.1 if name != "gda" else -0.02)
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -106,3 +106,18 @@ def test_shrinkage_is_worth_having():
     plain = np.linalg.inv(residuals.T @ residuals / 66 + 1e-6 * np.eye(60))
     apart = new[:, None] - means
     assert shrunk > np.mean(np.einsum("nkd,de,nke->nk", apart, plain, apart).argmin(axis=1) == truth) + 0.1
+
+
+def test_a_prior_draws_the_variances_of_all_features_that_vary():
+    """As if features came divided by the shrunk scales; one that is constant stays as it is."""
+    rng = np.random.default_rng(0)
+    y = np.arange(12) % 3
+    X = rng.normal(size=(12, 40)) * np.geomspace(0.01, 100, 40) + rng.normal(size=(3, 40))[y]
+    X[:, 7] = 5.0
+    variance = X.var(axis=0)
+    varies = np.arange(40) != 7
+    scale = np.sqrt((12 * variance + 10 * variance[varies].mean()) / 22)
+    prepared = (X - X.mean(axis=0)) / np.where(varies, scale, 1.0)
+    found = GaussianDiscriminant(prior_rows=10.0).fit(X, y).decision_function(X)
+    expected = GaussianDiscriminant(standardize=False).fit(prepared, y).decision_function(prepared)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
