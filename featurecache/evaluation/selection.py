@@ -269,7 +269,14 @@ class Chosen:
 
 
 def repeated_folds(head: NamedHead, train: SplitData, random_state: int) -> list[np.ndarray]:
-    """Return the folds of the samples of train; several, where these are few, have classes, and the head is quick."""
+    """Return the folds of the samples of train; several, where these are few, have classes, and the head is quick.
+
+    Parameters
+    ----------
+    head : NamedHead
+    train : SplitData
+    random_state : int
+    """
     count = 1
     if train.y.ndim == 1 and head.relative_seconds < _SLOW_HEAD:
         count = min(-(-_REPEATED_BELOW // len(train)), _MAX_REPEATS)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 
 from featurecache.heads.checks import REAL_TYPES, check_prior_rows, checked_labels
 from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Setting
-from featurecache.heads.preparation import PRIOR_ROWS, shrunk_variance
+from featurecache.heads.preparation import PRIOR_ROWS, shrunk_scaler
 from featurecache.heads.solver.classifier import ProbabilisticClassifier, for_raw_features
 from featurecache.specs import TaskKind
 
@@ -81,11 +81,9 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         self.classes_, y_index = checked_labels(y)
         check_prior_rows(self.prior_rows)
-        scaler = StandardScaler(with_mean=self.standardize, with_std=self.standardize).fit(rows)
+        scaler = StandardScaler(with_mean=False, with_std=False).fit(rows)
         if self.standardize:
-            varies = np.isclose(scaler.scale_**2, scaler.var_)  # the scale of a constant feature is one
-            variance = shrunk_variance(scaler.var_, varies, len(rows), self.prior_rows)
-            scaler.scale_ = np.where(varies, np.sqrt(variance), scaler.scale_)
+            scaler = shrunk_scaler(rows, prior_rows=self.prior_rows)
         rows = scaler.transform(rows)
         means, counts = class_means(rows, y_index, len(self.classes_))
         solve = _in_row_space if rows.shape[0] < rows.shape[1] else _in_feature_space

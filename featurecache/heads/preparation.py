@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.preprocessing import StandardScaler
 
 # Early stopping needs rows to stop by. With fewer, what is held out is noise, or a class would be lost.
 _ENOUGH_ROWS, _ENOUGH_OF_A_CLASS = 1000, 10
@@ -133,3 +134,22 @@ def shrunk_variance(variance: Any, varies: Any, weight: float, prior_rows: float
     if prior_rows == math.inf:
         return variance * 0 + variance[varies].mean()
     return (weight * variance + prior_rows * variance[varies].mean()) / (weight + prior_rows)
+
+
+def shrunk_scaler(
+    rows: NDArray[Any], weight: NDArray[np.float64] | None = None, *, prior_rows: float
+) -> StandardScaler:
+    """Return scikit-learn's scaler of these rows, with the roots of `shrunk_variance` as scales.
+
+    Parameters
+    ----------
+    rows : ndarray (n_samples, n_features)
+    weight : ndarray (n_samples,), optional
+    prior_rows : float
+    """
+    scaler = StandardScaler().fit(rows, sample_weight=weight)
+    varies = np.isclose(scaler.scale_**2, scaler.var_)  # the scale of a constant feature is one
+    total = float(len(rows) if weight is None else weight.sum())
+    variance = shrunk_variance(scaler.var_, varies, total, prior_rows)
+    scaler.scale_ = np.where(varies, np.sqrt(variance), scaler.scale_)
+    return scaler

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.errors import HeadError
-from featurecache.heads.checks import REAL_TYPES, checked_labels, checked_weight, with_weight
+from featurecache.heads.checks import REAL_TYPES, check_prior_rows, checked_labels, checked_weight, with_weight
 from featurecache.heads.head import ANY_FIT_BYTES, NUM_FOLDS, Arrays, HeadMixin, Setting, check_types, powers_of_ten
+from featurecache.heads.preparation import PRIOR_ROWS, shrunk_scaler
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
     ----------
     C : float
         Weight of the data against the margin.
+    prior_rows : float
+        As for `GaussianDiscriminant`.
     class_weight : None, "balanced" or mapping of class to weight
     random_state : int or None
         Not used by libsvm without probabilities.
@@ -51,7 +53,7 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     grid: ClassVar[dict[str, list[Any]]] = {"C": powers_of_ten(-1, 1)}
-    defaults: ClassVar[Setting] = {"random_state": 0}
+    defaults: ClassVar[Setting] = {"prior_rows": PRIOR_ROWS, "random_state": 0}
     earlier_names: ClassVar[tuple[str, ...]] = ("SVC",)
     interruptible: ClassVar[bool] = False
     relative_seconds: ClassVar[float] = 200.0
@@ -65,10 +67,12 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
         self,
         C: float = 1.0,
         *,
+        prior_rows: float = 0.0,
         class_weight: str | Mapping[Any, float] | None = None,
         random_state: int | None = None,
     ) -> None:
         self.C = C
+        self.prior_rows = prior_rows
         self.class_weight = class_weight
         self.random_state = random_state
 
@@ -83,7 +87,8 @@ class RbfSvm(HeadMixin, ClassifierMixin, BaseEstimator):
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         weight, rows, labels = with_weight(checked_weight(sample_weight, rows), rows, np.asarray(y))
         self.classes_, _ = checked_labels(labels)
-        scaler = StandardScaler().fit(rows, sample_weight=weight)
+        check_prior_rows(self.prior_rows)
+        scaler = shrunk_scaler(rows, weight, prior_rows=self.prior_rows)
         self.mean_, self.scale_ = scaler.mean_, scaler.scale_
         # Without break_ties the predicted class may differ from the one with the highest probability.
         self.svc_ = SVC(C=self.C, break_ties=True, cache_size=_CACHE_MB, class_weight=self.class_weight, random_state=0)

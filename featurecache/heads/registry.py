@@ -138,7 +138,15 @@ def make_head(name: str, *, kind: TaskKind = "classification", **params: Any) ->
 
 
 def head_grid(name: str, n_samples: int, *, kind: TaskKind = "classification") -> list[Setting]:
-    """Return the settings of head ``name``, for a ``kind`` of task, on ``n_samples`` rows, the simplest model first."""
+    """Return the settings of a head on so many rows, the simplest model first.
+
+    Parameters
+    ----------
+    name : str
+    n_samples : int
+    kind : str
+        Of the task.
+    """
     return find_head(name, kind=kind).settings_for(n_samples)
 
 

@@ -38,7 +38,7 @@ def parts(train: Data, test: Data) -> dict[str, Data]:
     return {"train": train, "test": test}
 
 
-@pytest.mark.parametrize("name", [*LINEAR, "gda"])
+@pytest.mark.parametrize("name", [*LINEAR, "gda", "rbf_svm"])
 def test_one_label_of_each_class_is_enough_because_scales_have_a_prior(name: str) -> None:
     """Of ten rows a feature's own variance is mostly chance; of many rows it is what counts."""
     found = {}

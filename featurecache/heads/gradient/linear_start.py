@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from featurecache.heads.gradient.outputs import Groups
 from featurecache.heads.logistic import LogisticProbe
+from featurecache.heads.preparation import PRIOR_ROWS
 from featurecache.heads.ridge import RidgeRegressor
 from featurecache.specs import TaskKind
 
@@ -38,14 +39,16 @@ def fit_linear_head(
         Of the task.
     """
     if kind == "regression":
-        ridge = RidgeRegressor(alpha=1.0).fit(features, targets, weight)
+        ridge = RidgeRegressor(alpha=1.0, prior_rows=PRIOR_ROWS).fit(features, targets, weight)
         coef, intercept = ridge.coef_.reshape(targets.shape[1], -1), np.reshape(ridge.intercept_, targets.shape[1])
         return np.asarray(coef, np.float64), np.asarray(intercept, np.float64)
     of_class = [targets == label for label in np.unique(targets)] if targets.ndim == 1 else list(targets.T == 1)
     rarest = min(int(rows.sum()) if groups is None else len(np.unique(groups[rows])) for rows in of_class)
     num_folds = min(_PROBE_FOLDS, rarest)
     # Of a class with a single row no fold can be held out; a prior on the variances then regularises enough.
-    head = LogisticProbe(Cs=_CS, cv=num_folds) if num_folds > 1 else LogisticProbe(prior_rows=10.0)
+    head = LogisticProbe(prior_rows=PRIOR_ROWS)
+    if num_folds > 1:
+        head.set_params(Cs=_CS, cv=num_folds)
     coef, intercept = head.fit(features, targets, weight, groups=groups).coef_, head.intercept_
     if kind == "multilabel" or len(coef) > 1:
         return coef, intercept
