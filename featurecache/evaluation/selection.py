@@ -3,15 +3,13 @@
 A setting is chosen by the log loss of its probabilities, among those whose accuracy on the same rows is within chance
 of the best (two standard errors of the paired difference): on few rows accuracy takes few values, and what it prefers
 is mostly chance; log loss says of every row how right its probabilities are (Gneiting & Raftery, "Strictly proper
-scoring rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and
-accuracy decides.
+scoring rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and accuracy
+decides.
 
-Probabilities are calibrated first, for each setting by a temperature of its own. Otherwise log loss would choose how
-sure a head is, which a temperature can mend, before how well it tells classes apart: on few rows of classes that are
-hard to tell it took such strong regularisation that two rows in a hundred more were wrong. Of logistic
-regressions whose log loss is within half a standard error of the least, the one that is regularised least is taken:
-where rows that are held out say nothing, as often with five of each class, all are alike, and strong regularisation is
-what costs accuracy.
+Probabilities are calibrated first, for each setting by a temperature of its own: how sure a head is, a temperature can
+mend, and how well it tells classes apart it cannot. Of logistic regressions whose log loss is within half a standard
+error of the least, the one that is regularised least is taken: five rows of each class often tell none apart, and then
+strong regularisation costs accuracy.
 """
 
 from __future__ import annotations
@@ -222,7 +220,7 @@ class Selection:
                 del self._candidates[key]
 
     def _is_better(self, one: _Candidate, other: _Candidate) -> bool:
-        """Tell whether the other can never be chosen while the one is there."""
+        """Tell whether the other need not be kept while the one is."""
         if one.score < other.score or _loss(one) > _loss(other) + _SAME_LOSS:
             return False
         return self._weakness(one) >= self._weakness(other) or not self._is_as_likely(other, one)
