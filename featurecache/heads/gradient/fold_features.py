@@ -76,20 +76,27 @@ class RowSpaceFeatures(FoldFeatures):
     ) -> None:
         super().__init__(rows, mean_FD, scale_FD)
         X = torch.from_numpy(np.asarray(rows.X[:], np.float64)).to(rows.device)
-        Z_FnD = (X - mean_FD.double()[:, None]) / scale_FD.double()[:, None]
         # A row of weight two is two rows, and one of weight zero none.
         weight_Fn = torch.from_numpy(seen_Fn if rows.weight is None else seen_Fn * rows.weight).to(X)
-        _, values_Fn, axes_FnD = torch.linalg.svd(weight_Fn.sqrt()[:, :, None] * Z_FnD, full_matrices=False)
-        spans_Fn = values_Fn > _LEAST_VALUE * values_Fn[:, :1]
-        self.width = max(int(spans_Fn.sum(1).max()), 1)
-        axes_FRD = (axes_FnD * spans_Fn[:, :, None])[:, : self.width]
-        axes_FRD = axes_FRD * axes_FRD.gather(2, axes_FRD.abs().argmax(2, keepdim=True)).sign()
+        moments = list(zip(mean_FD.double(), scale_FD.double(), strict=True))
+        # One fold after the other: each is a copy of all rows.
+        axes_F = [
+            _principal_axes(weight_n.sqrt()[:, None] * (X - mean_D) / scale_D)
+            for weight_n, (mean_D, scale_D) in zip(weight_Fn, moments, strict=True)
+        ]
+        self.width = max(1, *map(len, axes_F))
         generator = torch.Generator().manual_seed(seed)
         turn_RR, _ = torch.linalg.qr(torch.randn(self.width, self.width, generator=generator, dtype=torch.float64))
         stretch = math.sqrt(rows.num_features / self.width)
         self.square = rows.num_features * stretch**2
-        self._axes_FDR = stretch * axes_FRD.mT @ turn_RR.to(X)
-        self._rows_FnR = (Z_FnD @ self._axes_FDR).to(rows.dtype)
+        turn_RR = stretch * turn_RR.to(X)
+        self._axes_FDR = [axes.T @ turn_RR[: len(axes)] for axes in axes_F]
+        self._rows_FnR = torch.stack(
+            [
+                (X - mean_D) / scale_D @ axes_DR
+                for axes_DR, (mean_D, scale_D) in zip(self._axes_FDR, moments, strict=True)
+            ]
+        ).to(rows.dtype)
 
     def read(self, indices: NDArray[np.int64]) -> Tensor:
         """See `FoldFeatures.read`.
@@ -110,3 +117,10 @@ class RowSpaceFeatures(FoldFeatures):
             As there.
         """
         return super().raw(fold)._replace(axes_DR=self._axes_FDR[fold])
+
+
+def _principal_axes(rows_nD: Tensor) -> Tensor:
+    """Return orthonormal axes (R, D) of the space of the rows, each with its greatest number above zero."""
+    _, values, axes = torch.linalg.svd(rows_nD, full_matrices=False)
+    axes = axes[values > _LEAST_VALUE * values[:1]]
+    return axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
