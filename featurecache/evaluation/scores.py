@@ -92,15 +92,21 @@ def evaluate(estimator: BaseEstimator, X: np.ndarray, y: np.ndarray) -> Scores:
     estimator : fitted classifier
     X : ndarray of shape (n_samples, n_features), real
     y : array-like of shape (n_samples,)
-        Labels of the kind that the estimator was fitted on.
+        Labels of the kind that the estimator was fitted on: codes, or names.
 
     Raises
     ------
     TaskError, HeadError
-        No rows, or features that are not finite.
+        No rows, codes where the estimator predicts names or the other way round, or features that are not finite.
     """
     X, y = check_rows(X, y)
     y_pred = np.asarray(estimator.predict(X))
+    # As text, code 1 would be the class that is called 1.
+    if (y.dtype.kind in "OSU") != (y_pred.dtype.kind in "OSU"):
+        raise TaskError(
+            f"labels are {y.dtype} and predictions {y_pred.dtype}: one are codes and the other names of classes; fit "
+            "and evaluate on the same, `Task.decode` gives the names of codes"
+        )
     # A head may predict classes that the new rows do not have.
     classes, indices = np.unique(np.concatenate([y, y_pred]), return_inverse=True)
     return score(indices[: len(y)], indices[len(y) :], len(classes))

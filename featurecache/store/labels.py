@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 
 from featurecache.errors import ReportWarning
@@ -12,6 +14,19 @@ from featurecache.specs import TaskKind
 SPLITS = ("train", "validation", "test")
 # Split by the names that people use for it.
 SPLIT_OF = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
+
+# As tables and folders write classes that are numbers. Exponents are not among them: 1e3 may be half of a hash.
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)")
+
+
+def class_order(name: str) -> tuple[bool, Decimal, str]:
+    """Return the key by which names of classes are sorted: numbers as numbers, before all others; so 2 before 10.
+
+    Names that are the same number stay different classes, as 007 and 7.
+    """
+    # Decimal, not float or int: it compares any number of digits exactly, and takes more than 4,300 of them.
+    is_number = _NUMBER.fullmatch(name) is not None
+    return not is_number, Decimal(name if is_number else 0), name
 
 
 @dataclass(frozen=True, slots=True)

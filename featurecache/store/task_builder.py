@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featurecache.errors import TaskError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind
-from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels
+from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels, class_order
 from featurecache.store.listings import Listing
 from featurecache.store.samples import Ids, SampleTable, find_ids
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
@@ -131,8 +131,18 @@ def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) ->
         )
 
 
-def _encode_targets(targets: Sequence[Target], labels: FolderLabels | TableLabels) -> tuple[list[str], NDArray[Any]]:
+def _encode_targets(
+    targets: Sequence[Target], labels: FolderLabels | TableLabels, earlier: Sequence[str] = ()
+) -> tuple[list[str], NDArray[Any]]:
     """Return the names of classes, labels or numbers, and the targets of all samples as `Task.labels` holds them.
+
+    Parameters
+    ----------
+    targets : sequence of Target
+    labels : FolderLabels or TableLabels
+        Where they came from.
+    earlier : sequence of str
+        Classes of the task so far: the same ones keep their order, so that no code of ``y`` means another class.
 
     Raises
     ------
@@ -140,7 +150,7 @@ def _encode_targets(targets: Sequence[Target], labels: FolderLabels | TableLabel
         Targets from which nothing can be learned.
     """
     if labels.kind == "classification":
-        classes = sorted({label for label, _ in targets})
+        classes = _in_order({label for label, _ in targets}, earlier)
         if len(classes) == 1:
             raise TaskError(
                 f"all {len(targets)} labelled files are of one class ({classes[0]!r}); a task needs at least two: "
@@ -154,13 +164,17 @@ def _encode_targets(targets: Sequence[Target], labels: FolderLabels | TableLabel
         encoded = np.array([[float(number) for number in entry.split("\n")] for entry, _ in targets])
     else:
         sets = [set(entry.split("\n")) - {""} for entry, _ in targets]
-        names = list(labels.names) or sorted(set().union(*sets))
+        names = list(labels.names) or _in_order(set().union(*sets), earlier)
         encoded = np.array([[name in held for name in names] for held in sets], np.uint8).reshape(len(sets), -1)
         index = {name: k for k, name in enumerate(names)}
         for row, (_, unknown) in enumerate(targets):
             encoded[row, [index[name] for name in unknown]] = UNKNOWN
     _check_outputs(names, encoded, labels)
     return names, encoded
+
+
+def _in_order(names: set[str], earlier: Sequence[str]) -> list[str]:
+    return list(earlier) if names == set(earlier) else sorted(names, key=class_order)
 
 
 def _check_outputs(names: list[str], encoded: NDArray[Any], labels: TableLabels) -> None:
@@ -242,7 +256,8 @@ def _assemble(
     previous: Task | None,
 ) -> Task:
     rows = sorted(merged.targets)
-    classes, targets = _encode_targets([merged.targets[row] for row in rows], source)
+    earlier = () if previous is None else previous.classes
+    classes, targets = _encode_targets([merged.targets[row] for row in rows], source, earlier)
     ids = np.ascontiguousarray(samples.ids[np.array(rows, np.int64)])
     names, groups = _groups(merged, rows)
     given = merged.splits[rows[0]] is not None

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.lib.recfunctions import unstructured_to_structured
+from numpy.typing import ArrayLike, NDArray
 
 from featurecache.errors import CorruptError, ReportWarning, RequestError, TaskError
-from featurecache.specs import TaskKind, task_kind
+from featurecache.specs import TASK_NOUNS, TaskKind, task_kind
 from featurecache.store.commits import Commit
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
@@ -33,7 +34,8 @@ class Task:
     Attributes
     ----------
     classes : list of str
-        Names of the classes, labels or numbers; class indices are positions in this list.
+        Names of the classes, labels or numbers, in the order of the codes and columns of ``y``: a code is a position in
+        this list, also where the names are numbers themselves, and `decode` gives the names back.
     ids : ndarray of uint8, shape (n, 32)
         Samples that have a target.
     labels : ndarray
@@ -92,8 +94,9 @@ class Task:
     def rows(self, features: Features, split: str) -> tuple[Rows, NDArray[Any]]:
         """Return the row numbers and targets of the split's samples that have features.
 
-        Targets are class indices int64 (n,); labels int64 (n, n_labels): 0, 1, or -1 where it is not known whether they
-        hold; or numbers float64 (n, n_numbers), NaN where not known.
+        Targets are codes int64 (n,), positions in `classes` and never the names; labels int64 (n, n_labels): 0, 1, or
+        -1 where it is not known whether they hold; or numbers float64 (n, n_numbers), NaN where not known. `decode`
+        says by name what they are.
 
         Raises
         ------
@@ -115,6 +118,49 @@ class Task:
         y = self.labels[in_split][good].astype(np.float64 if self.kind == "regression" else np.int64)
         return rows[good], np.where(y == UNKNOWN, -1, y) if self.kind == "multilabel" else y
 
+    def decode(self, y: ArrayLike) -> NDArray[Any]:
+        """Return by name what ``y`` is: code 1 of a task with the classes 2 and 10 is the class "10".
+
+        Parameters
+        ----------
+        y : array-like of shape (n,) or (n, n_outputs)
+            From `select` or `rows`, or what an estimator that was fitted on such predicts.
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            Names of classes, str; of several labels, or of numbers, records with a field for each by its name, which
+            holds its column: ``task.decode(y)["height"]``.
+
+        Raises
+        ------
+        TaskError
+            Names, probabilities, or codes and columns that the task does not have.
+        """
+        values, names = np.asarray(y), self.classes
+        if self.kind == "classification":
+            # Not even whole numbers as floats: 1.0 is how data frames write a class that is called 1.
+            if values.ndim != 1 or values.dtype.kind not in "iu" or not ((values >= 0) & (values < len(names))).all():
+                raise TaskError(
+                    f"decode takes codes of the classes of task {self.name!r}, whole numbers from 0 to "
+                    f"{len(names) - 1} as `select` returns them, not {_in_short(values)}"
+                )
+            return np.array(names)[values]
+        if values.ndim == 1 and len(names) == 1:
+            values = values[:, None]
+        if values.ndim != 2 or values.shape[1] != len(names) or values.dtype.kind not in "biuf":
+            raise TaskError(
+                f"decode takes the {len(names)} {TASK_NOUNS[self.kind]} of task {self.name!r} as columns, in the order "
+                f"of its classes, not {_in_short(values)}"
+            )
+        if self.kind == "multilabel" and not np.isin(values, (0, 1, -1)).all():
+            raise TaskError(
+                f"decode takes labels that hold or not (1, 0, or -1 where not known), not {_in_short(values)}; compare "
+                "probabilities with a threshold first"
+            )
+        number = np.float64 if self.kind == "regression" else np.int64
+        return unstructured_to_structured(values.astype(number), np.dtype([(name, number) for name in names]))
+
     def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
         """Return the group of rows that have a target, (n,) int32; None for a task without groups."""
         return None if self.groups is None else self.groups[self._indices_of(rows)]
@@ -130,7 +176,8 @@ class Task:
     def select(self, features: Features, split: str) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Return ``X`` (n_samples, n_features) float32 and ``y`` of one split, as `rows` does.
 
-        Bad inputs are left out; `left_out` names them.
+        ``y`` holds codes, positions in `classes`, and not the names of classes, which `decode` gives back. Bad inputs
+        are left out; `left_out` names them.
 
         Raises
         ------
@@ -174,6 +221,11 @@ def read_views(features: Features, rows: Rows, out: NDArray[np.float32] | None =
     for start in range(0, len(rows), step):
         out[start : start + step] = read_views(features, rows[start : start + step])
     return out
+
+
+def _in_short(values: NDArray[Any]) -> str:
+    """Return an array for a message, on one line."""
+    return f"{values.dtype} of shape {values.shape}: {' '.join(str(values.ravel()[:3].tolist()).split())[:80]}"
 
 
 def save_task(folder: ShardFolder, task: Task) -> None:
