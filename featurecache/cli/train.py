@@ -234,7 +234,10 @@ def _print_heads(
             by: f"{result.selection_score:.3f}",
             reported: f"{scores[primary]:.3f}" if is_shown else "-",
             "95 % interval": _interval(scores[f"{primary}_low"], scores[f"{primary}_high"]) if is_shown else "-",
-            **{titles[other]: _score(scores[other]) if is_shown else "-" for other in others},
+            **{
+                titles[other]: _score(scores[other], report.measure.range_of(other)) if is_shown else "-"
+                for other in others
+            },
             "seconds": f"{result.seconds:.2f}",
             "settings": ", ".join(f"{key}={value}" for key, value in result.params.items()) or "-",
         }
@@ -292,10 +295,11 @@ def _interval(low: float | None, high: float | None) -> str:
     return "no interval" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
-def _score(value: float | None) -> str:
+def _score(value: float | None, limits: tuple[float, float]) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
+    # In a unit: of metres, three decimals may leave nothing of what they show of millimetres.
+    return f"{value:.3f}" if limits[1] <= 1 else f"{value:.4g}"
 
 
 def _shown(value: str | float | None) -> str:

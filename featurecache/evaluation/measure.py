@@ -8,13 +8,14 @@ each sample: the scores are computed from weights for all resamples at once.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
 from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
+from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import (
     bounds_of_share,
     expanded,
@@ -27,6 +28,7 @@ from featurecache.evaluation.intervals import LEAST_GROUPS, holding
 from featurecache.evaluation.prediction import per_view
 from featurecache.evaluation.scores import OutputScores, Scores
 from featurecache.evaluation.split_data import SplitData
+from featurecache.heads.checks import is_known
 from featurecache.heads.probability import predict_outputs
 from featurecache.specs import TaskKind
 
@@ -34,7 +36,8 @@ from featurecache.specs import TaskKind
 class ScoreValues(dict[str, float | None]):
     """Scores by name, each with ``_low`` and ``_high``, and ``n``, the number of samples.
 
-    Bounds are None where no interval can be given: of fewer than 5 samples or groups, and of errors that are all 0.
+    Bounds are None where no interval can be given: of fewer than 5 samples or groups, and of errors that are all 0. So
+    is a score of a number that is known for none of the samples.
     """
 
     def to_json(self) -> dict[str, float | None]:
@@ -54,7 +57,7 @@ class Measure(ABC):
     kind: ClassVar[TaskKind]
     primary: ClassVar[str]
     """The score by which heads are compared on the test split."""
-    titles: ClassVar[dict[str, str]]
+    titles: Mapping[str, str]
     """All scores, the primary first, and what tables call them."""
     balanced: bool = False
     """Classes count alike."""
@@ -165,9 +168,6 @@ class Measure(ABC):
 class ResampledMeasure(Measure):
     """Scores that are computed from weights."""
 
-    unbounded: ClassVar[tuple[str, ...]] = ()
-    """Scores with units, which nothing bounds from above."""
-
     def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
         """Return what a head predicts, (n_samples, n_outputs): the mean over what a sample is evaluated on.
 
@@ -203,9 +203,13 @@ class ResampledMeasure(Measure):
         weighted = self.weighted(y, predictions)
         draws = np.concatenate([weighted(weights) for weights in weights_of_resamples(len(y), groups, random_state)])
         point, count, sizes = np.array(self.point(y, predictions)), num_units(len(y), groups), self.sizes(y)
+        draws[:, np.isnan(point)] = 0.0
         low, high = expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), count)
         found = ScoreValues(n=len(y))
         for index, name in enumerate(self.titles):
+            if np.isnan(point[index]):
+                found |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
+                continue
             value = found[name] = float(point[index])
             least, most = self.range_of(name)
             ends = float(max(low[index], least)), float(min(high[index], most))
@@ -250,10 +254,6 @@ class ResampledMeasure(Measure):
         verdict = "the same answers" if np.array_equal(first, second) else verdict_of(low, high)
         return Comparison(difference, low, high, p_value, verdict)
 
-    def range_of(self, name: str) -> tuple[float, float]:
-        """See `Measure`."""
-        return 0.0, np.inf if name in self.unbounded else 1.0
-
     def sizes(self, y: np.ndarray) -> list[float]:
         """Return how many right or wrong answers each score is of, in the order of ``titles``; of numbers, nothing."""
         return []
@@ -265,3 +265,27 @@ class ResampledMeasure(Measure):
     @abstractmethod
     def weighted(self, y: np.ndarray, predictions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Return what gives the scores (R, n_figures) of the samples for weights (R, n_samples)."""
+
+
+def where_known(y: np.ndarray, predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is known of one label or number, and what a head predicts there.
+
+    Parameters
+    ----------
+    y, predictions : ndarray (n_samples, n_outputs)
+    k : int
+        Which label or number.
+    """
+    # Unknown is not negative: scores are of what is known.
+    known = is_known(y[:, k])
+    return y[known, k], predictions[known, k]
+
+
+def check_known(name: str, y: np.ndarray) -> None:
+    """Raise `TaskError` for a label or number of which the train split knows nothing."""
+    nothing = np.flatnonzero(~is_known(y).any(axis=0))
+    if name == "train" and len(nothing):
+        raise TaskError(
+            f"label or number {nothing[0] + 1} of {y.shape[1]} is not known for any of the {len(y)} train rows; leave "
+            "it out, or divide the samples otherwise"
+        )

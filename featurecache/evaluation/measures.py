@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -11,17 +11,15 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     f1_score,
-    mean_absolute_error,
     precision_recall_fscore_support,
-    r2_score,
     recall_score,
-    root_mean_squared_error,
 )
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import average_precision, ranked
 from featurecache.evaluation.comparison import Comparison, compare
-from featurecache.evaluation.measure import Measure, ResampledMeasure
+from featurecache.evaluation.measure import Measure, ResampledMeasure, check_known, where_known
+from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.evaluation.prediction import split_classes, split_proba
 from featurecache.evaluation.scores import OutputScores, Scores, per_class, score
 from featurecache.evaluation.split_data import SplitData
@@ -29,7 +27,7 @@ from featurecache.heads.checks import UNKNOWN, is_known, is_partial
 from featurecache.specs import TaskKind, task_kind
 
 
-def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False) -> Measure:
+def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False, names: Sequence[str] = ()) -> Measure:
     """Return the measure for a kind of task.
 
     Parameters
@@ -39,6 +37,8 @@ def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False) -> Mea
         Classes, labels or numbers.
     balanced : bool
         Classes count alike.
+    names : sequence of str
+        Of several numbers, for the scores that each has by itself; counted through when left out.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False) -> Mea
         raise TaskError(
             f"balanced classes are for tasks with classes, and this one is of kind {kind}; leave balanced out"
         )
-    return OfLabels(n_outputs) if kind == "multilabel" else OfNumbers(n_outputs)
+    return OfLabels(n_outputs) if kind == "multilabel" else OfNumbers(n_outputs, names)
 
 
 class OfClasses(Measure):
@@ -60,7 +60,7 @@ class OfClasses(Measure):
 
     kind = "classification"
     primary = "accuracy"
-    titles: ClassVar = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"}
+    titles = MappingProxyType({"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"})
 
     def __init__(self, n_outputs: int, *, balanced: bool = False) -> None:
         super().__init__(n_outputs)
@@ -165,12 +165,14 @@ class OfLabels(ResampledMeasure):
 
     kind = "multilabel"
     primary = "mean_average_precision"
-    titles: ClassVar = {
-        "mean_average_precision": "mean AP",
-        "micro_f1": "micro F1",
-        "macro_f1": "macro F1",
-        "exact_match": "all right",
-    }
+    titles = MappingProxyType(
+        {
+            "mean_average_precision": "mean AP",
+            "micro_f1": "micro F1",
+            "macro_f1": "macro F1",
+            "exact_match": "all right",
+        }
+    )
 
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """See `Measure`."""
@@ -179,7 +181,7 @@ class OfLabels(ResampledMeasure):
                 f"{name} labels are not 0 or 1 for each of {self.n_outputs} labels, or {UNKNOWN} where not known; "
                 "encode them so"
             )
-        _check_known(name, y)
+        check_known(name, y)
         # Average precision of a label that no sample has is not defined.
         if not (y == 1).any():
             raise TaskError(f"no label holds for any of the {len(y)} {name} rows; nothing can be evaluated by them")
@@ -191,7 +193,7 @@ class OfLabels(ResampledMeasure):
         if not is_partial(y):
             return float(average_precision_score(y[:, there], predictions[:, there], average="macro"))
         return float(
-            np.mean([average_precision_score(*_where_known(y, predictions, k)) for k in np.flatnonzero(there).tolist()])
+            np.mean([average_precision_score(*where_known(y, predictions, k)) for k in np.flatnonzero(there).tolist()])
         )
 
     def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
@@ -247,7 +249,7 @@ class OfLabels(ResampledMeasure):
         """
         found: list[OutputScores] = []
         for k, name in enumerate(names):
-            holds, values = _where_known(y, predictions, k)
+            holds, values = where_known(y, predictions, k)
             found.append({"label": name, "n": int(holds.sum())})
             if is_partial(y):
                 found[-1]["known"] = len(holds)
@@ -258,123 +260,3 @@ class OfLabels(ResampledMeasure):
                 rates = precision_recall_fscore_support(holds, values > 0.5, average="binary", zero_division=0.0)
                 found[-1] |= zip(("precision", "recall", "f1"), map(float, rates[:3]), strict=True)
         return found
-
-
-class OfNumbers(ResampledMeasure):
-    """Coefficient of determination, the mean over the numbers; errors are in their units."""
-
-    kind = "regression"
-    primary = "r2"
-    titles: ClassVar = {"r2": "R2", "mean_absolute_error": "mean error", "root_mean_squared_error": "RMSE"}
-    unbounded = ("mean_absolute_error", "root_mean_squared_error")
-
-    def check(self, name: str, y: np.ndarray) -> np.ndarray:
-        """See `Measure`."""
-        if y.ndim != 2 or y.shape[1] != self.n_outputs or y.dtype.kind not in "iuf" or np.isinf(y).any():
-            raise TaskError(f"{name} labels are not {self.n_outputs} finite numbers for each row; correct them")
-        if np.isnan(y).all():
-            raise TaskError(f"{name} labels are not {self.n_outputs} finite numbers for each row: none is known")
-        _check_known(name, y)
-        if len(y) < 2:
-            raise TaskError(
-                f"the {name} split has one row; numbers are evaluated by how they vary over rows: give it more"
-            )
-        for k in range(y.shape[1]):
-            values = y[np.isfinite(y[:, k]), k]
-            if len(values) and (values == values[0]).all() and (name == "train" or len(values) == len(y)):
-                raise TaskError(
-                    f"number {k + 1} of {y.shape[1]} is {values[0]:g} in all {len(values)} {name} rows, so "
-                    "nothing is learned or evaluated by it; leave that number out, or divide the samples otherwise"
-                )
-        if not _varying_numbers(y):
-            raise TaskError(
-                f"no number varies over the {name} rows where it is known, so nothing can be evaluated by it"
-            )
-        return y.astype(np.float64)
-
-    def score(self, y: np.ndarray, predictions: np.ndarray) -> float:
-        """See `Measure`."""
-        if not is_partial(y):
-            return float(r2_score(y, predictions))
-        return float(np.mean([r2_score(*_where_known(y, predictions, k)) for k in _varying_numbers(y)]))
-
-    def range_of(self, name: str) -> tuple[float, float]:
-        """See `ResampledMeasure`: worse than the mean has no end."""
-        return (-np.inf, 1.0) if name == "r2" else super().range_of(name)
-
-    def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
-        """See `ResampledMeasure`."""
-        if is_partial(y):
-            known = [_where_known(y, predictions, k) for k in _varying_numbers(y)]
-            scores = ([figure(*one) for one in known] for figure in (mean_absolute_error, root_mean_squared_error))
-            return [self.score(y, predictions), *(float(np.mean(values)) for values in scores)]
-        errors = float(mean_absolute_error(y, predictions)), float(root_mean_squared_error(y, predictions))
-        return [self.score(y, predictions), *errors]
-
-    def weighted(self, y: np.ndarray, predictions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """See `ResampledMeasure`."""
-        evaluated = _varying_numbers(y)
-        y, predictions, known = y[:, evaluated], predictions[:, evaluated], np.isfinite(y[:, evaluated])
-        error, centred = (np.where(known, values, 0.0) for values in (y - predictions, y - np.nanmean(y, axis=0)))
-        counted = np.concatenate([error**2, centred**2, centred, np.abs(error)], axis=1)
-        # A resample may hold one number only: what rounding leaves of its spread is none.
-        no_spread = 1e-9 * (centred**2).sum(axis=0) / known.sum(axis=0)
-        is_counted = known.astype(np.float64)
-
-        def scores(weights: np.ndarray) -> np.ndarray:
-            total = np.tile(weights @ is_counted, 4)
-            with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold no row where a number is known
-                squares, spread, mean, absolute = np.split((weights @ counted) / total, 4, axis=1)
-            spread = spread - mean**2
-            with np.errstate(divide="ignore", invalid="ignore"):
-                r2 = np.where(spread > no_spread, 1 - squares / spread, np.nan)
-            return np.stack([r2.mean(axis=1), absolute.mean(axis=1), np.sqrt(squares).mean(axis=1)], axis=1)
-
-        return scores
-
-    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
-        """Return scores of each number by itself, and its spread, on the samples for which it is known.
-
-        A number has None for what so few samples do not have.
-
-        Parameters
-        ----------
-        y, predictions, names
-            As for `Measure.per_output`.
-        """
-        found: list[OutputScores] = []
-        for k, name in enumerate(names):
-            values, predicted = _where_known(y, predictions, k)
-            scores: OutputScores = dict.fromkeys(
-                ("r2", "mean_absolute_error", "root_mean_squared_error", "mean", "standard_deviation")
-            )
-            if np.ptp(values, axis=0) > 0 if len(values) else False:
-                scores["r2"] = float(r2_score(values, predicted))
-            if len(values):
-                scores["mean_absolute_error"] = float(mean_absolute_error(values, predicted))
-                scores["root_mean_squared_error"] = float(root_mean_squared_error(values, predicted))
-                scores |= {"mean": float(values.mean()), "standard_deviation": float(values.std())}
-            found.append({"number": name, "n": len(values), **scores})
-        return found
-
-
-def _where_known(y: np.ndarray, predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is known of one label or number, and what a head predicts there."""
-    # Unknown is not negative: scores are of what is known.
-    known = is_known(y[:, k])
-    return y[known, k], predictions[known, k]
-
-
-def _varying_numbers(y: np.ndarray) -> list[int]:
-    """Return which numbers can be evaluated: those that are not all alike where they are known."""
-    return [k for k in range(y.shape[1]) if len(np.unique(y[np.isfinite(y[:, k]), k])) > 1]
-
-
-def _check_known(name: str, y: np.ndarray) -> None:
-    """Raise `TaskError` for a label or number of which the train split knows nothing."""
-    nothing = np.flatnonzero(~is_known(y).any(axis=0))
-    if name == "train" and len(nothing):
-        raise TaskError(
-            f"label or number {nothing[0] + 1} of {y.shape[1]} is not known for any of the {len(y)} train rows; leave "
-            "it out, or divide the samples otherwise"
-        )

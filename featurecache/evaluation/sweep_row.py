@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from featurecache.evaluation.measures import OfClasses, OfLabels, OfNumbers
+from featurecache.evaluation.measures import OfClasses, OfLabels
+from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.specs import TaskKind
 
 # A table has the same columns whatever kinds of task are in it, so that tables of several sweeps fit together.
@@ -14,11 +16,11 @@ _SCORE_COLUMNS = tuple(name + end for name in _SCORES for end in ("", "_low", "_
 COLUMNS = (
     "task", "kind", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced", "seed", "fold",
     "num_folds", "shots", "share", "part", "n_train", "n_available", "n", "params", "measure", "score",
-    "score_low", "score_high", *_SCORE_COLUMNS, "log_loss",
+    "score_low", "score_high", *_SCORE_COLUMNS, "scores_of_numbers", "log_loss",
     "expected_calibration_error", "selection_accuracy", "selection_score", "seconds", "converged", "error",
 )  # fmt: skip
 """Of tables and kept results. ``score`` is the score that ``measure`` names, by which settings are chosen; scores of
-other kinds of task are None."""
+other kinds of task are None. ``scores_of_numbers`` is JSON: of several numbers, the errors of each in its unit."""
 # Results are kept under names that earlier releases wrote: other columns would be other results, computed again.
 _ATTRIBUTES = {"judged_on": "evaluated_on", "part": "split"}
 
@@ -133,6 +135,9 @@ class SweepRow(SweepNames):
         values |= {column: values[attribute] for column, attribute in _ATTRIBUTES.items()}
         values |= {f"score{end}": self.scores.get(self.measure + end) for end in ("", "_low", "_high")}
         values |= self.scores
+        # Tables of several tasks fit together, whatever their numbers are called.
+        of_numbers = {name: value for name, value in self.scores.items() if name not in _SCORE_COLUMNS}
+        values["scores_of_numbers"] = json.dumps(of_numbers) if of_numbers else None
         return {column: values.get(column) for column in COLUMNS}
 
     @classmethod
@@ -140,6 +145,7 @@ class SweepRow(SweepNames):
         """Return the row that `to_json` gave these values."""
         kept = {_ATTRIBUTES.get(column, column): value for column, value in values.items()}
         scores = {name: value for name in _SCORE_COLUMNS if (value := kept.pop(name)) is not None}
+        scores |= json.loads(str(kept.pop("scores_of_numbers") or "{}"))
         for name in ("score", "score_low", "score_high"):
             del kept[name]
         return cls(**kept, scores=scores)  # type: ignore[arg-type]

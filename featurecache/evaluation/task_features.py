@@ -97,7 +97,7 @@ def open_task_features(
             raise RequestError(f"tap {feature_set.tap!r} has {num_numbers} numbers per sample; pool it")
         opened.append((feature_set, eval_set, features, eval_set.open()))
     return [
-        TaskFeatures(task, measure_of(task.kind, len(task.classes), balanced=balanced), *features)
+        TaskFeatures(task, measure_of(task.kind, len(task.classes), balanced=balanced, names=task.classes), *features)
         for task in tasks
         for features in opened
     ]

@@ -167,7 +167,8 @@ class TrainingReport:
     @property
     def measure(self) -> Measure:
         """The measure of the task, by which the heads were chosen."""
-        return measure_of(self.task.kind, len(self.task.classes), balanced=self.best.result.balanced)
+        task, balanced = self.task, self.best.result.balanced
+        return measure_of(task.kind, len(task.classes), balanced=balanced, names=task.classes)
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -176,7 +177,7 @@ class TrainingReport:
         return {
             "task": self.task.name,
             "kind": self.task.kind,
-            "figures": self.measure.titles,
+            "figures": dict(self.measure.titles),
             "classes": self.task.classes,
             "counts": self.task.counts(),
             "about": self.task.about,
@@ -261,7 +262,7 @@ def train_heads(
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     # Samples of the last split are used once and never fitted on.
     fit_splits = [split for split in SPLITS if task.has(split)][:-1]
-    measure = measure_of(task.kind, len(task.classes), balanced=balanced)
+    measure = measure_of(task.kind, len(task.classes), balanced=balanced, names=task.classes)
     opened = open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers)
     for group in _that_fit_together(opened, memory):
         wanted = []

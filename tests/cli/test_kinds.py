@@ -57,7 +57,14 @@ def test_from_images_to_answers(
     assert document["results"][-1]["head"] == "mean"
     assert document["results"][-1]["against_chosen"]["verdict"] == "worse"
     report = (tmp_path / "c" / "report.html").read_text()
-    assert document["figures"][primary] in report
+    assert all(title in report for title in document["figures"].values())
+    if kind == "regression":
+        each = {number["number"]: number for number in document["last_look"]["per_number"]}
+        for name in ("redness", "blueness"):
+            key = f"{name} root_mean_squared_error"
+            assert document["figures"][key] == f"{name} RMSE"
+            assert chosen["test"][key] == pytest.approx(each[name]["root_mean_squared_error"])
+            assert f"{chosen['test'][key]:.4g}" in report
     assert ("Largest errors" if kind == "regression" else "Most confident mistakes") in report
     assert "Confusion matrix" not in report
 
@@ -96,7 +103,13 @@ def test_tasks_are_described(
     assert main(["task", "ls", cache]) == 0
     assert f"{2 if kind == 'regression' else 4} {TASK_NOUNS[kind]}" in capsys.readouterr().out
     assert main(["train", cache, "--task", "t", "--head", "ridge", "--quiet"]) == 0
-    assert ("R2" if kind == "regression" else "mean AP") in capsys.readouterr().out
+    assert ("mean R2" if kind == "regression" else "mean AP") in capsys.readouterr().out
+    assert main(["train", cache, "--task", "t", "--head", "ridge", "--quiet", "--wide", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["results"][0]["test"]
+    assert main(["train", cache, "--task", "t", "--head", "ridge", "--quiet", "--wide"]) == 0
+    wide = capsys.readouterr().out
+    for name in ("redness", "blueness") if kind == "regression" else ():
+        assert f"{scores[f'{name} mean_absolute_error']:.4g}" in wide
     for arguments, message in [
         (["train", cache, "--task", "t", "--head", "gda"], f"unknown head for {kind} 'gda'"),
         (["train", cache, "--task", "t", "--balanced"], "balanced classes are for tasks with classes"),

@@ -13,7 +13,8 @@ from sklearn.metrics import average_precision_score, f1_score, mean_absolute_err
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import num_units, weights_of_resamples
-from featurecache.evaluation.measures import OfLabels, OfNumbers, measure_of
+from featurecache.evaluation.measures import OfLabels, measure_of
+from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.evaluation.parallel_search import evaluate_heads
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.split_data import SplitData
@@ -71,8 +72,9 @@ def test_figures_from_weights_are_those_of_repeated_rows(seed, number, outputs, 
         return  # R2 of rows that are nearly alike has few digits, however it is computed
     found = OfNumbers(outputs).weighted(y, answers)(times[None].astype(float))[0]
     assert found[0] == pytest.approx(r2_score(numbers, said), rel=1e-6, abs=1e-9)  # it may be -1e6
-    assert found[1] == pytest.approx(mean_absolute_error(numbers, said), rel=1e-9)
-    assert found[2] == pytest.approx(root_mean_squared_error(numbers, said), rel=1e-9)
+    each = list(zip(numbers.T, said.T, strict=True))
+    assert found[1::2] == pytest.approx([mean_absolute_error(*one) for one in each], rel=1e-9)
+    assert found[2::2] == pytest.approx([root_mean_squared_error(*one) for one in each], rel=1e-9)
 
 
 def test_weights_draw_whole_groups():
