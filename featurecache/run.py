@@ -15,6 +15,7 @@ from featurecache.train import TrainingSettings, train
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from featurecache.deployment.saved import Keep
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.report import ExtractionReport
     from featurecache.progress import Progress
@@ -134,6 +135,7 @@ def run(
         Labels that make no task, found before anything is extracted wherever possible.
     """
     from featurecache.deployment.saved import keep_head
+    from featurecache.evaluation.changes import remember_training
     from featurecache.extraction.extract import run_extraction
     from featurecache.progress import Silent
     from featurecache.sources.opening import open_source
@@ -174,7 +176,9 @@ def run(
     # What concerns features stands in both reports, and is shown once.
     trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
     failures: list[OutputFailure] = []
-    saved = try_output("the head", lambda: keep_head(store, task, trained.best), failures)
+    trained.changes = remember_training(store, trained)
+    keep, memory = training.keep, training.memory
+    saved = try_output("the head", lambda: keep_head(store, task, trained.best, keep=keep, memory=memory), failures)
     done = RunReport(
         extraction=extraction,
         training=trained,
@@ -183,7 +187,7 @@ def run(
     )
     path = store.path / "report.html" if report is None else Path(report)
     command = command or f"featurecache.run({str(source)!r}, cache={str(store.path)!r}, ...)"
-    written = try_output("the report", lambda: _write_report(path, done, opened, Path(source), command), failures)
+    written = try_output("the report", lambda: _write_report(path, done, opened, Path(source), command, keep), failures)
     return replace(done, report=written, failures=tuple(failures))
 
 
@@ -269,7 +273,10 @@ def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:
         )
 
 
-def _write_report(path: Path, done: RunReport, source: Source, source_path: Path, command: str) -> Path:
+def _write_report(
+    path: Path, done: RunReport, source: Source, source_path: Path, command: str, keep: Keep | None
+) -> Path:
+    from featurecache.deployment.saved import describe_kept
     from featurecache.reporting.report import FinalEvaluation, ReportData, write_report
     from featurecache.store.overview import describe_features
     from featurecache.store.tasks import class_counts
@@ -297,6 +304,8 @@ def _write_report(path: Path, done: RunReport, source: Source, source_path: Path
         ),
         bad_inputs=done.extraction.bad,
         predict_command=done.predict_command,
+        changes=[] if done.training.changes is None else done.training.changes.lines(),
+        kept=None if done.saved is None else describe_kept(best, keep),
     )
     paths = set(listing.paths) if source.modality == "image" else set()
     write_report(path, data, find=lambda name: source_path / name if name in paths else None)

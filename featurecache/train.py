@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from featurecache.evaluation.search import HeadLike
@@ -30,6 +30,9 @@ class TrainingSettings:
     """Parallel fits, as in joblib; results don't depend on it."""
     memory: int | None = None
     """Bytes of features in memory at most; half of what is free when ``None``."""
+    keep: Literal["refitted", "evaluated"] | None = None
+    """Which fit of the chosen head `run` keeps: on every sample, or the one that the figures are of.
+    ``None``: the first of heads, the second of trained layers."""
     random_state: int = 0
     """Seed of splits, folds, fits and the bootstrap; no feature depends on it."""
 

@@ -13,6 +13,7 @@
     python scripts/benchmark.py heads fashion.cache --task kind --repeats 1 --intelex PYTHON --limit 300
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
     python scripts/benchmark.py small flowers.cache ants.cache --draws 20
+    python scripts/benchmark.py reruns flowers.cache ants.cache --draws 3
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -92,6 +93,7 @@ def main() -> None:
         "tails": (tails.bench_tails, tails.add_options),
         "heads": (heads.bench_heads, heads.add_heads_options),
         "small": (small.bench_small, small.add_small_options),
+        "reruns": (small.bench_reruns, small.add_reruns_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
     }

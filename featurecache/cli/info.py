@@ -11,6 +11,7 @@ from featurecache.cli.options import add_table_options, source_argument, verb_pa
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import ReportWarning
 
+_MOST_TRAININGS = 10
 if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
 
@@ -106,10 +107,35 @@ def _print(info: dict[str, Any]) -> None:
         print_line(f"task {task['task']}: {len(task['classes'])} classes ({counts}), from {about['origin']}")
         if about["num_conflicts"]:
             print_line(f"  {about['num_conflicts']} samples have two labels and were left out")
+        _print_history(task)
     print_line(f"heads: {', '.join(info['heads']) or 'none'}")
     if info["bad"]:
         print_line(f"{len(info['bad'])} bad inputs:")
         print_table(["file", "status", "reason"], [[b["path"], b["status"], b["reason"]] for b in info["bad"]])
+
+
+def _print_history(task: dict[str, Any]) -> None:
+    """Print what the last trainings on a task chose."""
+    if not (history := task["history"]):
+        return
+    left_out = len(history) - _MOST_TRAININGS
+    print_line(f"trainings of task {task['task']}{f' (the last {_MOST_TRAININGS})' if left_out > 0 else ''}:")
+    rows = []
+    for training in history[-_MOST_TRAININGS:]:
+        figures, primary = training["figures"], training["primary"]
+        value, n = figures.get(primary), figures.get("n")
+        rows.append(
+            [
+                training["time"][:16].replace("T", " "),
+                f"{training['head']} on {training['tap']}",
+                ", ".join(f"{name}={value}" for name, value in training["params"].items()) or "-",
+                str(training["n_fitted"]),
+                f"{training['reported']} {primary.replace('_', ' ')}",
+                "-" if value is None else f"{value:.3f}",
+                "-" if n is None else f"{n:.0f}",
+            ]
+        )
+    print_table(["UTC", "chosen", "setting", "fitted", "figure", "", "of"], rows, numbers=["fitted", "", "of"])
 
 
 def _print_warnings(documents: list[dict[str, Any]]) -> None:

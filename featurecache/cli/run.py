@@ -58,6 +58,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do the main job and print what came of it."""
     from featurecache import run as do_main_job
+    from featurecache.deployment.saved import describe_kept
 
     # Texts have their labels in the same table, unless another one is named, which may know them by their id.
     table = args.labels or (args.source if args.text_column else None)
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
         print_warnings(training.warnings)
         if done.report is not None:
             print_line(f"report: {done.report}")
+        if done.saved is not None:
+            print_line(f"kept in {done.saved}: {describe_kept(training.best, args.keep)}")
         if done.predict_command is not None:
             modality = extraction.sets[0].identity.preprocess.modality
             print_line(f"label new {modality}s with: {done.predict_command}")

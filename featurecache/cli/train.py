@@ -99,6 +99,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show what every head scores on the test split, not the chosen one alone: for the end, after all choices",
     )
+    group.add_argument(
+        "--keep",
+        choices=("refitted", "evaluated"),
+        help="which fit of the chosen head is kept: 'refitted' on every labelled sample with the chosen setting "
+        "(default), or the one that the figures are of, 'evaluated' (default of trained layers)",
+    )
     group.add_argument("--wide", action="store_true", help="a table with settings, all scores and seconds")
     group.add_argument(
         "--random-state", type=int, default=0, metavar="SEED", help="of splits, folds and fits (default 0)"
@@ -107,7 +113,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
-    from featurecache.deployment.saved import keep_head
+    from featurecache.deployment.saved import describe_kept, keep_head
+    from featurecache.evaluation.changes import remember_training
     from featurecache.finetuning.training import keeps_statistics
     from featurecache.run import predict_command
     from featurecache.store.feature_sets import type_warnings
@@ -124,8 +131,14 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is None:
         used = {head.feature_set.key: head.feature_set for head in report.heads}
         report.warnings += type_warnings(used.values(), store.feature_sets())
+    report.changes = remember_training(store, report)
     failures: list[OutputFailure] = []
-    saved = try_output("--save", lambda: keep_head(store, args.save, report.best), failures) if args.save else None
+    saved = None
+    if args.save:
+        memory = memory_of(args)
+        saved = try_output(
+            "--save", lambda: keep_head(store, args.save, report.best, keep=args.keep, memory=memory), failures
+        )
     frozen_statistics = any(map(keeps_statistics, report.heads))
     if args.json:
         document = report.to_json() | ({} if ladder is None else ladder.to_json())
@@ -140,7 +153,8 @@ def run(args: argparse.Namespace) -> int:
         print_line("norms keep the statistics of the pretrained weights; --batch-norm train lets them learn")
     print_warnings(report.warnings)
     if saved:
-        print_line(f"kept in {saved}; label new inputs with: {predict_command(saved, report.best)}")
+        print_line(f"kept in {saved}: {describe_kept(report.best, args.keep)}")
+        print_line(f"label new inputs with: {predict_command(saved, report.best)}")
     return report_failures(failures, debug=args.debug)
 
 
@@ -166,6 +180,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
         balanced=args.balanced,
         n_jobs=args.jobs or -1,
         memory=memory_of(args),
+        keep=args.keep,
         random_state=args.random_state,
     )
 
@@ -193,6 +208,11 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
     reported = report.best.result.reported
     if look_at_test:
         print_line(f"choosing by the {reported} column spoils it: the best of many is too good by chance")
+    elif report.changes is not None and report.changes.num_looks > 1:
+        print_line(
+            f"its {reported} rows have been looked at in {report.changes.num_looks} trainings: what was changed in "
+            "between because of their figure was chosen on them"
+        )
     else:
         print_line(f"its {reported} rows were used this once, and nothing was chosen on them")
     details = report.details()
@@ -206,6 +226,9 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
     if report.best.evaluated_on == "views":
         num_views = report.best.eval_set.num_views
         print_line(f"a sample was evaluated on the mean over its {num_views} views, as `predict --tta` does")
+    if report.changes is not None:
+        for line in report.changes.lines():
+            print_line(line)
 
 
 def _print_heads(

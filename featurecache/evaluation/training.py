@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,6 +45,9 @@ from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 
+if TYPE_CHECKING:
+    from featurecache.evaluation.changes import Changes
+
 _CHOSEN = ("head", "backbone", "tap", "dtype", "views", "judged_on", "judged_views", "fingerprint", "params")
 """What says which head was chosen."""
 
@@ -64,10 +67,16 @@ class TrainedHead:
         """``plain`` or ``views``."""
         return "plain" if self.eval_set.num_views is None else "views"
 
+    @property
+    def num_fitted(self) -> int:
+        """Samples that the evaluated fit has seen."""
+        return self.result.n_train // (self.feature_set.num_views or 1)
+
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
         return {
             **self.result.to_json(),
+            "n_fitted": self.num_fitted,
             "views": self.feature_set.num_views,
             "judged_on": self.evaluated_on,
             "judged_views": self.eval_set.num_views,
@@ -117,6 +126,8 @@ class TrainingReport:
     """Heads that were not trained although all were asked for: name -> reason."""
     warnings: list[ReportWarning] = field(default_factory=list)
     """What is doubtful, of the task, the features and the fits."""
+    changes: Changes | None = None
+    """What changed since the training before, where the history of the task is kept."""
 
     @property
     def best(self) -> TrainedHead:
@@ -188,6 +199,7 @@ class TrainingReport:
             ],
             "heads_left_out": self.heads_left_out,
             "warnings": [warning.to_json() for warning in self.warnings],
+            "changes": None if self.changes is None else self.changes.to_json(),
             "last_look": {"part": self.best.result.reported, **self.details().to_json(self.task.kind)},
             "results": [
                 {**head.to_json(), "against_chosen": None if comparison is None else comparison.to_json()}

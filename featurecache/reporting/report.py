@@ -73,6 +73,10 @@ class ReportData:
     bad_inputs : mapping of str to (str, str)
         Status and reason of each.
     predict_command : str or None
+    changes : sequence of str
+        What changed since the training before, in sentences.
+    kept : str or None
+        What the kept head was fitted on.
     """
 
     title: str
@@ -84,6 +88,8 @@ class ReportData:
     final: FinalEvaluation
     bad_inputs: Mapping[str, tuple[str, str]]
     predict_command: str | None = None
+    changes: Sequence[str] = ()
+    kept: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
 
 
 def describe_tasks(store: FeatureStore) -> list[dict[str, Any]]:
-    """Describe every task: classes, splits, where the labels came from."""
+    """Describe every task: classes, splits, where the labels came from, and what trainings on it chose."""
     tasks = [store.task(name) for name in store.task_names()]
     return [
         {
@@ -69,6 +69,7 @@ def describe_tasks(store: FeatureStore) -> list[dict[str, Any]]:
             "classes": class_counts(task),
             "counts": task.counts(),
             "about": task.about,
+            "history": [msgspec.to_builtins(about) for about in store.history(task.name).abouts()],
         }
         for task in tasks
     ]

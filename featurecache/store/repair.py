@@ -88,7 +88,11 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         )
     for path in moved:
         _set_aside(root, quarantine, path)
-    again = {"tasks": "make the task again", "results": "the next sweep computes it"}
+    again = {
+        "tasks": "make the task again",
+        "results": "the next sweep computes it",
+        "history": "figures of an earlier training are lost with it, and nothing else",
+    }
     advice = again.get(where.parts[0], "run `featurecache repair` with --source, or extract")
     return Repair(problem.where, problem.what, f"set aside; {advice}")
 

@@ -180,6 +180,63 @@ class ResultBody(Struct):
     row: dict[Text, bool | int | float | Text | None]
 
 
+Value = bool | int | float | Text | None
+Figures = dict[Text, float | None]
+
+
+class HistoryBody(Struct, frozen=True, kw_only=True):
+    """What a training chose.
+
+    Attributes
+    ----------
+    time : str
+        When it ended: ISO 8601, UTC.
+    kind, classes : str, list of str
+        Of the task.
+    counts : dict
+        Samples with a target in each split.
+    head, params : str, dict
+        The chosen head and its setting.
+    backbone, tap, dtype, views, fingerprint, judged_on
+        The features that it is on; whether it was evaluated on ``plain`` ones or ``views``.
+    protocol, chosen_by : str
+        How the setting was chosen, and by which score.
+    selection_score : float
+        Of the chosen head.
+    reported : str
+        The split that ``figures`` are of.
+    primary : str
+        The first of the figures.
+    figures : dict
+        Scores and their bounds.
+    n_fitted : int
+        Samples that the head was fitted on.
+    num_heads : int
+        How many heads on how many features were compared.
+    """
+
+    time: Text
+    kind: Text
+    classes: list[Text]
+    counts: dict[Text, Count]
+    head: Text
+    params: dict[Text, Value]
+    backbone: Text
+    tap: Text
+    dtype: Text
+    views: Count | None
+    fingerprint: Text
+    judged_on: Text
+    protocol: Text
+    chosen_by: Text
+    selection_score: float
+    reported: Text
+    primary: Text
+    figures: Figures
+    n_fitted: Count
+    num_heads: Count
+
+
 class ReferenceBody(Struct):
     """Features of the reference inputs."""
 
@@ -285,9 +342,17 @@ _TASK: Arrays = {
     "group": (("int32",), ("n",)),
     "weight": (("float64",), ("n",)),
 }
+_HISTORY: Arrays = {
+    "id": _ID,
+    "target": (("float64",), ("n", "outputs")),
+    "predicted": (("float64",), ("n", "outputs")),
+    "reported": (("uint8",), ("n",)),
+}
 SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20)
 SOURCE = Schema("listing", _SOURCE, SourceBody, most_rows=_MANY)
 TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("label", "holds", "number", "group", "weight"))
+
+HISTORY = Schema("training", _HISTORY, HistoryBody, most_rows=_MANY)
 
 
 def features_schema(dtype: str) -> Schema:

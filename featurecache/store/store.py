@@ -26,11 +26,13 @@ from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, prefer_wider, read_spec
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder, find_strange
+from featurecache.store.history import History
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
 from featurecache.store.naming import check_name, is_name
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import (
+    HISTORY,
     SAMPLES,
     SOURCE,
     TASK,
@@ -239,7 +241,7 @@ class FeatureStore:
 
     def shard_folder_at(self, folder: PurePosixPath) -> ShardFolder | None:
         """Return a folder of shards by its relative path, with the schema that belongs there."""
-        kinds = {("samples", 1): SAMPLES, ("sources", 2): SOURCE, ("tasks", 2): TASK}
+        kinds = {("samples", 1): SAMPLES, ("sources", 2): SOURCE, ("tasks", 2): TASK, ("history", 2): HISTORY}
         schema = kinds.get((folder.parts[0], len(folder.parts)))
         if folder.parts[0] == "features" and len(folder.parts) == 4:
             schema = features_schema(folder.name)
@@ -359,6 +361,11 @@ class FeatureStore:
             advice = f"make it with `featurecache task add {self.path} {name} --from-folders`"
             raise UnknownNameError("task", name, self.task_names(), advice=advice)
         return task
+
+    def history(self, name: str) -> History:
+        """Return the trainings on a task."""
+        check_name("task", name)
+        return History(ShardFolder(self.path / "history" / name, HISTORY))
 
     def task_names(self) -> list[str]:
         """Names of all tasks."""

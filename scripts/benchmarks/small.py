@@ -123,3 +123,78 @@ def _pooled(found: dict[str, np.ndarray], peer: int) -> dict[str, Any]:
         "log loss, ratio, geometric mean": float(np.exp(ratios.mean())),
         "its 90th percentile over draws": float(np.exp(np.percentile(ratios, 90))),
     }
+
+
+def add_reruns_options(parser: argparse.ArgumentParser) -> None:
+    """Add which features, how many samples to begin with, and draws."""
+    add_small_options(parser)
+    parser.add_argument("--begin", type=int, default=60, help="labelled samples of the first run (default 60)")
+    parser.add_argument("--reruns", type=int, default=5)
+    parser.add_argument("--add", type=int, default=10, help="samples that each rerun has more (default 10)")
+
+
+def bench_reruns(args: argparse.Namespace) -> dict[str, Any]:
+    """Add ten samples, train again, five times: print by how much the probability of a new sample moves."""
+    from joblib import effective_n_jobs
+
+    from featurecache.evaluation.processes import in_processes
+    from featurecache.heads.registry import list_heads
+
+    heads, steps, spreads = args.head or list_heads(kind="classification"), [], []
+    for label, X, y in read_sets(args.caches, args.task):
+        sizes = [args.begin + args.add * number for number in range(args.reruns + 1)]
+        if len(y) < sizes[-1] + 50:
+            continue
+        runs = [(X, y, sizes, heads, seed) for seed in range(args.draws)]
+        moves = list(in_processes(reruns, runs, workers=effective_n_jobs(args.jobs)))
+        steps.append(np.mean([step for step, _, _ in moves]))
+        spreads.append(np.mean([spread for _, spread, _ in moves]))
+        chosen = "; ".join(" ".join(names) for _, _, names in moves)
+        print(f"{label}: moves by {steps[-1]:.3f} at a rerun, {spreads[-1]:.3f} over all ({chosen})", flush=True)
+    return {
+        "move at a rerun, mean over sets": float(np.mean(steps)),
+        "the worst set": float(np.max(steps)),
+        "most less least over all reruns, mean over sets": float(np.mean(spreads)),
+    }
+
+
+def reruns(
+    X: np.ndarray, y: np.ndarray, sizes: list[int], heads: list[str], seed: int
+) -> tuple[float, float, list[str]]:
+    """Return the mean move of the probabilities of new samples at a rerun and over all, and the heads that were chosen.
+
+    Each run trains as `featurecache run` does: the split of a sample stays, the head that is chosen on validation
+    samples is fitted once more on all. The probability is that of the class that the first run predicts.
+
+    Parameters
+    ----------
+    X : ndarray (n_samples, n_features)
+    y : ndarray (n_samples,)
+    sizes : list of int
+        Labelled samples of each run.
+    heads : list of str
+    seed : int
+        Of the order in which samples come.
+    """
+    from sklearn.base import clone
+
+    from featurecache.evaluation.parallel_search import evaluate_heads
+    from featurecache.heads.probability import predict_proba
+
+    rng = np.random.default_rng(seed)
+    order, n_classes = rng.permutation(len(y)), int(y.max()) + 1
+    # Two of each class come first, and are trained on, so that each run knows all classes.
+    first = np.concatenate([order[y[order] == label][:2] for label in range(n_classes)])
+    order = np.concatenate([first, order[~np.isin(order, first)]])
+    part = np.where(np.arange(len(y)) < len(first), 0, rng.choice(3, len(y), p=[0.6, 0.2, 0.2]))
+    new, probabilities, names = order[sizes[-1] :], [], []
+    for size in sizes:
+        of = {name: order[:size][part[:size] == k] for k, name in enumerate(("train", "validation", "test"))}
+        splits = {name: (X[rows], y[rows]) for name, rows in of.items() if len(rows)}
+        chosen = evaluate_heads(heads, splits, n_classes, n_jobs=1)[0]
+        final = clone(chosen.estimator).fit(X[order[:size]], y[order[:size]])
+        probabilities.append(predict_proba(final, X[new], chosen.temperature, n_classes))
+        names.append(chosen.head)
+    of_first = probabilities[0].argmax(axis=1)
+    moved = np.array([proba[np.arange(len(new)), of_first] for proba in probabilities])
+    return float(np.abs(np.diff(moved, axis=0)).mean()), float(np.ptp(moved, axis=0).mean()), names

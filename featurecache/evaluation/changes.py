@@ -1,0 +1,249 @@
+"""What changed since the training before: the chosen head, its figures, and both heads on the samples they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import FeatureCacheError, ReportWarning, shortened
+from featurecache.evaluation.comparison import Comparison
+from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.training import TrainedHead, TrainingReport, reported_rows, selection_rows
+from featurecache.store.history import History, PastTraining
+from featurecache.store.samples import find_ids
+from featurecache.store.schemas import HistoryBody
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """A training against the one before it on the same task.
+
+    Attributes
+    ----------
+    number : int
+        Of this training, from 1.
+    num_looks : int
+        Trainings so far that were reported on some of the same samples, this one among them.
+    before, now : HistoryBody
+    num_relabelled : int
+        Samples that both were evaluated on and that have another target now.
+    num_shared : int
+        Samples that both were evaluated on.
+    score_before, score_now : float or None
+        The score that is reported, of these samples and their targets of now.
+    comparison : Comparison or None
+        Of now with before; None where they share too few samples, or do not predict the same.
+    """
+
+    number: int
+    num_looks: int
+    before: HistoryBody
+    now: HistoryBody
+    num_relabelled: int
+    num_shared: int
+    score_before: float | None = None
+    score_now: float | None = None
+    comparison: Comparison | None = None
+
+    @property
+    def is_same_choice(self) -> bool:
+        """Tell whether the same head with the same setting on the same features was chosen."""
+        return _choice(self.before) == _choice(self.now)
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain JSON values."""
+        return {
+            "number": self.number,
+            "num_looks": self.num_looks,
+            "before": msgspec.to_builtins(self.before),
+            "now": msgspec.to_builtins(self.now),
+            "same_choice": self.is_same_choice,
+            "num_relabelled": self.num_relabelled,
+            "num_shared": self.num_shared,
+            "score_before": self.score_before,
+            "score_now": self.score_now,
+            "comparison": None if self.comparison is None else self.comparison.to_json(),
+        }
+
+    def lines(self) -> list[str]:
+        """Return what changed, for people."""
+        before, now = self.before, self.now
+        num_before, num_now = sum(before.counts.values()), sum(now.counts.values())
+        lines = [
+            f"training {self.number} on this task; the one before, of {before.time[:16].replace('T', ' ')} UTC, chose "
+            f"{_in_words(before)}: {_figure(before)}"
+        ]
+        if self.is_same_choice and before.figures == now.figures and (num_before, self.num_relabelled) == (num_now, 0):
+            return [*lines, "nothing changed: the same head, setting and figures"]
+        labelled = f"labelled samples {num_before} -> {num_now}" if num_before != num_now else f"{num_now} samples"
+        relabelled = f", {self.num_relabelled} with another label" if self.num_relabelled else ""
+        chosen = "the same head and setting" if self.is_same_choice else _in_words(now, before)
+        lines.append(f"now {labelled}{relabelled}; {chosen}: {_figure(now)}")
+        if self.score_before is not None and self.score_now is not None:
+            verdict = "" if self.comparison is None else f": {self.comparison.verdict}"
+            lines.append(
+                f"on the {self.num_shared} samples that both were evaluated on: {self.score_before:.3f} before, "
+                f"{self.score_now:.3f} now{verdict}"
+            )
+        else:
+            lines.append("they share no samples that both were evaluated on in the same way, and cannot be compared")
+        return lines
+
+
+def remember_training(store: FeatureStore, report: TrainingReport) -> Changes | None:
+    """Add a training to the history of its task, and return what changed since the one before, if there is one.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    report : TrainingReport
+        Gets a warning where the history cannot be read or written: a training does not fail for that.
+    """
+    try:
+        history, head = store.history(report.task.name), report.best
+        about = _describe(report)
+        before = history.last()
+        changes = None if before is None else _changes(history, before, head, about)
+        history.add(about, *_evaluated(head))
+    except (FeatureCacheError, OSError) as error:
+        text = f"this training cannot be compared with earlier ones, or is not kept for later ones ({shortened(error)})"
+        report.warnings.append(ReportWarning(kind="history", count=1, text=text))
+        return None
+    return changes
+
+
+def _describe(report: TrainingReport) -> HistoryBody:
+    head, task = report.best, report.task
+    result, feature_set = head.result, head.feature_set
+    figures = (result.test or result.validation).to_json()
+    return HistoryBody(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        kind=task.kind,
+        classes=task.classes,
+        counts=task.counts(),
+        head=result.head,
+        params=result.params,
+        backbone=feature_set.identity.backbone,
+        tap=feature_set.tap,
+        dtype=feature_set.dtype,
+        views=feature_set.num_views,
+        fingerprint=feature_set.fingerprint,
+        judged_on=head.evaluated_on,
+        protocol=result.protocol,
+        chosen_by=report.measure.chosen_by,
+        selection_score=result.selection_score,
+        reported=result.reported,
+        primary=report.measure.primary,
+        figures=figures,
+        n_fitted=head.num_fitted,
+        num_heads=len(report.heads),
+    )
+
+
+def _evaluated(
+    head: TrainedHead,
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return ids, targets and predictions of what a head was evaluated on, and which of these are reported."""
+    assert head.task.samples is not None
+    result = head.result
+    rows, targets, predictions = [], [], []
+    # Of a head that was chosen on the split that is reported there is one prediction for each sample.
+    if result.protocol == "cross-validation" or result.reported == "test":
+        rows.append(selection_rows(head))
+        targets.append(result.selection_y)
+        predictions.append(result.selection_pred)
+    some, y = reported_rows(head)
+    rows.append(some)
+    targets.append(y)
+    predictions.append(result.y_pred)
+    is_reported = np.repeat([True] if len(rows) == 1 else [False, True], [len(some) for some in rows])
+    ids = head.task.samples.ids[np.concatenate(rows)]
+    return ids, _columns(targets), _columns(predictions), is_reported
+
+
+def _columns(values: list[np.ndarray]) -> NDArray[np.float64]:
+    whole = np.concatenate(values).astype(np.float64)
+    return whole.reshape(len(whole), -1)
+
+
+def _changes(history: History, before: PastTraining, head: TrainedHead, about: HistoryBody) -> Changes:
+    task = head.task
+    assert task.samples is not None
+    rows, y = reported_rows(head)
+    ids = task.samples.ids[rows]
+    looks = [past.ids[past.is_reported] for past in history.all() if past.about.reported == about.reported]
+    num_looks = 1 + sum(bool((find_ids(ids, seen) >= 0).any()) for seen in looks)
+    reported = np.flatnonzero(before.is_reported)
+    where = find_ids(ids, before.ids[reported])
+    shared, found = where >= 0, reported[where[where >= 0]]
+    as_now = _as_now(before, task)
+    changes = Changes(
+        number=before.number + 1,
+        num_looks=num_looks,
+        before=before.about,
+        now=about,
+        num_relabelled=0,
+        num_shared=int(shared.sum()),
+    )
+    if as_now is None or before.about.reported != about.reported or not shared.any():
+        return changes
+    targets, predictions = (values[found] for values in as_now)
+    y = y[shared]
+    is_other = (
+        y.reshape(targets.shape) != targets if task.kind != "regression" else ~np.isclose(y, targets, equal_nan=True)
+    )
+    relabelled = int(is_other.reshape(len(y), -1).any(axis=1).sum())
+    changes = replace(changes, num_relabelled=relabelled)
+    measure = measure_of(task.kind, len(task.classes), balanced=head.result.balanced)
+    if task.kind == "multilabel" and not (y == 1).any():  # then average precision is not defined
+        return changes
+    now = head.result.y_pred[shared]
+    return replace(
+        changes,
+        score_before=measure.score(y, predictions),
+        score_now=measure.score(y, now),
+        comparison=measure.compare(y, now, predictions, task.groups_of(rows[shared])),
+    )
+
+
+def _as_now(past: PastTraining, task: Task) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return targets and predictions of an earlier training in the terms of the task of now; None where it has others.
+
+    Classes go by their names: another folder moves the indices of those behind it. A class that is gone is -1.
+    """
+    if past.kind != task.kind:
+        return None
+    if task.kind != "classification":
+        return (past.targets, past.predictions) if past.about.classes == task.classes else None
+    index_of = {name: index for index, name in enumerate(task.classes)}
+    indices = np.array([index_of.get(name, -1) for name in past.about.classes])
+    targets, predictions = (indices[values[:, 0].astype(np.int64)] for values in (past.targets, past.predictions))
+    return targets, predictions
+
+
+def _choice(about: HistoryBody) -> tuple[object, ...]:
+    return (about.head, about.params, about.fingerprint, about.tap, about.dtype, about.views, about.judged_on)
+
+
+def _in_words(about: HistoryBody, before: HistoryBody | None = None) -> str:
+    params = ", ".join(f"{name}={value}" for name, value in about.params.items())
+    head = f"{about.head} ({params})" if params else about.head
+    if before is not None and _choice(before)[2:] == _choice(about)[2:]:
+        return f"{head} on the same features"
+    views = "" if about.views is None else f", {about.views} views"
+    return f"{head} on {about.backbone} {about.tap} as {about.dtype}{views}"
+
+
+def _figure(about: HistoryBody) -> str:
+    """Write the first of its figures, with what it is of."""
+    name = about.primary
+    value, low, high, n = (about.figures.get(key) for key in (name, f"{name}_low", f"{name}_high", "n"))
+    interval = "no interval" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    shown = "-" if value is None else f"{value:.3f}"
+    return f"{about.reported} {name.replace('_', ' ')} {shown} ({interval}, {n or 0:.0f} samples)"

@@ -1,0 +1,126 @@
+"""What earlier trainings on a task chose, and what the chosen head predicted for samples that it was not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import StoreError
+from featurecache.specs import TaskKind, task_kind
+from featurecache.store.commits import Commit
+from featurecache.store.folders import ShardFolder
+from featurecache.store.samples import Ids
+from featurecache.store.schemas import HistoryBody
+from featurecache.store.shards import MappedShard
+
+MAX_TRAININGS = 100
+"""Of a task; older ones are forgotten."""
+_ATTEMPTS = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PastTraining:
+    """A training of an earlier day.
+
+    Attributes
+    ----------
+    number : int
+        Of the trainings of its task, from 1.
+    about : HistoryBody
+        What was chosen, and its figures.
+    ids : ndarray of uint8 (n, 32)
+        Samples that the chosen head was evaluated on.
+    targets, predictions : ndarray of float64 (n, n_outputs)
+        One column of class indices; probabilities of labels, or numbers.
+    is_reported : ndarray of bool (n,)
+        True of the split that is reported; False of the samples by which the head was chosen, whose predictions are
+        of fits without them.
+    """
+
+    number: int
+    about: HistoryBody
+    ids: Ids
+    targets: NDArray[np.float64]
+    predictions: NDArray[np.float64]
+    is_reported: NDArray[np.bool_]
+
+    @property
+    def kind(self) -> TaskKind:
+        """Of the task."""
+        return task_kind(self.about.kind)
+
+
+class History:
+    """The trainings on one task, the oldest first.
+
+    Parameters
+    ----------
+    folder : ShardFolder
+    """
+
+    def __init__(self, folder: ShardFolder) -> None:
+        self._folder = folder
+
+    def abouts(self) -> list[HistoryBody]:
+        """Return what each training chose, without predictions."""
+        return [msgspec.convert(commit.body, HistoryBody) for commit in self._folder.commits()]
+
+    def last(self) -> PastTraining | None:
+        """Return the last training, if there is one."""
+        return self._folder.newest(_read)
+
+    def all(self) -> Iterator[PastTraining]:
+        """Yield every training."""
+        for commit in self._folder.commits():
+            yield _read(commit, self._folder.open(commit))
+
+    def add(
+        self,
+        about: HistoryBody,
+        ids: Ids,
+        targets: NDArray[np.float64],
+        predictions: NDArray[np.float64],
+        is_reported: NDArray[np.bool_],
+    ) -> None:
+        """Add a training; of two that end at once, both stay.
+
+        Parameters
+        ----------
+        about, ids, targets, predictions, is_reported
+            See `PastTraining`.
+
+        Raises
+        ------
+        StoreError
+            Others add trainings all the time.
+        """
+        arrays = {
+            "id": ("uint8", ids),
+            "target": ("float64", targets.astype("<f8")),
+            "predicted": ("float64", predictions.astype("<f8")),
+            "reported": ("uint8", is_reported.astype(np.uint8)),
+        }
+        body = msgspec.to_builtins(about)
+        for _ in range(_ATTEMPTS):
+            keys = self._folder.keys()
+            key = f"{int(keys[-1]) + 1 if keys else 1:012d}"
+            if self._folder.publish(key, arrays, body, kind="history"):
+                self._folder.discard(self._folder.commits()[:-MAX_TRAININGS])
+                return
+        raise StoreError(f"{self._folder.path} is written faster than a training can be added; run the command again")
+
+
+def _read(commit: Commit, shard: MappedShard) -> PastTraining:
+    arrays = {name: shard.read(name) for name in ("id", "target", "predicted", "reported")}
+    return PastTraining(
+        number=int(commit.key),
+        about=msgspec.convert(commit.body, HistoryBody),
+        ids=arrays["id"],
+        targets=arrays["target"],
+        predictions=arrays["predicted"],
+        is_reported=arrays["reported"] != 0,
+    )
