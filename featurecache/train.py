@@ -97,6 +97,7 @@ def train(
             memory=settings.memory,
             random_state=settings.random_state,
             progress=progress,
+            take_up=True,
         )
     if layers is not None:
         progress.start("training layers", len(layers.heads) * len(layers.sets))

@@ -203,6 +203,10 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
     names = distinct_names([head.feature_set.to_json() for head in report.heads])
     comparisons = report.comparisons()
     _print_heads(report, names, comparisons, look_at_test=look_at_test, wide=wide)
+    if num_kept := sum(head.result.is_kept for head in report.heads):
+        print_line(
+            f"{num_kept} of {len(report.heads)} were fitted by an earlier training, and nothing has changed since"
+        )
     print_line(_conclusion(report, names[0], comparisons))
     _print_choice(report)
     reported = report.best.result.reported

@@ -103,7 +103,7 @@ def search_all(
     searches.sort(key=lambda found: -found[1].relative_seconds)
     num_values = sum(splits["train"].fit_views.size for splits in checked)
     worth_it = num_values >= WORTH_A_PROCESS and not any(splits["train"].on_disk for splits in checked)
-    workers = min(effective_n_jobs(n_jobs), len(searches)) if worth_it else 1
+    workers = min(effective_n_jobs(n_jobs), max(len(searches), 1)) if worth_it else 1
     results: list[list[HeadResult]] = [[] for _ in wanted]
     with watched(progress) as folder:
         arguments = (

@@ -86,6 +86,8 @@ class HeadResult:
     n_train: int
     """Rows that `estimator` was fitted on; each view is one."""
     seconds: float
+    is_kept: bool = False
+    """An earlier training found it, and ``estimator`` is not fitted; see `featurecache.evaluation.kept_results`."""
 
     def to_json(self) -> dict[str, object]:
         """Return the result as plain, finite JSON values, without arrays and estimator."""
@@ -100,6 +102,7 @@ class HeadResult:
             "balanced": self.balanced,
             "reported": self.reported,
             "converged": self.converged,
+            "kept": self.is_kept,
             "validation": self.validation.to_json(),
             "test": None if self.test is None else self.test.to_json(),
         }

@@ -18,6 +18,7 @@ from featurecache.evaluation.fits import PlannedSearch, Result, num_samples_copi
 from featurecache.evaluation.memory_budget import memory_budget
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
+from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
 from featurecache.evaluation.search import HOLDS_ALL_ROWS
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.summary import SweepLine, summarise
@@ -26,10 +27,9 @@ from featurecache.evaluation.task_features import (
     TaskFeatures,
     open_task_features,
     read_splits,
-    rows_of_split,
     splits_without_features,
 )
-from featurecache.hashing import digest_bytes, digest_json
+from featurecache.hashing import digest_json
 from featurecache.heads.head import NamedHead
 from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
@@ -38,8 +38,6 @@ from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 from featurecache.versions import installed_versions
-
-_COMPUTES = ("featurecache", "joblib", "numpy", "scikit-learn", "scipy", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +163,7 @@ def run_sweep(
 
 
 def _planned(features: TaskFeatures, splits: dict[str, SplitData], plan: Plan) -> list[PlannedSearch]:
-    labels = _digest_of_labels(features)
+    labels = digest_of_labels(features)
     return [
         PlannedSearch(
             _key(head, resampling, features, labels), head, resampling, _row(features, splits, head, resampling)
@@ -252,24 +250,6 @@ def _reason(row: SweepRow) -> str:
     return HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
 
 
-def _digest_of_labels(features: TaskFeatures) -> str:
-    """Digest which samples are in each split, and their targets."""
-    task = features.task
-    assert task.samples is not None
-    document: dict[str, object] = {"kind": task.kind, "classes": task.classes}
-    # The little-endian bytes of one type, so that the digest is the same on every machine.
-    exact = "<f8" if task.kind == "regression" else "<i8"
-    for split in SPLITS:
-        if task.has(split):
-            rows, y = rows_of_split(task, features.features, features.eval_features, split)
-            groups, weights = task.groups_of(rows), task.weights_of(rows)
-            content = task.samples.ids[rows].tobytes() + y.astype(exact).tobytes()
-            content += b"" if groups is None else groups.astype("<i4").tobytes()
-            content += b"" if weights is None else weights.astype("<f8").tobytes()
-            document[split] = digest_bytes(content)
-    return digest_json("labels", 2, document)
-
-
 def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels: str) -> str:
     measure = features.measure
     fit_set, eval_set = (
@@ -293,7 +273,7 @@ def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels
         },
         "kind": measure.kind,
         "balanced": measure.balanced,
-        "versions": installed_versions(_COMPUTES),
+        "versions": installed_versions(COMPUTES),
         "columns": list(COLUMNS),
     }
     return digest_json("sweep-result", 3, document)

@@ -17,6 +17,7 @@ from featurecache.errors import HeadError, ReportWarning, unique_warnings
 from featurecache.evaluation.calibration import Calibration, calibration
 from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
 from featurecache.evaluation.comparison import Comparison
+from featurecache.evaluation.kept_results import KeptResults, search_new
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
@@ -231,6 +232,7 @@ def train_heads(
     random_state: int = 0,
     progress: Progress | None = None,
     max_numbers: int = MAX_NUMBERS,
+    take_up: bool = False,
 ) -> TrainingReport:
     """Train heads on every feature set; see `featurecache.evaluation.search` for how settings are chosen.
 
@@ -262,6 +264,9 @@ def train_heads(
         Told of each head on each feature set, and of the settings that are being fitted.
     max_numbers : int
         Features that have more numbers per sample are refused: heads for pooled features would take for ever.
+    take_up : bool
+        Take up results of earlier trainings of which nothing has changed, and keep those of this one, for heads that
+        are asked for by name. The estimators of results that are taken up are not fitted.
 
     Raises
     ------
@@ -271,6 +276,8 @@ def train_heads(
         All heads are left out.
     """
     named = [resolve(head, task.kind) for head in heads]  # an unknown name must not cost the fits before it
+    # What a head does that somebody brought along may change without its name changing.
+    brought = frozenset(head.name for head in heads if isinstance(head, NamedHead))
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     # Samples of the last split are used once and never fitted on.
     fit_splits = [split for split in SPLITS if task.has(split)][:-1]
@@ -289,7 +296,11 @@ def train_heads(
                 where = "" if len(sets) == 1 else f" on {features.feature_set.tap}"
                 able = named or _able_heads(task, splits, memory, report.heads_left_out, where)
                 wanted.append(HeadsAndData(able, splits, where))
-            found = search_all(wanted, measure, random_state, n_jobs=n_jobs, progress=progress)
+            if take_up:
+                keep = [KeptResults(store, features, random_state, brought) for features in group]
+                found = search_new(wanted, keep, measure, random_state, n_jobs=n_jobs, progress=progress)
+            else:
+                found = search_all(wanted, measure, random_state, n_jobs=n_jobs, progress=progress)
         for features, results in zip(group, found, strict=True):
             report.heads += [TrainedHead(task, features.feature_set, result, features.eval_set) for result in results]
     if not report.heads:

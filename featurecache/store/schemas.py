@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
 
 from featurecache.errors import MAX_EXAMPLES, CorruptError, shortened
 from featurecache.specs import MAX_SHARD_ROWS
@@ -180,6 +182,24 @@ class ResultBody(Struct):
     row: dict[Text, bool | int | float | Text | None]
 
 
+class ArrayBody(Struct, frozen=True):
+    """An array within a record: small, so that the record stays one."""
+
+    dtype: Literal["<i8", "<f8"]
+    shape: Annotated[list[Count], Meta(min_length=1, max_length=2)]
+    data: bytes
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> ArrayBody:
+        """Return the record of an array."""
+        dtype: Literal["<i8", "<f8"] = "<i8" if values.dtype.kind in "iu" else "<f8"
+        return cls(dtype, list(values.shape), np.ascontiguousarray(values, dtype).tobytes())
+
+    def read(self) -> NDArray[Any]:
+        """Return the array; raises `ValueError` where the bytes are not those of its shape."""
+        return np.frombuffer(self.data, self.dtype).reshape(self.shape).copy()
+
+
 Value = bool | int | float | Text | None
 Figures = dict[Text, float | None]
 
@@ -235,6 +255,29 @@ class HistoryBody(Struct, frozen=True, kw_only=True):
     figures: Figures
     n_fitted: Count
     num_heads: Count
+
+
+class SearchBody(Struct, frozen=True, kw_only=True):
+    """The result of a search, but for the fitted estimator; see `featurecache.evaluation.search.HeadResult`."""
+
+    head: Text
+    params: dict[Text, Value]
+    protocol: Text
+    selection_accuracy: float | None
+    selection_score: float
+    selection_log_loss: float | None
+    balanced: bool
+    validation: Figures
+    test: Figures | None
+    reported: Text
+    temperature: float
+    converged: bool
+    n_train: Count
+    seconds: Number
+    selection_index: ArrayBody
+    selection_pred: ArrayBody
+    y_pred: ArrayBody
+    proba: ArrayBody
 
 
 class ReferenceBody(Struct):

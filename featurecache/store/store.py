@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
+from featurecache.atomic import is_partial, make_folder, publish_once
 from featurecache.errors import (
     CorruptError,
     FormatVersionError,
@@ -20,8 +19,8 @@ from featurecache.errors import (
     UnknownNameError,
     shortened,
 )
-from featurecache.hashing import canonical_json, digest_json
-from featurecache.records import encode_record, parse_json, read_record, read_small_file
+from featurecache.hashing import canonical_json
+from featurecache.records import encode_record, parse_json, read_small_file
 from featurecache.specs import FeatureIdentity
 from featurecache.store.feature_sets import FeatureSet, choose, feature_set_in, folder_of_tap, prefer_wider, read_spec
 from featurecache.store.features import Features
@@ -30,6 +29,7 @@ from featurecache.store.history import History
 from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
 from featurecache.store.naming import check_name, is_name
+from featurecache.store.notes import Notes
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import (
     HISTORY,
@@ -37,10 +37,6 @@ from featurecache.store.schemas import (
     SOURCE,
     TASK,
     BackboneAbout,
-    RequestBody,
-    ResultBody,
-    StoredType,
-    checked_body,
     features_schema,
 )
 from featurecache.store.task_builder import build_task
@@ -50,14 +46,10 @@ from featurecache.store.tasks import Task, load_task, save_task
 FORMAT_NAME = "featurecache"
 FORMAT_VERSION = (1, 0)
 _CANNOT_MAKE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
-T = TypeVar("T", bound=msgspec.Struct)
 
 
-class FeatureStore:
+class FeatureStore(Notes):
     """A cache folder. Use `FeatureStore.open` or `FeatureStore.create`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     @classmethod
     def open(cls, path: str | Path, *, strange: bool = False) -> FeatureStore:
@@ -247,69 +239,6 @@ class FeatureStore:
             schema = features_schema(folder.name)
         return None if schema is None else ShardFolder(self.path / folder, schema)
 
-    def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
-        """Note which feature sets a request led to: an unchanged folder is then known without loading the backbone.
-
-        Parameters
-        ----------
-        digest, fingerprint : str
-            Of the request, and of the features.
-        taps : list of str
-        """
-        folder = self.path / "requests"
-        make_folder(folder)
-        publish_once(folder / f"{digest}.json", encode_record("request", {"fingerprint": fingerprint, "taps": taps}))
-
-    def recall_request(self, digest: str) -> tuple[str, list[str]] | None:
-        """Return the fingerprint and taps that a request led to, if it was made before."""
-        found = _recall(self.path / "requests" / f"{digest}.json", "request", RequestBody)
-        return None if found is None else (found.fingerprint, found.taps)
-
-    def remember_type(self, fingerprint: str, tap: str, chosen: StoredType) -> StoredType:
-        """Keep the number type that ``--dtype auto`` chose for a tap, and return the first choice, which stays.
-
-        Parameters
-        ----------
-        fingerprint, tap : str
-            Of plain features; those of their views have the same type.
-        chosen : StoredType
-        """
-        path = self._type_path(fingerprint, tap)
-        make_folder(path.parent)
-        data = encode_record("type", msgspec.to_builtins(chosen))
-        publish_once(path, data)
-        if (kept := self.recall_type(fingerprint, tap)) is not None:
-            return kept
-        publish_bytes(path, data)  # a damaged record is replaced
-        return chosen
-
-    def recall_type(self, fingerprint: str, tap: str) -> StoredType | None:
-        """Return what `remember_type` kept, if anything that can be read is."""
-        return _recall(self._type_path(fingerprint, tap), "type", StoredType)
-
-    def _type_path(self, fingerprint: str, tap: str) -> Path:
-        return self.path / "types" / f"{digest_json('type', 1, {'fingerprint': fingerprint, 'tap': tap})}.json"
-
-    def remember_result(self, digest: str, row: Mapping[str, Any]) -> None:
-        """Keep the scores of a head.
-
-        Parameters
-        ----------
-        digest : str
-            Of everything that the row depends on.
-        row : mapping
-            Plain finite values by column.
-        """
-        folder = self.path / "results"
-        make_folder(folder)
-        # Not once: a damaged record is replaced by a fresh one.
-        publish_bytes(folder / f"{digest}.json", encode_record("result", {"row": dict(row)}))
-
-    def recall_result(self, digest: str) -> dict[str, bool | int | float | str | None] | None:
-        """Return the row that is kept under this digest, if any that can be read is."""
-        found = _recall(self.path / "results" / f"{digest}.json", "result", ResultBody)
-        return None if found is None else found.row
-
     def add_task(
         self,
         name: str,
@@ -383,14 +312,6 @@ class FeatureStore:
             source = "any source" if root is None else str(root)
             raise StoreError(f"{self.path} holds no samples from {source}; run `featurecache extract` on it first")
         return found
-
-
-def _recall(path: Path, kind: str, body: type[T]) -> T | None:
-    """Read a record that only saves time; None where it is missing or damaged: then it is computed again."""
-    try:
-        return checked_body(read_record(path, kind), body, str(path))
-    except (FileNotFoundError, CorruptError):
-        return None
 
 
 def _check_format(marker: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,136 @@
+"""Records of a cache that only save time: what one of them says could be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
+from featurecache.errors import CorruptError
+from featurecache.hashing import digest_json
+from featurecache.records import encode_record, read_record
+from featurecache.store.schemas import RequestBody, ResultBody, SearchBody, StoredType, checked_body
+
+T = TypeVar("T", bound=msgspec.Struct)
+_MOST_BYTES = 8 << 20
+"""Of the arrays of a search that is kept: records are read whole."""
+
+
+_MOST_SEARCHES = 1_000
+
+
+class Notes:
+    """What a cache has noted.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the cache.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
+        """Note which feature sets a request led to: an unchanged folder is then known without loading the backbone.
+
+        Parameters
+        ----------
+        digest, fingerprint : str
+            Of the request, and of the features.
+        taps : list of str
+        """
+        folder = self.path / "requests"
+        make_folder(folder)
+        publish_once(folder / f"{digest}.json", encode_record("request", {"fingerprint": fingerprint, "taps": taps}))
+
+    def recall_request(self, digest: str) -> tuple[str, list[str]] | None:
+        """Return the fingerprint and taps that a request led to, if it was made before."""
+        found = _recall(self.path / "requests" / f"{digest}.json", "request", RequestBody)
+        return None if found is None else (found.fingerprint, found.taps)
+
+    def remember_type(self, fingerprint: str, tap: str, chosen: StoredType) -> StoredType:
+        """Keep the number type that ``--dtype auto`` chose for a tap, and return the first choice, which stays.
+
+        Parameters
+        ----------
+        fingerprint, tap : str
+            Of plain features; those of their views have the same type.
+        chosen : StoredType
+        """
+        path = self._type_path(fingerprint, tap)
+        make_folder(path.parent)
+        data = encode_record("type", msgspec.to_builtins(chosen))
+        publish_once(path, data)
+        if (kept := self.recall_type(fingerprint, tap)) is not None:
+            return kept
+        publish_bytes(path, data)  # a damaged record is replaced
+        return chosen
+
+    def recall_type(self, fingerprint: str, tap: str) -> StoredType | None:
+        """Return what `remember_type` kept, if anything that can be read is."""
+        return _recall(self._type_path(fingerprint, tap), "type", StoredType)
+
+    def _type_path(self, fingerprint: str, tap: str) -> Path:
+        return self.path / "types" / f"{digest_json('type', 1, {'fingerprint': fingerprint, 'tap': tap})}.json"
+
+    def remember_result(self, digest: str, row: Mapping[str, Any]) -> None:
+        """Keep the scores of a head.
+
+        Parameters
+        ----------
+        digest : str
+            Of everything that the row depends on.
+        row : mapping
+            Plain finite values by column.
+        """
+        folder = self.path / "results"
+        make_folder(folder)
+        # Not once: a damaged record is replaced by a fresh one.
+        publish_bytes(folder / f"{digest}.json", encode_record("result", {"row": dict(row)}))
+
+    def recall_result(self, digest: str) -> dict[str, bool | int | float | str | None] | None:
+        """Return the row that is kept under this digest, if any that can be read is."""
+        found = _recall(self.path / "results" / f"{digest}.json", "result", ResultBody)
+        return None if found is None else found.row
+
+    def remember_search(self, digest: str, found: SearchBody) -> None:
+        """Keep the result of a search, where it is small enough for a record.
+
+        Parameters
+        ----------
+        digest : str
+            Of everything that the result depends on.
+        found : SearchBody
+        """
+        arrays = (found.selection_index, found.selection_pred, found.y_pred, found.proba)
+        if sum(len(values.data) for values in arrays) <= _MOST_BYTES:
+            folder = self.path / "searches"
+            make_folder(folder)
+            publish_bytes(folder / f"{digest}.json", encode_record("search", msgspec.to_builtins(found)))
+            self._forget_old_searches(folder)
+
+    def _forget_old_searches(self, folder: Path) -> None:
+        """Remove the oldest: with every new label there are others, and the old ones are hardly wanted again."""
+        records = [path for path in folder.iterdir() if not is_partial(path)]
+        if len(records) <= _MOST_SEARCHES:
+            return
+        with suppress(FileNotFoundError):  # another training may be faster
+            for path in sorted(records, key=lambda path: path.stat().st_mtime_ns)[:-_MOST_SEARCHES]:
+                path.unlink()
+
+    def recall_search(self, digest: str) -> SearchBody | None:
+        """Return the result that is kept under this digest, if any that can be read is."""
+        return _recall(self.path / "searches" / f"{digest}.json", "search", SearchBody)
+
+
+def _recall(path: Path, kind: str, body: type[T]) -> T | None:
+    """Read a record that only saves time; None where it is missing or damaged: then it is computed again."""
+    try:
+        return checked_body(read_record(path, kind), body, str(path))
+    except (FileNotFoundError, CorruptError):
+        return None
