@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from sklearn.base import clone
 
@@ -49,7 +49,8 @@ def search_new(
     """
     results: list[dict[str, HeadResult]] = []
     for data, of_set in zip(wanted, kept, strict=True):
-        recalled = [(head.name, of_set.recall(head, data.splits)) for head in data.heads]
+        splits = cast("dict[str, SplitData]", data.splits)
+        recalled = [(head.name, of_set.recall(head, splits)) for head in data.heads]
         results.append({name: result for name, result in recalled if result is not None})
     if progress is not None:
         progress.advance(sum(map(len, results)))
