@@ -14,6 +14,7 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold, Strat
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d, validate_data
 
+from featurecache.errors import HeadError
 from featurecache.heads.gradient.datasets import InputDataset
 
 # Of features; all else is converted to the first.
@@ -266,6 +267,26 @@ def check_prior_rows(given: Any) -> None:
     """Raise `ValueError` for a negative number of rows."""
     if not given >= 0:
         raise ValueError(f"prior_rows must be 0 or more, got {given!r}")
+
+
+def check_units(head: Any, names: Sequence[str]) -> None:
+    """Raise `HeadError` unless a head that was read has these numbers of each feature just where it is to standardise.
+
+    Parameters
+    ----------
+    head : estimator
+        With the parameter ``standardize``.
+    names : sequence of str
+        Of attributes, (n_features,) float each.
+    """
+    kind, units = type(head).__name__, [vars(head).get(name) for name in names]
+    if type(head.standardize) is not bool:
+        raise HeadError(f"its {kind} has standardize={head.standardize!r}, which is neither true nor false")
+    for unit in units:
+        if (unit is not None) != head.standardize:
+            raise HeadError(f"its {kind} has units of its features without need, or none where it needs them")
+        if unit is not None and not (np.shape(unit) == (head.n_features_in_,) and np.isfinite(unit).all()):
+            raise HeadError(f"the units of the features of its {kind} are not a finite number for each of them")
 
 
 def checked_grid_values(given: float | Sequence[float], name: str) -> list[float]:

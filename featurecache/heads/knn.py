@@ -1,4 +1,4 @@
-"""``knn``: nearest neighbours by cosine, as DINO's protocol weighs them."""
+"""``knn``: nearest neighbours by cosine, as DINO's protocol weighs them, of features as they come or standardised."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from sklearn.preprocessing import normalize
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featurecache.errors import HeadError
-from featurecache.heads.checks import REAL_TYPES, checked_labels, checked_numbers, columns_by_known_rows, is_known
+from featurecache.heads.checks import (
+    REAL_TYPES,
+    check_units,
+    checked_labels,
+    checked_numbers,
+    columns_by_known_rows,
+    is_known,
+)
 from featurecache.heads.head import ANY_FIT_BYTES, HeadMixin, Setting
+from featurecache.heads.preparation import in_units, own_units
 from featurecache.specs import TaskKind
 
 if TYPE_CHECKING:
@@ -26,30 +34,51 @@ _BLOCK_BYTES = 64 << 20
 class _Neighbours(HeadMixin):
     """The parameters of both heads, and what they cost."""
 
-    grid: ClassVar[dict[str, list[Any]]] = {"n_neighbors": [50, 20, 10, 5, 3, 1]}
-    relative_seconds: ClassVar[float] = 5.0
+    grid: ClassVar[dict[str, list[Any]]] = {"standardize": [False, True], "n_neighbors": [50, 20, 10, 5, 3, 1]}
+    optional_arrays: ClassVar[tuple[str, ...]] = ("mean_", "factor_")
+    relative_seconds: ClassVar[float] = 7.0
     n_features_in_: int
+    mean_: NDArray[np.float64]
+    factor_: NDArray[np.float64]
     directions_: NDArray[Any]
 
-    def __init__(self, n_neighbors: int = 20, *, temperature: float = 0.07) -> None:
+    def __init__(self, n_neighbors: int = 20, *, temperature: float = 0.07, standardize: bool = False) -> None:
         self.n_neighbors = n_neighbors
         self.temperature = temperature
+        self.standardize = standardize
 
     @classmethod
     def settings(cls, n_samples: int) -> list[Setting]:
-        """Return the numbers of neighbours that so many rows have, the most first."""
-        return [{"n_neighbors": count} for count in cls.grid["n_neighbors"] if count <= max(n_samples, 1)]
+        """Return the settings to search on so many rows: numbers of neighbours, the most first.
+
+        Of standardised features every other number, as each takes as long again.
+        """
+        counts = cls.grid["n_neighbors"]
+        found = [{"n_neighbors": count} for count in counts]
+        found += [{"n_neighbors": count, "standardize": True} for count in counts[1::2]]
+        return [{"standardize": False, **setting} for setting in found if setting["n_neighbors"] <= max(n_samples, 1)]
 
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
         """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
         # Similarities of a block, their indices as int64, and what is sorted of both.
-        return ANY_FIT_BYTES + 16 * n_samples * n_features + (384 << 20)
+        return ANY_FIT_BYTES + 24 * n_samples * n_features + (384 << 20)
 
     @classmethod
     def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:
         """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
-        return 6 * 5e-11 * n_samples**2 * n_features
+        return 9 * 5e-11 * n_samples**2 * n_features
+
+    def _keep(self, rows: NDArray[Any]) -> None:
+        """Keep the rows, normalised, and the units of their features."""
+        if self.standardize:
+            self.mean_, self.factor_ = own_units(rows)
+        self.directions_ = self._directions(rows)
+
+    def _directions(self, rows: NDArray[Any]) -> NDArray[Any]:
+        if self.standardize:
+            return np.asarray(normalize(in_units(rows, self.mean_, self.factor_), copy=False))
+        return np.asarray(normalize(rows))
 
     def _check_directions(self) -> None:
         name, count, temperature = type(self).__name__, self.n_neighbors, self.temperature
@@ -60,12 +89,13 @@ class _Neighbours(HeadMixin):
             raise HeadError(f"the rows of its {name} do not fit its features")
         if directions.dtype.kind != "f" or not np.isfinite(directions).all():
             raise HeadError(f"the rows of its {name} are not finite numbers")
+        check_units(self, ("mean_", "factor_"))
 
     def _module(self, targets: NDArray[Any]) -> nn.Module:
         """Return the weighted mean of the targets of the nearest rows, (B, n_outputs)."""
         from torch import nn
 
-        from featurecache.heads.modules import Neighbours, UnitLength
+        from featurecache.heads.modules import Neighbours, Rescale, Standardise, UnitLength
 
         if np.isnan(targets).any():
             raise HeadError(
@@ -73,7 +103,11 @@ class _Neighbours(HeadMixin):
             )
         count = min(self.n_neighbors, len(self.directions_))
         mean = Neighbours(count, directions=self.directions_, says=targets, temperature=self.temperature)
-        return nn.Sequential(UnitLength(), mean)
+        if not self.standardize:
+            return nn.Sequential(UnitLength(), mean)
+        zeros, ones = np.zeros(self.n_features_in_), np.ones(self.n_features_in_)
+        units = Standardise(mean=self.mean_, scale=ones), Rescale(mean=zeros, scale=self.factor_)
+        return nn.Sequential(*units, UnitLength(), mean)
 
 
 class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
@@ -87,10 +121,15 @@ class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
     n_neighbors : int
         Where there are fewer rows, all of them.
     temperature : float
+    standardize : bool
+        Features less their mean and divided by their standard deviation before rows are normalised: what is predicted
+        then does not depend on how they are scaled. How a network scales them is worth knowing where rows are few.
 
     Attributes
     ----------
     classes_ : ndarray (n_classes,)
+    mean_, factor_ : ndarray (n_features,), float64
+        Of standardised features, by which they are shifted and multiplied.
     directions_ : ndarray (n_samples, n_features)
         The rows, normalised.
     labels_ : ndarray (n_samples,), int64
@@ -117,7 +156,7 @@ class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         _check_parameters(self.n_neighbors, self.temperature)
         self.classes_, self.labels_ = checked_labels(y)
-        self.directions_ = normalize(rows)
+        self._keep(rows)
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -125,7 +164,8 @@ class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
         votes = np.empty((len(rows), len(self.classes_)))
-        for block, nearest, weight in _neighbours(self.directions_, rows, self.n_neighbors, self.temperature):
+        directions = self._directions(rows)
+        for block, nearest, weight in _neighbours(self.directions_, directions, self.n_neighbors, self.temperature):
             for index in range(len(self.classes_)):
                 votes[block, index] = (weight * (self.labels_[nearest] == index)).sum(axis=1)
         return votes / votes.sum(axis=1, keepdims=True)
@@ -175,7 +215,7 @@ class CosineKnnRegressor(_Neighbours, MultiOutputMixin, RegressorMixin, BaseEsti
         rows, y = checked_numbers(self, X, y)
         _check_parameters(self.n_neighbors, self.temperature)
         self.targets_ = np.array(y, np.float64)
-        self.directions_ = normalize(rows)
+        self._keep(rows)
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -183,14 +223,14 @@ class CosineKnnRegressor(_Neighbours, MultiOutputMixin, RegressorMixin, BaseEsti
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False, dtype=REAL_TYPES)
         targets = self.targets_ if self.targets_.ndim == 2 else self.targets_[:, None]
-        means = np.zeros((len(rows), targets.shape[1]))
+        means, directions = np.zeros((len(rows), targets.shape[1])), self._directions(rows)
         for columns, known in columns_by_known_rows(is_known(targets)):
             if not known.any():
                 continue
             kept, known_targets = (
                 (self.directions_, targets) if known.all() else (self.directions_[known], targets[known])
             )
-            for block, nearest, weight in _neighbours(kept, rows, self.n_neighbors, self.temperature):
+            for block, nearest, weight in _neighbours(kept, directions, self.n_neighbors, self.temperature):
                 share = weight / weight.sum(axis=1, keepdims=True)
                 means[block, columns] = np.einsum("nk,nkt->nt", share, known_targets[nearest][:, :, columns])
         return means.reshape(len(rows), *self.targets_.shape[1:])
@@ -216,10 +256,10 @@ def _check_parameters(n_neighbors: Any, temperature: Any) -> None:
 
 
 def _neighbours(
-    kept: NDArray[Any], rows: NDArray[Any], n_neighbors: int, temperature: float
+    kept: NDArray[Any], directions: NDArray[Any], n_neighbors: int, temperature: float
 ) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.float64]]]:
     """Yield blocks of rows with the indices of their neighbours, (n, k), and what each of them weighs."""
-    directions = normalize(rows).astype(kept.dtype)
+    directions = directions.astype(kept.dtype, copy=False)
     count = min(n_neighbors, len(kept))
     step = max(_BLOCK_BYTES // (len(kept) * kept.itemsize), 1)
     for start in range(0, len(directions), step):

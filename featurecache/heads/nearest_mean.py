@@ -11,9 +11,10 @@ from sklearn.preprocessing import normalize
 from sklearn.utils.validation import validate_data
 
 from featurecache.errors import HeadError
-from featurecache.heads.checks import REAL_TYPES, checked_labels
+from featurecache.heads.checks import REAL_TYPES, check_units, checked_labels
 from featurecache.heads.gda import class_means
 from featurecache.heads.head import ANY_FIT_BYTES, Arrays
+from featurecache.heads.preparation import in_units, own_units
 from featurecache.heads.solver.classifier import LinearClassifier
 from featurecache.specs import TaskKind
 
@@ -26,25 +27,40 @@ class NearestMean(LinearClassifier):
 
     This is SimpleShot (Wang et al., 2019, arXiv:1911.04623, "CL2N").
 
+    Parameters
+    ----------
+    standardize : bool
+        As for `CosineKnn`.
+
     Attributes
     ----------
     classes_ : ndarray (n_classes,)
     mean_ : ndarray (n_features,), float64
         Of all rows, which is taken off.
+    factor_ : ndarray (n_features,), float64
+        Of standardised features, by which they are multiplied.
     coef_, intercept_ : ndarray, float64
         As in `LinearClassifier`, for normalised features: how much nearer than the origin each mean is, squared.
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"classification"})
     arrays: ClassVar[tuple[str, ...]] = ("classes_", "mean_", "coef_", "intercept_")
+    optional_arrays: ClassVar[tuple[str, ...]] = ("factor_",)
+    grid: ClassVar[dict[str, list[Any]]] = {"standardize": [False, True]}
     relative_seconds: ClassVar[float] = 3.0
     mean_: NDArray[np.float64]
+    factor_: NDArray[np.float64]
+
+    def __init__(self, *, standardize: bool = False) -> None:
+        self.standardize = standardize
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit; see `GaussianDiscriminant.fit`."""
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES)
         self.classes_, y_index = checked_labels(y)
         self.mean_ = rows.mean(axis=0, dtype=np.float64)
+        if self.standardize:
+            self.mean_, self.factor_ = own_units(rows)
         means, _ = class_means(self._prepared(rows), y_index, len(self.classes_))
         # The squared distance, less what is the same for all classes, and negated.
         return self._fitted(2.0 * means, -(means**2).sum(axis=1))
@@ -52,7 +68,7 @@ class NearestMean(LinearClassifier):
     @classmethod
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
         """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        return ANY_FIT_BYTES + 20 * n_samples * n_features
+        return ANY_FIT_BYTES + 24 * n_samples * n_features
 
     @classmethod
     def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
@@ -65,15 +81,20 @@ class NearestMean(LinearClassifier):
         super().check_arrays()
         if np.shape(self.mean_) != (self.n_features_in_,):
             raise HeadError("the mean of its NearestMean does not fit its features")
+        check_units(self, ("factor_",))
 
     def to_module(self) -> nn.Module:
         """Return margins, (B, n_classes)."""
         from torch import nn
 
-        from featurecache.heads.modules import Standardise, UnitLength
+        from featurecache.heads.modules import Rescale, Standardise, UnitLength
 
-        centre = Standardise(mean=self.mean_, scale=np.ones(len(self.mean_)))
-        return nn.Sequential(centre, UnitLength(), super().to_module())
+        steps: list[nn.Module] = [Standardise(mean=self.mean_, scale=np.ones(len(self.mean_)))]
+        if self.standardize:
+            steps.append(Rescale(mean=np.zeros(len(self.mean_)), scale=self.factor_))
+        return nn.Sequential(*steps, UnitLength(), super().to_module())
 
     def _prepared(self, rows: NDArray[Any]) -> NDArray[Any]:
+        if self.standardize:
+            return np.asarray(normalize(in_units(rows, self.mean_, self.factor_), copy=False))
         return np.asarray(normalize(rows - self.mean_.astype(rows.dtype)))

@@ -153,3 +153,29 @@ def shrunk_scaler(
     variance = shrunk_variance(scaler.var_, varies, total, prior_rows)
     scaler.scale_ = np.where(varies, np.sqrt(variance), scaler.scale_)
     return scaler
+
+
+def own_units(rows: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean of each feature (D,), and one over its standard deviation (D,).
+
+    The latter is 0 for a feature that is the same in all rows: it has no unit, and what new rows have there would count
+    as much as it happens to be scaled. There is no prior of the variances: it would tie the features to one unit.
+    """
+    scaler = StandardScaler().fit(rows)
+    # The scale of a constant feature is one; that of what float32 cannot divide by is as good as none.
+    varies = np.isclose(scaler.scale_**2, scaler.var_) & (scaler.scale_ > np.finfo(np.float32).tiny)
+    return scaler.mean_, np.where(varies, 1 / scaler.scale_, 0.0)
+
+
+def in_units(rows: NDArray[Any], mean: NDArray[np.float64], factor: NDArray[np.float64]) -> NDArray[Any]:
+    """Return rows less their mean, times a factor, as a new array of their type.
+
+    Parameters
+    ----------
+    rows : ndarray (n_samples, n_features)
+    mean, factor : ndarray (n_features,)
+        As `own_units` returns them.
+    """
+    centred = rows - mean.astype(rows.dtype)
+    centred *= factor.astype(rows.dtype)
+    return np.asarray(centred)

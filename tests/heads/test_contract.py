@@ -47,6 +47,16 @@ class TestKnnRegressor(HeadContract):
         return make_head("knn", kind="regression")
 
 
+class TestKnnStandardised(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("knn", standardize=True)
+
+
+class TestKnnRegressorStandardised(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("knn", kind="regression", standardize=True)
+
+
 class TestRidge(HeadContract):
     def make_head(self) -> BaseEstimator:
         return make_head("ridge")
@@ -65,6 +75,11 @@ class TestGda(HeadContract):
 class TestNearestMean(HeadContract):
     def make_head(self) -> BaseEstimator:
         return make_head("nearest_mean")
+
+
+class TestNearestMeanStandardised(HeadContract):
+    def make_head(self) -> BaseEstimator:
+        return make_head("nearest_mean", standardize=True)
 
 
 class TestMajority(HeadContract):
