@@ -7,6 +7,7 @@ import _signal  # type: ignore[import-not-found]
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
+import gc
 import os
 import sys
 
@@ -19,7 +20,10 @@ def main() -> int:
         with stops_cleanly():
             from featurecache.cli import run_command
 
-            return run_command()
+            status = run_command()
+            # An interpreter looks through all objects before it ends: a second where PyTorch is among them.
+            gc.freeze()
+            return status
     except KeyboardInterrupt as error:
         put_in_order()
         # What compiled libraries do at the end of an interpreter can take as long as what was stopped.

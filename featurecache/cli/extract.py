@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_backbone_options,
     add_extraction_options,
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
 def extract(args: argparse.Namespace) -> ExtractionReport:
     """Run the extraction that the options ask for."""
     request, settings = request_of(args), settings_of(args)
-    from featurecache.extraction.extract import run_extraction
+    with without_collection():
+        from featurecache.extraction.extract import run_extraction
 
     with progress_on_stderr(quiet=args.quiet) as progress:
         return run_extraction(

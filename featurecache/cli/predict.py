@@ -16,6 +16,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_head_options,
     add_runtime_options,
@@ -62,8 +63,9 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict and print; status 1 when an input is bad."""
-    from featurecache.deployment.predict import predict
-    from featurecache.tables import TABLE_SUFFIXES
+    with without_collection():
+        from featurecache.deployment.predict import predict
+        from featurecache.tables import TABLE_SUFFIXES
 
     if args.csv and args.out:
         raise RequestError("--csv prints a table, and --out writes one; leave one of them out")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featurecache.cli.extract import exit_status, print_summary
+from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_backbone_options,
     add_extraction_options,
@@ -57,8 +58,9 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the main job and print what came of it."""
-    from featurecache import run as do_main_job
-    from featurecache.deployment.saved import describe_kept
+    with without_collection():
+        from featurecache import run as do_main_job
+        from featurecache.deployment.saved import describe_kept
 
     # Texts have their labels in the same table, unless another one is named, which may know them by their id.
     table = args.labels or (args.source if args.text_column else None)

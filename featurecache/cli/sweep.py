@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
@@ -94,11 +95,12 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compute, keep, print; status 1 when a head could not be fitted."""
-    from featurecache.evaluation.choosing import sets_to_sweep
-    from featurecache.evaluation.sweep import run_sweep
-    from featurecache.evaluation.sweep_row import COLUMNS
-    from featurecache.store.store import FeatureStore
-    from featurecache.tables import TABLE_SUFFIXES
+    with without_collection():
+        from featurecache.evaluation.choosing import sets_to_sweep
+        from featurecache.evaluation.sweep import run_sweep
+        from featurecache.evaluation.sweep_row import COLUMNS
+        from featurecache.store.store import FeatureStore
+        from featurecache.tables import TABLE_SUFFIXES
 
     plan, memory = _plan(args), memory_of(args)
     check_outputs({"--out": (args.out, TABLE_SUFFIXES), "--picture": (args.picture, (".svg",))}, replace=args.replace)

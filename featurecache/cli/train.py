@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.imports import without_collection
 from featurecache.cli.layers import add_layers_options, climb_depths, layers_request, print_ladder
 from featurecache.cli.options import (
     add_jobs_option,
@@ -113,13 +114,14 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
-    from featurecache.deployment.saved import describe_kept, keep_head
-    from featurecache.evaluation.changes import remember_training
-    from featurecache.finetuning.training import keeps_statistics
-    from featurecache.run import predict_command
-    from featurecache.store.feature_sets import type_warnings
-    from featurecache.store.naming import check_name
-    from featurecache.store.store import FeatureStore
+    with without_collection():
+        from featurecache.deployment.saved import describe_kept, keep_head
+        from featurecache.evaluation.changes import remember_training
+        from featurecache.finetuning.training import keeps_statistics
+        from featurecache.run import predict_command
+        from featurecache.store.feature_sets import type_warnings
+        from featurecache.store.naming import check_name
+        from featurecache.store.store import FeatureStore
 
     if args.save:
         check_name("head", args.save)
