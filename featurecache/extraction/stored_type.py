@@ -87,7 +87,9 @@ def _measured_features(
     """Return finite features of the samples with the smallest ids, in the reference runtime."""
     backbone, settings = job.network.backbone, job.settings
     # The reference: what is chosen must not depend on which runtime is the fastest on this machine.
-    runtime = open_runtime(backbone, taps, runtime="torch", device=settings.device, batch_size=_BATCH_SIZE)
+    runtime = open_runtime(
+        backbone, taps, runtime="torch", device=settings.device, batch_size=_BATCH_SIZE, num_inputs=_ROWS_MEASURED
+    )
     modality = modality_of(backbone.preprocess, backbone.tokenizer)
     found = {tap.name: [np.zeros((0, *tap.shape), np.float32)] for tap in taps}
     num_found, rows = 0, smallest(store.samples.ids, listing.unique_rows, _MOST_TRIED)

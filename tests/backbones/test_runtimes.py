@@ -10,7 +10,7 @@ import torch
 
 from featurecache.backbones import runtimes, torch_runtime
 from featurecache.backbones.registry import load_backbone
-from featurecache.backbones.runtimes import disagreement, open_runtime
+from featurecache.backbones.runtimes import ComparedRuntime, disagreement, open_runtime
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
 from featurecache.backbones.torch_runtime import CPU_BATCH_SIZE
 from featurecache.code_notice import LOGGER
@@ -148,9 +148,16 @@ def test_the_trial_measures_both(monkeypatch):
 
 def test_for_few_inputs_nothing_is_prepared(monkeypatch):
     backbone, taps = network("small")
-    monkeypatch.setattr(runtimes, "_prepare_openvino", None)
+    for preparation in ("_prepare_openvino", "_folded"):
+        monkeypatch.setattr(runtimes, preparation, None)
     chosen = open_runtime(backbone, taps, num_inputs=30)
     assert (chosen.name, dict(chosen.trial)) == ("torch", {})
+
+
+def test_features_that_were_made_with_folded_norms_go_on_so_for_few_inputs_too():
+    backbone, taps = network("small")
+    assert isinstance(open_runtime(backbone, taps, num_inputs=30, remembered="torch"), ComparedRuntime)
+    assert not isinstance(open_runtime(backbone, taps, num_inputs=30), ComparedRuntime)
 
 
 def test_auto_takes_what_is_remembered(monkeypatch, caplog):
