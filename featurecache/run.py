@@ -254,15 +254,18 @@ def _read_labels(
 
 
 def _check_labels(labels: FolderLabels | TableLabels, source: Source, training: TrainingSettings) -> None:
-    """Refuse labels that make no task of this source, and heads that are for other kinds of task."""
+    """Refuse labels that make no task of this source, and heads and metrics that are for other kinds of task."""
+    from featurecache.evaluation.metrics import metric_of
     from featurecache.evaluation.search import resolve
     from featurecache.sources.entries import Entries
     from featurecache.store.labels import FolderLabels
     from featurecache.store.task_builder import check_labels
 
     check_labels(labels.of(Entries.of(source).names) if isinstance(labels, FolderLabels) else labels.labels, labels)
+    kind = "classification" if isinstance(labels, FolderLabels) else labels.kind
+    metric_of(kind, training.metric)
     for head in training.heads:
-        resolve(head, "classification" if isinstance(labels, FolderLabels) else labels.kind)
+        resolve(head, kind)
 
 
 def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:

@@ -26,6 +26,8 @@ class TrainingSettings:
     """Score heads on the mean over the cached views of each sample, instead of on its plain features."""
     balanced: bool = False
     """Classes count alike, in choosing and (where a head can) in fitting."""
+    metric: str | None = None
+    """By which settings and heads are chosen instead of accuracy, mean average precision or R2: ``roc_auc``, ..."""
     n_jobs: int = -1
     """Parallel fits, as in joblib; results don't depend on it."""
     memory: int | None = None
@@ -93,6 +95,7 @@ def train(
             settings.heads,
             tta=settings.tta,
             balanced=settings.balanced,
+            metric=settings.metric,
             n_jobs=settings.n_jobs,
             memory=settings.memory,
             random_state=settings.random_state,

@@ -205,6 +205,7 @@ def _training(store: FeatureStore, task: Task, args: argparse.Namespace) -> Laye
         tuning=FineTuning(**given),
         tta=args.tta,
         balanced=args.balanced,
+        metric=args.metric,
         random_state=args.random_state,
         memory=memory_of(args),
         backbone=args.backbone,

@@ -256,6 +256,16 @@ def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
     add_jobs_option(group)
 
 
+def add_metric_option(parser: Any) -> None:
+    """Add by which metric is chosen."""
+    parser.add_argument(
+        "--metric",
+        metavar="M",
+        help="choose settings and heads by accuracy (default), balanced_accuracy, f1_macro, roc_auc, average_precision "
+        "(default of multilabel tasks), log_loss, or r2 (numbers)",
+    )
+
+
 def add_memory_option(parser: Any) -> None:
     """Add how much of the features may be in memory."""
     parser.add_argument(

@@ -11,6 +11,7 @@ from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
+    add_metric_option,
     features_of,
     heads_of,
     memory_of,
@@ -84,6 +85,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--tta", action="store_true", help="evaluate on the mean over the cached views of a sample; train on --views"
     )
+    add_metric_option(parser)
     add_jobs_option(parser)
     add_memory_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows: .csv, .tsv or .parquet")
@@ -140,6 +142,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         on_test=args.look_at_test,
         tta=args.tta,
         balanced=args.balanced,
+        metric=args.metric,
     )
 
 

@@ -13,6 +13,7 @@ from featurecache.cli.layers import add_layers_options, climb_depths, layers_req
 from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
+    add_metric_option,
     features_of,
     heads_of,
     memory_of,
@@ -94,6 +95,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
     )
+    add_metric_option(group)
     add_memory_option(group)
     group.add_argument(
         "--look-at-test",
@@ -180,6 +182,7 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
         heads=heads_of(args.head),
         tta=args.tta,
         balanced=args.balanced,
+        metric=args.metric,
         n_jobs=args.jobs or -1,
         memory=memory_of(args),
         keep=args.keep,
@@ -277,10 +280,14 @@ def _print_heads(
 
 def _conclusion(report: TrainingReport, name: str, comparisons: Sequence[Comparison | None]) -> str:
     """Say in one sentence what was chosen, how good it is, and what stands against the others."""
+    from featurecache.evaluation.metrics import is_less_better, metric_of
+
     best, measure = report.best.result, report.measure
     scores, primary = (best.test or best.validation).to_json(), measure.primary
     feature_set = report.best.feature_set
-    by = best.protocol + (f", by {measure.chosen_by.replace('_', ' ')}" if best.balanced else "")
+    by = best.protocol
+    if measure.metric != metric_of(measure.kind, None):
+        by += f", by {measure.titles[primary]}" + (" (less is better)" if is_less_better(primary) else "")
     backbone = feature_set.identity.backbone
     where = name if backbone in name else f"{name} of {backbone}"
     interval = _interval(scores[f"{primary}_low"], scores[f"{primary}_high"])

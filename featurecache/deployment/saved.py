@@ -129,7 +129,7 @@ def keep_head(
             "classes": head.task.classes,
             "temperature": head.result.temperature,
             "fitted_on": fitted_on,
-            **{key: result[key] for key in ("head", "params", "protocol", "validation", "test")},
+            **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
         },
     )
     return folder

@@ -6,14 +6,13 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.stats import binom
-from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import LEAST_GROUPS
+from featurecache.evaluation.intervals import mean_interval
+from featurecache.evaluation.row_scores import log_loss_rows
 
 NUM_BINS = 10
 LEAST_SAMPLES = 200
 """Of fewer, the calibration error of probabilities that are right is above 0.06, and says nothing."""
-_LEAST_PROBABILITY = 1e-15
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,7 @@ def calibration(y: np.ndarray, proba: np.ndarray, groups: np.ndarray | None = No
     """
     squares = ((proba - np.eye(proba.shape[1])[y]) ** 2).sum(axis=1)
     error, by_chance, bins = _calibration_error(y, proba) if len(y) >= LEAST_SAMPLES else (None, None, [])
-    # One certain mistake would cost infinity, and hide all others.
-    losses = -np.log(np.maximum(proba[np.arange(len(y)), y], _LEAST_PROBABILITY))
+    losses = -log_loss_rows(proba[np.arange(len(y)), y])
     loss_low, loss_high = _interval(losses, groups)
     low, high = _interval(squares, groups)
     loss, brier_score = float(losses.mean()), float(squares.mean())
@@ -98,13 +96,8 @@ def _calibration_error(y: np.ndarray, proba: np.ndarray) -> tuple[float, float, 
 
 def _interval(values: np.ndarray, groups: np.ndarray | None) -> tuple[float | None, float | None]:
     """Return the ends of a 95 % interval of a mean that is not below 0."""
-    unit = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    mean, count = values.mean(), int(unit.max()) + 1
-    if count < LEAST_GROUPS:
-        return None, None
-    moved = np.bincount(unit, weights=values - mean)
-    half = student_t.ppf(0.975, count - 1) * np.sqrt(np.sum(moved**2) * count / (count - 1)) / len(values)
-    return max(float(mean - half), 0.0), float(mean + half)
+    ends = mean_interval(values, groups)
+    return (None, None) if ends is None else (max(ends[0], 0.0), ends[1])
 
 
 def _mean_deviation(n: int, share: float) -> float:

@@ -36,7 +36,9 @@ class Changes:
     num_shared : int
         Samples that both were evaluated on.
     score_before, score_now : float or None
-        The score that is reported, of these samples and their targets of now.
+        ``compared_by`` of these samples and their targets of now.
+    compared_by : str or None
+        The score that heads are chosen by, where predictions are enough for it; else the default of the kind.
     comparison : Comparison or None
         Of now with before; None where they share too few samples, or do not predict the same.
     """
@@ -49,6 +51,7 @@ class Changes:
     num_shared: int
     score_before: float | None = None
     score_now: float | None = None
+    compared_by: str | None = None
     comparison: Comparison | None = None
 
     @property
@@ -68,6 +71,7 @@ class Changes:
             "num_shared": self.num_shared,
             "score_before": self.score_before,
             "score_now": self.score_now,
+            "compared_by": self.compared_by,
             "comparison": None if self.comparison is None else self.comparison.to_json(),
         }
 
@@ -88,7 +92,8 @@ class Changes:
         if self.score_before is not None and self.score_now is not None:
             verdict = "" if self.comparison is None else f": {self.comparison.verdict}"
             lines.append(
-                f"on the {self.num_shared} samples that both were evaluated on: {self.score_before:.3f} before, "
+                f"on the {self.num_shared} samples that both were evaluated on: "
+                f"{str(self.compared_by).replace('_', ' ')} {self.score_before:.3f} before, "
                 f"{self.score_now:.3f} now{verdict}"
             )
         else:
@@ -136,7 +141,7 @@ def _describe(report: TrainingReport) -> HistoryBody:
         fingerprint=feature_set.fingerprint,
         judged_on=head.evaluated_on,
         protocol=result.protocol,
-        chosen_by=report.measure.chosen_by,
+        chosen_by=report.measure.primary,
         selection_score=result.selection_score,
         reported=result.reported,
         primary=report.measure.primary,
@@ -200,7 +205,11 @@ def _changes(history: History, before: PastTraining, head: TrainedHead, about: H
     )
     relabelled = int(is_other.reshape(len(y), -1).any(axis=1).sum())
     changes = replace(changes, num_relabelled=relabelled)
-    measure = measure_of(task.kind, len(task.classes), balanced=head.result.balanced)
+    # Of earlier trainings no probabilities of classes are kept, and their predictions may be of classes that are gone.
+    is_of_classes = task.kind == "classification"
+    others = ("f1_macro", "roc_auc", "average_precision", "log_loss") if is_of_classes else ("roc_auc", "log_loss")
+    metric = None if head.result.metric in others else head.result.metric
+    measure = measure_of(task.kind, len(task.classes), balanced=head.result.balanced, metric=metric)
     if task.kind == "multilabel" and not (y == 1).any():  # then average precision is not defined
         return changes
     now = head.result.y_pred[shared]
@@ -208,6 +217,7 @@ def _changes(history: History, before: PastTraining, head: TrainedHead, about: H
         changes,
         score_before=measure.score(y, predictions),
         score_now=measure.score(y, now),
+        compared_by=measure.primary,
         comparison=measure.compare(y, now, predictions, task.groups_of(rows[shared])),
     )
 

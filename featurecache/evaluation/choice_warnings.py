@@ -32,7 +32,8 @@ def choice_warnings(report: TrainingReport) -> list[ReportWarning]:
     if task.kind == "classification":
         found += _single(task.classes, train, result.protocol)
     baseline, words = _baseline(report, train, len(y))
-    compared = report.measure.compare(y, result.y_pred, baseline, task.groups_of(rows))
+    outputs = report.measure.outputs(result.y_pred, result.proba)
+    compared = report.measure.compare(y, outputs, baseline, task.groups_of(rows))
     if compared.verdict != "better":
         text = f"{result.head} is not shown to be better than {words}, on {len(y)} {result.reported} samples"
         found.append(ReportWarning(kind="no_better_than_baseline", count=len(y), text=text))
@@ -91,6 +92,9 @@ def _single(names: Sequence[str], train: np.ndarray, protocol: str) -> list[Repo
 def _baseline(report: TrainingReport, train: np.ndarray, num_samples: int) -> tuple[np.ndarray, str]:
     """Return what one would predict without features, and how to call that."""
     kind, names = report.task.kind, report.task.classes
+    if report.measure.reads_proba:
+        counts = _counts(train, len(names))
+        return np.tile(counts / counts.sum(), (num_samples, 1)), "the share of each class in train, for all"
     if kind == "classification":
         largest = int(_counts(train, len(names)).argmax())
         return np.full(num_samples, largest), f"the largest {TASK_NOUN[kind]}, {names[largest]!r}, for all"

@@ -17,7 +17,7 @@ import numpy as np
 
 from featurecache.evaluation.bootstrap import num_units, slack, weights_of_resamples
 from featurecache.evaluation.intervals import holding
-from featurecache.evaluation.measure import Measure, ResampledMeasure
+from featurecache.evaluation.measure import Measure
 
 _FEWEST_UNITS = 5
 """Fewer groups, or rows, leave out too few for an interval."""
@@ -69,7 +69,7 @@ def chosen_score(
     y : ndarray (n,) or (n, n_outputs)
         Targets.
     predictions : sequence of ndarray
-        Of each head for these rows, which it was not fitted on; the chosen one first.
+        `Measure.outputs` of each head for these rows, which it was not fitted on; the chosen one first.
     groups : ndarray of int (n,), or None
         Rows with the same number are drawn, and left out, together.
     random_state : int
@@ -84,7 +84,7 @@ def chosen_score(
         # A head whose score is not defined on a resample is not chosen there.
         chosen = np.where(np.isfinite(inside), inside, -np.inf).argmax(axis=1)
         found.append(outside[np.arange(len(weights)), chosen])
-    left_out = np.concatenate(found)
+    left_out = measure.sign * np.concatenate(found)
     left_out = left_out[np.isfinite(left_out)]
     if not len(left_out):
         return None
@@ -93,10 +93,11 @@ def chosen_score(
     high: float | None = None
     if num_units(len(y), groups) >= _FEWEST_UNITS:
         low, high = holding(corrected, *(float(end) for end in np.percentile(left_out, [2.5, 97.5])))
+        least, most = measure.range_of(measure.primary)
         if high - low < 1e-12 and measure.kind != "regression":
             # All resamples are alike, which is no certainty.
             wider = slack(num_units(len(y), groups))
-            low, high = max(low - wider, 0.0), min(high + wider, 1.0)
+            low, high = max(low - wider, least), min(high + wider, most)
     observed = measure.score(y, predictions[0])
     return ChosenScore(observed=observed, corrected=corrected, low=low, high=high, num_heads=len(predictions))
 
@@ -116,13 +117,12 @@ def _weighted_scores(
     measure: Measure, y: np.ndarray, predictions: Sequence[np.ndarray]
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return what gives the score of each head for weights (R, n): an array (R, n_heads), NaN where it has none."""
-    if isinstance(measure, ResampledMeasure):
-        index = list(measure.titles).index(measure.primary)
-        of_heads = [measure.weighted(y, predicted) for predicted in predictions]
-        return lambda weights: np.stack([score(weights)[:, index] for score in of_heads], axis=1)
+    if measure.metric not in ("accuracy", "balanced_accuracy") or measure.kind != "classification":
+        of_heads = [measure.weighted_score(y, predicted) for predicted in predictions]
+        return lambda weights: np.stack([score(weights) for score in of_heads], axis=1)
     right = np.stack([predicted == y for predicted in predictions], axis=1).astype(np.float64)
     # Accuracy is the mean over one class that holds all rows.
-    classes = np.unique(y) if measure.balanced else [None]
+    classes = np.unique(y) if measure.metric == "balanced_accuracy" else [None]
     of_classes = [np.ones(len(y), bool) if label is None else y == label for label in classes]
 
     def scores(weights: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
 
-from featurecache.evaluation.intervals import holding
+from featurecache.evaluation.intervals import LEAST_GROUPS, holding
 from featurecache.evaluation.proportions import Z95
 
 Verdict = Literal["better", "equivalent", "worse", "cannot tell", "the same answers"]
@@ -119,6 +119,33 @@ def _compare_groups(
     p_value = float(2 * student_t.sf(abs(mean) / error, count - 1))
     low, high = holding(mean, max(mean - half, -1.0), min(mean + half, 1.0))
     return Comparison(mean, low, high, p_value, _verdict(first, second, low, high))
+
+
+def compare_rows(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None, *, most: float) -> Comparison:
+    """Compare two heads by what each row adds to the metric of each, by Student's t for the mean of the differences.
+
+    Parameters
+    ----------
+    first, second : ndarray (n,)
+        As `Measure.row_scores` returns them.
+    groups : ndarray of int (n,), or None
+        Rows of one group are alike.
+    most : float
+        No two scores are further apart.
+    """
+    won = first - second
+    unit = np.arange(len(won)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    mean, n, count = float(won.mean()), len(won), int(unit.max()) + 1
+    if count < LEAST_GROUPS:
+        return Comparison(mean, -most, most, 1.0, "cannot tell")
+    # Half a win and half a loss of the heaviest row, as in `compare`.
+    heaviest = max(float(np.abs(won).max()), float(np.ptp(first)), float(np.ptp(second)))
+    squares = float(np.sum(np.bincount(unit, weights=won - mean) ** 2)) + heaviest**2
+    error = np.sqrt(count / (count - 1) * squares) / n
+    half = float(student_t.ppf(0.975, count - 1) * error)
+    p_value = float(2 * student_t.sf(abs(mean) / error, count - 1)) if error else 1.0
+    low, high = holding(mean, max(mean - half, -most), min(mean + half, most))
+    return Comparison(mean, low, high, p_value, verdict_of(low, high))
 
 
 def _verdict(first: np.ndarray, second: np.ndarray, low: float, high: float) -> Verdict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -190,13 +190,13 @@ def _search(
 
 
 def _completed(row: SweepRow, result: HeadResult, splits: Splits) -> SweepRow:
-    scores = (result.test or result.validation).to_json()
+    scores: dict[str, float | None] = (result.test or result.validation).to_json()
     scores = {name: value for name, value in scores.items() if value is not None and name != "n"}
     if row.kind == "classification":
         reported = splits[result.reported]
         measured = calibration(reported.y, result.proba, reported.groups)
-        error = measured.expected_calibration_error
-        row = replace(row, log_loss=measured.log_loss, expected_calibration_error=error)
+        row = replace(row, expected_calibration_error=measured.expected_calibration_error)
+        scores |= {name: value for name, value in asdict(measured).items() if name.startswith("log_loss")}
     return replace(
         row,
         n=len(result.y_pred),

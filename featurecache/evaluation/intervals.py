@@ -231,6 +231,22 @@ def group_intervals(rows: np.ndarray, starts: np.ndarray, cells: Cells) -> tuple
     return np.where(np.isnan(size), np.nan, low), np.where(np.isnan(size), np.nan, high)
 
 
+def standard_error(rows: np.ndarray, groups: np.ndarray | None) -> float:
+    """Return the standard error of the mean of rows (n,), of which those with the same number are alike."""
+    unit = np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    return float(np.sqrt(np.sum(np.bincount(unit, weights=rows - rows.mean()) ** 2))) / len(rows)
+
+
+def mean_interval(rows: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
+    """Return the ends of the 95 % interval of a mean of rows (n,), by Student's t; None of too few rows or groups."""
+    count = len(rows) if groups is None else len(np.unique(groups))
+    if count < LEAST_GROUPS:
+        return None
+    error = standard_error(rows, groups) * float(np.sqrt(count / (count - 1)))
+    half = float(student_t.ppf(0.975, count - 1)) * error
+    return float(rows.mean()) - half, float(rows.mean()) + half
+
+
 def _balanced_size(correct: np.ndarray, actual: np.ndarray) -> np.ndarray:
     recall = (correct + _PSEUDO_ERRORS) / (actual + 2 * _PSEUDO_ERRORS)
     of_class = recall * (1 - recall) / actual / recall.shape[1] ** 2

@@ -108,12 +108,17 @@ class KeptResults:
             index, selection_pred, y_pred, proba = (
                 values.read() for values in (found.selection_index, found.selection_pred, found.y_pred, found.proba)
             )
+            selection_proba = None if found.selection_proba is None else found.selection_proba.read()
             selection_y = data.y[index]
             scores, test = (_scores(figures, measure) for figures in (found.validation, found.test))
         except (IndexError, TypeError, ValueError):  # no such result was kept by this program
             return None
         count = len(splits[found.reported])
         assert scores is not None
+        if measure.reads_proba and (
+            selection_proba is None or selection_proba.shape != (len(index), measure.n_outputs)
+        ):
+            return None
         if len(selection_pred) != len(index) or len(y_pred) != count or proba.shape != (count, measure.n_outputs):
             return None
         estimator = clone(configured(head, splits["train"], measure, self._random_state)).set_params(**found.params)
@@ -124,8 +129,10 @@ class KeptResults:
             selection_accuracy=found.selection_accuracy,
             selection_score=found.selection_score,
             balanced=found.balanced,
+            metric=measure.metric,
             selection_y=selection_y,
             selection_pred=selection_pred,
+            selection_proba=selection_proba,
             selection_groups=None if data.groups is None else data.groups[index],
             selection_index=index,
             selection_log_loss=found.selection_log_loss,
@@ -171,6 +178,7 @@ class KeptResults:
             seconds=result.seconds,
             selection_index=index,
             selection_pred=selection_pred,
+            selection_proba=None if result.selection_proba is None else ArrayBody.of(result.selection_proba),
             y_pred=y_pred,
             proba=proba,
         )
@@ -189,7 +197,7 @@ class KeptResults:
             "labels": self._labels,
             # Its settings on very many rows stand for the grid: that of few rows may be cut.
             "head": [head.name, repr(head.estimator), head.settings_for(1_000_000)],
-            "chosen by": features.measure.chosen_by,
+            "chosen by": features.measure.primary,
             "balanced": features.measure.balanced,
             "random_state": self._random_state,
             "versions": installed_versions(COMPUTES),
@@ -201,6 +209,6 @@ def _scores(figures: Mapping[str, float | None] | None, measure: Measure) -> Sco
     """Return scores from their plain values; raises `TypeError` where these are not those of the measure."""
     if figures is None:
         return None
-    if measure.kind != "classification":
+    if measure.kind != "classification" or measure.reads_proba:
         return ScoreValues(figures)
     return Scores(**{**figures, "n": int(figures.get("n") or 0)})  # type: ignore[arg-type]

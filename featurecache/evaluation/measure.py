@@ -1,35 +1,26 @@
-"""What a measure is: how heads of one kind of task predict, and by which scores they are chosen and shown.
-
-Scores of labels and numbers are scikit-learn's; their intervals, and comparisons of two heads, come from a bootstrap
-over samples, or over groups of them (Efron, 1979; Davison & Hinkley, 1997, 3.8), in which each resample is a weight for
-each sample: the scores are computed from weights for all resamples at once.
-"""
+"""What a measure is: how heads of one kind of task predict, and by which scores they are chosen and shown."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import (
     bounds_of_share,
-    expanded,
     num_units,
-    unseen_variance,
-    weights_of_resamples,
 )
-from featurecache.evaluation.comparison import Comparison, verdict_of
-from featurecache.evaluation.intervals import LEAST_GROUPS, holding
-from featurecache.evaluation.prediction import per_view
+from featurecache.evaluation.comparison import Comparison, compare_rows
+from featurecache.evaluation.intervals import LEAST_ROWS, holding, mean_interval, standard_error
+from featurecache.evaluation.metrics import FIGURES, OF_PROBA, is_less_better, metric_of
 from featurecache.evaluation.scores import OutputScores, Scores
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.checks import is_known
-from featurecache.heads.probability import predict_outputs
 from featurecache.specs import TaskKind
 
 
@@ -52,49 +43,114 @@ class Measure(ABC):
     ----------
     n_outputs : int
         Classes, labels or numbers.
+    metric : str, optional
+        By which settings and heads are chosen, as in `featurecache.evaluation.metrics`; the default of the kind when
+        left out.
+    balanced : bool
+        Classes count alike in fitting and calibrating, and the default metric is balanced accuracy.
+
+    Attributes
+    ----------
+    primary : str
+        The metric by its name among the scores.
+    titles : dict
+        All scores, the primary first, and what tables call them.
+    sign : float
+        The metric times this is the greater the better.
     """
 
     kind: ClassVar[TaskKind]
-    primary: ClassVar[str]
-    """The score by which heads are compared on the test split."""
-    titles: Mapping[str, str]
-    """All scores, the primary first, and what tables call them."""
-    balanced: bool = False
-    """Classes count alike."""
+    figures: Mapping[str, str]
+    """The scores that there are whatever the metric is, and what tables call them."""
 
-    def __init__(self, n_outputs: int) -> None:
-        self.n_outputs = n_outputs
+    def __init__(self, n_outputs: int, metric: str | None = None, *, balanced: bool = False) -> None:
+        self.n_outputs, self.balanced = n_outputs, balanced
+        self.metric = metric_of(self.kind, metric, balanced=balanced)
+        self.primary, title = FIGURES[self.kind][self.metric]
+        self.titles = {self.primary: title, **self.figures}
+        self.sign = -1.0 if is_less_better(self.primary) else 1.0
 
     @property
-    def chosen_by(self) -> str:
-        """Name of the score that `score` gives."""
-        return self.primary
+    def reads_proba(self) -> bool:
+        """Tell whether the metric of a task with classes reads probabilities instead of predicted classes."""
+        return self.kind == "classification" and self.metric in OF_PROBA
+
+    def outputs(self, predictions: np.ndarray, proba: np.ndarray | None) -> np.ndarray:
+        """Return what the metric reads: predictions, or probabilities.
+
+        Parameters
+        ----------
+        predictions : ndarray
+            What `predict` returned.
+        proba : ndarray or None
+            What `predict_proba` returned; needed where `reads_proba` is true.
+        """
+        if not self.reads_proba:
+            return predictions
+        assert proba is not None, "the metric reads probabilities"
+        return proba
 
     def range_of(self, name: str) -> tuple[float, float]:
         """Return the least and the greatest that a score can be."""
-        return 0.0, 1.0
+        return 0.0, np.inf if is_less_better(name) else 1.0
 
     @abstractmethod
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """Return the targets of the samples of split ``name`` as an array, or raise `TaskError`."""
 
     @abstractmethod
-    def score(self, y: np.ndarray, predictions: np.ndarray) -> float:
-        """Return the score by which settings and heads are chosen; the greater the better."""
+    def score(self, y: np.ndarray, outputs: np.ndarray) -> float:
+        """Return the metric by which settings and heads are chosen.
+
+        Parameters
+        ----------
+        y, outputs : ndarray
+            Targets, as `check` returns them, and what `outputs` returned.
+        """
 
     def weights(self, y: np.ndarray) -> np.ndarray | None:
         """Return how much each sample counts, (n_samples,) float64 with mean 1; None: all alike."""
         return None
 
-    def right(self, y: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-        """Return what each sample adds to `score`, (n_samples,) float32, where that is a mean of them; else zeros.
+    def row_scores(self, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Return what each sample adds to `score`, (n_samples,) float64, the greater the better.
+
+        The mean is the score, times `sign`; see `featurecache.evaluation.row_scores`. Zeros where it is not known.
 
         Parameters
         ----------
-        y, predictions
+        y, outputs
             As for `score`.
         """
-        return np.zeros(len(y), np.float32)
+        return np.zeros(len(y))
+
+    def weighted_score(self, y: np.ndarray, outputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what gives the score, times `sign`, for weights of the samples (R, n_samples): an array (R,).
+
+        Parameters
+        ----------
+        y, outputs
+            As for `score`.
+        """
+        rows = self.row_scores(y, outputs)
+
+        def score(weights: np.ndarray) -> np.ndarray:
+            with np.errstate(invalid="ignore"):  # a resample may leave no row out
+                return np.asarray(weights @ rows / weights.sum(axis=1))
+
+        return score
+
+    def check_defined(self, rows: str, y: np.ndarray) -> None:
+        """Raise `TaskError` where the metric needs two classes, and samples with targets ``y`` are of one."""
+        if self.metric not in ("roc_auc", "average_precision") or self.kind == "regression":
+            return
+        columns = [y] if y.ndim == 1 else list(y.T)
+        if not any(len(np.unique(column[is_known(column)])) > 1 for column in columns):
+            what = "of one class" if y.ndim == 1 else "alike in each label"
+            raise TaskError(
+                f"all {len(y)} {rows} are {what}, where {self.metric} is not defined; choose another --metric, or give "
+                "them samples of other classes"
+            )
 
     @abstractmethod
     def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
@@ -124,7 +180,13 @@ class Measure(ABC):
 
     @abstractmethod
     def scores(
-        self, y: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None, *, random_state: int
+        self,
+        y: np.ndarray,
+        predictions: np.ndarray,
+        groups: np.ndarray | None,
+        *,
+        proba: np.ndarray | None = None,
+        random_state: int,
     ) -> Scores | ScoreValues:
         """Return all scores with their intervals.
 
@@ -136,21 +198,52 @@ class Measure(ABC):
             What `predict` returned.
         groups : ndarray of int (n_samples,), or None
             Samples with the same number are drawn together.
+        proba : ndarray or None
+            What `predict_proba` returned; needed where `reads_proba` is true.
         random_state : int
             Of the bootstrap.
         """
 
-    @abstractmethod
     def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
-        """Compare the predictions of two heads for the same samples.
+        """Compare two heads on the same samples.
 
         Parameters
         ----------
         y, groups
             As for `scores`.
         first, second : ndarray
-            Predictions of each.
+            `outputs` of each.
         """
+        rows, of_second = self.row_scores(y, first), self.row_scores(y, second)
+        found = compare_rows(rows, of_second, groups, most=self.range_of(self.primary)[1])
+        return replace(found, verdict="the same answers") if np.array_equal(first, second) else found
+
+    def primary_score(
+        self, y: np.ndarray, outputs: np.ndarray, groups: np.ndarray | None, smallest: np.ndarray
+    ) -> dict[str, float | None]:
+        """Return the metric with its interval, from what each sample adds to it.
+
+        Parameters
+        ----------
+        y, outputs
+            As for `score`.
+        groups : ndarray of int (n_samples,), or None
+        smallest : ndarray of int (n_outputs,)
+            Samples of each class or label, or without it if these are fewer: what the area under its curve is of.
+        """
+        value, rows = self.score(y, outputs), self.row_scores(y, outputs)
+        ends = mean_interval(rows, groups)
+        if is_less_better(self.primary) and ends is not None:
+            ends = max(-ends[1], 0.0), -ends[0]
+        elif ends is not None:
+            sizes = smallest[smallest > 0]
+            count, size = num_units(len(y), groups), len(sizes) / float(np.sum(1 / sizes))
+            error = standard_error(rows, groups)
+            # One sample of a rare class weighs too much, as in balanced accuracy.
+            few = self.kind == "classification" and smallest.min() < LEAST_ROWS
+            ends = None if few else bounds_of_share(value, error, size, count)
+        low, high = (None, None) if ends is None else holding(value, *ends)
+        return {self.primary: value, f"{self.primary}_low": low, f"{self.primary}_high": high}
 
     @abstractmethod
     def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
@@ -163,129 +256,3 @@ class Measure(ABC):
         names : list of str
             Of the classes, labels or numbers.
         """
-
-
-class ResampledMeasure(Measure):
-    """Scores that are computed from weights."""
-
-    def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
-        """Return what a head predicts, (n_samples, n_outputs): the mean over what a sample is evaluated on.
-
-        Parameters
-        ----------
-        estimator, data, temperature
-            As for `Measure.predict`.
-        """
-        return per_view(data, lambda rows: predict_outputs(estimator, rows)).mean(axis=1)
-
-    def predict_proba(
-        self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
-    ) -> np.ndarray:
-        """Return the predictions: they are what `Measure` asks for.
-
-        Parameters
-        ----------
-        estimator, data, temperature, predictions
-            As for `Measure.predict_proba`.
-        """
-        return predictions
-
-    def scores(
-        self, y: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None, *, random_state: int
-    ) -> ScoreValues:
-        """Return all scores with their intervals.
-
-        Parameters
-        ----------
-        y, predictions, groups, random_state
-            As for `Measure.scores`.
-        """
-        weighted = self.weighted(y, predictions)
-        draws = np.concatenate([weighted(weights) for weights in weights_of_resamples(len(y), groups, random_state)])
-        point, count, sizes = np.array(self.point(y, predictions)), num_units(len(y), groups), self.sizes(y)
-        draws[:, np.isnan(point)] = 0.0
-        low, high = expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), count)
-        found = ScoreValues(n=len(y))
-        for index, name in enumerate(self.titles):
-            if np.isnan(point[index]):
-                found |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
-                continue
-            value = found[name] = float(point[index])
-            least, most = self.range_of(name)
-            ends = float(max(low[index], least)), float(min(high[index], most))
-            if sizes and count >= LEAST_GROUPS:
-                ends = bounds_of_share(min(value, 1.0), float(np.nanstd(draws[:, index])), sizes[index], count)
-            # Rounding leaves a little of a width of none, which says nothing of the samples that were not drawn.
-            is_known = count >= LEAST_GROUPS and ends[1] - ends[0] > 1e-12
-            found[f"{name}_low"], found[f"{name}_high"] = holding(value, *ends) if is_known else (None, None)
-        return found
-
-    def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
-        """Compare by a bootstrap of the difference: both heads on the same resamples.
-
-        Parameters
-        ----------
-        y, first, second, groups
-            As for `Measure.compare`.
-        """
-        index = list(self.titles).index(self.primary)
-        one, other = self.weighted(y, first), self.weighted(y, second)
-        # Both heads on the same resamples: what makes a sample hard cancels.
-        draws = np.concatenate([one(w)[:, index] - other(w)[:, index] for w in weights_of_resamples(len(y), groups, 0)])
-        # A resample may hold one number only, whose R2 is not defined.
-        draws = draws[np.isfinite(draws)]
-        difference = float(self.point(y, first)[index] - self.point(y, second)[index])
-        count, sizes = num_units(len(y), groups), self.sizes(y)
-        # What is compared may vary in no resample; of few groups it is not known how much they differ.
-        if not len(draws) or count < LEAST_GROUPS:
-            return Comparison(difference, -np.inf, np.inf, 1.0, "cannot tell")
-        low, high = (float(end) for end in expanded(difference, np.percentile(draws, [2.5, 97.5]), count))
-        # As if one answer more were different: heads that differ nowhere are not equal for certain, and those that
-        # differ once are hardly less so.
-        unseen = unseen_variance(sizes[index], count) / sizes[index] if sizes else 0.0
-        half = float(student_t.ppf(0.975, count - 1)) * np.sqrt(unseen)
-        low, high = (
-            difference - float(np.hypot(difference - low, half)),
-            difference + float(np.hypot(high - difference, half)),
-        )
-        # The bootstrap divides by n: a t-test of few units needs n - 1.
-        error = np.sqrt(float(draws.var()) * count / (count - 1) + unseen)
-        p_value = float(2 * student_t.sf(abs(difference) / error, count - 1)) if error else 1.0
-        verdict = "the same answers" if np.array_equal(first, second) else verdict_of(low, high)
-        return Comparison(difference, low, high, p_value, verdict)
-
-    def sizes(self, y: np.ndarray) -> list[float]:
-        """Return how many right or wrong answers each score is of, in the order of ``titles``; of numbers, nothing."""
-        return []
-
-    @abstractmethod
-    def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
-        """Return scikit-learn's scores, in the order of ``titles``."""
-
-    @abstractmethod
-    def weighted(self, y: np.ndarray, predictions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Return what gives the scores (R, n_figures) of the samples for weights (R, n_samples)."""
-
-
-def where_known(y: np.ndarray, predictions: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is known of one label or number, and what a head predicts there.
-
-    Parameters
-    ----------
-    y, predictions : ndarray (n_samples, n_outputs)
-    k : int
-        Which label or number.
-    """
-    # Unknown is not negative: scores are of what is known.
-    known = is_known(y[:, k])
-    return y[known, k], predictions[known, k]
-
-
-def check_known(name: str, y: np.ndarray) -> None:
-    """Raise `TaskError` for a label or number of which the train split knows nothing."""
-    nothing = np.flatnonzero(~is_known(y).any(axis=0))
-    if name == "train" and len(nothing):
-        raise TaskError(
-            f"label or number {nothing[0] + 1} of {y.shape[1]} is not known for any of the {len(y)} train rows; leave "
-            "it out, or divide the samples otherwise"
-        )

@@ -1,4 +1,4 @@
-"""What it means to be right about classes, about labels and about numbers: one measure for each kind of task."""
+"""What it means to be right about labels, and the measure for each kind of task."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from sklearn.base import BaseEstimator
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     f1_score,
     precision_recall_fscore_support,
-    recall_score,
 )
 
 from featurecache.errors import TaskError
 from featurecache.evaluation.bootstrap import average_precision, ranked
-from featurecache.evaluation.comparison import Comparison, compare
-from featurecache.evaluation.measure import Measure, ResampledMeasure, check_known, where_known
+from featurecache.evaluation.class_measure import OfClasses
+from featurecache.evaluation.measure import Measure, ScoreValues
 from featurecache.evaluation.number_measure import OfNumbers
-from featurecache.evaluation.prediction import split_classes, split_proba
-from featurecache.evaluation.scores import OutputScores, Scores, per_class, score
-from featurecache.evaluation.split_data import SplitData
+from featurecache.evaluation.resampled_measure import ResampledMeasure, check_known, where_known
+from featurecache.evaluation.row_scores import log_loss_rows, mean_rows, roc_auc
+from featurecache.evaluation.scores import OutputScores
 from featurecache.heads.checks import UNKNOWN, is_known, is_partial
 from featurecache.specs import TaskKind, task_kind
 
 
-def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False, names: Sequence[str] = ()) -> Measure:
+def measure_of(
+    kind: TaskKind,
+    n_outputs: int,
+    *,
+    balanced: bool = False,
+    metric: str | None = None,
+    names: Sequence[str] = (),
+) -> Measure:
     """Return the measure for a kind of task.
 
     Parameters
@@ -37,135 +42,33 @@ def measure_of(kind: TaskKind, n_outputs: int, *, balanced: bool = False, names:
         Classes, labels or numbers.
     balanced : bool
         Classes count alike.
+    metric : str, optional
+        By which settings and heads are chosen; see `featurecache.evaluation.metrics`.
     names : sequence of str
         Of several numbers, for the scores that each has by itself; counted through when left out.
 
     Raises
     ------
     TaskError
-        Balanced classes where there are none.
+        Balanced classes where there are none, or a metric that tasks of this kind do not have.
+    UnknownNameError
+        There is no such metric.
     """
     kind = task_kind(kind)
     if kind == "classification":
-        return OfClasses(n_outputs, balanced=balanced)
+        return OfClasses(n_outputs, metric, balanced=balanced)
     if balanced:
         raise TaskError(
             f"balanced classes are for tasks with classes, and this one is of kind {kind}; leave balanced out"
         )
-    return OfLabels(n_outputs) if kind == "multilabel" else OfNumbers(n_outputs, names)
-
-
-class OfClasses(Measure):
-    """Accuracy, or balanced accuracy."""
-
-    kind = "classification"
-    primary = "accuracy"
-    titles = MappingProxyType({"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"})
-
-    def __init__(self, n_outputs: int, *, balanced: bool = False) -> None:
-        super().__init__(n_outputs)
-        self.balanced = balanced
-
-    @property
-    def chosen_by(self) -> str:
-        """See `Measure`."""
-        return "balanced_accuracy" if self.balanced else self.primary
-
-    def check(self, name: str, y: np.ndarray) -> np.ndarray:
-        """See `Measure`."""
-        if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= self.n_outputs:
-            last = self.n_outputs - 1
-            raise TaskError(f"{name} labels are not class indices in 0..{last}; encode labels as class indices")
-        if name == "train" and len(classes := np.unique(y)) < 2:
-            raise TaskError(
-                f"all {len(y)} train rows are of class {int(classes[0])}; a head needs rows of two classes or more"
-            )
-        return y.astype(np.int64)
-
-    def score(self, y: np.ndarray, predictions: np.ndarray) -> float:
-        """See `Measure`."""
-        if self.balanced:
-            return float(recall_score(y, predictions, labels=np.unique(y), average="macro", zero_division=0.0))
-        return float(np.mean(y == predictions))
-
-    def weights(self, y: np.ndarray) -> np.ndarray | None:
-        """See `Measure`: balanced, all classes that occur have the same total."""
-        if not self.balanced:
-            return None
-        counts = np.bincount(y)
-        return np.asarray(len(y) / (np.count_nonzero(counts) * counts[y]))
-
-    def right(self, y: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-        """See `Measure`.
-
-        Parameters
-        ----------
-        y, predictions
-            As for `score`.
-        """
-        weight = self.weights(y)
-        right = y == predictions
-        return np.asarray(right if weight is None else right * weight, np.float32)
-
-    def predict(self, estimator: BaseEstimator, data: SplitData, temperature: float) -> np.ndarray:
-        """Return class indices (n_samples,).
-
-        Parameters
-        ----------
-        estimator, data, temperature
-            As for `Measure.predict`.
-        """
-        return split_classes(estimator, data, temperature, self.n_outputs)
-
-    def predict_proba(
-        self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
-    ) -> np.ndarray:
-        """See `Measure`.
-
-        Parameters
-        ----------
-        estimator, data, temperature, predictions
-            As for `Measure.predict_proba`.
-        """
-        return split_proba(estimator, data, temperature, self.n_outputs)
-
-    def scores(self, y: np.ndarray, predictions: np.ndarray, groups: np.ndarray | None, *, random_state: int) -> Scores:
-        """Return all scores with their intervals.
-
-        Parameters
-        ----------
-        y, predictions, groups, random_state
-            As for `Measure.scores`.
-        """
-        return score(y, predictions, self.n_outputs, groups=groups)
-
-    def compare(self, y: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray | None) -> Comparison:
-        """Compare two heads.
-
-        Parameters
-        ----------
-        y, first, second, groups
-            As for `Measure.compare`.
-        """
-        return compare(y, first, second, groups, balanced=self.balanced)
-
-    def per_output(self, y: np.ndarray, predictions: np.ndarray, names: list[str]) -> list[OutputScores]:
-        """Return precision, recall and F1 of each class.
-
-        Parameters
-        ----------
-        y, predictions, names
-            As for `Measure.per_output`.
-        """
-        return per_class(y, predictions, names)
+    return OfLabels(n_outputs, metric) if kind == "multilabel" else OfNumbers(n_outputs, names, metric=metric)
 
 
 class OfLabels(ResampledMeasure):
     """Mean average precision; predictions are probabilities, and a label is named from one half on."""
 
     kind = "multilabel"
-    primary = "mean_average_precision"
-    titles = MappingProxyType(
+    figures = MappingProxyType(
         {
             "mean_average_precision": "mean AP",
             "micro_f1": "micro F1",
@@ -185,25 +88,72 @@ class OfLabels(ResampledMeasure):
         # Average precision of a label that no sample has is not defined.
         if not (y == 1).any():
             raise TaskError(f"no label holds for any of the {len(y)} {name} rows; nothing can be evaluated by them")
+        if name != "train":
+            self.check_defined(f"{name} rows", y)
         return y.astype(np.int64)
 
-    def score(self, y: np.ndarray, predictions: np.ndarray) -> float:
-        """See `Measure`."""
-        there = (y == 1).any(axis=0)
-        if not is_partial(y):
-            return float(average_precision_score(y[:, there], predictions[:, there], average="macro"))
-        return float(
-            np.mean([average_precision_score(*where_known(y, predictions, k)) for k in np.flatnonzero(there).tolist()])
-        )
+    def score(self, y: np.ndarray, outputs: np.ndarray) -> float:
+        """See `Measure`.
+
+        Parameters
+        ----------
+        y, outputs
+            As for `Measure.score`.
+        """
+        if not self.is_drawn:
+            return self.sign * float(np.mean(self.row_scores(y, outputs)))
+        if self.metric == "average_precision":
+            return _mean_average_precision(y, outputs)
+        return self.point(y, outputs)[list(self.figures).index(self.primary)]
+
+    def row_scores(self, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """See `Measure`; of the area under the ROC curve and of log loss.
+
+        Parameters
+        ----------
+        y, outputs
+            As for `Measure.row_scores`.
+        """
+        if self.metric == "roc_auc":
+            return mean_rows(list(y.T), list(outputs.T), roc_auc)
+        if self.metric == "log_loss":
+            known = is_known(y)
+            of_known = np.where(known, log_loss_rows(np.where(y == 1, outputs, 1 - outputs)), 0.0)
+            # The mean over labels of the mean over the rows where each is known.
+            times = known.sum(axis=0)
+            return len(y) * (of_known / np.maximum(times, 1)).sum(axis=1) / np.count_nonzero(times)
+        return super().row_scores(y, outputs)
+
+    def scores(
+        self,
+        y: np.ndarray,
+        predictions: np.ndarray,
+        groups: np.ndarray | None,
+        *,
+        proba: np.ndarray | None = None,
+        random_state: int,
+    ) -> ScoreValues:
+        """Return all scores with their intervals.
+
+        Parameters
+        ----------
+        y, predictions, groups, proba, random_state
+            As for `Measure.scores`.
+        """
+        found = super().scores(y, predictions, groups, random_state=random_state)
+        if not self.is_drawn:
+            smallest = np.minimum((y == 1).sum(axis=0), (y == 0).sum(axis=0))
+            found |= self.primary_score(y, predictions, groups, smallest)
+        return found
 
     def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
         """See `ResampledMeasure`."""
-        named = (predictions > 0.5).astype(np.int64)
+        named, mean = (predictions > 0.5).astype(np.int64), _mean_average_precision(y, predictions)
         if is_partial(y):
             (found,) = self.weighted(y, predictions)(np.ones((1, len(y))))
-            return [self.score(y, predictions), *map(float, found[1:])]
+            return [mean, *map(float, found[1:])]
         f1 = [float(f1_score(y, named, average=average, zero_division=0.0)) for average in ("micro", "macro")]
-        return [self.score(y, predictions), *f1, float(accuracy_score(y, named))]
+        return [mean, *f1, float(accuracy_score(y, named))]
 
     def sizes(self, y: np.ndarray) -> list[float]:
         """See `ResampledMeasure`."""
@@ -260,3 +210,11 @@ class OfLabels(ResampledMeasure):
                 rates = precision_recall_fscore_support(holds, values > 0.5, average="binary", zero_division=0.0)
                 found[-1] |= zip(("precision", "recall", "f1"), map(float, rates[:3]), strict=True)
         return found
+
+
+def _mean_average_precision(y: np.ndarray, predictions: np.ndarray) -> float:
+    there = (y == 1).any(axis=0)
+    if not is_partial(y):
+        return float(average_precision_score(y[:, there], predictions[:, there], average="macro"))
+    known = [where_known(y, predictions, k) for k in np.flatnonzero(there).tolist()]
+    return float(np.mean([average_precision_score(*one) for one in known]))

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from featurecache.errors import TaskError
-from featurecache.evaluation.measure import ResampledMeasure, check_known, where_known
+from featurecache.evaluation.resampled_measure import ResampledMeasure, check_known, where_known
 from featurecache.evaluation.scores import OutputScores
 from featurecache.heads.checks import is_partial
 
@@ -29,19 +29,20 @@ class OfNumbers(ResampledMeasure):
     n_outputs : int
     names : sequence of str
         Of the numbers.
+    metric : str, optional
+        There is one: ``r2``.
     """
 
     kind = "regression"
-    primary = "r2"
-    titles: Mapping[str, str] = MappingProxyType({"r2": "R2", **_ERRORS})
+    figures: Mapping[str, str] = MappingProxyType({"r2": "R2", **_ERRORS})
 
-    def __init__(self, n_outputs: int, names: Sequence[str] = ()) -> None:
-        super().__init__(n_outputs)
+    def __init__(self, n_outputs: int, names: Sequence[str] = (), *, metric: str | None = None) -> None:
         if n_outputs > 1:
             names = names or [f"number {k + 1}" for k in range(n_outputs)]
             # The name comes first: after it, "mass_low" would be taken for a bound of "mass".
             of_each = {f"{name} {key}": f"{name} {title}" for name in names for key, title in _ERRORS.items()}
-            self.titles = {"r2": "mean R2", **of_each}
+            self.figures = {"r2": "mean R2", **of_each}
+        super().__init__(n_outputs, metric)
 
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """See `Measure`."""

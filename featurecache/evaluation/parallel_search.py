@@ -31,6 +31,7 @@ def evaluate_heads(
     n_jobs: int = -1,
     kind: TaskKind = "classification",
     balanced: bool = False,
+    metric: str | None = None,
     random_state: int = 0,
     progress: Progress | None = None,
 ) -> list[HeadResult]:
@@ -38,7 +39,7 @@ def evaluate_heads(
 
     Parameters
     ----------
-    heads, splits, n_classes, kind, balanced, random_state
+    heads, splits, n_classes, kind, balanced, metric, random_state
         As for `featurecache.evaluation.search.evaluate_head`.
     n_jobs : int
         Processes at most; -1 is one per core. Results do not depend on it.
@@ -56,7 +57,7 @@ def evaluate_heads(
         As for one head; a head that refuses the data is named.
     """
     named = list({head.name: head for head in (resolve(name, kind) for name in heads)}.values())
-    measure = measure_of(kind, n_classes, balanced=balanced)
+    measure = measure_of(kind, n_classes, balanced=balanced, metric=metric)
     return search_all([HeadsAndData(named, splits)], measure, random_state, n_jobs=n_jobs, progress=progress)[0]
 
 

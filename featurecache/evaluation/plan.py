@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featurecache.errors import RequestError
+from featurecache.evaluation.metrics import metric_of
 from featurecache.evaluation.resampling import Resampling
 from featurecache.evaluation.search import HeadLike, resolve
 from featurecache.heads.head import NamedHead
@@ -35,6 +36,8 @@ class Plan:
     balanced : bool
         Choose settings by balanced accuracy, and give all classes the same total weight where the head can; for tasks
         with classes only.
+    metric : str or None
+        Choose settings, and compare heads, by this one; see `featurecache.evaluation.metrics`.
     """
 
     heads: Sequence[HeadLike] = ()
@@ -45,6 +48,7 @@ class Plan:
     on_test: bool = False
     tta: bool = False
     balanced: bool = False
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -99,10 +103,13 @@ class Plan:
         ------
         RequestError
             Shots or balanced classes, for a task without classes; or a head that is for other kinds of task.
+        TaskError
+            A metric that is for other kinds of task.
         UnknownNameError
-            A head that there is not at all.
+            A head or a metric that there is not at all.
         """
         self.heads_for(task)
+        metric_of(task.kind, self.metric)
         if task.kind == "classification":
             return
         about = f"are for tasks with classes, and {task.name!r} is of kind {task.kind}"

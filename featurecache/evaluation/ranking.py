@@ -19,7 +19,7 @@ Trained = TypeVar("Trained")
 def ranked(heads: Sequence[Trained], measure: Measure, result_of: Callable[[Trained], HeadResult]) -> list[Trained]:
     """Return heads in an order whose first is the one to keep.
 
-    It is chosen as settings are (see `featurecache.evaluation.selection`): by log loss, among the heads whose score is
+    It is chosen as settings are (see `featurecache.evaluation.selection`): by log loss, among the heads whose metric is
     within one standard error of the best. All others follow by their score; of equals, the order stays.
 
     Parameters
@@ -30,7 +30,7 @@ def ranked(heads: Sequence[Trained], measure: Measure, result_of: Callable[[Trai
     result_of : callable
         Returns the result of a head.
     """
-    by_score = sorted(heads, key=lambda head: -result_of(head).selection_score)
+    by_score = sorted(heads, key=lambda head: -measure.sign * result_of(head).selection_score)
     if len(by_score) < 2 or measure.kind != "classification":
         return by_score
     top = result_of(by_score[0])
@@ -44,8 +44,10 @@ def ranked(heads: Sequence[Trained], measure: Measure, result_of: Callable[[Trai
 
 def _within_chance(result: HeadResult, top: HeadResult, measure: Measure) -> bool:
     """Tell whether the samples by which both were chosen leave open which is right more often."""
-    right = measure.right(result.selection_y, result.selection_pred).astype(np.float64)
-    of_top = measure.right(top.selection_y, top.selection_pred).astype(np.float64)
+    right, of_top = (
+        measure.row_scores(one.selection_y, measure.outputs(one.selection_pred, one.selection_proba))
+        for one in (result, top)
+    )
     if np.array_equal(result.selection_y, top.selection_y):
         return is_within_chance(of_top - right, top.selection_groups)
     # Samples that are bad for one network are not for another; then errors are not paired.

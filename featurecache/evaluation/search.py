@@ -33,6 +33,7 @@ from featurecache.evaluation.split_data import SplitData, Splits, check_splits
 from featurecache.heads.checks import is_partial
 from featurecache.heads.fitting import fit_estimator, fit_folds, refusals
 from featurecache.heads.head import NamedHead, Setting
+from featurecache.heads.probability import has_decisions
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.heads.threads import one_thread
 from featurecache.specs import TaskKind, task_kind
@@ -56,13 +57,17 @@ class HeadResult:
     selection_accuracy: float | None
     """On the rows by which the setting was chosen; None where there are no classes."""
     selection_score: float
-    """By which setting and head are chosen, never by the test split: `Measure.score` on those rows."""
+    """The metric by which setting and head are chosen, never on the test split: `Measure.score` on those rows."""
     balanced: bool
-    """Classes count alike, in choosing and, where the head can, in fitting."""
+    """Classes count alike in fitting, where the head can, and in choosing unless the metric says otherwise."""
+    metric: str
+    """By which settings and heads are chosen; see `featurecache.evaluation.metrics`."""
     selection_y: np.ndarray
     """Class indices of these rows, (n,) int64."""
     selection_pred: np.ndarray
     """What the chosen setting predicted for them, fitted on others, (n,) int64: for comparisons with other heads."""
+    selection_proba: np.ndarray | None
+    """Its calibrated probabilities of them, (n, n_classes) float64, where the metric reads them; else None."""
     selection_groups: np.ndarray | None
     """Groups of these rows, (n,), or None."""
     selection_index: np.ndarray
@@ -100,6 +105,7 @@ class HeadResult:
             "selection_score": self.selection_score,
             "selection_log_loss": self.selection_log_loss,
             "balanced": self.balanced,
+            "metric": self.metric,
             "reported": self.reported,
             "converged": self.converged,
             "kept": self.is_kept,
@@ -115,6 +121,7 @@ def evaluate_head(
     *,
     kind: TaskKind = "classification",
     balanced: bool = False,
+    metric: str | None = None,
     random_state: int = 0,
 ) -> HeadResult:
     """Choose, fit and score one head by the protocol at the top of this module.
@@ -133,6 +140,8 @@ def evaluate_head(
         Of the task: ``classification``, ``multilabel`` or ``regression``.
     balanced : bool
         Choose by balanced accuracy, and give all classes the same total weight where the head can.
+    metric : str, optional
+        Choose by this one instead; see `featurecache.evaluation.metrics`.
     random_state : int
         Seeds folds, heads and bootstrap.
 
@@ -143,7 +152,7 @@ def evaluate_head(
     HeadError
         Features that are not finite, or that the head refuses.
     """
-    named, measure = resolve(head, kind), measure_of(kind, n_classes, balanced=balanced)
+    named, measure = resolve(head, kind), measure_of(kind, n_classes, balanced=balanced, metric=metric)
     return search(named, check_splits(splits, measure.check), measure, random_state)
 
 
@@ -234,9 +243,11 @@ def _scored(
     data, held_out = splits[reported], selection.data
     y_pred = measure.predict(final, data, chosen.temperature)
     proba = measure.predict_proba(final, data, chosen.temperature, y_pred)
-    scores = of_selection = measure.scores(data.y, y_pred, data.groups, random_state=random_state)
+    scores = of_selection = measure.scores(data.y, y_pred, data.groups, proba=proba, random_state=random_state)
     if reported == "test":
-        of_selection = measure.scores(held_out.y, chosen.y_pred, held_out.groups, random_state=random_state)
+        of_selection = measure.scores(
+            held_out.y, chosen.y_pred, held_out.groups, proba=chosen.proba, random_state=random_state
+        )
     accuracy = float(np.mean(held_out.y == chosen.y_pred)) if held_out.y.ndim == 1 else None
     return HeadResult(
         head=head.name,
@@ -245,8 +256,10 @@ def _scored(
         selection_accuracy=accuracy,
         selection_score=chosen.score,
         balanced=measure.balanced,
+        metric=measure.metric,
         selection_y=held_out.y,
         selection_pred=chosen.y_pred,
+        selection_proba=chosen.proba,
         selection_groups=held_out.groups,
         selection_index=selection.index,
         selection_log_loss=chosen.log_loss,
@@ -293,9 +306,14 @@ def configured(head: NamedHead, train: SplitData, measure: Measure, random_state
     Raises
     ------
     HeadError
-        A head that needs tokens, and features without; that cannot weigh samples, and samples with weights; or that
-        holds all rows in memory, and features that do not fit there.
+        A head that needs tokens, and features without; that cannot weigh samples, and samples with weights; that holds
+        all rows in memory, and features that do not fit there; or that has no probabilities, and a metric of these.
     """
+    if measure.reads_proba and not has_decisions(head.estimator):
+        raise HeadError(
+            f"head {head.name!r} has neither probabilities nor decision values, which {measure.metric} needs; choose "
+            "another head, or another --metric"
+        )
     if train.weight is not None and not head.takes_weights:
         able = ", ".join(list_heads(kind=measure.kind, weighted=True))
         raise HeadError(f"head {head.name!r} cannot weigh samples, and these have weights; choose among {able}")

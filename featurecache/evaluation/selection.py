@@ -1,10 +1,10 @@
 """The best of a head's settings, on held-out rows or by cross-validation inside the training rows.
 
-A setting is chosen by the log loss of its probabilities, among those whose accuracy on the same rows is within chance
-of the best (two standard errors of the paired difference): on few rows accuracy takes few values, and what it prefers
-is mostly chance; log loss says of every row how right its probabilities are (Gneiting & Raftery, "Strictly proper
-scoring rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error is small, and accuracy
-decides.
+A setting is chosen by the log loss of its probabilities, among those whose accuracy on the same rows, or another metric
+in its place, is within chance of the best (two standard errors of the paired difference): on few rows accuracy takes
+few values, and what it prefers is mostly chance; log loss says of every row how right its probabilities are (Gneiting &
+Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA 102, 2007). With many rows the standard error
+is small, and accuracy decides.
 
 Probabilities are calibrated first, for each setting by a temperature of its own: how sure a head is, a temperature can
 mend, and how well it tells classes apart it cannot. Of logistic regressions whose log loss is within half a standard
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -51,11 +51,11 @@ class _Candidate:
     params: Setting
     y_pred: np.ndarray
     """Of the first repeat."""
-    score: float
-    """Mean over the repeats so far."""
-    right: np.ndarray
-    """What each sample adds to the score, (n_samples,) float32, also the mean over the repeats."""
-    decisions: list[np.ndarray]
+    gain: float = 0.0
+    """The metric, times `Measure.sign`; the mean over the repeats so far."""
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.float32))
+    """What each sample adds to it, (n_samples,) float32, also the mean over the repeats."""
+    decisions: list[np.ndarray] = field(default_factory=list)
     """Of each repeat until they are all there, (n_samples, n_views, n_classes); none without classes or
     probabilities."""
     temperature: float = 1.0
@@ -63,6 +63,14 @@ class _Candidate:
     """Log loss of the probabilities, calibrated with this temperature; the mean over the repeats."""
     losses: np.ndarray | None = None
     """Of each sample, (n_samples,) float32."""
+    proba: np.ndarray | None = None
+    """Calibrated, of the first repeat, (n_samples, n_classes) float64, where the metric reads probabilities."""
+
+    def add(self, repeat: int, measure: Measure, y: np.ndarray, outputs: np.ndarray) -> None:
+        """Take in the metric of one repeat of the folds."""
+        rows = np.asarray(measure.row_scores(y, outputs), np.float32)
+        self.gain += (measure.sign * measure.score(y, outputs) - self.gain) / (repeat + 1)
+        self.rows = self.rows + (rows - self.rows) / (repeat + 1)
 
 
 class Selection:
@@ -115,6 +123,7 @@ class Selection:
         self.index = np.flatnonzero(self.folds[0] >= 0)
         self.is_informed = train.y.ndim == 2 or num_known(train.y, self.folds[0]) > 0
         self.data = train if len(self.index) == len(train) else train.for_evaluation(self.index)
+        measure.check_defined("train rows that folds hold out", self.data.y)
         self._held_out = []
         for fold in self.folds:
             of_folds = [np.flatnonzero(fold == number) for number in np.unique(fold[self.index])]
@@ -147,15 +156,13 @@ class Selection:
         order = np.argsort(np.concatenate([index for index, _, _ in parts]))
         y_pred = np.concatenate([y_pred for _, y_pred, _ in parts])[order]
         found = [decisions for _, _, decisions in parts if decisions is not None]
-        score = self._measure.score(self.data.y, y_pred)
-        right = np.asarray(self._measure.right(self.data.y, y_pred), np.float32)
         if repeat == 0:
             value = params.get(self._regularization or "")
             self._from_strong_to_weak.setdefault(value, len(self._from_strong_to_weak))
-            self._candidates[number] = _Candidate(dict(params), y_pred, score, right, [])
+            self._candidates[number] = _Candidate(dict(params), y_pred)
         candidate = self._candidates[number]
-        candidate.score += (score - candidate.score) / (repeat + 1)
-        candidate.right += (right - candidate.right) / (repeat + 1)
+        if not self._measure.reads_proba:
+            candidate.add(repeat, self._measure, self.data.y, y_pred)
         if found:
             candidate.decisions.append(np.concatenate(found)[order])
         if repeat == len(self.folds) - 1:
@@ -166,20 +173,21 @@ class Selection:
         """Return the best setting; of equals the one that was offered first."""
         assert self._candidates, "the grid is empty"
         candidates = [self._candidates[number] for number in sorted(self._candidates)]
-        top = max(candidates, key=lambda candidate: (candidate.score, -_loss(candidate)))
-        if top.loss is not None:
+        top = max(candidates, key=lambda candidate: (candidate.gain, -_loss(candidate)))
+        # Of log loss itself, the least is taken.
+        if top.loss is not None and self._measure.metric != "log_loss":
             able = [
                 candidate
                 for candidate in candidates
-                if is_within_chance(top.right - candidate.right, self.data.groups, standard_errors=_OF_ACCURACY)
+                if is_within_chance(top.rows - candidate.rows, self.data.groups, standard_errors=_OF_ACCURACY)
             ]
             least = min(map(_loss, able))
             top = next(candidate for candidate in able if _loss(candidate) <= least + _SAME_LOSS)
             if self._regularization is not None:
                 alike = [candidate for candidate in able if self._is_as_likely(candidate, top)]
                 top = min(alike, key=lambda candidate: (-self._weakness(candidate), _loss(candidate)))
-        score = self._measure.score(self.data.y, top.y_pred)
-        return Chosen(top.params, score, top.y_pred, top.temperature, top.loss)
+        score = self._measure.score(self.data.y, self._measure.outputs(top.y_pred, top.proba))
+        return Chosen(top.params, score, top.y_pred, top.proba, top.temperature, top.loss)
 
     def _predict(self, estimator: BaseEstimator, data: SplitData) -> tuple[np.ndarray, np.ndarray | None]:
         measure = self._measure
@@ -202,7 +210,12 @@ class Selection:
         weight = self._measure.weights(y)
         # Repeats are of the same samples, as views are.
         found = fit_temperature(np.concatenate(repeats, axis=1), y, weight, near_one=self._near_one)
-        of_label = [calibrated(decisions, found)[np.arange(len(y)), y] for decisions in repeats]
+        probabilities = [calibrated(decisions, found) for decisions in repeats]
+        if self._measure.reads_proba:
+            for repeat, proba in enumerate(probabilities):
+                candidate.add(repeat, self._measure, y, proba)
+            candidate.proba = probabilities[0]
+        of_label = [proba[np.arange(len(y)), y] for proba in probabilities]
         losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY)).mean(axis=0)
         candidate.temperature, candidate.loss = found, float(np.average(losses, weights=weight))
         candidate.losses = np.asarray(losses if weight is None else losses * weight, np.float32)
@@ -221,7 +234,7 @@ class Selection:
 
     def _is_better(self, one: _Candidate, other: _Candidate) -> bool:
         """Tell whether the other need not be kept while the one is."""
-        if one.score < other.score or _loss(one) > _loss(other) + _SAME_LOSS:
+        if one.gain < other.gain or _loss(one) > _loss(other) + _SAME_LOSS:
             return False
         return self._weakness(one) >= self._weakness(other) or not self._is_as_likely(other, one)
 
@@ -250,9 +263,11 @@ class Chosen:
     ----------
     params : dict
     score : float
-        `Measure.score` of ``y_pred``.
+        `Measure.score` of what the metric reads of these.
     y_pred : ndarray
         Predictions of the first repeat, fitted on other samples: (n,) class indices, or (n, n_outputs).
+    proba : ndarray or None
+        Likewise, calibrated probabilities (n, n_classes) float64, where the metric reads them.
     temperature : float
         That calibrates its probabilities; 1.0 where it has none.
     log_loss : float or None
@@ -262,6 +277,7 @@ class Chosen:
     params: Setting
     score: float
     y_pred: np.ndarray
+    proba: np.ndarray | None
     temperature: float
     log_loss: float | None
 

@@ -13,6 +13,7 @@ from scipy.stats import t as student_t
 from featurecache.evaluation.comparison import Verdict, verdict_of
 from featurecache.evaluation.intervals import holding
 from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.metrics import is_less_better
 from featurecache.evaluation.proportions import Z95, wilson
 from featurecache.evaluation.sweep_row import SweepNames, SweepRow
 
@@ -78,7 +79,7 @@ def summarise(rows: Sequence[SweepRow]) -> list[SweepLine]:
         groups.setdefault(_names_of(row), []).append(row)
     # Rows that failed have no score, and stay out of all comparisons.
     lines = [(_line(group), [row for row in group if row.error is None]) for group in groups.values()]
-    lines.sort(key=lambda line: (_sort_key(line[0]), math.inf if line[0].score is None else -line[0].score))
+    lines.sort(key=lambda line: (_sort_key(line[0]), math.inf if line[0].score is None else -_gain(line[0])))
     best: dict[tuple[object, ...], list[SweepRow]] = {}
     found = []
     for line, good in lines:
@@ -98,6 +99,12 @@ def uncompared(lines: Sequence[SweepLine]) -> list[SweepLine]:
         for line in lines
         if line is not best[_shared_by(line)] and line.score is not None and line.against_best is None
     ]
+
+
+def _gain(line: SweepLine | SweepRow) -> float:
+    """Return the score of a line that has one, the greater the better."""
+    assert line.score is not None
+    return -line.score if is_less_better(line.measure) else line.score
 
 
 def _sort_key(line: SweepLine) -> list[tuple[int, float, str]]:
@@ -197,7 +204,7 @@ def _against(rows: list[SweepRow], best: list[SweepRow]) -> Verdict | None:
     shared = [(row, theirs[row.seed, row.fold]) for row in rows if (row.seed, row.fold) in theirs]
     if len(shared) < 2:
         return None
-    differences = np.array([row.score - other.score for row, other in shared])
+    differences = np.array([_gain(row) - _gain(other) for row, other in shared])
     mean = float(differences.mean())
     sampling = [_sampling_variance_of_difference(*pair) for pair in shared]
     half = _half_width(differences, [row for row, _ in shared], None if None in sampling else _mean(sampling))

@@ -16,6 +16,7 @@ from featurecache.errors import ReportWarning
 from featurecache.evaluation.fit_progress import watched
 from featurecache.evaluation.fits import PlannedSearch, Result, num_samples_copied, run_searches
 from featurecache.evaluation.memory_budget import memory_budget
+from featurecache.evaluation.metrics import metric_of
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
@@ -136,7 +137,7 @@ def run_sweep(
     progress.start("training heads", plan.num_searches(tasks, len(sets)))
     for task in tasks:
         plan.check(task)
-    opened = open_task_features(store, tasks, sets, tta=plan.tta, balanced=plan.balanced)
+    opened = open_task_features(store, tasks, sets, tta=plan.tta, balanced=plan.balanced, metric=plan.metric)
     without_features = [
         splits_without_features(features.task, features.features, features.eval_features)[1] for features in opened
     ]
@@ -239,7 +240,7 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
         shots=resampling.shots,
         share=resampling.share,
         split=resampling.evaluated_on if own_split else "held out",
-        measure=measure.chosen_by,
+        measure=measure.primary,
         n_available=len(with_all_labels["train"]),
     )
 
@@ -276,4 +277,7 @@ def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels
         "versions": installed_versions(COMPUTES),
         "columns": list(COLUMNS),
     }
+    # Left out where nobody chose one, as results of earlier releases have it.
+    if measure.metric != metric_of(measure.kind, None, balanced=measure.balanced):
+        document["metric"] = measure.metric
     return digest_json("sweep-result", 3, document)

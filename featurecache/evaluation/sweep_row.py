@@ -6,17 +6,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from featurecache.evaluation.measures import OfClasses, OfLabels
+from featurecache.evaluation.class_measure import OfClasses
+from featurecache.evaluation.measures import OfLabels
+from featurecache.evaluation.metrics import FIGURES
 from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.specs import TaskKind
 
 # A table has the same columns whatever kinds of task are in it, so that tables of several sweeps fit together.
-_SCORES = dict.fromkeys(name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.titles)
+_ALWAYS = [name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.figures]
+_SCORES = dict.fromkeys([*_ALWAYS, *(name for metrics in FIGURES.values() for name, _ in metrics.values())])
 _SCORE_COLUMNS = tuple(name + end for name in _SCORES for end in ("", "_low", "_high"))
 COLUMNS = (
     "task", "kind", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced", "seed", "fold",
     "num_folds", "shots", "share", "part", "n_train", "n_available", "n", "params", "measure", "score",
-    "score_low", "score_high", *_SCORE_COLUMNS, "scores_of_numbers", "log_loss",
+    "score_low", "score_high", *_SCORE_COLUMNS, "scores_of_numbers",
     "expected_calibration_error", "selection_accuracy", "selection_score", "seconds", "converged", "error",
 )  # fmt: skip
 """Of tables and kept results. ``score`` is the score that ``measure`` names, by which settings are chosen; scores of
@@ -81,7 +84,7 @@ class SweepRow(SweepNames):
         fitted.
     params : str or None
         The chosen setting, as JSON.
-    log_loss, expected_calibration_error : float or None
+    expected_calibration_error : float or None
         Of classes.
     selection_accuracy, selection_score, seconds, converged
         As in `HeadResult`.
@@ -97,7 +100,6 @@ class SweepRow(SweepNames):
     n: int | None = None
     scores: Mapping[str, float | None] = field(default_factory=dict)
     params: str | None = None
-    log_loss: float | None = None
     expected_calibration_error: float | None = None
     selection_accuracy: float | None = None
     selection_score: float | None = None

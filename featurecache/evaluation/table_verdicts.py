@@ -4,7 +4,8 @@ The rows by which a head was chosen are the rows that made it win, and a table m
 greatest difference between any two heads of a table is what an observed difference is measured by: of heads that are
 all equally good, at most 5 % of tables call any of them worse, whichever was chosen, and by whatever rule.
 
-Where a score is a sum over rows (accuracy, balanced accuracy, R2 with the spread of these rows), the distribution of
+Where a score is a sum over rows (accuracy, balanced accuracy, log loss, R2 with the spread of these rows), or taken for
+one by what each row adds to it (macro F1, areas under curves), the distribution of
 that greatest difference comes from flipping signs: under the null, a row (or group) that speaks for one of two heads
 might as well have spoken for the other. For any one pair this is McNemar's exact test; all pairs get the same flips, so
 that heads which nearly always agree cost nothing. Other scores are drawn again by the bootstrap over rows or groups,
@@ -29,8 +30,9 @@ from scipy.stats import t as student_t
 from featurecache.evaluation.bootstrap import num_units, slack, weights_of_resamples
 from featurecache.evaluation.comparison import EQUIVALENT_WITHIN, Comparison
 from featurecache.evaluation.intervals import holding
-from featurecache.evaluation.measure import Measure, ResampledMeasure
+from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.proportions import Z95
+from featurecache.evaluation.resampled_measure import ResampledMeasure
 
 LEVEL = 0.045
 """Below the 5 % that are promised: flips and resamples are as good as exact only for many rows."""
@@ -82,7 +84,7 @@ def compare_heads(
     y : ndarray (n,) or (n, n_outputs)
         Targets.
     predictions : sequence of ndarray
-        Of each head for the same rows, which it was not fitted on.
+        `Measure.outputs` of each head for the same rows, which it was not fitted on.
     chosen : int
         Index of the head with which the others are compared; it may have been chosen on these rows.
     groups : ndarray of int (n,), or None
@@ -94,20 +96,19 @@ def compare_heads(
         One for each head; p values are adjusted for the table, and intervals hold for all heads at once. That of the
         chosen one says nothing.
     """
-    if measure.kind == "multilabel":
-        assert isinstance(measure, ResampledMeasure)
+    if measure.kind == "multilabel" and isinstance(measure, ResampledMeasure) and measure.is_drawn:
         draws = _resampled(measure, y, predictions, chosen, groups)
     else:
         if measure.kind == "regression":
             rows = _explained(y, predictions)
         else:
-            rows = _right(y, predictions, balanced=measure.balanced)
+            rows = np.stack([measure.row_scores(y, predicted) for predicted in predictions], axis=1) / len(y)
         draws = _flipped(rows, groups, chosen)
     p_values, critical = _step_down(draws, chosen)
     student = _student(critical, draws.num_units)
     halves = np.array([error * student if error > 0 else 0.0 for error in draws.errors.tolist()])
     # No two scores between 0 and 1 are further apart.
-    most = np.inf if measure.kind == "regression" else 1.0
+    most = np.inf if measure.kind == "regression" else measure.range_of(measure.primary)[1]
     found = []
     for difference, half, p_value, predicted in zip(
         draws.observed.tolist(), halves.tolist(), p_values.tolist(), predictions, strict=True
@@ -120,14 +121,6 @@ def compare_heads(
         else:
             found.append(_comparison(difference, low, high, p_value, len(y)))
     return found
-
-
-def _right(y: np.ndarray, predictions: Sequence[np.ndarray], *, balanced: bool) -> np.ndarray:
-    """Return what each row adds to the accuracy of each head, or balanced accuracy, (n, n_heads)."""
-    right = np.stack([predicted == y for predicted in predictions], axis=1).astype(np.float64)
-    counts = np.bincount(y)
-    weight = 1 / (np.count_nonzero(counts) * counts[y]) if balanced else np.full(len(y), 1 / len(y))
-    return right * weight[:, None]
 
 
 def _explained(y: np.ndarray, predictions: Sequence[np.ndarray]) -> np.ndarray:
@@ -176,17 +169,13 @@ def _resampled(
     measure: ResampledMeasure, y: np.ndarray, predictions: Sequence[np.ndarray], chosen: int, groups: np.ndarray | None
 ) -> _Draws:
     """Return the differences between heads, and those of bootstrap resamples less what was observed."""
-    index = list(measure.titles).index(measure.primary)
-    scores = [measure.weighted(y, predicted) for predicted in predictions]
+    scores = [measure.weighted_score(y, predicted) for predicted in predictions]
     drawn = np.concatenate(
-        [
-            np.stack([score(weights)[:, index] for score in scores], axis=1)
-            for weights in weights_of_resamples(len(y), groups, 0)
-        ]
+        [np.stack([score(weights) for score in scores], axis=1) for weights in weights_of_resamples(len(y), groups, 0)]
     )
     # A resample may hold one number only, whose R2 is not defined.
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
-    point = np.array([measure.point(y, predicted)[index] for predicted in predictions])
+    point = np.array([measure.score(y, predicted) for predicted in predictions])
     observed, count = point - point[chosen], num_units(len(y), groups)
     if len(drawn) < 2 or count < 2:  # what is compared varies in no resample; of one group there is but one
         nothing = np.zeros((1, len(point)))

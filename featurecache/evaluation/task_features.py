@@ -61,6 +61,7 @@ def open_task_features(
     *,
     tta: bool,
     balanced: bool,
+    metric: str | None = None,
     max_numbers: int = MAX_NUMBERS,
 ) -> list[TaskFeatures]:
     """Open each feature set once, for all tasks, with what its heads are evaluated on.
@@ -73,7 +74,9 @@ def open_task_features(
     tta : bool
         Evaluate on the views of each sample.
     balanced : bool
-        By balanced accuracy.
+        Classes count alike.
+    metric : str, optional
+        As for `measure_of`.
     max_numbers : int
         Features that have more numbers per sample are refused.
 
@@ -96,9 +99,12 @@ def open_task_features(
         if (num_numbers := math.prod(features.view_shape)) > max_numbers:
             raise RequestError(f"tap {feature_set.tap!r} has {num_numbers} numbers per sample; pool it")
         opened.append((feature_set, eval_set, features, eval_set.open()))
+    measures = [
+        measure_of(task.kind, len(task.classes), balanced=balanced, metric=metric, names=task.classes) for task in tasks
+    ]
     return [
-        TaskFeatures(task, measure_of(task.kind, len(task.classes), balanced=balanced, names=task.classes), *features)
-        for task in tasks
+        TaskFeatures(task, measure, *features)
+        for task, measure in zip(tasks, measures, strict=True)
         for features in opened
     ]
 

@@ -148,7 +148,7 @@ class TrainingReport:
 
         None for the chosen one, and for heads that were chosen in another way, on other rows.
         """
-        y, predictions, groups = _shared_rows(self._compared())
+        y, predictions, groups = _shared_rows(self._compared(), self.measure)
         found = iter(compare_heads(self.measure, y, predictions, 0, groups))
         protocol = self.best.result.protocol
         compared = [next(found) if head.result.protocol == protocol else None for head in self.heads]
@@ -156,7 +156,7 @@ class TrainingReport:
 
     def chosen_score(self) -> ChosenScore | None:
         """Return the chosen head's score on the rows that chose it, corrected for that; None of a single head."""
-        y, predictions, groups = _shared_rows(self._compared())
+        y, predictions, groups = _shared_rows(self._compared(), self.measure)
         return chosen_score(self.measure, y, predictions, groups)
 
     def compare(self, head: TrainedHead, other: TrainedHead) -> Comparison | None:
@@ -169,7 +169,7 @@ class TrainingReport:
         """
         if head is other or head.result.protocol != other.result.protocol:
             return None
-        y, (first, second), groups = _shared_rows([head, other])
+        y, (first, second), groups = _shared_rows([head, other], self.measure)
         return self.measure.compare(y, first, second, groups)
 
     def _compared(self) -> list[TrainedHead]:
@@ -179,8 +179,10 @@ class TrainingReport:
     @property
     def measure(self) -> Measure:
         """The measure of the task, by which the heads were chosen."""
-        task, balanced = self.task, self.best.result.balanced
-        return measure_of(task.kind, len(task.classes), balanced=balanced, names=task.classes)
+        task, result = self.task, self.best.result
+        return measure_of(
+            task.kind, len(task.classes), balanced=result.balanced, metric=result.metric, names=task.classes
+        )
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -190,6 +192,7 @@ class TrainingReport:
             "task": self.task.name,
             "kind": self.task.kind,
             "figures": dict(self.measure.titles),
+            "metric": self.measure.metric,
             "classes": self.task.classes,
             "counts": self.task.counts(),
             "about": self.task.about,
@@ -227,6 +230,7 @@ def train_heads(
     *,
     tta: bool = False,
     balanced: bool = False,
+    metric: str | None = None,
     n_jobs: int = -1,
     memory: int | None = None,
     random_state: int = 0,
@@ -253,6 +257,9 @@ def train_heads(
     balanced : bool
         Choose by balanced accuracy, and give all classes the same total weight where the head can; for tasks with
         classes only.
+    metric : str, optional
+        Choose by this metric instead of accuracy, mean average precision or R2: scikit-learn's name, such as
+        ``roc_auc`` (see `featurecache.evaluation.metrics`).
     n_jobs : int
         As in joblib; results don't depend on it.
     memory : int, optional
@@ -281,8 +288,8 @@ def train_heads(
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     # Samples of the last split are used once and never fitted on.
     fit_splits = [split for split in SPLITS if task.has(split)][:-1]
-    measure = measure_of(task.kind, len(task.classes), balanced=balanced, names=task.classes)
-    opened = open_task_features(store, [task], sets, tta=tta, balanced=balanced, max_numbers=max_numbers)
+    measure = measure_of(task.kind, len(task.classes), balanced=balanced, metric=metric, names=task.classes)
+    opened = open_task_features(store, [task], sets, tta=tta, balanced=balanced, metric=metric, max_numbers=max_numbers)
     for group in _that_fit_together(opened, memory):
         wanted = []
         with memory_budget(store.path, memory) as budget:
@@ -357,13 +364,16 @@ def selection_rows(head: TrainedHead) -> Rows:
     return rows[head.result.selection_index]
 
 
-def _shared_rows(heads: Sequence[TrainedHead]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
-    """Return targets, predictions of each head, and groups, of the rows by which all of these heads were chosen."""
+def _shared_rows(
+    heads: Sequence[TrainedHead], measure: Measure
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray | None]:
+    """Return targets, what the metric reads of each head, and groups, of the rows by which all of them were chosen."""
     rows = [selection_rows(head) for head in heads]
     # Heads on other features may lack samples that were bad there.
     shared = reduce(partial(np.intersect1d, assume_unique=True), rows)
     where = [np.argsort(some)[np.searchsorted(np.sort(some), shared)] for some in rows]
     results = [head.result for head in heads]
     groups, first = results[0].selection_groups, where[0]
-    predictions = [result.selection_pred[indices] for result, indices in zip(results, where, strict=True)]
-    return results[0].selection_y[first], predictions, None if groups is None else groups[first]
+    read = [measure.outputs(result.selection_pred, result.selection_proba) for result in results]
+    outputs = [values[indices] for values, indices in zip(read, where, strict=True)]
+    return results[0].selection_y[first], outputs, None if groups is None else groups[first]

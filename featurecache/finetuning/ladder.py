@@ -180,6 +180,7 @@ class _Climb:
             [self.pooled],
             [linear],
             balanced=training.balanced,
+            metric=training.metric,
             random_state=training.random_state,
             memory=training.memory,
         )

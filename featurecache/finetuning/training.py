@@ -41,7 +41,7 @@ class LayerTraining:
     task : Task
     tuning : FineTuning
         Each augmentation makes a head of its own, so that they can be compared.
-    tta, balanced, random_state, memory, progress
+    tta, balanced, metric, random_state, memory, progress
         As for `featurecache.evaluation.training.train_heads`.
     backbone, weights, weights_key
         As for `featurecache.extraction.reproduction.reproduce_backbone`: the network whose rest is trained.
@@ -52,6 +52,7 @@ class LayerTraining:
     tuning: FineTuning
     tta: bool = False
     balanced: bool = False
+    metric: str | None = None
     random_state: int = 0
     memory: int | None = None
     progress: Progress | None = None
@@ -130,6 +131,7 @@ class LayerTraining:
                     [named],
                     tta=self.tta,
                     balanced=self.balanced,
+                    metric=self.metric,
                     n_jobs=1,  # layers compute on all cores
                     memory=self.memory,
                     random_state=self.random_state,

@@ -168,8 +168,6 @@ def human_bytes(count: float) -> str:
 
 def _picture(data: ReportData) -> str:
     rows, chosen_by = [], next(iter(data.training["figures"]))
-    if data.training["results"][0].get("balanced"):
-        chosen_by = "balanced_accuracy"
     names = distinct_names(data.training["results"])
     for row, name in zip(data.training["results"], names, strict=True):
         # Heads are compared by what chose them: their scores on the reported split are for none to choose by.
@@ -179,7 +177,7 @@ def _picture(data: ReportData) -> str:
         shown = f"{row['head']} · {name}" if len(set(names)) > 1 else row["head"]
         rows.append((shown, score, score if low is None else low, score if high is None else high))
     y_true, floor = data.final.y_true, None
-    if data.training["kind"] == "classification":
+    if chosen_by == "accuracy":
         floor = float(np.bincount(y_true).max() / len(y_true))
     protocol = data.training["results"][0]["protocol"]
     return draw_intervals(rows, floor=floor, label=f"{data.training['figures'][chosen_by]} by {protocol}")

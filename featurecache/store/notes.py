@@ -107,8 +107,8 @@ class Notes:
             Of everything that the result depends on.
         found : SearchBody
         """
-        arrays = (found.selection_index, found.selection_pred, found.y_pred, found.proba)
-        if sum(len(values.data) for values in arrays) <= _MOST_BYTES:
+        arrays = (found.selection_index, found.selection_pred, found.selection_proba, found.y_pred, found.proba)
+        if sum(len(values.data) for values in arrays if values is not None) <= _MOST_BYTES:
             folder = self.path / "searches"
             make_folder(folder)
             publish_bytes(folder / f"{digest}.json", encode_record("search", msgspec.to_builtins(found)))

@@ -276,6 +276,7 @@ class SearchBody(Struct, frozen=True, kw_only=True):
     seconds: Number
     selection_index: ArrayBody
     selection_pred: ArrayBody
+    selection_proba: ArrayBody | None = None
     y_pred: ArrayBody
     proba: ArrayBody
 

@@ -15,7 +15,7 @@ from conftest import write_cache
 from featurecache.cli import main
 from featurecache.errors import HeadError, RequestError
 from featurecache.evaluation import split_data as splits_module
-from featurecache.evaluation.measures import OfClasses
+from featurecache.evaluation.class_measure import OfClasses
 from featurecache.evaluation.memory_budget import MemoryBudget, memory_budget
 from featurecache.evaluation.parallel_search import evaluate_heads
 from featurecache.evaluation.resampling import Resampling, resample

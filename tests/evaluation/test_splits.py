@@ -7,7 +7,7 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from featurecache.errors import HeadError, TaskError
-from featurecache.evaluation.measures import OfClasses
+from featurecache.evaluation.class_measure import OfClasses
 from featurecache.evaluation.search import evaluate_head, search
 from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.heads.head import NamedHead
