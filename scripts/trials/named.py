@@ -19,13 +19,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trials.common import BACKBONE, Options, Tally, for_each, problems_of, run_child, warm_up, write_images
+from trials.common import (
+    BACKBONE,
+    Options,
+    Tally,
+    for_each,
+    problems_of,
+    run_child,
+    search_little,
+    warm_up,
+    write_images,
+)
 from trials.injection import KILLS, Injection, fits
 from trials.races import run_together
 
 HEADS = ("ridge", "majority")
 """Whose head, report, table and so on it is: what two writers make must differ."""
-_SECONDS_OF_READING = 1.0
+_SECONDS_OF_READING = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,7 @@ class Kind:
 def try_publish(options: Options) -> list[Tally]:
     """Pairs of writers with a reader, and SIGKILL at every call of a writer, for each kind of thing."""
     warm_up()
+    search_little()
     kinds = {name: kind for name, kind in KINDS.items() if kind.many or not options.quick}
     _make_base(options.scratch / "base", kinds)
     pairs = Tally(
@@ -354,7 +365,7 @@ def _pair(trial: tuple[Path, str, int]) -> dict[str, Any]:
     ]
     failed = run_together([*writers, partial(_keep_reading, kind, place)])
     # Of two who replace a task one may be told that the other was faster; never both.
-    refused = [problem for problem in failed if "by somebody else at the same moment" in problem]
+    refused = [problem for problem in failed if "was written by another process at the same moment" in problem]
     problems = [problem for problem in failed if problem not in refused]
     problems += ["both were refused"] if len(refused) > 1 else []
     problems += _found(kind, place, variants)
