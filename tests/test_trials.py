@@ -14,11 +14,11 @@ import pytest
 from conftest import REPOSITORY
 
 LEAST_TRIALS = {
-    "kill": (6, 8),
+    "kill": (6, 4),
     "faults": (6, 3),
-    "flips": (100, 80, 10, 80, 80, 150),
-    "hostile": (1, 5, 5, 5, 5, 2, 5, 5),
-    "races": (2, 2, 2, 2),
+    "flips": (50, 40, 5, 40, 40, 75),
+    "hostile": (1, 3, 3, 3, 3, 1, 3, 3),
+    "races": (2, 2, 1, 1),
     "gc": (3,),
     "publish": (6, 12),
     "fsync": (50, 14),
@@ -49,17 +49,14 @@ def run_trials(names: Sequence[str], folder: Path, *options: str) -> tuple[dict[
 
 @pytest.fixture(scope="module")
 def small_trials(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[dict[str, Any]], str]]:
-    """Tallies and output of a trial; several run in one process, as loading the libraries takes as long as one."""
-    names = list(LEAST_TRIALS)
-    num_first = len(names) // 3  # these take longest
+    """Tallies and output of a trial; all run in one process, as loading the libraries takes as long as one."""
 
     @cache
-    def run(is_first: bool) -> tuple[dict[str, list[dict[str, Any]]], str]:
-        some = names[:num_first] if is_first else names[num_first:]
-        return run_trials(some, tmp_path_factory.mktemp("trials"), "--quick")
+    def run() -> tuple[dict[str, list[dict[str, Any]]], str]:
+        return run_trials(list(LEAST_TRIALS), tmp_path_factory.mktemp("trials"), "--quick")
 
     def tallies(name: str) -> tuple[list[dict[str, Any]], str]:
-        trials, output = run(name in names[:num_first])
+        trials, output = run()
         return trials[name], output
 
     return tallies

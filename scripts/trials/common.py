@@ -227,6 +227,16 @@ def warm_up() -> None:
     featurecache.cli.build_parser()
 
 
+def search_little() -> None:
+    """Search one setting of each head in this process from now on: trials want heads, not the best ones."""
+    from featurecache.evaluation import selection
+    from featurecache.heads import registry
+
+    selection._MAX_REPEATS = 1
+    for cls in (cls for classes in registry._BUILT_IN.values() for cls in classes):
+        cls.grid = {name: values[-1:] for name, values in cls.grid.items()}  # of neighbours the fewest: rows are few
+
+
 def write_images(folder: Path, *, count: int, first: int = 0) -> None:
     """Write small noisy images in two classes; every fourth has an equal copy, and one file is broken."""
     from PIL import Image

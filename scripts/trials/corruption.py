@@ -55,12 +55,12 @@ def try_flips(options: Options) -> list[Tally]:
         "a spec record": next(small.cache.glob("features/*/spec.json")),
     }
     for name, file in files.items():
-        step = (5 if file.suffix == ".json" else 17) if options.quick else 1
+        step = (10 if file.suffix == ".json" else 34) if options.quick else 1
         size = file.stat().st_size
         changes = [Change(file, "flip", 8 * byte + int(rng.integers(8))) for byte in range(0, size, step)]
         tallies.append(_try(f"flipped bytes of {name} gave a wrong row or an unclear error", small, changes, options))
     large = make_target(options.scratch / "large", num_rows=4096, num_features=256 if options.quick else 512)
-    number = 150 if options.quick else 10_000
+    number = 75 if options.quick else 10_000
     changes = [_random_change(large.shard, rng) for _ in range(number)]
     tallies.append(_try("flips, truncations, zeroed and swapped pages of a larger shard did", large, changes, options))
     return tallies

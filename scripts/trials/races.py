@@ -51,7 +51,7 @@ def try_races(options: Options) -> list[Tally]:
     warm_up()
     ground = _make_ground(options.scratch)
     tallies = []
-    for leases, number in ((False, 2 if options.quick else 200), (True, 2 if options.quick else 40)):
+    for leases, number in ((False, 2 if options.quick else 200), (True, 1 if options.quick else 40)):
         races = [(ground, KINDS[k % len(KINDS)], k, leases) for k in range(number)]
         results = for_each(races, _race, jobs=2)
         with_them = "with leases" if leases else "without leases"

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trials.common import BACKBONE, Options, Tally, for_each, problems_of, run_child, write_images
+from trials.common import BACKBONE, Options, Tally, for_each, problems_of, run_child, search_little, write_images
 from trials.hostile.contents import content_attacks
 from trials.hostile.fields import fuzz_attacks
 from trials.hostile.forgery import HEADS, OTHER_TASKS, SECRET, TASK, Attack, Forgery
@@ -48,7 +48,7 @@ def try_hostile(options: Options) -> list[Tally]:
         *fuzz_attacks(good),
     ]
     random.Random(0).shuffle(attacks)  # the slow ones not all to one worker
-    most = (5, 2) if options.quick else (250, 36)  # libhdf5 is asked in a process of its own for each shard
+    most = (3, 1) if options.quick else (250, 36)  # libhdf5 is asked in a process of its own for each shard
     chosen = {group: [a for a in attacks if a.group == group][: most[group == "hdf5"]] for group in GROUPS}
     attacks = [attack for group in GROUPS for attack in chosen[group]]
     attacks.insert(0, Attack("nothing", "the good cache", lambda forgery: None, None))
@@ -100,6 +100,7 @@ def make_good_cache(source: Path, cache: Path) -> int:
     from featurecache.store.store import FeatureStore
 
     torch.set_num_threads(1)
+    search_little()
     write_images(source, count=16)
     command = ["extract", str(source), "--cache", str(cache), "--backbone", BACKBONE, "--runtime", "torch", "--quiet"]
     extract = [*command, "--tap", "body:avg", "--batch-size", "4", "--shard-rows", "9", "--max-bad", "1"]
