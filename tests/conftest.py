@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,14 @@ COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (210, 50, 40)}
 TINY = "python:tiny_backbones:tiny"
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 
-LONG = ("test_readme.py", "test_trials.py", "test_kill.py", "test_benchmarks.py", "test_sweep.py")
+LONG = (
+    "test_trials.py",
+    "test_readme.py",
+    "test_export.py",
+    "test_search.py",
+    "test_sweep.py",
+    "test_trained_layers.py",
+)
 """Files that take a minute, and go first: the other worker must not wait for one of them at the end."""
 
 
@@ -112,6 +120,40 @@ def copied(cache: Path, folder: Path) -> Path:
     """Copy a cache and the images beside it into a folder, and return the copy."""
     shutil.copytree(cache.parent, folder, dirs_exist_ok=True)
     return folder / cache.name
+
+
+@contextmanager
+def searching_few_settings() -> Iterator[None]:
+    """Search at most three settings of each head, on folds that are not repeated: what a file tests is not the choice.
+
+    Other processes search these settings too, and repeat their folds: a test of equality with them repeats them here.
+    Perceptrons take a third of the steps.
+    """
+    from featurecache.evaluation import selection
+    from featurecache.heads import registry
+    from featurecache.heads.gradient import stacked_training
+    from featurecache.heads.head import NamedHead, Setting
+
+    def few(head: NamedHead) -> NamedHead:
+        def settings(n_samples: int) -> list[Setting]:
+            every = head.settings_for(n_samples)
+            return every[:: -(-len(every) // 3)]
+
+        return NamedHead(head.name, head.estimator, settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        kinds = ("classification", "multilabel", "regression")
+        heads = [(kind, registry.find_head(name, kind=kind)) for kind in kinds for name in registry._names(kind)]
+        patch.setattr(registry, "_REGISTERED", {(kind, head.name): few(head) for kind, head in heads})
+        patch.setattr(selection, "_MAX_REPEATS", 1)
+        patch.setattr(stacked_training, "_MIN_STEPS", 100)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_settings() -> Iterator[None]:
+    with searching_few_settings():
+        yield
 
 
 @pytest.fixture

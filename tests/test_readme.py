@@ -12,12 +12,15 @@ from conftest import COLOURS, REPOSITORY, write_image
 
 from featurecache.backbones.providers import efficientnet_lite
 from featurecache.cli import main
-from featurecache.heads.logistic import LogisticProbe
+
+pytestmark = pytest.mark.usefixtures("few_settings")
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [shlex.split(line, comments=True) for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 CODE = [block for kind, block in BLOCKS if kind == "python"]
+HERE = {"run": ["--runtime", "torch"], "extract": ["--runtime", "torch"], "sweep": ["--jobs", "1"]}
+"""By verb, what is not tried out here: which runtime is the fastest, and processes, which would repeat their folds."""
 
 
 def test_no_block_escapes() -> None:
@@ -34,7 +37,6 @@ def test_commands_and_code_run(
     small = efficientnet_lite._PREPROCESS.override(resize=96, crop=96)
     monkeypatch.setattr(efficientnet_lite, "_PREPROCESS", small)
     few = ["logistic", "ridge", "knn", "majority"]
-    monkeypatch.setattr(LogisticProbe, "grid", {"C": [0.001, 0.1]})
     monkeypatch.setattr("featurecache.evaluation.training.list_heads", lambda **which: few)
     make_folder("flowers", per_class=10)
     write_image(tmp_path / "new_photos" / "new.png", COLOURS["red"], seed=9)
@@ -43,9 +45,7 @@ def test_commands_and_code_run(
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
         if command[0] == "featurecache":
-            # Other processes know nothing of fewer heads and settings.
-            here = ["--jobs", "1"] if command[1] == "sweep" else []
-            assert main([*command[1:], *here]) == 0, (command, capsys.readouterr().err)
+            assert main([*command[1:], *HERE.get(command[1], [])]) == 0, (command, capsys.readouterr().err)
     out = capsys.readouterr().out
     assert "new_photos/new.png,red," in out
     for block in CODE:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 RUNTIME = ["--runtime", "torch", "--batch-size", "32"]
 
 

@@ -20,6 +20,8 @@ from conftest import COLOURS, REPOSITORY, TINY, need, write_cache, write_image
 from featurecache.cli import VERBS, build_parser, main
 from featurecache.heads.registry import HEADS
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 RUNTIME = ["--runtime", "torch", "--batch-size", "8"]
 Make = Callable[..., Path]
 

@@ -16,6 +16,8 @@ from conftest import COLOURS, TINY, write_image
 from featurecache.cli import main
 from featurecache.specs import TASK_NOUNS
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 RUNTIME = ["--runtime", "torch", "--batch-size", "8", "--quiet"]
 SAID = {
     "multilabel": (["tags"], lambda colour, i: [";".join([colour] if i % 3 else [colour, "third"])]),

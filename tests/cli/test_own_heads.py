@@ -22,6 +22,8 @@ from featurecache.heads import registry
 from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.registry import find_head, list_heads
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 HERE = "python:own_heads:"
 
 

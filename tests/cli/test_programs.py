@@ -19,6 +19,8 @@ from tiny_backbones import TinyNet
 from featurecache.code_notice import notice_code_of_others
 from featurecache.store.store import FeatureStore
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 PREPROCESS = ["--resize", 32, "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
 TAPS = ["--tap", "default", "--tap", "stem:none"]
 

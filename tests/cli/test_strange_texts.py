@@ -21,6 +21,8 @@ from PIL import Image
 
 from featurecache.tables import safe_row, write_table
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 HERE = Path(__file__).parents[1]
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 EVIL = "=cmd|'\x1b[31m\u202ec\x7f\x85\u200b'!A1"

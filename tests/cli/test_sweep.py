@@ -23,7 +23,7 @@ from conftest import COLOURS, REPOSITORY, RUNTIME, TINY, need, write_cache
 from featurecache.atomic import is_partial
 from featurecache.cli import main
 from featurecache.errors import HeadError, ReportWarning, UnknownNameError
-from featurecache.evaluation import fits
+from featurecache.evaluation import fits, selection
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
@@ -38,6 +38,7 @@ from featurecache.heads.registry import list_heads
 from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
 
+pytestmark = pytest.mark.usefixtures("few_settings")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
 
 
@@ -112,6 +113,7 @@ def test_nothing_is_computed_twice(sweep: Callable, cached: Path) -> None:
 
 def test_results_do_not_depend_on_processes_and_order(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fits, "_SECONDS_TO_START", 0.0)
+    monkeypatch.setattr(selection, "_MAX_REPEATS", 4)  # as in the other processes
     store = FeatureStore.open(cached)
     plan = Plan(heads=["logistic", "knn"], seeds=[0, 1], shots=[3])
     there = run_sweep(store, [store.task("colour")], store.feature_sets(), plan, n_jobs=2)

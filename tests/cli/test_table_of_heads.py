@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import write_cache
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 HEADS = ["--head", "ridge", "--head", "nearest_mean", "--head", "majority"]
 
 

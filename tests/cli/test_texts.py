@@ -15,6 +15,8 @@ from tiny_texts import ANIMALS, some_texts, write_encoder, write_table
 import featurecache as fc
 from featurecache.cli import main
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:

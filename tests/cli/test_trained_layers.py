@@ -34,6 +34,8 @@ from featurecache.specs import BackboneRequest, ExtractionSettings
 from featurecache.store.gc import TRAINING, collect_garbage
 from featurecache.store.store import FeatureStore
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 HERE = "python:tiny_layers:"
 TAPS = ("default", "stem:none", "input:none")
 

@@ -23,6 +23,8 @@ from featurecache.heads.gradient.datasets import Draw
 from featurecache.store.gc import TRAINING
 from featurecache.store.store import FeatureStore
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 TRAIN = ["--task", "colours", "--quiet", "--learning-rate", 0.01, "--backbone", TINY]
 
 

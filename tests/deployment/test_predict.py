@@ -17,6 +17,8 @@ from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.heads.registry import HEADS
 from featurecache.specs import ExtractionSettings
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
 
 

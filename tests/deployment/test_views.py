@@ -20,6 +20,8 @@ from featurecache.extraction import augmentation
 from featurecache.heads.probability import predict_proba
 from featurecache.specs import ExtractionSettings, ViewSpec
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 SETTINGS = ExtractionSettings(runtime="torch", batch_size=4)
 VIEWS = ViewSpec(count=3, seed=5)
 HEADS = ["logistic", "linear_svm", "knn"]

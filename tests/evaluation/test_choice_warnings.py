@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import write_cache, write_folder
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 TRAIN = ["--head", "ridge", "--head", "majority", "--json"]
 Warnings = Callable[..., dict[str, dict]]
 

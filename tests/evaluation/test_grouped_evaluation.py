@@ -12,6 +12,8 @@ from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import fold_numbers
 from featurecache.evaluation.split_data import SplitData
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 
 @pytest.mark.parametrize("counts", [(40, 40), (40, 7), (40, 1)])
 def test_folds_keep_groups_whole(counts):

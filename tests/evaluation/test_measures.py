@@ -21,6 +21,8 @@ from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.registry import list_heads
 from featurecache.specs import TASK_NOUN
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 OTHER = ("multilabel", "regression")
 CASES = [(kind, head) for kind in OTHER for head in list_heads(kind=kind)]
 ALL = ("train", "validation", "test")

@@ -23,6 +23,8 @@ from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.machine import free_memory
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 SIZES = {"train": 300, "validation": 90, "test": 110}
 
 

@@ -21,6 +21,8 @@ from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.probability import predict_outputs
 from featurecache.heads.registry import list_heads, make_head
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 KINDS = ("multilabel", "regression")
 CASES = [(kind, head) for kind in KINDS for head in list_heads(kind=kind)]
 MISSING = {"multilabel": -1, "regression": np.nan}

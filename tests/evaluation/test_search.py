@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import searching_few_settings
 from own_heads import Slow
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 
 from featurecache.errors import HeadError, TaskError, UnknownNameError
-from featurecache.evaluation import fit_progress, parallel_search
+from featurecache.evaluation import fit_progress, parallel_search, selection
 from featurecache.evaluation.parallel_search import evaluate_heads
 from featurecache.evaluation.scores import evaluate
 from featurecache.evaluation.search import evaluate_head
@@ -49,6 +50,13 @@ FEW = ("logistic", "ridge", "knn")
 """With a path, with a temperature, and with neither."""
 
 
+@pytest.fixture
+def few():
+    with searching_few_settings():
+        yield
+
+
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize(
     ("name", "names", "n_classes"),
     [(*case, 3) for case in CASES]
@@ -77,6 +85,7 @@ def test_every_head_under_every_protocol(name, names, n_classes):
     assert result.converged
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("names", [ALL, ("train", "test")], ids="-".join)
 def test_choice_never_sees_the_test_part(names):
     parts = _parts(*names)
@@ -200,7 +209,8 @@ def test_classes_of_a_single_sample_are_fitted_together_to_the_same_end(name, co
     X, _ = _part(len(y), 0, d=12, n_classes=len(counts))
     X[np.arange(len(y)), y] += 2
     parts = {"train": (X, y), "test": _part(36, 2, d=12, n_classes=len(counts))}
-    # A few settings of the grid: one by one, each takes as long as all together.
+    # A few settings of the grid, on folds that are not repeated: one by one, each takes as long as all together.
+    monkeypatch.setattr(selection, "_MAX_REPEATS", 1)
     head = NamedHead(name, find_head(name).estimator, lambda n_samples: head_grid(name, n_samples)[::5])
     goes, answers = fitting.fits_together, []
 
@@ -232,14 +242,14 @@ def test_an_error_in_a_process_reaches_the_caller(monkeypatch):
         evaluate_heads(["ridge", "linear_svm"], dict.fromkeys(ALL, huge), 3, n_jobs=2)
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("y", [[0, 1], [0, 0, 1], [0, 1, 2], [0, 0, 0, 1, 1, 2]], ids=str)
 @pytest.mark.parametrize(("name", "names"), CASES, ids=str)
 def test_tiny_training_parts(name, y, names):
     X = np.random.default_rng(0).normal(size=(len(y), 4)).astype(np.float32)
     X[:, 2] = 7
-    head = find_head(name)  # where a fold lacks a class, settings are fitted one by one: some of them will do
-    few = NamedHead(name, head.estimator, lambda num_rows: head.settings_for(num_rows)[::6])
-    result = evaluate_head(few, {part: (X, np.array(y)) for part in names}, 3)
+    # Where a fold lacks a class, settings are fitted one by one: some of them will do.
+    result = evaluate_head(name, {part: (X, np.array(y)) for part in names}, 3)
     assert np.isfinite(result.proba).all()
     json.dumps(result.to_json(), allow_nan=False)
 

@@ -13,6 +13,8 @@ from featurecache.evaluation.split_data import SplitData, check_splits
 from featurecache.heads.head import NamedHead
 from featurecache.heads.probability import predict_proba
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 HEADS = ["logistic", "linear_svm", "ridge", "knn", "majority"]
 
 

@@ -169,7 +169,7 @@ def test_kinds_are_never_ranked_against_each_other():
     n=st.integers(1, 50),
     alike=st.booleans(),
 )
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_bounds_hold_their_score(scores, below, above, changes, split, n, alike):
     """Also where rounding left the bounds of a division beside its score."""
     scores = [scores[0]] * len(scores) if alike else scores

@@ -15,6 +15,8 @@ from featurecache.evaluation.training import train_heads
 from featurecache.progress import Silent
 from featurecache.store.store import FeatureStore
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 TAPS = ("stem.0:avg", "stem.2:avg", "pre_logits:none")
 HEADS = ("logistic", "ridge", "knn")
 

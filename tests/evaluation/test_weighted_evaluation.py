@@ -13,6 +13,8 @@ from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.fitting import fit_estimator, fit_folds
 from featurecache.heads.registry import head_grid, list_heads, make_head
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 KINDS = ("classification", "multilabel", "regression")
 WEIGHING = [(kind, name) for kind in KINDS for name in list_heads(kind=kind, weighted=True)]
 

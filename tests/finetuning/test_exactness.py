@@ -23,7 +23,8 @@ EPOCHS, BATCH, RATE, ROWS = 3, 8, 3e-3, 16
 
 def backbone_of(name: str) -> Backbone:
     need("timm")
-    return load_backbone(BackboneRequest(name=name, init="random"))
+    small = () if "vit" in name else (("resize", 64), ("crop", 64))  # transformers are of one size
+    return load_backbone(BackboneRequest(name=name, preprocess=small, init="random"))
 
 
 def recomputed_losses(backbone: Backbone, tap: str, images: torch.Tensor, y: torch.Tensor, seed: int) -> list[float]:

@@ -274,9 +274,9 @@ def test_of_two_writers_at_once_one_leaves_its_head_and_readers_find_a_whole_one
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "heads" / "h"), str(width)], stderr=subprocess.PIPE
         )
-        for width in (3, 4, 5)
+        for width in (3, 4)
     ]
-    assert [(writer.communicate(timeout=300)[1], writer.returncode) for writer in writers] == [(b"", 0)] * 3
+    assert [(writer.communicate(timeout=300)[1], writer.returncode) for writer in writers] == [(b"", 0)] * 2
     assert [path.name for path in (tmp_path / "heads").iterdir()] == ["h"]
 
 

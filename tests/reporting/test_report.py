@@ -13,6 +13,8 @@ from conftest import COLOURS, write_image
 from featurecache.evaluation.calibration import Bin, Calibration
 from featurecache.reporting.report import FinalEvaluation, ReportData, human_bytes, write_report
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 SCORES = {
     "n": 4,
     "accuracy": 0.5,

@@ -67,7 +67,7 @@ def read_by_h5py(folder: ShardFolder, dtype: str, row: int) -> np.ndarray:
 
 
 @pytest.mark.full
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     dtype=st.sampled_from(["float16", "float32", "bfloat16", "int8"]),
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple),

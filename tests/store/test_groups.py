@@ -22,6 +22,8 @@ from featurecache.store.store import FeatureStore
 from featurecache.store.task_builder import build_task
 from featurecache.store.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 FILES = {f"{k:03d}.jpg": f"content {k}" for k in range(120)}
 
 

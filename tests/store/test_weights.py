@@ -20,6 +20,8 @@ from featurecache.store.schemas import TASK
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import load_task, save_task
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 FILES = {f"{k:03d}.jpg": f"content {k}" for k in range(30)}
 LABELS = tuple(Label(name, f"class {k % 2}", weight=1.0 + k) for k, name in enumerate(FILES))
 

@@ -19,6 +19,8 @@ from featurecache.sources.opening import SourceSpec
 from featurecache.specs import BackboneRequest
 from featurecache.testing import EngineContract, HeadContract, ProviderContract, SourceContract
 
+pytestmark = pytest.mark.usefixtures("few_settings")
+
 MODULE = "a_package_of_somebody"
 Call = Callable[..., tuple[int, str, str]]
 
