@@ -151,7 +151,9 @@ def test_a_signal_ends_a_verb_and_leaves_nothing(
 
 def test_the_end_of_a_sweep_takes_its_processes_along(cached: tuple[Path, Path]) -> None:
     """Also where the signal goes to one process and the others are in the middle of a fit."""
-    process = start(*("sweep", cached[1], "--head", "mlp", "--seeds", "40", "--folds", "5", "--jobs", "2", "--quiet"))
+    # The first head is soon done, and tells that the others will take long enough for processes.
+    heads = ["--head", "majority", "--head", "mlp"]
+    process = start("sweep", cached[1], *heads, "--seeds", "40", "--folds", "5", "--jobs", "2", "--quiet")
     wait_until(lambda: LINUX and len(session(process.pid)) > 3, process)
     time.sleep(0.3)
     status, error = end(process, signal.SIGTERM)
