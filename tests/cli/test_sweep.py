@@ -372,7 +372,10 @@ def test_a_score_is_what_the_head_gets_alone_on_that_division(
         assert expected.items() <= row.items()
         assert row["measure"] == ("balanced_accuracy" if balanced else MEASURES[task_name])
         assert row["score"] == expected[row["measure"]]
-        assert (row["selection_score"], row["params"]) == (alone.selection_score, json.dumps(alone.params))
+        assert (row["selection_score"], row["params"]) == (
+            alone.selection_score,
+            json.dumps(alone.params, sort_keys=True),
+        )
 
 
 @pytest.mark.parametrize(("task_name", "options"), OPTIONS)
@@ -629,7 +632,10 @@ def test_what_cannot_be_compared_says_why(cached: Path, capsys: pytest.CaptureFi
         assert (why in capsys.readouterr().out) == is_said
 
 
-def test_a_kill_loses_what_was_not_finished_and_leaves_features_that_gc_removes(cached: Path) -> None:
+def test_a_kill_loses_what_was_not_finished_and_leaves_features_that_gc_removes(
+    cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", {})  # the settings that the other process searches
     command = [sys.executable, "-m", "featurecache", "sweep", str(cached), "--quiet", "--jobs", "1", "--seeds", "200"]
     process = subprocess.Popen([*command, "--head", "ridge", *LITTLE], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -22,6 +22,7 @@ from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.selection import fold_numbers, num_known
 from featurecache.heads import fitting, registry
 from featurecache.heads.fitting import fit_head
+from featurecache.heads.gradient import stacked_training
 from featurecache.heads.head import NamedHead
 from featurecache.heads.probability import predict_proba
 from featurecache.heads.registry import HEADS, find_head, head_grid
@@ -188,7 +189,9 @@ def test_a_long_search_says_head_setting_and_time(n_jobs, monkeypatch):
     assert any(re.search(r"slow: setting 2 of 2, \d+ s", text) for text in listening.said)
 
 
+@pytest.mark.usefixtures("few")
 def test_results_do_not_depend_on_processes(monkeypatch, capfd):
+    monkeypatch.setattr(stacked_training, "_MIN_STEPS", 300)  # as in the other processes
     monkeypatch.setattr(parallel_search, "WORTH_A_PROCESS", 0)
     parts, seen = _parts(*ALL, d=100), Counting()
     alone = evaluate_heads(HEADS, parts, 3, n_jobs=1)
