@@ -14,6 +14,7 @@
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
     python scripts/benchmark.py small flowers.cache ants.cache --draws 20
     python scripts/benchmark.py reruns flowers.cache ants.cache --draws 3
+    python scripts/benchmark.py start-up photos --images 180
     python scripts/benchmark.py memory fashion.cache --task kind
 
 Each prints what we reach, the ceilings of this machine (decode alone, forward alone, disk alone) and the baselines.
@@ -29,7 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, extraction, heads, life, reading, small, tails, taps
+from benchmarks import ceilings, extraction, heads, life, reading, small, start_up, tails, taps
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -94,6 +95,7 @@ def main() -> None:
         "heads": (heads.bench_heads, heads.add_heads_options),
         "small": (small.bench_small, small.add_small_options),
         "reruns": (small.bench_reruns, small.add_reruns_options),
+        "start-up": (start_up.bench_start_up, start_up.add_start_up_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
     }

@@ -112,7 +112,7 @@ class TorchRuntime:
         return best
 
     def _rate(self, batch: np.ndarray) -> float:
-        return measured_rate(self._map_on_device, batch, least=_TRIAL_BATCHES)
+        return measured_rate(self._map_on_device, batch, least=_TRIAL_BATCHES, seconds=_TRIAL_SECONDS)
 
     def _map_on_cores(self, batches: Iterable[np.ndarray]) -> Iterator[Features]:
         if self._streams is None:
@@ -199,7 +199,9 @@ class TorchRuntime:
         return dict(zip(self._names, arrays, strict=True))
 
 
-def measured_rate(run: Callable[[Iterable[np.ndarray]], Iterator[Features]], batch: np.ndarray, *, least: int) -> float:
+def measured_rate(
+    run: Callable[[Iterable[np.ndarray]], Iterator[Features]], batch: np.ndarray, *, least: int, seconds: float
+) -> float:
     """Return the inputs per second that ``run`` makes of copies of a batch, once what is slow at first is over.
 
     Parameters
@@ -210,6 +212,8 @@ def measured_rate(run: Callable[[Iterable[np.ndarray]], Iterator[Features]], bat
         (B, ...).
     least
         So many batches at least, first to warm up and then to measure.
+    seconds
+        To measure for.
     """
     for _ in run([batch] * least):
         pass
@@ -217,7 +221,7 @@ def measured_rate(run: Callable[[Iterable[np.ndarray]], Iterator[Features]], bat
 
     def for_a_moment() -> Iterator[np.ndarray]:
         for number in count():
-            if number >= least and perf_counter() - started > _TRIAL_SECONDS:
+            if number >= least and perf_counter() - started > seconds:
                 return
             yield batch
 
