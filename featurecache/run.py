@@ -257,6 +257,7 @@ def _check_labels(labels: FolderLabels | TableLabels, source: Source, training: 
     """Refuse labels that make no task of this source, and heads and metrics that are for other kinds of task."""
     from featurecache.evaluation.metrics import metric_of
     from featurecache.evaluation.search import resolve
+    from featurecache.heads.thresholds import threshold_rule
     from featurecache.sources.entries import Entries
     from featurecache.store.labels import FolderLabels
     from featurecache.store.task_builder import check_labels
@@ -264,6 +265,7 @@ def _check_labels(labels: FolderLabels | TableLabels, source: Source, training: 
     check_labels(labels.of(Entries.of(source).names) if isinstance(labels, FolderLabels) else labels.labels, labels)
     kind = "classification" if isinstance(labels, FolderLabels) else labels.kind
     metric_of(kind, training.metric)
+    threshold_rule(training.threshold)
     for head in training.heads:
         resolve(head, kind)
 

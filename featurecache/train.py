@@ -28,6 +28,10 @@ class TrainingSettings:
     """Classes count alike, in choosing and (where a head can) in fitting."""
     metric: str | None = None
     """By which settings and heads are chosen instead of accuracy, mean average precision or R2: ``roc_auc``, ..."""
+    threshold: str | None = None
+    """For what thresholds of two classes, or of labels, are chosen: ``f1``, ``recall=0.95``, ``cost=5:1``, ..."""
+    positive: str | None = None
+    """Name of the positive one of two classes; the second when ``None``."""
     n_jobs: int = -1
     """Parallel fits, as in joblib; results don't depend on it."""
     memory: int | None = None
@@ -96,6 +100,8 @@ def train(
             tta=settings.tta,
             balanced=settings.balanced,
             metric=settings.metric,
+            threshold=settings.threshold,
+            positive=settings.positive,
             n_jobs=settings.n_jobs,
             memory=settings.memory,
             random_state=settings.random_state,

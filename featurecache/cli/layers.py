@@ -206,6 +206,8 @@ def _training(store: FeatureStore, task: Task, args: argparse.Namespace) -> Laye
         tta=args.tta,
         balanced=args.balanced,
         metric=args.metric,
+        threshold=args.threshold,
+        positive=args.positive,
         random_state=args.random_state,
         memory=memory_of(args),
         backbone=args.backbone,

@@ -266,6 +266,20 @@ def add_metric_option(parser: Any) -> None:
     )
 
 
+def add_threshold_options(parser: Any) -> None:
+    """Add from which probability on a class or a label is predicted."""
+    parser.add_argument(
+        "--threshold",
+        metavar="RULE",
+        help="of two classes, or of each of several labels, predict from the probability on that has the best f1, or "
+        "reaches recall=R or precision=P, or has the least cost=FN:FP (of a missed positive, of a false alarm); "
+        "default: from one half on",
+    )
+    parser.add_argument(
+        "--positive", metavar="CLASS", help="which of two classes is the positive one (default: the second)"
+    )
+
+
 def add_memory_option(parser: Any) -> None:
     """Add how much of the features may be in memory."""
     parser.add_argument(

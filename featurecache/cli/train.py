@@ -14,6 +14,7 @@ from featurecache.cli.options import (
     add_jobs_option,
     add_memory_option,
     add_metric_option,
+    add_threshold_options,
     features_of,
     heads_of,
     memory_of,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from featurecache.evaluation.calibration import Calibration
     from featurecache.evaluation.comparison import Comparison
     from featurecache.evaluation.training import TrainingReport
+    from featurecache.heads.thresholds import Thresholds
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
     from featurecache.train import TrainingSettings
@@ -96,6 +98,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         "--balanced", action="store_true", help="classes count alike, in choosing and (where a head can) in fitting"
     )
     add_metric_option(group)
+    add_threshold_options(group)
     add_memory_option(group)
     group.add_argument(
         "--look-at-test",
@@ -183,6 +186,8 @@ def training_of(args: argparse.Namespace) -> TrainingSettings:
         tta=args.tta,
         balanced=args.balanced,
         metric=args.metric,
+        threshold=args.threshold,
+        positive=args.positive,
         n_jobs=args.jobs or -1,
         memory=memory_of(args),
         keep=args.keep,
@@ -213,6 +218,8 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
             f"{num_kept} of {len(report.heads)} were fitted by an earlier training, and nothing has changed since"
         )
     print_line(_conclusion(report, names[0], comparisons))
+    if report.best.result.thresholds is not None:
+        print_line(_thresholds(report.best.result.thresholds, report.task.classes))
     _print_choice(report)
     reported = report.best.result.reported
     if look_at_test:
@@ -297,6 +304,14 @@ def _conclusion(report: TrainingReport, name: str, comparisons: Sequence[Compari
         counts = [f"{count} {_IN_WORDS[verdict]}" for verdict, count in verdicts.items()]
         sentence += f"; of {verdicts.total()} others {', '.join(counts)}"
     return sentence
+
+
+def _thresholds(thresholds: Thresholds, classes: Sequence[str]) -> str:
+    """Say from which probability on something is predicted."""
+    names = classes if thresholds.positive is None else [classes[thresholds.positive]]
+    pairs = [f"{name} from {value:.3g}" for name, value in zip(names, thresholds.values, strict=True)]
+    shown = ", ".join(pairs[:8]) + (", ..." if len(pairs) > 8 else "")
+    return f"thresholds by {thresholds.rule}, chosen on the rows that chose the head: {shown}"
 
 
 _IN_WORDS = {

@@ -207,6 +207,7 @@ def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[st
         "version": EXPORT_VERSION,
         "kind": saved.kind,
         "classes": saved.classes,
+        **_thresholds(saved),
         "input": {"name": name, "dtype": str(inputs.dtype), "shape": ["batch", *inputs.shape[1:]]},
         "output": {"name": output, "dtype": "float32", "shape": ["batch", len(saved.classes)]},
         "preprocess": _preprocess(network.preprocess, network.tokenizer),
@@ -220,6 +221,15 @@ def _about(saved: SavedHead, network: Backbone, inputs: NDArray[Any]) -> dict[st
         "task": saved.meta.get("task"),
         "made_with": installed_versions(("featurecache", "torch", "timm", "torchvision", "transformers")),
     }
+
+
+def _thresholds(saved: SavedHead) -> dict[str, Any]:
+    """Return from which probability on a class or a label is predicted, where thresholds were chosen."""
+    if saved.thresholds is None:
+        return {}
+    positive = saved.thresholds.positive
+    names = saved.classes if positive is None else [saved.classes[positive]]
+    return {"thresholds": dict(zip(names, saved.thresholds.values, strict=True))}
 
 
 def _script(preprocess: AnyPreprocess) -> dict[str, str]:

@@ -295,8 +295,7 @@ def _prediction(path: str, outputs: NDArray[np.float64], saved: SavedHead) -> Pr
     if saved.kind == "regression":
         return Prediction(path, None, None, {}, numbers=dict(zip(classes, outputs.tolist(), strict=True)))
     every = {label: round(float(p), 6) for label, p in zip(classes, outputs, strict=True)}
+    (names,) = saved.names_of(outputs[None])
     if saved.kind == "multilabel":
-        holds = [label for label, p in zip(classes, outputs, strict=True) if p > 0.5]
-        return Prediction(path, ";".join(holds), None, every)
-    best = int(outputs.argmax())
-    return Prediction(path, classes[best], round(float(outputs[best]), 6), every)
+        return Prediction(path, ";".join(names), None, every)
+    return Prediction(path, names[0], every[names[0]], every)

@@ -23,6 +23,7 @@ from featurecache.heads.bundle import load_head, save_head
 from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.probability import predict_outputs, predict_proba
+from featurecache.heads.thresholds import Thresholds
 from featurecache.specs import FeatureIdentity, TaskKind, task_kind
 from featurecache.store.naming import check_name
 from featurecache.store.store import FeatureStore
@@ -47,6 +48,9 @@ class SavedHead:
         Label of each class index; or the labels, or the names of the numbers.
     kind : str
         ``classification``, ``multilabel`` or ``regression``.
+    thresholds : Thresholds or None
+        From which probability on the positive of two classes, or a label, is predicted; None: the most probable class,
+        and labels above one half.
     """
 
     estimator: Any
@@ -57,6 +61,7 @@ class SavedHead:
     temperature: float | None
     meta: dict[str, Any]
     kind: TaskKind = "classification"
+    thresholds: Thresholds | None = None
 
     @property
     def rounded_to(self) -> str:
@@ -80,6 +85,14 @@ class SavedHead:
             every = predict_outputs(self.estimator, rows)
         mean = every.reshape(len(features), num_views, -1).mean(axis=1)
         return mean.clip(0, 1) if self.kind == "multilabel" else mean  # a regression may give more than one
+
+    def names_of(self, probabilities: NDArray[np.float64]) -> list[list[str]]:
+        """Return what is predicted for each input, from its probabilities: the class, or the labels that hold."""
+        if self.kind == "multilabel":
+            holds = probabilities > 0.5 if self.thresholds is None else self.thresholds.predict(probabilities)
+            return [[self.classes[k] for k in np.flatnonzero(row)] for row in holds]
+        found = probabilities.argmax(axis=1) if self.thresholds is None else self.thresholds.predict(probabilities)
+        return [[self.classes[index]] for index in found.tolist()]
 
 
 def keep_head(
@@ -129,6 +142,7 @@ def keep_head(
             "classes": head.task.classes,
             "temperature": head.result.temperature,
             "fitted_on": fitted_on,
+            **({} if result["threshold"] is None else {"threshold": result["threshold"]}),
             **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
         },
     )
@@ -192,6 +206,9 @@ def open_head(folder: str | Path, *, agreed: str | None = None) -> SavedHead:
             temperature=meta["temperature"],
             meta=meta,
             kind=_kind(meta),
+            thresholds=None
+            if meta.get("threshold") is None
+            else Thresholds.from_json(meta["threshold"], len(meta["classes"])),
         )
         if not isinstance(estimator, FineTuned):  # that needs its layers first
             _try_out(saved)

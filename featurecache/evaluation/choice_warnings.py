@@ -13,6 +13,7 @@ import numpy as np
 
 from featurecache.errors import ReportWarning
 from featurecache.evaluation.task_features import rows_of_split
+from featurecache.heads.thresholds import FEW_POSITIVES, Thresholds
 from featurecache.specs import TASK_NOUN, TASK_NOUNS
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def choice_warnings(report: TrainingReport) -> list[ReportWarning]:
         found += _missing(task.classes, train, chosen_on, y, result.reported)
     if task.kind == "classification":
         found += _single(task.classes, train, result.protocol)
+    if result.thresholds is not None:
+        found += _unsure_thresholds(result.thresholds, task.classes)
     baseline, words = _baseline(report, train, len(y))
     outputs = report.measure.outputs(result.y_pred, result.proba)
     compared = report.measure.compare(y, outputs, baseline, task.groups_of(rows))
@@ -87,6 +90,27 @@ def _single(names: Sequence[str], train: np.ndarray, protocol: str) -> list[Repo
             "settings are chosen by chance; add samples, or give the task a validation split"
         )
     return [_about("one_sample_classes", text, names, single)]
+
+
+def _unsure_thresholds(thresholds: Thresholds, classes: Sequence[str]) -> list[ReportWarning]:
+    """Return which thresholds do not reach their target, and which were chosen by few positive samples."""
+    names = classes if thresholds.positive is None else [classes[thresholds.positive]]
+    few = np.array(thresholds.num_positive) < FEW_POSITIVES
+    missed = ~np.array(thresholds.is_reached) & (np.array(thresholds.num_positive) > 0)
+    found = []
+    if missed.any():
+        text = (
+            f"{missed.sum()} of {len(names)} thresholds cannot reach {thresholds.rule} on the samples that they are "
+            "chosen by; the one with the greatest precision is taken"
+        )
+        found.append(_about("threshold_not_reached", text, names, missed))
+    if few.any():
+        text = (
+            f"{few.sum()} of {len(names)} thresholds were chosen by fewer than {FEW_POSITIVES} positive samples, and "
+            "are unsure; label more of them"
+        )
+        found.append(_about("unsure_threshold", text, names, few))
+    return found
 
 
 def _baseline(report: TrainingReport, train: np.ndarray, num_samples: int) -> tuple[np.ndarray, str]:

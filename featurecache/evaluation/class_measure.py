@@ -72,8 +72,8 @@ class OfClasses(Measure):
             case "log_loss":
                 return log_loss_rows(outputs[np.arange(len(y)), y])
             case "roc_auc" | "average_precision":
-                # The two classes of a binary task are one question: of the second, as scikit-learn has it.
-                classes = [1] if self.n_outputs == 2 else np.unique(y).tolist()
+                # Two classes are one question: of the second, as scikit-learn has it, unless another is named.
+                classes = [self.positive] if self.n_outputs == 2 else np.unique(y).tolist()
                 component = roc_auc if self.metric == "roc_auc" else average_precision
                 holds = ((y == label).astype(np.int64) for label in classes)
                 return mean_rows(holds, (outputs[:, label] for label in classes), component)

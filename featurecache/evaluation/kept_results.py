@@ -130,6 +130,7 @@ class KeptResults:
             selection_score=found.selection_score,
             balanced=found.balanced,
             metric=measure.metric,
+            positive=measure.positive,
             selection_y=selection_y,
             selection_pred=selection_pred,
             selection_proba=selection_proba,
@@ -202,6 +203,8 @@ class KeptResults:
             "random_state": self._random_state,
             "versions": installed_versions(COMPUTES),
         }
+        if features.measure.positive != 1:
+            document["positive"] = features.measure.positive
         return digest_json("search", 1, document)
 
 

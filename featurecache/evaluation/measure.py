@@ -21,6 +21,7 @@ from featurecache.evaluation.metrics import FIGURES, OF_PROBA, is_less_better, m
 from featurecache.evaluation.scores import OutputScores, Scores
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.checks import is_known
+from featurecache.heads.thresholds import ThresholdRule
 from featurecache.specs import TaskKind
 
 
@@ -57,6 +58,10 @@ class Measure(ABC):
         All scores, the primary first, and what tables call them.
     sign : float
         The metric times this is the greater the better.
+    threshold : ThresholdRule or None
+        For what thresholds are chosen, of two classes or of labels.
+    positive : int
+        Which of two classes is the positive one.
     """
 
     kind: ClassVar[TaskKind]
@@ -69,11 +74,18 @@ class Measure(ABC):
         self.primary, title = FIGURES[self.kind][self.metric]
         self.titles = {self.primary: title, **self.figures}
         self.sign = -1.0 if is_less_better(self.primary) else 1.0
+        self.threshold: ThresholdRule | None = None
+        self.positive = 1
 
     @property
     def reads_proba(self) -> bool:
         """Tell whether the metric of a task with classes reads probabilities instead of predicted classes."""
         return self.kind == "classification" and self.metric in OF_PROBA
+
+    @property
+    def keeps_proba(self) -> bool:
+        """Tell whether probabilities of classes are needed of the samples by which settings are chosen."""
+        return self.reads_proba or (self.kind == "classification" and self.threshold is not None)
 
     def outputs(self, predictions: np.ndarray, proba: np.ndarray | None) -> np.ndarray:
         """Return what the metric reads: predictions, or probabilities.
@@ -85,6 +97,8 @@ class Measure(ABC):
         proba : ndarray or None
             What `predict_proba` returned; needed where `reads_proba` is true.
         """
+        if self.kind == "multilabel" and self.metric in OF_PROBA and proba is not None:
+            return proba  # predictions may have been moved so that thresholds are at one half
         if not self.reads_proba:
             return predictions
         assert proba is not None, "the metric reads probabilities"

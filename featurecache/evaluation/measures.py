@@ -22,6 +22,7 @@ from featurecache.evaluation.resampled_measure import ResampledMeasure, check_kn
 from featurecache.evaluation.row_scores import log_loss_rows, mean_rows, roc_auc
 from featurecache.evaluation.scores import OutputScores
 from featurecache.heads.checks import UNKNOWN, is_known, is_partial
+from featurecache.heads.thresholds import ThresholdRule
 from featurecache.specs import TaskKind, task_kind
 
 
@@ -32,6 +33,8 @@ def measure_of(
     balanced: bool = False,
     metric: str | None = None,
     names: Sequence[str] = (),
+    threshold: ThresholdRule | None = None,
+    positive: int = 1,
 ) -> Measure:
     """Return the measure for a kind of task.
 
@@ -46,6 +49,8 @@ def measure_of(
         By which settings and heads are chosen; see `featurecache.evaluation.metrics`.
     names : sequence of str
         Of several numbers, for the scores that each has by itself; counted through when left out.
+    threshold, positive
+        As the attributes of `Measure`; for two classes, and for labels.
 
     Raises
     ------
@@ -55,13 +60,22 @@ def measure_of(
         There is no such metric.
     """
     kind = task_kind(kind)
+    if threshold is not None and (kind == "regression" or (kind == "classification" and n_outputs != 2)):
+        what = "numbers" if kind == "regression" else f"{n_outputs} classes"
+        raise TaskError(f"thresholds are for two classes and for labels, and this task has {what}; leave them out")
     if kind == "classification":
-        return OfClasses(n_outputs, metric, balanced=balanced)
+        found: Measure = OfClasses(n_outputs, metric, balanced=balanced)
+        found.threshold, found.positive = threshold, positive
+        return found
     if balanced:
         raise TaskError(
             f"balanced classes are for tasks with classes, and this one is of kind {kind}; leave balanced out"
         )
-    return OfLabels(n_outputs, metric) if kind == "multilabel" else OfNumbers(n_outputs, names, metric=metric)
+    if kind == "regression":
+        return OfNumbers(n_outputs, names, metric=metric)
+    found = OfLabels(n_outputs, metric)
+    found.threshold = threshold
+    return found
 
 
 class OfLabels(ResampledMeasure):
@@ -143,7 +157,7 @@ class OfLabels(ResampledMeasure):
         found = super().scores(y, predictions, groups, random_state=random_state)
         if not self.is_drawn:
             smallest = np.minimum((y == 1).sum(axis=0), (y == 0).sum(axis=0))
-            found |= self.primary_score(y, predictions, groups, smallest)
+            found |= self.primary_score(y, self.outputs(predictions, proba), groups, smallest)
         return found
 
     def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:

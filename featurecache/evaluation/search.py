@@ -24,6 +24,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 
 from featurecache.errors import HeadError
+from featurecache.evaluation.deciding import decide
 from featurecache.evaluation.fit_progress import FitSteps
 from featurecache.evaluation.measure import Measure, ScoreValues
 from featurecache.evaluation.measures import measure_of
@@ -36,6 +37,7 @@ from featurecache.heads.head import NamedHead, Setting
 from featurecache.heads.probability import has_decisions
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.heads.threads import one_thread
+from featurecache.heads.thresholds import Thresholds
 from featurecache.specs import TaskKind, task_kind
 
 NEEDS_ALL_KNOWN = "needs all labels or numbers of a sample"
@@ -91,6 +93,11 @@ class HeadResult:
     n_train: int
     """Rows that `estimator` was fitted on; each view is one."""
     seconds: float
+    positive: int = 1
+    """Which of two classes is the positive one."""
+    thresholds: Thresholds | None = None
+    """By which classes or labels are predicted, where thresholds were asked for; those of ``selection_pred`` are of the
+    other folds. ``y_pred`` of labels is moved so that what holds is above one half."""
     is_kept: bool = False
     """An earlier training found it, and ``estimator`` is not fitted; see `featurecache.evaluation.kept_results`."""
 
@@ -109,6 +116,7 @@ class HeadResult:
             "reported": self.reported,
             "converged": self.converged,
             "kept": self.is_kept,
+            "threshold": None if self.thresholds is None else self.thresholds.to_json(),
             "validation": self.validation.to_json(),
             "test": None if self.test is None else self.test.to_json(),
         }
@@ -241,8 +249,11 @@ def _scored(
     """Score a fitted head on the split that is reported, and its selection on the rows by which it was chosen."""
     reported = "test" if "test" in splits else "validation"
     data, held_out = splits[reported], selection.data
+    thresholds, chosen = decide(measure, held_out, chosen, random_state)
     y_pred = measure.predict(final, data, chosen.temperature)
     proba = measure.predict_proba(final, data, chosen.temperature, y_pred)
+    if thresholds is not None:
+        y_pred = thresholds.decide(proba)
     scores = of_selection = measure.scores(data.y, y_pred, data.groups, proba=proba, random_state=random_state)
     if reported == "test":
         of_selection = measure.scores(
@@ -273,6 +284,8 @@ def _scored(
         converged=converged,
         n_train=n_train,
         seconds=time.perf_counter() - start,
+        positive=measure.positive,
+        thresholds=thresholds,
     )
 
 
@@ -309,10 +322,11 @@ def configured(head: NamedHead, train: SplitData, measure: Measure, random_state
         A head that needs tokens, and features without; that cannot weigh samples, and samples with weights; that holds
         all rows in memory, and features that do not fit there; or that has no probabilities, and a metric of these.
     """
-    if measure.reads_proba and not has_decisions(head.estimator):
+    if measure.keeps_proba and not has_decisions(head.estimator):
+        needs, option = (measure.metric, "--metric") if measure.reads_proba else ("a threshold", "--threshold")
         raise HeadError(
-            f"head {head.name!r} has neither probabilities nor decision values, which {measure.metric} needs; choose "
-            "another head, or another --metric"
+            f"head {head.name!r} has neither probabilities nor decision values, which {needs} needs; choose another "
+            f"head, or another {option}"
         )
     if train.weight is not None and not head.takes_weights:
         able = ", ".join(list_heads(kind=measure.kind, weighted=True))

@@ -64,7 +64,7 @@ class _Candidate:
     losses: np.ndarray | None = None
     """Of each sample, (n_samples,) float32."""
     proba: np.ndarray | None = None
-    """Calibrated, of the first repeat, (n_samples, n_classes) float64, where the metric reads probabilities."""
+    """Calibrated, of the first repeat, (n_samples, n_classes) float64, where `Measure.keeps_proba`."""
 
     def add(self, repeat: int, measure: Measure, y: np.ndarray, outputs: np.ndarray) -> None:
         """Take in the metric of one repeat of the folds."""
@@ -214,6 +214,7 @@ class Selection:
         if self._measure.reads_proba:
             for repeat, proba in enumerate(probabilities):
                 candidate.add(repeat, self._measure, y, proba)
+        if self._measure.keeps_proba:
             candidate.proba = probabilities[0]
         of_label = [proba[np.arange(len(y)), y] for proba in probabilities]
         losses = -np.log(np.maximum(of_label, _LEAST_PROBABILITY)).mean(axis=0)
@@ -267,7 +268,7 @@ class Chosen:
     y_pred : ndarray
         Predictions of the first repeat, fitted on other samples: (n,) class indices, or (n, n_outputs).
     proba : ndarray or None
-        Likewise, calibrated probabilities (n, n_classes) float64, where the metric reads them.
+        Likewise, calibrated probabilities (n, n_classes) float64, where `Measure.keeps_proba`.
     temperature : float
         That calibrates its probabilities; 1.0 where it has none.
     log_loss : float or None

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from featurecache.errors import RequestError, TaskError
+from featurecache.errors import RequestError, TaskError, UnknownNameError
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import MemoryBudget
 from featurecache.evaluation.split_data import SplitData, Views
 from featurecache.heads.gradient.datasets import InputDataset
+from featurecache.heads.thresholds import threshold_rule
 from featurecache.specs import check_takes_views
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import Features
@@ -62,6 +63,8 @@ def open_task_features(
     tta: bool,
     balanced: bool,
     metric: str | None = None,
+    threshold: str | None = None,
+    positive: str | None = None,
     max_numbers: int = MAX_NUMBERS,
 ) -> list[TaskFeatures]:
     """Open each feature set once, for all tasks, with what its heads are evaluated on.
@@ -77,6 +80,8 @@ def open_task_features(
         Classes count alike.
     metric : str, optional
         As for `measure_of`.
+    threshold, positive : str, optional
+        As for `train_heads`.
     max_numbers : int
         Features that have more numbers per sample are refused.
 
@@ -99,14 +104,35 @@ def open_task_features(
         if (num_numbers := math.prod(features.view_shape)) > max_numbers:
             raise RequestError(f"tap {feature_set.tap!r} has {num_numbers} numbers per sample; pool it")
         opened.append((feature_set, eval_set, features, eval_set.open()))
+    rule = threshold_rule(threshold)
     measures = [
-        measure_of(task.kind, len(task.classes), balanced=balanced, metric=metric, names=task.classes) for task in tasks
+        measure_of(
+            task.kind,
+            len(task.classes),
+            balanced=balanced,
+            metric=metric,
+            names=task.classes,
+            threshold=rule,
+            positive=_positive(task, positive),
+        )
+        for task in tasks
     ]
     return [
         TaskFeatures(task, measure, *features)
         for task, measure in zip(tasks, measures, strict=True)
         for features in opened
     ]
+
+
+def _positive(task: Task, name: str | None) -> int:
+    """Return the index of the positive class: the second, where none is named."""
+    if name is None:
+        return 1
+    if task.kind != "classification" or len(task.classes) != 2:
+        raise RequestError(f"--positive {name} is for tasks of two classes, which {task.name!r} is not; leave it out")
+    if name not in task.classes:
+        raise UnknownNameError("class", name, task.classes)
+    return task.classes.index(name)
 
 
 def rows_of_split(

@@ -181,7 +181,12 @@ class TrainingReport:
         """The measure of the task, by which the heads were chosen."""
         task, result = self.task, self.best.result
         return measure_of(
-            task.kind, len(task.classes), balanced=result.balanced, metric=result.metric, names=task.classes
+            task.kind,
+            len(task.classes),
+            balanced=result.balanced,
+            metric=result.metric,
+            names=task.classes,
+            positive=result.positive,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -231,6 +236,8 @@ def train_heads(
     tta: bool = False,
     balanced: bool = False,
     metric: str | None = None,
+    threshold: str | None = None,
+    positive: str | None = None,
     n_jobs: int = -1,
     memory: int | None = None,
     random_state: int = 0,
@@ -260,6 +267,12 @@ def train_heads(
     metric : str, optional
         Choose by this metric instead of accuracy, mean average precision or R2: scikit-learn's name, such as
         ``roc_auc`` (see `featurecache.evaluation.metrics`).
+    threshold : str, optional
+        From which probability on the positive of two classes, or each of several labels, is predicted: ``f1``,
+        ``recall=0.95``, ``precision=0.9`` or ``cost=5:1`` (what a missed positive and what a false alarm costs); see
+        `featurecache.heads.thresholds`. Chosen for each head on the samples by which its setting is chosen.
+    positive : str, optional
+        Name of the positive class; the second of the task when left out.
     n_jobs : int
         As in joblib; results don't depend on it.
     memory : int, optional
@@ -288,8 +301,18 @@ def train_heads(
     report = TrainingReport(task, [], warnings=unique_warnings([*task.warnings(), *feature_warnings(sets)]))
     # Samples of the last split are used once and never fitted on.
     fit_splits = [split for split in SPLITS if task.has(split)][:-1]
-    measure = measure_of(task.kind, len(task.classes), balanced=balanced, metric=metric, names=task.classes)
-    opened = open_task_features(store, [task], sets, tta=tta, balanced=balanced, metric=metric, max_numbers=max_numbers)
+    opened = open_task_features(
+        store,
+        [task],
+        sets,
+        tta=tta,
+        balanced=balanced,
+        metric=metric,
+        threshold=threshold,
+        positive=positive,
+        max_numbers=max_numbers,
+    )
+    measure = opened[0].measure
     for group in _that_fit_together(opened, memory):
         wanted = []
         with memory_budget(store.path, memory) as budget:
@@ -303,7 +326,7 @@ def train_heads(
                 where = "" if len(sets) == 1 else f" on {features.feature_set.tap}"
                 able = named or _able_heads(task, splits, memory, report.heads_left_out, where)
                 wanted.append(HeadsAndData(able, splits, where))
-            if take_up:
+            if take_up and threshold is None:  # what is kept has no thresholds
                 keep = [KeptResults(store, features, random_state, brought) for features in group]
                 found = search_new(wanted, keep, measure, random_state, n_jobs=n_jobs, progress=progress)
             else:

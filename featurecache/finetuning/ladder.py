@@ -181,6 +181,8 @@ class _Climb:
             [linear],
             balanced=training.balanced,
             metric=training.metric,
+            threshold=training.threshold,
+            positive=training.positive,
             random_state=training.random_state,
             memory=training.memory,
         )

@@ -41,7 +41,7 @@ class LayerTraining:
     task : Task
     tuning : FineTuning
         Each augmentation makes a head of its own, so that they can be compared.
-    tta, balanced, metric, random_state, memory, progress
+    tta, balanced, metric, threshold, positive, random_state, memory, progress
         As for `featurecache.evaluation.training.train_heads`.
     backbone, weights, weights_key
         As for `featurecache.extraction.reproduction.reproduce_backbone`: the network whose rest is trained.
@@ -53,6 +53,8 @@ class LayerTraining:
     tta: bool = False
     balanced: bool = False
     metric: str | None = None
+    threshold: str | None = None
+    positive: str | None = None
     random_state: int = 0
     memory: int | None = None
     progress: Progress | None = None
@@ -132,6 +134,8 @@ class LayerTraining:
                     tta=self.tta,
                     balanced=self.balanced,
                     metric=self.metric,
+                    threshold=self.threshold,
+                    positive=self.positive,
                     n_jobs=1,  # layers compute on all cores
                     memory=self.memory,
                     random_state=self.random_state,

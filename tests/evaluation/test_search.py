@@ -81,7 +81,7 @@ def test_every_head_under_every_protocol(name, names, n_classes):
     assert (result.test or result.validation).accuracy == np.mean(result.y_pred == y)
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
     known = {"head", "params", "seconds", "protocol", "converged", "reported", "selection_accuracy", "selection_score"}
-    known |= {"balanced", "metric", "selection_log_loss"}
+    known |= {"balanced", "metric", "threshold", "selection_log_loss", "kept"}
     assert set(document) == known | {"validation", "test"}
     assert result.converged
 
