@@ -14,13 +14,13 @@ import pytest
 from conftest import REPOSITORY
 
 LEAST_TRIALS = {
-    "kill": (6, 4),
+    "kill": (4, 4),
     "faults": (6, 3),
     "flips": (50, 40, 5, 40, 40, 75),
     "hostile": (1, 3, 3, 3, 3, 1, 3, 3),
     "races": (2, 2, 1, 1),
     "gc": (3,),
-    "publish": (6, 12),
+    "publish": (6, 10),
     "fsync": (50, 14),
     "images": (280,),
     "changes": (20, 8),

@@ -78,8 +78,9 @@ def try_publish(options: Options) -> list[Tally]:
     killed = [
         (options.scratch, kind, action, at)
         for kind, each in kinds.items()
-        for action in KILLS
-        for at in _points(_trace(options.scratch, kind), action, quick=options.quick, step=1 if each.many else 3)
+        for trace in [_trace(options.scratch, kind)]
+        for action in (KILLS[:2] if options.quick else KILLS)  # after a call is before the next
+        for at in _points(trace, action, quick=options.quick, step=1 if each.many else 3)
     ]
     for (_, kind, action, at), result in zip(killed, for_each(killed, _kill, jobs=options.jobs), strict=True):
         kills.add(problems_of(result), label=f"{kind}, {action} {at}")

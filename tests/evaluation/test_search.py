@@ -98,6 +98,7 @@ def test_choice_never_sees_the_test_part(names):
         assert honest.temperature == other.temperature
 
 
+@pytest.mark.usefixtures("few")
 def test_a_single_look_at_validation_without_test():
     parts = _parts("train", "validation")
     poisoned = parts | {"validation": (parts["validation"][0], np.roll(parts["validation"][1], 1))}

@@ -155,7 +155,7 @@ def test_what_is_kept_is_the_surest_of_the_heads_that_are_as_often_right() -> No
     assert rest == sorted(rest, reverse=True)
 
 
-@pytest.mark.parametrize("num_labels", [3, 10])
+@pytest.mark.parametrize("num_labels", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_few_labels_give_probabilities_as_good_as_those_of_scikit_learn(num_labels: int) -> None:
     """By geometric mean over draws; settings chosen by accuracy alone are far above."""
     X_test, y_test = clusters(500, 200, apart=0.15, seed=99)

@@ -83,7 +83,7 @@ def test_the_space_of_few_rows_gives_heads_as_good_as_all_features_do(monkeypatc
     test, right = few_rows(600, seed=99), {True: [], False: []}
     for is_few, scores in right.items():
         monkeypatch.setattr(stacked_training, "has_few_rows", lambda *size, is_few=is_few: is_few)
-        for seed in range(5):
+        for seed in range(3):
             head = MlpClassifier(learning_rate=0.003).fit(*few_rows(60, seed))
             scores.append(head.score(*test))
     assert np.mean(right[True]) > np.mean(right[False]) - 0.05
