@@ -76,6 +76,12 @@ def test_the_scales_that_a_network_gives_are_kept_where_nothing_can_be_chosen(na
     assert make_head(name).standardize is False
 
 
+def test_few_rows_do_not_choose_among_more_settings():
+    few, enough = (find_head("knn").settings_for(number) for number in (39, 40))
+    assert not any(setting["standardize"] for setting in few)
+    assert [setting["n_neighbors"] for setting in enough if setting["standardize"]] == [20, 5, 1]
+
+
 def test_units_are_those_of_the_rows():
     rows = np.array([[1, 5, 2.0**-140, 0.1], [3, 5, 0, 0.1], [5, 5, 0, 0.1]], np.float32)
     mean, factor = own_units(rows)
