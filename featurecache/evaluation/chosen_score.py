@@ -85,7 +85,8 @@ def chosen_score(
         chosen = np.where(np.isfinite(inside), inside, -np.inf).argmax(axis=1)
         found.append(outside[np.arange(len(weights)), chosen])
     left_out = measure.sign * np.concatenate(found)
-    left_out = left_out[np.isfinite(left_out)]
+    # Sums over rows in the place of areas under curves may lead beyond the greatest there is.
+    left_out = left_out[np.isfinite(left_out)].clip(*measure.range_of(measure.primary))
     if not len(left_out):
         return None
     corrected = float(left_out.mean())

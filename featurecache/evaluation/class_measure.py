@@ -25,7 +25,7 @@ class OfClasses(Measure):
     """
 
     kind = "classification"
-    figures = MappingProxyType({"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"})
+    score_titles = MappingProxyType({"accuracy": "accuracy", "balanced_accuracy": "balanced", "macro_f1": "macro F1"})
 
     def check(self, name: str, y: np.ndarray) -> np.ndarray:
         """See `Measure`."""

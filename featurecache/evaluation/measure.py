@@ -17,7 +17,7 @@ from featurecache.evaluation.bootstrap import (
 )
 from featurecache.evaluation.comparison import Comparison, compare_rows
 from featurecache.evaluation.intervals import LEAST_ROWS, holding, mean_interval, standard_error
-from featurecache.evaluation.metrics import FIGURES, OF_PROBA, is_less_better, metric_of
+from featurecache.evaluation.metrics import OF_PROBA, SCORES_OF_METRICS, is_less_better, metric_of
 from featurecache.evaluation.scores import OutputScores, Scores
 from featurecache.evaluation.split_data import SplitData
 from featurecache.heads.checks import is_known
@@ -65,14 +65,14 @@ class Measure(ABC):
     """
 
     kind: ClassVar[TaskKind]
-    figures: Mapping[str, str]
+    score_titles: Mapping[str, str]
     """The scores that there are whatever the metric is, and what tables call them."""
 
     def __init__(self, n_outputs: int, metric: str | None = None, *, balanced: bool = False) -> None:
         self.n_outputs, self.balanced = n_outputs, balanced
         self.metric = metric_of(self.kind, metric, balanced=balanced)
-        self.primary, title = FIGURES[self.kind][self.metric]
-        self.titles = {self.primary: title, **self.figures}
+        self.primary, title = SCORES_OF_METRICS[self.kind][self.metric]
+        self.titles = {self.primary: title, **self.score_titles}
         self.sign = -1.0 if is_less_better(self.primary) else 1.0
         self.threshold: ThresholdRule | None = None
         self.positive = 1

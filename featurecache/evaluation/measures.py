@@ -82,7 +82,7 @@ class OfLabels(ResampledMeasure):
     """Mean average precision; predictions are probabilities, and a label is named from one half on."""
 
     kind = "multilabel"
-    figures = MappingProxyType(
+    score_titles = MappingProxyType(
         {
             "mean_average_precision": "mean AP",
             "micro_f1": "micro F1",
@@ -118,7 +118,7 @@ class OfLabels(ResampledMeasure):
             return self.sign * float(np.mean(self.row_scores(y, outputs)))
         if self.metric == "average_precision":
             return _mean_average_precision(y, outputs)
-        return self.point(y, outputs)[list(self.figures).index(self.primary)]
+        return self.point(y, outputs)[list(self.score_titles).index(self.primary)]
 
     def row_scores(self, y: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """See `Measure`; of the area under the ROC curve and of log loss.

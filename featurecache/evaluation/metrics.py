@@ -9,7 +9,7 @@ from __future__ import annotations
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
 
-FIGURES: dict[TaskKind, dict[str, tuple[str, str]]] = {
+SCORES_OF_METRICS: dict[TaskKind, dict[str, tuple[str, str]]] = {
     "classification": {
         "accuracy": ("accuracy", "accuracy"),
         "balanced_accuracy": ("balanced_accuracy", "balanced"),
@@ -28,7 +28,7 @@ FIGURES: dict[TaskKind, dict[str, tuple[str, str]]] = {
     "regression": {"r2": ("r2", "R2")},
 }
 """Of each kind of task, the metrics (the default first): the name among its scores, and in tables."""
-METRICS = tuple(dict.fromkeys(name for metrics in FIGURES.values() for name in metrics))
+METRICS = tuple(dict.fromkeys(name for metrics in SCORES_OF_METRICS.values() for name in metrics))
 OF_PROBA = frozenset({"roc_auc", "average_precision", "log_loss"})
 """Those that read probabilities; the others read the predicted classes. All of several labels read probabilities."""
 _OTHER_NAMES = {
@@ -76,11 +76,10 @@ def metric_of(kind: TaskKind, metric: str | None, *, balanced: bool = False) -> 
         There is no such metric.
     """
     if metric is None:
-        return "balanced_accuracy" if balanced else next(iter(FIGURES[kind]))
-    if (found := metric_named(metric)) not in FIGURES[kind]:
-        raise TaskError(
-            f"a task of kind {kind} has no metric {found}; leave it out, or choose among {', '.join(FIGURES[kind])}"
-        )
+        return "balanced_accuracy" if balanced else next(iter(SCORES_OF_METRICS[kind]))
+    if (found := metric_named(metric)) not in SCORES_OF_METRICS[kind]:
+        able = ", ".join(SCORES_OF_METRICS[kind])
+        raise TaskError(f"a task of kind {kind} has no metric {found}; leave it out, or choose among {able}")
     return found
 
 

@@ -34,14 +34,14 @@ class OfNumbers(ResampledMeasure):
     """
 
     kind = "regression"
-    figures: Mapping[str, str] = MappingProxyType({"r2": "R2", **_ERRORS})
+    score_titles: Mapping[str, str] = MappingProxyType({"r2": "R2", **_ERRORS})
 
     def __init__(self, n_outputs: int, names: Sequence[str] = (), *, metric: str | None = None) -> None:
         if n_outputs > 1:
             names = names or [f"number {k + 1}" for k in range(n_outputs)]
             # The name comes first: after it, "mass_low" would be taken for a bound of "mass".
             of_each = {f"{name} {key}": f"{name} {title}" for name in names for key, title in _ERRORS.items()}
-            self.figures = {"r2": "mean R2", **of_each}
+            self.score_titles = {"r2": "mean R2", **of_each}
         super().__init__(n_outputs, metric)
 
     def check(self, name: str, y: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ class ResampledMeasure(Measure):
         draws[:, np.isnan(point)] = 0.0
         low, high = expanded(point, np.nanpercentile(draws, [2.5, 97.5], axis=0), count)
         found = ScoreValues(n=len(y))
-        for index, name in enumerate(self.figures):
+        for index, name in enumerate(self.score_titles):
             if np.isnan(point[index]):
                 found |= dict.fromkeys((name, f"{name}_low", f"{name}_high"))
                 continue
@@ -102,7 +102,7 @@ class ResampledMeasure(Measure):
         """
         if not self.is_drawn:
             return super().compare(y, first, second, groups)
-        index = list(self.figures).index(self.primary)
+        index = list(self.score_titles).index(self.primary)
         one, other = self.weighted(y, first), self.weighted(y, second)
         # Both heads on the same resamples: what makes a sample hard cancels.
         draws = np.concatenate([one(w)[:, index] - other(w)[:, index] for w in weights_of_resamples(len(y), groups, 0)])
@@ -131,7 +131,7 @@ class ResampledMeasure(Measure):
     @property
     def is_drawn(self) -> bool:
         """Tell whether the metric is one of the scores that are computed from weights."""
-        return self.primary in self.figures
+        return self.primary in self.score_titles
 
     def weighted_score(self, y: np.ndarray, outputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """See `Measure`.
@@ -143,16 +143,16 @@ class ResampledMeasure(Measure):
         """
         if not self.is_drawn:
             return super().weighted_score(y, outputs)
-        index, weighted = list(self.figures).index(self.primary), self.weighted(y, outputs)
+        index, weighted = list(self.score_titles).index(self.primary), self.weighted(y, outputs)
         return lambda weights: weighted(weights)[:, index]
 
     def sizes(self, y: np.ndarray) -> list[float]:
-        """Return how many right or wrong answers each score is of, in the order of ``figures``; of numbers, nothing."""
+        """Return of how many right or wrong predictions each of ``score_titles`` is; nothing for numbers."""
         return []
 
     @abstractmethod
     def point(self, y: np.ndarray, predictions: np.ndarray) -> list[float]:
-        """Return scikit-learn's scores, in the order of ``figures``."""
+        """Return scikit-learn's scores, in the order of ``score_titles``."""
 
     @abstractmethod
     def weighted(self, y: np.ndarray, predictions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

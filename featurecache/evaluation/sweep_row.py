@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 
 from featurecache.evaluation.class_measure import OfClasses
 from featurecache.evaluation.measures import OfLabels
-from featurecache.evaluation.metrics import FIGURES
+from featurecache.evaluation.metrics import SCORES_OF_METRICS
 from featurecache.evaluation.number_measure import OfNumbers
 from featurecache.specs import TaskKind
 
 # A table has the same columns whatever kinds of task are in it, so that tables of several sweeps fit together.
-_ALWAYS = [name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.figures]
-_SCORES = dict.fromkeys([*_ALWAYS, *(name for metrics in FIGURES.values() for name, _ in metrics.values())])
+_ALWAYS = [name for measure in (OfClasses, OfLabels, OfNumbers) for name in measure.score_titles]
+_SCORES = dict.fromkeys([*_ALWAYS, *(name for metrics in SCORES_OF_METRICS.values() for name, _ in metrics.values())])
 _SCORE_COLUMNS = tuple(name + end for name in _SCORES for end in ("", "_low", "_high"))
 COLUMNS = (
     "task", "kind", "backbone", "fingerprint", "tap", "dtype", "views", "judged_on", "head", "balanced", "seed", "fold",

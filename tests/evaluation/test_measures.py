@@ -140,7 +140,7 @@ def test_resamples_in_which_nothing_varies_say_nothing():
 def test_all_right_is_not_certain():
     _, y = rows("multilabel", 30, 5)
     found = OfLabels(3).scores(y, y.astype(float), None, random_state=0)
-    for name in OfLabels.figures:
+    for name in OfLabels.score_titles:
         assert found[name] == 1
         assert 0.8 < found[f"{name}_low"] < 0.97
     errors_of_nothing = OfNumbers(1).scores(np.arange(30.0)[:, None], np.arange(30.0)[:, None], None, random_state=0)

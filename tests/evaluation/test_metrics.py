@@ -24,14 +24,14 @@ from featurecache.evaluation import table_verdicts
 from featurecache.evaluation.chosen_score import chosen_score
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
-from featurecache.evaluation.metrics import FIGURES, metric_named
+from featurecache.evaluation.metrics import SCORES_OF_METRICS, metric_named
 from featurecache.evaluation.parallel_search import evaluate_heads
 from featurecache.evaluation.row_scores import average_precision, f1_rows, roc_auc
 from featurecache.evaluation.search import evaluate_head
 from featurecache.evaluation.table_verdicts import compare_heads
 from featurecache.heads.head import NamedHead
 
-OF_CLASSES = list(FIGURES["classification"])
+OF_CLASSES = list(SCORES_OF_METRICS["classification"])
 
 
 class NoProba(ClassifierMixin, BaseEstimator):
@@ -261,7 +261,7 @@ def test_settings_are_chosen_by_the_metric() -> None:
 
 
 def test_every_measure_reads_what_it_says() -> None:
-    for kind in FIGURES:
-        for metric in FIGURES[kind]:
+    for kind in SCORES_OF_METRICS:
+        for metric in SCORES_OF_METRICS[kind]:
             measure: Measure = measure_of(kind, 3, metric=metric)
             assert measure.reads_proba == (kind == "classification" and metric in OF_CLASSES[3:])
