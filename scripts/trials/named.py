@@ -331,9 +331,10 @@ def _trace(scratch: Path, kind: str) -> list[str]:
 
 
 def _points(trace: list[str], action: str, *, quick: bool, step: int) -> list[int]:
-    """Calls to kill at; of the small trial the last ones, where names are given."""
+    """Calls to kill at; of the small trial the one that gives the name, or else the last."""
     points = [at for at, name in enumerate(trace, 1) if fits(action, name)]
-    return points[-2:-1] if quick else points[::-1][::step]
+    naming = [at for at in points if trace[at - 1] in ("link", "rename", "replace")]
+    return (naming or points)[-1:] if quick else points[::-1][::step]
 
 
 def _kill(trial: tuple[Path, str, str, int]) -> dict[str, Any]:
