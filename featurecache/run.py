@@ -15,7 +15,7 @@ from featurecache.train import TrainingSettings, train
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featurecache.deployment.saved import Keep
+    from featurecache.deployment.kept import Keep
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.report import ExtractionReport
     from featurecache.progress import Progress
@@ -134,7 +134,7 @@ def run(
     TaskError
         Labels that make no task, found before anything is extracted wherever possible.
     """
-    from featurecache.deployment.saved import keep_head
+    from featurecache.deployment.kept import keep_head
     from featurecache.evaluation.changes import remember_training
     from featurecache.extraction.extract import run_extraction
     from featurecache.progress import Silent
@@ -281,7 +281,7 @@ def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:
 def _write_report(
     path: Path, done: RunReport, source: Source, source_path: Path, command: str, keep: Keep | None
 ) -> Path:
-    from featurecache.deployment.saved import describe_kept
+    from featurecache.deployment.kept import describe_kept
     from featurecache.reporting.report import FinalEvaluation, ReportData, write_report
     from featurecache.store.overview import describe_features
     from featurecache.store.tasks import class_counts

@@ -100,6 +100,16 @@ def test_heads_are_listed_and_used_without_torch() -> None:
 
 
 @pytest.mark.full
+def test_predictions_import_nothing_of_how_heads_are_evaluated() -> None:
+    """A few images are predicted in hardly more time than the libraries take to import."""
+    code = (
+        "import sys, featurecache.deployment.predict; "
+        "sys.exit(any(name.startswith('featurecache.evaluation') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.full
 def test_tests_of_the_store_are_collected_without_torch() -> None:
     """They are run after every change: what they do not need must not cost seconds."""
     code = "import sys, pytest; pytest.main(['--collect-only', '-qq', 'tests/store']); sys.exit('torch' in sys.modules)"

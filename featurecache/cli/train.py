@@ -120,7 +120,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
     with without_collection():
-        from featurecache.deployment.saved import describe_kept, keep_head
+        from featurecache.deployment.kept import describe_kept, keep_head
         from featurecache.evaluation.changes import remember_training
         from featurecache.finetuning.training import keeps_statistics
         from featurecache.run import predict_command

@@ -1,11 +1,11 @@
-"""A trained head kept with everything that its features depend on."""
+"""A saved head, read back with everything that its features depend on."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,21 +15,17 @@ from featurecache.backbones.backbone import Backbone
 from featurecache.backbones.providers.python_factory import PREFIX
 from featurecache.deployment.python_heads import python_head
 from featurecache.errors import FeatureCacheError, HeadError, NotAgreedError, RequestError, shortened
-from featurecache.evaluation.refit import evaluated_splits, fit_chosen, is_fitted
-from featurecache.evaluation.training import TrainedHead
 from featurecache.finetuning.factories import check_agreed, is_layers, layer_factory
 from featurecache.finetuning.library import PREFIX as LIBRARY_PREFIX
-from featurecache.heads.bundle import load_head, save_head
+from featurecache.heads.bundle import load_head
 from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.head import HeadMixin
 from featurecache.heads.probability import predict_outputs, predict_proba
 from featurecache.heads.thresholds import Thresholds
 from featurecache.specs import FeatureIdentity, TaskKind, task_kind
-from featurecache.store.naming import check_name
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import Problem
 
-Keep = Literal["refitted", "evaluated"]
 # A stranger's record must not have a head tried out on more memory than there is: two rows of 64 MiB.
 _MOST_FEATURES = 1 << 24
 
@@ -93,81 +89,6 @@ class SavedHead:
             return [[self.classes[k] for k in np.flatnonzero(row)] for row in holds]
         found = probabilities.argmax(axis=1) if self.thresholds is None else self.thresholds.predict(probabilities)
         return [[self.classes[index]] for index in found.tolist()]
-
-
-def keep_head(
-    store: FeatureStore, name: str, head: TrainedHead, *, keep: Keep | None = None, memory: int | None = None
-) -> Path:
-    """Write a trained head to the cache's ``heads/<name>`` and return that folder.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    name : str
-    head : TrainedHead
-    keep : str, optional
-        ``refitted``: fitted once more with the chosen setting, on every sample of the task; ``evaluated``: the fit that
-        the figures are of, which has not seen the samples it was evaluated on. Refitted when left out; of trained
-        layers, whose training is long and may end otherwise, the evaluated fit.
-    memory : int, optional
-        As for `train_heads`.
-
-    Raises
-    ------
-    HeadError
-        The head cannot be written as plain data, or refuses the samples.
-    """
-    check_name("head", name)
-    folder = store.heads_path / name
-    result, estimator = head.to_json(), head.result.estimator
-    kept = _kept_fit(head, keep)
-    fitted_on = {"fit": kept, "splits": list(evaluated_splits(head)), "samples": head.num_fitted}
-    if kept == "refitted" or not is_fitted(estimator):
-        final = fit_chosen(store, head, "all" if kept == "refitted" else "evaluated", memory=memory)
-        estimator = final.estimator
-        fitted_on |= {"splits": list(final.splits), "samples": final.n_samples}
-    save_head(
-        folder,
-        estimator,
-        {
-            "identity": head.feature_set.identity.to_json(),
-            "fingerprint": head.feature_set.fingerprint,
-            "weights_source": head.feature_set.about.weights_source,
-            "probe": head.feature_set.reference(),
-            "tap": head.feature_set.tap,
-            "dtype": head.feature_set.dtype,
-            "task": head.task.name,
-            "kind": head.task.kind,
-            "judged_on": head.evaluated_on,
-            "classes": head.task.classes,
-            "temperature": head.result.temperature,
-            "fitted_on": fitted_on,
-            **({} if result["threshold"] is None else {"threshold": result["threshold"]}),
-            **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
-        },
-    )
-    return folder
-
-
-def describe_kept(head: TrainedHead, keep: Keep | None = None) -> str:
-    """Say what a kept head was fitted on, and which fit its figures are of.
-
-    Parameters
-    ----------
-    head : TrainedHead
-    keep : str, optional
-        As for `keep_head`.
-    """
-    if _kept_fit(head, keep) == "evaluated":
-        return f"the fit on {head.num_fitted} samples that the figures are of"
-    return (
-        f"fitted once more on every labelled sample; the figures are of a fit on {head.num_fitted} of them, which "
-        "--keep evaluated keeps instead"
-    )
-
-
-def _kept_fit(head: TrainedHead, keep: Keep | None) -> Keep:
-    return keep or ("evaluated" if isinstance(head.result.estimator, FineTuned) else "refitted")
 
 
 def open_head(folder: str | Path, *, agreed: str | None = None) -> SavedHead:

@@ -23,9 +23,10 @@ from conftest import RUNTIME, TINY, copied, need, write_cache
 
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.taps import TappedBackbone, resolve_taps
+from featurecache.deployment.kept import keep_head
 from featurecache.deployment.one_network import as_one_network, can_be_one_network
 from featurecache.deployment.predict import predict
-from featurecache.deployment.saved import keep_head, open_head, with_layers
+from featurecache.deployment.saved import open_head, with_layers
 from featurecache.errors import HeadError
 from featurecache.finetuning.settings import FineTuning
 from featurecache.finetuning.training import LayerTraining

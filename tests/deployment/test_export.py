@@ -23,8 +23,8 @@ from featurecache.deployment import export as export_module
 from featurecache.deployment.export import export_head
 from featurecache.deployment.exporting import format as formats
 from featurecache.deployment.exporting.format import FORMATS
+from featurecache.deployment.kept import keep_head
 from featurecache.deployment.rounding import round_as
-from featurecache.deployment.saved import keep_head
 from featurecache.errors import (
     BackboneError,
     DriftError,

@@ -16,7 +16,7 @@ from conftest import COLOURS, RUNTIME, TINY, need, write_image
 import featurecache as fc
 from featurecache.backbones import registry
 from featurecache.deployment.export import export_head
-from featurecache.deployment.saved import keep_head
+from featurecache.deployment.kept import keep_head
 from featurecache.errors import FeatureCacheError, NotAgreedError
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.heads.bundle import load_head, save_head

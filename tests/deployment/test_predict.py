@@ -10,7 +10,8 @@ import pytest
 from conftest import COLOURS, TINY, write_image
 
 import featurecache as fc
-from featurecache.deployment.saved import keep_head, open_head
+from featurecache.deployment.kept import keep_head
+from featurecache.deployment.saved import open_head
 from featurecache.errors import BackboneMismatchError, HeadError, RequestError, SourceError
 from featurecache.evaluation.training import TrainingReport
 from featurecache.extraction.reproduction import reproduce_backbone

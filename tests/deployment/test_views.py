@@ -13,7 +13,8 @@ from conftest import COLOURS, TINY, write_image
 
 import featurecache as fc
 from featurecache.cli import main
-from featurecache.deployment.saved import keep_head, open_head
+from featurecache.deployment.kept import keep_head
+from featurecache.deployment.saved import open_head
 from featurecache.errors import DriftError, RequestError
 from featurecache.evaluation.training import reported_rows
 from featurecache.extraction import augmentation

@@ -12,7 +12,8 @@ from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 
 import featurecache as fc
 from featurecache.cli import main
-from featurecache.deployment.saved import keep_head, open_head
+from featurecache.deployment.kept import keep_head
+from featurecache.deployment.saved import open_head
 from featurecache.evaluation import parallel_search
 from featurecache.evaluation.refit import is_fitted
 from featurecache.evaluation.search import HeadResult

@@ -12,7 +12,8 @@ from sklearn.base import clone
 
 import featurecache as fc
 from featurecache.cli import main
-from featurecache.deployment.saved import keep_head, open_head
+from featurecache.deployment.kept import keep_head
+from featurecache.deployment.saved import open_head
 from featurecache.evaluation.refit import fit_chosen, is_fitted
 from featurecache.evaluation.training import TrainedHead, TrainingReport, reported_rows
 from featurecache.heads.probability import predict_proba

@@ -13,7 +13,7 @@ from conftest import TINY, write_image
 from torch import nn
 
 import featurecache as fc
-from featurecache.deployment.saved import keep_head
+from featurecache.deployment.kept import keep_head
 from featurecache.errors import DriftError
 from featurecache.extraction import modality
 from featurecache.extraction.extract import make_request, run_extraction

@@ -13,7 +13,7 @@ from conftest import TINY
 import featurecache as fc
 from featurecache import plugins
 from featurecache.cli import main
-from featurecache.deployment.saved import keep_head
+from featurecache.deployment.kept import keep_head
 from featurecache.errors import InputError, SourceError, UnknownNameError
 from featurecache.extraction.deep_verification import verify_deep
 from featurecache.extraction.extract import make_request, run_extraction

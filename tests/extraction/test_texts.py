@@ -17,7 +17,8 @@ from tiny_texts import ANIMALS, MAX_TOKENS, some_texts, write_encoder, write_poo
 import featurecache as fc
 from featurecache.backbones.registry import load_backbone
 from featurecache.cli import main
-from featurecache.deployment.saved import keep_head, open_head
+from featurecache.deployment.kept import keep_head
+from featurecache.deployment.saved import open_head
 from featurecache.errors import (
     BackboneError,
     BackboneMismatchError,

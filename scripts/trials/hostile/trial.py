@@ -95,7 +95,7 @@ def make_good_cache(source: Path, cache: Path) -> int:
     from sklearn.preprocessing import StandardScaler  # noqa: F401 - imported before the clock of training starts
 
     from featurecache.cli import main
-    from featurecache.deployment.saved import keep_head
+    from featurecache.deployment.kept import keep_head
     from featurecache.evaluation.training import train_heads
     from featurecache.store.store import FeatureStore
 

@@ -56,7 +56,7 @@ def write_photos(folder: Path) -> None:
 def fill(cache: Path, photos: Path) -> None:
     """Make a cache with every kind of thing in it: types, taps, bad rows, a task, heads, leftovers of a killed run."""
     import featurecache as fc
-    from featurecache.deployment.saved import keep_head
+    from featurecache.deployment.kept import keep_head
     from featurecache.store.convert import convert_features
 
     settings = {"runtime": "torch", "batch_size": 4, "shard_rows": 6}

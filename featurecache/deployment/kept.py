@@ -1,0 +1,93 @@
+"""A trained head kept with everything that its features depend on.
+
+Apart from `saved`, as predictions need nothing of how heads are evaluated.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from featurecache.evaluation.refit import evaluated_splits, fit_chosen, is_fitted
+from featurecache.evaluation.training import TrainedHead
+from featurecache.heads.bundle import save_head
+from featurecache.heads.gradient.finetuned import FineTuned
+from featurecache.store.naming import check_name
+from featurecache.store.store import FeatureStore
+
+Keep = Literal["refitted", "evaluated"]
+
+
+def keep_head(
+    store: FeatureStore, name: str, head: TrainedHead, *, keep: Keep | None = None, memory: int | None = None
+) -> Path:
+    """Write a trained head to the cache's ``heads/<name>`` and return that folder.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    name : str
+    head : TrainedHead
+    keep : str, optional
+        ``refitted``: fitted once more with the chosen setting, on every sample of the task; ``evaluated``: the fit that
+        the figures are of, which has not seen the samples it was evaluated on. Refitted when left out; of trained
+        layers, whose training is long and may end otherwise, the evaluated fit.
+    memory : int, optional
+        As for `train_heads`.
+
+    Raises
+    ------
+    HeadError
+        The head cannot be written as plain data, or refuses the samples.
+    """
+    check_name("head", name)
+    folder = store.heads_path / name
+    result, estimator = head.to_json(), head.result.estimator
+    kept = _kept_fit(head, keep)
+    fitted_on = {"fit": kept, "splits": list(evaluated_splits(head)), "samples": head.num_fitted}
+    if kept == "refitted" or not is_fitted(estimator):
+        final = fit_chosen(store, head, "all" if kept == "refitted" else "evaluated", memory=memory)
+        estimator = final.estimator
+        fitted_on |= {"splits": list(final.splits), "samples": final.n_samples}
+    save_head(
+        folder,
+        estimator,
+        {
+            "identity": head.feature_set.identity.to_json(),
+            "fingerprint": head.feature_set.fingerprint,
+            "weights_source": head.feature_set.about.weights_source,
+            "probe": head.feature_set.reference(),
+            "tap": head.feature_set.tap,
+            "dtype": head.feature_set.dtype,
+            "task": head.task.name,
+            "kind": head.task.kind,
+            "judged_on": head.evaluated_on,
+            "classes": head.task.classes,
+            "temperature": head.result.temperature,
+            "fitted_on": fitted_on,
+            **({} if result["threshold"] is None else {"threshold": result["threshold"]}),
+            **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
+        },
+    )
+    return folder
+
+
+def describe_kept(head: TrainedHead, keep: Keep | None = None) -> str:
+    """Say what a kept head was fitted on, and which fit its figures are of.
+
+    Parameters
+    ----------
+    head : TrainedHead
+    keep : str, optional
+        As for `keep_head`.
+    """
+    if _kept_fit(head, keep) == "evaluated":
+        return f"the fit on {head.num_fitted} samples that the figures are of"
+    return (
+        f"fitted once more on every labelled sample; the figures are of a fit on {head.num_fitted} of them, which "
+        "--keep evaluated keeps instead"
+    )
+
+
+def _kept_fit(head: TrainedHead, keep: Keep | None) -> Keep:
+    return keep or ("evaluated" if isinstance(head.result.estimator, FineTuned) else "refitted")
