@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score, precision_score, recall_score
 
@@ -23,6 +23,7 @@ samples = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(samples=samples, text=st.sampled_from(RULES))
 def test_a_threshold_is_the_best_of_all(samples: list[tuple[bool, float]], text: str) -> None:
     holds, proba = (np.array(values) for values in zip(*samples, strict=True))
