@@ -12,6 +12,8 @@ TYPE_CHECKING = False  # as in `typing`, which takes longer to import than all o
 if TYPE_CHECKING:
     from typing import Any
 
+    from featurecache.advice.advise import advise as advise
+    from featurecache.advice.finding import Finding as Finding
     from featurecache.backbones.registry import list_backbones as list_backbones
     from featurecache.backbones.registry import load_backbone as load_backbone
     from featurecache.deployment.predict import predict as predict
@@ -40,12 +42,14 @@ _HOMES = {
     "BackboneRequest": "specs",
     "ExtractionSettings": "specs",
     "FeatureCacheError": "errors",
+    "Finding": "advice.finding",
     "FeatureStore": "store.store",
     "FrozenBackbone": "deployment.transformer",
     "PreprocessSpec": "specs",
     "RunReport": "run",
     "TrainingSettings": "train",
     "ViewSpec": "specs",
+    "advise": "advice.advise",
     "evaluate": "evaluation.scores",
     "extract": "extraction.extract",
     "fit_head": "heads.fitting",

@@ -15,6 +15,7 @@ from featurecache.train import TrainingSettings, train
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from featurecache.advice.finding import Finding
     from featurecache.deployment.kept import Keep
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.report import ExtractionReport
@@ -42,6 +43,8 @@ class RunReport:
         The HTML report, likewise.
     predict_command : str or None
         Command line that labels new inputs with the kept head.
+    advice : tuple of Finding
+        What to do next; see `advise`.
     failures : tuple of OutputFailure
         What could not be written, and why.
     """
@@ -51,6 +54,7 @@ class RunReport:
     saved: Path | None = None
     report: Path | None = None
     predict_command: str | None = None
+    advice: tuple[Finding, ...] = ()
     failures: tuple[OutputFailure, ...] = ()
 
     def to_json(self) -> dict[str, object]:
@@ -60,6 +64,7 @@ class RunReport:
             **self.training.to_json(),
             "report": None if self.report is None else str(self.report),
             "saved": None if self.saved is None else str(self.saved),
+            "advice": [finding.to_json() for finding in self.advice],
             "failed_outputs": [failure.text for failure in self.failures],
         }
 
@@ -177,6 +182,7 @@ def run(
     trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
     failures: list[OutputFailure] = []
     trained.changes = remember_training(store, trained)
+    advice = try_output("the advice", lambda: _advise(extraction, trained, source, training.random_state), failures)
     keep, memory = training.keep, training.memory
     saved = try_output("the head", lambda: keep_head(store, task, trained.best, keep=keep, memory=memory), failures)
     done = RunReport(
@@ -184,6 +190,7 @@ def run(
         training=trained,
         saved=saved,
         predict_command=None if saved is None else predict_command(saved, trained.best, request),
+        advice=tuple(advice or ()),
     )
     path = store.path / "report.html" if report is None else Path(report)
     command = command or f"featurecache.run({str(source)!r}, cache={str(store.path)!r}, ...)"
@@ -278,9 +285,23 @@ def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:
         )
 
 
+def _advise(
+    extraction: ExtractionReport, training: TrainingReport, source: str | Path, random_state: int
+) -> list[Finding]:
+    """Return what to do next; nothing where features are not of a pretrained network, or labels too few to compare."""
+    from featurecache.advice.advise import advise
+
+    plain = [found for found in extraction.sets if found.num_views is None]
+    try:
+        return advise(extraction.store, training.task.name, source=source, sets=plain, random_state=random_state)
+    except (RequestError, TaskError):
+        return []
+
+
 def _write_report(
     path: Path, done: RunReport, source: Source, source_path: Path, command: str, keep: Keep | None
 ) -> Path:
+    from featurecache.advice.advise import summary
     from featurecache.deployment.kept import describe_kept
     from featurecache.reporting.report import FinalEvaluation, ReportData, write_report
     from featurecache.store.overview import describe_features
@@ -310,6 +331,7 @@ def _write_report(
         bad_inputs=done.extraction.bad,
         predict_command=done.predict_command,
         changes=[] if done.training.changes is None else done.training.changes.lines(),
+        advice=summary(done.advice),
         kept=None if done.saved is None else describe_kept(best, keep),
     )
     paths = set(listing.paths) if source.modality == "image" else set()

@@ -38,6 +38,7 @@ FLOORS = {
     "heads": 2,
     "extraction": 3,
     "evaluation": 3,
+    "advice": 5,
     "reporting": 5,
     "finetuning": 4,
     "deployment": 5,

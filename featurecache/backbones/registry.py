@@ -17,6 +17,7 @@ from featurecache.backbones.providers.hub_checkout import HubCheckoutProvider
 from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
 from featurecache.backbones.providers.minilm import MiniLmProvider
 from featurecache.backbones.providers.open_clip_models import OpenClipProvider
+from featurecache.backbones.providers.pixels import ColoursProvider, PixelsProvider
 from featurecache.backbones.providers.python_factory import PythonFactoryProvider
 from featurecache.backbones.providers.timm_models import TimmProvider
 from featurecache.backbones.providers.torchvision_models import TorchvisionProvider
@@ -315,6 +316,8 @@ def _version(package: str) -> str | None:
 register_provider("efficientnet_lite0", EfficientNetLiteProvider())
 register_provider("all_minilm_l6_v2", MiniLmProvider())
 register_provider("torchvision:", TorchvisionProvider())
+register_provider("pixels:", PixelsProvider())
+register_provider("colours", ColoursProvider())
 register_provider("timm:", TimmProvider())
 register_provider("hf:", HuggingFaceProvider())
 register_provider("open_clip:", OpenClipProvider())

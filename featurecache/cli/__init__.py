@@ -22,7 +22,7 @@ from featurecache.stopping import put_in_order, set_exit_message, status_of, sto
 _STARTED = time.monotonic()
 
 VERBS = (
-    *("run", "extract", "ls", "info", "task", "train", "sweep", "predict", "export"),
+    *("run", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export"),
     *("backbones", "inspect", "verify", "repair", "gc", "convert", "doctor"),
 )
 

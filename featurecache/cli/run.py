@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Do the main job and print what came of it."""
     with without_collection():
         from featurecache import run as do_main_job
+        from featurecache.advice.advise import summary
         from featurecache.deployment.kept import describe_kept
 
     # Texts have their labels in the same table, unless another one is named, which may know them by their id.
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         print_task(extraction.store, training.task, with_warnings=False)  # they stand at the end, with all others
         print_results(training, look_at_test=args.look_at_test, wide=args.wide)
         print_warnings(training.warnings)
+        for line in summary(done.advice):
+            print_line(f"next: {line}")
         if done.report is not None:
             print_line(f"report: {done.report}")
         if done.saved is not None:

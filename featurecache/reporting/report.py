@@ -75,6 +75,8 @@ class ReportData:
     predict_command : str or None
     changes : sequence of str
         What changed since the training before, in sentences.
+    advice : sequence of str
+        What to do next, in sentences.
     kept : str or None
         What the kept head was fitted on.
     """
@@ -89,6 +91,7 @@ class ReportData:
     bad_inputs: Mapping[str, tuple[str, str]]
     predict_command: str | None = None
     changes: Sequence[str] = ()
+    advice: Sequence[str] = ()
     kept: str | None = None
 
 

@@ -163,13 +163,13 @@ class Task:
 
     def groups_of(self, rows: Rows) -> NDArray[np.int32] | None:
         """Return the group of rows that have a target, (n,) int32; None for a task without groups."""
-        return None if self.groups is None else self.groups[self._indices_of(rows)]
+        return None if self.groups is None else self.groups[self.indices_of(rows)]
 
     def weights_of(self, rows: Rows) -> NDArray[np.float64] | None:
         """Return the weight of rows that have a target, (n,) float64; None for a task without weights."""
-        return None if self.weights is None else self.weights[self._indices_of(rows)]
+        return None if self.weights is None else self.weights[self.indices_of(rows)]
 
-    def _indices_of(self, rows: Rows) -> NDArray[np.int64]:
+    def indices_of(self, rows: Rows) -> NDArray[np.int64]:
         assert self.samples is not None
         return find_ids(self.samples.ids[rows], self.ids)
 

@@ -1,0 +1,384 @@
+"""All answers about one task of a cache: gathered, asked one after the other, and kept for the next time."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import numpy as np
+from joblib import Parallel, delayed
+
+from featurecache.advice.diagnosis import diagnosis_finding
+from featurecache.advice.evidence import Arm, Evidence, gains, gather, role_of
+from featurecache.advice.finding import Finding, Question
+from featurecache.advice.more_data import learning_curve, more_data_finding
+from featurecache.advice.probe import Floats, Probe, predict_new
+from featurecache.advice.soundness import (
+    copies_finding,
+    count_findings,
+    gains_with_copies_together,
+    label_finding,
+    near_copies,
+)
+from featurecache.advice.what import Candidate, features_finding
+from featurecache.advice.when import transfer_finding
+from featurecache.errors import RequestError
+from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.prediction import calibrated
+from featurecache.heads.probability import fit_temperature
+from featurecache.heads.threads import one_thread
+from featurecache.machine import num_cores
+from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
+from featurecache.store.labels import SPLITS
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task, read_views
+
+if TYPE_CHECKING:
+    from featurecache.progress import Progress
+
+QUESTIONS: tuple[str, ...] = get_args(Question)
+_PIXELS = 32
+_CURVE_ROWS = 2000
+
+
+def advise(
+    cache: str | Path | FeatureStore,
+    task: str,
+    *,
+    only: Sequence[str] = (),
+    target_split: str | None = None,
+    source: str | Path | None = None,
+    sets: Sequence[FeatureSet] | None = None,
+    random_state: int = 0,
+    n_jobs: int = -1,
+    progress: Progress | None = None,
+) -> list[Finding]:
+    """Tell what to transfer, when, and how, and whether more data would help, from cached features.
+
+    Everything is judged on the samples that are not for testing, out of fold.
+
+    Parameters
+    ----------
+    cache : path or FeatureStore
+    task : str
+        Name of the task.
+    only : sequence of str
+        Questions to answer: ``soundness``, ``when``, ``what``, ``more_data``, ``diagnosis``; all when empty.
+    target_split : str, optional
+        A split whose samples are of the target, such as ``validation`` of another camera: it is left out of fitting,
+        and errors there are compared with errors out of fold.
+    source : path, optional
+        Where the samples come from, for the commands that are named.
+    sets : sequence of FeatureSet, optional
+        What may be transferred; all plain, pooled features of pretrained networks when left out.
+    random_state : int
+        Of folds, samples and resamples.
+    n_jobs : int
+        Threads, as in joblib; results don't depend on it.
+    progress : Progress, optional
+        Told of each feature set.
+
+    Returns
+    -------
+    list of Finding
+        Soundness first; where something fatal is found there, nothing else.
+
+    Raises
+    ------
+    RequestError
+        An unknown question or split, or a cache without pooled features of a pretrained network.
+    """
+    store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
+    labels = store.task(task)
+    _check(only, target_split, labels)
+    asked_for = None if sets is None else {found.key for found in sets}
+    cached = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
+    arms = [found for found in cached if asked_for is None or found.key in asked_for or role_of(found) != "pretrained"]
+    if not any(role_of(found) == "pretrained" for found in arms):
+        raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
+    evidence = gather(labels, arms, random_state=random_state, but_not=target_split)
+    session = _Session(store, evidence, target_split, source, random_state, n_jobs, progress)
+    return session.findings(only)
+
+
+class _Session:
+    """What the answers share: evidence, and the probes of its arms."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        evidence: Evidence,
+        target_split: str | None,
+        source: str | Path | None,
+        random_state: int,
+        n_jobs: int,
+        progress: Progress | None,
+    ) -> None:
+        self._store, self._evidence, self._target, self._seed = store, evidence, target_split, random_state
+        self._workers = num_cores() if n_jobs < 0 else max(n_jobs, 1)
+        self._source = "SOURCE" if source is None else shlex.quote(str(source))
+        self._progress = progress
+        self._probes: dict[str, Probe] = {}
+
+    def findings(self, only: Sequence[str]) -> list[Finding]:
+        """Ask all questions, or some."""
+        wanted = only or QUESTIONS
+        with one_thread():
+            self._fit_probes()
+            found = self._soundness()
+            if any(finding.is_fatal for finding in found) and not only:
+                return found
+            answers = {
+                "soundness": lambda: found,
+                "when": lambda: [self._when()],
+                "what": lambda: [self._what()],
+                "more_data": lambda: [self._more_data()],
+                "diagnosis": lambda: [self._diagnosis()],
+            }
+            return [finding for question, ask in answers.items() if question in wanted for finding in ask()]
+
+    def _fit_probes(self) -> None:
+        arms = self._evidence.arms
+        if self._progress is not None:
+            self._progress.start("comparing features", len(arms))
+
+        def fit(arm: Arm) -> Probe:
+            probe = self._evidence.probe(arm)
+            if self._progress is not None:
+                self._progress.advance(1)
+            return probe
+
+        # Threads: what takes long is linear algebra, which lets others run.
+        fitted = Parallel(n_jobs=min(self._workers, len(arms)), prefer="threads")(delayed(fit)(arm) for arm in arms)
+        self._probes = {arm.feature_set.key: probe for arm, probe in zip(arms, fitted, strict=True)}
+
+    def _gains(self, arm: Arm) -> Floats:
+        evidence = self._evidence
+        return gains(evidence.y, self._probes[arm.feature_set.key].out_of_fold, evidence.kind)
+
+    def _best(self) -> Arm:
+        """Return the pretrained arm with the highest score; of equals the first."""
+        return max(self._pretrained(), key=lambda arm: float(self._gains(arm).mean()))
+
+    def _pretrained(self) -> list[Arm]:
+        return [arm for arm in self._evidence.arms if arm.role == "pretrained"]
+
+    def _default(self) -> Arm:
+        """Return the default tap of a pretrained network, of several the one with the highest score."""
+        defaults = [arm for arm in self._pretrained() if _is_default(arm.feature_set)]
+        return max(defaults or self._pretrained(), key=lambda arm: float(self._gains(arm).mean()))
+
+    def _soundness(self) -> list[Finding]:
+        evidence, task = self._evidence, self._evidence.task
+        commands = {"label": f"featurecache task add {self._path} {task.name} --labels TABLE.csv --replace"}
+        num_groups = None if task.groups is None else len(np.unique(task.groups))
+        found = count_findings(_counts(task), num_groups, commands=commands) if task.kind != "regression" else []
+        arm = self._best()
+        X = arm.features()
+        copies = near_copies(X)
+        names = self._store.samples.uris_of(evidence.rows)
+        of_split = self._splits()
+        gained = self._gains(arm)
+        together = gained
+        if len(copies.pairs) and len(np.unique(copies.group)) >= 5:
+            score = partial(gains, evidence.y, kind=evidence.kind)
+            together = gains_with_copies_together(X, evidence.targets, copies.group, score, self._seed)
+        found.append(copies_finding(copies, of_split, gained, together, names, score=evidence.score_name))
+        if task.kind == "classification":
+            found += self._labels(arm, names)
+        return found
+
+    def _labels(self, arm: Arm, names: Sequence[str]) -> list[Finding]:
+        from importlib.util import find_spec
+
+        evidence = self._evidence
+        if find_spec("cleanlab") is None:
+            return []
+        decisions = self._probes[arm.feature_set.key].out_of_fold[:, None, :]
+        y = evidence.y.astype(np.int64)
+        proba = calibrated(decisions, fit_temperature(decisions, y))
+        return [label_finding(y, proba, names, evidence.task.classes)]
+
+    def _when(self) -> Finding:
+        evidence, default = self._evidence, self._default()
+        without = {arm.name: self._gains(arm) for arm in evidence.arms if arm.role != "pretrained"}
+        without = self._same_network_only(default, without)
+        floor = _floor(evidence)
+        return transfer_finding(
+            self._gains(default),
+            {**without, "largest class": floor} if evidence.kind == "classification" else without,
+            evidence.groups,
+            name=default.name,
+            score=evidence.score_name,
+            missing=self._missing(default, without),
+        )
+
+    def _same_network_only(self, default: Arm, without: dict[str, Floats]) -> dict[str, Floats]:
+        """Of untrained networks keep that of the same architecture, at its best tap."""
+        mine = default.feature_set.identity
+        untrained = [arm for arm in self._evidence.arms if arm.role == "untrained"]
+        same = [arm for arm in untrained if arm.feature_set.identity.architecture == mine.architecture]
+        others = {arm.name for arm in untrained} - {arm.name for arm in same}
+        return {name: gain for name, gain in without.items() if name not in others}
+
+    def _missing(self, default: Arm, without: Mapping[str, Floats]) -> dict[str, str]:
+        """Return the arms that were not compared, and the commands that make them."""
+        identity = default.feature_set.identity
+        if identity.preprocess.modality != "image":
+            return {}
+        extract = f"featurecache extract {self._source} --cache {self._path} --backbone"
+        tap = default.feature_set.tap
+        commands = {
+            "pixels": f"{extract} pixels:{_PIXELS}",
+            "colours": f"{extract} colours",
+            "untrained": f"{extract} {identity.backbone} --init random --tap {tap}",
+        }
+        roles = {arm.role for arm in self._evidence.arms if arm.name in without}
+        return {name: command for name, command in commands.items() if name not in roles}
+
+    def _what(self) -> Finding:
+        evidence, arms = self._evidence, self._pretrained()
+        measure = measure_of(evidence.kind, len(evidence.task.classes))
+        predictions = [self._predictions(arm) for arm in arms]
+        order = sorted({arm.feature_set.tap for arm in arms}, key=_depth_of)
+        default = self._default().feature_set
+        several = len({arm.feature_set.identity.backbone for arm in arms}) > 1
+        candidates = [
+            Candidate(
+                name=arm.name if several else arm.feature_set.tap,
+                num_parameters=arm.feature_set.about.num_parameters,
+                num_bytes=arm.feature_set.num_bytes,
+                option=f"--tap {arm.feature_set.tap}"
+                + (f" --backbone {arm.feature_set.identity.backbone}" if several else ""),
+                order=order.index(arm.feature_set.tap),
+                is_default=arm.feature_set.key == default.key and _is_default(default),
+            )
+            for arm in arms
+        ]
+        command = f"featurecache train {self._path} --task {evidence.task.name}"
+        return features_finding(evidence.y, predictions, candidates, measure, evidence.groups, train_command=command)
+
+    def _predictions(self, arm: Arm) -> np.ndarray:
+        out = self._probes[arm.feature_set.key].out_of_fold
+        return out.argmax(axis=1) if self._evidence.kind == "classification" else out
+
+    def _more_data(self) -> Finding:
+        evidence, arm = self._evidence, self._best()
+        X, kept = arm.features(), np.arange(len(evidence.rows))
+        if len(kept) > _CURVE_ROWS:
+            kept = np.sort(np.random.default_rng(self._seed).permutation(len(kept))[:_CURVE_ROWS])
+        curve = learning_curve(
+            X[kept],
+            evidence.targets[kept],
+            evidence.y[kept],
+            lambda y, predicted: gains(y, predicted, evidence.kind),
+            evidence.folds[kept],
+            None if evidence.groups is None else evidence.groups[kept],
+            penalty=self._probes[arm.feature_set.key].penalty,
+            random_state=self._seed,
+        )
+        found = more_data_finding(curve, score=evidence.score_name, n=len(kept), random_state=self._seed)
+        return replace(found, basis=f"{found.basis}, on {arm.name}")
+
+    def _diagnosis(self) -> Finding:
+        evidence, arm = self._evidence, self._best()
+        probe = self._probes[arm.feature_set.key]
+        target = target_groups = None
+        if self._target is not None:
+            target, target_groups = self._errors_on_target(arm, probe)
+        path, task = self._path, evidence.task.name
+        commands = {
+            "bias": f"featurecache train {path} --task {task} --depths auto --minutes 10",
+            "variance": f"featurecache extract {self._source} --cache {path} --views 8",
+        }
+        found = diagnosis_finding(
+            1.0 - gains(evidence.y, probe.in_sample, evidence.kind),
+            1.0 - self._gains(arm),
+            1.0 - _floor(evidence),
+            evidence.groups,
+            target=target,
+            target_groups=target_groups,
+            target_name=self._target or "target",
+            commands=commands,
+        )
+        return replace(found, basis=f"{found.basis}; {arm.name}")
+
+    def _errors_on_target(self, arm: Arm, probe: Probe) -> tuple[Floats, np.ndarray | None]:
+        evidence, task = self._evidence, self._evidence.task
+        features = arm.feature_set.open()
+        rows, y = task.rows(features, cast("str", self._target))
+        X = read_views(features, rows)[:, 0]
+        predicted = predict_new(arm.features(), evidence.targets, X, probe.penalty)
+        groups = task.groups_of(rows)
+        return 1.0 - gains(y, predicted, evidence.kind), groups
+
+    def _splits(self) -> list[str]:
+        """Return the split of each row."""
+        task, evidence = self._evidence.task, self._evidence
+        index = task.indices_of(evidence.rows)
+        return [SPLITS[number] for number in task.splits[index].tolist()]
+
+    @property
+    def _path(self) -> str:
+        return shlex.quote(str(self._store.path))
+
+
+def _check(only: Sequence[str], target_split: str | None, task: Task) -> None:
+    for question in only:
+        if question not in QUESTIONS:
+            raise RequestError(f"unknown question {question!r}; known: {', '.join(QUESTIONS)}")
+    if target_split is not None and (target_split not in SPLITS[1:] or not task.has(target_split)):
+        able = ", ".join(split for split in SPLITS[1:] if task.has(split))
+        raise RequestError(f"the task has no split {target_split!r} to take for the target; choose among {able}")
+
+
+def _counts(task: Task) -> dict[str, dict[str, int]]:
+    """Return the samples of each class, or with each label, in each split."""
+    counts = {}
+    for split in filter(task.has, SPLITS):
+        labels = task.labels[task.splits == SPLITS.index(split)]
+        of_split = np.bincount(labels, minlength=len(task.classes)) if labels.ndim == 1 else (labels == 1).sum(axis=0)
+        counts[split] = dict(zip(task.classes, of_split.tolist(), strict=True))
+    return counts
+
+
+def _floor(evidence: Evidence) -> Floats:
+    """Return the gains of the prediction that looks at nothing: the largest class, or the mean."""
+    constant = np.broadcast_to(evidence.targets.mean(axis=0), evidence.targets.shape)
+    return gains(evidence.y, np.asarray(constant), evidence.kind)
+
+
+def _is_default(feature_set: FeatureSet) -> bool:
+    return feature_set.tap.partition(":")[0] == "pre_logits"
+
+
+def _depth_of(tap: str) -> tuple[Any, ...]:
+    """Return a key that sorts the taps of one network by depth, as far as their names tell."""
+    node = tap.partition(":")[0]
+    if node == "pre_logits":
+        return (1,)
+    parts = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in node.replace("_", ".").split(".")]
+    return (0, *parts)
+
+
+def summary(findings: Iterable[Finding], count: int = 3) -> list[str]:
+    """Return the lines that matter most: what is unsound, then what to do.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+    count : int
+    """
+    quiet = ("none found",)
+    order = {"soundness": 0, "what": 1, "when": 2, "more_data": 3, "diagnosis": 4}
+    told = [finding for finding in findings if finding.verdict not in quiet]
+    told.sort(key=lambda finding: (not finding.is_fatal, order.get(finding.question, 9)))
+    lines = []
+    for finding in told[:count]:
+        command = f": {finding.next_command}" if finding.next_command else ""
+        lines.append(f"{finding.text}{command}")
+    return lines

@@ -1,0 +1,102 @@
+"""Bias, variance or mismatch: which of the gaps between errors is the largest, and what to do about it.
+
+The decomposition is Ng's ("Machine Learning Yearning", 2018, chapters 20 to 43): error in the sample (avoidable bias,
+as far as the task can be done without error), out of fold less in the sample (variance), and on the target less out of
+fold (mismatch). A gap is named only where its interval excludes zero and it is larger than the next by more than
+chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+from featurecache.advice.finding import Finding
+from featurecache.advice.paired import mean_difference
+
+_WHAT_TO_DO = {
+    "bias": "richer features: another layer or backbone, or layers trained deeper",
+    "variance": "more labels, augmented views, or stronger regularisation",
+    "mismatch": "labels of the target, or adaptation to it",
+}
+
+
+def diagnosis_finding(
+    in_sample: NDArray[np.float64],
+    out_of_fold: NDArray[np.float64],
+    floor: NDArray[np.float64],
+    groups: NDArray[np.int64] | None = None,
+    *,
+    target: NDArray[np.float64] | None = None,
+    target_groups: NDArray[np.int64] | None = None,
+    target_name: str = "target",
+    commands: Mapping[str, str] | None = None,
+) -> Finding:
+    """Name the largest gap.
+
+    Parameters
+    ----------
+    in_sample, out_of_fold, floor : ndarray (n,)
+        Errors of each row: of the fit on all rows, of fits without it, and of the largest class.
+    groups : ndarray of int (n,), optional
+    target : ndarray (m,), optional
+        Errors of the rows of another split or domain, by the fit on all rows.
+    target_groups : ndarray of int (m,), optional
+    target_name : str
+    commands : mapping, optional
+        ``bias``, ``variance`` and ``mismatch``: what to run next.
+    """
+    bias = mean_difference(in_sample, groups)
+    gaps = {
+        "bias": (bias.mean, bias.low, bias.high, bias.error),
+        "variance": _gap(out_of_fold - in_sample, groups),
+    }
+    if target is not None:
+        apart, before = mean_difference(target, target_groups), mean_difference(out_of_fold, groups)
+        difference, error = apart.mean - before.mean, float(np.hypot(apart.error, before.error))
+        half = float(student_t.ppf(0.975, min(apart.num_units, before.num_units) - 1)) * error
+        gaps["mismatch"] = (difference, difference - half, difference + half, error)
+    errors = {"largest class": floor, "in sample": in_sample, "out of fold": out_of_fold}
+    errors |= {} if target is None else {target_name: target}
+    details = {
+        "errors": {
+            name: _with_interval(values, target_groups if name == target_name else groups)
+            for name, values in errors.items()
+        },
+        "gaps": {name: {"gap": gap[0], "low": gap[1], "high": gap[2]} for name, gap in gaps.items()},
+    }
+    order = sorted(gaps, key=lambda name: -gaps[name][0])
+    first, second = gaps[order[0]], gaps[order[1]]
+    exceeds = first[0] - second[0] > 1.96 * float(np.hypot(first[3], second[3]))
+    shown = ", ".join(f"{name} {gaps[name][0]:.3f} ({gaps[name][1]:.3f} to {gaps[name][2]:.3f})" for name in order)
+    n = len(out_of_fold) + (0 if target is None else len(target))
+    basis = "errors of a linear probe: in the sample, out of fold" + ("" if target is None else f", on {target_name}")
+    verdict, text, command = "cannot tell", f"no gap stands out: {shown}", None
+    if first[1] > 0 and exceeds:
+        verdict, command = order[0], (commands or {}).get(order[0])
+        text = f"the largest gap is {verdict}: {shown}; what helps is {_WHAT_TO_DO[verdict]}"
+    return Finding(
+        question="diagnosis",
+        verdict=verdict,
+        text=text,
+        figure=first[0],
+        low=first[1],
+        high=first[2],
+        n=n,
+        basis=basis,
+        next_command=command,
+        details=details,
+    )
+
+
+def _gap(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> tuple[float, float, float, float]:
+    found = mean_difference(values, groups)
+    return found.mean, found.low, found.high, found.error
+
+
+def _with_interval(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> dict[str, float]:
+    found = mean_difference(values, groups)
+    return {"error": found.mean, "low": found.low, "high": found.high, "n": float(found.n)}

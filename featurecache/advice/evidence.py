@@ -1,0 +1,229 @@
+"""What advice rests on: the rows of a task that are not for testing, with folds, and the features of each arm.
+
+An arm is a feature set in a role: of a pretrained network, or one of those that transfer has to beat: the same
+architecture untrained, the pixels, the colours. All arms are compared on the same rows and folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.advice.probe import Floats, Probe, linear_probe, one_hot
+from featurecache.backbones.weights.random_weights import seed_of
+from featurecache.errors import TaskError
+from featurecache.evaluation.selection import fold_numbers
+from featurecache.heads.checks import UNKNOWN
+from featurecache.specs import TaskKind
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.samples import Rows
+from featurecache.store.tasks import Task, read_views
+
+Role = Literal["pretrained", "untrained", "pixels", "colours", "words"]
+MAX_ROWS = 3000
+"""More rows are sampled: a figure of so many has an interval of two points, and a layer takes seconds."""
+FITTED = ("train", "validation")
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A feature set in a role.
+
+    Attributes
+    ----------
+    feature_set : FeatureSet
+    role : str
+    rows : ndarray of int64 (n,)
+        Rows of the sample table.
+    """
+
+    feature_set: FeatureSet
+    role: Role
+    rows: Rows
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        backbone, tap = self.feature_set.identity.backbone, self.feature_set.tap
+        if self.role in ("pixels", "colours", "words"):
+            return backbone
+        return f"{backbone} {tap}{' untrained' if self.role == 'untrained' else ''}"
+
+    @property
+    def num_features(self) -> int:
+        """Numbers of a sample."""
+        return int(np.prod(self.feature_set.activation_shape))
+
+    def features(self) -> NDArray[np.float32]:
+        """Read the features, (n, d) float32."""
+        features = self.feature_set.open()
+        found = read_views(features, self.rows)[:, 0]
+        features.let_go()
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Rows and targets that all arms share.
+
+    Attributes
+    ----------
+    task : Task
+    rows : ndarray of int64 (n,)
+    y : ndarray (n,), or (n, n_outputs)
+        As `Task.rows` returns targets.
+    groups : ndarray of int (n,), or None
+    folds : ndarray of int64 (n,)
+    arms : list of Arm
+    num_left_out : int
+        Rows that were not sampled.
+    """
+
+    task: Task
+    rows: Rows
+    y: NDArray[np.float64] | NDArray[np.int64]
+    groups: NDArray[np.int64] | None
+    folds: NDArray[np.int64]
+    arms: list[Arm]
+    num_left_out: int = 0
+
+    @property
+    def kind(self) -> TaskKind:
+        """Of the task."""
+        return self.task.kind
+
+    @cached_property
+    def targets(self) -> Floats:
+        """What a probe is fitted to, (n, n_outputs); what is not known is the mean of what is."""
+        return as_columns(self.y, self.kind, len(self.task.classes))
+
+    def probe(self, arm: Arm) -> Probe:
+        """Fit a linear probe on an arm."""
+        return linear_probe(arm.features(), self.targets, self.folds)
+
+    @property
+    def score_name(self) -> str:
+        """What the mean of `gains` is."""
+        return {"classification": "accuracy", "multilabel": "share of labels right", "regression": "R2"}[self.kind]
+
+
+def as_columns(y: NDArray[np.float64] | NDArray[np.int64], kind: TaskKind, n_outputs: int) -> Floats:
+    """Return targets as columns to regress on.
+
+    Parameters
+    ----------
+    y : ndarray (n,), or (n, n_outputs)
+    kind : str
+    n_outputs : int
+    """
+    if kind == "classification":
+        return one_hot(y.astype(np.int64), n_outputs)
+    columns = y.astype(np.float64)
+    columns = np.where(columns == UNKNOWN, np.nan, columns) if kind == "multilabel" else columns
+    return np.where(np.isnan(columns), np.nanmean(columns, axis=0), columns)
+
+
+def gains(y: NDArray[np.float64] | NDArray[np.int64], predictions: Floats, kind: TaskKind) -> Floats:
+    """Return what each row adds to a score, (n,), whose mean is the score: accuracy, share of labels right, or R2.
+
+    Parameters
+    ----------
+    y : ndarray (n,), or (n, n_outputs)
+    predictions : ndarray (n, n_outputs)
+        Of a probe.
+    kind : str
+    """
+    if kind == "classification":
+        return (predictions.argmax(axis=1) == y).astype(np.float64)
+    if kind == "multilabel":
+        known = y != UNKNOWN
+        right = ((predictions > 0.5) == (y == 1)) & known
+        return np.asarray(right.sum(axis=1) / np.maximum(known.sum(axis=1), 1))
+    known = np.isfinite(y)
+    spread = np.nanvar(y, axis=0)
+    errors = np.where(known, (predictions - y) ** 2, 0.0) / np.where(spread > 0, spread, 1.0)
+    return np.asarray(1.0 - (errors * (len(y) / np.maximum(known.sum(axis=0), 1))).mean(axis=1))
+
+
+def role_of(feature_set: FeatureSet) -> Role:
+    """Tell what a feature set stands for among the arms."""
+    name = feature_set.identity.backbone
+    if name.startswith("pixels:"):
+        return "pixels"
+    if name in ("colours", "words"):
+        return "colours" if name == "colours" else "words"
+    return "untrained" if seed_of(feature_set.about.weights_source) is not None else "pretrained"
+
+
+def gather(
+    task: Task,
+    sets: Sequence[FeatureSet],
+    *,
+    random_state: int = 0,
+    max_rows: int = MAX_ROWS,
+    but_not: str | None = None,
+) -> Evidence:
+    """Return the rows that all feature sets have in the splits that may be fitted on, with folds.
+
+    Parameters
+    ----------
+    task : Task
+    sets : sequence of FeatureSet
+        Plain and pooled.
+    random_state : int
+        Of folds and sampling.
+    max_rows : int
+        More rows are sampled, groups of them whole.
+    but_not : str, optional
+        A split that is left out.
+
+    Raises
+    ------
+    TaskError
+        There are no such rows.
+    """
+    opened = [feature_set.open() for feature_set in sets]
+    targets: dict[int, NDArray[np.float64]] = {}
+    shared: set[int] | None = None
+    for features in opened:
+        of_set: set[int] = set()
+        for split in (split for split in FITTED if task.has(split) and split != but_not):
+            rows, y = task.rows(features, split)
+            of_set |= set(rows.tolist())
+            targets |= dict(zip(rows.tolist(), y, strict=True))
+        shared = of_set if shared is None else shared & of_set
+    if not shared:
+        raise TaskError(f"the features share no labelled samples of task {task.name!r} to compare them on")
+    rows = np.array(sorted(shared))
+    y = np.array([targets[row] for row in rows.tolist()])
+    group_numbers = task.groups_of(rows)
+    groups = None if group_numbers is None else group_numbers.astype(np.int64)
+    kept = _sampled(len(rows), groups, max_rows, random_state)
+    left_out = len(rows) - len(kept)
+    rows, y = rows[kept], y[kept]
+    groups = None if groups is None else groups[kept]
+    folds = fold_numbers(y, groups, random_state=random_state)
+    if (folds < 0).any():  # a class in a single fold is never held out: it is judged by nothing
+        rows, y, groups = rows[folds >= 0], y[folds >= 0], None if groups is None else groups[folds >= 0]
+        folds = folds[folds >= 0]
+    return Evidence(
+        task, rows, y, groups, folds, [Arm(found, role_of(found), rows) for found in sets], num_left_out=left_out
+    )
+
+
+def _sampled(count: int, groups: NDArray[np.int64] | None, max_rows: int, random_state: int) -> NDArray[np.int64]:
+    """Return indices of at most so many rows, groups of them whole."""
+    if count <= max_rows:
+        return np.arange(count)
+    generator = np.random.default_rng(random_state)
+    if groups is None:
+        return np.sort(generator.permutation(count)[:max_rows])
+    numbers, of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = generator.permutation(len(numbers))
+    fit = np.cumsum(sizes[order]) <= max_rows
+    return np.flatnonzero(np.isin(of_row, order[fit])) if fit.any() else np.arange(max_rows)

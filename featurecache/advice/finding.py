@@ -1,0 +1,64 @@
+"""An answer of `advise`: one sentence, one figure with its interval and n, what it rests on, and the next command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Question = Literal["soundness", "when", "what", "how", "more_data", "diagnosis", "adaptation", "structure"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One answer.
+
+    Attributes
+    ----------
+    question : str
+        One of ``soundness, when, what, how, more_data, diagnosis, adaptation, structure``.
+    verdict : str
+        In a word or two: ``helps``, ``hurts``, ``cannot tell``, ...
+    text : str
+        One sentence for people.
+    figure, low, high : float or None
+        What the verdict rests on, with its 95 % interval.
+    n : int
+        Samples that the figure is of.
+    basis : str
+        What was compared, on what.
+    next_command : str or None
+        What to run next.
+    is_fatal : bool
+        Other answers mean nothing until this is mended.
+    details : mapping
+        Plain values for programs.
+    """
+
+    question: Question
+    verdict: str
+    text: str
+    n: int
+    basis: str
+    figure: float | None = None
+    low: float | None = None
+    high: float | None = None
+    next_command: str | None = None
+    is_fatal: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "question": self.question,
+            "verdict": self.verdict,
+            "text": self.text,
+            "figure": self.figure,
+            "low": self.low,
+            "high": self.high,
+            "n": self.n,
+            "basis": self.basis,
+            "next_command": self.next_command,
+            "fatal": self.is_fatal,
+            "details": dict(self.details),
+        }

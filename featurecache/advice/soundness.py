@@ -1,0 +1,343 @@
+"""Soundness first: copies on both sides of a split, classes that nothing is judged by, labels that are probably wrong.
+
+What a near-copy is depends on the features and the pictures: in one set two photographs are never as alike as 0.75, in
+another all are. So the threshold is above what the tenth-nearest neighbours of a set reach, of which copies are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.advice.finding import Finding
+from featurecache.advice.paired import mean_difference
+from featurecache.advice.probe import Floats, linear_probe, scaled
+
+LEAST_JUDGED = 5
+"""Rows of a class in a split that is judged by; with fewer, its recall is anything."""
+LEAST_GROUPS = 20
+_LEAST_SIMILARITY, _MOST_SIMILARITY, _MARGIN = 0.8, 0.98, 0.05
+_NEIGHBOUR = 10
+_BLOCK = 512
+
+
+def count_findings(
+    counts: Mapping[str, Mapping[str, int]], num_groups: int | None, *, commands: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """Say which classes nothing is judged by, and where groups are too few.
+
+    Parameters
+    ----------
+    counts : mapping
+        Of each split, the samples of each class, or with each label.
+    num_groups : int or None
+        None: rows are not grouped.
+    commands : mapping, optional
+        ``label`` and ``split``: what to run next.
+    """
+    commands, findings = commands or {}, []
+    names = list(next(iter(counts.values()), {}))
+    total = sum(sum(of_split.values()) for of_split in counts.values())
+    for split in (split for split in ("validation", "test") if split in counts):
+        missing = [name for name in names if counts[split].get(name, 0) == 0]
+        few = [name for name in names if 0 < counts[split].get(name, 0) < LEAST_JUDGED]
+        if missing or few:
+            parts = [f"no sample of {_listed(missing)}"] if missing else []
+            parts += [f"fewer than {LEAST_JUDGED} of {_listed(few)}"] if few else []
+            findings.append(
+                Finding(
+                    question="soundness",
+                    verdict="classes missing" if missing else "few samples",
+                    text=f"the {split} split has {' and '.join(parts)}: figures say nothing of these classes",
+                    n=sum(counts[split].values()),
+                    basis=f"counts of the {split} split",
+                    next_command=commands.get("label"),
+                    is_fatal=bool(missing) and len(missing) == len(names) - 1,
+                    details={"missing": missing, "few": few, "split": split},
+                )
+            )
+    if num_groups is not None and num_groups < LEAST_GROUPS:
+        findings.append(
+            Finding(
+                question="soundness",
+                verdict="few groups",
+                text=f"there are {num_groups} groups, and samples of one group are alike: with fewer than "
+                f"{LEAST_GROUPS} intervals are wide, and may be wrong",
+                figure=float(num_groups),
+                n=total,
+                basis="groups of the task",
+                next_command=commands.get("label"),
+            )
+        )
+    return findings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NearCopies:
+    """Pairs of samples that are nearly the same.
+
+    Attributes
+    ----------
+    pairs : ndarray of int64 (n_pairs, 2)
+        Indices, the first of a pair the smaller.
+    similarity : ndarray (n_pairs,)
+        Cosine of standardised features.
+    threshold : float
+    group : ndarray of int64 (n,)
+        Samples that are joined by pairs have the same number.
+    """
+
+    pairs: NDArray[np.int64]
+    similarity: Floats
+    threshold: float
+    group: NDArray[np.int64]
+
+
+def near_copies(X: NDArray[np.floating]) -> NearCopies:
+    """Find samples that are nearly the same: re-encoded, resized, cropped, mirrored, or of one burst.
+
+    Parameters
+    ----------
+    X : ndarray (n, d)
+        Features.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rows = scaled(X).astype(np.float32)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    n, neighbour = len(rows), min(_NEIGHBOUR, len(rows) - 1)
+    high: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+    of_neighbour = np.empty(n, np.float32)
+    for start in range(0, n, _BLOCK):
+        block = rows[start : start + _BLOCK] @ rows.T
+        block[np.arange(len(block)), np.arange(start, start + len(block))] = -1.0
+        of_neighbour[start : start + len(block)] = np.partition(block, n - neighbour, axis=1)[:, n - neighbour]
+        i, j = np.nonzero(block > _LEAST_SIMILARITY)
+        upper = j > i + start
+        high.append(((i + start)[upper], j[upper], block[i, j][upper]))
+    natural = float(np.quantile(of_neighbour, 0.99)) if n > 2 * _NEIGHBOUR else 0.0
+    threshold = min(max(_LEAST_SIMILARITY, natural + _MARGIN), _MOST_SIMILARITY)
+    first, second, similarity = (np.concatenate(parts) for parts in zip(*high, strict=True))
+    kept = similarity > threshold
+    pairs = np.stack([first[kept], second[kept]], axis=1)
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, group = connected_components(graph, directed=False)
+    order = np.argsort(-similarity[kept], kind="stable")
+    return NearCopies(pairs[order], similarity[kept][order].astype(np.float64), threshold, group.astype(np.int64))
+
+
+def copies_finding(
+    copies: NearCopies,
+    splits: Sequence[str],
+    gains_as_they_are: Floats,
+    gains_kept_together: Floats,
+    names: Sequence[str],
+    *,
+    score: str = "accuracy",
+    next_command: str | None = None,
+) -> Finding:
+    """Say how many samples are near-copies, how many pairs a split divides, and what that does to the score.
+
+    Parameters
+    ----------
+    copies : NearCopies
+    splits : sequence of str
+        Of each sample.
+    gains_as_they_are, gains_kept_together : ndarray (n,)
+        What each sample adds to the score out of fold, with copies in any fold and with copies in one fold.
+    names : sequence of str
+        Of the samples.
+    score : str
+    next_command : str, optional
+    """
+    n, of_split = len(splits), np.asarray(splits)
+    across = of_split[copies.pairs[:, 0]] != of_split[copies.pairs[:, 1]]
+    basis = f"cosine of standardised features above {copies.threshold:.2f}, as this set's own neighbours are less alike"
+    shown = [
+        {"first": names[i], "second": names[j], "similarity": round(float(similarity), 4)}
+        for (i, j), similarity in list(zip(copies.pairs.tolist(), copies.similarity.tolist(), strict=True))[:50]
+    ]
+    details = {"num_pairs": len(copies.pairs), "num_across": int(across.sum()), "pairs": shown}
+    if not len(copies.pairs):
+        text = f"no near-copies found by features (pairs above {copies.threshold:.2f})"
+        return Finding(question="soundness", verdict="none found", text=text, n=n, basis=basis, details=details)
+    found = mean_difference(gains_as_they_are - gains_kept_together, copies.group)
+    num_samples = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
+    text = (
+        f"{num_samples} of {n} samples are near-copies of others, and {int(across.sum())} pairs lie on both sides of a "
+        f"split: {score} out of fold is {gains_as_they_are.mean():.3f} with them apart and "
+        f"{gains_kept_together.mean():.3f} with copies kept together"
+    )
+    return Finding(
+        question="soundness",
+        verdict="near-copies",
+        text=text,
+        figure=found.mean,
+        low=found.low,
+        high=found.high,
+        n=n,
+        basis=basis,
+        next_command=next_command,
+        # Then the figures are of memory, and every other answer rests on them.
+        is_fatal=found.low > 0.02,
+        details=details,
+    )
+
+
+def shortcut_finding(
+    facts: Mapping[str, Floats],
+    y: NDArray[np.int64],
+    gains_of_features: Floats,
+    folds: NDArray[np.int64],
+    groups: NDArray[np.int64] | None = None,
+) -> Finding:
+    """Say whether facts that are not the picture tell the classes apart: file size, shape, camera, mean colour.
+
+    Parameters
+    ----------
+    facts : mapping of str to ndarray (n,)
+        Numbers, or codes of names.
+    y : ndarray of int64 (n,)
+        Class indices.
+    gains_of_features : ndarray (n,)
+        Whether the probe on features is right, out of fold.
+    folds : ndarray of int (n,)
+    groups : ndarray of int (n,), optional
+    """
+    from sklearn.ensemble import RandomForestClassifier
+
+    floor = (y == np.bincount(y).argmax()).astype(np.float64)
+    right = {"all of them": _right_by_facts(RandomForestClassifier, np.stack(list(facts.values()), axis=1), y, folds)}
+    right |= {
+        name: _right_by_facts(RandomForestClassifier, values[:, None], y, folds)
+        for name, values in facts.items()
+        if len(np.unique(values)) > 1
+    }
+    found = {name: mean_difference(gain - floor, groups) for name, gain in right.items()}
+    alone = {name: difference for name, difference in found.items() if name != "all of them" or len(found) == 1}
+    worst = max(alone, key=lambda name: alone[name].mean)
+    every, room = found["all of them"], max(float(gains_of_features.mean() - floor.mean()), 1e-9)
+    share = every.mean / room
+    details = {
+        "by_fact": {name: float(gain.mean()) for name, gain in right.items()},
+        "largest_class": float(floor.mean()),
+        "share_explained": float(share),
+    }
+    answer = partial(
+        Finding,
+        question="soundness",
+        figure=every.mean,
+        low=every.low,
+        high=every.high,
+        n=len(y),
+        basis=f"random forest on {', '.join(facts)}, out of fold, less the largest class",
+        details=details,
+    )
+    if every.low <= 0:
+        return answer(verdict="none found", text=f"no shortcut found in {', '.join(facts)}")
+    text = (
+        f"{worst} alone tells the classes: facts that are not the picture are right in "
+        f"{right['all of them'].mean():.3f} (largest class {floor.mean():.3f}), {min(share, 1):.0%} of what the "
+        "features gain over it"
+    )
+    return answer(verdict="shortcut", text=text, is_fatal=share > 0.8)
+
+
+def _right_by_facts(model: type, facts: Floats, y: NDArray[np.int64], folds: NDArray[np.int64]) -> Floats:
+    right = np.zeros(len(y))
+    for number in np.unique(folds):
+        held_out = folds == number
+        fitted = model(n_estimators=50, min_samples_leaf=3, random_state=0).fit(facts[~held_out], y[~held_out])
+        right[held_out] = fitted.predict(facts[held_out]) == y[held_out]
+    return right
+
+
+def label_finding(
+    y: NDArray[np.int64],
+    proba: Floats,
+    names: Sequence[str],
+    classes: Sequence[str],
+    *,
+    next_command: str | None = None,
+) -> Finding:
+    """List labels that are probably wrong, by confident learning (Northcutt et al., JAIR 70, 2021; cleanlab).
+
+    Parameters
+    ----------
+    y : ndarray of int64 (n,)
+        Class indices.
+    proba : ndarray (n, n_classes)
+        Out of fold.
+    names : sequence of str
+        Of the samples.
+    classes : sequence of str
+    next_command : str, optional
+    """
+    from cleanlab.filter import find_label_issues  # type: ignore[import-not-found,unused-ignore]
+
+    issues = find_label_issues(y, proba, return_indices_ranked_by="self_confidence", n_jobs=1)
+    listed = [
+        {
+            "name": names[index],
+            "label": classes[y[index]],
+            "suggested": classes[int(proba[index].argmax())],
+            "probability_of_label": round(float(proba[index, y[index]]), 4),
+        }
+        for index in issues.tolist()
+    ]
+    share = len(listed) / len(y)
+    if not listed:
+        text = "no label found that is probably wrong"
+    else:
+        first = listed[0]
+        text = (
+            f"{len(listed)} of {len(y)} labels are probably wrong, the first {first['name']} "
+            f"(labelled {first['label']}, looks like {first['suggested']})"
+        )
+    return Finding(
+        question="soundness",
+        verdict="labels to check" if listed else "none found",
+        text=text,
+        figure=share,
+        n=len(y),
+        basis="confident learning on probabilities out of fold",
+        next_command=next_command if listed else None,
+        details={"labels": listed},
+    )
+
+
+def gains_with_copies_together(
+    X: NDArray[np.floating],
+    Y: Floats,
+    group: NDArray[np.int64],
+    gains_of: Callable[[Floats], Floats],
+    random_state: int = 0,
+) -> Floats:
+    """Return what each sample adds to the score where copies are in one fold.
+
+    Parameters
+    ----------
+    X : ndarray (n, d)
+    Y : ndarray (n, n_outputs)
+    group : ndarray of int (n,)
+    gains_of : callable
+        Takes predictions.
+    random_state : int
+    """
+    from sklearn.model_selection import GroupKFold
+
+    folds = np.empty(len(Y), np.int64)
+    count = min(5, len(np.unique(group)))
+    splitter = GroupKFold(count, shuffle=True, random_state=random_state)
+    for number, (_, held_out) in enumerate(splitter.split(Y, None, group)):
+        folds[held_out] = number
+    return np.asarray(gains_of(linear_probe(X, Y, folds).out_of_fold))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

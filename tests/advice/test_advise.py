@@ -1,0 +1,174 @@
+"""Advice about a task of a cache: every answer has what it promises, by the function and on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
+
+import featurecache as fc
+from featurecache.advice.advise import QUESTIONS, summary
+from featurecache.advice.evidence import gather
+from featurecache.cli import main
+from featurecache.errors import RequestError
+from featurecache.store.store import FeatureStore
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three colours, two taps of a network, the same untrained, pixels and a histogram."""
+    folder = tmp_path_factory.mktemp("advice")
+    cache = write_cache(folder, "stem.0:avg", "pre_logits:none", per_class=20)
+    extract = ["extract", str(folder / "photos"), "--cache", str(cache), *RUNTIME, "--backbone"]
+    assert main([*extract, TINY, "--init", "random", "--weights-seed", "3", "--tap", "pre_logits:none"]) == 0
+    assert main([*extract, "pixels:8"]) == 0
+    assert main([*extract, "colours"]) == 0
+    return cache
+
+
+def test_every_answer_has_a_figure_its_basis_and_n(cache: Path) -> None:
+    findings = fc.advise(cache, "colour")
+    assert [finding.question for finding in findings][-4:] == ["when", "what", "more_data", "diagnosis"]
+    assert findings[0].question == "soundness"
+    for finding in findings:
+        assert isinstance(finding, fc.Finding)
+        assert finding.n > 0
+        assert finding.text
+        assert finding.basis
+        assert "\n" not in finding.text
+        if finding.low is not None:
+            assert finding.low <= finding.figure <= finding.high
+        json.dumps(finding.to_json(), allow_nan=False)
+    when = next(finding for finding in findings if finding.question == "when")
+    arms = {"pixels:8", "colours", f"{TINY} pre_logits:none untrained", "largest class"}
+    assert set(when.details["arms"]) == arms
+    assert when.details["missing"] == {}
+    # The classes are colours: a histogram is as good as any network.
+    assert when.verdict in ("hurts", "cannot tell")
+
+
+def test_what_was_held_out_for_testing_is_not_looked_at(cache: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(cache)
+    task = store.task("colour")
+    evidence = gather(task, store.feature_sets())
+    tested = task.rows(store.feature_sets()[0].open(), "test")[0]
+    assert not np.isin(tested, evidence.rows).any()
+    assert len(evidence.rows) + len(tested) == 60
+    few = gather(task, store.feature_sets(), max_rows=30)
+    assert (len(few.rows), few.num_left_out) == (30, 18)
+
+
+def test_the_same_question_has_the_same_answer_on_any_number_of_threads(cache: Path) -> None:
+    one, two = (fc.advise(cache, "colour", only=["what", "more_data"], n_jobs=jobs) for jobs in (1, 2))
+    assert [finding.to_json() for finding in one] == [finding.to_json() for finding in two]
+
+
+def test_the_command_line_prints_answers_and_one_document(
+    cache: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, out, _ = call("advise", cache, "--task", "colour", "--wide", "--quiet")
+    assert status == 0
+    assert "When: does transfer help here?" in out
+    assert "less the best" in out
+    assert f"next: featurecache train {cache} --task colour --tap" in out
+    status, out, _ = call("advise", cache, "--task", "colour", "--json", "--quiet")
+    findings = json.loads(out)["findings"]
+    assert {finding["question"] for finding in findings} <= set(QUESTIONS)
+    keys = {"question", "verdict", "text", "figure", "low", "high", "n", "basis", "next_command", "details"}
+    assert all(keys <= finding.keys() for finding in findings)
+    status, out, _ = call("advise", cache, "--task", "colour", "--only", "diagnosis", "--target-domain", "validation")
+    assert "mismatch" in out
+    assert "Would more" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "why"], "unknown question 'why'; known: soundness, when"),
+        (["--target-domain", "webcam"], "the task has no split 'webcam' to take for the target; choose among"),
+        (["--task", "colours"], "unknown task 'colours'"),
+    ],
+)
+def test_requests_that_make_no_sense_are_one_line(
+    cache: Path, call: Callable[..., tuple[int, str, str]], options: list[str], message: str
+) -> None:
+    command = ["advise", cache, *([] if "--task" in options else ["--task", "colour"]), *options]
+    status, _, err = call(*command)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_cache_without_a_pretrained_network_is_told_what_to_do(tmp_path: Path) -> None:
+    write_image(tmp_path / "p" / "a" / "1.png", COLOURS["red"], seed=1)
+    write_image(tmp_path / "p" / "b" / "1.png", COLOURS["blue"], seed=2)
+    for number in range(2, 12):
+        write_image(tmp_path / "p" / "ab"[number % 2] / f"{number}.png", COLOURS["red"], seed=number)
+    settings = fc.ExtractionSettings(runtime="torch", batch_size=4)
+    store = fc.extract(tmp_path / "p", tmp_path / "c", backbone="pixels:8", settings=settings)
+    store.add_task("t", fc.labels_from_folders())
+    with pytest.raises(RequestError, match="no features of a pretrained network; run `featurecache extract` first"):
+        fc.advise(store, "t")
+
+
+def test_copies_stop_the_other_answers(tmp_path: Path) -> None:
+    """The same photographs five times over, with labels that are coin flips."""
+    generator = np.random.default_rng(0)
+    for photo in range(30):
+        pixels = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        for copy in range(5):
+            _write_copy(tmp_path / "p" / "ab"[photo % 2] / f"{photo}-{copy}.png", pixels, seed=copy)
+    settings = fc.ExtractionSettings(runtime="torch", batch_size=8)
+    store = fc.extract(tmp_path / "p", tmp_path / "c", backbone=TINY, settings=settings)
+    store.add_task("t", fc.labels_from_folders())
+    findings = fc.advise(store, "t")
+    copies = next(finding for finding in findings if finding.verdict == "near-copies")
+    assert copies.details["num_across"] > 10
+    assert "near-copies of others" in copies.text
+    if copies.is_fatal:
+        assert {finding.question for finding in findings} == {"soundness"}
+    assert fc.advise(store, "t", only=["when"])[0].question == "when"
+
+
+def _write_copy(path: Path, pixels: np.ndarray, *, seed: int) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    large = np.kron(pixels, np.ones((8, 8, 1))).astype(np.int64)
+    noise = np.random.default_rng(seed).integers(-3, 4, large.shape)
+    Image.fromarray(np.clip(large + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+def test_labels_and_numbers_have_advice_too(cache: Path) -> None:
+    store, photos = FeatureStore.open(cache), cache.parent / "photos"
+    table = cache.parent / "numbers.csv"
+    paths = sorted(photos.rglob("*.png"))
+    lines = [f"{path.relative_to(photos)},{COLOURS[path.parent.name][0]},{path.parent.name}" for path in paths]
+    table.write_text("\n".join(["path,redness,label", *lines]))
+    names = set(store.task_names())
+    if "redness" not in names:
+        store.add_task("redness", fc.labels_from_csv(table, kind="regression", label_column="redness", root=photos))
+        store.add_task("tags", fc.labels_from_csv(table, kind="multilabel", root=photos))
+    for task in ("redness", "tags"):
+        findings = fc.advise(store, task)
+        assert {"when", "what", "more_data", "diagnosis"} <= {finding.question for finding in findings}
+        json.dumps([finding.to_json() for finding in findings], allow_nan=False)
+
+
+def test_three_lines_begin_with_what_is_unsound() -> None:
+    def finding(question: Any, verdict: str, **more: Any) -> fc.Finding:
+        return fc.Finding(question=question, verdict=verdict, text=f"{question} {verdict}", n=1, basis="", **more)
+
+    findings = [
+        finding("soundness", "none found"),
+        finding("more_data", "helps"),
+        finding("what", "best", next_command="featurecache train"),
+        finding("soundness", "near-copies", is_fatal=True),
+        finding("when", "helps"),
+    ]
+    assert summary(findings) == ["soundness near-copies", "what best: featurecache train", "when helps"]
