@@ -14,7 +14,9 @@ from joblib import Parallel, delayed
 
 from featurecache.advice.diagnosis import diagnosis_finding
 from featurecache.advice.evidence import Arm, Evidence, gains, gather, role_of
+from featurecache.advice.facts import facts_of
 from featurecache.advice.finding import Finding, Question
+from featurecache.advice.how import depth_finding
 from featurecache.advice.more_data import learning_curve, more_data_finding
 from featurecache.advice.probe import Floats, Probe, predict_new
 from featurecache.advice.soundness import (
@@ -23,6 +25,7 @@ from featurecache.advice.soundness import (
     gains_with_copies_together,
     label_finding,
     near_copies,
+    shortcut_finding,
 )
 from featurecache.advice.what import Candidate, features_finding
 from featurecache.advice.when import transfer_finding
@@ -34,13 +37,14 @@ from featurecache.heads.threads import one_thread
 from featurecache.machine import num_cores
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.labels import SPLITS
+from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
 if TYPE_CHECKING:
     from featurecache.progress import Progress
 
-QUESTIONS: tuple[str, ...] = get_args(Question)
+QUESTIONS: tuple[str, ...] = tuple(name for name in get_args(Question) if name not in ("adaptation", "structure"))
 _PIXELS = 32
 _CURVE_ROWS = 2000
 
@@ -67,7 +71,7 @@ def advise(
     task : str
         Name of the task.
     only : sequence of str
-        Questions to answer: ``soundness``, ``when``, ``what``, ``more_data``, ``diagnosis``; all when empty.
+        Questions to answer: ``soundness``, ``when``, ``what``, ``how``, ``more_data``, ``diagnosis``; all when empty.
     target_split : str, optional
         A split whose samples are of the target, such as ``validation`` of another camera: it is left out of fitting,
         and errors there are compared with errors out of fold.
@@ -136,6 +140,7 @@ class _Session:
                 "soundness": lambda: found,
                 "when": lambda: [self._when()],
                 "what": lambda: [self._what()],
+                "how": lambda: [self._how()],
                 "more_data": lambda: [self._more_data()],
                 "diagnosis": lambda: [self._diagnosis()],
             }
@@ -177,6 +182,7 @@ class _Session:
         commands = {"label": f"featurecache task add {self._path} {task.name} --labels TABLE.csv --replace"}
         num_groups = None if task.groups is None else len(np.unique(task.groups))
         found = count_findings(_counts(task), num_groups, commands=commands) if task.kind != "regression" else []
+        found += self._feature_warnings()
         arm = self._best()
         X = arm.features()
         copies = near_copies(X)
@@ -190,7 +196,27 @@ class _Session:
         found.append(copies_finding(copies, of_split, gained, together, names, score=evidence.score_name))
         if task.kind == "classification":
             found += self._labels(arm, names)
+            if facts := facts_of(self._store, evidence.rows):
+                found.append(
+                    shortcut_finding(facts, evidence.y.astype(np.int64), gained, evidence.folds, evidence.groups)
+                )
         return found
+
+    def _feature_warnings(self) -> list[Finding]:
+        """Return what is doubtful about the features themselves."""
+        sets = [arm.feature_set for arm in self._pretrained()]
+        return [
+            Finding(
+                question="soundness",
+                verdict=warning.kind.replace("_", " "),
+                text=warning.text,
+                n=len(self._evidence.rows),
+                basis="the cached features",
+                figure=float(warning.count),
+            )
+            for warning in feature_warnings(sets)
+            if warning.kind in ("constant_features", "storage_error", "flat_images")
+        ]
 
     def _labels(self, arm: Arm, names: Sequence[str]) -> list[Finding]:
         from importlib.util import find_spec
@@ -261,6 +287,19 @@ class _Session:
         ]
         command = f"featurecache train {self._path} --task {evidence.task.name}"
         return features_finding(evidence.y, predictions, candidates, measure, evidence.groups, train_command=command)
+
+    def _how(self) -> Finding:
+        evidence, arm = self._evidence, self._best()
+        errors = 1.0 - gains(evidence.y, self._probes[arm.feature_set.key].in_sample, evidence.kind)
+        fingerprint, backbone = arm.feature_set.fingerprint, arm.feature_set.identity.backbone
+        whole = [
+            found for found in self._store.feature_sets() if found.fingerprint == fingerprint and not found.is_pooled
+        ]
+        if whole:
+            command = f"featurecache train {self._path} --task {evidence.task.name} --depths auto --minutes 10"
+        else:
+            command = f"featurecache inspect {backbone} --tails"
+        return depth_finding(errors, evidence.groups, name=arm.name, next_command=command)
 
     def _predictions(self, arm: Arm) -> np.ndarray:
         out = self._probes[arm.feature_set.key].out_of_fold

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Question = Literal["soundness", "when", "what", "how", "more_data", "diagnosis", "adaptation", "structure"]
+Question = Literal["soundness", "when", "what", "how", "more_data", "diagnosis"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,7 @@ class Finding:
     Attributes
     ----------
     question : str
-        One of ``soundness, when, what, how, more_data, diagnosis, adaptation, structure``.
+        One of ``soundness, when, what, how, more_data, diagnosis``.
     verdict : str
         In a word or two: ``helps``, ``hurts``, ``cannot tell``, ...
     text : str

@@ -16,8 +16,6 @@ _TITLES = {
     "how": "How deep?",
     "more_data": "Would more labels help?",
     "diagnosis": "What limits it?",
-    "adaptation": "Does adaptation help?",
-    "structure": "What is in it?",
 }
 
 

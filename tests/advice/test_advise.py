@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_answer_has_a_figure_its_basis_and_n(cache: Path) -> None:
     findings = fc.advise(cache, "colour")
-    assert [finding.question for finding in findings][-4:] == ["when", "what", "more_data", "diagnosis"]
+    assert [finding.question for finding in findings][-5:] == ["when", "what", "how", "more_data", "diagnosis"]
     assert findings[0].question == "soundness"
     for finding in findings:
         assert isinstance(finding, fc.Finding)

@@ -7,6 +7,7 @@ import pytest
 
 from featurecache.advice.diagnosis import diagnosis_finding
 from featurecache.advice.evidence import gains
+from featurecache.advice.how import depth_finding
 from featurecache.advice.more_data import LearningCurve, learning_curve, more_data_finding
 from featurecache.advice.probe import linear_probe, one_hot
 from featurecache.advice.soundness import (
@@ -232,3 +233,12 @@ def test_the_largest_gap_is_named_only_where_it_stands_out() -> None:
     assert diagnosis_finding(zeros, wrong, floor, target=far, target_name="webcam").verdict == "mismatch"
     near = (generator.random(300) < 0.2).astype(np.float64)
     assert diagnosis_finding(zeros, wrong, floor, target=near).verdict == "variance"
+
+
+def test_deeper_is_worth_trying_only_where_a_linear_head_does_not_fit() -> None:
+    wrong = (np.arange(200) % 10 == 0).astype(np.float64)
+    deeper = depth_finding(wrong, next_command="featurecache train")
+    assert (deeper.verdict, deeper.next_command) == ("try deeper", "featurecache train")
+    fits = depth_finding(np.zeros(400), next_command="featurecache train")
+    assert (fits.verdict, fits.next_command) == ("linear head", None)
+    assert depth_finding(wrong[:40]).verdict == "cannot tell"
