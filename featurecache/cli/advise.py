@@ -38,7 +38,7 @@ def add_parser(verbs: Any) -> None:
         "--only",
         action="append",
         metavar="QUESTION",
-        help="soundness, when, what, more_data, diagnosis; repeat for several",
+        help="soundness, when, what, how, more_data, diagnosis; repeat for several",
     )
     parser.add_argument(
         "--target-domain",
