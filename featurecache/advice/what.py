@@ -94,7 +94,7 @@ def features_finding(
         "best": candidates[best].name,
         "recommended": candidates[cheapest].name,
     }
-    score_name = measure.chosen_by.replace("_", " ")
+    score_name = measure.primary.replace("_", " ")
     figure, low, high = (
         (scores[best], None, None) if corrected is None else (corrected.corrected, corrected.low, corrected.high)
     )
