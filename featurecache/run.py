@@ -139,8 +139,6 @@ def run(
     TaskError
         Labels that make no task, found before anything is extracted wherever possible.
     """
-    from featurecache.deployment.kept import keep_head
-    from featurecache.evaluation.changes import remember_training
     from featurecache.extraction.extract import run_extraction
     from featurecache.progress import Silent
     from featurecache.sources.opening import open_source
@@ -180,11 +178,32 @@ def run(
     trained = train(store, added, extraction.sets, training, progress=progress)
     # What concerns features stands in both reports, and is shown once.
     trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
-    failures: list[OutputFailure] = []
+    report_path = store.path / "report.html" if report is None else Path(report)
+    command = command or f"featurecache.run({str(source)!r}, cache={str(store.path)!r}, ...)"
+    return _finished(extraction, trained, opened, Path(source), request, training, report_path, command)
+
+
+def _finished(
+    extraction: ExtractionReport,
+    trained: TrainingReport,
+    source: Source,
+    source_path: Path,
+    request: BackboneRequest,
+    training: TrainingSettings,
+    report_path: Path,
+    command: str,
+) -> RunReport:
+    """Compare with the training before, advise, keep the best head and write the report."""
+    from featurecache.deployment.kept import keep_head
+    from featurecache.evaluation.changes import remember_training
+
+    store, failures = extraction.store, list[OutputFailure]()
     trained.changes = remember_training(store, trained)
-    advice = try_output("the advice", lambda: _advise(extraction, trained, source, training.random_state), failures)
-    keep, memory = training.keep, training.memory
-    saved = try_output("the head", lambda: keep_head(store, task, trained.best, keep=keep, memory=memory), failures)
+    advice = try_output(
+        "the advice", lambda: _advise(extraction, trained, source_path, training.random_state), failures
+    )
+    keep, memory, name = training.keep, training.memory, trained.task.name
+    saved = try_output("the head", lambda: keep_head(store, name, trained.best, keep=keep, memory=memory), failures)
     done = RunReport(
         extraction=extraction,
         training=trained,
@@ -192,9 +211,9 @@ def run(
         predict_command=None if saved is None else predict_command(saved, trained.best, request),
         advice=tuple(advice or ()),
     )
-    path = store.path / "report.html" if report is None else Path(report)
-    command = command or f"featurecache.run({str(source)!r}, cache={str(store.path)!r}, ...)"
-    written = try_output("the report", lambda: _write_report(path, done, opened, Path(source), command, keep), failures)
+    written = try_output(
+        "the report", lambda: _write_report(report_path, done, source, source_path, command, keep), failures
+    )
     return replace(done, report=written, failures=tuple(failures))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.advice.finding import Finding
 from featurecache.evaluation.chosen_score import chosen_score
+from featurecache.evaluation.comparison import Comparison
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.table_verdicts import compare_heads
 
@@ -67,71 +69,77 @@ def features_finding(
         Beginning of the next command.
     """
     scores = np.array([measure.score(y, predicted) for predicted in predictions])
-    best = int(np.argmax(scores))
+    best = int(np.argmax(measure.sign * scores))
     compared = compare_heads(measure, y, predictions, best, groups)
-    worse = [index != best and found.verdict == "worse" for index, found in enumerate(compared)]
-    able = [index for index, is_worse in enumerate(worse) if not is_worse]
+    able = [index for index, found in enumerate(compared) if index == best or found.verdict != "worse"]
     # Of one network a shallower layer takes less to compute; a narrower one less space.
     cheapest = min(
-        able, key=lambda i: (candidates[i].num_parameters, candidates[i].order, candidates[i].num_bytes, -scores[i])
+        able,
+        key=lambda i: (candidates[i].num_parameters, candidates[i].order, candidates[i].num_bytes, -scores[i]),
     )
     corrected = chosen_score(measure, y, list(predictions), groups) if len(predictions) > 1 else None
-    rows = [
-        {
-            "name": candidate.name,
-            "score": float(score),
-            "difference": 0.0 if index == best else found.difference,
-            "low": None if index == best else _finite(found.low),
-            "high": None if index == best else _finite(found.high),
-            "verdict": "best" if index == best else found.verdict,
-            "num_parameters": candidate.num_parameters,
-            "bytes_per_sample": candidate.num_bytes,
-        }
-        for index, (candidate, score, found) in enumerate(zip(candidates, scores.tolist(), compared, strict=True))
-    ]
-    details = {
-        "ranking": sorted(rows, key=lambda row: -float(row["score"])),  # type: ignore[arg-type]
-        "best": candidates[best].name,
-        "recommended": candidates[cheapest].name,
-    }
-    score_name = measure.primary.replace("_", " ")
-    figure, low, high = (
-        (scores[best], None, None) if corrected is None else (corrected.corrected, corrected.low, corrected.high)
+    text = _recommendation(candidates, scores, able, best, cheapest)
+    # A default tap that is worse than another layer is the finding that people miss.
+    for index in set(range(len(candidates))) - set(able):
+        if candidates[index].is_default:
+            found = compared[index]
+            text += f"; the default, {candidates[index].name}, is worse by {-found.difference:.3f}"
+            text += f" ({-found.high:.3f} to {-found.low:.3f})"
+    return Finding(
+        question="what",
+        verdict="one set" if len(candidates) == 1 else "best" if able == [best] else "recommended",
+        text=text,
+        figure=float(scores[best]) if corrected is None else corrected.corrected,
+        low=None if corrected is None else _finite(corrected.low),
+        high=None if corrected is None else _finite(corrected.high),
+        n=len(y),
+        basis=f"{measure.primary.replace('_', ' ')} of a linear probe out of fold on {len(candidates)} feature sets; "
+        "verdicts hold for the whole table, and the figure is corrected for the choice",
+        next_command=f"{train_command} {candidates[cheapest].option}",
+        details={
+            "ranking": _ranking(candidates, scores, compared, best),
+            "best": candidates[best].name,
+            "recommended": candidates[cheapest].name,
+        },
     )
-    if len(candidates) == 1:
-        verdict, text = "one set", f"only {candidates[0].name} is cached: {score_name} {scores[0]:.3f} out of fold"
-    elif cheapest == best:
-        num_alike = len(able) - 1
-        verdict = "best" if num_alike == 0 else "recommended"
-        others = (
-            "better than all others" if num_alike == 0 else f"not to be told from {num_alike} of {len(rows) - 1} others"
-        )
-        text = f"take {candidates[best].name}: the best of {len(rows)} by a linear probe ({scores[best]:.3f}), {others}"
-    else:
-        verdict = "recommended"
-        text = (
+
+
+def _recommendation(
+    candidates: Sequence[Candidate], scores: NDArray[np.float64], able: Sequence[int], best: int, cheapest: int
+) -> str:
+    """Say which feature set to take."""
+    count = len(candidates)
+    if count == 1:
+        return f"only {candidates[0].name} is cached: {scores[0]:.3f} by a linear probe, out of fold"
+    if cheapest != best:
+        return (
             f"take {candidates[cheapest].name}: with {scores[cheapest]:.3f} not to be told from the best, "
             f"{candidates[best].name} ({scores[best]:.3f}), and the cheapest of the {len(able)} of which that is true"
         )
-    # A default tap that is worse than another layer is the finding that people miss.
-    beaten = [index for index in range(len(rows)) if worse[index] and candidates[index].is_default]
-    if beaten:
-        found = compared[beaten[0]]
-        text += f"; the default, {candidates[beaten[0]].name}, is worse by {-found.difference:.3f}"
-        text += f" ({-found.high:.3f} to {-found.low:.3f})"
-    return Finding(
-        question="what",
-        verdict=verdict,
-        text=text,
-        figure=float(figure),
-        low=_finite(low),
-        high=_finite(high),
-        n=len(y),
-        basis=f"{score_name} of a linear probe out of fold on {len(rows)} feature sets; verdicts hold for the whole "
-        "table, and the figure is corrected for the choice",
-        next_command=f"{train_command} {candidates[cheapest].option}",
-        details=details,
-    )
+    others = f"not to be told from {len(able) - 1} of {count - 1} others" if len(able) > 1 else "better than all others"
+    return f"take {candidates[best].name}: the best of {count} by a linear probe ({scores[best]:.3f}), {others}"
+
+
+def _ranking(
+    candidates: Sequence[Candidate], scores: NDArray[np.float64], compared: Sequence[Comparison], best: int
+) -> list[dict[str, Any]]:
+    """Return all feature sets, the best first."""
+    rows = []
+    for index in np.argsort(-scores, kind="stable").tolist():
+        candidate, found, is_best = candidates[index], compared[index], index == best
+        rows.append(
+            {
+                "name": candidate.name,
+                "score": float(scores[index]),
+                "difference": 0.0 if is_best else found.difference,
+                "low": None if is_best else _finite(found.low),
+                "high": None if is_best else _finite(found.high),
+                "verdict": "best" if is_best else found.verdict,
+                "num_parameters": candidate.num_parameters,
+                "bytes_per_sample": candidate.num_bytes,
+            }
+        )
+    return rows
 
 
 def _finite(value: float | None) -> float | None:
