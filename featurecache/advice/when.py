@@ -67,31 +67,31 @@ def transfer_finding(
     # The arm that comes nearest decides.
     worst = min(differences, key=lambda arm: differences[arm].mean)
     found = differences[worst]
-    interval = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-    if _any_better(informed, groups, transferred, without):
-        verdict, text = "hurts", f"transfer hurts: {worst} is better than {name} by {-found.mean:.3f}"
-        text += f" ({-found.high:.3f} to {-found.low:.3f}, {len(transferred)} samples)"
-    elif all(difference.low > 0 for difference in differences.values()):
+    if all(difference.low > 0 for difference in differences.values()):
         verdict = "helps"
-        text = f"transfer helps: {name} is better than everything without it, by {interval} {score} over {worst}"
+        text = (
+            f"transfer helps: {name} is better than everything without it, by {_interval(found)} {score} over {worst}"
+        )
+        return answer(verdict=verdict, text=text, figure=found.mean, low=found.low, high=found.high)
+    # One of several arms may look better by chance: their intervals hold together (the first step of Holm's).
+    level = 1 - 0.05 / len(informed)
+    corrected = {arm: mean_difference(transferred - without[arm], groups, level=level) for arm in informed}
+    worst = min(informed, key=lambda arm: corrected[arm].high)
+    found = corrected[worst]
+    if found.high < 0:
+        verdict, text = "hurts", f"transfer hurts: {worst} is better than {name} by {-found.mean:.3f}"
+        text += f" ({-found.high:.3f} to {-found.low:.3f}, {found.n} samples)"
     else:
         verdict = "cannot tell"
         text = (
-            f"cannot tell whether transfer helps: {name} less {worst} is {interval}; a difference of "
+            f"cannot tell whether transfer helps: {name} less {worst} is {_interval(found)}; a difference of "
             f"{found.detectable:.3f} would have been found"
         )
     return answer(verdict=verdict, text=text, figure=found.mean, low=found.low, high=found.high)
 
 
-def _any_better(
-    differences: Mapping[str, Difference],
-    groups: NDArray[np.int64] | None,
-    transferred: NDArray[np.float64],
-    without: Mapping[str, NDArray[np.float64]],
-) -> bool:
-    """Tell whether an arm without transfer is better, at one level for all of them: the first step of Holm's."""
-    level = 1 - 0.05 / len(differences)
-    return any(mean_difference(transferred - without[arm], groups, level=level).high < 0 for arm in differences)
+def _interval(found: Difference) -> str:
+    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
 def _described(found: Difference, score: float) -> dict[str, float]:
