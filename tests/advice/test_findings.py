@@ -74,7 +74,7 @@ def test_transfer_that_helps_is_said_with_the_arm_that_comes_nearest() -> None:
     found = transfer_finding(probe_gains(X, y), {"pixels": weak, "colours": (y == 0).astype(np.float64)}, name="net")
     assert found.verdict == "helps"
     assert "net is better than everything without it" in found.text
-    assert "over pixels" in found.text
+    assert "over pixels by" in found.text
     assert found.low is not None
     assert found.low > 0
 

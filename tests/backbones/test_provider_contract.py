@@ -37,6 +37,20 @@ class TestTimmTokens(ProviderContract):
         return BackboneRequest(name="timm:test_vit", init="random")
 
 
+class TestPixels(ProviderContract):
+    draws_weights = False
+
+    def make_request(self, folder: Path) -> BackboneRequest:
+        return BackboneRequest(name="pixels:16")
+
+
+class TestColours(ProviderContract):
+    draws_weights = False
+
+    def make_request(self, folder: Path) -> BackboneRequest:
+        return BackboneRequest(name="colours")
+
+
 class TestPythonFactory(ProviderContract):
     def make_request(self, folder: Path) -> BackboneRequest:
         return BackboneRequest(name=TINY)

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import need
@@ -312,3 +313,25 @@ def test_a_vision_transformer_is_built_for_the_size_that_its_weights_want():
     options = {"pretrained": False, "weights": file, "keep_classifier": False}
     provided = registry._PROVIDERS["torchvision:"].build("vit_b_16", **options)
     assert provided.module.image_size == provided.preprocess.crop == 384
+
+
+def test_pixels_and_colours_are_what_they_are_called() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(2, 3, 8, 8, generator=generator)
+    flat = load_backbone(BackboneRequest(name="pixels:8"))
+    torch.testing.assert_close(flat.module(pixels), pixels.flatten(1))
+    assert flat.preprocess.resize_mode == "squash"
+    histogram = load_backbone(BackboneRequest(name="colours")).module(pixels)
+    assert histogram.shape == (2, 64 + 48)
+    for image, shares in zip(pixels, histogram, strict=True):
+        values = image.flatten(1).T.numpy()
+        joint, _ = np.histogramdd(values, bins=4, range=[(0, 1)] * 3)
+        np.testing.assert_allclose(shares[:64].numpy(), joint.flatten() / 64, atol=1e-6)
+        channels = [np.histogram(channel, bins=16, range=(0, 1))[0] / 64 for channel in values.T]
+        np.testing.assert_allclose(shares[64:].numpy(), np.concatenate(channels), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pixels:0", "pixels:big", "pixels:1000"])
+def test_a_side_that_is_none_is_one_line(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="give a side from 1 to 224"):
+        load_backbone(BackboneRequest(name=name))

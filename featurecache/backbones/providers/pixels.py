@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurecache.backbones.provider import Provided, Provider
-from featurecache.errors import UnknownNameError
+from featurecache.errors import BackboneError, UnknownNameError
 from featurecache.hashing import digest_json
 from featurecache.specs import PreprocessSpec
 
@@ -47,6 +47,7 @@ class PixelsProvider(Provider):
         """
         if not name.isdecimal() or not 1 <= int(name) <= 224:
             raise UnknownNameError("backbone", f"pixels:{name}", self.list_names(), advice="give a side from 1 to 224")
+        _check_pretrained(f"pixels:{name}", pretrained=pretrained)
         from torch import nn
 
         module = nn.Sequential(nn.Flatten())
@@ -78,6 +79,7 @@ class ColoursProvider(Provider):
         name, pretrained, weights, keep_classifier
             See `Provider.build`. There are no weights.
         """
+        _check_pretrained(name, pretrained=pretrained)
         return Provided(
             module=_histogram(), preprocess=_plain(_COLOUR_SIDE), weights_source="none, a histogram of colours"
         )
@@ -89,6 +91,12 @@ class ColoursProvider(Provider):
     def reproducible(self, name: str) -> bool:
         """The name says everything."""
         return True
+
+
+def _check_pretrained(name: str, *, pretrained: bool) -> None:
+    """Refuse other weights: there are none."""
+    if not pretrained:
+        raise BackboneError(f"{name} has no weights; leave --init and --weights out")
 
 
 def _histogram() -> nn.Module:
