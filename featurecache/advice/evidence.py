@@ -24,7 +24,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.samples import Rows
 from featurecache.store.tasks import Task, read_views
 
-Role = Literal["pretrained", "untrained", "pixels", "colours", "words"]
+Role = Literal["pretrained", "untrained", "pixels", "colours"]
 MAX_ROWS = 3000
 """More rows are sampled: a figure of so many has an interval of two points, and a layer takes seconds."""
 FITTED = ("train", "validation")
@@ -50,7 +50,7 @@ class Arm:
     def name(self) -> str:
         """What people call it."""
         backbone, tap = self.feature_set.identity.backbone, self.feature_set.tap
-        if self.role in ("pixels", "colours", "words"):
+        if self.feature_set.is_baseline:
             return backbone
         return f"{backbone} {tap}{' untrained' if self.role == 'untrained' else ''}"
 
@@ -152,11 +152,8 @@ def gains(y: NDArray[np.float64] | NDArray[np.int64], predictions: Floats, kind:
 
 def role_of(feature_set: FeatureSet) -> Role:
     """Tell what a feature set stands for among the arms."""
-    name = feature_set.identity.backbone
-    if name.startswith("pixels:"):
-        return "pixels"
-    if name in ("colours", "words"):
-        return "colours" if name == "colours" else "words"
+    if feature_set.is_baseline:
+        return "colours" if feature_set.identity.backbone == "colours" else "pixels"
     return "untrained" if seed_of(feature_set.about.weights_source) is not None else "pretrained"
 
 

@@ -72,6 +72,11 @@ class FeatureSet:
         """Tell whether a sample, or a view of it, is one vector, without positions or tokens."""
         return len(self.activation_shape) == 1
 
+    @property
+    def is_baseline(self) -> bool:
+        """Tell whether no network made it: pixels, or a histogram of colours."""
+        return self.identity.backbone.startswith("pixels:") or self.identity.backbone == "colours"
+
     def reference(self) -> dict[str, Any] | None:
         """Return what `keep_reference` kept."""
         path = self.folder.path / "probe.json"
@@ -178,6 +183,9 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
             near = nearest_layers(name, known) if kind == "tap" else None
             raise UnknownNameError(f"cached {kind}", name, known, near=near, advice=advice)
         sets = fitting
+    # What transfer is compared with stands beside the features, and is taken only where it is named.
+    if names.get("backbone") is None and names.get("fingerprint") is None:
+        sets = [s for s in sets if not s.is_baseline] or sets
     if views is None:
         return sets
     fitting = [s for s in sets if (s.num_views or 0) == views]

@@ -172,3 +172,10 @@ def test_three_lines_begin_with_what_is_unsound() -> None:
         finding("when", "helps"),
     ]
     assert summary(findings) == ["soundness near-copies", "what best: featurecache train", "when helps"]
+
+
+def test_pixels_and_colours_are_taken_only_where_they_are_named(cache: Path) -> None:
+    store = FeatureStore.open(cache)
+    assert {found.identity.backbone for found in store.select_sets()} == {TINY}
+    assert store.find(backbone="pixels:8").is_baseline
+    assert [found.identity.backbone for found in store.select_sets(backbone="colours")] == ["colours"]

@@ -207,6 +207,9 @@ def test_a_transformers_folder(vit_folder):
 
 def test_stages_are_found_deep_inside_and_a_missing_pooler_is_left_out(tmp_path):
     need("transformers")
+    from featurecache.backbones.torchvision_compat import import_torchvision
+
+    import_torchvision()
     from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTModel
 
     swin = SwinConfig(image_size=56, patch_size=2, embed_dim=12, depths=[1, 2], num_heads=[2, 2], window_size=7)

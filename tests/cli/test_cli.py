@@ -39,7 +39,7 @@ def cached(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Pa
 
 
 def test_verbs_are_the_documented_ones() -> None:
-    first = ("run", "extract", "ls", "info", "task", "train", "sweep", "predict", "export")
+    first = ("run", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export")
     assert (*first, "backbones", "inspect", "verify", "repair", "gc", "convert", "doctor") == VERBS
 
 
