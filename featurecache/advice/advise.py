@@ -213,6 +213,7 @@ class _Session:
                 n=len(self._evidence.rows),
                 basis="the cached features",
                 figure=float(warning.count),
+                details={"warning": warning.kind},
             )
             for warning in feature_warnings(sets)
             if warning.kind in ("constant_features", "storage_error", "flat_images")
@@ -412,9 +413,9 @@ def summary(findings: Iterable[Finding], count: int = 3) -> list[str]:
     findings : iterable of Finding
     count : int
     """
-    quiet = ("none found",)
     order = {"soundness": 0, "what": 1, "when": 2, "more_data": 3, "diagnosis": 4}
-    told = [finding for finding in findings if finding.verdict not in quiet]
+    # What is doubtful about the features is a warning of its own already.
+    told = [finding for finding in findings if finding.verdict != "none found" and "warning" not in finding.details]
     told.sort(key=lambda finding: (not finding.is_fatal, order.get(finding.question, 9)))
     lines = []
     for finding in told[:count]:

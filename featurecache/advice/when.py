@@ -70,7 +70,7 @@ def transfer_finding(
     if all(difference.low > 0 for difference in differences.values()):
         verdict = "helps"
         text = (
-            f"transfer helps: {name} is better than everything without it, by {_interval(found)} {score} over {worst}"
+            f"transfer helps: {name} is better than everything without it, over {worst} by {_interval(found)} {score}"
         )
         return answer(verdict=verdict, text=text, figure=found.mean, low=found.low, high=found.high)
     # One of several arms may look better by chance: their intervals hold together (the first step of Holm's).

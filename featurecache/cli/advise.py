@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from featurecache.cli.options import add_jobs_option, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
 
+_MOST_ROWS = 20
 _TITLES = {
     "soundness": "Is it sound?",
     "when": "When: does transfer help here?",
@@ -77,13 +79,27 @@ def run(args: argparse.Namespace) -> int:
             print_line(_TITLES[question])
         print_line(f"  {finding.text}")
         print_line(f"    n = {finding.n}; {finding.basis}")
-        if args.wide and "ranking" in finding.details:
-            _print_ranking(finding.details["ranking"])
+        if args.wide:
+            _print_details(finding.details)
         if finding.next_command:
             print_line(f"    next: {finding.next_command}")
     if any(finding.is_fatal for finding in findings):
         print_line("mend this first: whatever else is asked rests on it")
     return 0
+
+
+def _print_details(details: Mapping[str, Any]) -> None:
+    """Print the tables that an answer rests on."""
+    if "ranking" in details:
+        _print_ranking(details["ranking"])
+    if pairs := details.get("pairs"):
+        shown = [[pair["first"], pair["second"], f"{pair['similarity']:.3f}"] for pair in pairs[:_MOST_ROWS]]
+        print_table(["near-copy", "of", "similarity"], shown, numbers=["similarity"])
+    if labels := details.get("labels"):
+        columns = ["sample", "label", "looks like", "probability of the label"]
+        names = ("name", "label", "suggested", "probability_of_label")
+        shown = [[str(label[name]) for name in names] for label in labels[:_MOST_ROWS]]
+        print_table(columns, shown, numbers=columns[3:])
 
 
 def _print_ranking(rows: list[dict[str, Any]]) -> None:

@@ -14,12 +14,15 @@ from featurecache.advice.soundness import (
     copies_finding,
     count_findings,
     gains_with_copies_together,
+    label_finding,
     near_copies,
     shortcut_finding,
 )
 from featurecache.advice.what import Candidate, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.prediction import calibrated
+from featurecache.heads.probability import fit_temperature
 
 
 def classes(generator: np.random.Generator, n: int, d: int, gap: float, num: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -242,3 +245,21 @@ def test_deeper_is_worth_trying_only_where_a_linear_head_does_not_fit() -> None:
     fits = depth_finding(np.zeros(400), next_command="featurecache train")
     assert (fits.verdict, fits.next_command) == ("linear head", None)
     assert depth_finding(wrong[:40]).verdict == "cannot tell"
+
+
+def test_planted_wrong_labels_are_listed() -> None:
+    pytest.importorskip("cleanlab")
+    generator = np.random.default_rng(12)
+    X, y = classes(generator, 400, 20, 5.0)
+    planted = generator.choice(400, 20, replace=False)
+    labels = y.copy()
+    labels[planted] = (labels[planted] + 1) % 3
+    decisions = linear_probe(X, one_hot(labels, 3), np.arange(400) % 5).out_of_fold[:, None, :]
+    proba = calibrated(decisions, fit_temperature(decisions, labels))
+    found = label_finding(labels, proba, [f"{k}.jpg" for k in range(400)], ["a", "b", "c"])
+    listed = {int(row["name"][:-4]) for row in found.details["labels"]}
+    assert len(listed & set(planted.tolist())) >= 18
+    assert len(listed - set(planted.tolist())) <= 4
+    first = found.details["labels"][0]
+    assert first["label"] != first["suggested"]
+    assert "labels are probably wrong, the first" in found.text

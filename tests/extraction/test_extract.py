@@ -261,7 +261,8 @@ def test_transformer_equals_the_cache(make_folder: Make, tmp_path: Path) -> None
     store = run(source, tmp_path / "c", dtype="float32").store
     listing = store.listings.load(source)
     values = fc.FrozenBackbone(TINY, runtime="torch", batch_size=4).fit_transform([source / p for p in listing.paths])
-    assert np.array_equal(values, store.features().read(listing.rows))
+    # A handful of inputs is run without folding norms into the layers before them, which changes the last bits.
+    np.testing.assert_allclose(values, store.features().read(listing.rows), rtol=1e-5, atol=1e-6)
     (source / "bad.png").write_text("no image")
     with pytest.raises(ValueError, match="not_an_image") as caught:
         fc.FrozenBackbone(TINY, runtime="torch").fit_transform([source / "bad.png"])
