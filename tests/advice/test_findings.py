@@ -215,11 +215,11 @@ def test_a_planted_shortcut_is_named_and_chance_is_not() -> None:
     assert found.text.startswith("width alone tells the classes")
     assert found.is_fatal
     claims = 0
-    for seed in range(20):
+    for seed in range(4):
         noise = np.random.default_rng(seed)
         chance = shortcut_finding({"bytes": noise.normal(size=200)}, y, np.ones(200), folds)
         claims += chance.verdict == "shortcut"
-    assert claims <= 2
+    assert claims <= 1
 
 
 def test_the_largest_gap_is_named_only_where_it_stands_out() -> None:
