@@ -13,7 +13,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from featurecache.advice.diagnosis import diagnosis_finding
-from featurecache.advice.evidence import Arm, Evidence, gains, gather, role_of
+from featurecache.advice.evidence import MAX_ROWS, Arm, Evidence, gains, gather, role_of
 from featurecache.advice.facts import facts_of
 from featurecache.advice.finding import Finding, Question
 from featurecache.advice.how import depth_finding
@@ -37,6 +37,7 @@ from featurecache.heads.threads import one_thread
 from featurecache.machine import num_cores
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.labels import SPLITS
+from featurecache.store.samples import Rows
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
@@ -184,16 +185,17 @@ class _Session:
         found = count_findings(_counts(task), num_groups, commands=commands) if task.kind != "regression" else []
         found += self._feature_warnings()
         arm = self._best()
-        X = arm.features()
-        copies = near_copies(X)
-        names = self._store.samples.uris_of(evidence.rows)
-        of_split = self._splits()
+        # Copies of test samples are looked for too; their labels are not.
+        rows = np.concatenate([evidence.rows, self._test_rows(arm)])
+        X, count = replace(arm, rows=rows).features(), len(evidence.rows)
+        copies, names = near_copies(X), self._store.samples.uris_of(rows)
         gained = self._gains(arm)
-        together = gained
-        if len(copies.pairs) and len(np.unique(copies.group)) >= 5:
+        together, groups = gained, copies.group[:count]
+        if len(copies.pairs) and len(np.unique(groups)) >= 5:
             score = partial(gains, evidence.y, kind=evidence.kind)
-            together = gains_with_copies_together(X, evidence.targets, copies.group, score, self._seed)
-        found.append(copies_finding(copies, of_split, gained, together, names, score=evidence.score_name))
+            together = gains_with_copies_together(X[:count], evidence.targets, groups, score, self._seed)
+        splits = [SPLITS[number] for number in task.splits[task.indices_of(rows)].tolist()]
+        found.append(copies_finding(copies, splits, gained, together, names, score=evidence.score_name))
         if task.kind == "classification":
             found += self._labels(arm, names)
             if facts := facts_of(self._store, evidence.rows):
@@ -356,11 +358,13 @@ class _Session:
         groups = task.groups_of(rows)
         return 1.0 - gains(y, predicted, evidence.kind), groups
 
-    def _splits(self) -> list[str]:
-        """Return the split of each row."""
-        task, evidence = self._evidence.task, self._evidence
-        index = task.indices_of(evidence.rows)
-        return [SPLITS[number] for number in task.splits[index].tolist()]
+    def _test_rows(self, arm: Arm) -> Rows:
+        """Return the rows of the test split, or a sample of them."""
+        task = self._evidence.task
+        rows = task.rows(arm.feature_set.open(), "test")[0] if task.has("test") else np.empty(0, np.int64)
+        if len(rows) > MAX_ROWS:
+            rows = np.sort(np.random.default_rng(self._seed).permutation(rows)[:MAX_ROWS])
+        return rows
 
     @property
     def _path(self) -> str:

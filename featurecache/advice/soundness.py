@@ -148,8 +148,9 @@ def copies_finding(
     copies : NearCopies
     splits : sequence of str
         Of each sample.
-    gains_as_they_are, gains_kept_together : ndarray (n,)
-        What each sample adds to the score out of fold, with copies in any fold and with copies in one fold.
+    gains_as_they_are, gains_kept_together : ndarray (m,)
+        What each of the first samples adds to the score out of fold, with copies in any fold and with copies in one
+        fold; the others are for testing.
     names : sequence of str
         Of the samples.
     score : str
@@ -166,7 +167,7 @@ def copies_finding(
     if not len(copies.pairs):
         text = f"no near-copies found by features (pairs above {copies.threshold:.2f})"
         return Finding(question="soundness", verdict="none found", text=text, n=n, basis=basis, details=details)
-    found = mean_difference(gains_as_they_are - gains_kept_together, copies.group)
+    found = mean_difference(gains_as_they_are - gains_kept_together, copies.group[: len(gains_as_they_are)])
     num_samples = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
     text = (
         f"{num_samples} of {n} samples are near-copies of others, and {int(across.sum())} pairs lie on both sides of a "
