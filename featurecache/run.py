@@ -320,7 +320,7 @@ def _advise(
 def _write_report(
     path: Path, done: RunReport, source: Source, source_path: Path, command: str, keep: Keep | None
 ) -> Path:
-    from featurecache.advice.advise import summary
+    from featurecache.advice.finding import summary
     from featurecache.deployment.kept import describe_kept
     from featurecache.reporting.report import FinalEvaluation, ReportData, write_report
     from featurecache.store.overview import describe_features

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from featurecache.advice.diagnosis import diagnosis_finding
-from featurecache.advice.evidence import MAX_ROWS, Arm, Evidence, gains, gather, role_of
+from featurecache.advice.evidence import MAX_ROWS, Arm, Evidence, class_counts_by_split, gains, gather, role_of
 from featurecache.advice.facts import facts_of
 from featurecache.advice.finding import Finding, Question
 from featurecache.advice.how import depth_finding
@@ -182,7 +182,11 @@ class _Session:
         evidence, task = self._evidence, self._evidence.task
         commands = {"label": f"featurecache task add {self._path} {task.name} --labels TABLE.csv --replace"}
         num_groups = None if task.groups is None else len(np.unique(task.groups))
-        found = count_findings(_counts(task), num_groups, commands=commands) if task.kind != "regression" else []
+        found = (
+            count_findings(class_counts_by_split(task), num_groups, commands=commands)
+            if task.kind != "regression"
+            else []
+        )
         found += self._feature_warnings()
         arm = self._best()
         # Copies of test samples are looked for too; their labels are not.
@@ -236,7 +240,7 @@ class _Session:
         evidence, default = self._evidence, self._default()
         without = {arm.name: self._gains(arm) for arm in evidence.arms if arm.role != "pretrained"}
         without = self._same_network_only(default, without)
-        floor = _floor(evidence)
+        floor = evidence.floor
         return transfer_finding(
             self._gains(default),
             {**without, "largest class": floor} if evidence.kind == "classification" else without,
@@ -340,7 +344,7 @@ class _Session:
         found = diagnosis_finding(
             1.0 - gains(evidence.y, probe.in_sample, evidence.kind),
             1.0 - self._gains(arm),
-            1.0 - _floor(evidence),
+            1.0 - evidence.floor,
             evidence.groups,
             target=target,
             target_groups=target_groups,
@@ -380,22 +384,6 @@ def _check(only: Sequence[str], target_split: str | None, task: Task) -> None:
         raise RequestError(f"the task has no split {target_split!r} to take for the target; choose among {able}")
 
 
-def _counts(task: Task) -> dict[str, dict[str, int]]:
-    """Return the samples of each class, or with each label, in each split."""
-    counts = {}
-    for split in filter(task.has, SPLITS):
-        labels = task.labels[task.splits == SPLITS.index(split)]
-        of_split = np.bincount(labels, minlength=len(task.classes)) if labels.ndim == 1 else (labels == 1).sum(axis=0)
-        counts[split] = dict(zip(task.classes, of_split.tolist(), strict=True))
-    return counts
-
-
-def _floor(evidence: Evidence) -> Floats:
-    """Return the gains of the prediction that looks at nothing: the largest class, or the mean."""
-    constant = np.broadcast_to(evidence.targets.mean(axis=0), evidence.targets.shape)
-    return gains(evidence.y, np.asarray(constant), evidence.kind)
-
-
 def _is_default(feature_set: FeatureSet) -> bool:
     return feature_set.tap.partition(":")[0] == "pre_logits"
 
@@ -407,22 +395,3 @@ def _depth_of(tap: str) -> tuple[Any, ...]:
         return (1,)
     parts = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in node.replace("_", ".").split(".")]
     return (0, *parts)
-
-
-def summary(findings: Iterable[Finding], count: int = 3) -> list[str]:
-    """Return the lines that matter most: what is unsound, then what to do.
-
-    Parameters
-    ----------
-    findings : iterable of Finding
-    count : int
-    """
-    order = {"soundness": 0, "what": 1, "when": 2, "more_data": 3, "diagnosis": 4}
-    # What is doubtful about the features is a warning of its own already.
-    told = [finding for finding in findings if finding.verdict != "none found" and "warning" not in finding.details]
-    told.sort(key=lambda finding: (not finding.is_fatal, order.get(finding.question, 9)))
-    lines = []
-    for finding in told[:count]:
-        command = f": {finding.next_command}" if finding.next_command else ""
-        lines.append(f"{finding.text}{command}")
-    return lines

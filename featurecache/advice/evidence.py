@@ -21,6 +21,7 @@ from featurecache.evaluation.selection import fold_numbers
 from featurecache.heads.checks import UNKNOWN
 from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
 from featurecache.store.tasks import Task, read_views
 
@@ -105,6 +106,12 @@ class Evidence:
     def probe(self, arm: Arm) -> Probe:
         """Fit a linear probe on an arm."""
         return linear_probe(arm.features(), self.targets, self.folds)
+
+    @cached_property
+    def floor(self) -> Floats:
+        """The gains of the prediction that looks at nothing, (n,): the largest class, or the mean."""
+        constant = np.broadcast_to(self.targets.mean(axis=0), self.targets.shape)
+        return gains(self.y, np.asarray(constant), self.kind)
 
     @property
     def score_name(self) -> str:
@@ -224,3 +231,13 @@ def _sampled(count: int, groups: NDArray[np.int64] | None, max_rows: int, random
     order = generator.permutation(len(numbers))
     fit = np.cumsum(sizes[order]) <= max_rows
     return np.flatnonzero(np.isin(of_row, order[fit])) if fit.any() else np.arange(max_rows)
+
+
+def class_counts_by_split(task: Task) -> dict[str, dict[str, int]]:
+    """Return the samples of each class, or with each label, in each split."""
+    counts = {}
+    for split in filter(task.has, SPLITS):
+        labels = task.labels[task.splits == SPLITS.index(split)]
+        of_split = np.bincount(labels, minlength=len(task.classes)) if labels.ndim == 1 else (labels == 1).sum(axis=0)
+        counts[split] = dict(zip(task.classes, of_split.tolist(), strict=True))
+    return counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -62,3 +62,22 @@ class Finding:
             "fatal": self.is_fatal,
             "details": dict(self.details),
         }
+
+
+def summary(findings: Iterable[Finding], count: int = 3) -> list[str]:
+    """Return the lines that matter most: what is unsound, then what to do.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+    count : int
+    """
+    order = {"soundness": 0, "what": 1, "when": 2, "more_data": 3, "diagnosis": 4}
+    # What is doubtful about the features is a warning of its own already.
+    told = [finding for finding in findings if finding.verdict != "none found" and "warning" not in finding.details]
+    told.sort(key=lambda finding: (not finding.is_fatal, order.get(finding.question, 9)))
+    lines = []
+    for finding in told[:count]:
+        command = f": {finding.next_command}" if finding.next_command else ""
+        lines.append(f"{finding.text}{command}")
+    return lines

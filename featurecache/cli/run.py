@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Do the main job and print what came of it."""
     with without_collection():
         from featurecache import run as do_main_job
-        from featurecache.advice.advise import summary
+        from featurecache.advice.finding import summary
         from featurecache.deployment.kept import describe_kept
 
     # Texts have their labels in the same table, unless another one is named, which may know them by their id.

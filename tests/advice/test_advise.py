@@ -12,8 +12,9 @@ import pytest
 from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 
 import featurecache as fc
-from featurecache.advice.advise import QUESTIONS, summary
+from featurecache.advice.advise import QUESTIONS
 from featurecache.advice.evidence import gather
+from featurecache.advice.finding import summary
 from featurecache.cli import main
 from featurecache.errors import RequestError
 from featurecache.store.store import FeatureStore
