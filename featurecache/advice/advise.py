@@ -293,7 +293,13 @@ class _Session:
             for arm in arms
         ]
         command = f"featurecache train {self._path} --task {evidence.task.name}"
-        return features_finding(evidence.y, predictions, candidates, measure, evidence.groups, train_command=command)
+        found = features_finding(evidence.y, predictions, candidates, measure, evidence.groups, train_command=command)
+        if len(arms) > 1:
+            return found
+        # Nothing to compare with yet: one pass more gives all blocks of the network.
+        backbone = arms[0].feature_set.identity.backbone
+        more = f"featurecache extract {self._source} --cache {self._path} --backbone {backbone} --tap blocks"
+        return replace(found, next_command=more)
 
     def _how(self) -> Finding:
         evidence, arm = self._evidence, self._best()

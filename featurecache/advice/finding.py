@@ -64,20 +64,32 @@ class Finding:
         }
 
 
+_ORDER = ("soundness", "what", "when", "how", "more_data", "diagnosis")
+
+
 def summary(findings: Iterable[Finding], count: int = 3) -> list[str]:
-    """Return the lines that matter most: what is unsound, then what to do.
+    """Return the lines that matter most: what is unsound, then what can be done, then what is known.
 
     Parameters
     ----------
     findings : iterable of Finding
     count : int
     """
-    order = {"soundness": 0, "what": 1, "when": 2, "more_data": 3, "diagnosis": 4}
     # What is doubtful about the features is a warning of its own already.
     told = [finding for finding in findings if finding.verdict != "none found" and "warning" not in finding.details]
-    told.sort(key=lambda finding: (not finding.is_fatal, order.get(finding.question, 9)))
-    lines = []
-    for finding in told[:count]:
-        command = f": {finding.next_command}" if finding.next_command else ""
-        lines.append(f"{finding.text}{command}")
-    return lines
+    told.sort(key=lambda finding: (_urgency(finding), _ORDER.index(finding.question)))
+    return [
+        f"{finding.text}: {finding.next_command}" if finding.next_command else finding.text for finding in told[:count]
+    ]
+
+
+def _urgency(finding: Finding) -> int:
+    """Return a number that is the smaller the sooner a reader should see the finding."""
+    if finding.is_fatal:
+        return 0
+    if finding.question == "soundness":
+        # Copies that change no figure, say, are no reason to do anything.
+        return 1 if finding.low is None or finding.low > 0 else 4
+    if finding.next_command is not None:
+        return 2 if finding.verdict != "cannot tell" else 3
+    return 4

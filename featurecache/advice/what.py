@@ -110,7 +110,8 @@ def _recommendation(
     """Say which feature set to take."""
     count = len(candidates)
     if count == 1:
-        return f"only {candidates[0].name} is cached: {scores[0]:.3f} by a linear probe, out of fold"
+        name = candidates[0].name
+        return f"only {name} is cached, {scores[0]:.3f} by a linear probe out of fold; other layers may be better"
     if cheapest != best:
         return (
             f"take {candidates[cheapest].name}: with {scores[cheapest]:.3f} not to be told from the best, "

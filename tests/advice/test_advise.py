@@ -167,12 +167,23 @@ def test_three_lines_begin_with_what_is_unsound() -> None:
 
     findings = [
         finding("soundness", "none found"),
+        finding("soundness", "constant features", details={"warning": "constant_features"}),
+        finding("soundness", "near-copies", figure=0.0, low=-0.1, high=0.1),
         finding("more_data", "helps"),
+        finding("when", "cannot tell", next_command="featurecache extract"),
         finding("what", "best", next_command="featurecache train"),
-        finding("soundness", "near-copies", is_fatal=True),
-        finding("when", "helps"),
+        finding("soundness", "classes missing"),
+        finding("soundness", "shortcut", is_fatal=True),
     ]
-    assert summary(findings) == ["soundness near-copies", "what best: featurecache train", "when helps"]
+    assert summary(findings, 9) == [
+        "soundness shortcut",
+        "soundness classes missing",
+        "what best: featurecache train",
+        "when cannot tell: featurecache extract",
+        "soundness near-copies",
+        "more_data helps",
+    ]
+    assert len(summary(findings)) == 3
 
 
 def test_pixels_and_colours_are_taken_only_where_they_are_named(cache: Path) -> None:
