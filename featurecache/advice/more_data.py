@@ -133,16 +133,13 @@ def more_data_finding(curve: LearningCurve, *, score: str = "accuracy", n: int, 
     if len(sizes) < 5:
         text = f"cannot tell whether more labels would help: needs about {5 * _SMALLEST} samples to fit on"
         return answer(verdict="cannot tell", text=text)
-    generator = np.random.default_rng(random_state)
-    draws = [
-        errors[:, generator.integers(errors.shape[1], size=errors.shape[1])].mean(axis=1) for _ in range(_RESAMPLES)
-    ]
-    doubled = np.array(
-        [[_predict(sizes, draw, 2 * sizes[-1], floor=floor) for floor in (False, True)] for draw in draws]
-    )
+    generator, num_draws = np.random.default_rng(random_state), errors.shape[1]
+    drawn = generator.integers(num_draws, size=(_RESAMPLES, num_draws))
+    draws, laws = errors[:, drawn].mean(axis=2).T, (False, True)
+    doubled = np.stack([_predict(sizes, draws, 2 * sizes[-1], floor=floor) for floor in laws])
     low, high = float(np.quantile(doubled, 0.025)), float(np.quantile(doubled, 0.975))
-    back = [_predict(sizes[:-1], errors[:-1].mean(axis=1), sizes[-1], floor=floor) for floor in (False, True)]
-    off = max(abs(predicted - now) for predicted in back)
+    back = [_predict(sizes[:-1], errors[:-1].mean(axis=1)[None], sizes[-1], floor=floor)[0] for floor in laws]
+    off = max(abs(float(predicted) - now) for predicted in back)
     low, high = max(low - off, 0.0), high + off
     middle = float(np.median(doubled))
     details |= {"at": int(2 * sizes[-1]), "predicted": middle, "back_test_error": off, "error_now": now}
@@ -158,18 +155,25 @@ def more_data_finding(curve: LearningCurve, *, score: str = "accuracy", n: int, 
     return answer(verdict=verdict, text=text, figure=gain[1], low=gain[0], high=gain[2], details=details)
 
 
-def _predict(sizes: NDArray[np.int64], errors: Floats, at: float, *, floor: bool) -> float:
-    """Return the error at a size by ``a + b size^-c``, fitted by least squares; without a floor a is 0."""
-    best = (np.inf, float(errors[-1]))
+def _predict(sizes: NDArray[np.int64], errors: Floats, at: float, *, floor: bool) -> Floats:
+    """Return the error at a size by ``a + b size^-c``, fitted by least squares; without a floor a is 0.
+
+    Parameters
+    ----------
+    sizes : ndarray (n_sizes,)
+    errors : ndarray (n_draws, n_sizes)
+        Each draw is fitted by itself.
+    at : float
+    floor : bool
+    """
+    best, predicted = np.full(len(errors), np.inf), errors[:, -1].copy()
     weights = np.sqrt(sizes / sizes.max())  # errors of small sizes vary more, and say less of large ones
     for exponent in _EXPONENTS:
         basis = sizes.astype(np.float64) ** -exponent
         columns = np.stack([np.ones_like(basis), basis], axis=1) if floor else basis[:, None]
-        coefficients, *_ = np.linalg.lstsq(columns * weights[:, None], errors * weights, rcond=None)
-        if (floor and coefficients[0] < 0) or coefficients[-1] < 0:
-            continue
-        squared = float(np.sum((weights * (columns @ coefficients - errors)) ** 2))
-        if squared < best[0]:
-            new = np.array([1.0, at**-exponent]) if floor else np.array([at**-exponent])
-            best = squared, float(new @ coefficients)
-    return best[1]
+        new = np.array([1.0, at**-exponent]) if floor else np.array([at**-exponent])
+        coefficients = np.linalg.pinv(columns * weights[:, None]) @ (errors * weights).T
+        squared = np.sum((weights * (columns @ coefficients - errors.T).T) ** 2, axis=1)
+        better = (squared < best) & (coefficients >= 0).all(axis=0)
+        best[better], predicted[better] = squared[better], (new @ coefficients)[better]
+    return predicted
