@@ -213,13 +213,14 @@ def test_a_planted_shortcut_is_named_and_chance_is_not() -> None:
     found = shortcut_finding(facts, y, np.ones(200), folds)
     assert found.verdict == "shortcut"
     assert found.text.startswith("width alone tells the classes")
-    assert found.is_fatal
+    assert found.details["by_fact"]["width"] > 0.95
+    assert found.details["by_fact"]["bytes"] < 0.7
     claims = 0
-    for seed in range(4):
+    for seed in range(20):
         noise = np.random.default_rng(seed)
         chance = shortcut_finding({"bytes": noise.normal(size=200)}, y, np.ones(200), folds)
         claims += chance.verdict == "shortcut"
-    assert claims <= 1
+    assert claims <= 2
 
 
 def test_the_largest_gap_is_named_only_where_it_stands_out() -> None:
