@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -55,7 +56,7 @@ def advise(
     task: str,
     *,
     only: Sequence[str] = (),
-    target_split: str | None = None,
+    target_domain: str | None = None,
     source: str | Path | None = None,
     sets: Sequence[FeatureSet] | None = None,
     random_state: int = 0,
@@ -73,9 +74,9 @@ def advise(
         Name of the task.
     only : sequence of str
         Questions to answer: ``soundness``, ``when``, ``what``, ``how``, ``more_data``, ``diagnosis``; all when empty.
-    target_split : str, optional
-        A split whose samples are of the target, such as ``validation`` of another camera: it is left out of fitting,
-        and errors there are compared with errors out of fold.
+    target_domain : str, optional
+        Samples of the target, such as another camera: a split (``validation``), or a pattern of their paths
+        (``webcam/*``). They are left out of fitting, and errors there are compared with errors out of fold.
     source : path, optional
         Where the samples come from, for the commands that are named.
     sets : sequence of FeatureSet, optional
@@ -99,14 +100,16 @@ def advise(
     """
     store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
     labels = store.task(task)
-    _check(only, target_split, labels)
+    _check(only)
+    target = None if target_domain is None else _rows_of_domain(store, labels, target_domain)
     asked_for = None if sets is None else {found.key for found in sets}
     cached = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
     arms = [found for found in cached if asked_for is None or found.key in asked_for or role_of(found) != "pretrained"]
     if not any(role_of(found) == "pretrained" for found in arms):
         raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
-    evidence = gather(labels, arms, random_state=random_state, but_not=target_split)
-    session = _Session(store, evidence, target_split, source, random_state, n_jobs, progress)
+    evidence = gather(labels, arms, random_state=random_state, but_not=target)
+    domain = None if target_domain is None or target is None else (target_domain, target)
+    session = _Session(store, evidence, domain, source, random_state, n_jobs, progress)
     return session.findings(only)
 
 
@@ -117,13 +120,13 @@ class _Session:
         self,
         store: FeatureStore,
         evidence: Evidence,
-        target_split: str | None,
+        target: tuple[str, Rows] | None,
         source: str | Path | None,
         random_state: int,
         n_jobs: int,
         progress: Progress | None,
     ) -> None:
-        self._store, self._evidence, self._target, self._seed = store, evidence, target_split, random_state
+        self._store, self._evidence, self._target, self._seed = store, evidence, target, random_state
         self._workers = num_cores() if n_jobs < 0 else max(n_jobs, 1)
         self._source = "SOURCE" if source is None else shlex.quote(str(source))
         self._progress = progress
@@ -341,7 +344,7 @@ class _Session:
         probe = self._probes[arm.feature_set.key]
         target = target_groups = None
         if self._target is not None:
-            target, target_groups = self._errors_on_target(arm, probe)
+            target, target_groups = self._errors_on_target(arm, probe, self._target[1])
         path, task = self._path, evidence.task.name
         commands = {
             "bias": f"featurecache train {path} --task {task} --depths auto --minutes 10",
@@ -354,15 +357,17 @@ class _Session:
             evidence.groups,
             target=target,
             target_groups=target_groups,
-            target_name=self._target or "target",
+            target_name="target" if self._target is None else self._target[0],
             commands=commands,
         )
         return replace(found, basis=f"{found.basis}; {arm.name}")
 
-    def _errors_on_target(self, arm: Arm, probe: Probe) -> tuple[Floats, np.ndarray | None]:
+    def _errors_on_target(self, arm: Arm, probe: Probe, target: Rows) -> tuple[Floats, np.ndarray | None]:
         evidence, task = self._evidence, self._evidence.task
         features = arm.feature_set.open()
-        rows, y = task.rows(features, cast("str", self._target))
+        found = [task.rows(features, split) for split in filter(task.has, SPLITS)]
+        rows, y = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        rows, y = rows[mine := np.isin(rows, target)], y[mine]
         X = read_views(features, rows)[:, 0]
         predicted = predict_new(arm.features(), evidence.targets, X, probe.penalty)
         groups = task.groups_of(rows)
@@ -381,13 +386,27 @@ class _Session:
         return shlex.quote(str(self._store.path))
 
 
-def _check(only: Sequence[str], target_split: str | None, task: Task) -> None:
+def _check(only: Sequence[str]) -> None:
     for question in only:
         if question not in QUESTIONS:
             raise RequestError(f"unknown question {question!r}; known: {', '.join(QUESTIONS)}")
-    if target_split is not None and (target_split not in SPLITS[1:] or not task.has(target_split)):
-        able = ", ".join(split for split in SPLITS[1:] if task.has(split))
-        raise RequestError(f"the task has no split {target_split!r} to take for the target; choose among {able}")
+
+
+def _rows_of_domain(store: FeatureStore, task: Task, domain: str) -> Rows:
+    """Return the rows of a split, or of the samples for fitting whose paths fit a pattern."""
+    able = [split for split in SPLITS[1:] if task.has(split)]
+    rows = store.samples.rows_of(task.ids)
+    if domain in able:
+        return rows[task.splits == SPLITS.index(domain)]
+    rows = rows[(rows >= 0) & (task.splits != SPLITS.index("test"))]
+    found = rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
+    if len(found) in (0, len(rows)):
+        what = "no sample" if len(found) == 0 else "no other sample"
+        raise RequestError(
+            f"{what} of task {task.name!r} for fitting has a path that fits {domain!r}; name a pattern of paths, such "
+            f"as 'webcam/*', or a split ({', '.join(able)})"
+        )
+    return found
 
 
 def _is_default(feature_set: FeatureSet) -> bool:

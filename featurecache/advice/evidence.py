@@ -170,7 +170,7 @@ def gather(
     *,
     random_state: int = 0,
     max_rows: int = MAX_ROWS,
-    but_not: str | None = None,
+    but_not: Rows | None = None,
 ) -> Evidence:
     """Return the rows that all feature sets have in the splits that may be fitted on, with folds.
 
@@ -183,8 +183,8 @@ def gather(
         Of folds and sampling.
     max_rows : int
         More rows are sampled, groups of them whole.
-    but_not : str, optional
-        A split that is left out.
+    but_not : ndarray of int64, optional
+        Rows that are left out.
 
     Raises
     ------
@@ -196,11 +196,13 @@ def gather(
     shared: set[int] | None = None
     for features in opened:
         of_set: set[int] = set()
-        for split in (split for split in FITTED if task.has(split) and split != but_not):
+        for split in filter(task.has, FITTED):
             rows, y = task.rows(features, split)
             of_set |= set(rows.tolist())
             targets |= dict(zip(rows.tolist(), y, strict=True))
         shared = of_set if shared is None else shared & of_set
+    if shared and but_not is not None:
+        shared -= set(but_not.tolist())
     if not shared:
         raise TaskError(f"the features share no labelled samples of task {task.name!r} to compare them on")
     rows = np.array(sorted(shared))

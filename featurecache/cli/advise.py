@@ -30,7 +30,7 @@ def add_parser(verbs: Any) -> None:
         example="""
           featurecache advise flowers.cache --task species
           featurecache advise flowers.cache --task species --only soundness
-          featurecache advise products.cache --task kind --target-domain validation
+          featurecache advise products.cache --task kind --target-domain 'webcam/*'
         """,
         quiet=True,
     )
@@ -44,8 +44,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument(
         "--target-domain",
-        metavar="SPLIT",
-        help="a split whose samples are of the target (another camera, another place), to tell mismatch by",
+        metavar="NAME",
+        help="samples of the target (another camera, another place), to tell mismatch by: a split, or a pattern of "
+        "paths such as 'webcam/*'",
     )
     parser.add_argument("--source", metavar="SOURCE", help="where the samples come from, for the commands it names")
     parser.add_argument("--random-state", type=int, default=0, metavar="SEED", help="of folds and samples (default 0)")
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
             args.cache,
             args.task,
             only=args.only or (),
-            target_split=args.target_domain,
+            target_domain=args.target_domain,
             source=args.source,
             random_state=args.random_state,
             n_jobs=args.jobs or -1,

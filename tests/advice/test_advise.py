@@ -91,7 +91,10 @@ def test_the_command_line_prints_answers_and_one_document(
     ("options", "message"),
     [
         (["--only", "why"], "unknown question 'why'; known: soundness, when"),
-        (["--target-domain", "webcam"], "the task has no split 'webcam' to take for the target; choose among"),
+        (
+            ["--target-domain", "webcam"],
+            "has a path that fits 'webcam'; name a pattern of paths, such as 'webcam/*', or a split (validation, test)",
+        ),
         (["--task", "colours"], "unknown task 'colours'"),
     ],
 )
@@ -191,3 +194,19 @@ def test_pixels_and_colours_are_taken_only_where_they_are_named(cache: Path) -> 
     assert {found.identity.backbone for found in store.select_sets()} == {TINY}
     assert store.find(backbone="pixels:8").is_baseline
     assert [found.identity.backbone for found in store.select_sets(backbone="colours")] == ["colours"]
+
+
+def test_a_domain_is_a_split_or_a_pattern_of_paths(cache: Path) -> None:
+    by_split, by_path = (
+        fc.advise(cache, "colour", only=["diagnosis"], target_domain=domain)[0] for domain in ("validation", "red/00*")
+    )
+    assert "validation" in by_split.details["errors"]
+    assert by_split.n == 48
+    store = FeatureStore.open(cache)
+    task = store.task("colour")
+    names = store.samples.uris_of(store.samples.rows_of(task.ids[task.splits != 2]))
+    target = [name for name in names if name.startswith("red/00")]
+    assert by_path.details["errors"]["red/00*"]["n"] == len(target) > 3
+    assert by_path.n == 48  # those of the target among them
+    with pytest.raises(RequestError, match="no other sample of task 'colour' for fitting has a path that fits"):
+        fc.advise(cache, "colour", target_domain="*")
