@@ -46,7 +46,7 @@ def depth_finding(
             f"a linear head on {name} is deep enough: it fits its own samples but for {interval}, which leaves deeper"
         )
         text += " layers nothing to mend"
-    elif found.low > 0 and found.n >= _LEAST_ROWS:
+    elif found.low > _NEGLIGIBLE / 2 and found.n >= _LEAST_ROWS:
         verdict, command = "try deeper", next_command
         text = (
             f"a linear head on {name} does not fit its own samples: error {interval}; train deeper layers, and compare"

@@ -22,6 +22,8 @@ LEAST_JUDGED = 5
 LEAST_GROUPS = 20
 _LEAST_SIMILARITY, _MOST_SIMILARITY, _MARGIN = 0.8, 0.98, 0.05
 _NEIGHBOUR = 10
+_GOOD_PART = 0.25
+"""Of what features gain over the largest class: facts that explain less explain little."""
 _BLOCK = 512
 
 
@@ -238,10 +240,12 @@ def shortcut_finding(
     if every.low <= 0:
         return answer(verdict="none found", text=f"no shortcut found in {', '.join(facts)}")
     text = (
-        f"{worst} alone tells the classes: facts that are not the picture are right in "
-        f"{right['all of them'].mean():.3f} (largest class {floor.mean():.3f}), {min(share, 1):.0%} of what the "
-        "features gain over it"
+        f"facts that are not the picture are right in {right['all of them'].mean():.3f} (largest class "
+        f"{floor.mean():.3f}), {min(share, 1):.0%} of what the features gain over it"
     )
+    if share < _GOOD_PART:
+        return answer(verdict="none found", text=f"no shortcut found: {text}")
+    text = f"{worst} alone tells the classes: {text}"
     # Not fatal: a file may be larger because there is more to see in it.
     return answer(verdict="shortcut", text=text)
 

@@ -215,6 +215,9 @@ def test_a_planted_shortcut_is_named_and_chance_is_not() -> None:
     assert found.text.startswith("width alone tells the classes")
     assert found.details["by_fact"]["width"] > 0.95
     assert found.details["by_fact"]["bytes"] < 0.7
+    weak = np.where(generator.random(200) < 0.15, y, generator.integers(0, 2, 200)) + generator.normal(0, 0.01, 200)
+    little = shortcut_finding({"bytes": weak}, y, np.ones(200), folds)
+    assert little.verdict == "none found"
     claims = 0
     for seed in range(20):
         noise = np.random.default_rng(seed)
@@ -246,6 +249,8 @@ def test_deeper_is_worth_trying_only_where_a_linear_head_does_not_fit() -> None:
     fits = depth_finding(np.zeros(400), next_command="featurecache train")
     assert (fits.verdict, fits.next_command) == ("linear head", None)
     assert depth_finding(wrong[:40]).verdict == "cannot tell"
+    seldom = (np.arange(240) % 80 == 0).astype(np.float64)
+    assert depth_finding(seldom).verdict == "cannot tell"
 
 
 def test_planted_wrong_labels_are_listed() -> None:
