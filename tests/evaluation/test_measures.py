@@ -221,6 +221,7 @@ def test_settings_are_chosen_on_groups_held_out(kind):
     num_groups=st.sampled_from([None, 1, 3]),
 )
 @example(kind="regression", seed=0, number=5, noise=1e6, num_groups=1)  # alike but for rounding
+@example(kind="regression", seed=303, number=11, noise=0.5, num_groups=None)  # of numbers near 1e8
 @settings(max_examples=40)
 def test_bounds_hold_their_figure(kind, seed, number, noise, num_groups):
     rng = np.random.default_rng(seed)
@@ -236,7 +237,8 @@ def test_bounds_hold_their_figure(kind, seed, number, noise, num_groups):
     found = measure.scores(y, answers, groups, random_state=0)
     for name in measure.titles:
         if found[f"{name}_low"] is None:
-            assert num_units(number, groups) < 5 or (kind == "regression" and noise < 1e-8)
+            # An error of 1e-6 of the numbers moves R2 by 1e-12, which is rounding.
+            assert num_units(number, groups) < 5 or (kind == "regression" and noise <= 1e-6 * np.abs(y).max())
         else:
             assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
     compared = measure.compare(y, answers, others, groups)
