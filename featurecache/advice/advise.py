@@ -109,11 +109,11 @@ def advise(
         raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
     evidence = gather(labels, arms, random_state=random_state, but_not=target)
     domain = None if target_domain is None or target is None else (target_domain, target)
-    session = _Session(store, evidence, domain, source, random_state, n_jobs, progress)
-    return session.findings(only)
+    advisor = _Advisor(store, evidence, domain, source, random_state, n_jobs, progress)
+    return advisor.findings(only)
 
 
-class _Session:
+class _Advisor:
     """What the answers share: evidence, and the probes of its arms."""
 
     def __init__(
