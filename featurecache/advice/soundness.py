@@ -281,7 +281,7 @@ def label_finding(
     classes : sequence of str
     next_command : str, optional
     """
-    from cleanlab.filter import find_label_issues  # type: ignore[import-not-found,unused-ignore]
+    from cleanlab.filter import find_label_issues
 
     issues = find_label_issues(y, proba, return_indices_ranked_by="self_confidence", n_jobs=1)
     listed = [
