@@ -299,7 +299,7 @@ def label_finding(
     else:
         first = listed[0]
         text = (
-            f"{len(listed)} of {len(y)} labels are probably wrong, the first {first['name']} "
+            f"{len(listed)} of {len(y)} labels are worth checking, the first {first['name']} "
             f"(labelled {first['label']}, looks like {first['suggested']})"
         )
     return Finding(

@@ -268,4 +268,4 @@ def test_planted_wrong_labels_are_listed() -> None:
     assert len(listed - set(planted.tolist())) <= 4
     first = found.details["labels"][0]
     assert first["label"] != first["suggested"]
-    assert "labels are probably wrong, the first" in found.text
+    assert "labels are worth checking, the first" in found.text
