@@ -1,9 +1,8 @@
-"""All answers about one task of a cache: gathered, asked one after the other, and kept for the next time."""
+"""All answers about one task of a cache: what they rest on is gathered, then one is asked after the other."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from joblib import Parallel, delayed
 
+from featurecache.advice.commands import Commands
 from featurecache.advice.diagnosis import diagnosis_finding
 from featurecache.advice.evidence import MAX_ROWS, Arm, Evidence, class_counts_by_split, gains, gather, role_of
 from featurecache.advice.facts import facts_of
@@ -38,6 +38,7 @@ from featurecache.heads.threads import one_thread
 from featurecache.machine import num_cores
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.labels import SPLITS
+from featurecache.store.naming import distinct_names
 from featurecache.store.samples import Rows
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
@@ -46,8 +47,7 @@ from featurecache.store.tasks import Task, read_views
 if TYPE_CHECKING:
     from featurecache.progress import Progress
 
-QUESTIONS: tuple[str, ...] = tuple(name for name in get_args(Question) if name not in ("adaptation", "structure"))
-_PIXELS = 32
+QUESTIONS: tuple[str, ...] = get_args(Question)
 _CURVE_ROWS = 2000
 
 
@@ -128,7 +128,8 @@ class _Advisor:
     ) -> None:
         self._store, self._evidence, self._target, self._seed = store, evidence, target, random_state
         self._workers = num_cores() if n_jobs < 0 else max(n_jobs, 1)
-        self._source = "SOURCE" if source is None else shlex.quote(str(source))
+        self._commands = Commands(store, evidence.task.name, source)
+        self._names = self._names_of_arms()
         self._progress = progress
         self._probes: dict[str, Probe] = {}
 
@@ -137,7 +138,8 @@ class _Advisor:
         wanted = only or QUESTIONS
         with one_thread():
             self._fit_probes()
-            found = self._soundness()
+            # What is fatal is told before anything else, unless something else is asked for by name.
+            found = self._check_data() if "soundness" in wanted else []
             if any(finding.is_fatal for finding in found) and not only:
                 return found
             answers = {
@@ -181,9 +183,9 @@ class _Advisor:
         defaults = [arm for arm in self._pretrained() if _is_default(arm.feature_set)]
         return max(defaults or self._pretrained(), key=lambda arm: float(self._gains(arm).mean()))
 
-    def _soundness(self) -> list[Finding]:
+    def _check_data(self) -> list[Finding]:
         evidence, task = self._evidence, self._evidence.task
-        commands = {"label": f"featurecache task add {self._path} {task.name} --labels TABLE.csv --replace"}
+        commands = {"label": self._commands.label()}
         num_groups = None if task.groups is None else len(np.unique(task.groups))
         found = (
             count_findings(class_counts_by_split(task), num_groups, commands=commands)
@@ -241,81 +243,55 @@ class _Advisor:
 
     def _when(self) -> Finding:
         evidence, default = self._evidence, self._default()
-        without = {arm.name: self._gains(arm) for arm in evidence.arms if arm.role != "pretrained"}
-        without = self._same_network_only(default, without)
-        floor = evidence.floor
+        mine = default.feature_set.identity.architecture
+        # Of untrained networks that of the same architecture, at all its taps.
+        arms = [
+            arm
+            for arm in evidence.arms
+            if arm.feature_set.is_baseline
+            or (arm.role == "untrained" and arm.feature_set.identity.architecture == mine)
+        ]
+        without = {self._name(arm): self._gains(arm) for arm in arms}
+        if evidence.kind == "classification":
+            without["largest class"] = evidence.floor
+        commands = self._commands.without_transfer(default.feature_set)
         return transfer_finding(
             self._gains(default),
-            {**without, "largest class": floor} if evidence.kind == "classification" else without,
+            without,
             evidence.groups,
-            name=default.name,
+            name=self._name(default),
             score=evidence.score_name,
-            missing=self._missing(default, without),
+            missing={role: command for role, command in commands.items() if role not in {arm.role for arm in arms}},
         )
-
-    def _same_network_only(self, default: Arm, without: dict[str, Floats]) -> dict[str, Floats]:
-        """Of untrained networks keep that of the same architecture, at its best tap."""
-        mine = default.feature_set.identity
-        untrained = [arm for arm in self._evidence.arms if arm.role == "untrained"]
-        same = [arm for arm in untrained if arm.feature_set.identity.architecture == mine.architecture]
-        others = {arm.name for arm in untrained} - {arm.name for arm in same}
-        return {name: gain for name, gain in without.items() if name not in others}
-
-    def _missing(self, default: Arm, without: Mapping[str, Floats]) -> dict[str, str]:
-        """Return the arms that were not compared, and the commands that make them."""
-        identity = default.feature_set.identity
-        if identity.preprocess.modality != "image":
-            return {}
-        extract = f"featurecache extract {self._source} --cache {self._path} --backbone"
-        tap = default.feature_set.tap
-        commands = {
-            "pixels": f"{extract} pixels:{_PIXELS}",
-            "colours": f"{extract} colours",
-            "untrained": f"{extract} {identity.backbone} --init random --tap {tap}",
-        }
-        roles = {arm.role for arm in self._evidence.arms if arm.name in without}
-        return {name: command for name, command in commands.items() if name not in roles}
 
     def _what(self) -> Finding:
         evidence, arms = self._evidence, self._pretrained()
         measure = measure_of(evidence.kind, len(evidence.task.classes))
         predictions = [self._predictions(arm) for arm in arms]
         order = sorted({arm.feature_set.tap for arm in arms}, key=_depth_of)
-        default = self._default().feature_set
-        several = len({arm.feature_set.identity.backbone for arm in arms}) > 1
+        default = self._default()
         candidates = [
             Candidate(
-                name=arm.name if several else arm.feature_set.tap,
+                name=self._name(arm),
                 num_parameters=arm.feature_set.about.num_parameters,
                 num_bytes=arm.feature_set.num_bytes,
-                option=f"--tap {arm.feature_set.tap}"
-                + (f" --backbone {arm.feature_set.identity.backbone}" if several else ""),
+                command=self._commands.train(arm.feature_set),
                 order=order.index(arm.feature_set.tap),
-                is_default=arm.feature_set.key == default.key and _is_default(default),
+                is_default=arm is default and _is_default(default.feature_set),
             )
             for arm in arms
         ]
-        command = f"featurecache train {self._path} --task {evidence.task.name}"
-        found = features_finding(evidence.y, predictions, candidates, measure, evidence.groups, train_command=command)
+        found = features_finding(evidence.y, predictions, candidates, measure, evidence.groups)
         if len(arms) > 1:
             return found
         # Nothing to compare with yet: one pass more gives all blocks of the network.
-        backbone = arms[0].feature_set.identity.backbone
-        more = f"featurecache extract {self._source} --cache {self._path} --backbone {backbone} --tap blocks"
-        return replace(found, next_command=more)
+        return replace(found, next_command=self._commands.more_layers(arms[0].feature_set))
 
     def _how(self) -> Finding:
         evidence, arm = self._evidence, self._best()
         errors = 1.0 - gains(evidence.y, self._probes[arm.feature_set.key].in_sample, evidence.kind)
-        fingerprint, backbone = arm.feature_set.fingerprint, arm.feature_set.identity.backbone
-        whole = [
-            found for found in self._store.feature_sets() if found.fingerprint == fingerprint and not found.is_pooled
-        ]
-        if whole:
-            command = f"featurecache train {self._path} --task {evidence.task.name} --depths auto --minutes 10"
-        else:
-            command = f"featurecache inspect {backbone} --tails"
-        return depth_finding(errors, evidence.groups, name=arm.name, next_command=command)
+        command = self._commands.deeper(arm.feature_set)
+        return depth_finding(errors, evidence.groups, name=self._name(arm), next_command=command)
 
     def _predictions(self, arm: Arm) -> np.ndarray:
         out = self._probes[arm.feature_set.key].out_of_fold
@@ -337,7 +313,7 @@ class _Advisor:
             random_state=self._seed,
         )
         found = more_data_finding(curve, score=evidence.score_name, n=len(kept), random_state=self._seed)
-        return replace(found, basis=f"{found.basis}, on {arm.name}")
+        return replace(found, basis=f"{found.basis}, on {self._name(arm)}")
 
     def _diagnosis(self) -> Finding:
         evidence, arm = self._evidence, self._best()
@@ -345,11 +321,8 @@ class _Advisor:
         target = target_groups = None
         if self._target is not None:
             target, target_groups = self._errors_on_target(arm, probe, self._target[1])
-        path, task = self._path, evidence.task.name
-        commands = {
-            "bias": f"featurecache train {path} --task {task} --depths auto --minutes 10",
-            "variance": f"featurecache extract {self._source} --cache {path} --views 8",
-        }
+        feature_set = arm.feature_set
+        commands = {"bias": self._commands.deeper(feature_set), "variance": self._commands.views(feature_set)}
         found = diagnosis_finding(
             1.0 - gains(evidence.y, probe.in_sample, evidence.kind),
             1.0 - self._gains(arm),
@@ -360,7 +333,7 @@ class _Advisor:
             target_name="target" if self._target is None else self._target[0],
             commands=commands,
         )
-        return replace(found, basis=f"{found.basis}; {arm.name}")
+        return replace(found, basis=f"{found.basis}; {self._name(arm)}")
 
     def _errors_on_target(self, arm: Arm, probe: Probe, target: Rows) -> tuple[Floats, np.ndarray | None]:
         evidence, task = self._evidence, self._evidence.task
@@ -381,9 +354,20 @@ class _Advisor:
             rows = np.sort(np.random.default_rng(self._seed).permutation(rows)[:MAX_ROWS])
         return rows
 
-    @property
-    def _path(self) -> str:
-        return shlex.quote(str(self._store.path))
+    def _names_of_arms(self) -> dict[str, str]:
+        """Return what people call each arm, by the key of its feature set."""
+        names = {}
+        for is_baseline in (True, False):
+            arms = [arm for arm in self._evidence.arms if arm.feature_set.is_baseline == is_baseline]
+            distinct = distinct_names([arm.feature_set.to_json() for arm in arms])
+            for arm, name in zip(arms, distinct, strict=True):
+                # What no network made has one tap, which says nothing.
+                name = name.replace(arm.feature_set.tap, arm.feature_set.identity.backbone) if is_baseline else name
+                names[arm.feature_set.key] = f"{name}, untrained" if arm.role == "untrained" else name
+        return names
+
+    def _name(self, arm: Arm) -> str:
+        return self._names[arm.feature_set.key]
 
 
 def _check(only: Sequence[str]) -> None:

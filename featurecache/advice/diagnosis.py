@@ -33,7 +33,7 @@ def diagnosis_finding(
     target: NDArray[np.float64] | None = None,
     target_groups: NDArray[np.int64] | None = None,
     target_name: str = "target",
-    commands: Mapping[str, str] | None = None,
+    commands: Mapping[str, str | None] | None = None,
 ) -> Finding:
     """Name the largest gap.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from typing import Literal
 
 import numpy as np
@@ -46,19 +46,6 @@ class Arm:
     feature_set: FeatureSet
     role: Role
     rows: Rows
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        backbone, tap = self.feature_set.identity.backbone, self.feature_set.tap
-        if self.feature_set.is_baseline:
-            return backbone
-        return f"{backbone} {tap}{' untrained' if self.role == 'untrained' else ''}"
-
-    @property
-    def num_features(self) -> int:
-        """Numbers of a sample."""
-        return int(np.prod(self.feature_set.activation_shape))
 
     def features(self) -> NDArray[np.float32]:
         """Read the features, (n, d) float32."""
@@ -191,22 +178,18 @@ def gather(
     TaskError
         There are no such rows.
     """
-    opened = [feature_set.open() for feature_set in sets]
-    targets: dict[int, NDArray[np.float64]] = {}
-    shared: set[int] | None = None
-    for features in opened:
-        of_set: set[int] = set()
-        for split in filter(task.has, FITTED):
-            rows, y = task.rows(features, split)
-            of_set |= set(rows.tolist())
-            targets |= dict(zip(rows.tolist(), y, strict=True))
-        shared = of_set if shared is None else shared & of_set
-    if shared and but_not is not None:
-        shared -= set(but_not.tolist())
-    if not shared:
+    found = []
+    for feature_set in sets:
+        parts = [task.rows(feature_set.open(), split) for split in filter(task.has, FITTED)]
+        found.append(tuple(map(np.concatenate, zip(*parts, strict=True))))
+    # A sample that is bad for one network is left out of all: arms are compared on the same rows.
+    rows = reduce(partial(np.intersect1d, assume_unique=True), [of_set for of_set, _ in found])
+    rows = rows if but_not is None else np.setdiff1d(rows, but_not)
+    if not len(rows):
         raise TaskError(f"the features share no labelled samples of task {task.name!r} to compare them on")
-    rows = np.array(sorted(shared))
-    y = np.array([targets[row] for row in rows.tolist()])
+    first, targets = found[0]
+    order = np.argsort(first)
+    y = targets[order[np.searchsorted(first[order], rows)]]
     group_numbers = task.groups_of(rows)
     groups = None if group_numbers is None else group_numbers.astype(np.int64)
     kept = _sampled(len(rows), groups, max_rows, random_state)

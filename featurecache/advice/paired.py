@@ -35,11 +35,6 @@ class Difference:
     num_units: int
     detectable: float
 
-    @property
-    def verdict(self) -> str:
-        """``higher``, ``lower`` or ``cannot tell``."""
-        return "higher" if self.low > 0 else "lower" if self.high < 0 else "cannot tell"
-
 
 def mean_difference(
     values: NDArray[np.float64], groups: NDArray[np.int64] | None = None, *, level: float = 0.95

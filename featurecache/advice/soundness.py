@@ -220,8 +220,8 @@ def shortcut_finding(
     found = {name: mean_difference(gain - floor, groups) for name, gain in right.items()}
     alone = {name: difference for name, difference in found.items() if name != "all of them" or len(found) == 1}
     worst = max(alone, key=lambda name: alone[name].mean)
-    every, room = found["all of them"], max(float(gains_of_features.mean() - floor.mean()), 1e-9)
-    share = every.mean / room
+    every, gained = found["all of them"], max(float(gains_of_features.mean() - floor.mean()), 1e-9)
+    share = every.mean / gained
     details = {
         "by_fact": {name: float(gain.mean()) for name, gain in right.items()},
         "largest_class": float(floor.mean()),

@@ -31,14 +31,14 @@ class Candidate:
         Where its layer comes in the network, if that is known.
     is_default : bool
         Its tap is the network's default one.
-    option : str
-        By which `train` takes it.
+    command : str
+        That trains heads on it.
     """
 
     name: str
     num_parameters: int
     num_bytes: int
-    option: str
+    command: str
     order: int = 0
     is_default: bool = False
 
@@ -49,8 +49,6 @@ def features_finding(
     candidates: Sequence[Candidate],
     measure: Measure,
     groups: NDArray[np.int64] | None = None,
-    *,
-    train_command: str = "featurecache train CACHE --task TASK",
 ) -> Finding:
     """Rank feature sets by the score of a linear probe, and recommend the cheapest that is not worse than the best.
 
@@ -65,8 +63,6 @@ def features_finding(
         Of the task.
     groups : ndarray of int (n,), optional
         Rows that are alike.
-    train_command : str
-        Beginning of the next command.
     """
     scores = np.array([measure.score(y, predicted) for predicted in predictions])
     best = int(np.argmax(measure.sign * scores))
@@ -95,7 +91,7 @@ def features_finding(
         n=len(y),
         basis=f"{measure.primary.replace('_', ' ')} of a linear probe out of fold on {len(candidates)} feature sets; "
         "verdicts hold for the whole table, and the figure is corrected for the choice",
-        next_command=f"{train_command} {candidates[cheapest].option}",
+        next_command=candidates[cheapest].command,
         details={
             "ranking": _ranking(candidates, scores, compared, best),
             "best": candidates[best].name,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 
 import featurecache as fc
 from featurecache.advice.advise import QUESTIONS
+from featurecache.advice.commands import Commands
 from featurecache.advice.evidence import gather
 from featurecache.advice.finding import summary
 from featurecache.cli import main
@@ -46,8 +50,8 @@ def test_every_answer_has_a_figure_its_basis_and_n(cache: Path) -> None:
             assert finding.low <= finding.figure <= finding.high
         json.dumps(finding.to_json(), allow_nan=False)
     when = next(finding for finding in findings if finding.question == "when")
-    arms = {"pixels:8", "colours", f"{TINY} pre_logits:none untrained", "largest class"}
-    assert set(when.details["arms"]) == arms
+    kinds = [name.rpartition(", ")[2] for name in when.details["arms"]]
+    assert sorted(kinds) == ["colours", "largest class", "pixels:8", "untrained"]
     assert when.details["missing"] == {}
     # The classes are colours: a histogram is as good as any network.
     assert when.verdict in ("hurts", "cannot tell")
@@ -210,3 +214,42 @@ def test_a_domain_is_a_split_or_a_pattern_of_paths(cache: Path) -> None:
     assert by_path.n == 48  # those of the target among them
     with pytest.raises(RequestError, match="no other sample of task 'colour' for fitting has a path that fits"):
         fc.advise(cache, "colour", target_domain="*")
+
+
+@pytest.mark.parametrize("domain", [None, "validation"])
+def test_every_command_that_is_named_can_be_typed(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], domain: str | None
+) -> None:
+    """Also beside the same tap of an untrained network, of another type, and of views."""
+    cache = write_cache(tmp_path, "stem.0:avg", "pre_logits:none", per_class=15)
+    photos = tmp_path / "photos"
+    extract = ["extract", photos, "--cache", cache, *RUNTIME, "--backbone", TINY]
+    for more in (["--init", "random", "--weights-seed", 3], ["--dtype", "float32"], ["--views", 2]):
+        assert call(*extract, "--tap", "pre_logits:none", *more)[0] == 0
+    store = FeatureStore.open(cache)
+    commands = Commands(store, "colour", photos)
+    sets = [found for found in store.feature_sets() if found.num_views is None]
+    named = {finding.next_command for finding in fc.advise(cache, "colour", source=photos, target_domain=domain)}
+    for found in sets:
+        named |= {commands.train(found), commands.deeper(found), commands.views(found), commands.more_layers(found)}
+        named |= set(commands.without_transfer(found).values())
+    assert len(sets) == 4
+    # The table of labels is the reader's own; see below.
+    for command in sorted(filter(None, named - {commands.label()})):
+        status, _, err = call(*shlex.split(command)[1:], *(["--runtime", "torch"] if " extract " in command else []))
+        assert status == 0, (command, err)
+    for found in sets:  # and it trains on that set alone
+        status, out, err = call(*shlex.split(commands.train(found))[1:], "--head", "ridge", "--json")
+        assert status == 0, err
+        (result,) = json.loads(out)["results"]
+        assert (result["tap"], result["dtype"], result["fingerprint"]) == (found.tap, found.dtype, found.fingerprint)
+
+
+def test_commands_say_what_has_to_be_filled_in(cache: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    store = FeatureStore.open(cache)
+    found = store.find(tap="stem.0:avg")
+    from_file = dataclasses.replace(found, about=msgspec.structs.replace(found.about, weights_source="file a.pth"))
+    assert "--weights FILE" in Commands(store, "colour").more_layers(from_file)
+    assert str(Commands(store, "colour").views(found)).startswith("featurecache extract SOURCE --cache")
+    status, _, err = call(*shlex.split(Commands(store, "colour").label())[1:])
+    assert (status, "LABELS.csv" in err) == (2, True)  # the table is all that is missing

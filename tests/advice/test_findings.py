@@ -90,7 +90,9 @@ def test_without_arms_nothing_is_claimed_and_the_command_is_named() -> None:
 
 def candidates(*names: str) -> list[Candidate]:
     return [
-        Candidate(name=name, num_parameters=1, num_bytes=10, order=order, option=f"--tap {name}", is_default=order == 2)
+        Candidate(
+            name=name, num_parameters=1, num_bytes=10, order=order, command=f"train {name}", is_default=order == 2
+        )
         for order, name in enumerate(names)
     ]
 
@@ -103,14 +105,14 @@ def test_the_cheapest_that_is_not_worse_is_recommended_and_a_worse_default_said(
     predictions = [np.where(each, y, 1 - y) for each in right]
     names = ("early", "shallow", "middle", "default")
     made = [
-        Candidate(name=n, num_parameters=1, num_bytes=10, order=k, option=f"--tap {n}", is_default=n == "default")
+        Candidate(name=n, num_parameters=1, num_bytes=10, order=k, command=f"train {n}", is_default=n == "default")
         for k, n in enumerate(names)
     ]
     found = features_finding(y, predictions, made, measure_of("classification", 2))
     assert found.details["best"] == "middle"
     assert found.details["recommended"] == "shallow"
     assert found.next_command is not None
-    assert found.next_command.endswith("--tap shallow")
+    assert found.next_command.endswith("train shallow")
     assert "the default, default, is worse by" in found.text
     assert found.figure is not None
     assert found.figure < 0.9  # corrected for the choice

@@ -1,0 +1,95 @@
+"""The commands that advice names: each can be typed as it stands, but for words in capitals."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from featurecache.store.feature_sets import FeatureSet, choose, prefer_wider
+from featurecache.store.store import FeatureStore
+
+_PIXELS = 32
+_MINUTES = 10
+
+
+class Commands:
+    """Commands about one task of a cache.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    task : str
+    source : path, optional
+        Where the samples come from; the word ``SOURCE`` when left out.
+    """
+
+    def __init__(self, store: FeatureStore, task: str, source: str | Path | None = None) -> None:
+        self._store, self._task = store, task
+        self._source = "SOURCE" if source is None else str(source)
+
+    def label(self) -> str:
+        """Return the command that gives samples other labels or splits."""
+        return self._joined("task", "add", str(self._store.path), self._task, "LABELS.csv", "--replace")
+
+    def without_transfer(self, feature_set: FeatureSet) -> dict[str, str]:
+        """Return the commands that make what a pretrained network is compared with, by role; of texts there are none.
+
+        Parameters
+        ----------
+        feature_set : FeatureSet
+            Of the pretrained network.
+        """
+        if feature_set.identity.preprocess.modality != "image":
+            return {}
+        return {
+            "pixels": self._extract(f"pixels:{_PIXELS}"),
+            "colours": self._extract("colours"),
+            "untrained": self._extract(feature_set.identity.backbone, "--init", "random", "--tap", feature_set.tap),
+        }
+
+    def more_layers(self, feature_set: FeatureSet) -> str:
+        """Return the command that caches all blocks of a network in one pass."""
+        return self._extract(*self._network(feature_set), "--tap", "blocks")
+
+    def views(self, feature_set: FeatureSet) -> str | None:
+        """Return the command that caches augmented views; None for texts, which have none."""
+        if feature_set.identity.preprocess.modality != "image":
+            return None
+        return self._extract(*self._network(feature_set), "--tap", feature_set.tap, "--views", "8")
+
+    def train(self, feature_set: FeatureSet) -> str:
+        """Return the command that trains heads on one feature set and no other."""
+        return self._joined(
+            "train", str(self._store.path), "--task", self._task, "--tap", feature_set.tap, *self._choice(feature_set)
+        )
+
+    def deeper(self, feature_set: FeatureSet) -> str:
+        """Return the command that trains deeper layers, or the one that says where a network can be cut."""
+        mine = [found for found in self._store.feature_sets() if found.fingerprint == feature_set.fingerprint]
+        if all(found.is_pooled for found in mine):
+            return self._joined("inspect", *self._network(feature_set), "--tails")
+        options = ("--fingerprint", feature_set.fingerprint[:12], "--views", "0")
+        depths = ("--depths", "auto", "--minutes", str(_MINUTES))
+        return self._joined("train", str(self._store.path), "--task", self._task, *options, *depths)
+
+    def _choice(self, feature_set: FeatureSet) -> list[str]:
+        """Return as few options as tell a feature set from all others with its tap."""
+        sets, backbone = self._store.feature_sets(), feature_set.identity.backbone
+        fingerprint = feature_set.fingerprint[:12]
+        choices: tuple[dict[str, str], ...] = ({}, {"backbone": backbone}, {"fingerprint": fingerprint})
+        for names in choices:
+            found = prefer_wider(choose(sets, {"tap": feature_set.tap, **names}, 0))
+            if [other.key for other in found] == [feature_set.key]:
+                return [word for name, value in names.items() for word in (f"--{name}", value)]
+        return ["--fingerprint", fingerprint, "--dtype", feature_set.dtype]
+
+    def _network(self, feature_set: FeatureSet) -> list[str]:
+        """Return the name of a network, and that its weights are in a file that has to be named again."""
+        weights = ["--weights", "FILE"] if feature_set.about.weights_source.startswith("file ") else []
+        return [feature_set.identity.backbone, *weights]
+
+    def _extract(self, backbone: str, *options: str) -> str:
+        return self._joined("extract", self._source, "--cache", str(self._store.path), "--backbone", backbone, *options)
+
+    def _joined(self, *words: str) -> str:
+        return shlex.join(["featurecache", *words])
