@@ -195,7 +195,7 @@ def _finished(
 ) -> RunReport:
     """Compare with the training before, advise, keep the best head and write the report."""
     from featurecache.deployment.kept import keep_head
-    from featurecache.evaluation.changes import remember_training
+    from featurecache.evaluation.history import remember_training
 
     store, failures = extraction.store, list[OutputFailure]()
     trained.changes = remember_training(store, trained)

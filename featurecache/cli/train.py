@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
     with without_collection():
         from featurecache.deployment.kept import describe_kept, keep_head
-        from featurecache.evaluation.changes import remember_training
+        from featurecache.evaluation.history import remember_training
         from featurecache.finetuning.training import keeps_statistics
         from featurecache.run import predict_command
         from featurecache.store.feature_sets import type_warnings
