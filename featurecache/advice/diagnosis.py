@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from featurecache.advice.finding import Finding
-from featurecache.advice.paired import mean_difference
+from featurecache.advice.paired import in_words, mean_difference
 
 _WHAT_TO_DO = {
     "bias": "richer features: another layer or backbone, or layers trained deeper",
@@ -71,7 +71,7 @@ def diagnosis_finding(
     order = sorted(gaps, key=lambda name: -gaps[name][0])
     first, second = gaps[order[0]], gaps[order[1]]
     exceeds = first[0] - second[0] > 1.96 * float(np.hypot(first[3], second[3]))
-    shown = ", ".join(f"{name} {gaps[name][0]:.3f} ({gaps[name][1]:.3f} to {gaps[name][2]:.3f})" for name in order)
+    shown = ", ".join(f"{name} {in_words(*gaps[name][:3])}" for name in order)
     n = len(out_of_fold) + (0 if target is None else len(target))
     basis = "errors of a linear probe: in the sample, out of fold" + ("" if target is None else f", on {target_name}")
     verdict, text, command = "cannot tell", f"no gap stands out: {shown}", None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -47,8 +48,14 @@ class Finding:
     is_fatal: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Where no interval can be given its ends are infinite.
+        for name, value in (("low", self.low), ("high", self.high)):
+            if value is not None and not math.isfinite(value):
+                object.__setattr__(self, name, None)
+
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return plain JSON values, all finite, and None."""
         return {
             "question": self.question,
             "verdict": self.verdict,
@@ -60,8 +67,17 @@ class Finding:
             "basis": self.basis,
             "next_command": self.next_command,
             "fatal": self.is_fatal,
-            "details": dict(self.details),
+            "details": _finite(dict(self.details)),
         }
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None for what is no finite number."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _ORDER = ("soundness", "what", "when", "how", "more_data", "diagnosis")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.advice.finding import Finding
-from featurecache.advice.paired import mean_difference
+from featurecache.advice.paired import in_words, mean_difference
 
 _NEGLIGIBLE = 0.02
 """Error in the sample that is not worth a training."""
@@ -39,7 +39,7 @@ def depth_finding(
         That trains deeper.
     """
     found = mean_difference(in_sample, groups)
-    interval = f"{found.mean:.3f} ({max(found.low, 0.0):.3f} to {found.high:.3f})"
+    interval = in_words(found.mean, max(found.low, 0.0), found.high)
     if found.high < _NEGLIGIBLE:
         verdict, command = "linear head", None
         text = (

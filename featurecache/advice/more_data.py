@@ -130,7 +130,7 @@ def more_data_finding(curve: LearningCurve, *, score: str = "accuracy", n: int, 
     details = {"sizes": sizes.tolist(), "errors": errors.mean(axis=1).tolist()}
     basis = f"learning curve of a linear probe, {errors.shape[1]} draws"
     answer = partial(Finding, question="more_data", n=n, basis=basis, details=details)
-    if len(sizes) < 5:
+    if len(sizes) < 5 or sizes[-1] < 5 * _SMALLEST:
         text = f"cannot tell whether more labels would help: needs about {5 * _SMALLEST} samples to fit on"
         return answer(verdict="cannot tell", text=text)
     generator, num_draws = np.random.default_rng(random_state), errors.shape[1]

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from featurecache.evaluation.intervals import LEAST_GROUPS, standard_error
+
 POWER = 0.8
 """Of the least difference that could have been found."""
 
@@ -42,7 +44,8 @@ def mean_difference(
     """Return the mean of differences of rows, with Student's interval over rows or groups.
 
     The mean over groups is a ratio of sums (Cochran, "Sampling Techniques", 1977, 9A). The square of the largest
-    difference is added once, so that rows which never differ are not told equal for certain.
+    difference is added once, so that rows which never differ are not told equal for certain. Of fewer than five rows or
+    groups there is no interval: its ends are infinite.
 
     Parameters
     ----------
@@ -51,14 +54,27 @@ def mean_difference(
     level : float
         Of the interval.
     """
-    unit = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    total, size = np.bincount(unit, weights=values), np.bincount(unit).astype(np.float64)
-    mean, count = float(values.mean()), len(total)
-    if count < 2:
-        return Difference(mean, -np.inf, np.inf, np.inf, len(values), count, np.inf)
-    largest = max(float(np.abs(values).max()), 1e-12) if np.any(values) else 1.0
-    squares = float(np.sum((total - mean * size) ** 2)) + largest**2
-    error = float(np.sqrt(count / (count - 1) * squares) / len(values))
+    mean, n = float(values.mean()), len(values)
+    count = n if groups is None else len(np.unique(groups))
+    if count < LEAST_GROUPS:
+        return Difference(mean, -np.inf, np.inf, np.inf, n, count, np.inf)
+    largest = float(np.abs(values).max()) or 1.0
+    squares = standard_error(values, groups) ** 2 + (largest / n) ** 2
+    error = float(np.sqrt(count / (count - 1) * squares))
     critical = float(student_t.ppf(0.5 + level / 2, count - 1))
     detectable = (critical + float(student_t.ppf(POWER, count - 1))) * error
-    return Difference(mean, mean - critical * error, mean + critical * error, error, len(values), count, detectable)
+    return Difference(mean, mean - critical * error, mean + critical * error, error, n, count, detectable)
+
+
+def in_words(mean: float, low: float, high: float, *, sign: str = "") -> str:
+    """Write a mean with its interval; where there is none, that.
+
+    Parameters
+    ----------
+    mean, low, high : float
+    sign : str
+        ``+`` for a sign before each number.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return f"{mean:{sign}.3f} (no interval: fewer than {LEAST_GROUPS} rows or groups)"
+    return f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.advice.finding import Finding
-from featurecache.advice.paired import Difference, mean_difference
+from featurecache.advice.paired import Difference, in_words, mean_difference
 
 
 def transfer_finding(
@@ -62,17 +62,16 @@ def transfer_finding(
     )
     informed = {arm: found for arm, found in differences.items() if arm != "largest class"}
     if not informed:
-        text = f"cannot tell whether transfer helps: nothing is cached that does without it ({', '.join(missing)})"
+        text = "cannot tell whether transfer helps: nothing is cached that does without it"
+        text += f" ({', '.join(missing)})" if missing else ""
         return answer(verdict="cannot tell", text=text)
     # The arm that comes nearest decides.
     worst = min(differences, key=lambda arm: differences[arm].mean)
     found = differences[worst]
     if all(difference.low > 0 for difference in differences.values()):
-        verdict = "helps"
-        text = (
-            f"transfer helps: {name} is better than everything without it, over {worst} by {_interval(found)} {score}"
-        )
-        return answer(verdict=verdict, text=text, figure=found.mean, low=found.low, high=found.high)
+        shown = in_words(found.mean, found.low, found.high, sign="+")
+        text = f"transfer helps: {name} is better than everything without it, over {worst} by {shown} {score}"
+        return answer(verdict="helps", text=text, figure=found.mean, low=found.low, high=found.high)
     # One of several arms may look better by chance: their intervals hold together (the first step of Holm's).
     level = 1 - 0.05 / len(informed)
     corrected = {arm: mean_difference(transferred - without[arm], groups, level=level) for arm in informed}
@@ -83,15 +82,11 @@ def transfer_finding(
         text += f" ({-found.high:.3f} to {-found.low:.3f}, {found.n} samples)"
     else:
         verdict = "cannot tell"
-        text = (
-            f"cannot tell whether transfer helps: {name} less {worst} is {_interval(found)}; a difference of "
-            f"{found.detectable:.3f} would have been found"
-        )
+        shown = in_words(found.mean, found.low, found.high, sign="+")
+        text = f"cannot tell whether transfer helps: {name} less {worst} is {shown}"
+        if np.isfinite(found.detectable):
+            text += f"; a difference of {found.detectable:.3f} would have been found"
     return answer(verdict=verdict, text=text, figure=found.mean, low=found.low, high=found.high)
-
-
-def _interval(found: Difference) -> str:
-    return f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
 
 
 def _described(found: Difference, score: float) -> dict[str, float]:

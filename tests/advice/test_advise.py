@@ -138,8 +138,8 @@ def test_copies_stop_the_other_answers(tmp_path: Path) -> None:
     copies = next(finding for finding in findings if finding.verdict == "near-copies")
     assert copies.details["num_across"] > 10
     assert "near-copies of others" in copies.text
-    if copies.is_fatal:
-        assert {finding.question for finding in findings} == {"soundness"}
+    assert copies.is_fatal
+    assert {finding.question for finding in findings} == {"soundness"}
     assert fc.advise(store, "t", only=["when"])[0].question == "when"
 
 
@@ -253,3 +253,37 @@ def test_commands_say_what_has_to_be_filled_in(cache: Path, call: Callable[..., 
     assert str(Commands(store, "colour").views(found)).startswith("featurecache extract SOURCE --cache")
     status, _, err = call(*shlex.split(Commands(store, "colour").label())[1:])
     assert (status, "LABELS.csv" in err) == (2, True)  # the table is all that is missing
+
+
+def test_three_groups_have_no_intervals_and_the_document_is_whole(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    cache = write_cache(tmp_path, per_class=15)
+    photos, table = tmp_path / "photos", tmp_path / "patients.csv"
+    paths = sorted(photos.rglob("*.png"))
+    lines = ["path,label,patient,split"]
+    for number, path in enumerate(paths):
+        split = "test" if number % 4 == 3 else "train"
+        lines.append(f"{path.relative_to(photos)},{path.parent.name},p{number % 4},{split}")
+    table.write_text("\n".join(lines))
+    store = FeatureStore.open(cache)
+    store.add_task("grouped", fc.labels_from_csv(table, group_column="patient", root=photos))
+    status, out, err = call("advise", cache, "--task", "grouped", "--quiet")
+    assert status == 0, err
+    assert "there are 4 groups" in out
+    assert "no interval: fewer than 5 rows or groups" in out
+    assert "inf" not in out.replace("information", "")
+    status, out, _ = call("advise", cache, "--task", "grouped", "--json", "--quiet")
+    assert status == 0
+    findings = json.loads(out)["findings"]
+    assert all(finding["low"] is None for finding in findings if finding["question"] in ("how", "diagnosis"))
+
+
+@pytest.mark.parametrize("per_class", [2, 4])
+def test_a_handful_of_samples_is_answered_or_refused_in_one_line(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]], per_class: int
+) -> None:
+    cache = write_cache(tmp_path / "with space", per_class=per_class + 3)
+    status, out, err = call("advise", cache, "--task", "colour", "--quiet")
+    assert status == 0, err
+    assert "cannot tell whether more labels would help: needs about" in out
