@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from joblib import Parallel, delayed
 
 from featurecache.advice.commands import Commands
 from featurecache.advice.diagnosis import diagnosis_finding
-from featurecache.advice.evidence import MAX_ROWS, Arm, Evidence, class_counts_by_split, gains, gather, role_of
+from featurecache.advice.evidence import (
+    MAX_ROWS,
+    Arm,
+    Evidence,
+    class_counts_by_split,
+    gains,
+    gather,
+    role_of,
+    rows_of_domain,
+)
 from featurecache.advice.facts import facts_of
 from featurecache.advice.finding import Finding, Question
 from featurecache.advice.how import depth_finding
@@ -28,7 +36,7 @@ from featurecache.advice.soundness import (
     near_copies,
     shortcut_finding,
 )
-from featurecache.advice.what import Candidate, features_finding
+from featurecache.advice.what import Candidate, depth_of, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.errors import RequestError
 from featurecache.evaluation.measures import measure_of
@@ -42,7 +50,7 @@ from featurecache.store.naming import distinct_names
 from featurecache.store.samples import Rows
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
-from featurecache.store.tasks import Task, read_views
+from featurecache.store.tasks import read_views
 
 if TYPE_CHECKING:
     from featurecache.progress import Progress
@@ -101,7 +109,7 @@ def advise(
     store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
     labels = store.task(task)
     _check(only)
-    target = None if target_domain is None else _rows_of_domain(store, labels, target_domain)
+    target = None if target_domain is None else rows_of_domain(store, labels, target_domain)
     asked_for = None if sets is None else {found.key for found in sets}
     cached = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
     arms = [found for found in cached if asked_for is None or found.key in asked_for or role_of(found) != "pretrained"]
@@ -268,7 +276,7 @@ class _Advisor:
         evidence, arms = self._evidence, self._pretrained()
         measure = measure_of(evidence.kind, len(evidence.task.classes))
         predictions = [self._predictions(arm) for arm in arms]
-        order = sorted({arm.feature_set.tap for arm in arms}, key=_depth_of)
+        order = sorted({arm.feature_set.tap for arm in arms}, key=depth_of)
         default = self._default()
         candidates = [
             Candidate(
@@ -376,31 +384,5 @@ def _check(only: Sequence[str]) -> None:
             raise RequestError(f"unknown question {question!r}; known: {', '.join(QUESTIONS)}")
 
 
-def _rows_of_domain(store: FeatureStore, task: Task, domain: str) -> Rows:
-    """Return the rows of a split, or of the samples for fitting whose paths fit a pattern."""
-    able = [split for split in SPLITS[1:] if task.has(split)]
-    rows = store.samples.rows_of(task.ids)
-    if domain in able:
-        return rows[task.splits == SPLITS.index(domain)]
-    rows = rows[(rows >= 0) & (task.splits != SPLITS.index("test"))]
-    found = rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
-    if len(found) in (0, len(rows)):
-        what = "no sample" if len(found) == 0 else "no other sample"
-        raise RequestError(
-            f"{what} of task {task.name!r} for fitting has a path that fits {domain!r}; name a pattern of paths, such "
-            f"as 'webcam/*', or a split ({', '.join(able)})"
-        )
-    return found
-
-
 def _is_default(feature_set: FeatureSet) -> bool:
     return feature_set.tap.partition(":")[0] == "pre_logits"
-
-
-def _depth_of(tap: str) -> tuple[Any, ...]:
-    """Return a key that sorts the taps of one network by depth, as far as their names tell."""
-    node = tap.partition(":")[0]
-    if node == "pre_logits":
-        return (1,)
-    parts = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in node.replace("_", ".").split(".")]
-    return (0, *parts)

@@ -141,3 +141,12 @@ def _ranking(
 
 def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
+
+
+def depth_of(tap: str) -> tuple[Any, ...]:
+    """Return a key that sorts the taps of one network by depth, as far as their names tell."""
+    node = tap.partition(":")[0]
+    if node == "pre_logits":
+        return (1,)
+    parts = [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in node.replace("_", ".").split(".")]
+    return (0, *parts)

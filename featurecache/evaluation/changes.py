@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from featurecache.evaluation.comparison import Comparison
-from featurecache.store.schemas import HistoryBody
+from featurecache.store.result_schemas import HistoryBody
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,8 +13,8 @@ from featurecache.evaluation.changes import Changes
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.training import TrainedHead, TrainingReport, reported_rows, selection_rows
 from featurecache.store.history import History, PastTraining
+from featurecache.store.result_schemas import HistoryBody
 from featurecache.store.samples import find_ids
-from featurecache.store.schemas import HistoryBody
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
 

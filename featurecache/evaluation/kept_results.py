@@ -24,7 +24,7 @@ from featurecache.evaluation.task_features import TaskFeatures
 from featurecache.hashing import digest_json
 from featurecache.heads.head import NamedHead
 from featurecache.progress import Progress
-from featurecache.store.schemas import ArrayBody, SearchBody
+from featurecache.store.result_schemas import ArrayBody, SearchBody
 from featurecache.store.store import FeatureStore
 from featurecache.versions import installed_versions
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurecache.errors import HeadError, ReportWarning, unique_warnings
-from featurecache.evaluation.calibration import Calibration, calibration
+from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
 from featurecache.evaluation.comparison import Comparison
+from featurecache.evaluation.details import Details
 from featurecache.evaluation.kept_results import KeptResults, search_new
 from featurecache.evaluation.limits import check_limits, reason_to_leave_out
 from featurecache.evaluation.measure import Measure
@@ -24,7 +25,7 @@ from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import memory_budget, memory_for_features
 from featurecache.evaluation.parallel_search import HeadsAndData, search_all
 from featurecache.evaluation.ranking import ranked
-from featurecache.evaluation.scores import OutputScores, confusion
+from featurecache.evaluation.scores import confusion
 from featurecache.evaluation.search import HOLDS_ALL_ROWS, NEEDS_ALL_KNOWN, HeadLike, HeadResult, resolve
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.table_verdicts import compare_heads
@@ -38,7 +39,6 @@ from featurecache.evaluation.task_features import (
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.progress import Progress
-from featurecache.specs import TASK_NOUN, TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
@@ -87,32 +87,6 @@ class TrainedHead:
             "dtype": self.feature_set.dtype,
             "fingerprint": self.feature_set.fingerprint,
         }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Details:
-    """Where a head was right and wrong.
-
-    Attributes
-    ----------
-    per_output : list of OutputScores
-        Of each class, label or number.
-    calibration : Calibration or None
-        Of classes.
-    confusion : ndarray of int64 (n_classes, n_classes), or None
-        Of classes: rows are true, columns predicted.
-    """
-
-    per_output: list[OutputScores]
-    calibration: Calibration | None = None
-    confusion: np.ndarray | None = None
-
-    def to_json(self, kind: TaskKind) -> dict[str, object]:
-        """Return plain JSON values, for a task of a kind."""
-        values: dict[str, object] = {f"per_{TASK_NOUN[kind]}": self.per_output}
-        if self.calibration is not None and self.confusion is not None:
-            values |= {"calibration": self.calibration.to_json(), "confusion": self.confusion.tolist()}
-        return values
 
 
 @dataclass

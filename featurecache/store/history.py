@@ -13,8 +13,8 @@ from featurecache.errors import StoreError
 from featurecache.specs import TaskKind, task_kind
 from featurecache.store.commits import Commit
 from featurecache.store.folders import ShardFolder
+from featurecache.store.result_schemas import HistoryBody
 from featurecache.store.samples import Ids
-from featurecache.store.schemas import HistoryBody
 from featurecache.store.shards import MappedShard
 
 MAX_TRAININGS = 100

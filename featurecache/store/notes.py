@@ -13,7 +13,8 @@ from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_
 from featurecache.errors import CorruptError
 from featurecache.hashing import digest_json
 from featurecache.records import encode_record, read_record
-from featurecache.store.schemas import RequestBody, ResultBody, SearchBody, StoredType, checked_body
+from featurecache.store.result_schemas import SearchBody
+from featurecache.store.schemas import RequestBody, ResultBody, StoredType, checked_body
 
 T = TypeVar("T", bound=msgspec.Struct)
 _MOST_BYTES = 8 << 20

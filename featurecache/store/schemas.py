@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import Meta, Struct
-from numpy.typing import NDArray
 
 from featurecache.errors import MAX_EXAMPLES, CorruptError, shortened
 from featurecache.specs import MAX_SHARD_ROWS
@@ -182,105 +180,6 @@ class ResultBody(Struct):
     row: dict[Text, bool | int | float | Text | None]
 
 
-class ArrayBody(Struct, frozen=True):
-    """An array within a record: small, so that the record stays one."""
-
-    dtype: Literal["<i8", "<f8"]
-    shape: Annotated[list[Count], Meta(min_length=1, max_length=2)]
-    data: bytes
-
-    @classmethod
-    def of(cls, values: NDArray[Any]) -> ArrayBody:
-        """Return the record of an array."""
-        dtype: Literal["<i8", "<f8"] = "<i8" if values.dtype.kind in "iu" else "<f8"
-        return cls(dtype, list(values.shape), np.ascontiguousarray(values, dtype).tobytes())
-
-    def read(self) -> NDArray[Any]:
-        """Return the array; raises `ValueError` where the bytes are not those of its shape."""
-        return np.frombuffer(self.data, self.dtype).reshape(self.shape).copy()
-
-
-Value = bool | int | float | Text | None
-Figures = dict[Text, float | None]
-
-
-class HistoryBody(Struct, frozen=True, kw_only=True):
-    """What a training chose.
-
-    Attributes
-    ----------
-    time : str
-        When it ended: ISO 8601, UTC.
-    kind, classes : str, list of str
-        Of the task.
-    counts : dict
-        Samples with a target in each split.
-    head, params : str, dict
-        The chosen head and its setting.
-    backbone, tap, dtype, views, fingerprint, judged_on
-        The features that it is on; whether it was evaluated on ``plain`` ones or ``views``.
-    protocol, chosen_by : str
-        How the setting was chosen, and by which score.
-    selection_score : float
-        Of the chosen head.
-    reported : str
-        The split that ``figures`` are of.
-    primary : str
-        The first of the figures.
-    figures : dict
-        Scores and their bounds.
-    n_fitted : int
-        Samples that the head was fitted on.
-    num_heads : int
-        How many heads on how many features were compared.
-    """
-
-    time: Text
-    kind: Text
-    classes: list[Text]
-    counts: dict[Text, Count]
-    head: Text
-    params: dict[Text, Value]
-    backbone: Text
-    tap: Text
-    dtype: Text
-    views: Count | None
-    fingerprint: Text
-    judged_on: Text
-    protocol: Text
-    chosen_by: Text
-    selection_score: float
-    reported: Text
-    primary: Text
-    figures: Figures
-    n_fitted: Count
-    num_heads: Count
-
-
-class SearchBody(Struct, frozen=True, kw_only=True):
-    """The result of a search, but for the fitted estimator; see `featurecache.evaluation.search.HeadResult`."""
-
-    head: Text
-    params: dict[Text, Value]
-    protocol: Text
-    selection_accuracy: float | None
-    selection_score: float
-    selection_log_loss: float | None
-    balanced: bool
-    validation: Figures
-    test: Figures | None
-    reported: Text
-    temperature: float
-    converged: bool
-    n_train: Count
-    seconds: Number
-    selection_index: ArrayBody
-    selection_pred: ArrayBody
-    selection_proba: ArrayBody | None = None
-    y_pred: ArrayBody
-    proba: ArrayBody
-
-
 class ReferenceBody(Struct):
     """Features of the reference inputs."""
 
@@ -371,14 +270,14 @@ _TEXT: Arrays = {
     "text": (("uint8",), ("bytes",)),
     "text_start": (("uint64",), ("n+",)),
 }
-_ID: tuple[tuple[str, ...], Shape] = (("uint8",), ("n", 32))
+ID: tuple[tuple[str, ...], Shape] = (("uint8",), ("n", 32))
 
 # More than any folder of files holds; a length is bounded all the same before memory is reserved for it.
-_MANY = 1 << 40
-_SAMPLES: Arrays = {"id": _ID, "size": (("uint64",), ("n",)), **_TEXT}
+MANY = 1 << 40
+_SAMPLES: Arrays = {"id": ID, "size": (("uint64",), ("n",)), **_TEXT}
 _SOURCE: Arrays = {"row": (("int64",), ("n",)), "stamp": (("int64",), ("n", 4)), **_TEXT}
 _TASK: Arrays = {
-    "id": _ID,
+    "id": ID,
     "label": (("int32",), ("n",)),
     "holds": (("uint8",), ("n", "outputs")),
     "number": (("float64",), ("n", "outputs")),
@@ -386,22 +285,14 @@ _TASK: Arrays = {
     "group": (("int32",), ("n",)),
     "weight": (("float64",), ("n",)),
 }
-_HISTORY: Arrays = {
-    "id": _ID,
-    "target": (("float64",), ("n", "outputs")),
-    "predicted": (("float64",), ("n", "outputs")),
-    "reported": (("uint8",), ("n",)),
-}
 SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20)
-SOURCE = Schema("listing", _SOURCE, SourceBody, most_rows=_MANY)
-TASK = Schema("task", _TASK, TaskBody, most_rows=_MANY, optional=("label", "holds", "number", "group", "weight"))
-
-HISTORY = Schema("training", _HISTORY, HistoryBody, most_rows=_MANY)
+SOURCE = Schema("listing", _SOURCE, SourceBody, most_rows=MANY)
+TASK = Schema("task", _TASK, TaskBody, most_rows=MANY, optional=("label", "holds", "number", "group", "weight"))
 
 
 def features_schema(dtype: str) -> Schema:
     """Return the schema of features of a stored type."""
-    arrays: Arrays = {"id": _ID, "features": ((dtype,), ("n", "..."))}
+    arrays: Arrays = {"id": ID, "features": ((dtype,), ("n", "..."))}
     per_sample = ("scale", "offset") if dtype == "int8" else ()
     arrays |= dict.fromkeys(per_sample, (("float32",), ("...",)))
     return Schema("shard", arrays, FeaturesBody, most_rows=MAX_SHARD_ROWS, per_sample=per_sample)

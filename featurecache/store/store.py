@@ -30,15 +30,9 @@ from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
 from featurecache.store.naming import check_name, is_name
 from featurecache.store.notes import Notes
+from featurecache.store.result_schemas import HISTORY
 from featurecache.store.samples import SampleTable
-from featurecache.store.schemas import (
-    HISTORY,
-    SAMPLES,
-    SOURCE,
-    TASK,
-    BackboneAbout,
-    features_schema,
-)
+from featurecache.store.schemas import SAMPLES, SOURCE, TASK, BackboneAbout, features_schema
 from featurecache.store.task_builder import build_task
 from featurecache.store.tasks import Task, load_task, save_task
 
