@@ -224,10 +224,10 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
     reported = report.best.result.reported
     if look_at_test:
         print_line(f"choosing by the {reported} column spoils it: the best of many is too good by chance")
-    elif report.changes is not None and report.changes.num_looks > 1:
+    elif report.changes is not None and (count := report.changes.times_reported) > 1:
         print_line(
-            f"its {reported} rows have been looked at in {report.changes.num_looks} trainings: what was changed in "
-            "between because of their figure was chosen on them"
+            f"its {reported} rows have been looked at in {count} trainings: what was changed in between because of their "
+            "figure was chosen on them"
         )
     else:
         print_line(f"its {reported} rows were used this once, and nothing was chosen on them")

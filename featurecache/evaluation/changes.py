@@ -18,7 +18,7 @@ class Changes:
     ----------
     number : int
         Of this training, from 1.
-    num_looks : int
+    times_reported : int
         Trainings so far that were reported on some of the same samples, this one among them.
     before, now : HistoryBody
     num_relabelled : int
@@ -34,7 +34,7 @@ class Changes:
     """
 
     number: int
-    num_looks: int
+    times_reported: int
     before: HistoryBody
     now: HistoryBody
     num_relabelled: int
@@ -53,7 +53,7 @@ class Changes:
         """Return plain JSON values."""
         return {
             "number": self.number,
-            "num_looks": self.num_looks,
+            "times_reported": self.times_reported,
             "before": msgspec.to_builtins(self.before),
             "now": msgspec.to_builtins(self.now),
             "same_choice": self.is_same_choice,

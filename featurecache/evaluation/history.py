@@ -101,14 +101,14 @@ def _changes(history: History, before: PastTraining, head: TrainedHead, about: H
     rows, y = reported_rows(head)
     ids = task.samples.ids[rows]
     earlier = [past.ids[past.is_reported] for past in history.all() if past.about.reported == about.reported]
-    num_looks = 1 + sum(bool((find_ids(ids, seen) >= 0).any()) for seen in earlier)
+    times_reported = 1 + sum(bool((find_ids(ids, seen) >= 0).any()) for seen in earlier)
     reported = np.flatnonzero(before.is_reported)
     where = find_ids(ids, before.ids[reported])
     shared, found = where >= 0, reported[where[where >= 0]]
     as_now = _as_now(before, task)
     changes = Changes(
         number=before.number + 1,
-        num_looks=num_looks,
+        times_reported=times_reported,
         before=before.about,
         now=about,
         num_relabelled=0,

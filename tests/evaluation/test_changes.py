@@ -44,7 +44,7 @@ def test_the_first_has_nothing_before_it_and_an_equal_one_says_so(cache: Path) -
     assert first is None
     _, second = train(cache, "ridge")
     assert second is not None
-    assert (second.number, second.num_looks, second.is_same_choice) == (2, 2, True)
+    assert (second.number, second.times_reported, second.is_same_choice) == (2, 2, True)
     assert second.score_before == second.score_now
     assert second.comparison is not None
     assert second.comparison.verdict == "the same answers"

@@ -166,11 +166,11 @@ def test_trainings_that_are_slower_than_predicted_are_stopped_and_scored(cache: 
     """The clock runs faster from the second training on."""
 
     class Slowing(Ticking):
-        num_looks = 0
+        times_reported = 0
 
         def __call__(self) -> float:
-            self.num_looks += 1
-            self.now += 1e-3 if self.num_looks < 60 else 5.0
+            self.times_reported += 1
+            self.now += 1e-3 if self.times_reported < 60 else 5.0
             return self.now
 
     sets = [each for each in cache.select_sets() if each.tap != "input:none"]
