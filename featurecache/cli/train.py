@@ -226,8 +226,8 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
         print_line(f"choosing by the {reported} column spoils it: the best of many is too good by chance")
     elif report.changes is not None and (count := report.changes.times_reported) > 1:
         print_line(
-            f"its {reported} rows have been looked at in {count} trainings: what was changed in between because of their "
-            "figure was chosen on them"
+            f"its {reported} rows have been looked at in {count} trainings: what was changed in between because of "
+            "their figure was chosen on them"
         )
     else:
         print_line(f"its {reported} rows were used this once, and nothing was chosen on them")
