@@ -367,10 +367,10 @@ class _Advisor:
         names = {}
         for is_baseline in (True, False):
             arms = [arm for arm in self._evidence.arms if arm.feature_set.is_baseline == is_baseline]
-            distinct = distinct_names([arm.feature_set.to_json() for arm in arms])
-            for arm, name in zip(arms, distinct, strict=True):
-                # What no network made has one tap, which says nothing.
-                name = name.replace(arm.feature_set.tap, arm.feature_set.identity.backbone) if is_baseline else name
+            documents = [arm.feature_set.to_json() for arm in arms]
+            if is_baseline:  # what no network made has one tap, which says nothing
+                documents = [{**document, "tap": document["backbone"], "backbone": ""} for document in documents]
+            for arm, name in zip(arms, distinct_names(documents), strict=True):
                 names[arm.feature_set.key] = f"{name}, untrained" if arm.role == "untrained" else name
         return names
 

@@ -141,7 +141,7 @@ def more_data_finding(curve: LearningCurve, *, score: str = "accuracy", n: int, 
     back = [_predict(sizes[:-1], errors[:-1].mean(axis=1)[None], sizes[-1], floor=floor)[0] for floor in laws]
     off = max(abs(float(predicted) - now) for predicted in back)
     low, high = max(low - off, 0.0), high + off
-    middle = float(np.median(doubled))
+    middle = min(float(np.median(doubled)), now)  # no law says that more labels make a head worse
     details |= {"at": int(2 * sizes[-1]), "predicted": middle, "back_test_error": off, "error_now": now}
     gain = (now - high, now - middle, now - low)
     shown = f"from {1 - now:.3f} to {1 - middle:.3f} ({1 - high:.3f} to {1 - low:.3f})"

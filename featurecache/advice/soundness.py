@@ -295,7 +295,7 @@ def label_finding(
     ]
     share = len(listed) / len(y)
     if not listed:
-        text = "no label found that is probably wrong"
+        text = "no label found that is worth checking"
     else:
         first = listed[0]
         text = (

@@ -144,6 +144,8 @@ def test_more_data_is_said_to_help_where_it_does() -> None:
     assert 1 - found.details["predicted"] == pytest.approx(1 - truth, abs=0.01)
     flat = 0.1 + generator.normal(0, 0.001, (6, 10))
     assert more_data_finding(LearningCurve(sizes, flat), n=800).verdict == "hardly"
+    rising = falling[::-1].copy()  # by chance, as where nothing is left to learn
+    assert more_data_finding(LearningCurve(sizes, rising), n=800).figure >= 0
     few = more_data_finding(LearningCurve(sizes[:3], falling[:3]), n=80)
     assert few.verdict == "cannot tell"
     assert "needs about 50 samples" in few.text
