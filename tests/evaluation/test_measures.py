@@ -222,7 +222,7 @@ def test_settings_are_chosen_on_groups_held_out(kind):
 )
 @example(kind="regression", seed=0, number=5, noise=1e6, num_groups=1)  # alike but for rounding
 @example(kind="regression", seed=303, number=11, noise=0.5, num_groups=None)  # of numbers near 1e8
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_bounds_hold_their_figure(kind, seed, number, noise, num_groups):
     rng = np.random.default_rng(seed)
     y = (

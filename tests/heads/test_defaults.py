@@ -202,3 +202,39 @@ def test_perceptrons_are_trained_for_long_enough_at_rates_that_get_there() -> No
     grid = head_grid("mlp", 300)
     assert {setting["hidden_layers"] for setting in grid} == {1, 2}
     assert max(setting["learning_rate"] for setting in grid) >= 3 * min(setting["learning_rate"] for setting in grid)
+
+
+def test_training_waits_for_long_enough_before_it_stops_early() -> None:
+    """Held-out losses go up and down: one round without progress says little, and five as much as all that are left."""
+    X, y = xor(1000, 9, 0.25)
+    loss = {
+        rounds: np.mean(
+            [
+                log_loss(y, fit_head("mlp", *xor(4000, seed, 0.25), learning_rate=3e-3, **given).predict_proba(X))
+                for seed in range(2)
+            ]
+        )
+        for rounds, given in ((1, {"patience": 1}), ("default", {}), ("all", {"patience": 1000}))
+    }
+    assert loss["default"] < loss[1] - 0.003
+    assert loss["default"] < loss["all"] + 0.001
+
+
+def test_each_weight_decay_of_an_attentive_head_is_the_best_for_some_tokens() -> None:
+    """Where labels are few and wrong the strong one is; where they are many and right the weak one."""
+
+    def tokens(n: int, seed: int, noise: float, apart: float) -> Data:
+        rng = np.random.default_rng(seed)
+        X, y, which = rng.normal(size=(n, 8, 16)), np.arange(n) % 2, rng.integers(0, 8, n)
+        X[np.arange(n), which, 0] += apart
+        X[np.arange(n), which, 1] += 0.7 * apart * (2 * y - 1)
+        return X.reshape(n, -1).astype(np.float32), np.where(rng.random(n) < noise, 1 - y, y)
+
+    strong, weak = head_grid("attentive", 60)
+    for n, noise, apart, better, worse in ((60, 0.3, 2.0, strong, weak), (1000, 0.0, 4.0, weak, strong)):
+        X, y = tokens(1000, 1, noise, apart)
+        loss = [
+            log_loss(y, fit_head("attentive", *tokens(n, 0, noise, apart), num_tokens=8, **setting).predict_proba(X))
+            for setting in (better, worse)
+        ]
+        assert loss[0] < loss[1] - 0.03

@@ -48,7 +48,7 @@ def try_hostile(options: Options) -> list[Tally]:
         *fuzz_attacks(good),
     ]
     random.Random(0).shuffle(attacks)  # the slow ones not all to one worker
-    most = (3, 1) if options.quick else (250, 36)  # libhdf5 is asked in a process of its own for each shard
+    most = (2, 1) if options.quick else (250, 36)  # libhdf5 is asked in a process of its own for each shard
     chosen = {group: [a for a in attacks if a.group == group][: most[group == "hdf5"]] for group in GROUPS}
     attacks = [attack for group in GROUPS for attack in chosen[group]]
     attacks.insert(0, Attack("nothing", "the good cache", lambda forgery: None, None))
