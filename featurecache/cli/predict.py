@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from featurecache.errors import ReportWarning
 
 
+_OUTLIERS = 0.05
+
+
 def add_parser(verbs: Any) -> None:
     """Describe the verb."""
     parser = verb_parser(
@@ -57,6 +60,11 @@ def add_parser(verbs: Any) -> None:
     add_raw_cells_option(parser)
     parser.add_argument("--replace", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--tta", type=int, metavar="K", help="answer with the mean over K seeded views of each input")
+    parser.add_argument(
+        "--outliers",
+        action="store_true",
+        help="name inputs that are unlike all that the head was fitted on; of inputs like those one in twenty is named",
+    )
     add_runtime_options(parser)
     parser.set_defaults(run=run)
 
@@ -83,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
             text_column=args.text_column,
             id_column=args.id_column,
             tta=args.tta,
+            outliers=_OUTLIERS if args.outliers else None,
             settings=settings_of(args),
             progress=progress,
             warnings=warnings,
@@ -125,7 +134,9 @@ def _write(
     from featurecache.tables import safe_row
 
     values = names or ["label", "probability"]
-    columns, numbers = ["path", *values, "status", "reason"], names or ["probability"]
+    flags = ["outlier"] if args.outliers else []
+    columns, numbers = ["path", *values, *flags, "status", "reason"], names or ["probability"]
+    as_row = partial(_row, names=names, flags=bool(flags))
     write_out = partial(
         write_table_at, "--out", args.out, columns, replace=args.replace, numbers=numbers, raw=args.raw_cells
     )
@@ -133,16 +144,16 @@ def _write(
         with _json_document(args.head, warnings) as write_json:
             kept = map(write_json, predictions)
             if args.out:
-                write_out(_row(item, names) for item in kept)
+                write_out(as_row(item) for item in kept)
             else:
                 deque(kept, maxlen=0)
     elif args.out:
-        write_out(_row(item, names) for item in predictions)
+        write_out(as_row(item) for item in predictions)
     elif args.csv:
         writer = csv.DictWriter(sys.stdout, columns)
         as_cells = dict if args.raw_cells else safe_row
         writer.writerow(as_cells(dict(zip(columns, columns, strict=True))))
-        writer.writerows(as_cells(_row(item, names)) for item in predictions)
+        writer.writerows(as_cells(as_row(item)) for item in predictions)
     else:
         what = "row" if args.text_column else "file"
         print_table([what, *values, "problem"], [_shown(item, names) for item in predictions], numbers=numbers)
@@ -169,10 +180,12 @@ def _json_document(head: Path, warnings: list[ReportWarning]) -> Iterator[Callab
         shutil.copyfileobj(file, sys.stdout)
 
 
-def _row(item: Prediction, names: list[str]) -> dict[str, str | float | None]:
+def _row(item: Prediction, names: list[str], *, flags: bool) -> dict[str, str | float | None]:
     """Return a row of a table for programs."""
     values: dict[str, str | float | None] = {name: item.numbers.get(name) for name in names}
     values = values or {"label": item.label, "probability": item.probability}
+    if flags:
+        values["outlier"] = {True: "yes", False: "no", None: None}[item.is_outlier]
     return {"path": item.path, **values, "status": item.status, "reason": item.reason}
 
 
@@ -180,4 +193,5 @@ def _shown(item: Prediction, names: list[str]) -> list[str]:
     """Return a row of a table for people."""
     values = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
     values = values or [item.label or "-", "" if item.probability is None else f"{item.probability:.4f}"]
-    return [item.path, *values, "" if item.status == "ok" else f"{item.status}: {item.reason}"]
+    problem = f"{item.status}: {item.reason}" if item.status != "ok" else "outlier" if item.is_outlier else ""
+    return [item.path, *values, problem]

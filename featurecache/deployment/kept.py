@@ -5,15 +5,20 @@ Apart from `saved`, as predictions need nothing of how heads are evaluated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from featurecache.evaluation.refit import evaluated_splits, fit_chosen, is_fitted
 from featurecache.evaluation.training import TrainedHead
 from featurecache.heads.bundle import save_head
 from featurecache.heads.gradient.finetuned import FineTuned
+from featurecache.heads.outliers import OutlierDetector, some_rows
 from featurecache.store.naming import check_name
 from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import read_views
 
 Keep = Literal["refitted", "evaluated"]
 
@@ -68,8 +73,19 @@ def keep_head(
             **({} if result["threshold"] is None else {"threshold": result["threshold"]}),
             **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
         },
+        None if isinstance(estimator, FineTuned) else _outlier_detector(head, fitted_on["splits"]),
     )
     return folder
+
+
+def _outlier_detector(head: TrainedHead, splits: Sequence[str]) -> OutlierDetector | None:
+    """Return what tells inputs that are unlike the samples of some splits; of activations there is nothing."""
+    if not head.eval_set.is_pooled:
+        return None
+    features = head.eval_set.open()
+    rows = np.concatenate([head.task.rows(features, split)[0] for split in splits])
+    rows = some_rows(rows, features.view_shape[0])
+    return OutlierDetector.fit(read_views(features, rows)[:, 0], head.task.groups_of(rows))
 
 
 def describe_kept(head: TrainedHead, keep: Keep | None = None) -> str:

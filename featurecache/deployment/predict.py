@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import msgspec
@@ -18,13 +20,14 @@ from featurecache.backbones.taps import Tap, resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.deployment.one_network import as_one_network, can_be_one_network
 from featurecache.deployment.saved import SavedHead, open_head, with_layers
-from featurecache.errors import ReportWarning, RequestError
+from featurecache.errors import MAX_EXAMPLES, ReportWarning, RequestError
 from featurecache.extraction import drift
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.pipeline import Outcome, run_pipeline, to_stored
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.factories import options_to_agree
 from featurecache.heads.gradient.finetuned import FineTuned
+from featurecache.heads.outliers import LEAST_ROWS
 from featurecache.ignored import IgnoredFiles
 from featurecache.progress import Progress, Silent
 from featurecache.sources.inputs import Input, inputs_of
@@ -50,6 +53,11 @@ class Prediction:
         Of each class, or of each label by itself.
     numbers : dict
         By name, where the head predicts numbers.
+    p_value : float or None
+        The share of samples like those that the head was fitted on that would be at least as unlike them; None where
+        that was not asked for.
+    is_outlier : bool or None
+        That share is at most what was asked for.
     """
 
     path: str
@@ -59,6 +67,8 @@ class Prediction:
     status: str = "ok"
     reason: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
+    p_value: float | None = None
+    is_outlier: bool | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
@@ -97,6 +107,7 @@ def predict(
     text_column: str | None = None,
     id_column: str | None = None,
     tta: int | None = None,
+    outliers: float | None = None,
     settings: ExtractionSettings | None = None,
     progress: Progress | None = None,
     warnings: list[ReportWarning] | None = None,
@@ -123,6 +134,9 @@ def predict(
     tta : int, optional
         Predict the mean of the probabilities over this many seeded views of each input, made as those that the head
         was trained on, or as `ViewSpec` makes them by default; else with those of the plain input.
+    outliers : float, optional
+        Name inputs that are unlike all that the head was fitted on: those that a share of at most so many, such as
+        0.05, of samples like these would be as unlike as; see `featurecache.heads.outliers`.
     settings : ExtractionSettings, optional
         How to run.
     progress : Progress, optional
@@ -140,8 +154,14 @@ def predict(
     ------
     BackboneMismatchError
         The backbone here would give other features than those the head was trained on.
+    RequestError
+        Outliers are asked of a head that cannot tell them, or as no share.
     """
     saved = open_head(head, agreed=layers)
+    if outliers is None:
+        saved = replace(saved, outliers=None)
+    else:
+        _check_outliers(saved, head, outliers)
     views = None
     if tta is not None:
         check_takes_views(saved.identity.preprocess.modality, f"the head {head}", option="--tta")
@@ -161,7 +181,41 @@ def predict(
     with_layers(saved, network, layers)
     if isinstance(saved.estimator, FineTuned):
         saved.estimator.set_params(device=str(checked_device(settings.device)))
-    return Predictions(saved, _predict(saved, network, found, views, settings, progress or Silent(), warnings))
+    predictions = _predict(saved, network, found, views, settings, progress or Silent(), warnings)
+    return Predictions(saved, predictions if outliers is None else _with_outliers(predictions, outliers, warnings))
+
+
+def _check_outliers(saved: SavedHead, head: str | Path, rate: float) -> None:
+    if not 0 < rate < 1:
+        raise RequestError(f"outliers are a share of samples between 0 and 1, such as 0.05; got {rate:g}")
+    if saved.outliers is None:
+        raise RequestError(
+            f"the head {head} cannot tell outliers: it was fitted on fewer than {LEAST_ROWS} samples or on activations, "
+            "or saved by an earlier release; save it again, or leave --outliers out"
+        )
+    if (least := 1 / (len(saved.outliers.usual) + 1)) > rate:
+        raise RequestError(
+            f"the head {head} was fitted on {len(saved.outliers.usual)} samples, which tell no share below {least:.3f}; "
+            f"ask for a share of {math.ceil(least * 100) / 100:g}"
+        )
+
+
+def _with_outliers(
+    predictions: Generator[Prediction, None, None], rate: float, warnings: list[ReportWarning]
+) -> Generator[Prediction, None, None]:
+    """Say of each prediction whether its input is an outlier, and at the end how many are."""
+    count, names = 0, []
+    with closing(predictions):
+        for number, item in enumerate(predictions, 1):
+            if item.p_value is not None:
+                item = replace(item, is_outlier=item.p_value <= rate)
+            if item.is_outlier:
+                count, names = count + 1, [*names, item.path][:MAX_EXAMPLES]
+            yield item
+    if count:
+        text = f"{count} of {number} inputs are unlike all that the head was fitted on, first {names[0]}: their"
+        text += f" predictions mean little (of inputs like those, up to {rate:.0%} are named as well)"
+        warnings.append(ReportWarning(kind="outliers", count=count, text=text, examples=tuple(names)))
 
 
 def _inputs(
@@ -282,12 +336,21 @@ def _label_batch(
     good = [index for index in range(len(stored)) if index not in problems]
     features = decode(stored[good], saved.rounded_to).astype(np.float32)
     outputs = iter(saved.probabilities(features, num_views=num_views(views)) if good else ())
+    p_values = iter(_p_values(saved, features) if good else ())
     for index, item in enumerate(islice(remaining, len(stored))):
         if index in problems:
             yield Prediction(item.name, None, None, {}, problems[index].status, problems[index].reason)
         else:
-            yield _prediction(item.name, next(outputs), saved)
+            yield replace(_prediction(item.name, next(outputs), saved), p_value=next(p_values))
     return len(problems)
+
+
+def _p_values(saved: SavedHead, features: NDArray[np.float32]) -> list[float] | Iterator[None]:
+    """Return how usual each input is, of several views (n, num_views, d) by their mean."""
+    if saved.outliers is None:
+        return repeat(None)
+    rows = features.reshape(len(features), -1, saved.outliers.rows.shape[1]).mean(axis=1)
+    return [round(value, 6) for value in saved.outliers.p_values(rows).tolist()]
 
 
 def _prediction(path: str, outputs: NDArray[np.float64], saved: SavedHead) -> Prediction:

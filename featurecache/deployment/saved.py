@@ -20,6 +20,7 @@ from featurecache.finetuning.library import PREFIX as LIBRARY_PREFIX
 from featurecache.heads.bundle import load_head
 from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.head import HeadMixin
+from featurecache.heads.outliers import OutlierDetector
 from featurecache.heads.probability import predict_outputs, predict_proba
 from featurecache.heads.thresholds import Thresholds
 from featurecache.specs import FeatureIdentity, TaskKind, task_kind
@@ -47,6 +48,8 @@ class SavedHead:
     thresholds : Thresholds or None
         From which probability on the positive of two classes, or a label, is predicted; None: the most probable class,
         and labels above one half.
+    outliers : OutlierDetector or None
+        Tells inputs that are unlike those that it was fitted on; None where these were few, or activations.
     """
 
     estimator: Any
@@ -58,6 +61,7 @@ class SavedHead:
     meta: dict[str, Any]
     kind: TaskKind = "classification"
     thresholds: Thresholds | None = None
+    outliers: OutlierDetector | None = None
 
     @property
     def rounded_to(self) -> str:
@@ -116,7 +120,7 @@ def open_head(folder: str | Path, *, agreed: str | None = None) -> SavedHead:
         check_agreed(name, agreed)
         return cast("type[HeadMixin]", type(python_head(name).estimator))
 
-    estimator, meta = load_head(folder, other_class=brought)
+    estimator, meta, outliers = load_head(folder, other_class=brought)
     try:
         saved = SavedHead(
             estimator=estimator,
@@ -130,6 +134,7 @@ def open_head(folder: str | Path, *, agreed: str | None = None) -> SavedHead:
             thresholds=None
             if meta.get("threshold") is None
             else Thresholds.from_json(meta["threshold"], len(meta["classes"])),
+            outliers=outliers,
         )
         if not isinstance(estimator, FineTuned):  # that needs its layers first
             _try_out(saved)

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.numpy
 import sklearn
@@ -23,6 +23,7 @@ from featurecache.errors import CorruptError, FormatVersionError, HeadError, Not
 from featurecache.hashing import digest_bytes
 from featurecache.heads.encoding import decode_estimator, encode_estimator
 from featurecache.heads.head import Arrays, HeadMixin
+from featurecache.heads.outliers import OutlierDetector
 from featurecache.records import encode_record, read_record, read_small_file
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -31,10 +32,31 @@ ARRAYS_NAME = "head.safetensors"
 # Nearest neighbours keep all their rows; a record of a stranger must not ask for more.
 MAX_ARRAYS_BYTES = 16 << 30
 _ATTEMPTS = 30
+_OUTLIERS = "outliers."
+"""What the names of the arrays of an `OutlierDetector` begin with; releases that know none of it leave them alone."""
 OtherClass = Callable[[dict[str, Any]], type[HeadMixin] | None]
 
 
-def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> None:
+class SavedBundle(NamedTuple):
+    """What is in the folder of a head.
+
+    Attributes
+    ----------
+    estimator : fitted estimator
+    meta : dict
+        JSON values that travel with it.
+    outliers : OutlierDetector or None
+        None: of few samples, of activations, or saved by an earlier release.
+    """
+
+    estimator: BaseEstimator
+    meta: dict[str, Any]
+    outliers: OutlierDetector | None
+
+
+def save_head(
+    folder: Path, estimator: BaseEstimator, meta: dict[str, Any], outliers: OutlierDetector | None = None
+) -> None:
     """Write a fitted head into ``folder``, which is created; a head that is there is replaced.
 
     Parameters
@@ -44,6 +66,8 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
         Must state its arrays; see `featurecache.heads.head.Head`.
     meta : dict
         JSON values that travel with the head (class names, tap, fingerprint, temperature, ...).
+    outliers : OutlierDetector, optional
+        Tells inputs that are unlike those that the head was fitted on.
 
     Raises
     ------
@@ -51,6 +75,8 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
         The head or the meta data cannot be written as plain data. Nothing is written then.
     """
     tree, arrays = encode_estimator(estimator)
+    if outliers is not None:
+        arrays |= {f"{_OUTLIERS}{name}": array for name, array in outliers.to_arrays().items()}
     data = safetensors.numpy.save(arrays)
     body = {
         "arrays": {"bytes": len(data), "sha256": digest_bytes(data)},
@@ -71,7 +97,7 @@ def save_head(folder: Path, estimator: BaseEstimator, meta: dict[str, Any]) -> N
         _copy_other_files(folder, partial)
 
 
-def load_head(folder: Path, *, other_class: OtherClass | None = None) -> tuple[BaseEstimator, dict[str, Any]]:
+def load_head(folder: Path, *, other_class: OtherClass | None = None) -> SavedBundle:
     """Read the head in ``folder``; its predictions are those of the saved one, bit for bit.
 
     Parameters
@@ -82,7 +108,7 @@ def load_head(folder: Path, *, other_class: OtherClass | None = None) -> tuple[B
 
     Returns
     -------
-    (estimator, meta)
+    SavedBundle
 
     Raises
     ------
@@ -100,7 +126,7 @@ def load_head(folder: Path, *, other_class: OtherClass | None = None) -> tuple[B
     raise HeadError(f"the head in {folder} is replaced faster than it can be read; try again")
 
 
-def _load(folder: Path, other_class: OtherClass | None) -> tuple[BaseEstimator, dict[str, Any]]:
+def _load(folder: Path, other_class: OtherClass | None) -> SavedBundle:
     path = folder / JSON_NAME
     try:
         document = read_record(path, "head")
@@ -116,14 +142,19 @@ def _load(folder: Path, other_class: OtherClass | None) -> tuple[BaseEstimator, 
     if not isinstance(meta, dict):
         raise _unusable(path, "it has no meta data")
     arrays = _read_arrays(folder, document.get("arrays"))
+    named = partial(other_class, meta) if other_class is not None else None
     try:
-        return decode_estimator(
-            document.get("estimator"), arrays, other_class=None if other_class is None else partial(other_class, meta)
-        ), meta
+        estimator = decode_estimator(document.get("estimator"), arrays, other_class=named)
+        return SavedBundle(estimator, meta, _outliers(arrays, estimator))
     except NotAgreedError:  # the head may be sound; nobody has named its code yet
         raise
     except (HeadError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
         raise _unusable(path, shortened(error)) from error
+
+
+def _outliers(arrays: Arrays, estimator: BaseEstimator) -> OutlierDetector | None:
+    mine = {name.removeprefix(_OUTLIERS): array for name, array in arrays.items() if name.startswith(_OUTLIERS)}
+    return OutlierDetector.from_arrays(mine, int(estimator.n_features_in_)) if mine else None
 
 
 def names_of_heads(folder: Path) -> list[str]:

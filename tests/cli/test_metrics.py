@@ -30,7 +30,7 @@ def test_the_table_and_the_sentence_are_about_the_metric(cache: str, capsys: pyt
     assert heading.index("test AUROC") < heading.index("accuracy") < heading.index("balanced")
     assert "by AUROC: ridge on" in said
     assert "with test AUROC" in said
-    _, meta = load_head(Path(cache) / "heads" / "areas")
+    _, meta = load_head(Path(cache) / "heads" / "areas")[:2]
     assert meta["metric"] == "roc_auc"
     assert meta["test"]["roc_auc"] > 0.5
     document = json.loads(ran(capsys, *train, "--json"))

@@ -92,7 +92,7 @@ def changed(heads: dict[str, Path], tmp_path: Path) -> Any:
     """Write a head like a saved one, with changes to its meta data or another estimator."""
 
     def change(estimator: Any = None, **meta: Any) -> Path:
-        before, known = load_head(heads["logistic"])
+        before, known = load_head(heads["logistic"])[:2]
         save_head(tmp_path / "changed", estimator or before, {**known, **meta})
         return tmp_path / "changed"
 
@@ -432,7 +432,7 @@ def test_other_features_here_are_refused(changed: Any, tmp_path: Path) -> None:
 
 def test_features_too_large_for_the_type_are_refused(tmp_path: Path) -> None:
     head, backbone = head_on("overflowing", tmp_path)
-    estimator, meta = load_head(head)
+    estimator, meta = load_head(head)[:2]
     save_head(head, estimator, {**meta, "dtype": "float16"})
     with pytest.raises(InputError, match="exceeds the range of float16; use --dtype float32"):
         export_head(head, tmp_path / "a", format="torch", backbone=backbone)

@@ -66,7 +66,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def forged(saved: Path, backbone: str, made_with: str = "timm x", **meta: Any) -> Path:
     """Return another saved head, whose record names what a stranger likes."""
-    estimator, record = load_head(saved)
+    estimator, record = load_head(saved)[:2]
     record = {**record, "weights_source": made_with, **meta}
     record["identity"] = {**record["identity"], "backbone": backbone}
     folder = saved.parent / "forged"

@@ -91,7 +91,7 @@ def test_an_export_says_its_thresholds(cache: Path, tmp_path: Path) -> None:
 
 
 def test_thresholds_that_do_not_belong_to_a_head_are_refused(cache: Path, tmp_path: Path) -> None:
-    estimator, meta = load_head(cache / "heads" / "careful")
+    estimator, meta = load_head(cache / "heads" / "careful")[:2]
     save_head(tmp_path / "other", estimator, meta | {"threshold": {**meta["threshold"], "values": [0.1, 0.2]}})
     with pytest.raises(HeadError, match="its thresholds are not those of its classes"):
         open_head(tmp_path / "other")

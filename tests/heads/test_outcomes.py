@@ -52,7 +52,7 @@ def test_heads_learn_and_are_kept(kind, name, tmp_path):
     quality = r2_score(y[90:], said)
     assert quality < 0.01 if name == "mean" else quality > 0.3
     save_head(tmp_path / "head", head, {})
-    again, _ = load_head(tmp_path / "head")
+    again, _ = load_head(tmp_path / "head")[:2]
     answers = again.predict_proba(X[90:]) if hasattr(again, "predict_proba") else again.predict(X[90:])
     np.testing.assert_array_equal(said, answers)
 

@@ -1,0 +1,145 @@
+"""Samples unlike anything that a head was fitted on, told by the distance to the nearest of these.
+
+The score of a sample is one less the mean cosine of its features to their nearest neighbours (Sun et al.,
+"Out-of-distribution detection with deep nearest neighbors", ICML 2022). Features are taken as they are: standardised
+ones miss textures among photographs of animals, which these find. What is usual is told by the fitted samples
+themselves, each scored by those of other folds, so that of new samples like them a share of about 0.05 has a p-value of
+0.05 at most (Vovk, "Cross-conformal predictors", Annals of Mathematics and Artificial Intelligence 74, 2015).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.errors import HeadError
+from featurecache.heads.head import Arrays
+
+LEAST_ROWS: Final = 20
+"""With fewer there is no share of one in twenty."""
+_MOST_ROWS, _MOST_BYTES = 1000, 2 << 20
+_NEIGHBOURS, _FOLDS, _BLOCK = 5, 5, 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutlierDetector:
+    """What it takes to tell how unlike the fitted samples a new one is.
+
+    Attributes
+    ----------
+    rows : ndarray of float16 (n, d)
+        Features of fitted samples, of length one.
+    usual : ndarray of float32 (n,)
+        Scores of fitted samples by samples of other folds, sorted.
+    """
+
+    rows: NDArray[np.float16]
+    usual: NDArray[np.float32]
+
+    @classmethod
+    def fit(
+        cls, X: NDArray[np.floating], groups: NDArray[np.integer] | None = None, *, random_state: int = 0
+    ) -> OutlierDetector | None:
+        """Return a detector for samples like these; None where they are too few.
+
+        Parameters
+        ----------
+        X : ndarray (n, d)
+            Features of fitted samples; see `some_rows`.
+        groups : ndarray of int (n,), optional
+            Samples that are alike: they share a fold, and none is scored by its own.
+        random_state : int
+            Of folds.
+        """
+        generator = np.random.default_rng(random_state)
+        if len(X) < LEAST_ROWS:
+            return None
+        X = _unit(X)
+        folds = generator.permutation(len(X)) % _FOLDS
+        if groups is not None:
+            _, of_row = np.unique(groups, return_inverse=True)
+            folds = (generator.permutation(of_row.max() + 1) % _FOLDS)[of_row]
+        usual = np.zeros(len(X), np.float32)
+        for number in np.unique(folds):
+            others = X[folds != number]
+            if not len(others):
+                return None
+            usual[folds == number] = _scores(X[folds == number], others)
+        return cls(X.astype(np.float16), np.sort(usual))
+
+    def scores(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Return how unlike the fitted samples each row (n, d) is, 0 to 2."""
+        reference = self.rows.astype(np.float32)
+        found = [
+            _scores(_unit(X[start : start + _BLOCK]), reference) for start in range(0, len(X), _BLOCK)
+        ]
+        return np.concatenate(found) if found else np.empty(0, np.float32)
+
+    def p_values(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the share of samples like the fitted ones that are at least as unlike them as each row (n, d)."""
+        above = len(self.usual) - np.searchsorted(self.usual, self.scores(X), side="left")
+        return np.asarray((above + 1.0) / (len(self.usual) + 1.0))
+
+    def to_arrays(self) -> Arrays:
+        """Return all that `from_arrays` needs."""
+        return {"rows": self.rows, "usual": self.usual}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays, n_features: int) -> OutlierDetector:
+        """Read a detector, and refuse arrays that a stranger made up.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray
+        n_features : int
+            Of the head that it belongs to.
+
+        Raises
+        ------
+        HeadError
+            Arrays are missing, or do not belong together.
+        """
+        wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "rows": (np.float16, (-1, n_features)),
+            "usual": (np.float32, (-1,)),
+        }
+        if arrays.keys() != wanted.keys():
+            raise HeadError(f"what tells its outliers has the arrays {sorted(arrays)}")
+        for name, (dtype, shape) in wanted.items():
+            array = arrays[name]
+            fits = array.ndim == len(shape) and all(w in (-1, h) for w, h in zip(shape, array.shape, strict=True))
+            if array.dtype != dtype or not fits or not len(array) or not np.isfinite(array).all():
+                raise HeadError(f"what tells its outliers does not fit: {name} is {array.dtype} {array.shape}")
+        return cls(**{name: arrays[name] for name in wanted})
+
+
+def some_rows(rows: NDArray[np.int64], n_features: int, *, random_state: int = 0) -> NDArray[np.int64]:
+    """Return as many of the rows as a detector has room for: 1,000, or what fits in 2 MiB.
+
+    Parameters
+    ----------
+    rows : ndarray of int64 (n,)
+    n_features : int
+    random_state : int
+        Of which are taken.
+    """
+    most = max(min(_MOST_ROWS, _MOST_BYTES // (2 * max(n_features, 1))), LEAST_ROWS)
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(random_state).permutation(rows)[:most])
+
+
+def _unit(X: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Return rows of length one; those of nothing but zeros stay as they are."""
+    rows = np.asarray(X, np.float32)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)
+
+
+def _scores(rows: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return one less the mean cosine of each row to its nearest neighbours."""
+    count = min(_NEIGHBOURS, len(reference))
+    nearest = np.partition(rows @ reference.T, len(reference) - count, axis=1)[:, len(reference) - count :]
+    return np.asarray(1.0 - nearest.mean(axis=1), np.float32)
