@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from joblib import Parallel, delayed
 
+from featurecache.advice.adaptation import adaptation_finding
 from featurecache.advice.commands import Commands
 from featurecache.advice.diagnosis import diagnosis_finding
 from featurecache.advice.evidence import (
+    FITTED,
     MAX_ROWS,
     Arm,
     Evidence,
@@ -21,11 +23,11 @@ from featurecache.advice.evidence import (
     gains,
     gather,
     role_of,
-    rows_of_domain,
 )
 from featurecache.advice.facts import facts_of
 from featurecache.advice.finding import Finding, Question
 from featurecache.advice.how import depth_finding
+from featurecache.advice.labelling import choose_samples, label_next_finding
 from featurecache.advice.more_data import learning_curve, more_data_finding
 from featurecache.advice.probe import Floats, Probe, predict_new
 from featurecache.advice.soundness import (
@@ -36,9 +38,12 @@ from featurecache.advice.soundness import (
     near_copies,
     shortcut_finding,
 )
+from featurecache.advice.unlabelled import rows_without_label, unlabelled_findings
 from featurecache.advice.what import Candidate, depth_of, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.errors import RequestError
+from featurecache.evaluation.adapting import adapt_heads
+from featurecache.evaluation.domains import rows_of_domain
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.prediction import calibrated
 from featurecache.heads.probability import fit_temperature
@@ -55,16 +60,18 @@ from featurecache.store.tasks import read_views
 if TYPE_CHECKING:
     from featurecache.progress import Progress
 
-QUESTIONS: tuple[str, ...] = get_args(Question)
+QUESTIONS: tuple[str, ...] = tuple(question for question in get_args(Question) if question != "structure")
 _CURVE_ROWS = 2000
 
 
 def advise(
     cache: str | Path | FeatureStore,
-    task: str,
+    task: str | None = None,
     *,
     only: Sequence[str] = (),
     target_domain: str | None = None,
+    label_next: int | None = None,
+    unlabelled: bool = False,
     source: str | Path | None = None,
     sets: Sequence[FeatureSet] | None = None,
     random_state: int = 0,
@@ -78,13 +85,18 @@ def advise(
     Parameters
     ----------
     cache : path or FeatureStore
-    task : str
-        Name of the task.
+    task : str, optional
+        Name of the task; may be left out where nothing has labels yet, with ``unlabelled`` or ``label_next``.
     only : sequence of str
-        Questions to answer: ``soundness``, ``when``, ``what``, ``how``, ``more_data``, ``diagnosis``; all when empty.
+        Questions to answer: ``soundness``, ``when``, ``what``, ``how``, ``more_data``, ``diagnosis``, and with a target
+        domain ``adaptation``; all when empty.
     target_domain : str, optional
         Samples of the target, such as another camera: a split (``validation``), or a pattern of their paths
         (``webcam/*``). They are left out of fitting, and errors there are compared with errors out of fold.
+    label_next : int, optional
+        Name so many of the cached samples without a label, the most useful to label first.
+    unlabelled : bool
+        Say what there is in the samples without looking at labels: clusters, near-copies, outliers.
     source : path, optional
         Where the samples come from, for the commands that are named.
     sets : sequence of FeatureSet, optional
@@ -107,8 +119,12 @@ def advise(
         An unknown question or split, or a cache without pooled features of a pretrained network.
     """
     store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
-    labels = store.task(task)
     _check(only)
+    if task is None:
+        if not unlabelled and label_next is None:
+            raise RequestError("name a task, or ask for what can be said without one (--unlabelled, --label-next N)")
+        return unlabelled_findings(store, sets, structure=unlabelled, count=label_next, random_state=random_state)
+    labels = store.task(task)
     target = None if target_domain is None else rows_of_domain(store, labels, target_domain)
     asked_for = None if sets is None else {found.key for found in sets}
     cached = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
@@ -118,7 +134,12 @@ def advise(
     evidence = gather(labels, arms, random_state=random_state, but_not=target)
     domain = None if target_domain is None or target is None else (target_domain, target)
     advisor = _Advisor(store, evidence, domain, source, random_state, n_jobs, progress)
-    return advisor.findings(only)
+    findings = advisor.findings(only)
+    if label_next is not None:
+        findings.append(advisor.label_next(label_next))
+    if unlabelled:
+        findings += unlabelled_findings(store, sets, random_state=random_state)
+    return findings
 
 
 class _Advisor:
@@ -157,6 +178,7 @@ class _Advisor:
                 "how": lambda: [self._how()],
                 "more_data": lambda: [self._more_data()],
                 "diagnosis": lambda: [self._diagnosis()],
+                "adaptation": self._adaptation,
             }
             return [finding for question, ask in answers.items() if question in wanted for finding in ask()]
 
@@ -342,6 +364,36 @@ class _Advisor:
             commands=commands,
         )
         return replace(found, basis=f"{found.basis}; {self._name(arm)}")
+
+    def _adaptation(self) -> list[Finding]:
+        """Return whether a way to adapt is borne out by the target; nothing where there is none."""
+        evidence, target = self._evidence, self._target
+        if target is None or evidence.kind != "classification":
+            return []
+        feature_set = self._best().feature_set
+        report = adapt_heads(self._store, evidence.task, feature_set, target[0], random_state=self._seed)
+        command = self._commands.adapt(feature_set, target[0])
+        return [adaptation_finding(report, name=self._name(self._best()), next_command=command)]
+
+    def label_next(self, count: int) -> Finding:
+        """Name the samples without a label that are the most useful to label.
+
+        Parameters
+        ----------
+        count : int
+        """
+        task, feature_set = self._evidence.task, self._best().feature_set
+        if task.kind != "classification":
+            raise RequestError(f"what to label next is told for tasks of classes; {task.name!r} is of kind {task.kind}")
+        features = feature_set.open()
+        found = [task.rows(features, split) for split in filter(task.has, FITTED)]
+        rows, y = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        pool = rows_without_label(self._store, task, feature_set, self._seed)
+        X = read_views(features, np.concatenate([rows, pool]))[:, 0]
+        known = np.arange(len(rows))
+        chosen = choose_samples(X, known, y, len(task.classes), count, random_state=self._seed) - len(rows)
+        names = self._store.samples.uris_of(pool[chosen])
+        return label_next_finding(names, len(rows), len(task.classes), len(pool))
 
     def _errors_on_target(self, arm: Arm, probe: Probe, target: Rows) -> tuple[Floats, np.ndarray | None]:
         evidence, task = self._evidence, self._evidence.task

@@ -63,6 +63,11 @@ class Commands:
             "train", str(self._store.path), "--task", self._task, "--tap", feature_set.tap, *self._choice(feature_set)
         )
 
+    def adapt(self, feature_set: FeatureSet, domain: str) -> str:
+        """Return the command that trains a head adapted to a target domain."""
+        options = ("--tap", feature_set.tap, *self._choice(feature_set), "--adapt", "auto", "--target-domain", domain)
+        return self._joined("train", str(self._store.path), "--task", self._task, *options, "--save", "adapted")
+
     def deeper(self, feature_set: FeatureSet) -> str:
         """Return the command that trains deeper layers, or the one that says where a network can be cut."""
         mine = [found for found in self._store.feature_sets() if found.fingerprint == feature_set.fingerprint]

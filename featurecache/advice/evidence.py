@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, partial, reduce
 from typing import Literal
 
@@ -17,14 +16,13 @@ from numpy.typing import NDArray
 
 from featurecache.advice.probe import Floats, Probe, linear_probe, one_hot
 from featurecache.backbones.weights.random_weights import seed_of
-from featurecache.errors import RequestError, TaskError
+from featurecache.errors import TaskError
 from featurecache.evaluation.selection import fold_numbers
 from featurecache.heads.checks import UNKNOWN
 from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
-from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
 Role = Literal["pretrained", "untrained", "pixels", "colours"]
@@ -228,32 +226,3 @@ def class_counts_by_split(task: Task) -> dict[str, dict[str, int]]:
         of_split = np.bincount(labels, minlength=len(task.classes)) if labels.ndim == 1 else (labels == 1).sum(axis=0)
         counts[split] = dict(zip(task.classes, of_split.tolist(), strict=True))
     return counts
-
-
-def rows_of_domain(store: FeatureStore, task: Task, domain: str) -> Rows:
-    """Return the rows of a split, or of the samples for fitting whose paths fit a pattern.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    task : Task
-    domain : str
-
-    Raises
-    ------
-    RequestError
-        No path fits, or all do.
-    """
-    able = [split for split in SPLITS[1:] if task.has(split)]
-    rows = store.samples.rows_of(task.ids)
-    if domain in able:
-        return rows[task.splits == SPLITS.index(domain)]
-    rows = rows[(rows >= 0) & (task.splits != SPLITS.index("test"))]
-    found = rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
-    if len(found) in (0, len(rows)):
-        what = "no sample" if len(found) == 0 else "no other sample"
-        raise RequestError(
-            f"{what} of task {task.name!r} for fitting has a path that fits {domain!r}; name a pattern of paths, such "
-            f"as 'webcam/*', or a split ({', '.join(able)})"
-        )
-    return found

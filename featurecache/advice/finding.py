@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Question = Literal["soundness", "when", "what", "how", "more_data", "diagnosis"]
+Question = Literal["soundness", "when", "what", "how", "more_data", "diagnosis", "adaptation", "structure"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +17,7 @@ class Finding:
     Attributes
     ----------
     question : str
-        One of ``soundness, when, what, how, more_data, diagnosis``.
+        One of ``soundness, when, what, how, more_data, diagnosis, adaptation, structure``.
     verdict : str
         In a word or two: ``helps``, ``hurts``, ``cannot tell``, ...
     text : str

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ _NEIGHBOUR = 10
 _GOOD_PART = 0.25
 """Of what features gain over the largest class: facts that explain less explain little."""
 _BLOCK = 512
+_MOST_PAIRS = 50
 
 
 def count_findings(
@@ -133,6 +135,19 @@ def near_copies(X: NDArray[np.floating]) -> NearCopies:
     return NearCopies(pairs[order], similarity[kept][order].astype(np.float64), threshold, group.astype(np.int64))
 
 
+def pairs_of(copies: NearCopies, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the pairs that are most alike, as plain values.
+
+    Parameters
+    ----------
+    copies : NearCopies
+    names : sequence of str
+        Of the samples.
+    """
+    pairs = zip(copies.pairs[:_MOST_PAIRS].tolist(), copies.similarity[:_MOST_PAIRS].tolist(), strict=True)
+    return [{"first": names[i], "second": names[j], "similarity": round(found, 4)} for (i, j), found in pairs]
+
+
 def copies_finding(
     copies: NearCopies,
     splits: Sequence[str],
@@ -161,11 +176,7 @@ def copies_finding(
     n, of_split = len(splits), np.asarray(splits)
     across = of_split[copies.pairs[:, 0]] != of_split[copies.pairs[:, 1]]
     basis = f"cosine of standardised features above {copies.threshold:.2f}, as this set's own neighbours are less alike"
-    shown = [
-        {"first": names[i], "second": names[j], "similarity": round(float(similarity), 4)}
-        for (i, j), similarity in list(zip(copies.pairs.tolist(), copies.similarity.tolist(), strict=True))[:50]
-    ]
-    details = {"num_pairs": len(copies.pairs), "num_across": int(across.sum()), "pairs": shown}
+    details = {"num_pairs": len(copies.pairs), "num_across": int(across.sum()), "pairs": pairs_of(copies, names)}
     if not len(copies.pairs):
         text = f"no near-copies found by features (pairs above {copies.threshold:.2f})"
         return Finding(question="soundness", verdict="none found", text=text, n=n, basis=basis, details=details)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_jobs_option, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, progress_on_stderr
+from featurecache.cli.output_files import add_raw_cells_option, write_table_at
+from featurecache.errors import RequestError
+
+if TYPE_CHECKING:
+    from featurecache.advice.finding import Finding
 
 _MOST_ROWS = 20
 _TITLES = {
@@ -18,6 +23,8 @@ _TITLES = {
     "how": "How deep?",
     "more_data": "Would more labels help?",
     "diagnosis": "What limits it?",
+    "adaptation": "Adapt to the target?",
+    "structure": "What is in it, without labels?",
 }
 
 
@@ -31,16 +38,27 @@ def add_parser(verbs: Any) -> None:
           featurecache advise flowers.cache --task species
           featurecache advise flowers.cache --task species --only soundness
           featurecache advise products.cache --task kind --target-domain 'webcam/*'
+          featurecache advise flowers.cache --task species --label-next 50
+          featurecache advise new.cache --unlabelled
         """,
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
-    parser.add_argument("--task", required=True, metavar="T")
+    parser.add_argument("--task", metavar="T", help="not needed for --unlabelled, and to label the first samples")
     parser.add_argument(
         "--only",
         action="append",
         metavar="QUESTION",
-        help="soundness, when, what, how, more_data, diagnosis; repeat for several",
+        help="soundness, when, what, how, more_data, diagnosis, adaptation; repeat for several",
+    )
+    parser.add_argument(
+        "--label-next",
+        type=int,
+        metavar="N",
+        help="name N cached samples without a label that are most worth labelling",
+    )
+    parser.add_argument(
+        "--unlabelled", action="store_true", help="clusters, near-copies and outliers, without looking at labels"
     )
     parser.add_argument(
         "--target-domain",
@@ -51,6 +69,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--source", metavar="SOURCE", help="where the samples come from, for the commands it names")
     parser.add_argument("--random-state", type=int, default=0, metavar="SEED", help="of folds and samples (default 0)")
     parser.add_argument("--wide", action="store_true", help="also the tables that the answers rest on")
+    parser.add_argument("--tables", type=Path, metavar="DIR", help="write these tables as CSV files, whole")
+    add_raw_cells_option(parser)
     add_jobs_option(parser)
     parser.set_defaults(run=run)
 
@@ -59,17 +79,25 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print."""
     from featurecache import advise
 
+    if args.label_next is not None and args.label_next < 1:
+        raise RequestError(f"--label-next must be at least 1, got {args.label_next}")
+    if args.tables is not None:
+        _make_folder(args.tables)
     with progress_on_stderr(quiet=args.quiet) as progress:
         findings = advise(
             args.cache,
             args.task,
             only=args.only or (),
             target_domain=args.target_domain,
+            label_next=args.label_next,
+            unlabelled=args.unlabelled,
             source=args.source,
             random_state=args.random_state,
             n_jobs=args.jobs or -1,
             progress=progress,
         )
+    if args.tables is not None:
+        write_tables(args.tables, findings, raw=args.raw_cells)
     if args.json:
         print_json({"findings": [finding.to_json() for finding in findings]})
         return 0
@@ -93,14 +121,61 @@ def _print_details(details: Mapping[str, Any]) -> None:
     """Print the tables that an answer rests on."""
     if "ranking" in details:
         _print_ranking(details["ranking"])
-    if pairs := details.get("pairs"):
-        shown = [[pair["first"], pair["second"], f"{pair['similarity']:.3f}"] for pair in pairs[:_MOST_ROWS]]
-        print_table(["near-copy", "of", "similarity"], shown, numbers=["similarity"])
-    if labels := details.get("labels"):
-        columns = ["sample", "label", "looks like", "probability of the label"]
-        names = ("name", "label", "suggested", "probability_of_label")
-        shown = [[str(label[name]) for name in names] for label in labels[:_MOST_ROWS]]
-        print_table(columns, shown, numbers=columns[3:])
+    for name, (columns, numbers) in _TABLES.items():
+        if rows := details.get(name):
+            rows = rows if isinstance(rows[0], dict) else [{"name": row} for row in rows]
+            shown = [[str(row[column]) for column in columns] for row in rows[:_MOST_ROWS]]
+            titles = list(columns.values())
+            print_table(titles, shown, numbers=[columns[column] for column in numbers])
+
+
+_TABLES: dict[str, tuple[dict[str, str], list[str]]] = {
+    "pairs": ({"first": "near-copy", "second": "of", "similarity": "similarity"}, ["similarity"]),
+    "labels": (
+        {
+            "name": "sample",
+            "label": "label",
+            "suggested": "looks like",
+            "probability_of_label": "probability of the label",
+        },
+        ["probability_of_label"],
+    ),
+    "label_next": ({"name": "label next"}, []),
+    "outliers": ({"name": "far from all others", "distance": "distance"}, ["distance"]),
+    "map": ({"name": "sample", "x": "x", "y": "y", "cluster": "cluster"}, ["x", "y", "cluster"]),
+}
+"""By their names in `Finding.details`: columns with their titles, and which of them are numbers."""
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of ``--tables`` before the work, or say why that cannot be."""
+    from featurecache.atomic import make_folder
+
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise RequestError(f"--tables {folder}: no folder can be made there ({error.strerror})") from None
+
+
+def write_tables(folder: Path, findings: Sequence[Finding], *, raw: bool) -> None:
+    """Write every table of the findings as a CSV file of its name.
+
+    Parameters
+    ----------
+    folder : Path
+    findings : sequence of Finding
+    raw : bool
+        Leave cells that a spreadsheet would run as they are.
+    """
+    for finding in findings:
+        for name in ("ranking", *_TABLES):
+            if not (rows := finding.details.get(name)):
+                continue
+            rows = rows if isinstance(rows[0], dict) else [{"name": row} for row in rows]
+            columns = list(rows[0])
+            numbers = [column for column in columns if isinstance(rows[0][column], int | float)]
+            path = folder / f"{finding.question}_{name}.csv"
+            write_table_at("--tables", path, columns, iter(rows), replace=True, numbers=numbers, raw=raw)
 
 
 def _print_ranking(rows: list[dict[str, Any]]) -> None:

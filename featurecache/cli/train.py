@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.adapting import add_adapting_options, is_adapting, run_adapting
 from featurecache.cli.imports import without_collection
 from featurecache.cli.layers import add_layers_options, climb_depths, layers_request, print_ladder
 from featurecache.cli.options import (
@@ -76,6 +77,7 @@ def add_parser(verbs: Any) -> None:
     add_jobs_option(parser)
     add_training_options(parser)
     add_layers_options(parser)
+    add_adapting_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -132,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
         check_name("head", args.save)
     store = FeatureStore.open(args.cache)
     task = store.task(args.task)
+    if is_adapting(args):
+        return run_adapting(store, task, args)
     ladder = climb_depths(store, task, args) if args.depths else None
     report = _train(store, task, args) if ladder is None else ladder.report
     # Where nobody chose, it is said which of several stored types was taken.

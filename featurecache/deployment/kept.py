@@ -5,9 +5,9 @@ Apart from `saved`, as predictions need nothing of how heads are evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,13 @@ Keep = Literal["refitted", "evaluated"]
 
 
 def keep_head(
-    store: FeatureStore, name: str, head: TrainedHead, *, keep: Keep | None = None, memory: int | None = None
+    store: FeatureStore,
+    name: str,
+    head: TrainedHead,
+    *,
+    keep: Keep | None = None,
+    memory: int | None = None,
+    adaptation: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a trained head to the cache's ``heads/<name>`` and return that folder.
 
@@ -39,6 +45,8 @@ def keep_head(
         layers, whose training is long and may end otherwise, the evaluated fit.
     memory : int, optional
         As for `train_heads`.
+    adaptation : mapping, optional
+        How it was adapted, and to what; see `featurecache.evaluation.adapting`.
 
     Raises
     ------
@@ -49,11 +57,11 @@ def keep_head(
     folder = store.heads_path / name
     result, estimator = head.to_json(), head.result.estimator
     kept = _kept_fit(head, keep)
-    fitted_on = {"fit": kept, "splits": list(evaluated_splits(head)), "samples": head.num_fitted}
+    splits, num_samples = evaluated_splits(head), head.num_fitted
     if kept == "refitted" or not is_fitted(estimator):
         final = fit_chosen(store, head, "all" if kept == "refitted" else "evaluated", memory=memory)
         estimator = final.estimator
-        fitted_on |= {"splits": list(final.splits), "samples": final.n_samples}
+        splits, num_samples = final.splits, final.n_samples
     save_head(
         folder,
         estimator,
@@ -69,11 +77,12 @@ def keep_head(
             "judged_on": head.evaluated_on,
             "classes": head.task.classes,
             "temperature": head.result.temperature,
-            "fitted_on": fitted_on,
+            "fitted_on": {"fit": kept, "splits": list(splits), "samples": num_samples},
+            **({} if adaptation is None else {"adaptation": dict(adaptation)}),
             **({} if result["threshold"] is None else {"threshold": result["threshold"]}),
             **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
         },
-        None if isinstance(estimator, FineTuned) else _outlier_detector(head, fitted_on["splits"]),
+        None if isinstance(estimator, FineTuned) else _outlier_detector(head, splits),
     )
     return folder
 

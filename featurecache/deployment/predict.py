@@ -190,13 +190,13 @@ def _check_outliers(saved: SavedHead, head: str | Path, rate: float) -> None:
         raise RequestError(f"outliers are a share of samples between 0 and 1, such as 0.05; got {rate:g}")
     if saved.outliers is None:
         raise RequestError(
-            f"the head {head} cannot tell outliers: it was fitted on fewer than {LEAST_ROWS} samples or on activations, "
-            "or saved by an earlier release; save it again, or leave --outliers out"
+            f"the head {head} cannot tell outliers: it was fitted on fewer than {LEAST_ROWS} samples or on "
+            "activations, or saved by an earlier release; save it again, or leave --outliers out"
         )
     if (least := 1 / (len(saved.outliers.usual) + 1)) > rate:
         raise RequestError(
-            f"the head {head} was fitted on {len(saved.outliers.usual)} samples, which tell no share below {least:.3f}; "
-            f"ask for a share of {math.ceil(least * 100) / 100:g}"
+            f"the head {head} was fitted on {len(saved.outliers.usual)} samples, which tell no share below "
+            f"{least:.3f}; ask for a share of {math.ceil(least * 100) / 100:g}"
         )
 
 
@@ -204,9 +204,10 @@ def _with_outliers(
     predictions: Generator[Prediction, None, None], rate: float, warnings: list[ReportWarning]
 ) -> Generator[Prediction, None, None]:
     """Say of each prediction whether its input is an outlier, and at the end how many are."""
-    count, names = 0, []
+    number, count, names = 0, 0, list[str]()
     with closing(predictions):
-        for number, item in enumerate(predictions, 1):
+        for item in predictions:
+            number += 1
             if item.p_value is not None:
                 item = replace(item, is_outlier=item.p_value <= rate)
             if item.is_outlier:

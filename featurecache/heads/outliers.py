@@ -73,9 +73,7 @@ class OutlierDetector:
     def scores(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return how unlike the fitted samples each row (n, d) is, 0 to 2."""
         reference = self.rows.astype(np.float32)
-        found = [
-            _scores(_unit(X[start : start + _BLOCK]), reference) for start in range(0, len(X), _BLOCK)
-        ]
+        found = [_scores(_unit(X[start : start + _BLOCK]), reference) for start in range(0, len(X), _BLOCK)]
         return np.concatenate(found) if found else np.empty(0, np.float32)
 
     def p_values(self, X: NDArray[np.floating]) -> NDArray[np.float64]:

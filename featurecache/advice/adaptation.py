@@ -1,0 +1,54 @@
+"""Adaptation: whether features of the source made like those of a target without labels give better answers there."""
+
+from __future__ import annotations
+
+from featurecache.advice.finding import Finding
+from featurecache.evaluation.adapting import AdaptationReport
+
+
+def adaptation_finding(
+    report: AdaptationReport, *, name: str = "the features", next_command: str | None = None
+) -> Finding:
+    """Say which way to adapt the target bears out, if any.
+
+    Parameters
+    ----------
+    report : AdaptationReport
+        Of all ways.
+    name : str
+        What the features are called.
+    next_command : str, optional
+        That trains a head so.
+    """
+    source, chosen = report.heads[0], report.chosen
+    others = [head for head in report.heads[1:] if head is not chosen]
+    details = {"methods": [head.to_json() for head in report.heads], "domain": report.domain}
+    basis = (
+        f"share of the five nearest neighbours in {report.domain} that get the same class, on {name}; no label there "
+    )
+    basis += "was used"
+    if chosen is source:
+        best = max(others, key=lambda head: head.agreement)
+        text = (
+            f"no way to adapt to {report.domain} is borne out there: the best, {best.method}, changes the agreement of "
+        )
+        text += (
+            f"neighbours by {best.difference:+.3f} ({best.low:+.3f} to {best.high:+.3f}); take the head on the source"
+        )
+        figure, low, high, verdict, command = best.difference, best.low, best.high, "source only", None
+    else:
+        text = f"adapt to {report.domain} by {chosen.method}: of near neighbours there {chosen.agreement:.3f} get the "
+        text += f"same class, with the source alone {source.agreement:.3f}"
+        figure, low, high, verdict, command = chosen.difference, chosen.low, chosen.high, chosen.method, next_command
+    return Finding(
+        question="adaptation",
+        verdict=verdict,
+        text=text,
+        figure=figure,
+        low=low,
+        high=high,
+        n=report.num_target,
+        basis=basis,
+        next_command=command,
+        details=details,
+    )

@@ -1,0 +1,202 @@
+"""Structure without labels: clusters that come again, near-copies, outliers, a map, and the labels to start with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.advice.axes import main_axes, unit_axes
+from featurecache.advice.finding import Finding
+from featurecache.advice.labelling import typical_samples
+from featurecache.advice.probe import Floats
+from featurecache.advice.soundness import near_copies, pairs_of
+from featurecache.heads.outliers import LEAST_ROWS, OutlierDetector
+
+MAX_ROWS = 2000
+"""More are sampled."""
+_LEAST_STABILITY = 0.75
+"""Of clusters that come again: the adjusted Rand index of clusterings by two halves of the samples."""
+_MOST_CLUSTERS, _REPEATS = 20, 5
+_LABELS_OF_A_CLUSTER = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clusters:
+    """A clustering that comes again when the samples are drawn again.
+
+    Attributes
+    ----------
+    of_sample : ndarray of int64 (n,)
+        All 0 where no clustering comes again.
+    stability, low, high : float
+        Mean adjusted Rand index of clusterings by two halves of the samples (Lange et al., "Stability-based validation
+        of clustering solutions", Neural Computation 16, 2004), and its least and greatest over repeats.
+    """
+
+    of_sample: NDArray[np.int64]
+    stability: float
+    low: float
+    high: float
+
+    @property
+    def count(self) -> int:
+        """Number of clusters; 1: none come again."""
+        return int(self.of_sample.max()) + 1
+
+
+def stable_clusters(axes: Floats, *, random_state: int = 0) -> Clusters:
+    """Return the best separated of the clusterings that come again, by k-means for 2 to 20 clusters.
+
+    Parameters
+    ----------
+    axes : ndarray (n, k)
+        Of length one; see `unit_axes`.
+    random_state : int
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
+    best, found = -1.0, Clusters(np.zeros(len(axes), np.int64), 0.0, 0.0, 0.0)
+    for count in range(2, min(_MOST_CLUSTERS, len(axes) // 10) + 1):
+        again = _stability(axes, count, random_state)
+        if again.mean() < _LEAST_STABILITY:
+            continue
+        cluster = KMeans(count, n_init=5, random_state=random_state).fit_predict(axes)
+        if (separation := float(silhouette_score(axes, cluster))) > best:
+            best = separation
+            found = Clusters(cluster.astype(np.int64), float(again.mean()), float(again.min()), float(again.max()))
+    return found
+
+
+def _stability(axes: Floats, count: int, random_state: int) -> Floats:
+    """Return how alike clusterings by two halves are, for several ways to halve the samples."""
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_rand_score
+
+    alike = np.empty(_REPEATS)
+    for repeat in range(_REPEATS):
+        order = np.random.default_rng([random_state, repeat]).permutation(len(axes))
+        half = len(axes) // 2
+        first, second = (
+            KMeans(count, n_init=3, random_state=repeat).fit(axes[rows]) for rows in (order[:half], order[half:])
+        )
+        alike[repeat] = adjusted_rand_score(first.predict(axes), second.predict(axes))
+        if repeat == 1 and alike[:2].mean() < _LEAST_STABILITY - 0.2:
+            return alike[:2]  # three more would not mend it
+    return alike
+
+
+def structure_findings(
+    X: NDArray[np.floating], names: Sequence[str], *, name: str = "the features", random_state: int = 0
+) -> list[Finding]:
+    """Say what there is in samples without labels, and how many labels to start with.
+
+    Parameters
+    ----------
+    X : ndarray (n, d)
+        Features.
+    names : sequence of str
+        Of the samples.
+    name : str
+        What the features are called.
+    random_state : int
+    """
+    axes = unit_axes(X)
+    clusters = stable_clusters(axes, random_state=random_state)
+    findings = [_clusters_finding(clusters, X, names, name), _copies_finding(X, names, name)]
+    if (outliers := _outliers_finding(X, names, name)) is not None:
+        findings.append(outliers)
+    count = min(_LABELS_OF_A_CLUSTER * max(clusters.count, 2), len(X))
+    typical = typical_samples(axes, np.empty(0, np.int64), count, random_state=random_state)
+    findings.append(
+        Finding(
+            question="structure",
+            verdict="labels to start with",
+            text=f"start with {count} labels, {_LABELS_OF_A_CLUSTER} for each of {max(clusters.count, 2)} clusters; "
+            f"typical samples first: {names[typical[0]]}",
+            n=len(X),
+            basis=f"clusters of {name}; classes that are not clusters need more",
+            figure=float(count),
+            details={"label_next": [names[index] for index in typical]},
+        )
+    )
+    return findings
+
+
+def _copies_finding(X: NDArray[np.floating], names: Sequence[str], name: str) -> Finding:
+    """Say how many samples are near-copies of others."""
+    copies = near_copies(X)
+    count = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
+    text = f"{count} of {len(X)} samples are near-copies of others: label one of each, and keep them in one split"
+    return Finding(
+        question="structure",
+        verdict="near-copies" if count else "none found",
+        text=text if count else f"no near-copies found by features (pairs above {copies.threshold:.2f})",
+        figure=float(count),
+        n=len(X),
+        basis=f"cosine of standardised features above {copies.threshold:.2f}, by {name}",
+        details={"pairs": pairs_of(copies, names)},
+    )
+
+
+def _clusters_finding(clusters: Clusters, X: NDArray[np.floating], names: Sequence[str], name: str) -> Finding:
+    sizes = np.bincount(clusters.of_sample).tolist()
+    plane = main_axes(X, 2)
+    points = [
+        {"name": names[row], "x": round(float(x), 4), "y": round(float(y), 4), "cluster": int(clusters.of_sample[row])}
+        for row, (x, y) in enumerate(plane if plane.shape[1] == 2 else np.pad(plane, ((0, 0), (0, 1))))
+    ]
+    details = {"sizes": sizes, "map": points, "map_by": "principal axes"}
+    if clusters.count == 1:
+        return Finding(
+            question="structure",
+            verdict="no clusters",
+            text="no clustering comes again when samples are drawn again: classes, if there are any, are no clusters",
+            n=len(X),
+            basis=f"k-means for 2 to {_MOST_CLUSTERS} clusters on {name}, by halves of the samples",
+            details=details,
+        )
+    return Finding(
+        question="structure",
+        verdict="clusters",
+        text=f"{clusters.count} clusters come again, of {', '.join(map(str, sorted(sizes, reverse=True)))} samples: "
+        f"two halves of the samples agree on them by {clusters.stability:.2f} "
+        f"({clusters.low:.2f} to {clusters.high:.2f} over {_REPEATS} ways to halve them)",
+        figure=clusters.stability,
+        n=len(X),
+        basis=f"adjusted Rand index of k-means on {name}; of "
+        "the numbers of clusters that come again the best separated one",
+        details=details,
+    )
+
+
+def _outliers_finding(X: NDArray[np.floating], names: Sequence[str], name: str) -> Finding | None:
+    """List the samples that are least like the others."""
+    if len(X) < LEAST_ROWS:
+        return None
+    scores = np.empty(len(X), np.float32)
+    for number, rows in enumerate(np.array_split(np.random.default_rng(0).permutation(len(X)), 5)):
+        others = OutlierDetector.fit(np.delete(X, rows, axis=0), random_state=number)
+        if others is None:
+            return None
+        scores[rows] = others.scores(X[rows])
+    first, third = np.quantile(scores, [0.25, 0.75])
+    # Tukey's outer fence: of normal scores one in half a million lies above.
+    far = np.flatnonzero(scores > third + 3 * (third - first))
+    far = far[np.argsort(-scores[far], kind="stable")]
+    listed = [{"name": names[row], "distance": round(float(scores[row]), 4)} for row in far.tolist()]
+    text = f"{len(far)} of {len(X)} samples are far from all others"
+    return Finding(
+        question="structure",
+        verdict="outliers" if listed else "none found",
+        text=f"{text}, first {listed[0]['name']}: look whether they belong"
+        if listed
+        else text.replace("0 of", "none of"),
+        figure=float(len(far)),
+        n=len(X),
+        basis=f"cosine to the nearest samples by {name}, above the outer fence",
+        details={"outliers": listed},
+    )

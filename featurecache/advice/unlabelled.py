@@ -1,0 +1,110 @@
+"""What can be said of samples that have no labels: their structure, and which to label first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from featurecache.advice.axes import unit_axes
+from featurecache.advice.evidence import role_of
+from featurecache.advice.finding import Finding
+from featurecache.advice.labelling import label_next_finding, typical_samples
+from featurecache.advice.structure import MAX_ROWS, structure_findings
+from featurecache.errors import RequestError
+from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
+from featurecache.store.features import Features
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task, read_views
+
+_MOST_CANDIDATES = 20_000
+"""Samples without a label that are chosen from; more are sampled."""
+
+
+def unlabelled_findings(
+    store: FeatureStore,
+    sets: Sequence[FeatureSet] | None = None,
+    *,
+    structure: bool = True,
+    count: int | None = None,
+    random_state: int = 0,
+) -> list[Finding]:
+    """Say what there is in the samples of a cache, and which to label first.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    sets : sequence of FeatureSet, optional
+        Of which the first is taken; when left out, the default tap of a pretrained network.
+    structure : bool
+        Look for clusters, near-copies and outliers.
+    count : int, optional
+        Name so many samples to label first.
+    random_state : int
+        Of samples and clusters.
+
+    Raises
+    ------
+    RequestError
+        A cache without pooled features of a pretrained network, or with fewer than 20 samples of them.
+    """
+    feature_set = _default_set(store, sets)
+    features = feature_set.open()
+    rows = _some(_usable_rows(store, features), MAX_ROWS if count is None else _MOST_CANDIDATES, random_state)
+    if len(rows) < 20:
+        raise RequestError(f"{store.path} holds {len(rows)} samples with features; structure takes 20 at least")
+    name = f"{feature_set.tap} of {feature_set.identity.backbone}"
+    X, names = read_views(features, rows)[:, 0], store.samples.uris_of(rows)
+    found = []
+    if structure:
+        some = _some(np.arange(len(rows)), MAX_ROWS, random_state)
+        found += structure_findings(X[some], [names[index] for index in some], name=name, random_state=random_state)
+    if count is not None:
+        chosen = typical_samples(unit_axes(X), np.empty(0, np.int64), count, random_state=random_state)
+        found.append(label_next_finding([names[index] for index in chosen], 0, 0, len(rows)))
+    return found
+
+
+def rows_without_label(store: FeatureStore, task: Task, feature_set: FeatureSet, random_state: int = 0) -> Rows:
+    """Return the rows with features that a task has no label for; of many some.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    task : Task
+    feature_set : FeatureSet
+    random_state : int
+
+    Raises
+    ------
+    RequestError
+        There are none.
+    """
+    rows = np.setdiff1d(_usable_rows(store, feature_set.open()), store.samples.rows_of(task.ids))
+    if not len(rows):
+        raise RequestError(
+            f"every cached sample has a label of task {task.name!r}; extract those without labels into the same cache "
+            f"first: featurecache extract FOLDER --cache {store.path} --backbone {feature_set.identity.backbone}"
+        )
+    return _some(rows, _MOST_CANDIDATES, random_state)
+
+
+def _default_set(store: FeatureStore, sets: Sequence[FeatureSet] | None) -> FeatureSet:
+    found = prefer_wider(pooled_if_any([each for each in sets or store.feature_sets() if each.num_views is None]))
+    able = [each for each in found if role_of(each) == "pretrained" and each.is_pooled]
+    if not able:
+        raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
+    return next((each for each in able if each.tap.startswith("pre_logits")), able[0])
+
+
+def _usable_rows(store: FeatureStore, features: Features) -> Rows:
+    rows = np.arange(len(store.samples))
+    return rows[features.usable(rows)]
+
+
+def _some(rows: Rows, count: int, random_state: int) -> Rows:
+    """Return at most so many rows, in their order."""
+    if len(rows) <= count:
+        return rows
+    return np.sort(np.random.default_rng(random_state).permutation(rows)[:count])

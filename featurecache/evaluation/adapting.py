@@ -1,0 +1,286 @@
+"""A head for a target domain without labels: several ways to adapt the source, and the one that the target bears out.
+
+The tuned head on the source alone is taken unless another one answers near neighbours in the target alike by more than
+chance: the 95 % interval of the difference is above zero. Adaptation hurts more often than it helps, and nothing on the
+source shows that. Labels of target samples, where there are any, are looked at only to be shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+
+from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.domains import cached_rows_of_domain
+from featurecache.evaluation.intervals import mean_interval
+from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.proportions import wilson
+from featurecache.evaluation.search import resolve, search
+from featurecache.evaluation.split_data import SplitData, check_splits
+from featurecache.evaluation.task_features import read_splits, splits_without_features
+from featurecache.evaluation.training import TrainedHead
+from featurecache.heads.adaptation import (
+    Adaptation,
+    able_methods,
+    agreement,
+    corrected_prior,
+    fit_adaptation,
+    shares_by_confusion,
+    shifted_intercept,
+)
+from featurecache.progress import Progress, Silent
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.samples import Rows
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task, read_views
+
+HEAD: Final = "logistic"
+"""Linear, so that it takes the adaptation into its coefficients; with probabilities."""
+SHIFTS: Final = ("em", "bbse")
+"""Corrections of the shares of classes, taken only where they are named: they hurt where anything else differs."""
+MAX_FEATURES: Final = 8192
+"""The covariance of more is too large."""
+_MAX_TARGET_ROWS = 5000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdaptedHead:
+    """A head for the target domain, and what tells how good it is there.
+
+    Attributes
+    ----------
+    method : str
+    head : TrainedHead
+        Its figures are of the source; its estimator takes target samples as they come.
+    agreement : float
+        Mean share of the nearest neighbours of a target sample that get its class.
+    difference, low, high : float
+        Of that from the head on the source alone, with its 95 % interval.
+    accuracy : tuple of float or None
+        On target samples with labels, with its interval; nothing is chosen by it.
+    """
+
+    method: str
+    head: TrainedHead
+    agreement: float
+    difference: float
+    low: float
+    high: float
+    accuracy: tuple[float, float, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        names = ("method", "agreement", "difference", "low", "high")
+        accuracy = None if self.accuracy is None else dict(zip(("value", "low", "high"), self.accuracy, strict=True))
+        return {**{name: getattr(self, name) for name in names}, "accuracy": accuracy}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdaptationReport:
+    """All ways that were tried, the source alone first.
+
+    Attributes
+    ----------
+    heads : list of AdaptedHead
+    chosen : AdaptedHead
+    domain : str
+    num_source, num_target, num_labelled : int
+        Samples of the source, and of the target; those of the target that have a label.
+    """
+
+    heads: list[AdaptedHead]
+    chosen: AdaptedHead
+    domain: str
+    num_source: int
+    num_target: int
+    num_labelled: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        numbers = {name: getattr(self, name) for name in ("domain", "num_source", "num_target", "num_labelled")}
+        return {**numbers, "chosen": self.chosen.method, "methods": [head.to_json() for head in self.heads]}
+
+    def about(self) -> dict[str, Any]:
+        """Return what a kept head says of its adaptation."""
+        return {"method": self.chosen.method, "target_domain": self.domain, "target_samples": self.num_target}
+
+
+def adapt_heads(
+    store: FeatureStore,
+    task: Task,
+    feature_set: FeatureSet,
+    domain: str,
+    method: str = "auto",
+    *,
+    random_state: int = 0,
+    progress: Progress | None = None,
+) -> AdaptationReport:
+    """Fit the logistic head on the source, adapted to a target domain in one way or several, and choose.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    task : Task
+        With classes. Its samples of the target are left out of fitting.
+    feature_set : FeatureSet
+        Plain and pooled.
+    domain : str
+        The target: a split of the task, or a pattern of paths of cached samples, with a label or not.
+    method : str
+        ``source``, ``standardize``, ``coral``, ``subspace``, ``transport`` (extra ``adapt``), ``em`` or ``bbse``; or
+        ``auto``: the first five as far as they are installed, and the rule at the top of this module.
+    random_state : int
+        Of folds, fits and the sample of the target.
+    progress : Progress, optional
+        Told of each way.
+
+    Raises
+    ------
+    RequestError
+        Another kind of task, an unknown way, or features that are too many.
+    TaskError
+        Too few samples are left for the source.
+    """
+    _check(task, feature_set, method)
+    features = feature_set.open()
+    target_rows = cached_rows_of_domain(store, task, domain, features)
+    rows = target_rows
+    if len(rows) > _MAX_TARGET_ROWS:
+        rows = np.sort(np.random.default_rng(random_state).permutation(rows)[:_MAX_TARGET_ROWS])
+    target = read_views(features, rows)[:, 0]
+    source = _source_splits(task, feature_set, target_rows)
+    labels = _labels(task, rows)
+    methods = able_methods() if method == "auto" else list(dict.fromkeys(["source", method]))
+    progress = progress or Silent()
+    progress.start("adapting", len(methods))
+    found: list[AdaptedHead] = []
+    shares: list[NDArray[np.float64]] = []
+    for name in methods:
+        head = _fitted(task, feature_set, source, target, name, random_state)
+        classes = _classes(head.result.estimator, target)
+        shares.append(agreement(target, classes))
+        found.append(_judged(name, head, shares[-1], shares[0], labels, classes))
+        progress.advance(1)
+    chosen = found[-1]
+    if method == "auto":
+        best = max(found, key=lambda head: head.agreement)
+        chosen = best if _is_beyond_chance(best) else found[0]
+    num_labelled = int((labels >= 0).sum())
+    num_source = sum(len(data) for data in source.values())
+    return AdaptationReport(found, chosen, domain, num_source, len(target_rows), num_labelled)
+
+
+def _check(task: Task, feature_set: FeatureSet, method: str) -> None:
+    if task.kind != "classification":
+        raise RequestError(f"adapting takes a task of classes; {task.name!r} is of kind {task.kind}")
+    known = ("auto", *able_methods(), "transport", *SHIFTS)
+    if method not in known:
+        raise RequestError(f"unknown way to adapt {method!r}; known: {', '.join(dict.fromkeys(known))}")
+    if feature_set.num_views is not None or not feature_set.is_pooled:
+        raise RequestError(f"adapting takes plain, pooled features; {feature_set.tap} is not that")
+    if (count := feature_set.activation_shape[0]) > MAX_FEATURES:
+        raise RequestError(f"adapting takes up to {MAX_FEATURES:,} features; {feature_set.tap} has {count:,}, pool it")
+
+
+def _source_splits(task: Task, feature_set: FeatureSet, target: Rows) -> dict[str, SplitData]:
+    """Return the splits of a task without the samples of the target."""
+    features = feature_set.open()
+    rows, _ = splits_without_features(task, features, features)
+    read = read_splits(task, features, features, ())
+    kept = {name: np.flatnonzero(~np.isin(rows[name], target)) for name in read}
+    found = {name: read[name].take(some) for name, some in kept.items() if len(some)}
+    if "train" not in found or len(found) < 2:
+        raise TaskError(
+            f"task {task.name!r} has samples of the {', '.join(found) or 'target'} split alone outside the target "
+            "domain; a source needs train samples, and others to judge by"
+        )
+    return found
+
+
+def _fitted(
+    task: Task,
+    feature_set: FeatureSet,
+    source: dict[str, SplitData],
+    target: NDArray[np.float32],
+    method: str,
+    random_state: int,
+) -> TrainedHead:
+    """Return a head fitted on the adapted source, that takes target samples as they come."""
+    measure = measure_of(task.kind, len(task.classes))
+    X, y = _rows(source["train"]), source["train"].y
+    adaptation = fit_adaptation("source" if method in SHIFTS else method, X, y, target)
+    mapped = {name: _mapped(data, adaptation) for name, data in source.items()}
+    result = search(resolve(HEAD, task.kind), check_splits(mapped, measure.check), measure, random_state)
+    estimator: Any = result.estimator
+    if method in SHIFTS:
+        estimator.intercept_ = _corrected(estimator, method, source["train"], result, target)
+    else:
+        estimator.coef_, estimator.intercept_ = adaptation.unfold(estimator.coef_, estimator.intercept_)
+        estimator.n_features_in_ = estimator.coef_.shape[1]
+    return TrainedHead(task, feature_set, result, feature_set)
+
+
+def _corrected(
+    estimator: Any, method: str, train: SplitData, result: Any, target: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return the intercept of a head for the shares of classes in the target."""
+    count = len(result.proba[0])
+    prior = np.bincount(train.y, minlength=count) / len(train.y)
+    proba = np.zeros((len(target), count))
+    proba[:, estimator.classes_] = estimator.predict_proba(target)
+    if method == "em":
+        shares = corrected_prior(proba, np.maximum(prior, 1e-6))
+    else:
+        confusion = np.zeros((count, count))
+        # Counted on rows that were not fitted on, each class weighed as it is in training.
+        np.add.at(confusion, (result.selection_pred, result.selection_y), 1.0)
+        confusion *= prior / np.maximum(confusion.sum(axis=0), 1.0)
+        shares = shares_by_confusion(confusion, np.bincount(proba.argmax(axis=1), minlength=count) / len(proba), prior)
+    return np.asarray(shifted_intercept(estimator.intercept_, shares, prior, estimator.classes_.tolist()))
+
+
+def _mapped(data: SplitData, adaptation: Adaptation) -> SplitData:
+    views = adaptation.of_source(_rows(data)).astype(np.float32)[:, None]
+    return replace(data, fit_views=views, eval_views=views)
+
+
+def _rows(data: SplitData) -> NDArray[np.float32]:
+    """Return plain features, (n, d)."""
+    return np.asarray(data.eval_views[:])[:, 0]
+
+
+def _classes(estimator: BaseEstimator, X: NDArray[np.float32]) -> NDArray[np.int64]:
+    return np.asarray(estimator.predict(X), np.int64)
+
+
+def _labels(task: Task, rows: Rows) -> NDArray[np.int64]:
+    """Return the class of each row, -1 where it has none."""
+    assert task.samples is not None
+    places = task.indices_of(rows)
+    return np.where(places >= 0, task.labels[np.maximum(places, 0)], -1).astype(np.int64)
+
+
+def _judged(
+    method: str,
+    head: TrainedHead,
+    shares: NDArray[np.float64],
+    of_source: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    classes: NDArray[np.int64],
+) -> AdaptedHead:
+    apart = shares - of_source
+    low, high = mean_interval(apart, None) or (-np.inf, np.inf)
+    accuracy: tuple[float, float, float] | None = None
+    if (known := labels >= 0).any():
+        right = int((classes[known] == labels[known]).sum())
+        ends = wilson(right, int(known.sum()))
+        accuracy = right / int(known.sum()), float(ends[0]), float(ends[1])
+    return AdaptedHead(method, head, float(shares.mean()), float(apart.mean()), low, high, accuracy)
+
+
+def _is_beyond_chance(head: AdaptedHead) -> bool:
+    return head.low > 0
