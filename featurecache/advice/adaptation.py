@@ -23,22 +23,17 @@ def adaptation_finding(
     source, chosen = report.heads[0], report.chosen
     others = [head for head in report.heads[1:] if head is not chosen]
     details = {"methods": [head.to_json() for head in report.heads], "domain": report.domain}
-    basis = (
-        f"share of the five nearest neighbours in {report.domain} that get the same class, on {name}; no label there "
-    )
-    basis += "was used"
+    basis = f"near neighbours in {report.domain} that get the same class, beyond chance, on {name}; "
+    basis += "no label there was used"
     if chosen is source:
         best = max(others, key=lambda head: head.agreement)
-        text = (
-            f"no way to adapt to {report.domain} is borne out there: the best, {best.method}, changes the agreement of "
-        )
-        text += (
-            f"neighbours by {best.difference:+.3f} ({best.low:+.3f} to {best.high:+.3f}); take the head on the source"
-        )
+        text = f"no way to adapt to {report.domain} is borne out there: the best, {best.method}, changes the agreement "
+        text += f"of neighbours by {best.difference:+.3f} ({best.low:+.3f} to {best.high:+.3f}); take the head on the "
+        text += "source"
         figure, low, high, verdict, command = best.difference, best.low, best.high, "source only", None
     else:
-        text = f"adapt to {report.domain} by {chosen.method}: of near neighbours there {chosen.agreement:.3f} get the "
-        text += f"same class, with the source alone {source.agreement:.3f}"
+        text = f"adapt to {report.domain} by {chosen.method}: near neighbours there agree by {chosen.agreement:.3f} "
+        text += f"beyond chance, with the source alone by {source.agreement:.3f}"
         figure, low, high, verdict, command = chosen.difference, chosen.low, chosen.high, chosen.method, next_command
     return Finding(
         question="adaptation",

@@ -136,8 +136,8 @@ def _print_report(report: AdaptationReport) -> None:
         print_line(f"{source}: the head on the source alone, as no adaptation is borne out by the target")
     else:
         print_line(
-            f"{source}: {report.chosen.method}; of near neighbours there {report.chosen.agreement:.3f} get the same "
-            f"class, with the source alone {report.heads[0].agreement:.3f}"
+            f"{source}: {report.chosen.method}; near neighbours there agree by "
+            f"{report.chosen.agreement:.3f} beyond chance, with the source alone by {report.heads[0].agreement:.3f}"
         )
     if report.num_labelled:
         print_line(f"{report.num_labelled} of them have labels, by which nothing was chosen")

@@ -57,7 +57,7 @@ class AdaptedHead:
     head : TrainedHead
         Its figures are of the source; its estimator takes target samples as they come.
     agreement : float
-        Mean share of the nearest neighbours of a target sample that get its class.
+        How far near neighbours in the target get the same class, beyond chance; see `agreement`.
     difference, low, high : float
         Of that from the head on the source alone, with its 95 % interval.
     accuracy : tuple of float or None

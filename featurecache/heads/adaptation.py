@@ -158,7 +158,10 @@ def able_methods() -> list[str]:
 
 
 def agreement(X: NDArray[Any], classes: NDArray[np.int64]) -> Floats:
-    """Return for each sample the share of its nearest neighbours that get the same class, (n,).
+    """Return how far the nearest neighbours of each sample get the same class, beyond chance, (n,).
+
+    The mean is a kappa (Cohen, "A coefficient of agreement for nominal scales", 1960): 1 where neighbours always agree,
+    0 where they agree as often as any two samples do, so that one class for all is no agreement.
 
     Parameters
     ----------
@@ -178,7 +181,11 @@ def agreement(X: NDArray[Any], classes: NDArray[np.int64]) -> Floats:
         shares[start : start + len(alike)] = (classes[nearest] == classes[start : start + len(alike), None]).mean(
             axis=1
         )
-    return shares
+    of_class = np.bincount(classes) / len(classes)
+    expected = float(np.sum(of_class**2))
+    if expected >= 1 - 1e-12:
+        return np.zeros(len(rows))
+    return np.asarray((shares - of_class[classes]) / (1 - expected))
 
 
 def corrected_prior(

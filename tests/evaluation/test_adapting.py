@@ -1,0 +1,155 @@
+"""A head for a target domain without labels: the source alone unless the target bears another way out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import COLOURS, RUNTIME, TINY, write_image
+
+import featurecache as fc
+from featurecache.cli import main
+from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.adapting import AdaptationReport, adapt_heads
+from featurecache.heads.bundle import load_head
+from featurecache.store.store import FeatureStore
+
+Call = Callable[..., tuple[int, str, str]]
+PER_CLASS = 24
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Colours by two cameras, of which the second is dark and has a cast; only the first one's have labels."""
+    folder = tmp_path_factory.mktemp("adapting")
+    casts = {"sun": np.array([1.0, 1.0, 1.0]), "lamp": np.array([0.5, 0.35, 0.2])}
+    for camera, (domain, cast) in enumerate(casts.items()):
+        for number, (name, colour) in enumerate(COLOURS.items()):
+            for index in range(PER_CLASS):
+                seed = 1000 * camera + 100 * number + index
+                seen = tuple(int(value) for value in (0.4 * np.array(colour) + 70) * cast)
+                write_image(folder / "photos" / domain / name / f"{index:02}.png", seen, seed=seed)
+    extract = ["extract", str(folder / "photos"), "--cache", str(folder / "c"), "--backbone", TINY, *RUNTIME]
+    assert main([*extract, "--quiet"]) == 0
+    add_task(folder / "c", "sun_only", {"sun": "right"})
+    add_task(folder / "c", "both", {"sun": "right", "lamp": "right"})
+    add_task(folder / "c", "wrong", {"sun": "right", "lamp": "wrong"})
+    return folder / "c"
+
+
+def add_task(cache: Path, name: str, domains: dict[str, str]) -> None:
+    """Label some domains, right or wrong; of the first one a part is for validation and test."""
+    table = cache.with_name(f"{name}.csv")
+    colours = list(COLOURS)
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for domain, how in domains.items():
+            for number, colour in enumerate(colours):
+                label = colour if how == "right" else colours[(number + 1) % len(colours)]
+                for index in range(PER_CLASS):
+                    split = ("test", "validation", "train", "train")[index % 4] if domain == "sun" else "train"
+                    writer.writerow([f"{domain}/{colour}/{index:02}.png", label, split])
+    assert main(["task", "add", str(cache), name, str(table), "--json"]) == 0
+
+
+def adapted(cache: Path, task: str, method: str = "auto", domain: str = "lamp/*") -> AdaptationReport:
+    store = FeatureStore.open(cache)
+    (feature_set,) = store.feature_sets()
+    return adapt_heads(store, store.task(task), feature_set, domain, method)
+
+
+def test_labels_of_the_target_change_nothing_but_what_is_shown(cache: Path) -> None:
+    reports = {task: adapted(cache, task) for task in ("sun_only", "both", "wrong")}
+    for report in reports.values():
+        assert report.num_target == 3 * PER_CLASS
+        assert [head.method for head in report.heads][:4] == ["source", "standardize", "coral", "subspace"]
+        assert report.chosen.method == reports["both"].chosen.method
+        for head, other in zip(report.heads, reports["both"].heads, strict=True):
+            assert (head.agreement, head.low) == (other.agreement, other.low)
+            np.testing.assert_array_equal(head.head.result.estimator.coef_, other.head.result.estimator.coef_)
+    assert reports["sun_only"].num_labelled == 0
+    assert reports["sun_only"].chosen.accuracy is None
+    right, wrong = (reports[task].chosen.accuracy for task in ("both", "wrong"))
+    assert right is not None
+    assert wrong is not None
+    assert right[0] > 0.9 > 0.1 > wrong[0]
+
+
+def test_another_camera_is_adapted_to_and_the_same_one_is_not(cache: Path) -> None:
+    report = adapted(cache, "both")
+    source = report.heads[0].accuracy
+    assert source is not None
+    assert report.chosen.accuracy is not None
+    assert report.chosen is not report.heads[0]
+    assert report.chosen.low > 0
+    assert report.chosen.accuracy[0] > source[0] + 0.2
+    same = adapted(cache, "sun_only", domain="test")
+    assert same.chosen is same.heads[0]
+    assert same.num_source + same.num_target == 3 * PER_CLASS
+
+
+@pytest.mark.parametrize("method", ["coral", "em", "bbse"])
+def test_a_way_that_is_named_is_taken(cache: Path, method: str) -> None:
+    report = adapted(cache, "both", method)
+    assert [head.method for head in report.heads] == ["source", method]
+    assert report.chosen.method == method
+
+
+def test_the_kept_head_answers_for_the_target_as_the_table_says(cache: Path, call: Call) -> None:
+    train = ["train", cache, "--task", "both", "--adapt", "auto", "--target-domain", "lamp/*", "--quiet"]
+    status, out, err = call(*train, "--save", "adapted", "--json")
+    assert status == 0, err
+    document = json.loads(out)
+    chosen = next(way for way in document["methods"] if way["method"] == document["chosen"])
+    assert (document["num_source"], document["num_target"], document["num_labelled"]) == (72, 72, 72)
+    _, meta, _ = load_head(Path(document["saved"]))
+    assert meta["adaptation"] == {"method": chosen["method"], "target_domain": "lamp/*", "target_samples": 72}
+    lamp = cache.parent / "photos" / "lamp"
+    status, out, _ = call("predict", document["saved"], lamp, "--json", "--backbone", TINY, *RUNTIME)
+    assert status == 0
+    found = json.loads(out)["predictions"]
+    right = np.mean([item["label"] == Path(item["path"]).parent.name for item in found])
+    assert right == pytest.approx(chosen["accuracy"]["value"])
+    _, out, _ = call(*train)
+    assert "72 samples of the source, 72 of lamp/*" in out
+    assert "72 of them have labels, by which nothing was chosen" in out
+
+
+def test_advice_names_the_command_and_it_can_be_typed(cache: Path, call: Call) -> None:
+    import shlex
+
+    (finding,) = fc.advise(cache, "both", only=["adaptation"], target_domain="lamp/*")
+    report = adapted(cache, "both")
+    assert (finding.verdict, finding.figure, finding.n) == (report.chosen.method, report.chosen.difference, 72)
+    assert finding.next_command is not None
+    assert call(*shlex.split(finding.next_command)[1:])[0] == 0
+    (finding,) = fc.advise(cache, "sun_only", only=["adaptation"], target_domain="validation")
+    assert finding.verdict == "source only"
+    assert finding.next_command is None
+    assert fc.advise(cache, "both", only=["adaptation"]) == []  # without a target there is nothing to adapt to
+
+
+def test_requests_that_make_no_sense_are_one_line(cache: Path, call: Call) -> None:
+    train = ["train", cache, "--task", "both"]
+    target = ["--target-domain", "lamp/*"]
+    for options, said in {
+        ("--adapt", "auto"): "--adapt goes with --target-domain; name both, or neither",
+        tuple(target): "--target-domain goes with --adapt; name both, or neither",
+        ("--adapt", "auto", *target, "--head", "knn"): "--adapt trains the logistic head, and no knn; leave --head out",
+        ("--adapt", "auto", *target, "--balanced"): "--adapt trains one plain logistic head; leave --balanced out",
+        ("--adapt", "auto", "--target-domain", "moon/*"): "no sample with features has a path that fits 'moon/*'",
+        ("--adapt", "auto", "--target-domain", "*"): "no other sample with features has a path that fits '*'",
+    }.items():
+        status, _, err = call(*train, *options)
+        assert status == 2
+        assert said in err
+    with pytest.raises(RequestError, match="unknown way to adapt 'magic'"):
+        adapted(cache, "both", "magic")
+    with pytest.raises(TaskError, match="outside the target domain; a source needs train samples"):
+        adapted(cache, "sun_only", domain="sun/*")
+    assert main(["task", "add", str(cache), "tags", "--from-folders", "--json"]) in (0, 1, 2)
