@@ -32,7 +32,7 @@ class Commands:
         return self._joined("task", "add", str(self._store.path), self._task, "LABELS.csv", "--replace")
 
     def without_transfer(self, feature_set: FeatureSet) -> dict[str, str]:
-        """Return the commands that make what a pretrained network is compared with, by role; of texts there are none.
+        """Return the commands that make what a pretrained network is compared with, by role.
 
         Parameters
         ----------
@@ -40,7 +40,7 @@ class Commands:
             Of the pretrained network.
         """
         if feature_set.identity.preprocess.modality != "image":
-            return {}
+            return {"words": self._extract("words", "--text-column", "COLUMN")}
         return {
             "pixels": self._extract(f"pixels:{_PIXELS}"),
             "colours": self._extract("colours"),

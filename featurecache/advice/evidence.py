@@ -1,7 +1,7 @@
 """What advice rests on: the rows of a task that are not for testing, with folds, and the features of each arm.
 
 An arm is a feature set in a role: of a pretrained network, or one of those that transfer has to beat: the same
-architecture untrained, the pixels, the colours. All arms are compared on the same rows and folds.
+architecture untrained, the pixels, the colours, of texts the words. All arms are compared on the same rows and folds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
 from featurecache.store.tasks import Task, read_views
 
-Role = Literal["pretrained", "untrained", "pixels", "colours"]
+Role = Literal["pretrained", "untrained", "pixels", "colours", "words"]
 MAX_ROWS = 3000
 """More rows are sampled: a figure of so many has an interval of two points, and a layer takes seconds."""
 FITTED = ("train", "validation")
@@ -147,7 +147,8 @@ def gains(y: NDArray[np.float64] | NDArray[np.int64], predictions: Floats, kind:
 def role_of(feature_set: FeatureSet) -> Role:
     """Tell what a feature set stands for among the arms."""
     if feature_set.is_baseline:
-        return "colours" if feature_set.identity.backbone == "colours" else "pixels"
+        name = feature_set.identity.backbone
+        return "colours" if name == "colours" else "words" if name == "words" else "pixels"
     return "untrained" if seed_of(feature_set.about.weights_source) is not None else "pretrained"
 
 

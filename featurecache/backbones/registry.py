@@ -21,6 +21,7 @@ from featurecache.backbones.providers.pixels import ColoursProvider, PixelsProvi
 from featurecache.backbones.providers.python_factory import PythonFactoryProvider
 from featurecache.backbones.providers.timm_models import TimmProvider
 from featurecache.backbones.providers.torchvision_models import TorchvisionProvider
+from featurecache.backbones.providers.words import WordsProvider
 from featurecache.backbones.weights.random_weights import random_source, seeded
 from featurecache.errors import RequestError, UnknownNameError
 from featurecache.hashing import digest_file, digest_json
@@ -317,6 +318,7 @@ register_provider("efficientnet_lite0", EfficientNetLiteProvider())
 register_provider("all_minilm_l6_v2", MiniLmProvider())
 register_provider("torchvision:", TorchvisionProvider())
 register_provider("pixels:", PixelsProvider())
+register_provider("words", WordsProvider())
 register_provider("colours", ColoursProvider())
 register_provider("timm:", TimmProvider())
 register_provider("hf:", HuggingFaceProvider())

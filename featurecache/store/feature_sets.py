@@ -74,8 +74,8 @@ class FeatureSet:
 
     @property
     def is_baseline(self) -> bool:
-        """Tell whether no network made it: pixels, or a histogram of colours."""
-        return self.identity.backbone.startswith("pixels:") or self.identity.backbone == "colours"
+        """Tell whether no network made it: pixels, a histogram of colours, or counts of words."""
+        return self.identity.backbone.startswith("pixels:") or self.identity.backbone in ("colours", "words")
 
     def reference(self) -> dict[str, Any] | None:
         """Return what `keep_reference` kept."""
