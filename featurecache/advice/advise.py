@@ -234,7 +234,10 @@ class _Advisor:
             score = partial(gains, evidence.y, kind=evidence.kind)
             together = gains_with_copies_together(X[:count], evidence.targets, groups, score, self._seed)
         splits = [SPLITS[number] for number in task.splits[task.indices_of(rows)].tolist()]
-        found.append(copies_finding(copies, splits, gained, together, names, score=evidence.score_name))
+        command = self._commands.keep_copies_together() if len(copies.pairs) else None
+        found.append(
+            copies_finding(copies, splits, gained, together, names, score=evidence.score_name, next_command=command)
+        )
         if task.kind == "classification":
             found += self._labels(arm, names)
             if facts := facts_of(self._store, evidence.rows):

@@ -31,6 +31,13 @@ class Commands:
         """Return the command that gives samples other labels or splits."""
         return self._joined("task", "add", str(self._store.path), self._task, "LABELS.csv", "--replace")
 
+    def keep_copies_together(self) -> str:
+        """Return the command that makes the task again with near-copies in one split and one fold."""
+        origin = self._store.task(self._task).about.get("origin")
+        labels = ["--from-folders"] if origin == "folders" else ["LABELS.csv"]
+        options = (*labels, "--group-near-copies", "--replace")
+        return self._joined("task", "add", str(self._store.path), self._task, *options)
+
     def without_transfer(self, feature_set: FeatureSet) -> dict[str, str]:
         """Return the commands that make what a pretrained network is compared with, by role.
 

@@ -10,6 +10,7 @@ from featurecache.advice.axes import unit_axes
 from featurecache.advice.evidence import role_of
 from featurecache.advice.finding import Finding
 from featurecache.advice.labelling import label_next_finding, typical_samples
+from featurecache.advice.soundness import near_copies
 from featurecache.advice.structure import MAX_ROWS, structure_findings
 from featurecache.errors import RequestError
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
@@ -18,6 +19,7 @@ from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
+_MOST_COMPARED = 30_000
 _MOST_CANDIDATES = 20_000
 """Samples without a label that are chosen from; more are sampled."""
 
@@ -64,6 +66,35 @@ def unlabelled_findings(
         chosen = typical_samples(unit_axes(X), np.empty(0, np.int64), count, random_state=random_state)
         found.append(label_next_finding([names[index] for index in chosen], 0, 0, len(rows)))
     return found
+
+
+def near_copy_groups(store: FeatureStore) -> dict[int, str]:
+    """Return a name for each group of samples that are nearly the same, by row; samples without such are left out.
+
+    Parameters
+    ----------
+    store : FeatureStore
+
+    Raises
+    ------
+    RequestError
+        A cache without pooled features of a pretrained network, or with too many samples to compare all.
+    """
+    feature_set = _default_set(store, None)
+    rows = _usable_rows(store, feature_set.open())
+    if len(rows) > _MOST_COMPARED:
+        raise RequestError(
+            f"{len(rows):,} samples are too many to compare each with all others (at most {_MOST_COMPARED:,}); name "
+            "what belongs together with --group-column"
+        )
+    copies = near_copies(read_views(feature_set.open(), rows)[:, 0])
+    sizes = np.bincount(copies.group)
+    # By content, so that the groups of the same samples have the same names in every cache.
+    first = {}
+    for row, group in zip(rows.tolist(), copies.group.tolist(), strict=True):
+        first[group] = min(first.get(group, "~"), store.samples.ids[np.array([row])][0].tobytes().hex())
+    pairs = zip(rows.tolist(), copies.group.tolist(), strict=True)
+    return {row: f"near-copies {first[group]}" for row, group in pairs if sizes[group] > 1}
 
 
 def rows_without_label(store: FeatureStore, task: Task, feature_set: FeatureSet, random_state: int = 0) -> Rows:

@@ -46,6 +46,12 @@ def add_parser(verbs: Any) -> None:
     add_label_options(add)
     add.add_argument("--text-column", metavar="NAME", help="what is labelled stands in this column")
     add.add_argument("--source", type=Path, metavar="SOURCE", help="label only this source of the cache")
+    add.add_argument(
+        "--group-near-copies",
+        action="store_true",
+        help="keep samples that are nearly the same (re-encoded, cropped, of one burst) in one split and one fold; the "
+        "cached features tell",
+    )
     add.add_argument("--replace", action="store_true", help="replace a task of the same name")
     add_renamed_option(
         add,
@@ -152,8 +158,18 @@ def run_add(args: argparse.Namespace) -> int:
     root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
     labels = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
+    alike = None
+    if args.group_near_copies:
+        from featurecache.advice.unlabelled import near_copy_groups
+
+        alike = near_copy_groups(store)
     task = store.add_task(
-        args.name, labels, allow_missing=args.allow_missing, replace=args.replace, random_state=args.random_state
+        args.name,
+        labels,
+        allow_missing=args.allow_missing,
+        replace=args.replace,
+        alike=alike,
+        random_state=args.random_state,
     )
     if args.json:
         print_json(describe_task(store, task))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -240,6 +241,7 @@ class FeatureStore(Notes):
         *,
         allow_missing: bool = False,
         replace: bool = False,
+        alike: Mapping[int, str] | None = None,
         random_state: int = 0,
     ) -> Task:
         """Join labels to the samples of this cache and keep them as a task.
@@ -254,6 +256,9 @@ class FeatureStore(Notes):
             Skip labels of files that are not in the cache instead of refusing them.
         replace : bool
             Replace a task of the same name.
+        alike : mapping of int to str, optional
+            Group of rows that are alike, such as near-copies, besides the groups that the labels bring; other rows are
+            each by itself.
         random_state : int
             Seed of the split that is made where the labels bring none.
         """
@@ -270,6 +275,7 @@ class FeatureStore(Notes):
             samples=self.samples,
             listings=self._listings_of(labels.root),
             allow_missing=allow_missing,
+            alike=alike,
             random_state=random_state,
             previous=previous,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ def build_task(
     samples: SampleTable,
     listings: Sequence[Listing],
     allow_missing: bool = False,
+    alike: Mapping[int, str] | None = None,
     random_state: int = 0,
     previous: Task | None = None,
 ) -> Task:
@@ -44,6 +45,8 @@ def build_task(
         Of the sources whose files may have labels; of a sample in several sources the last one counts.
     allow_missing : bool
         Skip labels of files that are not in the cache instead of refusing them.
+    alike : mapping of int to str, optional
+        Group of rows that are alike, besides the groups of the labels.
     random_state : int
         Seed of the split that is made where the labels bring none.
     previous : Task, optional
@@ -66,6 +69,8 @@ def build_task(
         )
     check_labels(listed, labels)
     merged = _merge_copies(rows, listed, labels.kind)
+    if alike is not None:
+        _add_groups(merged, alike, samples)
     if not merged.targets:
         why = f"{len(merged.conflicts)} have two" if merged.conflicts else "none is of an input in the cache"
         raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
@@ -307,6 +312,16 @@ def _make_splits(
         lots = [digest_bytes(f"{random_state} ".encode() + row.tobytes()) for row in ids]
         return grouped_splits(np.arange(len(ids), dtype=np.int32), targets == 1, lots, kept=kept)
     return stratified_splits(ids, strata, random_state=random_state, kept=kept)
+
+
+def _add_groups(merged: _Merged, alike: Mapping[int, str], samples: SampleTable) -> None:
+    """Put rows that are alike into one group, and each other row that has none into its own."""
+    rows = np.array(list(merged.groups), np.int64)
+    for row, content in zip(rows.tolist(), samples.ids[rows], strict=True):
+        if row in alike:
+            merged.groups[row].add(alike[row])
+        elif not merged.groups[row]:
+            merged.groups[row].add(f"sample {content.tobytes().hex()}")
 
 
 def _groups(merged: _Merged, rows: Sequence[int]) -> tuple[list[str], NDArray[np.int32] | None]:
