@@ -38,6 +38,7 @@ from featurecache.advice.soundness import (
     near_copies,
     shortcut_finding,
 )
+from featurecache.advice.transferability import IMAGENET_ACCURACY, h_score, log_me
 from featurecache.advice.unlabelled import rows_without_label, unlabelled_findings
 from featurecache.advice.what import Candidate, depth_of, features_finding
 from featurecache.advice.when import transfer_finding
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 QUESTIONS: tuple[str, ...] = tuple(question for question in get_args(Question) if question != "structure")
 _CURVE_ROWS = 2000
+_PROMISE_ROWS = 1000
 
 
 def advise(
@@ -311,6 +313,7 @@ class _Advisor:
                 command=self._commands.train(arm.feature_set),
                 order=order.index(arm.feature_set.tap),
                 is_default=arm is default and _is_default(default.feature_set),
+                promises=self._promises(arm),
             )
             for arm in arms
         ]
@@ -319,6 +322,15 @@ class _Advisor:
             return found
         # Nothing to compare with yet: one pass more gives all blocks of the network.
         return replace(found, next_command=self._commands.more_layers(arms[0].feature_set))
+
+    def _promises(self, arm: Arm) -> dict[str, float | None]:
+        """Return what is known of features without a probe."""
+        evidence, some = self._evidence, slice(0, _PROMISE_ROWS)
+        X = arm.features()[some]
+        promises = {"log_me": log_me(X, evidence.targets[some])}
+        if evidence.kind == "classification":
+            promises["h_score"] = h_score(X, evidence.y[some].astype(np.int64))
+        return {**promises, "imagenet_accuracy": IMAGENET_ACCURACY.get(arm.feature_set.identity.backbone)}
 
     def _how(self) -> Finding:
         evidence, arm = self._evidence, self._best()

@@ -90,7 +90,7 @@ def near_copy_groups(store: FeatureStore) -> dict[int, str]:
     copies = near_copies(read_views(feature_set.open(), rows)[:, 0])
     sizes = np.bincount(copies.group)
     # By content, so that the groups of the same samples have the same names in every cache.
-    first = {}
+    first: dict[int, str] = {}
     for row, group in zip(rows.tolist(), copies.group.tolist(), strict=True):
         first[group] = min(first.get(group, "~"), store.samples.ids[np.array([row])][0].tobytes().hex())
     pairs = zip(rows.tolist(), copies.group.tolist(), strict=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Candidate:
         Its tap is the network's default one.
     command : str
         That trains heads on it.
+    promises : mapping of str to float or None
+        What is known without a probe: ``log_me``, ``h_score``, ``imagenet_accuracy``.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Candidate:
     command: str
     order: int = 0
     is_default: bool = False
+    promises: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def features_finding(
@@ -75,6 +78,7 @@ def features_finding(
     )
     corrected = chosen_score(measure, y, list(predictions), groups) if len(predictions) > 1 else None
     text = _recommendation(candidates, scores, able, best, cheapest)
+    ranking = _ranking(candidates, scores, compared, best)
     # A default tap that is worse than another layer is the finding that people miss.
     for index in set(range(len(candidates))) - set(able):
         if candidates[index].is_default:
@@ -93,7 +97,8 @@ def features_finding(
         "verdicts hold for the whole table, and the figure is corrected for the choice",
         next_command=candidates[cheapest].command,
         details={
-            "ranking": _ranking(candidates, scores, compared, best),
+            "ranking": ranking,
+            "would_have_chosen": _choices_by_promise(ranking),
             "best": candidates[best].name,
             "recommended": candidates[cheapest].name,
         },
@@ -132,11 +137,24 @@ def _ranking(
                 "low": None if is_best else _finite(found.low),
                 "high": None if is_best else _finite(found.high),
                 "verdict": "best" if is_best else found.verdict,
+                **candidate.promises,
                 "num_parameters": candidate.num_parameters,
                 "bytes_per_sample": candidate.num_bytes,
             }
         )
     return rows
+
+
+def _choices_by_promise(ranking: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return which set each promise would have chosen, and whether that is not worse than the best one."""
+    found = {}
+    for name in ("log_me", "h_score", "imagenet_accuracy"):
+        known = [row for row in ranking if row.get(name) is not None]
+        # Layers of one network share what is published for it.
+        if len(ranking) > 1 and len(known) == len(ranking) and len({row[name] for row in known}) > 1:
+            row = max(known, key=lambda row: float(row[name]))
+            found[name] = {"name": row["name"], "right": row["verdict"] != "worse"}
+    return found
 
 
 def _finite(value: float | None) -> float | None:

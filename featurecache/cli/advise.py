@@ -121,6 +121,9 @@ def _print_details(details: Mapping[str, Any]) -> None:
     """Print the tables that an answer rests on."""
     if "ranking" in details:
         _print_ranking(details["ranking"])
+        for name, choice in details.get("would_have_chosen", {}).items():
+            stands = "not told from the best" if choice["right"] else "worse than the best"
+            print_line(f"    by {_PROMISES[name]} alone: {choice['name']}, which is {stands}")
     for name, (columns, numbers) in _TABLES.items():
         if rows := details.get(name):
             rows = rows if isinstance(rows[0], dict) else [{"name": row} for row in rows]
@@ -178,9 +181,19 @@ def write_tables(folder: Path, findings: Sequence[Finding], *, raw: bool) -> Non
             write_table_at("--tables", path, columns, iter(rows), replace=True, numbers=numbers, raw=raw)
 
 
+_PROMISES = {"log_me": "LogME", "h_score": "H-score", "imagenet_accuracy": "ImageNet"}
+
+
 def _print_ranking(rows: list[dict[str, Any]]) -> None:
+    promises = [name for name in _PROMISES if any(row.get(name) is not None for row in rows)]
     shown = [
-        [row["name"], f"{row['score']:.3f}", f"{row['difference']:+.3f}", row["verdict"], str(row["bytes_per_sample"])]
+        [
+            *(row["name"], f"{row['score']:.3f}", f"{row['difference']:+.3f}", row["verdict"]),
+            str(row["bytes_per_sample"]),
+            *("-" if row.get(name) is None else f"{row[name]:.3g}" for name in promises),
+        ]
         for row in rows
     ]
-    print_table(["features", "score", "less the best", "", "bytes"], shown, numbers=["score", "less the best", "bytes"])
+    titles = [_PROMISES[name] for name in promises]
+    columns = ["features", "score", "less the best", "", "bytes", *titles]
+    print_table(columns, shown, numbers=["score", "less the best", "bytes", *titles])

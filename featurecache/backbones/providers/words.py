@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurecache.backbones.provider import Provided, Provider
 from featurecache.errors import BackboneError
@@ -70,7 +70,7 @@ def _bytes_as_tokens() -> str:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE",
         "dropout": None,
         "unk_token": None,
@@ -83,7 +83,8 @@ def _bytes_as_tokens() -> str:
         "merges": [],
     }
     before = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    rest = {"truncation": None, "padding": None, "added_tokens": [], "post_processor": None, "decoder": None}
+    rest: dict[str, Any] = dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
+    rest["added_tokens"] = []
     return canonical_json(
         {"version": "1.0", "normalizer": {"type": "Lowercase"}, "pre_tokenizer": before, "model": model, **rest}
     )
