@@ -190,7 +190,7 @@ class _Advisor:
             self._progress.start("comparing features", len(arms))
 
         def fit(arm: Arm) -> Probe:
-            probe = self._evidence.probe(arm)
+            probe = self._evidence.probe(arm, self._store)
             if self._progress is not None:
                 self._progress.advance(1)
             return probe

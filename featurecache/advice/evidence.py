@@ -7,6 +7,7 @@ architecture untrained, the pixels, the colours, of texts the words. All arms ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from typing import Literal
@@ -17,13 +18,18 @@ from numpy.typing import NDArray
 from featurecache.advice.probe import Floats, Probe, linear_probe, one_hot
 from featurecache.backbones.weights.random_weights import seed_of
 from featurecache.errors import TaskError
+from featurecache.evaluation.result_keys import COMPUTES
 from featurecache.evaluation.selection import fold_numbers
+from featurecache.hashing import digest_bytes, digest_json
 from featurecache.heads.checks import UNKNOWN
 from featurecache.specs import TaskKind
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
+from featurecache.store.notes import Notes
+from featurecache.store.result_schemas import ArrayBody, ProbeBody
 from featurecache.store.samples import Rows
 from featurecache.store.tasks import Task, read_views
+from featurecache.versions import installed_versions
 
 Role = Literal["pretrained", "untrained", "pixels", "colours", "words"]
 MAX_ROWS = 3000
@@ -90,9 +96,37 @@ class Evidence:
         """What a probe is fitted to, (n, n_outputs); what is not known is the mean of what is."""
         return as_columns(self.y, self.kind, len(self.task.classes))
 
-    def probe(self, arm: Arm) -> Probe:
-        """Fit a linear probe on an arm."""
-        return linear_probe(arm.features(), self.targets, self.folds)
+    def probe(self, arm: Arm, notes: Notes | None = None) -> Probe:
+        """Fit a linear probe on an arm, or take up what is noted of it.
+
+        Parameters
+        ----------
+        arm : Arm
+        notes : Notes, optional
+            Of the cache.
+        """
+        if notes is None:
+            return linear_probe(arm.features(), self.targets, self.folds)
+        digest = self._digest(arm)
+        if (kept := _probe_of(notes.recall_probe(digest), self.targets.shape)) is not None:
+            return kept
+        found = linear_probe(arm.features(), self.targets, self.folds)
+        arrays = {"out_of_fold": found.out_of_fold, "in_sample": found.in_sample}
+        body = ProbeBody(**{name: ArrayBody.of(array) for name, array in arrays.items()}, penalty=found.penalty)
+        with suppress(OSError):  # of a cache that may not be written, or a full disk
+            notes.remember_probe(digest, body)
+        return found
+
+    def _digest(self, arm: Arm) -> str:
+        """Return the name of everything that a probe on an arm depends on."""
+        assert self.task.samples is not None
+        rows = self.task.samples.ids[self.rows].tobytes()
+        document = {
+            "features": arm.feature_set.key,
+            "rows": digest_bytes(rows + self.targets.astype("<f8").tobytes() + self.folds.astype("<i8").tobytes()),
+            "versions": installed_versions(COMPUTES),
+        }
+        return digest_json("probe", 1, document)
 
     @cached_property
     def floor(self) -> Floats:
@@ -104,6 +138,19 @@ class Evidence:
     def score_name(self) -> str:
         """What the mean of `gains` is."""
         return {"classification": "accuracy", "multilabel": "share of labels right", "regression": "R2"}[self.kind]
+
+
+def _probe_of(kept: ProbeBody | None, shape: tuple[int, ...]) -> Probe | None:
+    """Return a probe that was kept; None where none was, or what was kept is none of these rows."""
+    if kept is None:
+        return None
+    try:
+        out_of_fold, in_sample = kept.out_of_fold.read(), kept.in_sample.read()
+    except ValueError:
+        return None
+    finite = np.isfinite(out_of_fold).all() and np.isfinite(in_sample).all() and np.isfinite(kept.penalty)
+    fits = out_of_fold.shape == in_sample.shape == shape and out_of_fold.dtype == in_sample.dtype == np.float64
+    return Probe(out_of_fold, in_sample, kept.penalty) if fits and finite and kept.penalty > 0 else None
 
 
 def as_columns(y: NDArray[np.float64] | NDArray[np.int64], kind: TaskKind, n_outputs: int) -> Floats:

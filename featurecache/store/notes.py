@@ -13,15 +13,15 @@ from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_
 from featurecache.errors import CorruptError
 from featurecache.hashing import digest_json
 from featurecache.records import encode_record, read_record
-from featurecache.store.result_schemas import SearchBody
+from featurecache.store.result_schemas import ProbeBody, SearchBody
 from featurecache.store.schemas import RequestBody, ResultBody, StoredType, checked_body
 
 T = TypeVar("T", bound=msgspec.Struct)
 _MOST_BYTES = 8 << 20
 """Of the arrays of a search that is kept: records are read whole."""
 
-
-_MOST_SEARCHES = 1_000
+_MOST_RECORDS = 1_000
+"""Of searches, and of probes."""
 
 
 class Notes:
@@ -113,20 +113,39 @@ class Notes:
             folder = self.path / "searches"
             make_folder(folder)
             publish_bytes(folder / f"{digest}.json", encode_record("search", msgspec.to_builtins(found)))
-            self._forget_old_searches(folder)
+            self._forget_oldest(folder)
 
-    def _forget_old_searches(self, folder: Path) -> None:
+    def _forget_oldest(self, folder: Path) -> None:
         """Remove the oldest: with every new label there are others, and the old ones are hardly wanted again."""
         records = [path for path in folder.iterdir() if not is_partial(path)]
-        if len(records) <= _MOST_SEARCHES:
+        if len(records) <= _MOST_RECORDS:
             return
         with suppress(FileNotFoundError):  # another training may be faster
-            for path in sorted(records, key=lambda path: path.stat().st_mtime_ns)[:-_MOST_SEARCHES]:
+            for path in sorted(records, key=lambda path: path.stat().st_mtime_ns)[:-_MOST_RECORDS]:
                 path.unlink()
 
     def recall_search(self, digest: str) -> SearchBody | None:
         """Return the result that is kept under this digest, if any that can be read is."""
         return _recall(self.path / "searches" / f"{digest}.json", "search", SearchBody)
+
+    def remember_probe(self, digest: str, found: ProbeBody) -> None:
+        """Keep what a probe predicts, where it is small enough for a record.
+
+        Parameters
+        ----------
+        digest : str
+            Of everything that it depends on.
+        found : ProbeBody
+        """
+        if len(found.out_of_fold.data) + len(found.in_sample.data) <= _MOST_BYTES:
+            folder = self.path / "probes"
+            make_folder(folder)
+            publish_bytes(folder / f"{digest}.json", encode_record("probe", msgspec.to_builtins(found)))
+            self._forget_oldest(folder)
+
+    def recall_probe(self, digest: str) -> ProbeBody | None:
+        """Return what is kept under this digest, if anything that can be read is."""
+        return _recall(self.path / "probes" / f"{digest}.json", "probe", ProbeBody)
 
 
 def _recall(path: Path, kind: str, body: type[T]) -> T | None:

@@ -92,6 +92,7 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         "tasks": "make the task again",
         "results": "the next sweep computes it",
         "searches": "the next training computes it",
+        "probes": "the next advice computes it",
         "history": "figures of an earlier training are lost with it, and nothing else",
     }
     advice = again.get(where.parts[0], "run `featurecache repair` with --source, or extract")

@@ -110,6 +110,14 @@ class SearchBody(Struct, frozen=True, kw_only=True):
     proba: ArrayBody
 
 
+class ProbeBody(Struct, frozen=True, kw_only=True):
+    """What a linear probe predicts; see `featurecache.advice.probe.Probe`."""
+
+    out_of_fold: ArrayBody
+    in_sample: ArrayBody
+    penalty: Number
+
+
 _HISTORY: Arrays = {
     "id": ID,
     "target": (("float64",), ("n", "outputs")),

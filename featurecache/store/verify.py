@@ -42,7 +42,7 @@ _ROWS_AT_ONCE = 1024
 # Folder of what `repair` set aside.
 QUARANTINE = "quarantine"
 # Folders of records that only save time, and their kinds.
-NOTES = {"requests": "request", "results": "result", "searches": "search", "types": "type"}
+NOTES = {"probes": "probe", "requests": "request", "results": "result", "searches": "search", "types": "type"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import pytest
 from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 
 import featurecache as fc
+from featurecache.advice import evidence
 from featurecache.advice.advise import QUESTIONS
 from featurecache.advice.commands import Commands
 from featurecache.advice.evidence import gather
@@ -292,3 +293,27 @@ def test_a_handful_of_samples_is_answered_or_refused_in_one_line(
     status, out, err = call("advise", cache, "--task", "colour", "--quiet")
     assert status == 0, err
     assert "cannot tell whether more labels would help: needs about" in out
+
+
+def test_a_second_call_fits_no_probe_again_and_says_the_same(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [finding.to_json() for finding in fc.advise(cache, "colour")]
+    kept = sorted((cache / "probes").iterdir())
+    assert kept
+    assert all("featurecache" not in path.read_text().partition("out_of_fold")[2] for path in kept)  # no command
+
+    def refit(*args: object) -> None:
+        raise AssertionError("it was fitted again")
+
+    monkeypatch.setattr(evidence, "linear_probe", refit)
+    assert [finding.to_json() for finding in fc.advise(cache, "colour")] == before
+    with pytest.raises(AssertionError, match="fitted again"):
+        fc.advise(cache, "colour", random_state=1)  # other folds
+    monkeypatch.undo()
+    # What is damaged, or of other rows, is computed again.
+    first, *others = kept
+    first.write_text(first.read_text()[:-40])
+    for path in others:
+        document = json.loads(path.read_text())
+        document["out_of_fold"]["shape"] = document["in_sample"]["shape"] = [1, 1]
+        path.write_text(json.dumps(document))
+    assert [finding.to_json() for finding in fc.advise(cache, "colour")] == before
