@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from featurecache.advice.adaptation import adaptation_finding
+from featurecache.advice.arms import ArmSource, check_minutes, make_arms, missing_arms
 from featurecache.advice.commands import Commands
 from featurecache.advice.diagnosis import diagnosis_finding
 from featurecache.advice.evidence import (
@@ -39,7 +40,7 @@ from featurecache.advice.soundness import (
     shortcut_finding,
 )
 from featurecache.advice.transferability import IMAGENET_ACCURACY, h_score, log_me
-from featurecache.advice.unlabelled import rows_without_label, unlabelled_findings
+from featurecache.advice.unlabelled import default_set, rows_without_label, unlabelled_findings
 from featurecache.advice.what import Candidate, depth_of, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.errors import RequestError
@@ -75,6 +76,9 @@ def advise(
     label_next: int | None = None,
     unlabelled: bool = False,
     source: str | Path | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    minutes: float | None = None,
     sets: Sequence[FeatureSet] | None = None,
     random_state: int = 0,
     n_jobs: int = -1,
@@ -100,7 +104,12 @@ def advise(
     unlabelled : bool
         Say what there is in the samples without looking at labels: clusters, near-copies, outliers.
     source : path, optional
-        Where the samples come from, for the commands that are named.
+        Where the samples come from, for the commands that are named, and for ``minutes``.
+    text_column, id_column : str, optional
+        Of a source that is a table.
+    minutes : float, optional
+        Make what a pretrained network is to be compared with and is not cached, as far as that is predicted to take no
+        longer; what is left is listed with its seconds.
     sets : sequence of FeatureSet, optional
         What may be transferred; all plain, pooled features of pretrained networks when left out.
     random_state : int
@@ -122,12 +131,17 @@ def advise(
     """
     store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
     _check(only)
+    check_minutes(minutes, source)
     if task is None:
         if not unlabelled and label_next is None:
             raise RequestError("name a task, or ask for what can be said without one (--unlabelled, --label-next N)")
         return unlabelled_findings(store, sets, structure=unlabelled, count=label_next, random_state=random_state)
     labels = store.task(task)
     target = None if target_domain is None else rows_of_domain(store, labels, target_domain)
+    left: dict[str, float] = {}
+    if minutes is not None and source is not None:
+        origin = ArmSource(source, text_column, id_column)
+        left = make_arms(store, missing_arms(store, default_set(store, sets), origin), origin, minutes, progress)
     asked_for = None if sets is None else {found.key for found in sets}
     cached = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
     arms = [found for found in cached if asked_for is None or found.key in asked_for or role_of(found) != "pretrained"]
@@ -135,7 +149,7 @@ def advise(
         raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
     evidence = gather(labels, arms, random_state=random_state, but_not=target)
     domain = None if target_domain is None or target is None else (target_domain, target)
-    advisor = _Advisor(store, evidence, domain, source, random_state, n_jobs, progress)
+    advisor = _Advisor(store, evidence, domain, source, left, random_state, n_jobs, progress)
     findings = advisor.findings(only)
     if label_next is not None:
         findings.append(advisor.label_next(label_next))
@@ -153,6 +167,7 @@ class _Advisor:
         evidence: Evidence,
         target: tuple[str, Rows] | None,
         source: str | Path | None,
+        not_made: Mapping[str, float],
         random_state: int,
         n_jobs: int,
         progress: Progress | None,
@@ -161,6 +176,7 @@ class _Advisor:
         self._workers = num_cores() if n_jobs < 0 else max(n_jobs, 1)
         self._commands = Commands(store, evidence.task.name, source)
         self._names = self._names_of_arms()
+        self._not_made = not_made
         self._progress = progress
         self._probes: dict[str, Probe] = {}
 
@@ -290,7 +306,7 @@ class _Advisor:
         if evidence.kind == "classification":
             without["largest class"] = evidence.floor
         commands = self._commands.without_transfer(default.feature_set)
-        return transfer_finding(
+        found = transfer_finding(
             self._gains(default),
             without,
             evidence.groups,
@@ -298,6 +314,11 @@ class _Advisor:
             score=evidence.score_name,
             missing={role: command for role, command in commands.items() if role not in {arm.role for arm in arms}},
         )
+        if not self._not_made:
+            return found
+        left = ", ".join(f"{role} (about {seconds:.0f} s)" for role, seconds in self._not_made.items())
+        text = f"{found.text}; not made within the minutes: {left}"
+        return replace(found, text=text, details={**found.details, "missing_seconds": dict(self._not_made)})
 
     def _what(self) -> Finding:
         evidence, arms = self._evidence, self._pretrained()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from featurecache.advice.arms import PIXELS
 from featurecache.store.feature_sets import FeatureSet, choose, prefer_wider
 from featurecache.store.store import FeatureStore
 
-_PIXELS = 32
 _MINUTES = 10
 
 
@@ -49,7 +49,7 @@ class Commands:
         if feature_set.identity.preprocess.modality != "image":
             return {"words": self._extract("words", "--text-column", "COLUMN")}
         return {
-            "pixels": self._extract(f"pixels:{_PIXELS}"),
+            "pixels": self._extract(f"pixels:{PIXELS}"),
             "colours": self._extract("colours"),
             "untrained": self._extract(feature_set.identity.backbone, "--init", "random", "--tap", feature_set.tap),
         }

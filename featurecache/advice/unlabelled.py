@@ -51,7 +51,7 @@ def unlabelled_findings(
     RequestError
         A cache without pooled features of a pretrained network, or with fewer than 20 samples of them.
     """
-    feature_set = _default_set(store, sets)
+    feature_set = default_set(store, sets)
     features = feature_set.open()
     rows = _some(_usable_rows(store, features), MAX_ROWS if count is None else _MOST_CANDIDATES, random_state)
     if len(rows) < 20:
@@ -80,7 +80,7 @@ def near_copy_groups(store: FeatureStore) -> dict[int, str]:
     RequestError
         A cache without pooled features of a pretrained network, or with too many samples to compare all.
     """
-    feature_set = _default_set(store, None)
+    feature_set = default_set(store)
     rows = _usable_rows(store, feature_set.open())
     if len(rows) > _MOST_COMPARED:
         raise RequestError(
@@ -121,7 +121,20 @@ def rows_without_label(store: FeatureStore, task: Task, feature_set: FeatureSet,
     return _some(rows, _MOST_CANDIDATES, random_state)
 
 
-def _default_set(store: FeatureStore, sets: Sequence[FeatureSet] | None) -> FeatureSet:
+def default_set(store: FeatureStore, sets: Sequence[FeatureSet] | None = None) -> FeatureSet:
+    """Return the default tap of a pretrained network, or else any pooled one.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    sets : sequence of FeatureSet, optional
+        To choose from; all of the cache when left out.
+
+    Raises
+    ------
+    RequestError
+        There is none.
+    """
     found = prefer_wider(pooled_if_any([each for each in sets or store.feature_sets() if each.num_views is None]))
     able = [each for each in found if role_of(each) == "pretrained" and each.is_pooled]
     if not able:

@@ -67,6 +67,15 @@ def add_parser(verbs: Any) -> None:
         "paths such as 'webcam/*'",
     )
     parser.add_argument("--source", metavar="SOURCE", help="where the samples come from, for the commands it names")
+    parser.add_argument("--text-column", metavar="NAME", help="of a source that is a table, what holds the texts")
+    parser.add_argument("--id-column", metavar="NAME", help="of such a table, what names them")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="make what a pretrained network is to be compared with (pixels, colours, it untrained), as far as "
+        "that takes no longer; 0 says how long",
+    )
     parser.add_argument("--random-state", type=int, default=0, metavar="SEED", help="of folds and samples (default 0)")
     parser.add_argument("--wide", action="store_true", help="also the tables that the answers rest on")
     parser.add_argument("--tables", type=Path, metavar="DIR", help="write these tables as CSV files, whole")
@@ -92,6 +101,9 @@ def run(args: argparse.Namespace) -> int:
             label_next=args.label_next,
             unlabelled=args.unlabelled,
             source=args.source,
+            text_column=args.text_column,
+            id_column=args.id_column,
+            minutes=args.minutes,
             random_state=args.random_state,
             n_jobs=args.jobs or -1,
             progress=progress,

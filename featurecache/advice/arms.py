@@ -1,0 +1,203 @@
+"""Arms without transfer that are not cached yet: what each would take, and making those that a budget allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.advice.evidence import Role, role_of
+from featurecache.errors import InputError, RequestError
+from featurecache.machine import num_cores
+from featurecache.sources.inputs import Input, inputs_of
+from featurecache.sources.opening import open_source
+from featurecache.specs import BackboneRequest
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.store import FeatureStore
+
+if TYPE_CHECKING:
+    from featurecache.backbones.backbone import Backbone
+    from featurecache.progress import Progress
+
+PIXELS = 32
+_TRIED = 12
+"""Samples by which the time of all is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSource:
+    """Where the samples of a cache come from.
+
+    Attributes
+    ----------
+    path : str
+    text_column, id_column : str or None
+        Of a table.
+    """
+
+    path: str | Path
+    text_column: str | None = None
+    id_column: str | None = None
+
+    def inputs(self) -> Sequence[Input]:
+        """Return all samples.
+
+        Raises
+        ------
+        SourceError, RequestError
+        """
+        return list(inputs_of(open_source(self.path, text_column=self.text_column, id_column=self.id_column)))
+
+
+@dataclass(frozen=True, slots=True)
+class MissingArm:
+    """What a pretrained network is compared with, and is not cached.
+
+    Attributes
+    ----------
+    role : str
+    request : BackboneRequest
+    tap : str
+    seconds : float
+        That making it would take, as told by a few samples.
+    """
+
+    role: Role
+    request: BackboneRequest
+    tap: str
+    seconds: float
+
+
+def missing_arms(store: FeatureStore, feature_set: FeatureSet, source: ArmSource) -> list[MissingArm]:
+    """Return what a pretrained network could be compared with and is not cached, the quickest first.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    feature_set : FeatureSet
+        Of the pretrained network.
+    source : ArmSource
+    """
+    wanted: dict[Role, tuple[BackboneRequest, str]] = {"words": (BackboneRequest(name="words"), "default")}
+    if feature_set.identity.preprocess.modality == "image":
+        wanted = {
+            "colours": (BackboneRequest(name="colours"), "default"),
+            "pixels": (BackboneRequest(name=f"pixels:{PIXELS}"), "default"),
+            "untrained": (_untrained(feature_set), feature_set.tap),
+        }
+    there = {
+        role_of(found)
+        for found in store.feature_sets()
+        if found.is_baseline or found.identity.architecture == feature_set.identity.architecture
+    }
+    inputs = source.inputs()
+    found = [
+        MissingArm(role, request, tap, _predicted_seconds(request, inputs))
+        for role, (request, tap) in wanted.items()
+        if role not in there
+    ]
+    return sorted(found, key=lambda arm: arm.seconds)
+
+
+def make_arms(
+    store: FeatureStore,
+    arms: Sequence[MissingArm],
+    source: ArmSource,
+    minutes: float,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Make the arms that a budget allows, and return the predicted seconds of the others by role.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    arms : sequence of MissingArm
+        The quickest first.
+    source : ArmSource
+    minutes : float
+    progress : Progress, optional
+    """
+    from featurecache.extraction.extract import run_extraction
+
+    deadline, left = time.monotonic() + 60 * minutes, {}
+    for arm in arms:
+        if time.monotonic() + arm.seconds > deadline:
+            left[str(arm.role)] = round(arm.seconds, 3)
+            continue
+        run_extraction(
+            source.path,
+            store.path,
+            arm.request,
+            taps=[arm.tap],
+            text_column=source.text_column,
+            id_column=source.id_column,
+            progress=progress,
+        )
+    return left
+
+
+def check_minutes(minutes: float | None, source: str | Path | None) -> None:
+    """Raise `RequestError` where a budget is none, or where there is nothing to make arms of.
+
+    Parameters
+    ----------
+    minutes : float or None
+    source : path or None
+    """
+    if minutes is None:
+        return
+    if not 0 <= minutes < float("inf"):
+        raise RequestError(f"minutes must be 0 or more, got {minutes:g}")
+    if source is None:
+        raise RequestError(
+            "--minutes makes what is missing from the samples themselves; say with --source where they come from"
+        )
+
+
+def _untrained(feature_set: FeatureSet) -> BackboneRequest:
+    """Return the request for the same architecture before any training, with inputs of the same preprocess."""
+    from featurecache.backbones.registry import load_backbone
+
+    request = BackboneRequest(name=feature_set.identity.backbone, init="random")
+    mine, usual = feature_set.identity.preprocess, load_backbone(request).preprocess
+    names = [field.name for field in fields(mine)]
+    changes = {name: getattr(mine, name) for name in names if getattr(mine, name) != getattr(usual, name)}
+    return replace(request, preprocess=tuple(sorted(changes.items())))
+
+
+def _predicted_seconds(request: BackboneRequest, inputs: Sequence[Input]) -> float:
+    """Return how long a network takes for all inputs, told by a few of them spread over the source."""
+    from featurecache.backbones.registry import load_backbone
+    from featurecache.extraction.modality import modality_of
+
+    started = time.perf_counter()
+    network = load_backbone(request)
+    modality = modality_of(network.preprocess, network.tokenizer)
+    start_up = time.perf_counter() - started
+    some = [inputs[int(index)] for index in np.unique(np.linspace(0, len(inputs) - 1, _TRIED).astype(int))]
+    started, arrays = time.perf_counter(), list[NDArray[np.generic]]()
+    with modality.undisturbed():
+        for item in some:
+            try:
+                arrays.append(modality.load(item.read(modality.max_bytes)).arrays)
+            except InputError:
+                continue
+    if not arrays:
+        return start_up
+    _run(network, np.concatenate(arrays))
+    return start_up + (time.perf_counter() - started) / len(some) * len(inputs) / num_cores()
+
+
+def _run(network: Backbone, batch: NDArray[np.generic]) -> None:
+    import torch
+
+    from featurecache.backbones.input_kinds import input_kind_of
+
+    kind = input_kind_of(network.preprocess)
+    with torch.inference_mode():
+        kind.call(network.module.eval(), kind.prepare(network.preprocess)(torch.from_numpy(batch)))
