@@ -14,6 +14,9 @@
     python scripts/benchmark.py mlp fashion.cache --task kind --repeats 3
     python scripts/benchmark.py small flowers.cache ants.cache --draws 20
     python scripts/benchmark.py reruns flowers.cache ants.cache --draws 3
+    python scripts/benchmark.py labelling flowers.cache ants.cache --draws 10
+    python scripts/benchmark.py outliers flowers.cache ants.cache --draws 10
+    python scripts/benchmark.py adaptation office.cache --task kind --domain 'amazon/*' --domain 'webcam/*'
     python scripts/benchmark.py start-up photos --images 180
     python scripts/benchmark.py memory fashion.cache --task kind
 
@@ -30,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ceilings, extraction, heads, life, reading, small, start_up, tails, taps
+from benchmarks import advice, ceilings, extraction, heads, life, reading, small, start_up, tails, taps
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -95,6 +98,9 @@ def main() -> None:
         "heads": (heads.bench_heads, heads.add_heads_options),
         "small": (small.bench_small, small.add_small_options),
         "reruns": (small.bench_reruns, small.add_reruns_options),
+        "labelling": (advice.bench_labelling, advice.add_sets_options),
+        "outliers": (advice.bench_outliers, advice.add_sets_options),
+        "adaptation": (advice.bench_adaptation, advice.add_adaptation_options),
         "start-up": (start_up.bench_start_up, start_up.add_start_up_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "memory": (heads.bench_memory, heads.add_memory_options),
