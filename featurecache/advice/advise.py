@@ -252,7 +252,9 @@ class _Advisor:
             score = partial(gains, evidence.y, kind=evidence.kind)
             together = gains_with_copies_together(X[:count], evidence.targets, groups, score, self._seed)
         splits = [SPLITS[number] for number in task.splits[task.indices_of(rows)].tolist()]
-        command = self._commands.keep_copies_together() if len(copies.pairs) else None
+        # Of fewer groups no splits can be made.
+        enough = len(np.unique(copies.group)) >= 3 * max(len(task.classes), 2)
+        command = self._commands.keep_copies_together() if len(copies.pairs) and enough else None
         found.append(
             copies_finding(copies, splits, gained, together, names, score=evidence.score_name, next_command=command)
         )

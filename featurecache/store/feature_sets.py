@@ -73,6 +73,11 @@ class FeatureSet:
         return len(self.activation_shape) == 1
 
     @property
+    def is_untrained(self) -> bool:
+        """Tell whether its network had random weights."""
+        return self.about.weights_source.startswith("random initialisation")
+
+    @property
     def is_baseline(self) -> bool:
         """Tell whether no network made it: pixels, a histogram of colours, or counts of words."""
         return self.identity.backbone.startswith("pixels:") or self.identity.backbone in ("colours", "words")
@@ -184,8 +189,11 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
             raise UnknownNameError(f"cached {kind}", name, known, near=near, advice=advice)
         sets = fitting
     # What transfer is compared with stands beside the features, and is taken only where it is named.
-    if names.get("backbone") is None and names.get("fingerprint") is None:
-        sets = [s for s in sets if not s.is_baseline] or sets
+    if names.get("fingerprint") is None:
+        if names.get("backbone") is None:
+            sets = [s for s in sets if not s.is_baseline] or sets
+        trained = {s.identity.architecture for s in sets if not s.is_untrained}
+        sets = [s for s in sets if not (s.is_untrained and s.identity.architecture in trained)]
     if views is None:
         return sets
     fitting = [s for s in sets if (s.num_views or 0) == views]
