@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.report import ExtractionReport
     from featurecache.progress import Progress
+    from featurecache.reporting.report import SamplesToLookAt
     from featurecache.sources.source import Source
     from featurecache.specs import ExtractionSettings, ViewSpec
     from featurecache.store.labels import FolderLabels, TableLabels
@@ -352,10 +353,28 @@ def _write_report(
         changes=[] if done.training.changes is None else done.training.changes.lines(),
         advice=summary(done.advice),
         kept=None if done.saved is None else describe_kept(best, keep),
+        to_look_at=_to_look_at(done.advice),
     )
     paths = set(listing.paths) if source.modality == "image" else set()
     write_report(path, data, find=lambda name: source_path / name if name in paths else None)
     return path
+
+
+def _to_look_at(advice: Sequence[Finding]) -> list[SamplesToLookAt]:
+    """Return the samples that advice names and a reader should see."""
+    from featurecache.reporting.report import SamplesToLookAt
+
+    found = []
+    for finding in advice:
+        if pairs := finding.details.get("pairs"):
+            samples = [((pair["first"], pair["second"]), f"alike by {pair['similarity']:.3f}") for pair in pairs]
+            found.append(SamplesToLookAt(f"near-copies: {len(samples)} pairs, the most alike first", samples))
+        if labels := finding.details.get("labels"):
+            captions = [f"labelled {label['label']}, looks like {label['suggested']}" for label in labels]
+            names = [(str(label["name"]),) for label in labels]
+            title = f"labels worth checking: {len(labels)}, the least probable first"
+            found.append(SamplesToLookAt(title, list(zip(names, captions, strict=True))))
+    return found
 
 
 def _names_of_samples(done: RunReport, source: Source, listing: Listing) -> tuple[NDArray[Any], list[str]]:

@@ -79,6 +79,8 @@ class ReportData:
         What to do next, in sentences.
     kept : str or None
         What the kept head was fitted on.
+    to_look_at : sequence of SamplesToLookAt
+        Near-copies and labels that are worth checking, shown as pictures.
     """
 
     title: str
@@ -93,6 +95,22 @@ class ReportData:
     changes: Sequence[str] = ()
     advice: Sequence[str] = ()
     kept: str | None = None
+    to_look_at: Sequence[SamplesToLookAt] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SamplesToLookAt:
+    """Samples that advice names, each with what it says of it.
+
+    Attributes
+    ----------
+    title : str
+    samples : sequence of (tuple of str, str)
+        Names of one sample, or of two that are alike, and a caption.
+    """
+
+    title: str
+    samples: Sequence[tuple[tuple[str, ...], str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +153,10 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
     # Thumbnails are of the same files, damaged ones among them.
     with pillow_defaults():
         mistakes = [_mistake(data, index, find) for index in wrong[:_MAX_MISTAKES].tolist()]
+        galleries = [
+            (group.title, [(names, caption, _images(names, find)) for names, caption in group.samples[:_MAX_MISTAKES]])
+            for group in data.to_look_at
+        ]
     text = environment.get_template("report.html").render(
         data=data,
         final=final,
@@ -149,6 +171,7 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         picture=_picture(data),
         shares=_shares(data),
         mistakes=mistakes,
+        galleries=galleries,
         num_mistakes=len(wrong),
         versions={"python": platform.python_version(), **installed_versions()},
     )
@@ -223,6 +246,11 @@ def _wrong(data: ReportData) -> np.ndarray:
         spread = np.array([c[k].std() if k.any() else 0.0 for c, k in zip(final.y_true.T, known.T, strict=True)])
         errors = (off / np.where(spread > 0, spread, 1.0))[wrong].max(axis=1)
     return wrong[np.argsort(-errors, kind="stable")]
+
+
+def _images(names: Sequence[str], find: Callable[[str], Path | None]) -> list[str | None]:
+    """Return a thumbnail of each sample, None where its file is not at hand."""
+    return [None if (path := find(name)) is None else thumbnail(path) for name in names]
 
 
 def _mistake(data: ReportData, index: int, find: Callable[[str], Path | None]) -> Mistake:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from conftest import COLOURS, write_image
 
 from featurecache.evaluation.calibration import Bin, Calibration
-from featurecache.reporting.report import FinalEvaluation, ReportData, human_bytes, write_report
+from featurecache.reporting.report import FinalEvaluation, ReportData, SamplesToLookAt, human_bytes, write_report
 
 pytestmark = pytest.mark.usefixtures("few_settings")
 
@@ -124,6 +125,24 @@ def test_everything_is_inside_and_escaped(tmp_path: Path) -> None:
     assert "0.500 (0.250 to 0.750, 95 % interval, 4 samples)" in re.sub(
         r"</?b>|\n", lambda m: " " * (m[0] == "\n"), text
     )
+
+
+def test_what_advice_names_is_shown_in_pictures(tmp_path: Path) -> None:
+    for name in ("a.png", "b<.png"):
+        write_image(tmp_path / name, COLOURS["red"], seed=1)
+    groups = [
+        SamplesToLookAt("near-copies: 1 pairs", [(("a.png", "b<.png"), "alike by 0.990")]),
+        SamplesToLookAt("labels worth checking: 1", [(("gone.png",), "labelled <x>, looks like y")]),
+    ]
+    data = replace(make_data(["a", "b"], ["x"] * 4), advice=["look"], to_look_at=groups)
+    write_report(tmp_path / "r.html", data, find=lambda name: tmp_path / name)
+    text = (tmp_path / "r.html").read_text()
+    section = text[text.index("What to do next") : text.index("<h2>Heads</h2>")]
+    assert section.count("data:image/jpeg;base64,") == 2  # the file of the third is gone
+    assert "alike by 0.990" in section
+    assert "a.png · b&lt;.png" in section
+    assert "labelled &lt;x&gt;, looks like y" in section
+    assert "<x>" not in section
 
 
 def test_without_a_test_split_the_split_is_named(tmp_path: Path) -> None:
