@@ -39,6 +39,7 @@ from featurecache.advice.soundness import (
     near_copies,
     shortcut_finding,
 )
+from featurecache.advice.structure import outliers_finding
 from featurecache.advice.transferability import IMAGENET_ACCURACY, h_score, log_me
 from featurecache.advice.unlabelled import default_set, rows_without_label, unlabelled_findings
 from featurecache.advice.what import Candidate, depth_of, features_finding
@@ -258,6 +259,8 @@ class _Advisor:
         found.append(
             copies_finding(copies, splits, gained, together, names, score=evidence.score_name, next_command=command)
         )
+        outliers = outliers_finding(X[:count], names[:count], self._name(arm), question="soundness")
+        found += [] if outliers is None else [outliers]
         if task.kind == "classification":
             found += self._labels(arm, names)
             if facts := facts_of(self._store, evidence.rows):

@@ -105,7 +105,7 @@ def _urgency(finding: Finding) -> int:
         return 0
     if finding.question == "soundness":
         # Where features are weak, most labels that look wrong are right.
-        if finding.verdict == "labels to check":
+        if finding.verdict in ("labels to check", "outliers"):
             return 3
         # Copies that change no figure, say, are no reason to do anything.
         return 1 if finding.low is None or finding.low > 0 else 4

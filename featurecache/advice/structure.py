@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurecache.advice.axes import main_axes, unit_axes
-from featurecache.advice.finding import Finding
+from featurecache.advice.finding import Finding, Question
 from featurecache.advice.labelling import typical_samples
 from featurecache.advice.probe import Floats
 from featurecache.advice.soundness import near_copies, pairs_of
@@ -107,7 +107,7 @@ def structure_findings(
     axes = unit_axes(X)
     clusters = stable_clusters(axes, random_state=random_state)
     findings = [_clusters_finding(clusters, X, names, name), _copies_finding(X, names, name)]
-    if (outliers := _outliers_finding(X, names, name)) is not None:
+    if (outliers := outliers_finding(X, names, name)) is not None:
         findings.append(outliers)
     count = min(_LABELS_OF_A_CLUSTER * max(clusters.count, 2), len(X))
     typical = typical_samples(axes, np.empty(0, np.int64), count, random_state=random_state)
@@ -173,8 +173,22 @@ def _clusters_finding(clusters: Clusters, X: NDArray[np.floating], names: Sequen
     )
 
 
-def _outliers_finding(X: NDArray[np.floating], names: Sequence[str], name: str) -> Finding | None:
-    """List the samples that are least like the others."""
+def outliers_finding(
+    X: NDArray[np.floating], names: Sequence[str], name: str, *, question: Question = "structure"
+) -> Finding | None:
+    """List the samples that are far from all others; None of fewer than 20.
+
+    Parameters
+    ----------
+    X : ndarray (n, d)
+        Features.
+    names : sequence of str
+        Of the samples.
+    name : str
+        What the features are called.
+    question : str
+        That it answers.
+    """
     if len(X) < LEAST_ROWS:
         return None
     scores = np.empty(len(X), np.float32)
@@ -188,13 +202,14 @@ def _outliers_finding(X: NDArray[np.floating], names: Sequence[str], name: str) 
     far = np.flatnonzero(scores > third + 3 * (third - first))
     far = far[np.argsort(-scores[far], kind="stable")]
     listed = [{"name": names[row], "distance": round(float(scores[row]), 4)} for row in far.tolist()]
-    text = f"{len(far)} of {len(X)} samples are far from all others"
+    text = f"none of {len(X)} samples is far from all others"
+    if listed:
+        text = f"{len(far)} of {len(X)} samples are far from all others, first {listed[0]['name']}: look whether they "
+        text += "belong"
     return Finding(
-        question="structure",
+        question=question,
         verdict="outliers" if listed else "none found",
-        text=f"{text}, first {listed[0]['name']}: look whether they belong"
-        if listed
-        else text.replace("0 of", "none of"),
+        text=text,
         figure=float(len(far)),
         n=len(X),
         basis=f"cosine to the nearest samples by {name}, above the outer fence",
