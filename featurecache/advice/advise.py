@@ -434,7 +434,8 @@ class _Advisor:
         known = np.arange(len(rows))
         chosen = choose_samples(X, known, y, len(task.classes), count, random_state=self._seed) - len(rows)
         names = self._store.samples.uris_of(pool[chosen])
-        return label_next_finding(names, len(rows), len(task.classes), len(pool))
+        command = self._commands.label()
+        return label_next_finding(names, len(rows), len(task.classes), len(pool), next_command=command)
 
     def _errors_on_target(self, arm: Arm, probe: Probe, target: Rows) -> tuple[Floats, np.ndarray | None]:
         evidence, task = self._evidence, self._evidence.task

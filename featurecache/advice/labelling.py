@@ -122,7 +122,9 @@ def _unsure_and_different(axes: Floats, pool: Indices, margin: Floats, count: in
     return np.asarray(pool[candidates[taken]])
 
 
-def label_next_finding(names: Sequence[str], num_labelled: int, n_classes: int, num_unlabelled: int) -> Finding:
+def label_next_finding(
+    names: Sequence[str], num_labelled: int, n_classes: int, num_unlabelled: int, *, next_command: str | None = None
+) -> Finding:
     """Say which samples to label next.
 
     Parameters
@@ -133,6 +135,8 @@ def label_next_finding(names: Sequence[str], num_labelled: int, n_classes: int, 
         Samples with a label; classes, 0 where there are none yet.
     num_unlabelled : int
         Samples that were chosen from.
+    next_command : str, optional
+        That takes the labels.
     """
     is_start = num_labelled < max(ENOUGH_PER_CLASS * n_classes, 2)
     how = "typical of clusters without labels" if is_start else "unsure by a linear probe, and different"
@@ -142,5 +146,6 @@ def label_next_finding(names: Sequence[str], num_labelled: int, n_classes: int, 
         text=f"label these {len(names)} of {num_unlabelled} samples without labels next, first {names[0]}: {how}",
         n=num_unlabelled,
         basis=f"features; {num_labelled} samples have labels",
+        next_command=next_command,
         details={"label_next": list(names)},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,7 +65,9 @@ def unlabelled_findings(
         found += structure_findings(X[some], [names[index] for index in some], name=name, random_state=random_state)
     if count is not None:
         chosen = typical_samples(unit_axes(X), np.empty(0, np.int64), count, random_state=random_state)
-        found.append(label_next_finding([names[index] for index in chosen], 0, 0, len(rows)))
+        command = shlex.join(["featurecache", "task", "add", str(store.path), "TASK", "LABELS.csv"])
+        names = [names[index] for index in chosen]
+        found.append(label_next_finding(names, 0, 0, len(rows), next_command=command))
     return found
 
 
