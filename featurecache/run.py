@@ -368,7 +368,8 @@ def _to_look_at(advice: Sequence[Finding]) -> list[SamplesToLookAt]:
     for finding in advice:
         if pairs := finding.details.get("pairs"):
             samples = [((pair["first"], pair["second"]), f"alike by {pair['similarity']:.3f}") for pair in pairs]
-            found.append(SamplesToLookAt(f"near-copies: {len(samples)} pairs, the most alike first", samples))
+            title = f"near-copies: {finding.details['num_pairs']} pairs, the most alike first"
+            found.append(SamplesToLookAt(title, samples))
         if labels := finding.details.get("labels"):
             captions = [f"labelled {label['label']}, looks like {label['suggested']}" for label in labels]
             names = [(str(label["name"]),) for label in labels]

@@ -47,3 +47,17 @@ def adaptation_finding(
         next_command=command,
         details=details,
     )
+
+
+def cannot_adapt(reason: str, n: int) -> Finding:
+    """Say why it cannot be told whether adapting helps.
+
+    Parameters
+    ----------
+    reason : str
+        What stands in the way.
+    n : int
+        Samples of the target.
+    """
+    text = f"cannot tell whether adapting helps: {reason}"
+    return Finding(question="adaptation", verdict="cannot tell", text=text, n=n, basis="samples of the target")

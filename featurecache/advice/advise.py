@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from joblib import Parallel, delayed
 
-from featurecache.advice.adaptation import adaptation_finding
+from featurecache.advice.adaptation import adaptation_finding, cannot_adapt
 from featurecache.advice.arms import ArmSource, check_minutes, make_arms, missing_arms
 from featurecache.advice.commands import Commands
 from featurecache.advice.diagnosis import diagnosis_finding
@@ -36,7 +36,6 @@ from featurecache.advice.soundness import (
     count_findings,
     gains_with_copies_together,
     label_finding,
-    near_copies,
     shortcut_finding,
 )
 from featurecache.advice.structure import outliers_finding
@@ -44,10 +43,11 @@ from featurecache.advice.transferability import IMAGENET_ACCURACY, h_score, log_
 from featurecache.advice.unlabelled import default_set, rows_without_label, unlabelled_findings
 from featurecache.advice.what import Candidate, depth_of, features_finding
 from featurecache.advice.when import transfer_finding
-from featurecache.errors import RequestError
+from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.adapting import adapt_heads
 from featurecache.evaluation.domains import rows_of_domain
 from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.near_copies import near_copies
 from featurecache.evaluation.prediction import calibrated
 from featurecache.heads.probability import fit_temperature
 from featurecache.heads.threads import one_thread
@@ -132,10 +132,16 @@ def advise(
     """
     store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
     _check(only)
+    if "adaptation" in only and target_domain is None:
+        raise RequestError("adaptation is to samples of a target; name them with --target-domain")
     check_minutes(minutes, source)
     if task is None:
         if not unlabelled and label_next is None:
             raise RequestError("name a task, or ask for what can be said without one (--unlabelled, --label-next N)")
+        if only or target_domain is not None or minutes is not None:
+            raise RequestError(
+                "--only, --target-domain and --minutes are for questions about a task; name it with --task"
+            )
         return unlabelled_findings(store, sets, structure=unlabelled, count=label_next, random_state=random_state)
     labels = store.task(task)
     target = None if target_domain is None else rows_of_domain(store, labels, target_domain)
@@ -178,12 +184,13 @@ class _Advisor:
         self._commands = Commands(store, evidence.task.name, source)
         self._names = self._names_of_arms()
         self._not_made = not_made
+        self._only: frozenset[str] = frozenset()
         self._progress = progress
         self._probes: dict[str, Probe] = {}
 
     def findings(self, only: Sequence[str]) -> list[Finding]:
         """Ask all questions, or some."""
-        wanted = only or QUESTIONS
+        wanted, self._only = only or QUESTIONS, frozenset(only)
         with one_thread():
             self._fit_probes()
             # What is fatal is told before anything else, unless something else is asked for by name.
@@ -259,7 +266,8 @@ class _Advisor:
         found.append(
             copies_finding(copies, splits, gained, together, names, score=evidence.score_name, next_command=command)
         )
-        outliers = outliers_finding(X[:count], names[:count], self._name(arm), question="soundness")
+        name = self._name(arm)
+        outliers = outliers_finding(X[:count], names[:count], name, near_copies(X[:count]), question="soundness")
         found += [] if outliers is None else [outliers]
         if task.kind == "classification":
             found += self._labels(arm, names)
@@ -353,10 +361,14 @@ class _Advisor:
         """Return what is known of features without a probe."""
         evidence, some = self._evidence, slice(0, _PROMISE_ROWS)
         X = arm.features()[some]
-        promises = {"log_me": log_me(X, evidence.targets[some])}
+        promises: dict[str, float | None] = {"log_me": log_me(X, evidence.targets[some])}
         if evidence.kind == "classification":
             promises["h_score"] = h_score(X, evidence.y[some].astype(np.int64))
-        return {**promises, "imagenet_accuracy": IMAGENET_ACCURACY.get(arm.feature_set.identity.backbone)}
+        feature_set = arm.feature_set
+        # What was published is of the default weights.
+        own = feature_set.about.weights_source.startswith("file ")
+        published = None if own else IMAGENET_ACCURACY.get(feature_set.identity.backbone)
+        return {**promises, "imagenet_accuracy": published}
 
     def _how(self) -> Finding:
         evidence, arm = self._evidence, self._best()
@@ -412,9 +424,18 @@ class _Advisor:
         if target is None or evidence.kind != "classification":
             return []
         feature_set = self._best().feature_set
-        report = adapt_heads(self._store, evidence.task, feature_set, target[0], random_state=self._seed)
+        try:
+            report = adapt_heads(self._store, evidence.task, feature_set, target[0], random_state=self._seed)
+        except (RequestError, TaskError) as error:
+            if self._is_named("adaptation"):
+                raise
+            return [cannot_adapt(str(error), len(target[1]))]
         command = self._commands.adapt(feature_set, target[0])
         return [adaptation_finding(report, name=self._name(self._best()), next_command=command)]
+
+    def _is_named(self, question: str) -> bool:
+        """Tell whether a question was asked by its name, so that what stands in its way is an error."""
+        return question in self._only
 
     def label_next(self, count: int) -> Finding:
         """Name the samples without a label that are the most useful to label.

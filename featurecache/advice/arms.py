@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featurecache.advice.evidence import Role, role_of
 from featurecache.errors import InputError, RequestError
+from featurecache.extraction.reproduction import opened_by_name
 from featurecache.machine import num_cores
 from featurecache.sources.inputs import Input, inputs_of
 from featurecache.sources.opening import open_source
@@ -83,18 +84,25 @@ def missing_arms(store: FeatureStore, feature_set: FeatureSet, source: ArmSource
         Of the pretrained network.
     source : ArmSource
     """
+    identity = feature_set.identity
     wanted: dict[Role, tuple[BackboneRequest, str]] = {"words": (BackboneRequest(name="words"), "default")}
-    if feature_set.identity.preprocess.modality == "image":
+    if identity.preprocess.modality == "image":
         wanted = {
             "colours": (BackboneRequest(name="colours"), "default"),
             "pixels": (BackboneRequest(name=f"pixels:{PIXELS}"), "default"),
-            "untrained": (_untrained(feature_set), feature_set.tap),
         }
+        # A record never decides whose code is run: of other names the command says what to type.
+        if opened_by_name(identity.backbone) is not None:
+            choices = tuple(sorted(identity.preprocess.choices().items()))
+            request = BackboneRequest(name=identity.backbone, init="random", preprocess=choices)
+            wanted["untrained"] = request, feature_set.tap
     there = {
         role_of(found)
         for found in store.feature_sets()
         if found.is_baseline or found.identity.architecture == feature_set.identity.architecture
     }
+    if not wanted.keys() - there:
+        return []
     inputs = source.inputs()
     found = [
         MissingArm(role, request, tap, _predicted_seconds(request, inputs))
@@ -159,24 +167,15 @@ def check_minutes(minutes: float | None, source: str | Path | None) -> None:
         )
 
 
-def _untrained(feature_set: FeatureSet) -> BackboneRequest:
-    """Return the request for the same architecture before any training, with inputs of the same preprocess."""
-    from featurecache.backbones.registry import load_backbone
-
-    request = BackboneRequest(name=feature_set.identity.backbone, init="random")
-    mine, usual = feature_set.identity.preprocess, load_backbone(request).preprocess
-    names = [field.name for field in fields(mine)]
-    changes = {name: getattr(mine, name) for name in names if getattr(mine, name) != getattr(usual, name)}
-    return replace(request, preprocess=tuple(sorted(changes.items())))
-
-
 def _predicted_seconds(request: BackboneRequest, inputs: Sequence[Input]) -> float:
     """Return how long a network takes for all inputs, told by a few of them spread over the source."""
+    from featurecache.backbones.providers.hub_access import no_network
     from featurecache.backbones.registry import load_backbone
     from featurecache.extraction.modality import modality_of
 
     started = time.perf_counter()
-    network = load_backbone(request)
+    with no_network():
+        network = load_backbone(request)
     modality = modality_of(network.preprocess, network.tokenizer)
     start_up = time.perf_counter() - started
     some = [inputs[int(index)] for index in np.unique(np.linspace(0, len(inputs) - 1, _TRIED).astype(int))]

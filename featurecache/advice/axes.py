@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.probe import Floats, scaled
+from featurecache.advice.probe import Floats
+from featurecache.heads.preparation import scaled
 
-_NUM_AXES = 50
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans
+
+NUM_AXES = 50
 
 
-def unit_axes(X: NDArray[np.floating], count: int = _NUM_AXES) -> Floats:
+def unit_axes(X: NDArray[np.floating], count: int = NUM_AXES) -> Floats:
     """Return the coordinates of samples on their main axes, scaled to length one, (n, k).
 
     Parameters
@@ -20,7 +27,11 @@ def unit_axes(X: NDArray[np.floating], count: int = _NUM_AXES) -> Floats:
     count : int
         Axes at most.
     """
-    coordinates = main_axes(X, count)
+    return unit_rows(main_axes(X, count))
+
+
+def unit_rows(coordinates: Floats) -> Floats:
+    """Return coordinates (n, k) scaled to length one; rows of zeros stay as they are."""
     return np.asarray(coordinates / np.maximum(np.linalg.norm(coordinates, axis=1, keepdims=True), 1e-12))
 
 
@@ -36,5 +47,27 @@ def main_axes(X: NDArray[np.floating], count: int) -> Floats:
     from sklearn.decomposition import PCA
 
     rows = scaled(X)
+    if not rows.any():
+        return np.zeros((len(rows), 1))
     most = min(count, rows.shape[1], max(len(rows) - 1, 1))
     return np.asarray(PCA(most, svd_solver="randomized", random_state=0).fit_transform(rows), np.float64)
+
+
+def k_means(axes: Floats, count: int, *, random_state: int, num_starts: int = 1) -> KMeans:
+    """Return k-means fitted to samples; fewer clusters where fewer samples differ.
+
+    Parameters
+    ----------
+    axes : ndarray (n, k)
+    count : int
+        Clusters.
+    random_state : int
+    num_starts : int
+        Of which the best is taken.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return KMeans(count, n_init=num_starts, random_state=random_state).fit(axes)

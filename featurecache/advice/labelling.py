@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.axes import unit_axes
+from featurecache.advice.axes import k_means, unit_axes
 from featurecache.advice.finding import Finding
 from featurecache.advice.probe import Floats, linear_probe, one_hot, predict_new
 
@@ -68,10 +68,8 @@ def typical_samples(axes: Floats, labelled: Indices, count: int, *, random_state
     count : int
     random_state : int
     """
-    from sklearn.cluster import KMeans
-
     num_clusters = min(len(labelled) + count, len(axes))
-    cluster = KMeans(num_clusters, n_init=1, random_state=random_state).fit_predict(axes)
+    cluster = k_means(axes, num_clusters, random_state=random_state).labels_
     is_free = np.ones(len(axes), bool)
     is_free[labelled] = False
     num_labels = np.bincount(cluster[labelled], minlength=num_clusters)
@@ -109,12 +107,10 @@ def _margins(
 
 def _unsure_and_different(axes: Floats, pool: Indices, margin: Floats, count: int, random_state: int) -> Indices:
     """Return the sample of the smallest margin of each cluster of the samples of small margins."""
-    from sklearn.cluster import KMeans
-
     count = min(count, len(pool))
     most = max(min(_CANDIDATES * count, len(pool) // 2), count)
     candidates = np.argsort(margin, kind="stable")[:most]
-    cluster = KMeans(count, n_init=1, random_state=random_state).fit_predict(axes[candidates])
+    cluster = k_means(axes[candidates], count, random_state=random_state).labels_
     # Candidates come by their margins: the first of a cluster is the one that is least sure.
     _, first = np.unique(cluster, return_index=True)
     rest = np.setdiff1d(np.arange(len(candidates)), first)

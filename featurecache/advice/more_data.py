@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy import linalg
 
 from featurecache.advice.finding import Finding
-from featurecache.advice.probe import Floats, scaled
+from featurecache.advice.probe import Floats
+from featurecache.heads.preparation import scaled
 
 _NUM_SIZES = 8
 _SMALLEST = 10

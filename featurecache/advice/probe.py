@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from featurecache.heads.preparation import PRIOR_ROWS, shrunk_variance
+from featurecache.heads.preparation import scaled
 
 Floats = NDArray[np.float64]
 PENALTIES = np.logspace(-3.5, 2.5, 11)
@@ -42,18 +42,6 @@ class Probe:
     out_of_fold: Floats
     in_sample: Floats
     penalty: float
-
-
-def scaled(X: NDArray[np.floating]) -> Floats:
-    """Return features (n, d) centred and scaled to variance 1, the variances of few rows drawn to their mean."""
-    centred = X.astype(np.float64)
-    centred -= centred.mean(axis=0)
-    variance = np.mean(centred**2, axis=0)
-    varies = variance > 1e-12 * max(float(variance.max(initial=0.0)), 1e-300)
-    if not varies.any():
-        return np.zeros_like(centred)
-    scale = np.sqrt(np.asarray(shrunk_variance(variance, varies, float(len(X)), PRIOR_ROWS)))
-    return np.asarray(centred / np.where(varies, scale, 1.0))
 
 
 def linear_probe(X: NDArray[np.floating], Y: Floats, folds: NDArray[np.int64]) -> Probe:

@@ -1,13 +1,8 @@
-"""Soundness first: copies on both sides of a split, classes that nothing is judged by, labels that are probably wrong.
-
-What a near-copy is depends on the features and the pictures: in one set two photographs are never as alike as 0.75, in
-another all are. So the threshold is above what the tenth-nearest neighbours of a set reach, of which copies are few.
-"""
+"""Soundness first: copies on both sides of a split, classes that nothing is judged by, labels that look wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,16 +11,14 @@ from numpy.typing import NDArray
 
 from featurecache.advice.finding import Finding
 from featurecache.advice.paired import mean_difference
-from featurecache.advice.probe import Floats, linear_probe, scaled
+from featurecache.advice.probe import Floats, linear_probe
+from featurecache.evaluation.near_copies import NearCopies
 
 LEAST_JUDGED = 5
 """Rows of a class in a split that is judged by; with fewer, its recall is anything."""
 LEAST_GROUPS = 20
-_LEAST_SIMILARITY, _MOST_SIMILARITY, _MARGIN = 0.8, 0.98, 0.05
-_NEIGHBOUR = 10
 _GOOD_PART = 0.25
 """Of what features gain over the largest class: facts that explain less explain little."""
-_BLOCK = 512
 _MOST_PAIRS = 50
 
 
@@ -78,61 +71,6 @@ def count_findings(
             )
         )
     return findings
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NearCopies:
-    """Pairs of samples that are nearly the same.
-
-    Attributes
-    ----------
-    pairs : ndarray of int64 (n_pairs, 2)
-        Indices, the first of a pair the smaller.
-    similarity : ndarray (n_pairs,)
-        Cosine of standardised features.
-    threshold : float
-    group : ndarray of int64 (n,)
-        Samples that are joined by pairs have the same number.
-    """
-
-    pairs: NDArray[np.int64]
-    similarity: Floats
-    threshold: float
-    group: NDArray[np.int64]
-
-
-def near_copies(X: NDArray[np.floating]) -> NearCopies:
-    """Find samples that are nearly the same: re-encoded, resized, cropped, mirrored, or of one burst.
-
-    Parameters
-    ----------
-    X : ndarray (n, d)
-        Features.
-    """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    rows = scaled(X).astype(np.float32)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    n, neighbour = len(rows), min(_NEIGHBOUR, len(rows) - 1)
-    high: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
-    of_neighbour = np.empty(n, np.float32)
-    for start in range(0, n, _BLOCK):
-        block = rows[start : start + _BLOCK] @ rows.T
-        block[np.arange(len(block)), np.arange(start, start + len(block))] = -1.0
-        of_neighbour[start : start + len(block)] = np.partition(block, n - neighbour, axis=1)[:, n - neighbour]
-        i, j = np.nonzero(block > _LEAST_SIMILARITY)
-        upper = j > i + start
-        high.append(((i + start)[upper], j[upper], block[i, j][upper]))
-    natural = float(np.quantile(of_neighbour, 0.99)) if n > 2 * _NEIGHBOUR else 0.0
-    threshold = min(max(_LEAST_SIMILARITY, natural + _MARGIN), _MOST_SIMILARITY)
-    first, second, similarity = (np.concatenate(parts) for parts in zip(*high, strict=True))
-    kept = similarity > threshold
-    pairs = np.stack([first[kept], second[kept]], axis=1)
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, group = connected_components(graph, directed=False)
-    order = np.argsort(-similarity[kept], kind="stable")
-    return NearCopies(pairs[order], similarity[kept][order].astype(np.float64), threshold, group.astype(np.int64))
 
 
 def pairs_of(copies: NearCopies, names: Sequence[str]) -> list[dict[str, Any]]:

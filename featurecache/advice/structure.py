@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.axes import main_axes, unit_axes
+from featurecache.advice.axes import NUM_AXES, k_means, main_axes, unit_axes, unit_rows
 from featurecache.advice.finding import Finding, Question
 from featurecache.advice.labelling import typical_samples
 from featurecache.advice.probe import Floats
-from featurecache.advice.soundness import near_copies, pairs_of
+from featurecache.advice.soundness import pairs_of
+from featurecache.evaluation.near_copies import NearCopies, near_copies
 from featurecache.heads.outliers import LEAST_ROWS, OutlierDetector
 
 MAX_ROWS = 2000
@@ -20,7 +21,12 @@ MAX_ROWS = 2000
 _LEAST_STABILITY = 0.75
 """Of clusters that come again: the adjusted Rand index of clusterings by two halves of the samples."""
 _MOST_CLUSTERS, _REPEATS = 20, 5
+_MOST_COMPARED = 3
+_MARGIN = 0.01
+"""Of silhouettes above those of a Gaussian."""
 _LABELS_OF_A_CLUSTER = 10
+_LEAST_FOR_OUTLIERS = LEAST_ROWS * 5 // 4
+"""A fifth of the samples is told by the others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,33 +53,47 @@ class Clusters:
         return int(self.of_sample.max()) + 1
 
 
-def stable_clusters(axes: Floats, *, random_state: int = 0) -> Clusters:
+def stable_clusters(X: NDArray[np.floating], *, random_state: int = 0) -> Clusters:
     """Return the best separated of the clusterings that come again, by k-means for 2 to 20 clusters.
+
+    One factor that all vary in, such as brightness, divides any samples in two: clusters must be better separated than
+    those of a Gaussian of the same covariance (Tibshirani, Walther & Hastie, "Estimating the number of clusters in a
+    data set via the gap statistic", JRSS B 63, 2001, compare with such a reference).
 
     Parameters
     ----------
-    axes : ndarray (n, k)
-        Of length one; see `unit_axes`.
+    X : ndarray (n, d)
+        Features.
     random_state : int
     """
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import silhouette_score
-
-    best, found = -1.0, Clusters(np.zeros(len(axes), np.int64), 0.0, 0.0, 0.0)
+    coordinates = main_axes(X, NUM_AXES)
+    axes, able = unit_rows(coordinates), list[tuple[float, Clusters]]()
     for count in range(2, min(_MOST_CLUSTERS, len(axes) // 10) + 1):
         again = _stability(axes, count, random_state)
-        if again.mean() < _LEAST_STABILITY:
-            continue
-        cluster = KMeans(count, n_init=5, random_state=random_state).fit_predict(axes)
-        if (separation := float(silhouette_score(axes, cluster))) > best:
-            best = separation
-            found = Clusters(cluster.astype(np.int64), float(again.mean()), float(again.min()), float(again.max()))
-    return found
+        if again.mean() >= _LEAST_STABILITY:
+            cluster, separation = _separation(axes, count, random_state)
+            found = Clusters(cluster, float(again.mean()), float(again.min()), float(again.max()))
+            able.append((separation, found))
+    for separation, found in sorted(able, key=lambda pair: -pair[0])[:_MOST_COMPARED]:
+        generator, spread = np.random.default_rng(random_state), coordinates.std(axis=0)
+        references = (unit_rows(generator.normal(size=coordinates.shape) * spread) for _ in range(_REPEATS))
+        if separation > max(_separation(reference, found.count, random_state)[1] for reference in references) + _MARGIN:
+            return found
+    return Clusters(np.zeros(len(axes), np.int64), 0.0, 0.0, 0.0)
+
+
+def _separation(axes: Floats, count: int, random_state: int) -> tuple[NDArray[np.int64], float]:
+    """Return the cluster of each sample by k-means, and the mean silhouette; -1 where all are one cluster."""
+    from sklearn.metrics import silhouette_score
+
+    cluster = k_means(axes, count, random_state=random_state, num_starts=5).labels_
+    if not 2 <= len(np.unique(cluster)) < len(axes):
+        return np.zeros(len(axes), np.int64), -1.0
+    return cluster.astype(np.int64), float(silhouette_score(axes, cluster))
 
 
 def _stability(axes: Floats, count: int, random_state: int) -> Floats:
     """Return how alike clusterings by two halves are, for several ways to halve the samples."""
-    from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score
 
     alike = np.empty(_REPEATS)
@@ -81,7 +101,7 @@ def _stability(axes: Floats, count: int, random_state: int) -> Floats:
         order = np.random.default_rng([random_state, repeat]).permutation(len(axes))
         half = len(axes) // 2
         first, second = (
-            KMeans(count, n_init=3, random_state=repeat).fit(axes[rows]) for rows in (order[:half], order[half:])
+            k_means(axes[rows], count, random_state=repeat, num_starts=3) for rows in (order[:half], order[half:])
         )
         alike[repeat] = adjusted_rand_score(first.predict(axes), second.predict(axes))
         if repeat == 1 and alike[:2].mean() < _LEAST_STABILITY - 0.2:
@@ -105,9 +125,10 @@ def structure_findings(
     random_state : int
     """
     axes = unit_axes(X)
-    clusters = stable_clusters(axes, random_state=random_state)
-    findings = [_clusters_finding(clusters, X, names, name), _copies_finding(X, names, name)]
-    if (outliers := outliers_finding(X, names, name)) is not None:
+    clusters = stable_clusters(X, random_state=random_state)
+    copies = near_copies(X)
+    findings = [_clusters_finding(clusters, X, names, name), _copies_finding(copies, names, name)]
+    if (outliers := outliers_finding(X, names, name, copies)) is not None:
         findings.append(outliers)
     count = min(_LABELS_OF_A_CLUSTER * max(clusters.count, 2), len(X))
     typical = typical_samples(axes, np.empty(0, np.int64), count, random_state=random_state)
@@ -126,19 +147,19 @@ def structure_findings(
     return findings
 
 
-def _copies_finding(X: NDArray[np.floating], names: Sequence[str], name: str) -> Finding:
+def _copies_finding(copies: NearCopies, names: Sequence[str], name: str) -> Finding:
     """Say how many samples are near-copies of others."""
-    copies = near_copies(X)
+    n = len(copies.group)
     count = int(np.sum(np.bincount(copies.group)[copies.group] > 1))
-    text = f"{count} of {len(X)} samples are near-copies of others: label one of each, and keep them in one split"
+    text = f"{count} of {n} samples are near-copies of others: label one of each, and keep them in one split"
     return Finding(
         question="structure",
         verdict="near-copies" if count else "none found",
         text=text if count else f"no near-copies found by features (pairs above {copies.threshold:.2f})",
         figure=float(count),
-        n=len(X),
+        n=n,
         basis=f"cosine of standardised features above {copies.threshold:.2f}, by {name}",
-        details={"pairs": pairs_of(copies, names)},
+        details={"num_pairs": len(copies.pairs), "pairs": pairs_of(copies, names)},
     )
 
 
@@ -174,9 +195,14 @@ def _clusters_finding(clusters: Clusters, X: NDArray[np.floating], names: Sequen
 
 
 def outliers_finding(
-    X: NDArray[np.floating], names: Sequence[str], name: str, *, question: Question = "structure"
+    X: NDArray[np.floating],
+    names: Sequence[str],
+    name: str,
+    copies: NearCopies,
+    *,
+    question: Question = "structure",
 ) -> Finding | None:
-    """List the samples that are far from all others; None of fewer than 20.
+    """List the samples that are far from all others; None of fewer than 25 that are no near-copies.
 
     Parameters
     ----------
@@ -186,22 +212,24 @@ def outliers_finding(
         Of the samples.
     name : str
         What the features are called.
+    copies : NearCopies
+        Among them: one sample of each group stands for all, which are near one another whatever they show.
     question : str
         That it answers.
     """
-    if len(X) < LEAST_ROWS:
+    _, single = np.unique(copies.group, return_index=True)
+    if len(single) < _LEAST_FOR_OUTLIERS:
         return None
-    scores = np.empty(len(X), np.float32)
-    for number, rows in enumerate(np.array_split(np.random.default_rng(0).permutation(len(X)), 5)):
-        others = OutlierDetector.fit(np.delete(X, rows, axis=0), random_state=number)
-        if others is None:
-            return None
-        scores[rows] = others.scores(X[rows])
+    rows, scores = X[single], np.empty(len(single), np.float32)
+    for number, some in enumerate(np.array_split(np.random.default_rng(0).permutation(len(rows)), 5)):
+        others = OutlierDetector.fit(np.delete(rows, some, axis=0), random_state=number)
+        assert others is not None  # there are enough rows
+        scores[some] = others.scores(rows[some])
     first, third = np.quantile(scores, [0.25, 0.75])
     # Tukey's outer fence: of normal scores one in half a million lies above.
     far = np.flatnonzero(scores > third + 3 * (third - first))
     far = far[np.argsort(-scores[far], kind="stable")]
-    listed = [{"name": names[row], "distance": round(float(scores[row]), 4)} for row in far.tolist()]
+    listed = [{"name": names[single[row]], "distance": round(float(scores[row]), 4)} for row in far.tolist()]
     text = f"none of {len(X)} samples is far from all others"
     if listed:
         text = f"{len(far)} of {len(X)} samples are far from all others, first {listed[0]['name']}: look whether they "

@@ -52,7 +52,7 @@ the repository of EfficientNet-Lite state it."""
 _MOST_STEPS, _TOLERANCE = 100, 1e-5
 
 
-def log_me(X: NDArray[np.floating], Y: Floats) -> float:
+def log_me(X: NDArray[np.floating], Y: Floats) -> float | None:
     """Return the logarithm of the evidence of a linear model, per row and output, with its precisions at their best.
 
     You et al., "LogME: practical assessment of pre-trained models for transfer learning", ICML 2021, algorithm 1. Where
@@ -64,9 +64,17 @@ def log_me(X: NDArray[np.floating], Y: Floats) -> float:
     X : ndarray (n, d)
         Features.
     Y : ndarray of float64 (n, n_outputs)
-        Targets; classes as columns of 0 and 1.
+        Targets; classes as columns of 0 and 1. Columns that are the same everywhere, of classes that are not there,
+        are left out.
+
+    Returns
+    -------
+    float or None
+        None where features, or all targets, do not vary.
     """
-    rows = np.asarray(X, np.float64)
+    rows, Y = np.asarray(X, np.float64), Y[:, Y.std(axis=0) > 0]
+    if not rows.any() or not Y.shape[1]:
+        return None
     left, singular, _ = linalg.svd(rows, full_matrices=False)
     kept = singular > 1e-10 * max(float(singular[0]), 1e-300)
     left, squares = left[:, kept], singular[kept] ** 2

@@ -11,9 +11,9 @@ from featurecache.advice.axes import unit_axes
 from featurecache.advice.evidence import role_of
 from featurecache.advice.finding import Finding
 from featurecache.advice.labelling import label_next_finding, typical_samples
-from featurecache.advice.soundness import near_copies
 from featurecache.advice.structure import MAX_ROWS, structure_findings
 from featurecache.errors import RequestError
+from featurecache.evaluation.near_copies import near_copies
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.features import Features
 from featurecache.store.samples import Rows
@@ -55,7 +55,7 @@ def unlabelled_findings(
     feature_set = default_set(store, sets)
     features = feature_set.open()
     rows = _some(_usable_rows(store, features), MAX_ROWS if count is None else _MOST_CANDIDATES, random_state)
-    if len(rows) < 20:
+    if structure and len(rows) < 20:
         raise RequestError(f"{store.path} holds {len(rows)} samples with features; structure takes 20 at least")
     name = f"{feature_set.tap} of {feature_set.identity.backbone}"
     X, names = read_views(features, rows)[:, 0], store.samples.uris_of(rows)

@@ -26,6 +26,11 @@ _OTHERS = {
     "from_tap": "--from-tap",
     "from_images": "--from-images",
     "views": "--views",
+    "look_at_test": "--look-at-test",
+    "wide": "--wide",
+    "minutes": "--minutes",
+    "positive": "--positive",
+    "jobs": "--jobs",
 }
 """Options that say how other heads are trained."""
 
@@ -106,7 +111,7 @@ def run_adapting(store: FeatureStore, task: Task, args: argparse.Namespace) -> i
     saved: Path | None = None
     if args.save:
         head = report.chosen.head
-        saved = keep_head(store, args.save, head, keep="evaluated", memory=memory_of(args), adaptation=report.about())
+        saved = keep_head(store, args.save, head, keep="evaluated", memory=memory_of(args), adaptation=report)
     if args.json:
         document: dict[str, Any] = {"task": task.name, **report.to_json()}
         print_json({**document, "saved": None if saved is None else str(saved)})

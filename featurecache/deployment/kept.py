@@ -5,18 +5,20 @@ Apart from `saved`, as predictions need nothing of how heads are evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from featurecache.evaluation.adapting import AdaptationReport
 from featurecache.evaluation.refit import evaluated_splits, fit_chosen, is_fitted
 from featurecache.evaluation.training import TrainedHead
 from featurecache.heads.bundle import save_head
 from featurecache.heads.gradient.finetuned import FineTuned
 from featurecache.heads.outliers import OutlierDetector, some_rows
 from featurecache.store.naming import check_name
+from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import read_views
 
@@ -30,7 +32,7 @@ def keep_head(
     *,
     keep: Keep | None = None,
     memory: int | None = None,
-    adaptation: Mapping[str, Any] | None = None,
+    adaptation: AdaptationReport | None = None,
 ) -> Path:
     """Write a trained head to the cache's ``heads/<name>`` and return that folder.
 
@@ -45,8 +47,8 @@ def keep_head(
         layers, whose training is long and may end otherwise, the evaluated fit.
     memory : int, optional
         As for `train_heads`.
-    adaptation : mapping, optional
-        How it was adapted, and to what; see `featurecache.evaluation.adapting`.
+    adaptation : AdaptationReport, optional
+        How it was adapted, and to what: new inputs are to be like samples of that target.
 
     Raises
     ------
@@ -78,23 +80,32 @@ def keep_head(
             "classes": head.task.classes,
             "temperature": head.result.temperature,
             "fitted_on": {"fit": kept, "splits": list(splits), "samples": num_samples},
-            **({} if adaptation is None else {"adaptation": dict(adaptation)}),
+            **({} if adaptation is None else {"adaptation": adaptation.about()}),
             **({} if result["threshold"] is None else {"threshold": result["threshold"]}),
             **{key: result[key] for key in ("head", "params", "protocol", "metric", "validation", "test")},
         },
-        None if isinstance(estimator, FineTuned) else _outlier_detector(head, splits),
+        None if isinstance(estimator, FineTuned) else _outlier_detector(head, _usual_rows(head, splits, adaptation)),
     )
     return folder
 
 
-def _outlier_detector(head: TrainedHead, splits: Sequence[str]) -> OutlierDetector | None:
-    """Return what tells inputs that are unlike the samples of some splits; of activations there is nothing."""
+def _usual_rows(head: TrainedHead, splits: Sequence[str], adaptation: AdaptationReport | None) -> Rows:
+    """Return the rows that new inputs are to be like: those of some splits, or of the target of an adaptation."""
+    if adaptation is not None:
+        return adaptation.target_rows
+    features = head.eval_set.open()
+    return np.concatenate([head.task.rows(features, split)[0] for split in splits])
+
+
+def _outlier_detector(head: TrainedHead, rows: Rows) -> OutlierDetector | None:
+    """Return what tells inputs that are unlike some rows; of activations there is nothing."""
     if not head.eval_set.is_pooled:
         return None
     features = head.eval_set.open()
-    rows = np.concatenate([head.task.rows(features, split)[0] for split in splits])
     rows = some_rows(rows, features.view_shape[0])
-    return OutlierDetector.fit(read_views(features, rows)[:, 0], head.task.groups_of(rows))
+    # Rows of a target may have no label, and so no group.
+    groups = head.task.groups_of(rows) if (head.task.indices_of(rows) >= 0).all() else None
+    return OutlierDetector.fit(read_views(features, rows)[:, 0], groups)
 
 
 def describe_kept(head: TrainedHead, keep: Keep | None = None) -> str:

@@ -1,8 +1,9 @@
 """A head for a target domain without labels: several ways to adapt the source, and the one that the target bears out.
 
 The tuned head on the source alone is taken unless another one answers near neighbours in the target alike by more than
-chance: the 95 % interval of the difference is above zero. Adaptation hurts more often than it helps, and nothing on the
-source shows that. Labels of target samples, where there are any, are looked at only to be shown.
+chance: the interval of the difference, which holds for all ways together, is above zero. Adaptation hurts more often
+than it helps, and nothing on the source shows that. Labels of target samples, where there are any, are looked at only
+to be shown.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from sklearn.base import BaseEstimator
 
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.domains import cached_rows_of_domain
-from featurecache.evaluation.intervals import mean_interval
+from featurecache.evaluation.intervals import LEAST_GROUPS, mean_interval
 from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.near_copies import near_copies
 from featurecache.evaluation.proportions import wilson
 from featurecache.evaluation.search import resolve, search
 from featurecache.evaluation.split_data import SplitData, check_splits
@@ -59,7 +61,7 @@ class AdaptedHead:
     agreement : float
         How far near neighbours in the target get the same class, beyond chance; see `agreement`.
     difference, low, high : float
-        Of that from the head on the source alone, with its 95 % interval.
+        Of that from the head on the source alone, with an interval that holds for all ways together.
     accuracy : tuple of float or None
         On target samples with labels, with its interval; nothing is chosen by it.
     """
@@ -76,7 +78,12 @@ class AdaptedHead:
         """Return plain JSON values."""
         names = ("method", "agreement", "difference", "low", "high")
         accuracy = None if self.accuracy is None else dict(zip(("value", "low", "high"), self.accuracy, strict=True))
-        return {**{name: getattr(self, name) for name in names}, "accuracy": accuracy}
+        values = {name: getattr(self, name) for name in names}
+        # Of fewer than five groups there is no interval: its ends are infinite.
+        plain = {
+            name: value if isinstance(value, str) or np.isfinite(value) else None for name, value in values.items()
+        }
+        return {**plain, "accuracy": accuracy}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +97,8 @@ class AdaptationReport:
     domain : str
     num_source, num_target, num_labelled : int
         Samples of the source, and of the target; those of the target that have a label.
+    target_rows : ndarray of int64 (num_target,)
+        Of the sample table.
     """
 
     heads: list[AdaptedHead]
@@ -98,6 +107,7 @@ class AdaptationReport:
     num_source: int
     num_target: int
     num_labelled: int
+    target_rows: Rows
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -151,7 +161,14 @@ def adapt_heads(
     rows = target_rows
     if len(rows) > _MAX_TARGET_ROWS:
         rows = np.sort(np.random.default_rng(random_state).permutation(rows)[:_MAX_TARGET_ROWS])
+    if len(rows) < LEAST_GROUPS:
+        raise RequestError(
+            f"the target domain {domain} has {len(rows)} samples with features; adapting takes {LEAST_GROUPS} at least"
+        )
     target = read_views(features, rows)[:, 0]
+    # Near-copies get the same class whatever the head: they are one sample, and no neighbours of each other.
+    copies = near_copies(target)
+    alike = copies.group if copies.are_told else np.arange(len(target))
     source = _source_splits(task, feature_set, target_rows)
     labels = _labels(task, rows)
     methods = able_methods() if method == "auto" else list(dict.fromkeys(["source", method]))
@@ -162,8 +179,11 @@ def adapt_heads(
     for name in methods:
         head = _fitted(task, feature_set, source, target, name, random_state)
         classes = _classes(head.result.estimator, target)
-        shares.append(agreement(target, classes))
-        found.append(_judged(name, head, shares[-1], shares[0], labels, classes))
+        shares.append(agreement(target, classes, alike))
+        # The best of several looks better by chance: each interval is as wide as holds for all of them.
+        level = 1 - 0.05 / max(len(methods) - 1, 1)
+        apart = mean_interval(shares[-1] - shares[0], alike, level=level)
+        found.append(_judged(name, head, shares[-1], shares[0], apart, labels, classes))
         progress.advance(1)
     chosen = found[-1]
     if method == "auto":
@@ -171,7 +191,7 @@ def adapt_heads(
         chosen = best if _is_beyond_chance(best) else found[0]
     num_labelled = int((labels >= 0).sum())
     num_source = sum(len(data) for data in source.values())
-    return AdaptationReport(found, chosen, domain, num_source, len(target_rows), num_labelled)
+    return AdaptationReport(found, chosen, domain, num_source, len(target_rows), num_labelled, target_rows)
 
 
 def _check(task: Task, feature_set: FeatureSet, method: str) -> None:
@@ -217,7 +237,7 @@ def _fitted(
     result = search(resolve(HEAD, task.kind), check_splits(mapped, measure.check), measure, random_state)
     estimator: Any = result.estimator
     if method in SHIFTS:
-        estimator.intercept_ = _corrected(estimator, method, source["train"], result, target)
+        estimator.intercept_ = _corrected(task, estimator, method, source["train"], result, target)
     else:
         estimator.coef_, estimator.intercept_ = adaptation.unfold(estimator.coef_, estimator.intercept_)
         estimator.n_features_in_ = estimator.coef_.shape[1]
@@ -225,7 +245,7 @@ def _fitted(
 
 
 def _corrected(
-    estimator: Any, method: str, train: SplitData, result: Any, target: NDArray[np.float32]
+    task: Task, estimator: Any, method: str, train: SplitData, result: Any, target: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Return the intercept of a head for the shares of classes in the target."""
     count = len(result.proba[0])
@@ -238,6 +258,11 @@ def _corrected(
         confusion = np.zeros((count, count))
         # Counted on rows that were not fitted on, each class weighed as it is in training.
         np.add.at(confusion, (result.selection_pred, result.selection_y), 1.0)
+        if (unseen := np.flatnonzero((prior > 0) & (confusion.sum(axis=0) == 0))).size:
+            raise TaskError(
+                f"class {task.classes[unseen[0]]!r} is in no sample that the head was judged by, so bbse cannot tell "
+                "its share; label more of it, or adapt by em"
+            )
         confusion *= prior / np.maximum(confusion.sum(axis=0), 1.0)
         shares = shares_by_confusion(confusion, np.bincount(proba.argmax(axis=1), minlength=count) / len(proba), prior)
     return np.asarray(shifted_intercept(estimator.intercept_, shares, prior, estimator.classes_.tolist()))
@@ -269,17 +294,18 @@ def _judged(
     head: TrainedHead,
     shares: NDArray[np.float64],
     of_source: NDArray[np.float64],
+    apart: tuple[float, float] | None,
     labels: NDArray[np.int64],
     classes: NDArray[np.int64],
 ) -> AdaptedHead:
-    apart = shares - of_source
-    low, high = mean_interval(apart, None) or (-np.inf, np.inf)
+    low, high = apart or (-np.inf, np.inf)
+    difference = float((shares - of_source).mean())
     accuracy: tuple[float, float, float] | None = None
     if (known := labels >= 0).any():
         right = int((classes[known] == labels[known]).sum())
         ends = wilson(right, int(known.sum()))
         accuracy = right / int(known.sum()), float(ends[0]), float(ends[1])
-    return AdaptedHead(method, head, float(shares.mean()), float(apart.mean()), low, high, accuracy)
+    return AdaptedHead(method, head, float(shares.mean()), difference, low, high, accuracy)
 
 
 def _is_beyond_chance(head: AdaptedHead) -> bool:

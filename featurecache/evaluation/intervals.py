@@ -237,13 +237,13 @@ def standard_error(rows: np.ndarray, groups: np.ndarray | None) -> float:
     return float(np.sqrt(np.sum(np.bincount(unit, weights=rows - rows.mean()) ** 2))) / len(rows)
 
 
-def mean_interval(rows: np.ndarray, groups: np.ndarray | None) -> tuple[float, float] | None:
-    """Return the ends of the 95 % interval of a mean of rows (n,), by Student's t; None of too few rows or groups."""
+def mean_interval(rows: np.ndarray, groups: np.ndarray | None, *, level: float = 0.95) -> tuple[float, float] | None:
+    """Return the ends of the interval of a mean of rows (n,), by Student's t; None of too few rows or groups."""
     count = len(rows) if groups is None else len(np.unique(groups))
     if count < LEAST_GROUPS:
         return None
     error = standard_error(rows, groups) * float(np.sqrt(count / (count - 1)))
-    half = float(student_t.ppf(0.975, count - 1)) * error
+    half = float(student_t.ppf(0.5 + level / 2, count - 1)) * error
     return float(rows.mean()) - half, float(rows.mean()) + half
 
 

@@ -68,9 +68,9 @@ def reproduce_backbone(
     """
     name = identity.backbone
     if backbone is not None and not may_be(name, backbone):
-        advice = "leave --backbone out" if _opened_by_name(name) else f"pass --backbone {shlex.quote(name)}"
+        advice = "leave --backbone out" if opened_by_name(name) else f"pass --backbone {shlex.quote(name)}"
         raise BackboneMismatchError(f"{needed_by} was made with backbone {name!r}, not {backbone!r}; {advice}")
-    named = backbone if backbone is not None else _opened_by_name(name)
+    named = backbone if backbone is not None else opened_by_name(name)
     file_needed = weights is None and weights_source.startswith("file ")
     if named is None or file_needed or also:
         _raise_not_agreed(name if named is None else None, weights_source if file_needed else None, needed_by, also)
@@ -108,8 +108,14 @@ def _request_of(
     )
 
 
-def _opened_by_name(name: str) -> str | None:
-    """Return a name that a record may decide, None where the caller has to say it."""
+def opened_by_name(name: str) -> str | None:
+    """Return a name that a record may decide, None where the caller has to say it.
+
+    Parameters
+    ----------
+    name : str
+        Of a backbone, as a stranger's record may have it.
+    """
     prefix, colon, _ = name.partition(":")
     if prefix + colon in _WHAT_NAMES_ARE:
         return None

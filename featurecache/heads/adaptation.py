@@ -161,7 +161,7 @@ def able_methods() -> list[str]:
     return [name for name in METHODS if name != "transport" or find_spec("ot") is not None]
 
 
-def agreement(X: NDArray[Any], classes: NDArray[np.int64]) -> Floats:
+def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int64] | None = None) -> Floats:
     """Return how far the nearest neighbours of each sample get the same class, beyond chance, (n,).
 
     The mean is a kappa (Cohen, "A coefficient of agreement for nominal scales", 1960): 1 where neighbours always agree,
@@ -173,18 +173,22 @@ def agreement(X: NDArray[Any], classes: NDArray[np.int64]) -> Floats:
         Target samples as they are, so that all methods are told by the same neighbours.
     classes : ndarray of int64 (n,)
         What a head answers for them.
+    alike : ndarray of int64 (n,), optional
+        Samples with the same number are near-copies, and no neighbours of each other.
     """
+    own = np.arange(len(X)) if alike is None else alike
     mean, scale = _standard(np.asarray(X, np.float64))
     rows = (X - mean) / scale
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     count, shares = min(_NEIGHBOURS, len(rows) - 1), np.empty(len(rows))
     for start in range(0, len(rows), _BLOCK):
-        alike = rows[start : start + _BLOCK] @ rows.T
-        alike[np.arange(len(alike)), np.arange(start, start + len(alike))] = -np.inf
-        nearest = np.argpartition(-alike, count - 1, axis=1)[:, :count]
-        shares[start : start + len(alike)] = (classes[nearest] == classes[start : start + len(alike), None]).mean(
-            axis=1
-        )
+        cosine = rows[start : start + _BLOCK] @ rows.T
+        mine, stop = own[start : start + _BLOCK], start + len(cosine)
+        cosine[mine[:, None] == own] = -np.inf
+        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        able = np.take_along_axis(cosine, nearest, axis=1) > -np.inf
+        same = (classes[nearest] == classes[start:stop, None]) & able
+        shares[start:stop] = same.sum(axis=1) / np.maximum(able.sum(axis=1), 1)
     of_class = np.bincount(classes) / len(classes)
     expected = float(np.sum(of_class**2))
     if expected >= 1 - 1e-12:

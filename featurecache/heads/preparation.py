@@ -136,6 +136,23 @@ def shrunk_variance(variance: Any, varies: Any, weight: float, prior_rows: float
     return (weight * variance + prior_rows * variance[varies].mean()) / (weight + prior_rows)
 
 
+def scaled(X: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return features centred and scaled to variance 1, the variances of few rows drawn to their mean.
+
+    Parameters
+    ----------
+    X : ndarray (n, d)
+    """
+    centred = X.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    variance = np.mean(centred**2, axis=0)
+    varies = variance > 1e-12 * max(float(variance.max(initial=0.0)), 1e-300)
+    if not varies.any():
+        return np.zeros_like(centred)
+    scale = np.sqrt(np.asarray(shrunk_variance(variance, varies, float(len(X)), PRIOR_ROWS)))
+    return np.asarray(centred / np.where(varies, scale, 1.0))
+
+
 def shrunk_scaler(
     rows: NDArray[Any], weight: NDArray[np.float64] | None = None, *, prior_rows: float
 ) -> StandardScaler:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import need, write_folder
+import tiny_backbones
+from conftest import need, write_cache, write_folder
 
 import featurecache as fc
 from featurecache.advice.arms import ArmSource, missing_arms
@@ -51,6 +52,18 @@ def test_a_budget_of_nothing_lists_what_is_missing_and_a_budget_makes_it(cache: 
     (untrained,) = [found for found in store.feature_sets() if "random" in found.about.weights_source]
     assert untrained.identity.preprocess == default_set(store).identity.preprocess
     assert missing_arms(store, default_set(store), ArmSource(photos)) == []
+
+
+def test_code_that_a_cache_names_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(tmp_path, per_class=12)
+
+    def run(*args: object) -> None:
+        raise AssertionError("it was run")
+
+    monkeypatch.setattr(tiny_backbones, "tiny", run)
+    (found,) = fc.advise(cache, "colour", only=["when"], source=tmp_path / "photos", minutes=0)
+    assert set(found.details["missing_seconds"]) == {"colours", "pixels"}
+    assert "untrained" in found.details["missing"]  # as a command, for who trusts it
 
 
 def test_requests_that_make_no_sense_are_one_line(cache: Path) -> None:

@@ -15,12 +15,12 @@ from featurecache.advice.soundness import (
     count_findings,
     gains_with_copies_together,
     label_finding,
-    near_copies,
     shortcut_finding,
 )
 from featurecache.advice.what import Candidate, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.evaluation.measures import measure_of
+from featurecache.evaluation.near_copies import near_copies
 from featurecache.evaluation.prediction import calibrated
 from featurecache.heads.probability import fit_temperature
 

@@ -14,6 +14,7 @@ from PIL import Image
 import featurecache as fc
 from featurecache.advice import unlabelled
 from featurecache.errors import RequestError
+from featurecache.evaluation.near_copies import near_copies
 from featurecache.store.store import FeatureStore
 
 Call = Callable[..., tuple[int, str, str]]
@@ -70,6 +71,8 @@ def test_the_score_of_coin_flips_is_that_of_a_coin(cache: Path, call: Call) -> N
 
 
 def test_too_many_to_compare_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert near_copies(np.ones((1, 4))).group.tolist() == [0]
+    assert near_copies(np.empty((0, 4))).group.tolist() == []
     monkeypatch.setattr(unlabelled, "_MOST_COMPARED", 100)
     with pytest.raises(RequestError, match="160 samples are too many to compare each with all others"):
         unlabelled.near_copy_groups(FeatureStore.open(cache))

@@ -11,7 +11,8 @@ from sklearn.linear_model import Ridge
 from featurecache.advice import probe
 from featurecache.advice.more_data import _ridge
 from featurecache.advice.paired import mean_difference
-from featurecache.advice.probe import linear_probe, one_hot, predict_new, scaled
+from featurecache.advice.probe import linear_probe, one_hot, predict_new
+from featurecache.heads.preparation import scaled
 
 
 def made(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

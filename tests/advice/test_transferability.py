@@ -62,6 +62,14 @@ def test_better_features_have_higher_scores_however_many_they_are() -> None:
         assert (spread[0] < spread[2]) == (d == 5)
 
 
+def test_classes_that_are_not_there_and_features_that_do_not_vary_say_nothing() -> None:
+    X, y = made(60, 8, 1.0)
+    with_absent = np.concatenate([one_hot(y, 3), np.zeros((60, 1))], axis=1)
+    assert log_me(X, with_absent) == log_me(X, one_hot(y, 3))
+    assert log_me(np.zeros((60, 8)), one_hot(y, 3)) is None
+    assert log_me(X, np.ones((60, 1))) is None
+
+
 def test_they_stand_beside_the_probe(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, "stem.0:avg", "pre_logits:none", per_class=15)
     (finding,) = fc.advise(cache, "colour", only=["what"])

@@ -15,11 +15,14 @@ import featurecache as fc
 from featurecache.cli import main
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.adapting import AdaptationReport, adapt_heads
+from featurecache.evaluation.intervals import mean_interval
+from featurecache.heads.adaptation import agreement, fit_adaptation
 from featurecache.heads.bundle import load_head
+from featurecache.heads.fitting import fit_head
 from featurecache.store.store import FeatureStore
 
 Call = Callable[..., tuple[int, str, str]]
-PER_CLASS = 24
+PER_CLASS = 40
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, (name, colour) in enumerate(COLOURS.items()):
             for index in range(PER_CLASS):
                 seed = 1000 * camera + 100 * number + index
-                seen = tuple(int(value) for value in (0.4 * np.array(colour) + 70) * cast)
+                # Of their own strength and light each, or all of one colour would be near-copies.
+                rng = np.random.default_rng(seed)
+                scene = rng.uniform(0.35, 0.5) * np.array(colour) + rng.uniform(40, 100, 3)
+                seen = tuple(int(value) for value in scene * cast)
                 write_image(folder / "photos" / domain / name / f"{index:02}.png", seen, seed=seed)
     extract = ["extract", str(folder / "photos"), "--cache", str(folder / "c"), "--backbone", TINY, *RUNTIME]
     assert main([*extract, "--quiet"]) == 0
@@ -87,7 +93,7 @@ def test_another_camera_is_adapted_to_and_the_same_one_is_not(cache: Path) -> No
     assert report.chosen.accuracy is not None
     assert report.chosen is not report.heads[0]
     assert report.chosen.low > 0
-    assert report.chosen.accuracy[0] > source[0] + 0.2
+    assert report.chosen.accuracy[0] > source[0] + 0.1
     same = adapted(cache, "sun_only", domain="test")
     assert same.chosen is same.heads[0]
     assert same.num_source + same.num_target == 3 * PER_CLASS
@@ -106,9 +112,9 @@ def test_the_kept_head_answers_for_the_target_as_the_table_says(cache: Path, cal
     assert status == 0, err
     document = json.loads(out)
     chosen = next(way for way in document["methods"] if way["method"] == document["chosen"])
-    assert (document["num_source"], document["num_target"], document["num_labelled"]) == (72, 72, 72)
+    assert (document["num_source"], document["num_target"], document["num_labelled"]) == (120, 120, 120)
     _, meta, _ = load_head(Path(document["saved"]))
-    assert meta["adaptation"] == {"method": chosen["method"], "target_domain": "lamp/*", "target_samples": 72}
+    assert meta["adaptation"] == {"method": chosen["method"], "target_domain": "lamp/*", "target_samples": 120}
     lamp = cache.parent / "photos" / "lamp"
     status, out, _ = call("predict", document["saved"], lamp, "--json", "--backbone", TINY, *RUNTIME)
     assert status == 0
@@ -116,8 +122,8 @@ def test_the_kept_head_answers_for_the_target_as_the_table_says(cache: Path, cal
     right = np.mean([item["label"] == Path(item["path"]).parent.name for item in found])
     assert right == pytest.approx(chosen["accuracy"]["value"])
     _, out, _ = call(*train)
-    assert "72 samples of the source, 72 of lamp/*" in out
-    assert "72 of them have labels, by which nothing was chosen" in out
+    assert "120 samples of the source, 120 of lamp/*" in out
+    assert "120 of them have labels, by which nothing was chosen" in out
 
 
 def test_advice_names_the_command_and_it_can_be_typed(cache: Path, call: Call) -> None:
@@ -125,13 +131,75 @@ def test_advice_names_the_command_and_it_can_be_typed(cache: Path, call: Call) -
 
     (finding,) = fc.advise(cache, "both", only=["adaptation"], target_domain="lamp/*")
     report = adapted(cache, "both")
-    assert (finding.verdict, finding.figure, finding.n) == (report.chosen.method, report.chosen.difference, 72)
+    assert (finding.verdict, finding.figure, finding.n) == (report.chosen.method, report.chosen.difference, 120)
     assert finding.next_command is not None
     assert call(*shlex.split(finding.next_command)[1:])[0] == 0
     (finding,) = fc.advise(cache, "sun_only", only=["adaptation"], target_domain="validation")
     assert finding.verdict == "source only"
     assert finding.next_command is None
-    assert fc.advise(cache, "both", only=["adaptation"]) == []  # without a target there is nothing to adapt to
+    with pytest.raises(RequestError, match="adaptation is to samples of a target; name them with --target-domain"):
+        fc.advise(cache, "both", only=["adaptation"])
+
+
+def test_what_stands_in_the_way_of_adapting_costs_no_other_answer(cache: Path) -> None:
+    """All samples but those of the target are for training: there is nothing to judge the source by."""
+    add_task(cache, "few", {"sun": "right"})
+    store = FeatureStore.open(cache)
+    task = store.task("few")
+    table = cache.with_name("two.csv")
+    names = store.samples.uris_of(store.samples.rows_of(task.ids))
+    rows = [f"{name},{name.split('/')[1]},{('train', 'validation')[index % 2]}" for index, name in enumerate(names)]
+    table.write_text("\n".join(["path,label,split", *rows]) + "\n")
+    assert main(["task", "add", str(cache), "two", str(table), "--json"]) == 0
+    found = {finding.question: finding for finding in fc.advise(cache, "two", target_domain="validation")}
+    assert found["diagnosis"].details["errors"]["validation"]["n"] == len(rows) // 2
+    assert found["adaptation"].verdict == "cannot tell"
+    assert "a source needs train samples, and others to judge by" in found["adaptation"].text
+    with pytest.raises(TaskError, match="a source needs train samples"):
+        fc.advise(cache, "two", only=["adaptation"], target_domain="validation")
+
+
+def test_a_class_that_nothing_was_judged_by_has_no_share_by_bbse(cache: Path) -> None:
+    table = cache.with_name("unseen.csv")
+    lines = []
+    for colour in COLOURS:
+        for index in range(PER_CLASS):
+            able = ("train", "train" if colour == "red" else "validation", "train", "test")
+            lines.append(f"sun/{colour}/{index:02}.png,{colour},{able[index % 4]}")
+    table.write_text("\n".join(["path,label,split", *lines]) + "\n")
+    assert main(["task", "add", str(cache), "unseen", str(table), "--json"]) == 0
+    with pytest.raises(TaskError, match="class 'red' is in no sample that the head was judged by, so bbse cannot"):
+        adapted(cache, "unseen", "bbse")
+
+
+def test_the_kept_head_takes_samples_of_the_target_for_usual(cache: Path, call: Call) -> None:
+    train = ["train", cache, "--task", "both", "--adapt", "standardize", "--target-domain", "lamp/*", "--quiet"]
+    assert call(*train, "--save", "usual")[0] == 0
+    lamp = cache.parent / "photos" / "lamp"
+    predict = ["predict", cache / "heads" / "usual", lamp, "--json", "--backbone", TINY, *RUNTIME, "--outliers"]
+    found = json.loads(call(*predict)[1])["predictions"]
+    assert sum(item["is_outlier"] for item in found) <= 0.1 * len(found)
+
+
+def test_without_a_shift_nothing_is_adapted_to_also_where_samples_come_in_bursts(tmp_path: Path) -> None:
+    """Near-copies agree whatever the head; counted as samples of their own they made two of five claims."""
+    claims = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        means = 1.2 * np.random.default_rng(99).normal(size=(3, 12))
+        y = np.arange(90) % 3
+        X = means[y] + rng.normal(size=(90, 12))
+        once = means[np.arange(16) % 3] + rng.normal(size=(16, 12))
+        target = np.repeat(once, 5, axis=0) + 0.01 * rng.normal(size=(80, 12))
+        alike, shares = np.repeat(np.arange(16), 5), {}
+        for method in ("source", "standardize", "coral", "subspace"):
+            found = fit_adaptation(method, X, y, target)
+            head = fit_head("logistic", found.of_source(X).astype(np.float32), y, C=0.01)
+            shares[method] = agreement(target, head.predict(found.of_target(target).astype(np.float32)), alike)
+        best = max(shares, key=lambda method: shares[method].mean())
+        interval = mean_interval(shares[best] - shares["source"], alike, level=1 - 0.05 / 3)
+        claims += interval is not None and interval[0] > 0
+    assert claims <= 2
 
 
 def test_requests_that_make_no_sense_are_one_line(cache: Path, call: Call) -> None:
@@ -152,4 +220,11 @@ def test_requests_that_make_no_sense_are_one_line(cache: Path, call: Call) -> No
         adapted(cache, "both", "magic")
     with pytest.raises(TaskError, match="outside the target domain; a source needs train samples"):
         adapted(cache, "sun_only", domain="sun/*")
-    assert main(["task", "add", str(cache), "tags", "--from-folders", "--json"]) in (0, 1, 2)
+    table = cache.with_name("sizes.csv")
+    lines = [f"sun/{colour}/{index:02}.png,{index}" for colour in COLOURS for index in range(PER_CLASS)]
+    table.write_text("\n".join(["path,label", *lines]) + "\n")
+    assert main(["task", "add", str(cache), "sizes", str(table), "--kind", "regression", "--json"]) == 0
+    with pytest.raises(RequestError, match="adapting takes a task of classes; 'sizes' is of kind regression"):
+        adapted(cache, "sizes")
+    with pytest.raises(RequestError, match=r"the target domain lamp/red/0\[012\].png has 3 samples with features"):
+        adapted(cache, "sun_only", domain="lamp/red/0[012].png")
