@@ -45,7 +45,7 @@ from featurecache.advice.what import Candidate, depth_of, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.adapting import adapt_heads
-from featurecache.evaluation.domains import rows_of_domain
+from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
 from featurecache.evaluation.prediction import calibrated
@@ -58,7 +58,7 @@ from featurecache.store.naming import distinct_names
 from featurecache.store.samples import Rows
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
-from featurecache.store.tasks import read_views
+from featurecache.store.tasks import Task, read_views
 
 if TYPE_CHECKING:
     from featurecache.progress import Progress
@@ -99,7 +99,8 @@ def advise(
         domain ``adaptation``; all when empty.
     target_domain : str, optional
         Samples of the target, such as another camera: a split (``validation``), or a pattern of their paths
-        (``webcam/*``). They are left out of fitting, and errors there are compared with errors out of fold.
+        (``webcam/*``). They are left out of fitting, and errors there are compared with errors out of fold; of samples
+        without labels it is told whether adapting to them helps.
     label_next : int, optional
         Name so many of the cached samples without a label, the most useful to label first.
     unlabelled : bool
@@ -144,7 +145,7 @@ def advise(
             )
         return unlabelled_findings(store, sets, structure=unlabelled, count=label_next, random_state=random_state)
     labels = store.task(task)
-    target = None if target_domain is None else rows_of_domain(store, labels, target_domain)
+    target = None if target_domain is None else _target_rows(store, labels, target_domain, sets)
     left: dict[str, float] = {}
     if minutes is not None and source is not None:
         origin = ArmSource(source, text_column, id_column)
@@ -402,7 +403,7 @@ class _Advisor:
         evidence, arm = self._evidence, self._best()
         probe = self._probes[arm.feature_set.key]
         target = target_groups = None
-        if self._target is not None:
+        if self._target is not None and len(self._target[1]):
             target, target_groups = self._errors_on_target(arm, probe, self._target[1])
         feature_set = arm.feature_set
         commands = {"bias": self._commands.deeper(feature_set), "variance": self._commands.views(feature_set)}
@@ -491,6 +492,20 @@ class _Advisor:
 
     def _name(self, arm: Arm) -> str:
         return self._names[arm.feature_set.key]
+
+
+def _target_rows(store: FeatureStore, task: Task, domain: str, sets: Sequence[FeatureSet] | None) -> Rows:
+    """Return the rows of a target that have a label; none where only samples without one are of it."""
+    try:
+        return rows_of_domain(store, task, domain)
+    except RequestError:
+        try:
+            cached = cached_rows_of_domain(store, task, domain, default_set(store, sets).open())
+        except RequestError:
+            cached = np.empty(0, np.int64)
+        if not len(np.setdiff1d(cached, store.samples.rows_of(task.ids))):
+            raise
+        return np.empty(0, np.int64)
 
 
 def _check(only: Sequence[str]) -> None:

@@ -51,6 +51,14 @@ class TestColours(ProviderContract):
         return BackboneRequest(name="colours")
 
 
+class TestWords(ProviderContract):
+    draws_weights = False
+
+    def make_request(self, folder: Path) -> BackboneRequest:
+        need("tokenizers")
+        return BackboneRequest(name="words")
+
+
 class TestPythonFactory(ProviderContract):
     def make_request(self, folder: Path) -> BackboneRequest:
         return BackboneRequest(name=TINY)

@@ -134,6 +134,10 @@ def test_advice_names_the_command_and_it_can_be_typed(cache: Path, call: Call) -
     assert (finding.verdict, finding.figure, finding.n) == (report.chosen.method, report.chosen.difference, 120)
     assert finding.next_command is not None
     assert call(*shlex.split(finding.next_command)[1:])[0] == 0
+    # Where the target has no labels there is no error to compare, and still an answer.
+    found = {finding.question: finding for finding in fc.advise(cache, "sun_only", target_domain="lamp/*")}
+    assert found["adaptation"].verdict == report.chosen.method
+    assert "lamp/*" not in found["diagnosis"].details["errors"]
     (finding,) = fc.advise(cache, "sun_only", only=["adaptation"], target_domain="validation")
     assert finding.verdict == "source only"
     assert finding.next_command is None
