@@ -21,6 +21,8 @@ from featurecache.heads.bundle import load_head
 from featurecache.heads.fitting import fit_head
 from featurecache.store.store import FeatureStore
 
+pytestmark = pytest.mark.usefixtures("few_settings")  # which way is taken does not hang on the finest one
+
 Call = Callable[..., tuple[int, str, str]]
 PER_CLASS = 40
 

@@ -163,7 +163,7 @@ def test_labels_and_numbers_too(cache: Path, searched: list[str], kind: str) -> 
 
 
 def test_old_results_are_forgotten(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurecache.store.notes._MOST_SEARCHES", 2)
+    monkeypatch.setattr("featurecache.store.notes._MOST_RECORDS", 2)
     train(cache, *HEADS)
     assert len(list((cache / "searches").iterdir())) == 2
 
