@@ -94,6 +94,7 @@ def add_adaptation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cache", type=Path, metavar="CACHE")
     parser.add_argument("--task", required=True, help="of classes, with labels in all domains")
     parser.add_argument("--domain", action="append", required=True, metavar="PATTERN", help="of paths; repeat")
+    parser.add_argument("--backbone", metavar="B", help="only its features")
 
 
 def bench_adaptation(args: argparse.Namespace) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def bench_adaptation(args: argparse.Namespace) -> dict[str, Any]:
     names = store.samples.uris_of(store.samples.rows_of(task.ids))
     member = {domain: np.array([fnmatchcase(name, domain) for name in names]) for domain in args.domain}
     found: dict[str, Any] = {}
-    for feature_set in store.feature_sets():
+    for feature_set in store.select_sets(backbone=args.backbone, views=0):
         gains = []
         for source, target in permutations(args.domain, 2):
             kept = member[source] | member[target]
