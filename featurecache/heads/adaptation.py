@@ -137,7 +137,10 @@ def _transport(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
     if find_spec("ot") is None:
         raise MissingExtraError("POT, which --adapt transport needs,", "adapt")
     (mean, scale), (mean_t, scale_t) = _standard(X), _standard(target)
-    moved = import_module("ot.da").SinkhornLpl1Transport(reg_e=0.1, reg_cl=0.1, norm="max", max_iter=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own code, when that is compiled first
+        domains = import_module("ot.da")
+    moved = domains.SinkhornLpl1Transport(reg_e=0.1, reg_cl=0.1, norm="max", max_iter=10)
     with warnings.catch_warnings():
         # A plan that has not settled is judged as it is, like any other.
         warnings.filterwarnings("ignore", "Sinkhorn did not converge", UserWarning)
