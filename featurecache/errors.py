@@ -76,6 +76,11 @@ def install_command(extra: str) -> str:
     return f"pip install {shlex.join(packages or [f'featurecache[{extra}]'])}"
 
 
+def command_line(*words: object) -> str:
+    """Return a command of featurecache as it can be typed, words with spaces quoted."""
+    return shlex.join(["featurecache", *map(str, words)])
+
+
 class SourceError(FeatureCacheError, ValueError):
     """A source of samples is missing, empty or unreadable."""
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.errors import OutputFailure, RequestError, TaskError, shortened, try_output, unique_warnings
+from featurecache.errors import (
+    OutputFailure,
+    RequestError,
+    TaskError,
+    command_line,
+    shortened,
+    try_output,
+    unique_warnings,
+)
 from featurecache.specs import DEFAULT_BACKBONE, BackboneRequest, check_takes_views
 from featurecache.train import TrainingSettings, train
 
@@ -234,7 +241,6 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
     text = feature_set.identity.preprocess.modality == "text"
     weights = None if request is None else request.weights
     command = [
-        "featurecache",
         "predict",
         str(saved),
         *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"]),
@@ -249,7 +255,7 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
         command += ["--layers", head.result.head]
     if head.evaluated_on == "views":
         command += ["--tta", str(head.eval_set.num_views)]
-    return shlex.join(command)
+    return command_line(*command)
 
 
 def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int | None) -> None:

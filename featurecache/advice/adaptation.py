@@ -25,26 +25,30 @@ def adaptation_finding(
     details = {"methods": [head.to_json() for head in report.heads], "domain": report.domain}
     basis = f"near neighbours in {report.domain} that get the same class, beyond chance, on {name}; "
     basis += "no label there was used"
-    if chosen is source:
-        best = max(others, key=lambda head: head.agreement)
-        text = f"no way to adapt to {report.domain} is borne out there: the best, {best.method}, changes the agreement "
-        text += f"of neighbours by {best.difference:+.3f} ({best.low:+.3f} to {best.high:+.3f}); take the head on the "
-        text += "source"
-        figure, low, high, verdict, command = best.difference, best.low, best.high, "source only", None
+    best = max(others, key=lambda head: head.agreement.value) if chosen is source else chosen
+    agreed = best.agreement
+    if chosen is not source:
+        text = f"adapt to {report.domain} by {chosen.method}: near neighbours there agree by {agreed.value:.3f} "
+        text += f"beyond chance, with the source alone by {source.agreement.value:.3f}"
+    elif report.is_of_one_class:
+        text = f"the head on the source gives nearly all of {report.domain} one class, so that nothing there tells "
+        text += "whether adapting helps; take that head"
+    elif not any(head.agreement.num_changed for head in others):
+        text = f"every way to adapt to {report.domain} gives the same answers there as the head on the source; take "
+        text += "that head"
     else:
-        text = f"adapt to {report.domain} by {chosen.method}: near neighbours there agree by {chosen.agreement:.3f} "
-        text += f"beyond chance, with the source alone by {source.agreement:.3f}"
-        figure, low, high, verdict, command = chosen.difference, chosen.low, chosen.high, chosen.method, next_command
+        text = f"no way to adapt to {report.domain} is borne out there: the best, {best.method}, changes the agreement "
+        text += f"of neighbours by {agreed.difference_text}; take the head on the source"
     return Finding(
         question="adaptation",
-        verdict=verdict,
+        verdict="source only" if chosen is source else chosen.method,
         text=text,
-        figure=figure,
-        low=low,
-        high=high,
+        figure=agreed.difference,
+        low=agreed.low,
+        high=agreed.high,
         n=report.num_target,
         basis=basis,
-        next_command=command,
+        next_command=None if chosen is source else next_command,
         details=details,
     )
 

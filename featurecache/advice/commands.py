@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from featurecache.advice.arms import PIXELS
+from featurecache.errors import command_line
 from featurecache.store.feature_sets import FeatureSet, choose, prefer_wider
 from featurecache.store.store import FeatureStore
 
@@ -29,14 +29,14 @@ class Commands:
 
     def label(self) -> str:
         """Return the command that gives samples other labels or splits."""
-        return self._joined("task", "add", str(self._store.path), self._task, "LABELS.csv", "--replace")
+        return command_line("task", "add", self._store.path, self._task, "LABELS.csv", "--replace")
 
     def keep_copies_together(self) -> str:
         """Return the command that makes the task again with near-copies in one split and one fold."""
         origin = self._store.task(self._task).about.get("origin")
         labels = ["--from-folders"] if origin == "folders" else ["LABELS.csv"]
         options = (*labels, "--group-near-copies", "--replace")
-        return self._joined("task", "add", str(self._store.path), self._task, *options)
+        return command_line("task", "add", self._store.path, self._task, *options)
 
     def without_transfer(self, feature_set: FeatureSet) -> dict[str, str]:
         """Return the commands that make what a pretrained network is compared with, by role.
@@ -66,23 +66,23 @@ class Commands:
 
     def train(self, feature_set: FeatureSet) -> str:
         """Return the command that trains heads on one feature set and no other."""
-        return self._joined(
-            "train", str(self._store.path), "--task", self._task, "--tap", feature_set.tap, *self._choice(feature_set)
+        return command_line(
+            "train", self._store.path, "--task", self._task, "--tap", feature_set.tap, *self._choice(feature_set)
         )
 
     def adapt(self, feature_set: FeatureSet, domain: str) -> str:
         """Return the command that trains a head adapted to a target domain."""
         options = ("--tap", feature_set.tap, *self._choice(feature_set), "--adapt", "auto", "--target-domain", domain)
-        return self._joined("train", str(self._store.path), "--task", self._task, *options, "--save", "adapted")
+        return command_line("train", self._store.path, "--task", self._task, *options, "--save", "adapted")
 
     def deeper(self, feature_set: FeatureSet) -> str:
         """Return the command that trains deeper layers, or the one that says where a network can be cut."""
         mine = [found for found in self._store.feature_sets() if found.fingerprint == feature_set.fingerprint]
         if all(found.is_pooled for found in mine):
-            return self._joined("inspect", *self._network(feature_set), "--tails")
+            return command_line("inspect", *self._network(feature_set), "--tails")
         options = ("--fingerprint", feature_set.fingerprint[:12], "--views", "0")
         depths = ("--depths", "auto", "--minutes", str(_MINUTES))
-        return self._joined("train", str(self._store.path), "--task", self._task, *options, *depths)
+        return command_line("train", self._store.path, "--task", self._task, *options, *depths)
 
     def _choice(self, feature_set: FeatureSet) -> list[str]:
         """Return as few options as tell a feature set from all others with its tap."""
@@ -101,7 +101,4 @@ class Commands:
         return [feature_set.identity.backbone, *weights]
 
     def _extract(self, backbone: str, *options: str) -> str:
-        return self._joined("extract", self._source, "--cache", str(self._store.path), "--backbone", backbone, *options)
-
-    def _joined(self, *words: str) -> str:
-        return shlex.join(["featurecache", *words])
+        return command_line("extract", self._source, "--cache", self._store.path, "--backbone", backbone, *options)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Question = Literal["soundness", "when", "what", "how", "more_data", "diagnosis", "adaptation", "structure"]
+QUESTIONS: tuple[str, ...] = tuple(question for question in get_args(Question) if question != "structure")
+"""About a task; structure is told without one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from featurecache.advice.labelling import typical_samples
 from featurecache.advice.probe import Floats
 from featurecache.advice.soundness import pairs_of
 from featurecache.evaluation.near_copies import NearCopies, near_copies
-from featurecache.heads.outliers import LEAST_ROWS, OutlierDetector
+from featurecache.heads.outliers import LEAST_ROWS, scores_by_others
 
 MAX_ROWS = 2000
 """More are sampled."""
@@ -128,7 +128,7 @@ def structure_findings(
     clusters = stable_clusters(X, random_state=random_state)
     copies = near_copies(X)
     findings = [_clusters_finding(clusters, X, names, name), _copies_finding(copies, names, name)]
-    if (outliers := outliers_finding(X, names, name, copies)) is not None:
+    if (outliers := outliers_finding(X, names, name, copies.group)) is not None:
         findings.append(outliers)
     count = min(_LABELS_OF_A_CLUSTER * max(clusters.count, 2), len(X))
     typical = typical_samples(axes, np.empty(0, np.int64), count, random_state=random_state)
@@ -198,7 +198,7 @@ def outliers_finding(
     X: NDArray[np.floating],
     names: Sequence[str],
     name: str,
-    copies: NearCopies,
+    group: NDArray[np.int64],
     *,
     question: Question = "structure",
 ) -> Finding | None:
@@ -212,19 +212,16 @@ def outliers_finding(
         Of the samples.
     name : str
         What the features are called.
-    copies : NearCopies
-        Among them: one sample of each group stands for all, which are near one another whatever they show.
+    group : ndarray of int64 (n,)
+        Near-copies have the same number: one of them stands for all, which are near one another whatever they show.
     question : str
         That it answers.
     """
-    _, single = np.unique(copies.group, return_index=True)
+    _, single = np.unique(group, return_index=True)
     if len(single) < _LEAST_FOR_OUTLIERS:
         return None
-    rows, scores = X[single], np.empty(len(single), np.float32)
-    for number, some in enumerate(np.array_split(np.random.default_rng(0).permutation(len(rows)), 5)):
-        others = OutlierDetector.fit(np.delete(rows, some, axis=0), random_state=number)
-        assert others is not None  # there are enough rows
-        scores[some] = others.scores(rows[some])
+    scores = scores_by_others(X[single])
+    assert scores is not None  # there are enough rows
     first, third = np.quantile(scores, [0.25, 0.75])
     # Tukey's outer fence: of normal scores one in half a million lies above.
     far = np.flatnonzero(scores > third + 3 * (third - first))

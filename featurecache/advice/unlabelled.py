@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,11 +11,11 @@ from featurecache.advice.evidence import role_of
 from featurecache.advice.finding import Finding
 from featurecache.advice.labelling import label_next_finding, typical_samples
 from featurecache.advice.structure import MAX_ROWS, structure_findings
-from featurecache.errors import RequestError
+from featurecache.errors import RequestError, command_line
 from featurecache.evaluation.near_copies import near_copies
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.features import Features
-from featurecache.store.samples import Rows
+from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
@@ -54,18 +53,18 @@ def unlabelled_findings(
     """
     feature_set = default_set(store, sets)
     features = feature_set.open()
-    rows = _some(_usable_rows(store, features), MAX_ROWS if count is None else _MOST_CANDIDATES, random_state)
+    rows = some_rows(_usable_rows(store, features), MAX_ROWS if count is None else _MOST_CANDIDATES, random_state)
     if structure and len(rows) < 20:
         raise RequestError(f"{store.path} holds {len(rows)} samples with features; structure takes 20 at least")
     name = f"{feature_set.tap} of {feature_set.identity.backbone}"
     X, names = read_views(features, rows)[:, 0], store.samples.uris_of(rows)
     found = []
     if structure:
-        some = _some(np.arange(len(rows)), MAX_ROWS, random_state)
+        some = some_rows(np.arange(len(rows)), MAX_ROWS, random_state)
         found += structure_findings(X[some], [names[index] for index in some], name=name, random_state=random_state)
     if count is not None:
         chosen = typical_samples(unit_axes(X), np.empty(0, np.int64), count, random_state=random_state)
-        command = shlex.join(["featurecache", "task", "add", str(store.path), "TASK", "LABELS.csv"])
+        command = command_line("task", "add", store.path, "TASK", "LABELS.csv")
         names = [names[index] for index in chosen]
         found.append(label_next_finding(names, 0, 0, len(rows), next_command=command))
     return found
@@ -117,11 +116,12 @@ def rows_without_label(store: FeatureStore, task: Task, feature_set: FeatureSet,
     """
     rows = np.setdiff1d(_usable_rows(store, feature_set.open()), store.samples.rows_of(task.ids))
     if not len(rows):
+        backbone = feature_set.identity.backbone
         raise RequestError(
             f"every cached sample has a label of task {task.name!r}; extract those without labels into the same cache "
-            f"first: featurecache extract FOLDER --cache {store.path} --backbone {feature_set.identity.backbone}"
+            f"first: {command_line('extract', 'FOLDER', '--cache', store.path, '--backbone', backbone)}"
         )
-    return _some(rows, _MOST_CANDIDATES, random_state)
+    return some_rows(rows, _MOST_CANDIDATES, random_state)
 
 
 def default_set(store: FeatureStore, sets: Sequence[FeatureSet] | None = None) -> FeatureSet:
@@ -148,10 +148,3 @@ def default_set(store: FeatureStore, sets: Sequence[FeatureSet] | None = None) -
 def _usable_rows(store: FeatureStore, features: Features) -> Rows:
     rows = np.arange(len(store.samples))
     return rows[features.usable(rows)]
-
-
-def _some(rows: Rows, count: int, random_state: int) -> Rows:
-    """Return at most so many rows, in their order."""
-    if len(rows) <= count:
-        return rows
-    return np.sort(np.random.default_rng(random_state).permutation(rows)[:count])

@@ -22,7 +22,7 @@ from featurecache.backbones.pooling import POOLINGS, Layout, grid_side, is_pooli
 from featurecache.backbones.suggestions import GROUPS, suggested_nodes
 from featurecache.backbones.tapped import Tap as Tap
 from featurecache.backbones.tapped import TappedBackbone as TappedBackbone
-from featurecache.errors import BackboneError, ReportWarning, UnknownNameError, nearest_layers
+from featurecache.errors import BackboneError, ReportWarning, UnknownNameError, command_line, nearest_layers
 
 DEFAULT = "default"
 
@@ -128,7 +128,7 @@ def _resolve(backbone: Backbone, seen: DryRun, name: str) -> Tap:
     if node not in known and layer_of(node, known) is None:
         words = [DEFAULT, *GROUPS]
         stages = [node for nodes in suggested_nodes(backbone, seen).values() for node in nodes]
-        advice = f"see `featurecache inspect {backbone.name}`"
+        advice = f"see `{command_line('inspect', backbone.name)}`"
         near = nearest_layers(node, [*words, *known])
         raise UnknownNameError("tap", node, [*words, *stages], near=near, advice=advice)
     if colon and not is_pooling(pooling):

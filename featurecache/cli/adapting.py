@@ -127,22 +127,27 @@ def _print_report(report: AdaptationReport) -> None:
     columns = ["way", "neighbours agree", "more than the source", "accuracy there", ""]
     rows = []
     for found in report.heads:
-        apart = "-" if found is report.heads[0] else f"{found.difference:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+        apart = "-" if found is report.heads[0] else found.agreement.difference_text
         accuracy = "-"
         if found.accuracy is not None:
             value, low, high = found.accuracy
             accuracy = f"{value:.3f} ({low:.3f} to {high:.3f})"
-        rows.append(
-            [found.method, f"{found.agreement:.3f}", apart, accuracy, "chosen" if found is report.chosen else ""]
-        )
+        mark = "chosen" if found is report.chosen else ""
+        rows.append([found.method, f"{found.agreement.value:.3f}", apart, accuracy, mark])
     print_table(columns, rows, numbers=columns[1:4])
     source = f"{report.num_source} samples of the source, {report.num_target} of {report.domain}"
-    if report.chosen is report.heads[0]:
+    alone, chosen = report.heads[0], report.chosen
+    if chosen is alone and report.is_of_one_class:
+        print_line(
+            f"{source}: the head on the source alone; it gives nearly all of {report.domain} one class, so that "
+            "nothing there tells whether adapting helps"
+        )
+    elif chosen is alone:
         print_line(f"{source}: the head on the source alone, as no adaptation is borne out by the target")
     else:
         print_line(
-            f"{source}: {report.chosen.method}; near neighbours there agree by "
-            f"{report.chosen.agreement:.3f} beyond chance, with the source alone by {report.heads[0].agreement:.3f}"
+            f"{source}: {chosen.method}; near neighbours there agree by {chosen.agreement.value:.3f} beyond chance, "
+            f"with the source alone by {alone.agreement.value:.3f}"
         )
     if report.num_labelled:
         print_line(f"{report.num_labelled} of them have labels, by which nothing was chosen")

@@ -18,6 +18,7 @@ from featurecache.cli.options import (
     views_of,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, warn
+from featurecache.errors import command_line
 from featurecache.ignored import by_suffix
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def print_summary(report: ExtractionReport) -> None:
         for path, (status, reason) in list(report.bad.items())[:10]:
             print_line(f"  {path}: {status} ({reason})")
         if len(report.bad) > 10:
-            print_line(f"  and {len(report.bad) - 10} more: featurecache info {report.store.path}")
+            print_line(f"  and {len(report.bad) - 10} more: {command_line('info', report.store.path)}")
 
 
 def exit_status(report: ExtractionReport, max_bad: float) -> int:
@@ -119,6 +120,6 @@ def exit_status(report: ExtractionReport, max_bad: float) -> int:
     if share > max_bad:
         warn(
             f"{len(report.bad)} of {report.num_files} inputs are bad ({share:.1%}), the limit is {max_bad:.1%}; "
-            f"see `featurecache info {report.store.path}`, or raise --max-bad"
+            f"see `{command_line('info', report.store.path)}`, or raise --max-bad"
         )
     return 1 if report.postponed or share > max_bad else 0

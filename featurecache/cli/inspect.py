@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_preprocess_options, add_weights_options, request_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
+from featurecache.errors import command_line
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -126,7 +127,7 @@ def _print_tails(backbone: Backbone, cuts: list[CutInfo]) -> None:
         "speed-up: predicted, an epoch that recomputes the frozen layers / one from the cache, by operations: "
         "(before + 3 after) / (3 after); decoding, reading and the output layer are left out"
     )
-    print_line(
-        f"cache one of them: featurecache extract SOURCE --cache DIR --backbone {backbone.name} --tap {cuts[-1].tap}"
-    )
-    print_line(f"then train what comes after: featurecache train DIR --task T --head tail --from-tap {cuts[-1].tap}")
+    tap = cuts[-1].tap
+    extract = command_line("extract", "SOURCE", "--cache", "DIR", "--backbone", backbone.name, "--tap", tap)
+    print_line(f"cache one of them: {extract}")
+    print_line(f"then train what comes after: featurecache train DIR --task T --head tail --from-tap {tap}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.options import add_recorded_weights_options, features_of, memory_of
 from featurecache.cli.output import print_line, print_table, progress_on_stderr, warn
-from featurecache.errors import RequestError
+from featurecache.errors import RequestError, command_line
 from featurecache.finetuning.settings import FineTuning
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _layers_sets(store: FeatureStore, task: Task, args: argparse.Namespace) -> l
     if "all" in (taps or ()) or not (taps or images):
         raise RequestError(
             "name the cached activations that layers are trained on with --from-tap, or the images with "
-            f"--from-images; `featurecache ls {store.path}` lists what is cached, `featurecache inspect BACKBONE "
+            f"--from-images; `{command_line('ls', store.path)}` lists what is cached, `featurecache inspect BACKBONE "
             "--tails` what can be"
         )
     return [store.find(tap=tap, **features_of(args)) for tap in dict.fromkeys(taps)] + images

@@ -16,9 +16,9 @@ from featurecache.evaluation.refit import evaluated_splits, fit_chosen, is_fitte
 from featurecache.evaluation.training import TrainedHead
 from featurecache.heads.bundle import save_head
 from featurecache.heads.gradient.finetuned import FineTuned
-from featurecache.heads.outliers import OutlierDetector, some_rows
+from featurecache.heads.outliers import OutlierDetector, most_rows
 from featurecache.store.naming import check_name
-from featurecache.store.samples import Rows
+from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import read_views
 
@@ -102,7 +102,7 @@ def _outlier_detector(head: TrainedHead, rows: Rows) -> OutlierDetector | None:
     if not head.eval_set.is_pooled:
         return None
     features = head.eval_set.open()
-    rows = some_rows(rows, features.view_shape[0])
+    rows = some_rows(rows, most_rows(features.view_shape[0]))
     # Rows of a target may have no label, and so no group.
     groups = head.task.groups_of(rows) if (head.task.indices_of(rows) >= 0).all() else None
     return OutlierDetector.fit(read_views(features, rows)[:, 0], groups)

@@ -161,6 +161,8 @@ def predict(
     if outliers is None:
         saved = replace(saved, outliers=None)
     else:
+        if tta is not None:
+            raise RequestError("outliers are told of inputs as they are, not of views; leave --tta or --outliers out")
         _check_outliers(saved, head, outliers)
     views = None
     if tta is not None:

@@ -1,14 +1,14 @@
 """A head for a target domain without labels: several ways to adapt the source, and the one that the target bears out.
 
 The tuned head on the source alone is taken unless another one answers near neighbours in the target alike by more than
-chance: the interval of the difference, which holds for all ways together, is above zero. Adaptation hurts more often
+chance; see `featurecache.evaluation.agreement`. Adaptation hurts more often
 than it helps, and nothing on the source shows that. Labels of target samples, where there are any, are looked at only
 to be shown.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from featurecache.errors import RequestError, TaskError
+from featurecache.evaluation.agreement import Agreement, choose_by_agreement, is_of_one_class
 from featurecache.evaluation.domains import cached_rows_of_domain
-from featurecache.evaluation.intervals import LEAST_GROUPS, mean_interval
+from featurecache.evaluation.intervals import LEAST_GROUPS
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
 from featurecache.evaluation.proportions import wilson
@@ -28,7 +29,6 @@ from featurecache.evaluation.training import TrainedHead
 from featurecache.heads.adaptation import (
     Adaptation,
     able_methods,
-    agreement,
     corrected_prior,
     fit_adaptation,
     shares_by_confusion,
@@ -36,7 +36,7 @@ from featurecache.heads.adaptation import (
 )
 from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
-from featurecache.store.samples import Rows
+from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
@@ -58,32 +58,24 @@ class AdaptedHead:
     method : str
     head : TrainedHead
         Its figures are of the source; its estimator takes target samples as they come.
-    agreement : float
-        How far near neighbours in the target get the same class, beyond chance; see `agreement`.
-    difference, low, high : float
-        Of that from the head on the source alone, with an interval that holds for all ways together.
+    agreement : Agreement
+        How far near neighbours in the target get the same class, beside the head on the source alone.
     accuracy : tuple of float or None
         On target samples with labels, with its interval; nothing is chosen by it.
     """
 
     method: str
     head: TrainedHead
-    agreement: float
-    difference: float
-    low: float
-    high: float
+    agreement: Agreement
     accuracy: tuple[float, float, float] | None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        names = ("method", "agreement", "difference", "low", "high")
         accuracy = None if self.accuracy is None else dict(zip(("value", "low", "high"), self.accuracy, strict=True))
-        values = {name: getattr(self, name) for name in names}
+        values = asdict(self.agreement)
         # Of fewer than five groups there is no interval: its ends are infinite.
-        plain = {
-            name: value if isinstance(value, str) or np.isfinite(value) else None for name, value in values.items()
-        }
-        return {**plain, "accuracy": accuracy}
+        plain = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        return {"method": self.method, "agreement": plain.pop("value"), **plain, "accuracy": accuracy}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +89,8 @@ class AdaptationReport:
     domain : str
     num_source, num_target, num_labelled : int
         Samples of the source, and of the target; those of the target that have a label.
+    is_of_one_class : bool
+        The head on the source gives nearly all of the target one class, which tells nothing about adapting.
     target_rows : ndarray of int64 (num_target,)
         Of the sample table.
     """
@@ -107,11 +101,13 @@ class AdaptationReport:
     num_source: int
     num_target: int
     num_labelled: int
+    is_of_one_class: bool
     target_rows: Rows
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        numbers = {name: getattr(self, name) for name in ("domain", "num_source", "num_target", "num_labelled")}
+        names = ("domain", "num_source", "num_target", "num_labelled", "is_of_one_class")
+        numbers = {name: getattr(self, name) for name in names}
         return {**numbers, "chosen": self.chosen.method, "methods": [head.to_json() for head in self.heads]}
 
     def about(self) -> dict[str, Any]:
@@ -158,9 +154,7 @@ def adapt_heads(
     _check(task, feature_set, method)
     features = feature_set.open()
     target_rows = cached_rows_of_domain(store, task, domain, features)
-    rows = target_rows
-    if len(rows) > _MAX_TARGET_ROWS:
-        rows = np.sort(np.random.default_rng(random_state).permutation(rows)[:_MAX_TARGET_ROWS])
+    rows = some_rows(target_rows, _MAX_TARGET_ROWS, random_state)
     if len(rows) < LEAST_GROUPS:
         raise RequestError(
             f"the target domain {domain} has {len(rows)} samples with features; adapting takes {LEAST_GROUPS} at least"
@@ -174,24 +168,26 @@ def adapt_heads(
     methods = able_methods() if method == "auto" else list(dict.fromkeys(["source", method]))
     progress = progress or Silent()
     progress.start("adapting", len(methods))
-    found: list[AdaptedHead] = []
-    shares: list[NDArray[np.float64]] = []
+    heads: list[TrainedHead] = []
     for name in methods:
-        head = _fitted(task, feature_set, source, target, name, random_state)
-        classes = _classes(head.result.estimator, target)
-        shares.append(agreement(target, classes, alike))
-        # The best of several looks better by chance: each interval is as wide as holds for all of them.
-        level = 1 - 0.05 / max(len(methods) - 1, 1)
-        apart = mean_interval(shares[-1] - shares[0], alike, level=level)
-        found.append(_judged(name, head, shares[-1], shares[0], apart, labels, classes))
+        heads.append(_fitted(task, feature_set, source, target, name, random_state))
         progress.advance(1)
-    chosen = found[-1]
-    if method == "auto":
-        best = max(found, key=lambda head: head.agreement)
-        chosen = best if _is_beyond_chance(best) else found[0]
-    num_labelled = int((labels >= 0).sum())
-    num_source = sum(len(data) for data in source.values())
-    return AdaptationReport(found, chosen, domain, num_source, len(target_rows), num_labelled, target_rows)
+    answers = [_classes(head.result.estimator, target) for head in heads]
+    best, agreements = choose_by_agreement(target, answers, alike)
+    found = [
+        AdaptedHead(name, head, agreed, _accuracy(labels, classes))
+        for name, head, agreed, classes in zip(methods, heads, agreements, answers, strict=True)
+    ]
+    return AdaptationReport(
+        found,
+        found[best] if method == "auto" else found[-1],
+        domain,
+        num_source=sum(len(data) for data in source.values()),
+        num_target=len(target_rows),
+        num_labelled=int((labels >= 0).sum()),
+        is_of_one_class=is_of_one_class(answers[0]),
+        target_rows=target_rows,
+    )
 
 
 def _check(task: Task, feature_set: FeatureSet, method: str) -> None:
@@ -289,24 +285,11 @@ def _labels(task: Task, rows: Rows) -> NDArray[np.int64]:
     return np.where(places >= 0, task.labels[np.maximum(places, 0)], -1).astype(np.int64)
 
 
-def _judged(
-    method: str,
-    head: TrainedHead,
-    shares: NDArray[np.float64],
-    of_source: NDArray[np.float64],
-    apart: tuple[float, float] | None,
-    labels: NDArray[np.int64],
-    classes: NDArray[np.int64],
-) -> AdaptedHead:
-    low, high = apart or (-np.inf, np.inf)
-    difference = float((shares - of_source).mean())
-    accuracy: tuple[float, float, float] | None = None
-    if (known := labels >= 0).any():
-        right = int((classes[known] == labels[known]).sum())
-        ends = wilson(right, int(known.sum()))
-        accuracy = right / int(known.sum()), float(ends[0]), float(ends[1])
-    return AdaptedHead(method, head, float(shares.mean()), difference, low, high, accuracy)
-
-
-def _is_beyond_chance(head: AdaptedHead) -> bool:
-    return head.low > 0
+def _accuracy(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> tuple[float, float, float] | None:
+    """Return the accuracy on the samples that have a label, with its interval."""
+    known = labels >= 0
+    if not (count := int(known.sum())):
+        return None
+    right = int((classes[known] == labels[known]).sum())
+    low, high = wilson(right, count)
+    return right / count, float(low), float(high)

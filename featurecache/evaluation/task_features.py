@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from featurecache.errors import RequestError, TaskError, UnknownNameError
+from featurecache.errors import RequestError, TaskError, UnknownNameError, command_line
 from featurecache.evaluation.measure import Measure
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.memory_budget import MemoryBudget
@@ -258,10 +258,11 @@ def _eval_set_of(store: FeatureStore, feature_set: FeatureSet, *, tta: bool) -> 
     for other in store.feature_sets():
         if (other.fingerprint, other.tap, other.dtype) == (plain.fingerprint, tap, dtype):
             return other
+    wanted = ("--backbone", plain.backbone, "--tap", tap, "--dtype", dtype)
+    command = command_line("extract", "SOURCE", "--cache", store.path, *wanted)
     raise RequestError(
         f"heads on views of tap {tap!r} are evaluated on its plain features, which are not in {store.path} as {dtype}; "
-        f"run `featurecache extract SOURCE --cache {store.path} --backbone {plain.backbone} --tap {tap} "
-        f"--dtype {dtype}`, or pass --tta"
+        f"run `{command}`, or pass --tta"
     )
 
 

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from featurecache.backbones.backbone import Backbone
-from featurecache.errors import ReportWarning, RequestError, unique_warnings
+from featurecache.errors import ReportWarning, RequestError, command_line, unique_warnings
 from featurecache.evaluation.training import TrainedHead, TrainingReport, train_heads
 from featurecache.extraction.reproduction import reproduce_backbone
 from featurecache.finetuning.factories import TAIL, layer_factory
@@ -195,10 +195,10 @@ class LayerTraining:
         if pooling == "none":
             return
         backbone, whole = feature_set.identity.backbone, f"{node}:none"
+        extract = command_line("extract", "SOURCE", "--cache", self.store.path, "--backbone", backbone, "--tap", whole)
         raise RequestError(
-            f"tap {feature_set.tap!r} is pooled, and the layers after it need all of it; run `featurecache extract "
-            f"SOURCE --cache {self.store.path} --backbone {backbone} --tap {whole}`, and train with "
-            f"--from-tap {whole} (see `featurecache inspect {backbone} --tails` for others)"
+            f"tap {feature_set.tap!r} is pooled, and the layers after it need all of it; run `{extract}`, and train "
+            f"with --from-tap {whole} (see `{command_line('inspect', backbone, '--tails')}` for others)"
         )
 
     def _warnings(

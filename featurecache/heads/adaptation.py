@@ -1,11 +1,9 @@
-"""Features of a source domain made like those of a target domain that has no labels, and which way of it to trust.
+"""Features of a source domain made like those of a target domain that has no labels, in several ways.
 
 Each method gives two maps: one for the source samples that a head is fitted on, one for target samples; the second is
 affine, so that a linear head takes it up into its coefficients and needs nothing else later.
 
-What tells a good adaptation without labels is whether near neighbours in the target domain get the same class. Over 12
-pairs of domains and three networks that was right where the scores of the literature (entropy, mutual information,
-circular validation) were not; see `agreement`.
+Which way to trust is told by `featurecache.evaluation.agreement`.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ from featurecache.heads.preparation import PRIOR_ROWS, shrunk_variance
 Floats = NDArray[np.float64]
 NUM_AXES: Final = 20
 """Of subspaces: few enough that a hundred target samples tell them."""
-_NEIGHBOURS = 5
-_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +100,7 @@ def _source(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
 
 def _standardize(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
     """Standardise each domain by itself."""
-    (mean, scale), (mean_t, scale_t) = _standard(X), _standard(target)
+    (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
     return Adaptation("standardize", lambda rows: (rows - mean) / scale, mean_t, np.diag(1 / scale_t))
 
 
@@ -112,7 +108,7 @@ def _coral(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
     """Give the source the covariance of the target (Sun, Feng & Saenko, "Return of frustratingly easy domain
     adaptation", AAAI 2016, algorithm 1), on features standardised by domain.
     """
-    (mean, scale), (mean_t, scale_t) = _standard(X), _standard(target)
+    (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
     whiten = _power((X - mean) / scale, -0.5)
     colour = _power((target - mean_t) / scale_t, 0.5)
     matrix = (whiten @ colour) / scale[:, None]
@@ -123,7 +119,7 @@ def _subspace(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
     """Turn the main axes of the source to those of the target (Fernando et al., "Unsupervised visual domain adaptation
     using subspace alignment", ICCV 2013, equation 3).
     """
-    (mean, scale), (mean_t, scale_t) = _standard(X), _standard(target)
+    (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
     count = min(NUM_AXES, X.shape[1], len(X) - 1, len(target) - 1)
     axes, axes_t = _axes((X - mean) / scale, count), _axes((target - mean_t) / scale_t, count)
     matrix = (axes / scale[:, None]) @ (axes.T @ axes_t)
@@ -136,7 +132,7 @@ def _transport(X: Floats, y: NDArray[np.int64], target: Floats) -> Adaptation:
     """
     if find_spec("ot") is None:
         raise MissingExtraError("POT, which --adapt transport needs,", "adapt")
-    (mean, scale), (mean_t, scale_t) = _standard(X), _standard(target)
+    (mean, scale), (mean_t, scale_t) = standard_scale(X), standard_scale(target)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own code, when that is compiled first
         domains = import_module("ot.da")
@@ -162,41 +158,6 @@ METHODS: Final[dict[str, Method]] = {
 def able_methods() -> list[str]:
     """Return the methods that work with what is installed."""
     return [name for name in METHODS if name != "transport" or find_spec("ot") is not None]
-
-
-def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int64] | None = None) -> Floats:
-    """Return how far the nearest neighbours of each sample get the same class, beyond chance, (n,).
-
-    The mean is a kappa (Cohen, "A coefficient of agreement for nominal scales", 1960): 1 where neighbours always agree,
-    0 where they agree as often as any two samples do, so that one class for all is no agreement.
-
-    Parameters
-    ----------
-    X : ndarray (n, d)
-        Target samples as they are, so that all methods are told by the same neighbours.
-    classes : ndarray of int64 (n,)
-        What a head answers for them.
-    alike : ndarray of int64 (n,), optional
-        Samples with the same number are near-copies, and no neighbours of each other.
-    """
-    own = np.arange(len(X)) if alike is None else alike
-    mean, scale = _standard(np.asarray(X, np.float64))
-    rows = (X - mean) / scale
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    count, shares = min(_NEIGHBOURS, len(rows) - 1), np.empty(len(rows))
-    for start in range(0, len(rows), _BLOCK):
-        cosine = rows[start : start + _BLOCK] @ rows.T
-        mine, stop = own[start : start + _BLOCK], start + len(cosine)
-        cosine[mine[:, None] == own] = -np.inf
-        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-        able = np.take_along_axis(cosine, nearest, axis=1) > -np.inf
-        same = (classes[nearest] == classes[start:stop, None]) & able
-        shares[start:stop] = same.sum(axis=1) / np.maximum(able.sum(axis=1), 1)
-    of_class = np.bincount(classes) / len(classes)
-    expected = float(np.sum(of_class**2))
-    if expected >= 1 - 1e-12:
-        return np.zeros(len(rows))
-    return np.asarray((shares - of_class[classes]) / (1 - expected))
 
 
 def corrected_prior(
@@ -270,8 +231,8 @@ def shifted_intercept(
     return intercept + (change[1:] - change[:1] if len(intercept) == 1 and len(change) == 2 else change)
 
 
-def _standard(X: Floats) -> tuple[Floats, Floats]:
-    """Return mean and scale of each feature, variances of few samples drawn to their mean."""
+def standard_scale(X: Floats) -> tuple[Floats, Floats]:
+    """Return mean and scale of each feature of samples (n, d), variances of few samples drawn to their mean."""
     variance = X.var(axis=0)
     varies = variance > 1e-12 * max(float(variance.max(initial=0.0)), 1e-300)
     if not varies.any():

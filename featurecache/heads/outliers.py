@@ -48,27 +48,14 @@ class OutlierDetector:
         Parameters
         ----------
         X : ndarray (n, d)
-            Features of fitted samples; see `some_rows`.
+            Features of fitted samples, as many as `most_rows` at most.
         groups : ndarray of int (n,), optional
             Samples that are alike: they share a fold, and none is scored by its own.
         random_state : int
             Of folds.
         """
-        generator = np.random.default_rng(random_state)
-        if len(X) < LEAST_ROWS:
-            return None
-        X = _unit(X)
-        folds = generator.permutation(len(X)) % _FOLDS
-        if groups is not None:
-            _, of_row = np.unique(groups, return_inverse=True)
-            folds = (generator.permutation(of_row.max() + 1) % _FOLDS)[of_row]
-        usual = np.zeros(len(X), np.float32)
-        for number in np.unique(folds):
-            others = X[folds != number]
-            if not len(others):
-                return None
-            usual[folds == number] = _scores(X[folds == number], others)
-        return cls(X.astype(np.float16), np.sort(usual))
+        usual = scores_by_others(X, groups, random_state=random_state)
+        return None if usual is None else cls(_unit(X).astype(np.float16), np.sort(usual))
 
     def scores(self, X: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return how unlike the fitted samples each row (n, d) is, 0 to 2."""
@@ -114,20 +101,41 @@ class OutlierDetector:
         return cls(**{name: arrays[name] for name in wanted})
 
 
-def some_rows(rows: NDArray[np.int64], n_features: int, *, random_state: int = 0) -> NDArray[np.int64]:
-    """Return as many of the rows as a detector has room for: 1,000, or what fits in 2 MiB.
+def scores_by_others(
+    X: NDArray[np.floating], groups: NDArray[np.integer] | None = None, *, random_state: int = 0
+) -> NDArray[np.float32] | None:
+    """Return how unlike the samples of other folds each sample is, 0 to 2; None where they are too few.
 
     Parameters
     ----------
-    rows : ndarray of int64 (n,)
-    n_features : int
+    X : ndarray (n, d)
+        Features.
+    groups : ndarray of int (n,), optional
+        Samples that are alike: they share a fold, and none is scored by its own.
     random_state : int
-        Of which are taken.
+        Of folds.
     """
-    most = max(min(_MOST_ROWS, _MOST_BYTES // (2 * max(n_features, 1))), LEAST_ROWS)
-    if len(rows) <= most:
-        return rows
-    return np.sort(np.random.default_rng(random_state).permutation(rows)[:most])
+    if len(X) < LEAST_ROWS:
+        return None
+    group = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    folds = (np.random.default_rng(random_state).permutation(group.max() + 1) % _FOLDS)[group]
+    numbers = np.unique(folds)
+    if len(numbers) < 2:
+        return None
+    X, scores = _unit(X), np.zeros(len(X), np.float32)
+    for number in numbers:
+        scores[folds == number] = _scores(X[folds == number], X[folds != number])
+    return scores
+
+
+def most_rows(n_features: int) -> int:
+    """Return how many rows a detector has room for: 1,000, or what fits in 2 MiB.
+
+    Parameters
+    ----------
+    n_features : int
+    """
+    return max(min(_MOST_ROWS, _MOST_BYTES // (2 * max(n_features, 1))), LEAST_ROWS)
 
 
 def _unit(X: NDArray[np.floating]) -> NDArray[np.float32]:

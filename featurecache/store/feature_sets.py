@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from featurecache.atomic import is_partial, make_folder, publish_bytes, publish_once
-from featurecache.errors import CorruptError, ReportWarning, UnknownNameError, nearest_layers
+from featurecache.errors import CorruptError, ReportWarning, UnknownNameError, command_line, nearest_layers
 from featurecache.records import encode_record, read_record
 from featurecache.specs import FeatureIdentity, check_takes_views
 from featurecache.store.dtypes import DIGITS, STORED
@@ -182,9 +182,11 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
         fitting = [s for s in sets if _fits(s.names[kind], kind, name)]
         if not fitting:
             known = sorted({s.names[kind] for s in sets})
-            advice = f"run `featurecache extract --{kind} {name}` to add it" if kind in ("tap", "backbone") else ""
+            advice = (
+                f"run `{command_line('extract', f'--{kind}', name)}` to add it" if kind in ("tap", "backbone") else ""
+            )
             if kind == "tap":
-                advice += f", if it is one that `featurecache inspect {sets[0].identity.backbone}` lists"
+                advice += f", if it is one that `{command_line('inspect', sets[0].identity.backbone)}` lists"
             near = nearest_layers(name, known) if kind == "tap" else None
             raise UnknownNameError(f"cached {kind}", name, known, near=near, advice=advice)
         sets = fitting

@@ -213,6 +213,20 @@ def find_ids(ids: Ids, table: Column | Ids) -> Rows:
     return found
 
 
+def some_rows(rows: Rows, most: int, random_state: int = 0) -> Rows:
+    """Return at most so many of the rows, drawn at random, in their order.
+
+    Parameters
+    ----------
+    rows : ndarray of int64 (n,)
+    most : int
+    random_state : int
+    """
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(random_state).permutation(rows)[:most])
+
+
 def count_different(ids: Ids) -> int:
     """Count the different ids."""
     return len(_first_indices(ids))

@@ -18,6 +18,7 @@ from featurecache.errors import (
     StoreError,
     TaskError,
     UnknownNameError,
+    command_line,
     shortened,
 )
 from featurecache.hashing import canonical_json
@@ -83,7 +84,7 @@ class FeatureStore(Notes):
         _check_format(content, path)
         if not strange:
             for strange_path, what in find_strange(path):
-                raise CorruptError(f"{strange_path} {what}; remove it, and see `featurecache verify {path}`")
+                raise CorruptError(f"{strange_path} {what}; remove it, and see `{command_line('verify', path)}`")
         return cls(path)
 
     @classmethod
@@ -287,7 +288,7 @@ class FeatureStore(Notes):
         folder = ShardFolder(self.path / "tasks" / name, TASK)
         task = load_task(name, folder, self.samples) if is_name(name) else None
         if task is None:
-            advice = f"make it with `featurecache task add {self.path} {name} --from-folders`"
+            advice = f"make it with `{command_line('task', 'add', self.path, name, '--from-folders')}`"
             raise UnknownNameError("task", name, self.task_names(), advice=advice)
         return task
 

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from featurecache.errors import FeatureCacheError, RequestError, shortened
+from featurecache.errors import FeatureCacheError, RequestError, command_line, shortened
 from featurecache.hashing import digest_file
 from featurecache.records import read_record
 from featurecache.store.commits import Commit
@@ -171,7 +171,7 @@ def _attempt(root: Path, path: Path, check: Callable[[], object]) -> Iterator[Pr
         check()
     except (FeatureCacheError, OSError, LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         what = str(error) if isinstance(error, FeatureCacheError | OSError) else repr(error)
-        yield Problem(_inside(root, path), shortened(what, 500), f"run `featurecache repair {root}`")
+        yield Problem(_inside(root, path), shortened(what, 500), f"run `{command_line('repair', root)}`")
 
 
 def _check_features(store: FeatureStore, folder: Path) -> None:

@@ -16,10 +16,9 @@ from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 
 import featurecache as fc
 from featurecache.advice import evidence
-from featurecache.advice.advise import QUESTIONS
 from featurecache.advice.commands import Commands
 from featurecache.advice.evidence import gather
-from featurecache.advice.finding import summary
+from featurecache.advice.finding import QUESTIONS, summary
 from featurecache.cli import main
 from featurecache.errors import RequestError
 from featurecache.store.store import FeatureStore

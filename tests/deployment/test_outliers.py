@@ -64,6 +64,8 @@ def test_heads_that_cannot_tell_refuse(head: Path, tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.png", (255, 0, 0), seed=0)
     with pytest.raises(RequestError, match="cannot tell outliers: it was fitted on fewer than 20 samples"):
         predict(tmp_path / "old", [image], backbone=TINY, outliers=0.05)
+    with pytest.raises(RequestError, match="not of views; leave --tta or --outliers out"):
+        predict(head, [image], backbone=TINY, outliers=0.05, tta=2)
     with pytest.raises(RequestError, match="between 0 and 1, such as 0.05; got 5"):
         predict(head, [image], backbone=TINY, outliers=5)
     with pytest.raises(RequestError, match=r"tell no share below 0\.0\d+; ask for a share of 0\.0\d"):

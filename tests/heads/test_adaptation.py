@@ -9,7 +9,6 @@ from featurecache.errors import MissingExtraError, RequestError
 from featurecache.heads import adaptation
 from featurecache.heads.adaptation import (
     METHODS,
-    agreement,
     corrected_prior,
     fit_adaptation,
     shares_by_confusion,
@@ -96,25 +95,6 @@ def test_what_cannot_be_done_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingExtraError, match=r"POT, which --adapt transport needs, is not inst.*pip install"):
         fit_adaptation("transport", X, y, target)
     assert "transport" not in adaptation.able_methods()
-
-
-def test_agreement_equals_a_slow_reference_and_falls_where_answers_are_noise() -> None:
-    _, _, target, y_t = domains()
-    found = agreement(target, y_t)
-    variance = target.astype(np.float64).var(axis=0)
-    scale = np.sqrt((len(target) * variance + 10 * variance.mean()) / (len(target) + 10))
-    rows = (target - target.mean(axis=0, dtype=np.float64)) / scale
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    for index in range(0, len(rows), 37):
-        alike = rows @ rows[index]
-        alike[index] = -2
-        nearest = np.argsort(-alike)[:5]
-        # Classes are of one size: two samples are of the same in a third of all cases.
-        assert found[index] == pytest.approx((np.mean(y_t[nearest] == y_t[index]) - 1 / 3) / (2 / 3))
-    noise = np.random.default_rng(0).integers(0, 3, len(y_t))
-    assert found.mean() > 0.9
-    assert abs(agreement(target, noise).mean()) < 0.1
-    assert agreement(target, np.zeros_like(y_t)).mean() == 0  # one class for all is no agreement
 
 
 @pytest.mark.parametrize("how", ["em", "bbse"])

@@ -10,8 +10,9 @@ import safetensors.numpy
 
 from featurecache.errors import HeadError
 from featurecache.heads.bundle import load_head, save_head
-from featurecache.heads.outliers import OutlierDetector, some_rows
+from featurecache.heads.outliers import OutlierDetector, most_rows
 from featurecache.heads.registry import make_head
+from featurecache.store.samples import some_rows
 
 pytestmark = pytest.mark.quick
 
@@ -60,10 +61,12 @@ def test_copies_of_a_group_do_not_make_others_outliers() -> None:
 def test_few_samples_tell_nothing_and_many_are_not_all_kept() -> None:
     assert OutlierDetector.fit(rows(19, 5, 0)) is None
     assert OutlierDetector.fit(rows(30, 5, 0), np.zeros(30, np.int64)) is None  # all are alike
-    every = np.arange(5000)
-    assert len(some_rows(every, 64)) == 1000
-    assert len(some_rows(every, 4096)) * 4096 * 2 <= 2 << 20
-    assert some_rows(np.arange(10), 64).tolist() == list(range(10))
+    assert most_rows(64) == 1000
+    assert most_rows(4096) * 4096 * 2 <= 2 << 20
+    some = some_rows(np.arange(5000), most_rows(64))
+    assert len(np.unique(some)) == 1000
+    assert (np.diff(some) > 0).all()
+    assert some_rows(np.arange(10), most_rows(64)).tolist() == list(range(10))
 
 
 def test_it_travels_with_the_head_and_what_a_stranger_wrote_is_refused(tmp_path: Path) -> None:
