@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from featurecache.specs import PreprocessSpec as PreprocessSpec
     from featurecache.specs import ViewSpec as ViewSpec
     from featurecache.store.label_tables import labels_from_csv as labels_from_csv
+    from featurecache.store.label_tables import labels_from_frame as labels_from_frame
+    from featurecache.store.label_tables import labels_from_mapping as labels_from_mapping
     from featurecache.store.labels import labels_from_folders as labels_from_folders
     from featurecache.store.store import FeatureStore as FeatureStore
     from featurecache.train import TrainingSettings as TrainingSettings
@@ -54,6 +56,8 @@ _HOMES = {
     "extract": "extraction.extract",
     "fit_head": "heads.fitting",
     "labels_from_csv": "store.label_tables",
+    "labels_from_frame": "store.label_tables",
+    "labels_from_mapping": "store.label_tables",
     "labels_from_folders": "store.labels",
     "list_backbones": "backbones.registry",
     "list_heads": "heads.registry",

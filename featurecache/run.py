@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ def run(
     source: str | Path,
     *,
     cache: str | Path | None = None,
-    labels: str | Path | FolderLabels | TableLabels | None = None,
+    labels: Any = None,
     task: str = "run",
     allow_missing: bool = False,
     backbone: str | BackboneRequest = DEFAULT_BACKBONE,
@@ -106,9 +106,10 @@ def run(
         Folder of images, one folder below for each class; with ``text_column``, a CSV or TSV file.
     cache : path, optional
         Folder of the cache, made when it does not exist; ``<source>.cache`` next to the source when left out.
-    labels : path, FolderLabels or TableLabels, optional
-        A table with the columns ``path`` (or ``id``) and ``label``, or what `labels_from_csv` or
-        `labels_from_folders` gives. When left out, folders are classes, and a table of texts has a column ``label``.
+    labels : path, mapping, DataFrame, FolderLabels or TableLabels, optional
+        A table that names the samples and says their classes, as a file or as a data frame; a mapping of names to
+        classes; or what `labels_from_csv`, `labels_from_frame` or `labels_from_folders` gives. When left out, folders
+        are classes, and a table of texts has a column of classes.
     task : str
         Name under which the labels, and the kept head, stand in the cache. A task that was made from other labels is
         not replaced.
@@ -164,7 +165,7 @@ def run(
         raise RequestError(f"cannot write a report at {report}: name a file in a folder that exists")
     _check_tta(training, opened, views)
     found = _read_labels(labels, Path(source), Path(opened.key), text_column, id_column)
-    _check_labels(found, opened, training)
+    _check_labels(found, opened, training, allow_missing=allow_missing)
     path = Path(source).absolute()
     extraction = run_extraction(
         source,
@@ -266,15 +267,15 @@ def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int
 
 
 def _read_labels(
-    labels: str | Path | FolderLabels | TableLabels | None,
+    labels: Any,
     source: Path,
     root: Path,
     text_column: str | None,
     id_column: str | None,
 ) -> FolderLabels | TableLabels:
     """Return the labels of a source; those of texts stand in the table itself, unless another one is named."""
-    from featurecache.store.label_tables import labels_from_csv
-    from featurecache.store.labels import labels_from_folders
+    from featurecache.store.label_tables import labels_from_csv, labels_from_frame, labels_from_mapping
+    from featurecache.store.labels import FolderLabels, TableLabels, labels_from_folders
 
     if labels is None and text_column is None:
         return labels_from_folders(root)
@@ -283,19 +284,31 @@ def _read_labels(
     if isinstance(labels, str | Path):
         # A table of labels may name texts by their id instead of holding them again.
         return labels_from_csv(labels, text_column=None if id_column else text_column, root=root)
-    return replace(labels, root=root) if labels.root is None else labels
+    if isinstance(labels, FolderLabels | TableLabels):
+        return replace(labels, root=root) if labels.root is None else labels
+    if isinstance(labels, Mapping):
+        return labels_from_mapping(labels, root=root)
+    if hasattr(labels, "columns"):
+        return labels_from_frame(labels, root=root)
+    raise RequestError(f"labels are a path, a mapping, a data frame or what labels_from_csv gives; got {labels!r:.100}")
 
 
-def _check_labels(labels: FolderLabels | TableLabels, source: Source, training: TrainingSettings) -> None:
+def _check_labels(
+    labels: FolderLabels | TableLabels, source: Source, training: TrainingSettings, *, allow_missing: bool
+) -> None:
     """Refuse labels that make no task of this source, and heads and metrics that are for other kinds of task."""
     from featurecache.evaluation.metrics import metric_of
     from featurecache.evaluation.search import resolve
     from featurecache.heads.thresholds import threshold_rule
     from featurecache.sources.entries import Entries
     from featurecache.store.labels import FolderLabels
-    from featurecache.store.task_builder import check_labels
+    from featurecache.store.task_builder import check_labels, check_names
 
-    check_labels(labels.of(Entries.of(source).names) if isinstance(labels, FolderLabels) else labels.labels, labels)
+    if isinstance(labels, FolderLabels):
+        check_labels(labels.of(Entries.of(source).names), labels)
+    else:
+        check_names(labels, list(Entries.of(source).names), allow_missing=allow_missing)
+        check_labels(labels.labels, labels)
     kind = "classification" if isinstance(labels, FolderLabels) else labels.kind
     metric_of(kind, training.metric)
     threshold_rule(training.threshold)

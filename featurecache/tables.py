@@ -1,15 +1,17 @@
-"""Tables: CSV and TSV files with a header, read row by row as text; and written, as Parquet too."""
+"""Tables: text as different programs write it, and Parquet, read row by row as text; and written."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import importlib
 import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,21 @@ from featurecache.atomic import published
 from featurecache.errors import MissingExtraError, plain_text
 from featurecache.files import open_regular, reason_of
 
+Row = dict[str | None, str | None]
+"""Fields by column."""
+
 _TAB_SUFFIXES = (".tsv", ".tab")
+_DELIMITERS = ",;\t|"
+_NAMED_DELIMITER = re.compile(r"sep=(.)\r?\n")
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SAMPLE = 1 << 16
+"""Characters in which the delimiter is looked for."""
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 """Of tables that are written."""
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -34,67 +50,195 @@ class TableError(ValueError):
     """A table that cannot be read; the message says why, for whoever asked to say what it was for."""
 
 
+@dataclass(frozen=True, slots=True)
+class TableFormat:
+    """How a table of text is written.
+
+    Attributes
+    ----------
+    encoding : str
+        By its name in Python.
+    delimiter : str
+        Between columns.
+    num_skipped : int
+        Lines before the table: ``sep=;``, which a spreadsheet writes for itself.
+    """
+
+    encoding: str
+    delimiter: str
+    num_skipped: int = 0
+
+
 class Table:
     """A table while it is open: its columns, and its rows as they come.
 
-    Parameters
+    Attributes
     ----------
-    path : Path
-        For messages.
-    reader : csv.DictReader
-        Reads the rows.
+    columns : list of str
+        Without spaces around; of a table without a header, ``1``, ``2`` and so on.
+    format : TableFormat or None
+        None where it is no text.
     """
 
-    def __init__(self, path: Path, reader: csv.DictReader[str]) -> None:
-        self.path, self._reader = path, reader
-        self.columns = list(reader.fieldnames or [])
-        if len(self.columns) == 1 and any(mark in self.columns[0] for mark in ";\t"):
-            separator = "tabs" if path.suffix.lower() in _TAB_SUFFIXES else "commas"
-            raise TableError(
-                f"the columns must be separated by {separator}, the first line is {self.columns[0]!r:.200}"
-            )
+    def __init__(
+        self, columns: Sequence[str], rows: Iterable[tuple[int, Row]], found: TableFormat | None = None
+    ) -> None:
+        self.columns, self.format, self._rows = list(columns), found, rows
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, str | None]]]:
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
         """Yield the line where each row ends, and its fields by column."""
-        for row in self._reader:
-            yield self._reader.line_num, row
+        return iter(self._rows)
 
 
 @contextmanager
-def open_table(path: Path, *, raw: bool = False) -> Iterator[Table]:
-    """Read a table; ``.tsv`` is separated by tabs, everything else by commas.
+def open_table(
+    path: Path, *, raw: bool = False, delimiter: str | None = None, has_header: bool = True
+) -> Iterator[Table]:
+    """Read a table: text with columns between commas, semicolons, tabs or strokes, or Parquet.
 
     Parameters
     ----------
     path : Path
-        The file, in UTF-8.
+        The file, in UTF-8, UTF-16 or Windows' cp1252.
     raw : bool
-        For a table of texts: keep bytes that are no UTF-8 (`to_bytes` brings them back) instead of refusing the file,
-        and refuse quotes that are not where quotes belong.
+        For a table of texts: keep bytes that are no UTF-8 (`to_bytes` brings them back) instead of taking them for
+        cp1252, and refuse quotes that are not where quotes belong.
+    delimiter : str, optional
+        Between columns; found in the first rows when left out.
+    has_header : bool
+        The first row names the columns.
 
     Raises
     ------
     TableError
         It is missing, unreadable, or no table.
     """
-    dialect = csv.excel_tab if path.suffix.lower() in _TAB_SUFFIXES else csv.excel
     # The limit is the module's: it is put back for other readers of this process.
     before = csv.field_size_limit(_MAX_FIELD)
     try:
         with open_regular(path) as (file, _):
-            text = io.TextIOWrapper(
-                io.BufferedReader(file), newline="", encoding="utf-8-sig", errors="surrogateescape" if raw else "strict"
-            )
-            # Of texts, a stray quote would quietly swallow the rows that follow.
-            yield Table(path, csv.DictReader(_lines(text), dialect=dialect, strict=raw))
+            buffered = io.BufferedReader(file)
+            start = buffered.peek(8)[:8]
+            if start.startswith(b"PK\x03\x04"):
+                raise TableError("it is a spreadsheet or another archive; save the sheet as CSV UTF-8")
+            if start.startswith(b"PAR1"):
+                yield _parquet_table(path)
+            else:
+                yield _text_table(buffered, path, raw=raw, delimiter=delimiter, has_header=has_header)
     except UnicodeDecodeError:
-        raise TableError("it is not UTF-8 text; save it as CSV UTF-8") from None
+        raise TableError("it is no text in UTF-8, UTF-16 or cp1252; save it as CSV UTF-8") from None
     except csv.Error as error:
         raise TableError(f"{error}; is a quote left open?") from None
     except OSError as error:
         raise TableError(reason_of(error)) from None
     finally:
         csv.field_size_limit(before)
+
+
+def _text_table(
+    file: io.BufferedReader[Any], path: Path, *, raw: bool, delimiter: str | None, has_header: bool
+) -> Table:
+    encoding = _encoding_of(file, raw=raw)
+    errors = "surrogateescape" if raw else "strict"
+    text = io.TextIOWrapper(file, newline="", encoding=encoding, errors=errors)
+    sample = text.read(_SAMPLE)
+    text.seek(0)
+    skipped = 0
+    if named := _NAMED_DELIMITER.match(sample):
+        skipped, sample = 1, sample[named.end() :]
+        delimiter = delimiter or named[1]
+        text.readline()
+    default = "\t" if path.suffix.lower() in _TAB_SUFFIXES else ","
+    found = TableFormat(encoding, delimiter or _delimiter_of(sample, default), skipped)
+    # Of texts, a stray quote would quietly swallow the rows that follow.
+    lines = csv.reader(_lines(text), delimiter=found.delimiter, strict=raw)
+    first = next((row for row in lines if row), [])
+    if not first:
+        raise TableError("it is empty; its first line names the columns")
+    columns = [name.strip() for name in first] if has_header else [str(number + 1) for number in range(len(first))]
+    rows = lines if has_header else chain([first], lines)
+    return Table(columns, ((lines.line_num + skipped, _by_column(columns, row)) for row in rows if row), found)
+
+
+def _by_column(columns: Sequence[str], fields: Sequence[str]) -> Row:
+    """Return fields by column: None where a row has too few, and under None what is too many."""
+    row: Row = dict(zip_longest(columns, fields[: len(columns)]))
+    if len(fields) > len(columns):
+        row[None] = "\n".join(fields[len(columns) :])
+    return row
+
+
+def _encoding_of(file: io.BufferedReader[Any], *, raw: bool) -> str:
+    """Return the encoding of a file of text, and go back to its start."""
+    start = file.peek(4)[:4]
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding
+    if not raw and b"\0" in start:  # letters of two bytes, without the mark
+        return "utf-16-be" if start[:1] == b"\0" else "utf-16-le"
+    if raw:
+        return "utf-8"
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while block := file.read(1 << 20):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+        return "utf-8"
+    except UnicodeDecodeError:
+        return "cp1252"
+    finally:
+        file.seek(0)
+
+
+def _delimiter_of(sample: str, default: str) -> str:
+    """Return what stands between columns: what divides the first rows the most alike, into the most columns."""
+    best, most = default, (0.0, 1)
+    for mark in (default, *(mark for mark in _DELIMITERS if mark != default)):
+        try:
+            rows = [row for row in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), 50) if row]
+        except csv.Error:
+            continue
+        if len(sample) == _SAMPLE and len(rows) > 1:
+            rows.pop()  # it may be cut
+        if not rows or len(rows[0]) < 2:
+            continue
+        alike = sum(len(row) == len(rows[0]) for row in rows) / len(rows)
+        if (alike, len(rows[0])) > most:
+            best, most = mark, (alike, len(rows[0]))
+    return best
+
+
+def _parquet_table(path: Path) -> Table:
+    if find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "parquet")
+    parquet: Any = importlib.import_module("pyarrow.parquet")
+    arrow: Any = importlib.import_module("pyarrow")
+    try:
+        file = parquet.ParquetFile(path)
+    except arrow.ArrowException as error:
+        raise TableError(f"it is no whole Parquet file ({error})") from None
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        number = 0
+        for batch in file.iter_batches(_ROWS_IN_A_GROUP):
+            for values in batch.to_pylist():
+                number += 1
+                yield number, {name: field_of(value) for name, value in values.items()}
+
+    return Table(file.schema_arrow.names, rows())
+
+
+def field_of(value: Any) -> str | None:
+    """Return a plain value as the field of a table: text as it is, nothing for None and numbers that are none.
+
+    Parameters
+    ----------
+    value : object
+        Of a data frame, or of Parquet.
+    """
+    if value is None or value != value:
+        return None
+    return value if isinstance(value, str) else str(value)
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:

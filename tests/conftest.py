@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,8 +84,8 @@ def content_id(content: str) -> np.ndarray:
     return np.frombuffer(content.encode().ljust(32, b"."), np.uint8)
 
 
-def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
-    """A cache that knows files by their content, without any pixels."""
+def make_store(tmp_path: Path, files: dict[str, str], bad: Sequence[str] = ()) -> FeatureStore:
+    """A cache that knows files by their content, without any pixels, and some that cannot be read."""
     from featurecache.store.listings import Listing
     from featurecache.store.store import FeatureStore
     from featurecache.text import TextColumn
@@ -93,8 +93,10 @@ def make_store(tmp_path: Path, files: dict[str, str]) -> FeatureStore:
     store = FeatureStore.create(tmp_path / "cache")
     ids = np.stack([content_id(content) for content in files.values()])
     rows = store.samples.append(ids, list(files), np.ones(len(files)))
-    stamps = np.zeros((len(files), 4), np.int64)
-    store.listings.save(Listing(str((tmp_path / "src").resolve()), TextColumn.pack(files), stamps, rows, {}))
+    rows = np.concatenate([rows, np.full(len(bad), -1)])
+    names, stamps = TextColumn.pack([*files, *bad]), np.zeros((len(rows), 4), np.int64)
+    problems = dict.fromkeys(bad, "it is no image")
+    store.listings.save(Listing(str((tmp_path / "src").resolve()), names, stamps, rows, problems))
     return store
 
 

@@ -40,7 +40,7 @@ def add_parser(verbs: Any) -> None:
         type=Path,
         nargs="?",
         metavar="LABELS.csv",
-        help="columns: path or id (or --text-column), label, maybe split",
+        help="a table that names the samples and says their label, maybe their split too; columns are found by name",
     )
     add.add_argument("--from-folders", action="store_true", help="the class is the file's folder")
     add_label_options(add)
@@ -74,7 +74,24 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
         "--label-column",
         action="append",
         metavar="NAME",
-        help="what an input is (default: label); may repeat",
+        help="what an input is (default: label, class, target, ... or the only column that is left); may repeat",
+    )
+    parser.add_argument(
+        "--path-column",
+        metavar="NAME",
+        help="names the inputs: paths, or names with or without suffix (default: path, file, image, id, ...)",
+    )
+    parser.add_argument(
+        "--delimiter", metavar="CHAR", help="what stands between columns (default: found; tab is written as \\t)"
+    )
+    parser.add_argument(
+        "--no-header", action="store_true", help="the first row is no header: columns are called 1, 2 and so on"
+    )
+    parser.add_argument(
+        "--keep-na", action="store_true", help="NA, NaN, None and null are names of classes, and no empty labels"
+    )
+    parser.add_argument(
+        "--merge-spellings", action="store_true", help="take classes that differ only in case or spaces for one"
     )
     parser.add_argument(
         "--kind",
@@ -127,7 +144,8 @@ def labels_of(
     if table is not None:
         return labels_from_csv(
             table,
-            label_column=args.label_column or ["label"],
+            path_column=args.path_column,
+            label_column=args.label_column,
             kind=args.kind,
             text_column=text_column,
             group_column=args.group_column,
@@ -136,6 +154,10 @@ def labels_of(
             blank=args.blank,
             uncertain=args.uncertain,
             separator=args.separator,
+            delimiter=_delimiter(args.delimiter),
+            has_header=not args.no_header,
+            keep_na=args.keep_na,
+            merge_spellings=args.merge_spellings,
         )
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
     if args.kind != "classification":
@@ -143,7 +165,18 @@ def labels_of(
     for word, column in (("group", args.group_column), ("weight", args.weight_column)):
         if column:
             raise RequestError(f"folders say no {word}s; {advice}--{word}-column")
-    return labels_from_folders(root)
+    for option in ("path_column", "label_column", "delimiter", "no_header", "keep_na"):
+        if getattr(args, option):
+            raise RequestError(f"--{option.replace('_', '-')} is about a table, and folders say the labels; {advice}it")
+    return labels_from_folders(root, merge_spellings=args.merge_spellings)
+
+
+def _delimiter(text: str | None) -> str | None:
+    """Return the delimiter that an option names; a tab is hard to type."""
+    found = {"\\t": "\t", "tab": "\t"}.get(text or "", text)
+    if found is not None and len(found) != 1:
+        raise RequestError(f"--delimiter is one character; got {text!r}")
+    return found
 
 
 def run_add(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featurecache.errors import InputError, SourceError, UnknownNameError
 from featurecache.sources.source import Entry, SingleUnit, Stamp, Unit
-from featurecache.tables import Table, TableError, open_table, to_bytes
+from featurecache.tables import Row, Table, TableError, open_table, to_bytes
 from featurecache.text import TextColumn
 
 
@@ -95,14 +95,14 @@ class TextTable(SingleUnit):
                 error = UnknownNameError("column", column, table.columns, advice=f"choose one with {option}")
                 raise SourceError(f"{self.path}: {error}")
 
-    def _field(self, row: dict[str, str | None], column: str, line: int) -> bytes:
+    def _field(self, row: Row, column: str, line: int) -> bytes:
         field = row.get(column)
         if field is None or None in row:
             more = "more" if None in row else "fewer"
             raise SourceError(f"{self.path} line {line} has {more} fields than the header; put texts in double quotes")
         return to_bytes(field)
 
-    def _key(self, row: dict[str, str | None], line: int, number: int) -> bytes:
+    def _key(self, row: Row, line: int, number: int) -> bytes:
         if self.id_column is None:
             return f"row {number:09d}".encode()
         if not (key := self._field(row, self.id_column, line)):

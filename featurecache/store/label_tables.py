@@ -1,35 +1,31 @@
-"""Labels read from a CSV or TSV: one sample in a row, with its label and perhaps its split, group and weight."""
+"""Labels read from tables as people have them: files, data frames, and mappings from names to labels."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any
 
-from featurecache.errors import ReportWarning, TaskError, UnknownNameError
+from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind, task_kind
+from featurecache.store.label_columns import LabelColumns, find_columns, names_samples
+from featurecache.store.label_entries import BLANK, NO, YES, Reading, TargetReader, number_of
 from featurecache.store.labels import SPLIT_OF, Label, TableLabels
-from featurecache.tables import Table, TableError, open_table, to_bytes
+from featurecache.store.spellings import joined_labels
+from featurecache.tables import Row, Table, TableError, field_of, open_table, to_bytes
 
-# Data frames write 1.0 where a column has empty entries, spreadsheets TRUE.
-_YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
-# Entries of people and data frames for an empty field.
-_BLANK = {"", "nan", "na", "n/a", "<na>", "none", "null"}
-# Entries for a label that is not known; -1 is how tables of chest X-rays write "uncertain".
-_UNCERTAIN = {"-1", "-1.0", "u", "?", "unknown", "uncertain"}
-Reading = Literal["missing", "negative", "positive"]
-"""How an entry is read that is neither yes nor no."""
-Row = dict[str, str | None]
+# Besides the names that folders have.
+_SPLIT_OF = {**SPLIT_OF, "training": "train", "dev": "validation", "eval": "validation", "testing": "test"}
 
 
 def labels_from_csv(
     path: str | Path,
     *,
-    label_column: str | Sequence[str] = "label",
+    path_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     kind: TaskKind = "classification",
     text_column: str | None = None,
     group_column: str | None = None,
@@ -38,21 +34,29 @@ def labels_from_csv(
     blank: Reading | None = None,
     uncertain: Reading = "missing",
     separator: str = ";|",
+    delimiter: str | None = None,
+    has_header: bool = True,
+    keep_na: bool = False,
+    merge_spellings: bool = False,
 ) -> TableLabels:
-    """Read labels from a CSV or TSV with a label column and perhaps ``split``.
+    """Read labels from a table in a file: CSV, TSV or Parquet, in UTF-8, UTF-16 or Windows' cp1252.
 
     A label or number that a table leaves open is unknown, and never taken for a no: it is left out of fitting and
-    scores. Samples are named by the column ``path`` or ``id``, unless they are texts of the table itself.
+    scores. A column ``split``, or columns ``is_valid`` and ``is_test`` of yes and no, say the split.
 
     Parameters
     ----------
     path : path
-    label_column : str or sequence of str
+    path_column : str, optional
+        Names the samples: paths, names with or without suffix, or ids; see `featurecache.store.label_matching`. When
+        left out, ``path``, ``file``, ``filename``, ``image``, ``image_id``, ``img``, ``id`` and the like.
+    label_column : str or sequence of str, optional
         Of kind ``classification``, the column of the class. Of kind ``multilabel``, one column that lists the labels
         that hold (or is empty), or several columns with 1 or 0. Of kind ``regression``, each column holds a number.
+        When left out, ``label``, ``class``, ``target``, ``species`` and the like, or the only column that is left.
     kind : str
     text_column : str, optional
-        Column of the texts. A row whose label is empty is skipped there, and an error in all other tables.
+        Column of the texts, where these are what is labelled.
     group_column : str, optional
         Samples with the same entry there (a photo, a patient) stay in one split and one fold.
     weight_column : str, optional
@@ -60,249 +64,293 @@ def labels_from_csv(
     root : path, optional
         The source of the paths; all sources of the cache when left out.
     blank, uncertain : {"missing", "negative", "positive"}, optional
-        How empty entries (NaN, NA, None, null), and -1, u, ? and unknown, are read. An empty list of labels is none
-        of them by default.
+        How empty entries (NaN, NA, None, null), and -1, u, ? and unknown, are read of kind ``multilabel``. An empty
+        list of labels is none of them by default.
     separator : str
         Characters between labels in one column.
+    delimiter : str, optional
+        Between columns; found in the first rows when left out.
+    has_header : bool
+        The first row names the columns; else they are called ``1``, ``2`` and so on, of which the first names the
+        samples and the second says the label.
+    keep_na : bool
+        NA, NaN, None and null are names of classes; else rows with them have no label, as empty ones.
+    merge_spellings : bool
+        Classes that differ only in case or spaces are one, under the spelling that is used most.
 
     Raises
     ------
     TaskError
-        No such file, a column is missing, or a row is incomplete.
+        No such file, a column is missing, or an entry says nothing that is known.
     """
-    columns = (label_column,) if isinstance(label_column, str) else tuple(label_column)
-    reader = _RowReader(
-        Path(path), task_kind(kind), columns, text_column, group_column, weight_column, blank, uncertain, separator
+    file = Path(path)
+    if not has_header:
+        if text_column is not None:
+            raise TaskError("--no-header is for tables that name images; give a table of texts a first row of names")
+        path_column, label_column = path_column or "1", label_column or "2"
+    options = _Options(
+        task_kind(kind), path_column, _columns(label_column), text_column, group_column, weight_column, blank,
+        uncertain, separator, keep_na, merge_spellings,
+    )  # fmt: skip
+    try:
+        with open_table(file, raw=text_column is not None, delimiter=delimiter, has_header=has_header) as table:
+            return _read(table, options, file.name, f"{file} line", None if root is None else Path(root))
+    except TableError as error:
+        raise TaskError(f"cannot read labels from {file}: {error}") from None
+
+
+def labels_from_frame(
+    frame: Any,
+    *,
+    path_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    kind: TaskKind = "classification",
+    group_column: str | None = None,
+    weight_column: str | None = None,
+    root: str | Path | None = None,
+    blank: Reading | None = None,
+    uncertain: Reading = "missing",
+    separator: str = ";|",
+    merge_spellings: bool = False,
+) -> TableLabels:
+    """Take labels from a data frame (pandas, polars), by the same rules as from a file.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Where no column names the samples, the index does, if it holds texts. An empty cell is None or NaN; the text
+        "NA" is the name of a class.
+    path_column, label_column, kind, group_column, weight_column, root, blank, uncertain, separator, merge_spellings
+        As for `labels_from_csv`.
+
+    Raises
+    ------
+    TaskError
+        A column is missing, or an entry says nothing that is known.
+    """
+    columns = {str(name): [field_of(value) for value in frame[name]] for name in frame.columns}
+    index = list(getattr(frame, "index", ()))
+    if path_column is None and not names_samples(list(columns)) and all(isinstance(name, str) for name in index):
+        columns = {"path": index, **columns} if index else columns
+    every: Iterator[Row] = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    options = _Options(
+        task_kind(kind), path_column, _columns(label_column), None, group_column, weight_column, blank, uncertain,
+        separator, True, merge_spellings,
+    )  # fmt: skip
+    return _read(
+        Table(list(columns), enumerate(every, 1)), options, "a data frame", "row", None if root is None else Path(root)
     )
-    return reader.read(None if root is None else Path(root))
 
 
-@dataclass(slots=True)
-class _RowReader:
-    """Reads rows of one table, and counts those that hold nothing."""
+def labels_from_mapping(
+    labels: Mapping[str, Any], *, root: str | Path | None = None, merge_spellings: bool = False
+) -> TableLabels:
+    """Take the class of each sample from a mapping of names to classes, by the same rules as from a file.
 
-    path: Path
+    Parameters
+    ----------
+    labels : mapping of str to str
+    root, merge_spellings
+        As for `labels_from_csv`.
+
+    Raises
+    ------
+    TaskError
+        It is empty, or a name is.
+    """
+    every: Iterator[Row] = ({"path": str(name), "label": field_of(label)} for name, label in labels.items())
+    options = _Options(
+        "classification", "path", ("label",), None, None, None, None, "missing", ";|", True, merge_spellings
+    )
+    table = Table(["path", "label"], enumerate(every, 1))
+    return _read(table, options, "a mapping", "entry", None if root is None else Path(root))
+
+
+def _columns(label_column: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (label_column,) if isinstance(label_column, str) else tuple(label_column or ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What a caller says of a table of labels; see `labels_from_csv`."""
+
     kind: TaskKind
-    columns: tuple[str, ...]
+    path_column: str | None
+    label_columns: tuple[str, ...]
     text_column: str | None
     group_column: str | None
     weight_column: str | None
     blank: Reading | None
     uncertain: Reading
     separator: str
-    num_unknown_rows: int = 0
-    """Rows that are left out, because none of their labels or numbers is known."""
-    num_without_labels: int = 0
-    """Rows whose one list of labels is empty."""
+    keep_na: bool
+    merge_spellings: bool
 
-    def read(self, root: Path | None) -> TableLabels:
-        """Return the labels of the whole table."""
-        try:
-            with open_table(self.path, raw=self.text_column is not None) as table:
-                if self.kind == "classification" and len(self.columns) > 1:
-                    raise TaskError(
-                        f"{len(self.columns)} label columns are named, and a sample has one class; name one column, or "
-                        "say --kind multilabel or --kind regression"
-                    )
-                if self.kind != "multilabel" and (self.blank or self.uncertain != "missing"):
-                    raise TaskError(
-                        f"--blank and --uncertain are for tasks of kind multilabel, not {self.kind}; leave them out"
-                    )
-                labels = tuple(self._labels(table))
-        except TableError as error:
-            raise TaskError(f"cannot read labels from {self.path}: {error}") from None
-        if not labels:
-            nothing = "says nothing of any of its rows" if self.num_unknown_rows else "has a header but no labels"
-            raise TaskError(f"{self.path} {nothing}")
-        listed = self.kind == "classification" or (self.kind == "multilabel" and len(self.columns) == 1)
-        return TableLabels(
-            labels=labels,
-            origin=self.path.name,
-            root=root,
-            kind=self.kind,
-            names=() if listed else self.columns,
-            warnings=tuple(self._warnings(labels)),
+
+def _read(table: Table, options: _Options, origin: str, where: str, root: Path | None) -> TableLabels:
+    """Return the labels of a whole table, with what is doubtful about it.
+
+    ``where`` stands before the number of a row in messages.
+    """
+    if options.kind == "classification" and len(options.label_columns) > 1:
+        raise TaskError(
+            f"{len(options.label_columns)} label columns are named, and a sample has one class; name one column, or "
+            "say --kind multilabel or --kind regression"
         )
+    if options.kind != "multilabel" and (options.blank or options.uncertain != "missing"):
+        raise TaskError(f"--blank and --uncertain are for tasks of kind multilabel, not {options.kind}; leave them out")
+    try:
+        columns = find_columns(
+            table.columns,
+            options.kind,
+            path_column=options.path_column,
+            label_columns=options.label_columns,
+            text_column=options.text_column,
+            group_column=options.group_column,
+            weight_column=options.weight_column,
+        )
+    except TaskError as error:
+        raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
+    targets = TargetReader(
+        options.kind, columns.labels, options.blank, options.uncertain, options.separator, options.keep_na,
+        decimal_comma=table.format is not None and table.format.delimiter == ";",
+    )  # fmt: skip
+    reader = _RowReader(columns, targets, where, is_text=options.text_column is not None)
+    labels = tuple(reader.labels(table))
+    if not labels:
+        nothing = f"says nothing of any of its {reader.num_rows} rows in {', '.join(map(repr, columns.labels))}"
+        nothing = nothing if reader.num_rows else "has a header but no rows"
+        raise TaskError(f"{where.removesuffix(' line')} {nothing}")
+    is_listed = options.kind == "classification" or (options.kind == "multilabel" and len(columns.labels) == 1)
+    found = TableLabels(
+        labels=labels,
+        origin=origin,
+        root=root,
+        kind=options.kind,
+        names=() if is_listed else columns.labels,
+        merge_spellings=options.merge_spellings,
+    )
+    return found.with_warnings(reader.warnings(labels, table))
 
-    def _labels(self, table: Table) -> Iterator[Label]:
-        key_column = self._check_columns(table.columns)
+
+@dataclass(slots=True)
+class _RowReader:
+    """Reads the rows of one table, and counts those without a label."""
+
+    columns: LabelColumns
+    targets: TargetReader
+    where: str
+    is_text: bool
+    num_rows: int = 0
+    unlabelled: Counter[str] = field(default_factory=Counter)
+    """Rows that have no label, by what stands there."""
+
+    def labels(self, table: Iterable[tuple[int, Row]]) -> Iterator[Label]:
+        """Yield the label of each row that has one."""
+        columns = self.columns
         for number, (line, row) in enumerate(table, start=1):
-            key, target = row.get(key_column), self._target(line, row)
-            if self.text_column is not None and key is None:
-                raise TaskError(f"{self.path} line {line} has fewer fields than the header; put texts in double quotes")
+            if not any(entry and entry.strip() for entry in row.values()):
+                continue  # a spreadsheet writes them at the end
+            self.num_rows += 1
+            where, key, shown = f"{self.where} {line}", row.get(columns.key), None
+            entries = [(row.get(column) or "").strip() for column in columns.labels]
+            if self.is_text and key is None:
+                raise TaskError(f"{where} has fewer fields than the header; put texts in double quotes")
+            target = self.targets.read(where, entries)
             if target is None:
+                # Of several columns they are counted by cells.
+                self.unlabelled[entries[0]] += len(entries) == 1 and self.targets.kind != "multilabel"
                 continue
-            (label, unknown), shown = target, None
-            empty = not label and self.kind != "multilabel"
-            if self.text_column is not None:
-                if empty:  # such a table may hold other labels, for other rows
-                    continue
+            if self.is_text:
                 # The sample id that the bytes of the text have as an input.
                 key, shown = digest_bytes(to_bytes(key or "")), f"row {number:09d}"
-            elif not (key := (key or "").strip()) or empty:
-                column = next(
-                    (column_name for column_name in self.columns if not (row.get(column_name) or "").strip()),
-                    key_column,
-                )
-                raise TaskError(
-                    f"{self.path} line {line}: the {column if key else key_column} is empty; fill it or drop the line"
-                )
-            elif key_column == "path":
+            elif not (key := (key or "").strip()):
+                raise TaskError(f"{where}: the {columns.key} is empty; fill it or drop the line")
+            else:
                 key = str(PurePosixPath(key.replace("\\", "/")))
-            split, group, weight = self._split(line, row), self._group(line, row), self._weight(line, row)
-            yield Label(key, label, split, shown, group, weight, unknown)
+            split, group, weight = self._split(where, row), self._group(where, row), self._weight(where, row)
+            yield Label(key, target[0], split, shown, group, weight, target[1])
 
-    def _check_columns(self, columns: list[str]) -> str:
-        """Return the column that names the samples."""
-        named = [("--label-column", column) for column in self.columns]
-        named += [("--text-column", self.text_column or ""), ("--group-column", self.group_column or "")]
-        for option, column in [*named, ("--weight-column", self.weight_column or "")]:
-            if column and column not in columns:
-                error = UnknownNameError("column", column, columns, advice=f"choose one with {option}")
-                raise TaskError(f"{self.path}: {error}")
-        for key_column in ("path", "id") if self.text_column is None else (self.text_column,):
-            if key_column in columns:
-                return key_column
-        raise TaskError(
-            f"{self.path} needs a column 'path' (relative to the source) or 'id'; it has: {', '.join(columns)}; if one "
-            "of them holds the texts themselves, name it with --text-column"
-        )
-
-    def _target(self, line: int, row: Row) -> tuple[str, tuple[str, ...]] | None:
-        """Return `Label.label` and `Label.unknown` of a row; None where nothing of several is known.
-
-        The first is empty where a row has no class or no number.
-        """
-        entries = [(row.get(column) or "").strip() for column in self.columns]
-        for column, entry in zip(self.columns, entries, strict=True):
-            if not entry.isprintable():
-                raise TaskError(f"{self.path} line {line}: the {column} is no plain text: {entry!r:.100}")
-        if self.kind == "classification":
-            return entries[0], ()
-        if self.kind == "regression":
-            return self._numbers(line, entries)
-        if len(self.columns) == 1:
-            return self._listed_labels(entries[0])
-        holds = {column: self._holds(line, column, entry) for column, entry in zip(self.columns, entries, strict=True)}
-        if set(holds.values()) == {None}:
-            self.num_unknown_rows += 1
+    def _split(self, where: str, row: Row) -> str | None:
+        for column, split in self.columns.flags[::-1]:  # test before validation
+            word = (row.get(column) or "").strip().lower()
+            if word in YES:
+                return split
+            if word not in NO and word not in BLANK:
+                raise TaskError(f"{where}: the {column} is neither yes nor no: {word!r:.100}")
+        if self.columns.flags:
+            return "train"
+        if self.columns.split is None:
             return None
-        unknown = tuple(sorted(column for column, value in holds.items() if value is None))
-        return "\n".join(sorted(column for column, value in holds.items() if value)), unknown
+        word = (row.get(self.columns.split) or "").strip().lower()
+        if word and word not in _SPLIT_OF:
+            raise TaskError(f"{where}: unknown split {word!r:.100}; use train, validation or test")
+        return _SPLIT_OF[word] if word else None
 
-    def _numbers(self, line: int, entries: list[str]) -> tuple[str, tuple[str, ...]] | None:
-        blank = [entry.lower() in _BLANK or entry == "?" for entry in entries]
-        if all(blank):
-            if len(entries) == 1:
-                return "", ()
-            self.num_unknown_rows += 1
+    def _group(self, where: str, row: Row) -> str | None:
+        if (column := self.columns.group) is None:
             return None
-        numbers = [
-            math.nan if is_blank else self._number(line, column, entry)
-            for column, entry, is_blank in zip(self.columns, entries, blank, strict=True)
-        ]
-        return "\n".join(map(repr, numbers)), ()
+        if not (group := (row.get(column) or "").strip()):
+            raise TaskError(f"{where}: the {column} is empty; fill it, with a name of its own where alone")
+        return group
 
-    def _listed_labels(self, entry: str) -> tuple[str, tuple[str, ...]] | None:
-        word = entry.lower()
-        reading = (self.blank or "negative") if word in _BLANK else self.uncertain if word in _UNCERTAIN else None
-        if reading == "missing":
-            self.num_unknown_rows += 1
+    def _weight(self, where: str, row: Row) -> float | None:
+        if (column := self.columns.weight) is None:
             return None
-        if reading is not None:
-            self.num_without_labels += self.blank is None
-            return "", ()
-        names = {name.strip() for name in re.split(f"[{re.escape(self.separator)}]", entry)} - {""}
-        return "\n".join(sorted(names)), ()
-
-    def _holds(self, line: int, column: str, entry: str) -> bool | None:
-        """Tell whether a label holds; None where that is not known."""
-        if (word := entry.lower()) in _YES or word in _NO:
-            return word in _YES
-        if word in _BLANK or word in _UNCERTAIN:
-            reading = (self.blank or "missing") if word in _BLANK else self.uncertain
-            return None if reading == "missing" else reading == "positive"
-        raise TaskError(f"{self.path} line {line}: the {column} is neither 1 nor 0: {entry!r:.100}")
-
-    def _split(self, line: int, row: Row) -> str | None:
-        word = (row.get("split") or "").strip().lower()
-        if word and word not in SPLIT_OF:
-            raise TaskError(f"{self.path} line {line}: unknown split {word!r}; use train, validation or test")
-        return SPLIT_OF[word] if word else None
-
-    def _group(self, line: int, row: Row) -> str | None:
-        group = (row.get(self.group_column or "") or "").strip()
-        if self.group_column is not None and not group:
-            raise TaskError(
-                f"{self.path} line {line}: the {self.group_column} is empty; fill it, with a name of its own where "
-                "alone"
-            )
-        return group if self.group_column is not None else None
-
-    def _weight(self, line: int, row: Row) -> float | None:
-        if self.weight_column is None:
-            return None
-        entry = (row.get(self.weight_column) or "").strip()
-        if entry and (weight := self._number(line, self.weight_column, entry)) > 0:
+        entry = (row.get(column) or "").strip()
+        comma = self.targets.decimal_comma
+        if entry and (weight := number_of(where, column, entry, decimal_comma=comma)) > 0:
             return weight
         wrong = f"must be above 0, not {entry!r:.100}" if entry else "is empty; say 1 where a sample counts as most do"
-        raise TaskError(f"{self.path} line {line}: the {self.weight_column} {wrong}; drop the line to leave it out")
+        raise TaskError(f"{where}: the {column} {wrong}; drop the line to leave it out")
 
-    def _number(self, line: int, column: str, entry: str) -> float:
-        try:
-            number = float(entry)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise TaskError(f"{self.path} line {line}: the {column} is no number: {entry!r:.100}")
-        return number
+    def warnings(self, labels: Sequence[Label], table: Table) -> Iterator[ReportWarning]:
+        """Yield what is doubtful about the table."""
+        yield from self._of_reading(labels, table)
+        yield from self._of_unknown(labels)
+        if self.targets.kind != "regression" and len(self.columns.labels) == 1:
+            yield from joined_labels(self.columns.labels[0], self.targets.kind, labels)
 
-    def _warnings(self, labels: Sequence[Label]) -> Iterator[ReportWarning]:
+    def _of_reading(self, labels: Sequence[Label], table: Table) -> Iterator[ReportWarning]:
+        if table.format is not None and table.format.encoding not in ("utf-8", "utf-8-sig"):
+            strange = (text for label in labels for text in (label.label, label.key) if not text.isascii())
+            example = next(strange, None)
+            look = "" if example is None else f"; look whether {example!r:.100} is what was meant"
+            yield ReportWarning(
+                kind="encoding", count=1, text=f"the table was read as {table.format.encoding}, not UTF-8{look}"
+            )
+        if count := sum(self.unlabelled.values()):
+            named = ", ".join(f"{entry!r}: {number}" for entry, number in self.unlabelled.most_common(5) if entry)
+            what = f" (empty: {self.unlabelled['']}, {named})" if named else ""
+            advice = "; --keep-na if these are names of classes" if named and self.targets.kind != "regression" else ""
+            yield ReportWarning(
+                kind="unlabelled_rows",
+                count=count,
+                text=f"{count} of {self.num_rows} rows have no label and are left out{what}{advice}",
+            )
+        for column in self.columns.unused_flags:
+            text = f"the column {column!r} is not looked at, as {self.columns.split!r} says the split"
+            yield ReportWarning(kind="unused_column", count=1, text=text)
+
+    def _of_unknown(self, labels: Sequence[Label]) -> Iterator[ReportWarning]:
         of_label = [
-            label.label.split("\n").count("nan") if self.kind == "regression" else len(label.unknown)
+            label.label.split("\n").count("nan") if self.targets.kind == "regression" else len(label.unknown)
             for label in labels
         ]
-        if self.num_unknown_rows or sum(of_label):
-            rows = (
-                f"; {self.num_unknown_rows} rows say nothing at all and are left out" if self.num_unknown_rows else ""
-            )
+        num_unknown = self.targets.num_unknown_rows
+        if num_unknown or sum(of_label):
+            rows = f"; {num_unknown} rows say nothing at all and are left out" if num_unknown else ""
             advice = "; --blank negative or --uncertain negative where such a cell means no"
             yield ReportWarning(
                 kind="unknown_targets",
-                count=sum(of_label) + self.num_unknown_rows,
-                text=f"{sum(of_label)} of {len(labels) * len(self.columns)} cells are not known, and have no part in "
-                f"fitting and judging{rows}{advice if self.kind == 'multilabel' else ''}",
+                count=sum(of_label) + num_unknown,
+                text=f"{sum(of_label)} of {len(labels) * len(self.columns.labels)} cells are not known, and have no "
+                f"part in fitting and judging{rows}{advice if self.targets.kind == 'multilabel' else ''}",
             )
-        if self.num_without_labels:
+        if count := self.targets.num_without_labels:
             yield ReportWarning(
                 kind="unknown_targets",
-                count=self.num_without_labels,
-                text=f"{self.num_without_labels} rows have no label in {self.columns[0]!r}, which is taken for none of "
-                "them; --blank missing where that is not known",
+                count=count,
+                text=f"{count} rows have no label in {self.columns.labels[0]!r}, which is taken for none of them; "
+                "--blank missing where that is not known",
             )
-        if self.kind != "regression" and len(self.columns) == 1:
-            yield from _joined_labels(self.columns[0], self.kind, labels)
-
-
-def _joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Iterator[ReportWarning]:
-    """Yield a warning where entries seem to name several labels that were taken for one.
-
-    That is where entries split at a separator give fewer names than there are entries: names come again, combined with
-    others.
-    """
-    multilabel = kind == "multilabel"
-    entries = {name for label in labels for name in (label.label.split("\n") if multilabel else [label.label]) if name}
-    # Names of classes hold spaces and strokes; commas, and other separators of labels, are seldom inside one.
-    for separator in (",", "/", "+", "&", " ") if multilabel else ",;|":
-        several = sorted(name for name in entries if separator in name.strip(separator))
-        names = {piece.strip() for name in entries for piece in name.split(separator)} - {""}
-        if len(several) >= 3 and 2 * len(several) >= len(entries) and len(names) < len(entries):
-            yield ReportWarning(
-                kind="joined_labels",
-                count=len(several),
-                text=f"{len(entries)} different entries of {column!r} are made of {len(names)} names joined by "
-                f"{separator!r}, and each entry is taken for one name; divide them with "
-                f"{'' if multilabel else '--kind multilabel '}--separator {separator!r}",
-                examples=tuple(several),
-            )
-            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 
@@ -72,11 +72,14 @@ class FolderLabels:
     ----------
     root : Path or None
         The source whose files get labels; every source of the cache where it is None.
+    merge_spellings : bool
+        Classes that differ only in case or spaces are one.
     """
 
     root: Path | None = None
     kind: TaskKind = "classification"
     origin: str = "folders"
+    merge_spellings: bool = False
 
     def of(self, paths: Iterable[str]) -> list[Label]:
         """Return the labels of paths; a file that lies in no class folder gets none."""
@@ -95,6 +98,8 @@ class TableLabels:
         Of the numbers, or of labels that have columns of their own.
     warnings : tuple of ReportWarning
         What is doubtful about the table.
+    merge_spellings : bool
+        Classes that differ only in case or spaces are one.
     """
 
     labels: tuple[Label, ...]
@@ -103,17 +108,24 @@ class TableLabels:
     kind: TaskKind = "classification"
     names: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
+    merge_spellings: bool = False
+
+    def with_warnings(self, warnings: Iterable[ReportWarning]) -> TableLabels:
+        """Return these labels with more warnings."""
+        return replace(self, warnings=(*self.warnings, *warnings))
 
 
-def labels_from_folders(root: str | Path | None = None) -> FolderLabels:
+def labels_from_folders(root: str | Path | None = None, *, merge_spellings: bool = False) -> FolderLabels:
     """Take the folder of each file as its class.
 
     Parameters
     ----------
     root : path, optional
         The source that was extracted; all sources of the cache when left out.
+    merge_spellings : bool
+        Classes that differ only in case or spaces are one, under the spelling that is used most.
     """
-    return FolderLabels(root=None if root is None else Path(root))
+    return FolderLabels(root=None if root is None else Path(root), merge_spellings=merge_spellings)
 
 
 def label_of_path(path: str) -> Label | None:

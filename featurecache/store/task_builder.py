@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.errors import TaskError
+from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind
+from featurecache.store.label_entries import Target
+from featurecache.store.label_matching import match_names, suggested_path
 from featurecache.store.labels import SPLITS, FolderLabels, Label, TableLabels, class_order
 from featurecache.store.listings import Listing
 from featurecache.store.samples import Ids, SampleTable, find_ids
+from featurecache.store.spellings import merged_spellings
 from featurecache.store.splits import grouped_splits, strata_of_numbers, stratified_splits
 from featurecache.store.tasks import UNKNOWN, Task, known_of
 
-Target = tuple[str, tuple[str, ...]]
-"""`Label.label` and `Label.unknown` of one sample."""
+_MISSING, _UNREADABLE = -1, -2
 
 
 def build_task(
@@ -57,24 +59,28 @@ def build_task(
     TaskError
         No labels, one class only, labels for files that are not in the cache, or splits for only some labels.
     """
+    warnings: list[ReportWarning] = []
     if isinstance(labels, FolderLabels):
         listed, rows = _labels_of_folders(labels, listings)
     else:
-        listed, rows = list(labels.labels), _rows_of_labels(labels.labels, samples, listings)
-    missing = [label.name for label, row in zip(listed, rows, strict=True) if row < 0]
+        listed, rows = list(labels.labels), _rows_of_labels(labels.labels, samples, listings, warnings)
+        warnings += labels.warnings
+    missing = [label for label, row in zip(listed, rows, strict=True) if row == _MISSING]
     if missing and not allow_missing:
-        raise TaskError(
-            f"{len(missing)} of {len(listed)} labels are for inputs that are not in the cache, first {missing[0]!r}; "
-            "extract them, correct the paths (relative to the source), or pass --allow-missing"
-        )
-    check_labels(listed, labels)
+        paths = (path for listing in listings for path in listing.paths)
+        raise _missing_error(missing, len(listed), paths)
+    listed, spelled = check_labels(listed, labels)
+    warnings += spelled
     merged = _merge_copies(rows, listed, labels.kind)
     if alike is not None:
         _add_groups(merged, alike, samples)
     if not merged.targets:
         why = f"{len(merged.conflicts)} have two" if merged.conflicts else "none is of an input in the cache"
         raise TaskError(f"no sample is left to be labelled by {len(listed)} labels of {labels.origin}: {why}")
-    return _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
+    task = _assemble(name, labels, merged, samples, random_state=random_state, missing=len(missing), previous=previous)
+    if warnings:
+        task.about["warnings"] = [warning.to_json() for warning in warnings]
+    return task
 
 
 @dataclass
@@ -102,29 +108,88 @@ def _labels_of_folders(labels: FolderLabels, listings: Sequence[Listing]) -> tup
     return listed, rows
 
 
-def _rows_of_labels(listed: Sequence[Label], samples: SampleTable, listings: Sequence[Listing]) -> list[int]:
-    """Return the row of each label by its path, else by its id; -1 where the cache has neither."""
-    rows = np.full(len(listed), -1, np.int64)
+def _rows_of_labels(
+    listed: Sequence[Label], samples: SampleTable, listings: Sequence[Listing], warnings: list[ReportWarning]
+) -> list[int]:
+    """Return the row of each label by its name, else by its id; `_MISSING` where the cache has neither.
+
+    Where a file could not be read the row is `_UNREADABLE`, and a warning says how many are.
+    """
+    in_cache = [listing.row_of for listing in listings]
+    unreadable = {path for listing in listings for path in listing.problems}
+    # Ids are looked for in the sample table, and need no names.
+    names = [label.key for label in listed if not _is_id(label.key) or any(label.key in rows for rows in in_cache)]
+    matches = match_names(names, [path for rows in in_cache for path in rows] + sorted(unreadable))
+    warnings += matches.warnings
+    rows = np.full(len(listed), _MISSING, np.int64)
     ids: dict[int, bytes] = {}
     for index, label in enumerate(listed):
-        found = {row for listing in listings if (row := listing.row_of.get(label.key)) is not None}
+        path = matches.paths.get(label.key)
+        found = {of_path[path] for of_path in in_cache if path in of_path}
         if len(found) > 1:
             raise TaskError(
                 f"{label.key!r} names different inputs in {len(found)} sources of this cache; say which with --source"
             )
         if found:
             rows[index] = found.pop()
-        elif len(label.key) == 64 and not set(label.key.lower()) - set("0123456789abcdef"):
+        elif path is not None:
+            rows[index] = _UNREADABLE
+        elif _is_id(label.key):
             ids[index] = bytes.fromhex(label.key)
     if ids:
         rows[list(ids)] = samples.rows_of(np.frombuffer(b"".join(ids.values()), np.uint8).reshape(-1, 32))
+    if (bad := np.flatnonzero(rows == _UNREADABLE)).size:
+        first = listed[int(bad[0])].name
+        text = f"{bad.size} of {len(listed)} labels are for inputs that cannot be read, and are left out, first {first}"
+        warnings.append(ReportWarning(kind="unreadable_inputs", count=int(bad.size), text=text))
     return rows.tolist()
 
 
-def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) -> None:
-    """Raise `TaskError` for labels that can make no task, whatever the samples; done before extraction too."""
+def _is_id(key: str) -> bool:
+    return len(key) == 64 and not set(key.lower()) - set("0123456789abcdef")
+
+
+def _missing_error(missing: Sequence[Label], num_labels: int, paths: Iterable[str]) -> TaskError:
+    name = missing[0].name
+    return TaskError(
+        f"{len(missing)} of {num_labels} labels are for inputs that are not in the cache, first {name!r}"
+        f"{suggested_path(paths)}; extract them, correct the names, or pass --allow-missing"
+    )
+
+
+def check_names(labels: TableLabels, names: Sequence[str], *, allow_missing: bool) -> None:
+    """Raise `TaskError` for labels of inputs that a source does not have, before anything is extracted.
+
+    Parameters
+    ----------
+    labels : TableLabels
+    names : sequence of str
+        Of the source.
+    allow_missing : bool
+        Labels of other inputs are left out.
+    """
+    by_name = [label for label in labels.labels if not _is_id(label.key)]
+    found = match_names([label.key for label in by_name], names).paths
+    missing = [label for label in by_name if label.key not in found]
+    if missing and not allow_missing:
+        raise _missing_error(missing, len(labels.labels), names)
+
+
+def check_labels(
+    listed: Sequence[Label], labels: FolderLabels | TableLabels
+) -> tuple[list[Label], list[ReportWarning]]:
+    """Return labels with one spelling for each class, where that is asked for, and what is doubtful about them.
+
+    Raises
+    ------
+    TaskError
+        They can make no task, whatever the samples; so this is done before extraction too.
+    """
     if not listed:
         raise TaskError(f"no labels from {labels.origin}: put the files in one folder per class, or give a CSV")
+    warnings: list[ReportWarning] = []
+    if isinstance(labels, FolderLabels) or not labels.names:  # else they are names of columns
+        listed, warnings = merged_spellings(listed, labels.kind, merge=labels.merge_spellings)
     _encode_targets([(label.label, label.unknown) for label in listed], labels)
     if {label.split for label in listed} == {"train"}:
         raise TaskError("all labels have the split train; add a validation or test part, or leave the splits out")
@@ -134,6 +199,7 @@ def check_labels(listed: Sequence[Label], labels: FolderLabels | TableLabels) ->
             f"{len(listed) - len(without)} files have a split (train, validation, test) and {len(without)} have none, "
             f"first {without[0]!r}; give every file a split, or none"
         )
+    return list(listed), warnings
 
 
 def _encode_targets(
@@ -287,8 +353,6 @@ def _assemble(
         "num_moved": merged.moved,
         "num_missing": missing,
     }
-    if isinstance(source, TableLabels) and source.warnings:
-        about["warnings"] = [warning.to_json() for warning in source.warnings]
     weights = np.array([merged.weights[row] for row in rows]) if merged.weights else None
     task = Task(name, classes, ids, targets, splits, about, groups, samples, source.kind, weights)
     _check_splits(task)

@@ -160,7 +160,8 @@ def test_labels_for_unknown_files_are_refused_or_skipped(tmp_path: Path) -> None
     store = make_store(tmp_path, {f"{i}.jpg": f"content {i}" for i in range(4)})
     labels = table(**{"0.jpg": "a", "1.jpg": "b", "2.jpg": "a", "nine.jpg": "b"})
     with pytest.raises(
-        TaskError, match="1 of 4 labels are for inputs that are not in the cache, first 'nine.jpg'; extract"
+        TaskError,
+        match=r"1 of 4 labels are for inputs that are not in the cache, first 'nine.jpg' .*'0.jpg'\); extract",
     ):
         store.add_task("t", labels)
     assert store.add_task("t", labels, allow_missing=True).about["num_missing"] == 1
@@ -178,13 +179,21 @@ def test_unknown_task_names_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,kind\n1.jpg,a\n", "unknown column 'label'; known: kind, path; choose one with --label-column"),
-        ("file,label\n1.jpg,a\n", "needs a column 'path' .* or 'id'; it has: file, label"),
-        ("path,label\n", "has a header but no labels"),
-        ("path,label\n1.jpg,\n", "line 2: the label is empty"),
+        ("path,kind,size\n1.jpg,a,3\n", "which column holds the class: kind, size; name it with --label-column"),
+        ("path,split\n1.jpg,test\n", "no column is left that could say the class; name it with --label-column"),
+        (
+            "where,label\n1.jpg,a\n",
+            "a column that names the samples, .*; it has: where, label; name it with --path",
+        ),
+        ("1.jpg,a\n2.jpg,b\n", "the first line looks like a row .*: 1.jpg, a; say --no-header if"),
+        ("path:label\n1.jpg:a\n", "it has one column, 'path:label', .*; if something unusual .* with --delimiter"),
+        ("path,label,label\n1.jpg,a,b\n", "2 columns are called 'label'; give them names of their own"),
+        ("path,label\n", "has a header but no rows"),
+        ("path,label\n1.jpg,\n2.jpg,NA\n", "says nothing of any of its 2 rows in 'label'"),
+        ("path,label,is_valid\n1.jpg,a,perhaps\n", "line 2: the is_valid is neither yes nor no: 'perhaps'"),
         ("path,label\n,a\n", "line 2: the path is empty"),
-        ("path,label,split\n1.jpg,a,dev\n", "line 2: unknown split 'dev'; use train, validation or test"),
-        ("", "unknown column 'label'"),
+        ("path,label,split\n1.jpg,a,old\n", "line 2: unknown split 'old'; use train, validation or test"),
+        ("", "it is empty; its first line names the columns"),
     ],
 )
 def test_bad_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:

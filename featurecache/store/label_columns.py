@@ -1,0 +1,174 @@
+"""Which columns of a table of labels name the samples, say their label and their split: named by the user, or found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from featurecache.errors import TaskError, UnknownNameError
+from featurecache.specs import TaskKind
+
+# Compared without case, spaces, strokes and dashes; the first that a table has is taken.
+PATH_COLUMNS = (
+    *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagefilename", "imagename"),
+    *("imageid", "img", "imgpath", "imgfile", "imgname", "imgid", "photo", "picture", "id"),
+)
+LABEL_COLUMNS = (
+    *("label", "labels", "class", "classname", "classlabel", "labelname", "category", "categoryname", "target"),
+    *("species", "breed", "diagnosis", "tags", "y"),
+)
+SPLIT_COLUMN = "split"
+FLAGS = {"isvalid": "validation", "isval": "validation", "isvalidation": "validation", "istest": "test"}
+"""Columns of yes and no that say a split."""
+_INDEX = re.compile(r"(Unnamed: ?\d+)?|index", re.IGNORECASE)
+"""What data frames call the column of their row numbers when they are written."""
+_FILE = re.compile(r".*\.[A-Za-z][A-Za-z0-9]{1,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelColumns:
+    """Columns of one table, by what they say.
+
+    Attributes
+    ----------
+    key : str
+        Names the samples, or holds them where they are texts.
+    labels : tuple of str
+        Say the label, or one of several labels or numbers each.
+    split : str or None
+    flags : tuple of (str, str)
+        Columns of yes and no, and the split that a yes says.
+    group, weight : str or None
+    unused_flags : tuple of str
+        Flags that are not looked at, as there is a split.
+    """
+
+    key: str
+    labels: tuple[str, ...]
+    split: str | None = None
+    flags: tuple[tuple[str, str], ...] = ()
+    group: str | None = None
+    weight: str | None = None
+    unused_flags: tuple[str, ...] = ()
+
+
+def find_columns(
+    columns: Sequence[str],
+    kind: TaskKind,
+    *,
+    path_column: str | None = None,
+    label_columns: Sequence[str] = (),
+    text_column: str | None = None,
+    group_column: str | None = None,
+    weight_column: str | None = None,
+) -> LabelColumns:
+    """Find the columns of a table of labels.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Of the table.
+    kind : str
+    path_column, text_column : str, optional
+        Which names the samples, or holds them as texts; known names when left out.
+    label_columns : sequence of str
+        Which say the label; when empty, a known name, or the only column that is left.
+    group_column, weight_column : str, optional
+
+    Raises
+    ------
+    TaskError
+        A column that is named is not there or there twice, or none can be told.
+    """
+    named = {
+        "--label-column": label_columns,
+        "--path-column": [path_column],
+        "--text-column": [text_column],
+        "--group-column": [group_column],
+        "--weight-column": [weight_column],
+    }
+    found = {option: [_named(columns, name, option) for name in names if name] for option, names in named.items()}
+    group, weight = (next(iter(found[option]), None) for option in ("--group-column", "--weight-column"))
+    plain = {_plain(name): name for name in reversed(columns)}
+    split = plain.get(SPLIT_COLUMN)
+    flags = tuple((plain[flag], name) for flag, name in FLAGS.items() if flag in plain)
+    labels = found["--label-column"]
+    given = [*found["--path-column"], *found["--text-column"]]
+    key = given[0] if given else _key_column(columns, [*labels, *filter(None, (group, weight))])
+    if not labels:
+        others = [key, split, group, weight, *(flag for flag, _ in flags)]
+        labels = [_label_column([name for name in columns if name not in others], kind)]
+    for name in (key, *labels):
+        if (count := list(columns).count(name)) > 1:
+            raise TaskError(f"{count} columns are called {name!r}; give them names of their own")
+    if key in labels:
+        raise TaskError(f"the column {key!r} would both name the samples and say their label; name another one")
+    flags = tuple(pair for pair in flags if pair[0] not in labels)
+    return LabelColumns(
+        key,
+        tuple(labels),
+        split if split not in labels else None,
+        flags if split is None or split in labels else (),
+        group,
+        weight,
+        tuple(flag for flag, _ in flags) if split is not None and split not in labels else (),
+    )
+
+
+def names_samples(columns: Sequence[str]) -> bool:
+    """Tell whether one of these columns is known to name samples."""
+    return any(_plain(name) in PATH_COLUMNS for name in columns)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()
+
+
+def _named(columns: Sequence[str], name: str, option: str) -> str:
+    """Return the column that a user means: as it is written, else without spaces around or in another case."""
+    for form in (str, str.strip, lambda text: text.strip().casefold()):
+        if able := [column for column in columns if form(column) == form(name)]:
+            return able[0]
+    error = UnknownNameError("column", name, columns, advice=f"choose one with {option}")
+    raise TaskError(str(error))
+
+
+def _key_column(columns: Sequence[str], taken: Sequence[str]) -> str:
+    plain = {_plain(name): name for name in reversed(columns) if name not in taken}
+    for name in PATH_COLUMNS:
+        if name in plain:
+            return plain[name]
+    if any(_FILE.fullmatch(name) for name in columns):
+        raise TaskError(
+            f"the first line looks like a row and not like names of columns: {', '.join(columns)}; say --no-header if "
+            "the table has none"
+        )
+    if len(columns) == 1:
+        raise TaskError(
+            f"it has one column, {columns[0]!r}, and takes one that names the samples and one that says their label; "
+            "if something unusual stands between columns, name it with --delimiter"
+        )
+    raise TaskError(
+        "needs a column that names the samples, such as 'path', 'file', 'image_id' or 'id'; it has: "
+        f"{', '.join(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column"
+    )
+
+
+def _label_column(able: Sequence[str], kind: TaskKind) -> str:
+    """Return the column of labels among those that say nothing else."""
+    plain = {_plain(name): name for name in reversed(able)}
+    for name in LABEL_COLUMNS:
+        if name in plain:
+            return plain[name]
+    # What names samples in another way says no label, nor does the number of a row.
+    left = [name for name in able if _plain(name) not in PATH_COLUMNS and not _INDEX.fullmatch(name)]
+    if len(left) == 1:
+        return left[0]
+    what = {"classification": "the class", "multilabel": "the labels", "regression": "the number"}[kind]
+    if not left:
+        raise TaskError(f"no column is left that could say {what}; name it with --label-column")
+    raise TaskError(
+        f"it does not say which column holds {what}: {', '.join(left)}; name it with --label-column"
+        + ("" if kind == "classification" else ", which may repeat")
+    )

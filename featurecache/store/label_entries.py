@@ -1,0 +1,143 @@
+"""What the entries of label columns say: a class, which of several labels hold, or numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from featurecache.errors import TaskError
+from featurecache.specs import TaskKind
+
+# Data frames write 1.0 where a column has empty entries, spreadsheets TRUE.
+YES, NO = {"1", "1.0", "true", "yes", "y", "t"}, {"0", "0.0", "false", "no", "n", "f"}
+# Entries of people and data frames for an empty field.
+BLANK = {"", "nan", "na", "n/a", "<na>", "none", "null"}
+# Where a name of a class is expected, only as pandas reads them by default: "none" may well be a class.
+NO_CLASS = {"#N/A", "#NA", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "-nan", "-NaN", "NaT"}
+# Entries for a label that is not known; -1 is how tables of chest X-rays write "uncertain".
+UNCERTAIN = {"-1", "-1.0", "u", "?", "unknown", "uncertain"}
+Reading = Literal["missing", "negative", "positive"]
+"""How an entry is read that is neither yes nor no."""
+Target = tuple[str, tuple[str, ...]]
+"""`Label.label` and `Label.unknown`."""
+
+
+@dataclass(slots=True)
+class TargetReader:
+    """Reads the targets of one table, and counts those that say nothing.
+
+    Attributes
+    ----------
+    kind : str
+    columns : tuple of str
+    blank, uncertain : {"missing", "negative", "positive"} or None
+        How empty entries and those that say "unknown" are read, of a multilabel task.
+    separator : str
+        Characters between labels in one column.
+    keep_na : bool
+        NA, NaN, None and the like are names of classes.
+    decimal_comma : bool
+        Decimals may be written with a comma.
+    """
+
+    kind: TaskKind
+    columns: tuple[str, ...]
+    blank: Reading | None
+    uncertain: Reading
+    separator: str
+    keep_na: bool = False
+    decimal_comma: bool = False
+    num_unknown_rows: int = 0
+    """Rows that are left out, because none of their labels or numbers is known."""
+    num_without_labels: int = 0
+    """Rows whose one list of labels is empty."""
+
+    def read(self, where: str, entries: Sequence[str]) -> Target | None:
+        """Return the target of a row; None where nothing is said.
+
+        Parameters
+        ----------
+        where : str
+            The row, for messages.
+        entries : sequence of str
+            Of the columns, without spaces around.
+        """
+        for column, entry in zip(self.columns, entries, strict=True):
+            if not entry.isprintable():
+                raise TaskError(f"{where}: the {column} is no plain text: {entry!r:.100}")
+        if self.kind == "classification":
+            is_empty = not entries[0] or (entries[0] in NO_CLASS and not self.keep_na)
+            return None if is_empty else (entries[0], ())
+        if self.kind == "regression":
+            return self._numbers(where, entries)
+        if len(self.columns) == 1:
+            return self._listed_labels(entries[0])
+        holds = {column: self._holds(where, column, entry) for column, entry in zip(self.columns, entries, strict=True)}
+        if set(holds.values()) == {None}:
+            self.num_unknown_rows += 1
+            return None
+        unknown = tuple(sorted(column for column, value in holds.items() if value is None))
+        return "\n".join(sorted(column for column, value in holds.items() if value)), unknown
+
+    def _numbers(self, where: str, entries: Sequence[str]) -> Target | None:
+        blank = [entry.lower() in BLANK or entry == "?" for entry in entries]
+        if all(blank):
+            self.num_unknown_rows += len(entries) > 1
+            return None
+        numbers = [
+            math.nan if is_blank else number_of(where, column, entry, decimal_comma=self.decimal_comma)
+            for column, entry, is_blank in zip(self.columns, entries, blank, strict=True)
+        ]
+        return "\n".join(map(repr, numbers)), ()
+
+    def _listed_labels(self, entry: str) -> Target | None:
+        word = entry.lower()
+        reading = (self.blank or "negative") if word in BLANK else self.uncertain if word in UNCERTAIN else None
+        if reading == "missing":
+            self.num_unknown_rows += 1
+            return None
+        if reading is not None:
+            self.num_without_labels += self.blank is None
+            return "", ()
+        names = {name.strip() for name in re.split(f"[{re.escape(self.separator)}]", entry)} - {""}
+        return "\n".join(sorted(names)), ()
+
+    def _holds(self, where: str, column: str, entry: str) -> bool | None:
+        """Tell whether a label holds; None where that is not known."""
+        if (word := entry.lower()) in YES or word in NO:
+            return word in YES
+        if word in BLANK or word in UNCERTAIN:
+            reading = (self.blank or "missing") if word in BLANK else self.uncertain
+            return None if reading == "missing" else reading == "positive"
+        raise TaskError(f"{where}: the {column} is neither 1 nor 0: {entry!r:.100}")
+
+
+def number_of(where: str, column: str, entry: str, *, decimal_comma: bool = False) -> float:
+    """Return the finite number that an entry is.
+
+    Parameters
+    ----------
+    where, column : str
+        For messages.
+    entry : str
+    decimal_comma : bool
+        Decimals may be written with a comma.
+
+    Raises
+    ------
+    TaskError
+        It is none.
+    """
+    with_comma = re.fullmatch(r"[+-]?\d+,\d+", entry)
+    try:
+        number = float(entry.replace(",", ".") if with_comma and decimal_comma else entry)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        advice = "; decimals are written with a point, or with a comma where ; stands between columns"
+        advice = advice if with_comma else ""
+        raise TaskError(f"{where}: the {column} is no number: {entry!r:.100}{advice}")
+    return number

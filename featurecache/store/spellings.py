@@ -1,0 +1,84 @@
+"""Names of classes that may be one class written twice, or several written as one."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from featurecache.errors import ReportWarning
+from featurecache.specs import TaskKind
+from featurecache.store.labels import Label
+
+
+def merged_spellings(
+    labels: Sequence[Label], kind: TaskKind, *, merge: bool
+) -> tuple[list[Label], list[ReportWarning]]:
+    """Return labels with one spelling for each name, and a warning where names differ only in case or spaces.
+
+    Parameters
+    ----------
+    labels : sequence of Label
+        Of kind ``classification``, or lists of labels of kind ``multilabel``.
+    kind : str
+    merge : bool
+        Take the spelling that is used most, of equals the first in order; else names stay as they are.
+    """
+    counts = Counter(name for label in labels for name in label.label.split("\n") if name)
+    by_letters = defaultdict(list)
+    for name in sorted(counts, key=lambda name: (-counts[name], name)):
+        by_letters[_letters(name)].append(name)
+    several = [names for names in by_letters.values() if len(names) > 1]
+    if not several:
+        return list(labels), []
+    first = " and ".join(f"{name!r} ({counts[name]})" for name in several[0][:3])
+    what = f"{len(several)} names are spelled in several ways that differ only in case or spaces, first {first}"
+    text = f"{what}: taken for one" if merge else f"{what}: taken for different ones; --merge-spellings makes them one"
+    warning = ReportWarning(
+        kind="spellings", count=len(several), text=text, examples=tuple(", ".join(names) for names in several)
+    )
+    if not merge:
+        return list(labels), [warning]
+    chosen = {name: names[0] for names in several for name in names}
+
+    def respelled(label: Label) -> Label:
+        names = [chosen.get(name, name) for name in label.label.split("\n")]
+        return replace(label, label="\n".join(sorted(set(names)) if kind == "multilabel" else names))
+
+    return [respelled(label) for label in labels], [warning]
+
+
+def _letters(name: str) -> str:
+    return "".join(unicodedata.normalize("NFC", name).split()).casefold()
+
+
+def joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Iterator[ReportWarning]:
+    """Yield a warning where entries seem to name several labels that were taken for one.
+
+    That is where entries split at a separator give fewer names than there are entries: names come again, combined with
+    others.
+
+    Parameters
+    ----------
+    column : str
+        That the labels stand in.
+    kind : str
+    labels : sequence of Label
+    """
+    multilabel = kind == "multilabel"
+    entries = {name for label in labels for name in (label.label.split("\n") if multilabel else [label.label]) if name}
+    # Names of classes hold spaces and strokes; commas, and other separators of labels, are seldom inside one.
+    for separator in (",", "/", "+", "&", " ") if multilabel else ",;|":
+        several = sorted(name for name in entries if separator in name.strip(separator))
+        names = {piece.strip() for name in entries for piece in name.split(separator)} - {""}
+        if len(several) >= 3 and 2 * len(several) >= len(entries) and len(names) < len(entries):
+            yield ReportWarning(
+                kind="joined_labels",
+                count=len(several),
+                text=f"{len(entries)} different entries of {column!r} are made of {len(names)} names joined by "
+                f"{separator!r}, and each entry is taken for one name; divide them with "
+                f"{'' if multilabel else '--kind multilabel '}--separator {separator!r}",
+                examples=tuple(several),
+            )
+            return

@@ -1,0 +1,296 @@
+"""Tables of labels as different programs write them: all say the same, or say in one line what they lack."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_store
+from hypothesis import given
+from hypothesis import strategies as st
+
+import featurecache as fc
+from featurecache.errors import TaskError
+from featurecache.store.label_matching import match_names
+from featurecache.store.label_tables import labels_from_csv, labels_from_frame, labels_from_mapping
+from featurecache.store.labels import TableLabels, labels_from_folders
+from featurecache.store.store import FeatureStore
+from featurecache.store.tasks import Task
+
+pytestmark = pytest.mark.quick
+
+NAMES = [f"{number:04d}f3" for number in range(24)]
+CLASSES = {name: ("back pack", "bike", "mug")[number % 3] for number, name in enumerate(NAMES)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    return make_store(tmp_path_factory.mktemp("tables"), {f"{name}.jpg": name for name in NAMES})
+
+
+def written(
+    rows: list[list[str]], header: list[str] | None = None, delimiter: str = ",", encoding: str = "utf-8"
+) -> bytes:
+    file = io.StringIO(newline="")
+    csv.writer(file, delimiter=delimiter).writerows([*([header] if header else []), *rows])
+    return file.getvalue().encode(encoding)
+
+
+def rows_of(form: Callable[[str], str], *more: Callable[[int], str]) -> list[list[str]]:
+    return [[form(name), CLASSES[name], *(column(k) for column in more)] for k, name in enumerate(NAMES)]
+
+
+PLAIN = rows_of(lambda name: f"{name}.jpg")
+TABLES: dict[str, tuple[bytes, str]] = {
+    "kaggle": (written(rows_of(str), ["image_id", "label"]), "24 of 24 names matched by name without suffix"),
+    "filename": (written(PLAIN, ["filename", "label"]), ""),
+    "hugging face": (written(PLAIN, ["file_name", "label"]), ""),
+    "from the root": (
+        written(rows_of(lambda name: f"photos/{name}.jpg"), ["path", "label"]),
+        "24 of 24 names matched by the end of the path: 'photos/0000f3.jpg' is '0000f3.jpg'",
+    ),
+    "windows": (written(rows_of(lambda name: f"D:\\me\\photos\\{name}.jpg"), ["path", "label"]), "by the end"),
+    "absolute": (written(rows_of(lambda name: f"/home/me/photos/{name}.jpg"), ["path", "label"]), "by the end"),
+    "capital suffix": (written(rows_of(lambda name: f"{name}.JPG"), ["path", "label"]), "in another case"),
+    "no suffix": (written(rows_of(str), ["path", "label"]), "by name without suffix"),
+    "another suffix": (written(rows_of(lambda name: f"{name}.png"), ["path", "label"]), "by name with another suffix"),
+    "another folder": (
+        written(rows_of(lambda name: f"old/{name}.png"), ["path", "label"]),
+        "with another suffix",
+    ),
+    "semicolons": (written(PLAIN, ["path", "label"], ";"), ""),
+    "tabs": (written(PLAIN, ["path", "label"], "\t"), ""),
+    "strokes": (written(PLAIN, ["path", "label"], "|"), ""),
+    "told by a spreadsheet": (b"sep=;\r\n" + written(PLAIN, ["path", "label"], ";"), ""),
+    "utf-16": (written(PLAIN, ["path", "label"], encoding="utf-16"), "read as utf-16, not UTF-8"),
+    "utf-16 without a mark": (written(PLAIN, ["path", "label"], encoding="utf-16-le"), "read as utf-16-le"),
+    "utf-8 with a mark": (written(PLAIN, ["path", "label"], encoding="utf-8-sig"), ""),
+    "spaces": (written([[f" {path} ", f" {label}"] for path, label in PLAIN], ["path ", " label"]), ""),
+    "capital names": (written(PLAIN, ["Path", "LABEL"]), ""),
+    "row numbers first": (written([[str(k), *row] for k, row in enumerate(PLAIN)], ["", "path", "label"]), ""),
+    "row numbers of pandas": (written([[str(k), *row] for k, row in enumerate(PLAIN)], ["Unnamed: 0", "img", "y"]), ""),
+    "row numbers called id": (written([[str(k), *row] for k, row in enumerate(PLAIN)], ["id", "file", "species"]), ""),
+    "the only other column": (written(PLAIN, ["image", "what"]), ""),
+    "empty rows at the end": (written([*PLAIN, ["", ""], ["", ""]], ["path", "label"]), ""),
+}
+
+
+def as_dict(task: Task, store: FeatureStore) -> dict[str, str]:
+    names = store.samples.uris_of(store.samples.rows_of(task.ids))
+    return {Path(name).stem: task.classes[y] for name, y in zip(names, task.labels.tolist(), strict=True)}
+
+
+def added(store: FeatureStore, labels: TableLabels, **options: bool) -> Task:
+    return store.add_task("t", labels, replace=True, **options)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_way_to_write_a_table_says_the_same(store: FeatureStore, tmp_path: Path, name: str) -> None:
+    content, said = TABLES[name]
+    (tmp_path / "labels.csv").write_bytes(content)
+    task = added(store, labels_from_csv(tmp_path / "labels.csv"))
+    assert as_dict(task, store) == CLASSES
+    texts = [warning.text for warning in task.warnings()]
+    assert (said in texts[0]) if said else not texts
+
+
+def test_parquet_says_the_same(store: FeatureStore, tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"image_id": list(CLASSES), "label": list(CLASSES.values())}
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+    assert as_dict(added(store, labels_from_csv(tmp_path / "t.parquet")), store) == CLASSES
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:100])
+    with pytest.raises(TaskError, match="it is no whole Parquet file"):
+        labels_from_csv(tmp_path / "cut.parquet")
+
+
+def test_a_table_without_a_header(store: FeatureStore, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(written(PLAIN))
+    with pytest.raises(TaskError, match="the first line looks like a row and not like names of columns: 0000f3.jpg"):
+        labels_from_csv(tmp_path / "t.csv")
+    assert as_dict(added(store, labels_from_csv(tmp_path / "t.csv", has_header=False)), store) == CLASSES
+    (tmp_path / "turned.csv").write_bytes(written([[label, path] for path, label in PLAIN]))
+    turned = labels_from_csv(tmp_path / "turned.csv", has_header=False, path_column="2", label_column="1")
+    assert as_dict(added(store, turned), store) == CLASSES
+
+
+def test_letters_of_a_german_spreadsheet_are_read_and_told(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [[path, f"{label} (größer)"] for path, label in PLAIN]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label"], ";", "cp1252"))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert task.classes == ["back pack (größer)", "bike (größer)", "mug (größer)"]
+    (warning,) = task.warnings()
+    assert (
+        warning.text == "the table was read as cp1252, not UTF-8; look whether 'back pack (größer)' is what was meant"
+    )
+
+
+def test_numbers_of_a_german_spreadsheet(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [[path, f"{k},5"] for k, (path, _) in enumerate(PLAIN)]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "height"], ";"))
+    task = added(store, labels_from_csv(tmp_path / "t.csv", kind="regression"))
+    assert sorted(task.labels[:, 0].tolist()) == [k + 0.5 for k in range(24)]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "height"], "\t"))
+    with pytest.raises(TaskError, match="no number: '0,5'; decimals are written with a point, or with a comma where ;"):
+        labels_from_csv(tmp_path / "t.csv", kind="regression")
+
+
+@pytest.mark.parametrize(
+    ("columns", "splits"),
+    [
+        ({"is_valid": lambda k: str(k % 4 == 0)}, {"train": 18, "validation": 6}),
+        ({"is_test": lambda k: "yes" if k % 4 == 0 else ""}, {"train": 18, "test": 6}),
+        (
+            {"is_valid": lambda k: str(int(k % 4 == 0)), "is_test": lambda k: str(int(k % 8 == 0))},
+            {"train": 18, "validation": 3, "test": 3},
+        ),
+        ({"split": lambda k: "dev" if k % 4 == 0 else "training"}, {"train": 18, "validation": 6}),
+    ],
+)
+def test_flags_and_splits(
+    store: FeatureStore, tmp_path: Path, columns: dict[str, Callable[[int], str]], splits: dict[str, int]
+) -> None:
+    rows = rows_of(lambda name: f"{name}.jpg", *columns.values())
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", *columns]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert task.counts() == splits
+    assert task.about["splits"] == "given"
+
+
+def test_a_flag_beside_a_split_is_told(store: FeatureStore, tmp_path: Path) -> None:
+    rows = rows_of(lambda name: f"{name}.jpg", lambda k: "test" if k % 3 else "train", lambda k: "1")
+    rows = [[*row[:2], "test" if k % 4 == 0 else "train", "1"] for k, row in enumerate(rows)]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", "split", "is_valid"]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert task.counts() == {"train": 18, "test": 6}
+    assert [w.text for w in task.warnings()] == ["the column 'is_valid' is not looked at, as 'split' says the split"]
+
+
+def test_rows_without_a_label_are_counted(store: FeatureStore, tmp_path: Path) -> None:
+    empty = ["", "NaN", "None", "none"]
+    rows = [[path, empty[k] if k < 4 else label] for k, (path, label) in enumerate(PLAIN)]
+    rows += [[path.replace("f3", "f4"), "none"] for path, _ in PLAIN[:3]]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label"]))
+    labels = labels_from_csv(tmp_path / "t.csv")
+    assert len(labels.labels) == 24  # "none" is the name of a class, as pandas reads it
+    (warning,) = labels.warnings
+    assert (warning.kind, warning.count) == ("unlabelled_rows", 3)
+    assert warning.text == (
+        "3 of 27 rows have no label and are left out (empty: 1, 'NaN': 1, 'None': 1); --keep-na if these are names of "
+        "classes"
+    )
+    kept = labels_from_csv(tmp_path / "t.csv", keep_na=True)
+    assert len(kept.labels) == 26
+
+
+def test_spellings_are_told_and_made_one_where_asked(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [[path, label.title().replace(" ", "") if k % 4 == 0 else label] for k, (path, label) in enumerate(PLAIN)]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label"]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert len(task.classes) == 6
+    (warning,) = task.warnings()
+    assert warning.text.startswith(
+        "3 names are spelled in several ways that differ only in case or spaces, first 'back pack' (6) and 'BackPack' "
+        "(2): taken for different ones; --merge-spellings makes them one"
+    )
+    merged = added(store, labels_from_csv(tmp_path / "t.csv", merge_spellings=True))
+    assert as_dict(merged, store) == CLASSES
+    assert [warning.kind for warning in merged.warnings()] == ["spellings"]
+
+
+def test_spellings_of_folders_and_of_lists(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {f"{c}/{i}.jpg": f"{c}{i}" for c in ("Cat", "cat", "dog") for i in range(6)})
+    task = store.add_task("t", labels_from_folders())
+    assert task.classes == ["Cat", "cat", "dog"]
+    assert task.warnings()[0].kind == "spellings"
+    assert store.add_task("m", labels_from_folders(merge_spellings=True)).classes == ["Cat", "dog"]
+    lines = [f"{c}/{i}.jpg,{'Red;small' if i % 2 else 'red'}" for c in ("Cat", "cat", "dog") for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,tags", *lines]))
+    with pytest.raises(TaskError, match="'Red' holds for all"):
+        store.add_task("l", labels_from_csv(tmp_path / "t.csv", kind="multilabel", merge_spellings=True))
+    assert store.add_task("l", labels_from_csv(tmp_path / "t.csv", kind="multilabel")).classes == [
+        "Red",
+        "red",
+        "small",
+    ]
+
+
+def test_data_frames_and_mappings_say_the_same(store: FeatureStore) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"image_id": list(CLASSES), "label": list(CLASSES.values())})
+    assert as_dict(added(store, labels_from_frame(frame)), store) == CLASSES
+    indexed = frame.set_index("image_id")
+    assert as_dict(added(store, labels_from_frame(indexed)), store) == CLASSES
+    assert (
+        as_dict(added(store, labels_from_mapping({f"{name}.jpg": CLASSES[name] for name in NAMES})), store) == CLASSES
+    )
+    frame.loc[0, "label"] = np.nan
+    frame.loc[1, "label"] = "NA"  # a text, which the frame would not hold for an empty cell
+    labels = labels_from_frame(frame)
+    assert labels.warnings[0].count == 1
+    assert labels.labels[0].label == "NA"
+    flags = frame.assign(is_test=[k % 4 == 0 for k in range(24)], label=list(CLASSES.values()))
+    assert added(store, labels_from_frame(flags)).counts() == {"train": 18, "test": 6}
+    assert fc.labels_from_frame is labels_from_frame
+
+
+def test_a_name_that_fits_two_samples_is_refused(tmp_path: Path) -> None:
+    files = [f"{folder}/{number}.jpg" for folder in ("left", "right") for number in range(3)]
+    store = make_store(tmp_path, {name: name for name in files})
+    with pytest.raises(TaskError, match=r"'0.jpg' fits 2 samples .*'left/0.jpg' and 'right/0.jpg' among them"):
+        store.add_task("t", labels_from_mapping({"0.jpg": "a", "1.jpg": "b"}))
+    with pytest.raises(TaskError, match=r"'x/left/0.jpg' and 'y/left/0.jpg' of the labels both fit 'left/0.jpg'"):
+        store.add_task("t", labels_from_mapping({"x/left/0.jpg": "a", "y/left/0.jpg": "b"}))
+
+
+def test_other_folders_match_only_where_all_names_do() -> None:
+    paths = ["cats/1.jpg", "cats/2.jpg"]
+    assert match_names(["dogs/1.png", "dogs/2.png"], paths).paths == {"dogs/1.png": paths[0], "dogs/2.png": paths[1]}
+    # One that is not there shows that the others are not meant either.
+    assert match_names(["dogs/1.png", "dogs/2.png", "dogs/3.png"], paths).paths == {}
+    assert match_names(["dogs/1.jpg"], ["cats/2.jpg"]).paths == {}
+
+
+def test_a_longer_end_counts_more_and_dots_in_names_are_no_suffix() -> None:
+    paths = ["1.jpg", "cats/1.jpg"]
+    assert match_names(["/data/cats/1.jpg"], paths).paths == {"/data/cats/1.jpg": "cats/1.jpg"}
+    assert match_names(["v1.2"], ["v1.2.jpg", "v1.3.jpg"]).paths == {"v1.2": "v1.2.jpg"}
+    assert match_names(["cafe\u0301.jpg"], ["caf\u00e9.jpg"]).paths == {"cafe\u0301.jpg": "caf\u00e9.jpg"}
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "cats"]), max_size=2)
+CHANGES: dict[str, Callable[[str], str]] = {
+    "same": str,
+    "root": lambda path: f"/data/{path}",
+    "case": str.upper,
+    "no suffix": lambda path: path.rpartition(".")[0],
+    "suffix": lambda path: path.rpartition(".")[0] + ".png",
+}
+
+
+@given(
+    folders=st.lists(PARTS, min_size=1, max_size=8),
+    change=st.sampled_from(sorted(CHANGES)),
+)
+def test_changed_names_are_found_again_whatever_the_folders(folders: list[list[str]], change: str) -> None:
+    """Files have names of their own, in any folders: each change of a name that a rule forgives finds its file."""
+    paths = ["/".join([*parts, f"img{number}.jpg"]) for number, parts in enumerate(folders)]
+    names = {CHANGES[change](path): path for path in paths}
+    found = match_names(names, paths)
+    assert found.paths == names
+    assert bool(found.warnings) == (change != "same")
+
+
+def test_labels_of_files_that_cannot_be_read_are_left_out_aloud(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {f"{number}.jpg": f"content {number}" for number in range(8)}, bad=["bad.jpg"])
+    labels = {f"{number}.jpg": "ab"[number % 2] for number in range(8)} | {"bad.jpg": "a"}
+    task = store.add_task("t", labels_from_mapping(labels))
+    assert len(task.ids) == 8
+    assert [warning.text for warning in task.warnings()] == [
+        "1 of 9 labels are for inputs that cannot be read, and are left out, first bad.jpg"
+    ]
