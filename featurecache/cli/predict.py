@@ -27,10 +27,11 @@ from featurecache.cli.options import (
 )
 from featurecache.cli.output import dumped, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
+from featurecache.cli.prediction_tables import PredictionTable, columns_of, named_table, rows_like, whole_table
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
-    from featurecache.deployment.predict import Prediction
+    from featurecache.deployment.predict import Prediction, Predictions
     from featurecache.errors import ReportWarning
 
 
@@ -46,6 +47,7 @@ def add_parser(verbs: Any) -> None:
         example="""
           featurecache predict flowers.cache/heads/run new_photos/ one_more.jpg
           featurecache predict flowers.cache/heads/run new_photos/ --out labels.parquet
+          featurecache predict flowers.cache/heads/run test/ --out submission.csv --like sample_submission.csv
           featurecache predict mails.cache/heads/run new.csv --text-column body
         """,
         quiet=True,
@@ -57,6 +59,17 @@ def add_parser(verbs: Any) -> None:
     add_table_options(parser)
     parser.add_argument("--csv", action="store_true", help="print CSV: path, label, probability, status, reason")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write them to a .csv, .tsv or .parquet instead")
+    parser.add_argument(
+        "--columns",
+        metavar="NAMES",
+        help="of the table, with commas between them, such as image_id,label: names of files (without suffix as an "
+        "id), label, probability, or a class for its probability",
+    )
+    parser.add_argument(
+        "--like", type=Path, metavar="TABLE", help="columns, rows and names of a table, such as sample_submission.csv"
+    )
+    parser.add_argument("--proba", action="store_true", help="the probability of every class, in a column of its name")
+    parser.add_argument("--top-k", type=int, metavar="K", help="the K most probable classes and their probabilities")
     add_raw_cells_option(parser)
     parser.add_argument("--replace", action="store_true", help="replace FILE if it is there")
     parser.add_argument("--tta", type=int, metavar="K", help="answer with the mean over K seeded views of each input")
@@ -75,8 +88,7 @@ def run(args: argparse.Namespace) -> int:
         from featurecache.deployment.predict import predict
         from featurecache.tables import TABLE_SUFFIXES
 
-    if args.csv and args.out:
-        raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
+    _check_table_options(args)
     # Before a network is loaded.
     check_outputs({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     warnings: list[ReportWarning] = []
@@ -99,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         tally = _Tally()
         # Threads that decode end with it, also where the output cannot be written.
         with closing(predictions):
-            _write(args, tally.counted(predictions), predictions.numbers, warnings)
+            _write(args, tally.counted(predictions), predictions, warnings)
     if args.out and not args.json:
         print_line(f"{tally.num_inputs - tally.num_bad} of {tally.num_inputs} labelled, in {args.out}")
     if not args.json:
@@ -127,36 +139,70 @@ class _Tally:
             yield item
 
 
+def _check_table_options(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, before a network is loaded."""
+    if args.csv and args.out:
+        raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
+    if args.columns and args.like:
+        raise RequestError("--columns and --like both say which columns a table has; leave one of them out")
+    named = args.columns or args.like
+    for option, value in (("--columns", args.columns), ("--like", args.like), ("--proba", args.proba)):
+        if value and not (args.csv or args.out):
+            raise RequestError(f"{option} is about a table; add --out FILE or --csv")
+    for option, value in (("--proba", args.proba), ("--top-k", args.top_k)):
+        if value and named:
+            raise RequestError(f"{option} adds columns, and {'--columns' if args.columns else '--like'} names all")
+    if args.top_k is not None and args.top_k < 1:
+        raise RequestError(f"--top-k is a number of classes from 1 up; got {args.top_k}")
+
+
+def _table_of(args: argparse.Namespace, predictions: Predictions) -> PredictionTable:
+    classes, numbers = predictions.classes, predictions.numbers
+    if args.columns or args.like:
+        columns = columns_of(args.like) if args.like else [name.strip() for name in args.columns.split(",")]
+        return named_table(columns, classes, numbers)
+    for option, value in (("--proba", args.proba), ("--top-k", args.top_k)):
+        if value and numbers:
+            raise RequestError(f"{option} is about classes, and this head predicts numbers; leave it out")
+    return whole_table(classes, numbers, outliers=args.outliers, proba=args.proba, top_k=args.top_k)
+
+
 def _write(
-    args: argparse.Namespace, predictions: Iterator[Prediction], names: list[str], warnings: list[ReportWarning]
+    args: argparse.Namespace, counted: Iterator[Prediction], predictions: Predictions, warnings: list[ReportWarning]
 ) -> None:
-    """Write or print predictions as they come; only a table for people is laid out as a whole."""
+    """Write or print predictions as they come; only a table for people is laid out as a whole, and one like another."""
     from featurecache.tables import safe_row
 
-    values = names or ["label", "probability"]
-    flags = ["outlier"] if args.outliers else []
-    columns, numbers = ["path", *values, *flags, "status", "reason"], names or ["probability"]
-    as_row = partial(_row, names=names, flags=bool(flags))
+    table, names = _table_of(args, predictions), predictions.numbers
+    as_rows = partial(rows_like, args.like, table=table) if args.like else partial(map, table.row)
     write_out = partial(
-        write_table_at, "--out", args.out, columns, replace=args.replace, numbers=numbers, raw=args.raw_cells
+        write_table_at,
+        "--out",
+        args.out,
+        table.columns,
+        replace=args.replace,
+        numbers=table.numbers,
+        raw=args.raw_cells,
     )
     if args.json:
         with _json_document(args.head, warnings) as write_json:
-            kept = map(write_json, predictions)
+            kept = map(write_json, counted)
             if args.out:
-                write_out(as_row(item) for item in kept)
+                write_out(as_rows(kept))
             else:
                 deque(kept, maxlen=0)
     elif args.out:
-        write_out(as_row(item) for item in predictions)
+        write_out(as_rows(counted))
     elif args.csv:
-        writer = csv.DictWriter(sys.stdout, columns)
+        writer = csv.DictWriter(sys.stdout, table.columns)
         as_cells = dict if args.raw_cells else safe_row
-        writer.writerow(as_cells(dict(zip(columns, columns, strict=True))))
-        writer.writerows(as_cells(as_row(item)) for item in predictions)
+        writer.writerow(as_cells({name: name for name in table.columns}))
+        writer.writerows(map(as_cells, as_rows(counted)))
     else:
         what = "row" if args.text_column else "file"
-        print_table([what, *values, "problem"], [_shown(item, names) for item in predictions], numbers=numbers)
+        titles = names or ["label", "probability", *(f"{rank}." for rank in range(2, (args.top_k or 0) + 1))]
+        rows = [_shown(item, names, args.top_k or 0) for item in counted]
+        print_table([what, *titles, "problem"], rows, numbers=names or ["probability"])
 
 
 @contextmanager
@@ -180,18 +226,13 @@ def _json_document(head: Path, warnings: list[ReportWarning]) -> Iterator[Callab
         shutil.copyfileobj(file, sys.stdout)
 
 
-def _row(item: Prediction, names: list[str], *, flags: bool) -> dict[str, str | float | None]:
-    """Return a row of a table for programs."""
-    values: dict[str, str | float | None] = {name: item.numbers.get(name) for name in names}
-    values = values or {"label": item.label, "probability": item.probability}
-    if flags:
-        values["outlier"] = {True: "yes", False: "no", None: None}[item.is_outlier]
-    return {"path": item.path, **values, "status": item.status, "reason": item.reason}
-
-
-def _shown(item: Prediction, names: list[str]) -> list[str]:
+def _shown(item: Prediction, names: list[str], top_k: int) -> list[str]:
     """Return a row of a table for people."""
     values = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
-    values = values or [item.label or "-", "" if item.probability is None else f"{item.probability:.4f}"]
+    if not names:
+        values = [item.label or "-", "" if item.probability is None else f"{item.probability:.4f}"]
+        others = sorted(item.probabilities.items(), key=lambda pair: -pair[1])[1:top_k]
+        values += [f"{name} {probability:.4f}" for name, probability in others]
+        values += [""] * (max(top_k, 1) - 1 - len(others))
     problem = f"{item.status}: {item.reason}" if item.status != "ok" else "outlier" if item.is_outlier else ""
     return [item.path, *values, problem]

@@ -80,12 +80,13 @@ class Predictions(Iterator[Prediction]):
 
     Attributes
     ----------
-    numbers : list of str
-        Names of the numbers that the head predicts; empty where it predicts classes or labels.
+    classes, numbers : list of str
+        Names of the classes or labels, or of the numbers that the head predicts; the others are empty.
     """
 
     def __init__(self, saved: SavedHead, predictions: Generator[Prediction, None, None]) -> None:
-        self.numbers = list(saved.classes) if saved.kind == "regression" else []
+        names, is_regression = list(saved.classes), saved.kind == "regression"
+        self.classes, self.numbers = ([], names) if is_regression else (names, [])
         self._predictions = predictions
 
     def __next__(self) -> Prediction:

@@ -90,7 +90,7 @@ def find_columns(
     }
     found = {option: [_named(columns, name, option) for name in names if name] for option, names in named.items()}
     group, weight = (next(iter(found[option]), None) for option in ("--group-column", "--weight-column"))
-    plain = {_plain(name): name for name in reversed(columns)}
+    plain = {plain_name(name): name for name in reversed(columns)}
     split = plain.get(SPLIT_COLUMN)
     flags = tuple((plain[flag], name) for flag, name in FLAGS.items() if flag in plain)
     labels = found["--label-column"]
@@ -116,12 +116,14 @@ def find_columns(
     )
 
 
-def names_samples(columns: Sequence[str]) -> bool:
-    """Tell whether one of these columns is known to name samples."""
-    return any(_plain(name) in PATH_COLUMNS for name in columns)
+def sample_columns(columns: Sequence[str]) -> list[str]:
+    """Return those columns that are known to name samples, the one that is taken first."""
+    plain = {plain_name(name): name for name in reversed(columns)}
+    return [plain[name] for name in PATH_COLUMNS if name in plain]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return the name of a column without case, spaces, strokes and dashes."""
     return re.sub(r"[\s_-]", "", name).casefold()
 
 
@@ -135,10 +137,8 @@ def _named(columns: Sequence[str], name: str, option: str) -> str:
 
 
 def _key_column(columns: Sequence[str], taken: Sequence[str]) -> str:
-    plain = {_plain(name): name for name in reversed(columns) if name not in taken}
-    for name in PATH_COLUMNS:
-        if name in plain:
-            return plain[name]
+    if known := sample_columns([name for name in columns if name not in taken]):
+        return known[0]
     if any(_FILE.fullmatch(name) for name in columns):
         raise TaskError(
             f"the first line looks like a row and not like names of columns: {', '.join(columns)}; say --no-header if "
@@ -157,12 +157,12 @@ def _key_column(columns: Sequence[str], taken: Sequence[str]) -> str:
 
 def _label_column(able: Sequence[str], kind: TaskKind) -> str:
     """Return the column of labels among those that say nothing else."""
-    plain = {_plain(name): name for name in reversed(able)}
+    plain = {plain_name(name): name for name in reversed(able)}
     for name in LABEL_COLUMNS:
         if name in plain:
             return plain[name]
     # What names samples in another way says no label, nor does the number of a row.
-    left = [name for name in able if _plain(name) not in PATH_COLUMNS and not _INDEX.fullmatch(name)]
+    left = [name for name in able if plain_name(name) not in PATH_COLUMNS and not _INDEX.fullmatch(name)]
     if len(left) == 1:
         return left[0]
     what = {"classification": "the class", "multilabel": "the labels", "regression": "the number"}[kind]

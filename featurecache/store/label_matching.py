@@ -156,4 +156,4 @@ def _warnings(how: Counter[str], examples: dict[str, str], num_names: int) -> It
     for rule, count in how.items():
         if count:
             text = f"{count} of {num_names} names matched {rule}: {shortened(examples[rule])}"
-            yield ReportWarning(kind="matched_names", count=count, text=text, examples=(examples[rule],))
+            yield ReportWarning(kind="matched_names", count=count, text=text)

@@ -11,7 +11,7 @@ from typing import Any
 from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind, task_kind
-from featurecache.store.label_columns import LabelColumns, find_columns, names_samples
+from featurecache.store.label_columns import LabelColumns, find_columns, sample_columns
 from featurecache.store.label_entries import BLANK, NO, YES, Reading, TargetReader, number_of
 from featurecache.store.labels import SPLIT_OF, Label, TableLabels
 from featurecache.store.spellings import joined_labels
@@ -130,7 +130,7 @@ def labels_from_frame(
     """
     columns = {str(name): [field_of(value) for value in frame[name]] for name in frame.columns}
     index = list(getattr(frame, "index", ()))
-    if path_column is None and not names_samples(list(columns)) and all(isinstance(name, str) for name in index):
+    if path_column is None and not sample_columns(list(columns)) and all(isinstance(name, str) for name in index):
         columns = {"path": index, **columns} if index else columns
     every: Iterator[Row] = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     options = _Options(
