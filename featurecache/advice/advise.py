@@ -54,9 +54,9 @@ def advise(
         Questions to answer: ``soundness``, ``when``, ``what``, ``how``, ``more_data``, ``diagnosis``, and with a target
         domain ``adaptation``; all when empty.
     target_domain : str, optional
-        Samples of the target, such as another camera: a split (``validation``), or a pattern of their paths
-        (``webcam/*``). They are left out of fitting, and errors there are compared with errors out of fold; of samples
-        without labels it is told whether adapting to them helps.
+        Samples of the target, such as another camera: a domain of the task, a split (``validation``), or a pattern of
+        their paths (``webcam/*``). They are left out of fitting, and errors there are compared with errors out of fold;
+        of samples without labels it is told whether adapting to them helps.
     label_next : int, optional
         Name so many of the cached samples without a label, the most useful to label first.
     unlabelled : bool

@@ -52,7 +52,7 @@ def add_adapting_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target-domain",
         metavar="NAME",
-        help="the target: a split of the task, or a pattern of paths of cached samples, such as 'webcam/*'",
+        help="the target: a domain or a split of the task, or a pattern of paths of cached samples, such as 'webcam/*'",
     )
 
 

@@ -63,8 +63,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--target-domain",
         metavar="NAME",
-        help="samples of the target (another camera, another place), to tell mismatch by: a split, or a pattern of "
-        "paths such as 'webcam/*'",
+        help="samples of the target (another camera, another place), to tell mismatch by: a domain or a split of the "
+        "task, or a pattern of paths such as 'webcam/*'",
     )
     parser.add_argument("--source", metavar="SOURCE", help="where the samples come from, for the commands it names")
     parser.add_argument("--text-column", metavar="NAME", help="of a source that is a table, what holds the texts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +120,9 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weight-column", metavar="NAME", help="how much an input counts in fitting, above 0; scores count all alike"
     )
+    parser.add_argument(
+        "--domain-column", metavar="NAME", help="where an input comes from (camera, site), which --target-domain names"
+    )
     parser.add_argument("--allow-missing", action="store_true", help="skip labels of files that are not in the cache")
 
 
@@ -150,6 +154,7 @@ def labels_of(
             text_column=text_column,
             group_column=args.group_column,
             weight_column=args.weight_column,
+            domain_column=args.domain_column,
             root=root,
             blank=args.blank,
             uncertain=args.uncertain,
@@ -162,7 +167,8 @@ def labels_of(
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
     if args.kind != "classification":
         raise RequestError(f"folders say classes, not {args.kind}; {advice}--kind {args.kind}")
-    for word, column in (("group", args.group_column), ("weight", args.weight_column)):
+    columns = {"group": args.group_column, "weight": args.weight_column, "domain": args.domain_column}
+    for word, column in columns.items():
         if column:
             raise RequestError(f"folders say no {word}s; {advice}--{word}-column")
     for option in ("path_column", "label_column", "delimiter", "no_header", "keep_na"):
@@ -233,6 +239,9 @@ def print_task(store: FeatureStore, task: Task, *, with_warnings: bool = True) -
     weights = "" if task.weights is None else f", weights {task.weights.min():.4g} to {task.weights.max():.4g}"
     content = f"{len(task.classes)} {TASK_NOUNS[task.kind]}, {counts}{groups}{weights}"
     print_line(f"task {task.name}: {content} (splits {about['splits']})")
+    if task.domains is not None:
+        counted = Counter(task.domains.tolist())
+        print_line("domains: " + ", ".join(f"{counted[k]} {name}" for k, name in enumerate(task.domain_names)))
     unknown = task.num_unknown()
     # A column only where something is unknown.
     more = ["not known"] if any(unknown.values()) else []

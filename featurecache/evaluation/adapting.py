@@ -135,7 +135,7 @@ def adapt_heads(
     feature_set : FeatureSet
         Plain and pooled.
     domain : str
-        The target: a split of the task, or a pattern of paths of cached samples, with a label or not.
+        The target: a split or a domain of the task, or a pattern of paths of cached samples, with a label or not.
     method : str
         ``source``, ``standardize``, ``coral``, ``subspace``, ``transport`` (extra ``adapt``), ``em`` or ``bbse``; or
         ``auto``: the first five as far as they are installed, and the rule at the top of this module.

@@ -1,4 +1,4 @@
-"""Domains: samples of one camera, place or time, named by a split of a task or by a pattern of their paths."""
+"""Domains: samples of one camera, site or time, named as a task has them, by its split or by a pattern of paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featurecache.store.tasks import Task
 
 
 def rows_of_domain(store: FeatureStore, task: Task, domain: str) -> Rows:
-    """Return the rows of a split, or of the samples for fitting whose paths fit a pattern.
+    """Return the rows of a split, or of the samples for fitting of a domain or whose paths fit a pattern.
 
     Parameters
     ----------
@@ -33,18 +33,17 @@ def rows_of_domain(store: FeatureStore, task: Task, domain: str) -> Rows:
     if domain in able:
         return rows[task.splits == SPLITS.index(domain)]
     rows = rows[(rows >= 0) & (task.splits != SPLITS.index("test"))]
-    found = rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
+    found = _of_domain(store, task, domain, rows)
     if len(found) in (0, len(rows)):
         what = "no sample" if len(found) == 0 else "no other sample"
         raise RequestError(
-            f"{what} of task {task.name!r} for fitting has a path that fits {domain!r}; name a pattern of paths, such "
-            f"as 'webcam/*', or a split ({', '.join(able)})"
+            f"{what} of task {task.name!r} for fitting has a path that fits {domain!r}; name {_able(task, able)}"
         )
     return found
 
 
 def cached_rows_of_domain(store: FeatureStore, task: Task, domain: str, features: Features) -> Rows:
-    """Return the rows with features of a split, or of all samples, with a label or not, whose paths fit a pattern.
+    """Return the rows with features of a split or domain, or of all samples, with a label or not, of some paths.
 
     Parameters
     ----------
@@ -62,12 +61,22 @@ def cached_rows_of_domain(store: FeatureStore, task: Task, domain: str, features
         return task.rows(features, domain)[0]
     rows = np.arange(len(store.samples))
     rows = rows[features.usable(rows)]
-    found = rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
+    found = _of_domain(store, task, domain, rows)
     if len(found) in (0, len(rows)):
         what = "no sample" if len(found) == 0 else "no other sample"
         able = [split for split in SPLITS[1:] if task.has(split)]
-        raise RequestError(
-            f"{what} with features has a path that fits {domain!r}; name a pattern of paths, such as 'webcam/*', or a "
-            f"split ({', '.join(able)})"
-        )
+        raise RequestError(f"{what} with features has a path that fits {domain!r}; name {_able(task, able)}")
     return found
+
+
+def _of_domain(store: FeatureStore, task: Task, domain: str, rows: Rows) -> Rows:
+    """Return those rows that the task says are of a domain; where it knows none of that name, those of some paths."""
+    if domain in task.domain_names:
+        assert task.domains is not None
+        return rows[np.isin(rows, store.samples.rows_of(task.ids[task.domains == task.domain_names.index(domain)]))]
+    return rows[[fnmatchcase(name, domain) for name in store.samples.uris_of(rows)]]
+
+
+def _able(task: Task, splits: list[str]) -> str:
+    domains = f"a domain ({', '.join(task.domain_names)}), " if task.domain_names else ""
+    return f"{domains}a pattern of paths, such as 'webcam/*', or a split ({', '.join(splits)})"

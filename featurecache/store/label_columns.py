@@ -39,7 +39,7 @@ class LabelColumns:
     split : str or None
     flags : tuple of (str, str)
         Columns of yes and no, and the split that a yes says.
-    group, weight : str or None
+    group, weight, domain : str or None
     unused_flags : tuple of str
         Flags that are not looked at, as there is a split.
     """
@@ -50,6 +50,7 @@ class LabelColumns:
     flags: tuple[tuple[str, str], ...] = ()
     group: str | None = None
     weight: str | None = None
+    domain: str | None = None
     unused_flags: tuple[str, ...] = ()
 
 
@@ -62,6 +63,7 @@ def find_columns(
     text_column: str | None = None,
     group_column: str | None = None,
     weight_column: str | None = None,
+    domain_column: str | None = None,
 ) -> LabelColumns:
     """Find the columns of a table of labels.
 
@@ -74,7 +76,7 @@ def find_columns(
         Which names the samples, or holds them as texts; known names when left out.
     label_columns : sequence of str
         Which say the label; when empty, a known name, or the only column that is left.
-    group_column, weight_column : str, optional
+    group_column, weight_column, domain_column : str, optional
 
     Raises
     ------
@@ -87,17 +89,18 @@ def find_columns(
         "--text-column": [text_column],
         "--group-column": [group_column],
         "--weight-column": [weight_column],
+        "--domain-column": [domain_column],
     }
     found = {option: [_named(columns, name, option) for name in names if name] for option, names in named.items()}
-    group, weight = (next(iter(found[option]), None) for option in ("--group-column", "--weight-column"))
+    group, weight, domain = (next(iter(found[f"--{what}-column"]), None) for what in ("group", "weight", "domain"))
     plain = {plain_name(name): name for name in reversed(columns)}
     split = plain.get(SPLIT_COLUMN)
     flags = tuple((plain[flag], name) for flag, name in FLAGS.items() if flag in plain)
     labels = found["--label-column"]
     given = [*found["--path-column"], *found["--text-column"]]
-    key = given[0] if given else _key_column(columns, [*labels, *filter(None, (group, weight))])
+    key = given[0] if given else _key_column(columns, [*labels, *filter(None, (group, weight, domain))])
     if not labels:
-        others = [key, split, group, weight, *(flag for flag, _ in flags)]
+        others = [key, split, group, weight, domain, *(flag for flag, _ in flags)]
         labels = [_label_column([name for name in columns if name not in others], kind)]
     for name in (key, *labels):
         if (count := list(columns).count(name)) > 1:
@@ -112,6 +115,7 @@ def find_columns(
         flags if split is None or split in labels else (),
         group,
         weight,
+        domain,
         tuple(flag for flag, _ in flags) if split is not None and split not in labels else (),
     )
 

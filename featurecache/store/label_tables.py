@@ -30,6 +30,7 @@ def labels_from_csv(
     text_column: str | None = None,
     group_column: str | None = None,
     weight_column: str | None = None,
+    domain_column: str | None = None,
     root: str | Path | None = None,
     blank: Reading | None = None,
     uncertain: Reading = "missing",
@@ -61,6 +62,8 @@ def labels_from_csv(
         Samples with the same entry there (a photo, a patient) stay in one split and one fold.
     weight_column : str, optional
         Sample weights in fitting, above 0.
+    domain_column : str, optional
+        Where samples come from: a camera, a site; what ``--target-domain`` names.
     root : path, optional
         The source of the paths; all sources of the cache when left out.
     blank, uncertain : {"missing", "negative", "positive"}, optional
@@ -89,8 +92,8 @@ def labels_from_csv(
             raise TaskError("--no-header is for tables that name images; give a table of texts a first row of names")
         path_column, label_column = path_column or "1", label_column or "2"
     options = _Options(
-        task_kind(kind), path_column, _columns(label_column), text_column, group_column, weight_column, blank,
-        uncertain, separator, keep_na, merge_spellings,
+        task_kind(kind), path_column, _columns(label_column), text_column, group_column, weight_column,
+        domain_column, blank, uncertain, separator, keep_na, merge_spellings,
     )  # fmt: skip
     try:
         with open_table(file, raw=text_column is not None, delimiter=delimiter, has_header=has_header) as table:
@@ -107,6 +110,7 @@ def labels_from_frame(
     kind: TaskKind = "classification",
     group_column: str | None = None,
     weight_column: str | None = None,
+    domain_column: str | None = None,
     root: str | Path | None = None,
     blank: Reading | None = None,
     uncertain: Reading = "missing",
@@ -120,7 +124,9 @@ def labels_from_frame(
     frame : DataFrame
         Where no column names the samples, the index does, if it holds texts. An empty cell is None or NaN; the text
         "NA" is the name of a class.
-    path_column, label_column, kind, group_column, weight_column, root, blank, uncertain, separator, merge_spellings
+    path_column, label_column, kind, group_column, weight_column, domain_column
+        As for `labels_from_csv`.
+    root, blank, uncertain, separator, merge_spellings
         As for `labels_from_csv`.
 
     Raises
@@ -134,8 +140,8 @@ def labels_from_frame(
         columns = {"path": index, **columns} if index else columns
     every: Iterator[Row] = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     options = _Options(
-        task_kind(kind), path_column, _columns(label_column), None, group_column, weight_column, blank, uncertain,
-        separator, True, merge_spellings,
+        task_kind(kind), path_column, _columns(label_column), None, group_column, weight_column, domain_column,
+        blank, uncertain, separator, True, merge_spellings,
     )  # fmt: skip
     return _read(
         Table(list(columns), enumerate(every, 1)), options, "a data frame", "row", None if root is None else Path(root)
@@ -160,7 +166,7 @@ def labels_from_mapping(
     """
     every: Iterator[Row] = ({"path": str(name), "label": field_of(label)} for name, label in labels.items())
     options = _Options(
-        "classification", "path", ("label",), None, None, None, None, "missing", ";|", True, merge_spellings
+        "classification", "path", ("label",), None, None, None, None, None, "missing", ";|", True, merge_spellings
     )
     table = Table(["path", "label"], enumerate(every, 1))
     return _read(table, options, "a mapping", "entry", None if root is None else Path(root))
@@ -180,6 +186,7 @@ class _Options:
     text_column: str | None
     group_column: str | None
     weight_column: str | None
+    domain_column: str | None
     blank: Reading | None
     uncertain: Reading
     separator: str
@@ -208,6 +215,7 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: Path |
             text_column=options.text_column,
             group_column=options.group_column,
             weight_column=options.weight_column,
+            domain_column=options.domain_column,
         )
     except TaskError as error:
         raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
@@ -269,7 +277,7 @@ class _RowReader:
             else:
                 key = str(PurePosixPath(key.replace("\\", "/")))
             split, group, weight = self._split(where, row), self._group(where, row), self._weight(where, row)
-            yield Label(key, target[0], split, shown, group, weight, target[1])
+            yield Label(key, target[0], split, shown, group, weight, target[1], self._domain(where, row))
 
     def _split(self, where: str, row: Row) -> str | None:
         for column, split in self.columns.flags[::-1]:  # test before validation
@@ -293,6 +301,13 @@ class _RowReader:
         if not (group := (row.get(column) or "").strip()):
             raise TaskError(f"{where}: the {column} is empty; fill it, with a name of its own where alone")
         return group
+
+    def _domain(self, where: str, row: Row) -> str | None:
+        if (column := self.columns.domain) is None:
+            return None
+        if not (domain := (row.get(column) or "").strip()):
+            raise TaskError(f"{where}: the {column} is empty; say where the sample comes from")
+        return domain
 
     def _weight(self, where: str, row: Row) -> float | None:
         if (column := self.columns.weight) is None:

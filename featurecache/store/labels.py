@@ -48,6 +48,8 @@ class Label:
         Sample weight in fitting, above 0.
     unknown : tuple of str
         Of several labels, those of which it is not known whether they hold.
+    domain : str or None
+        Where the sample comes from: a camera, a site.
     """
 
     key: str
@@ -57,6 +59,7 @@ class Label:
     group: str | None = None
     weight: float | None = None
     unknown: tuple[str, ...] = ()
+    domain: str | None = None
 
     @property
     def name(self) -> str:

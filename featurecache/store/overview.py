@@ -86,9 +86,17 @@ def describe_task(store: FeatureStore, task: Task) -> dict[str, Any]:
         "warnings": [warning.to_json() for warning in task.warnings()],
         "about": task.about,
         "groups": None if task.groups is None else int(task.groups.max()) + 1,
+        "domains": _domain_counts(task),
         "weights": None if task.weights is None else [float(task.weights.min()), float(task.weights.max())],
         "unlabelled": count_without_target(store, task),
     }
+
+
+def _domain_counts(task: Task) -> dict[str, int]:
+    if task.domains is None:
+        return {}
+    counts = np.bincount(task.domains, minlength=len(task.domain_names))
+    return dict(zip(task.domain_names, counts.tolist(), strict=True))
 
 
 def count_without_target(store: FeatureStore, task: Task) -> int:

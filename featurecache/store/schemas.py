@@ -130,6 +130,7 @@ class TaskBody(Struct):
     about: TaskAbout
     # Those of release 0.1 among them.
     kind: Literal["classification", "multilabel", "regression", "classes", "labels", "numbers"] = "classification"
+    domains: list[Text] = []
 
 
 class BackboneAbout(Struct, frozen=True):
@@ -284,10 +285,13 @@ _TASK: Arrays = {
     "split": (("uint8",), ("n",)),
     "group": (("int32",), ("n",)),
     "weight": (("float64",), ("n",)),
+    "domain": (("int32",), ("n",)),
 }
 SAMPLES = Schema("sample table", _SAMPLES, SamplesBody, most_rows=1 << 20)
 SOURCE = Schema("listing", _SOURCE, SourceBody, most_rows=MANY)
-TASK = Schema("task", _TASK, TaskBody, most_rows=MANY, optional=("label", "holds", "number", "group", "weight"))
+TASK = Schema(
+    "task", _TASK, TaskBody, most_rows=MANY, optional=("label", "holds", "number", "group", "weight", "domain")
+)
 
 
 def features_schema(dtype: str) -> Schema:

@@ -91,6 +91,7 @@ class _Merged:
     splits: dict[int, str | None] = field(default_factory=dict)
     groups: dict[int, set[str]] = field(default_factory=dict)
     weights: dict[int, float] = field(default_factory=dict)
+    domains: dict[int, str] = field(default_factory=dict)
     conflicts: list[dict[str, str]] = field(default_factory=list)
     moved: int = 0
 
@@ -311,6 +312,8 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) 
         merged.groups[row] = {copy.group for copy in copies if copy.group is not None}
         if weights := [copy.weight for copy in copies if copy.weight is not None]:
             merged.weights[row] = sum(weights) / len(weights)
+        if domains := [copy.domain for copy in copies if copy.domain is not None]:
+            merged.domains[row] = min(domains)
         # A copy in the test split leaves training: test scores are of samples that no head was fitted on.
         merged.splits[row] = max(splits, key=lambda split: SPLITS.index(split) if split else -1)
     return merged
@@ -354,7 +357,11 @@ def _assemble(
         "num_missing": missing,
     }
     weights = np.array([merged.weights[row] for row in rows]) if merged.weights else None
-    task = Task(name, classes, ids, targets, splits, about, groups, samples, source.kind, weights)
+    domain_names = sorted(set(merged.domains.values()))
+    domains = np.array([domain_names.index(merged.domains[row]) for row in rows], np.int32) if domain_names else None
+    task = Task(
+        name, classes, ids, targets, splits, about, groups, samples, source.kind, weights, domains, domain_names
+    )
     _check_splits(task)
     return task
 

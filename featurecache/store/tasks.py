@@ -51,6 +51,9 @@ class Task:
         ``classification``, ``multilabel`` or ``regression``.
     weights : ndarray of float64, shape (n,), or None
         Sample weights in fitting, above 0; scores give all samples the same weight.
+    domains : ndarray of int32, shape (n,), or None
+        Where each sample comes from (a camera, a site), as a position in `domain_names`.
+    domain_names : list of str
     """
 
     name: str
@@ -63,6 +66,8 @@ class Task:
     samples: SampleTable | None = field(default=None, repr=False, compare=False)
     kind: TaskKind = "classification"
     weights: NDArray[np.float64] | None = None
+    domains: NDArray[np.int32] | None = None
+    domain_names: list[str] = field(default_factory=list)
 
     @property
     def is_partial(self) -> bool:
@@ -240,6 +245,9 @@ def save_task(folder: ShardFolder, task: Task) -> None:
     if task.weights is not None:
         arrays["weight"] = ("float64", task.weights.astype("<f8"))
     body = {"classes": task.classes, "about": task.about, "kind": task.kind}
+    if task.domains is not None:
+        arrays["domain"] = ("int32", task.domains.astype("<i4"))
+        body["domains"] = task.domain_names
     if not folder.publish_next(arrays, body, kind="task"):
         raise TaskError(f"task {task.name!r} was written by another process at the same moment; run the command again")
 
@@ -267,8 +275,9 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
         if arrays.keys() & _ARRAY_OF.values() != {_ARRAY_OF[kind]}:
             raise CorruptError(f"{folder.path}: task {name!r} has no {_ARRAY_OF[kind]} of its samples; make it again")
         ids, labels, splits = (shard.read(column) for column in ("id", _ARRAY_OF[kind], "split"))
-        groups, weights = (shard.read(column) if column in arrays else None for column in ("group", "weight"))
-        classes = list(commit.body["classes"])
+        optional = ("group", "weight", "domain")
+        groups, weights, domains = (shard.read(column) if column in arrays else None for column in optional)
+        classes, domain_names = list(commit.body["classes"]), list(commit.body.get("domains", ()))
         wrong = ""
         if not _are_possible(labels, kind, len(classes)) or splits.max() >= len(SPLITS):
             wrong = "labels or splits that do not exist"
@@ -278,9 +287,12 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
             wrong = "groups that do not exist"
         elif weights is not None and not (np.isfinite(weights).all() and weights.min() > 0):
             wrong = "weights that are not above 0"
+        elif domains is not None and (domains.min() < 0 or domains.max() >= len(domain_names)):
+            wrong = "domains that do not exist"
         if wrong:
             raise CorruptError(f"{folder.path}: task {name!r} has {wrong}; make it again")
-        return Task(name, classes, ids, labels, splits, commit.body["about"], groups, samples, kind, weights)
+        about = commit.body["about"]
+        return Task(name, classes, ids, labels, splits, about, groups, samples, kind, weights, domains, domain_names)
 
     return folder.newest(read)
 
