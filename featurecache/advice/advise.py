@@ -10,8 +10,11 @@ import numpy as np
 
 from featurecache.advice.advisor import Advisor
 from featurecache.advice.arms import ArmSource, check_minutes, make_arms, missing_arms
+from featurecache.advice.axes import MapName
 from featurecache.advice.evidence import gather, role_of
 from featurecache.advice.finding import QUESTIONS, Finding
+from featurecache.advice.layers_scan import LayersScan
+from featurecache.advice.layers_scan import keep_layers as cache_layers
 from featurecache.advice.unlabelled import default_set, unlabelled_findings
 from featurecache.errors import RequestError
 from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain
@@ -36,6 +39,12 @@ def advise(
     text_column: str | None = None,
     id_column: str | None = None,
     minutes: float | None = None,
+    layers_scan: bool = False,
+    keep_layers: bool = False,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    look_at_test: bool = False,
+    map_by: MapName = "pca",
     sets: Sequence[FeatureSet] | None = None,
     random_state: int = 0,
     n_jobs: int = -1,
@@ -62,12 +71,24 @@ def advise(
     unlabelled : bool
         Say what there is in the samples without looking at labels: clusters, near-copies, outliers.
     source : path, optional
-        Where the samples come from, for the commands that are named, and for ``minutes``.
+        Where the samples come from, for the commands that are named, for ``minutes`` and for ``layers_scan``.
     text_column, id_column : str, optional
         Of a source that is a table.
     minutes : float, optional
         Make what a pretrained network is to be compared with and is not cached, as far as that is predicted to take no
         longer; what is left is listed with its seconds.
+    layers_scan : bool
+        Compare all blocks of the network, computed for up to 2,000 of the inputs in ``source`` and not kept, instead
+        of what is cached.
+    keep_layers : bool
+        Compute them for all inputs instead, and cache them.
+    backbone, weights : str and path, optional
+        What a record cannot decide for that: agrees to run the code or to open the path of a network of that name, and
+        names the file with its weights.
+    look_at_test : bool
+        Tell errors of the test split too; what is chosen after that is no longer tested by it.
+    map_by : {"pca", "umap"}
+        What the map of ``unlabelled`` is laid out by: principal axes, or neighbours (extra ``map``).
     sets : sequence of FeatureSet, optional
         What may be transferred; all plain, pooled features of pretrained networks when left out.
     random_state : int
@@ -92,20 +113,29 @@ def advise(
     if "adaptation" in only and target_domain is None:
         raise RequestError("adaptation is to samples of a target; name them with --target-domain")
     check_minutes(minutes, source)
+    if layers_scan and source is None:
+        raise RequestError("--layers-scan computes layers of the samples themselves; say with --source where they are")
     if task is None:
         if not unlabelled and label_next is None:
             raise RequestError("name a task, or ask for what can be said without one (--unlabelled, --label-next N)")
-        if only or target_domain is not None or minutes is not None:
+        if only or target_domain is not None or minutes is not None or layers_scan:
             raise RequestError(
-                "--only, --target-domain and --minutes are for questions about a task; name it with --task"
+                "--only, --target-domain, --minutes and --layers-scan are for questions about a task; name it with "
+                "--task"
             )
-        return unlabelled_findings(store, sets, structure=unlabelled, count=label_next, random_state=random_state)
+        return unlabelled_findings(
+            store, sets, structure=unlabelled, count=label_next, map_by=map_by, random_state=random_state
+        )
     labels = store.task(task)
     target = None if target_domain is None else _target_rows(store, labels, target_domain, sets)
     left: dict[str, float] = {}
-    if minutes is not None and source is not None:
-        origin = ArmSource(source, text_column, id_column)
+    origin = None if source is None else ArmSource(source, text_column, id_column)
+    if minutes is not None and origin is not None:
         left = make_arms(store, missing_arms(store, default_set(store, sets), origin), origin, minutes, progress)
+    layers = LayersScan(origin, backbone, weights) if layers_scan and origin is not None else None
+    if layers is not None and keep_layers:
+        cache_layers(store, default_set(store, sets), layers, progress)
+        layers = None
     asked_for = None if sets is None else {found.key for found in sets}
     cached = prefer_wider(pooled_if_any([found for found in store.feature_sets() if found.num_views is None]))
     arms = [found for found in cached if asked_for is None or found.key in asked_for or role_of(found) != "pretrained"]
@@ -113,12 +143,12 @@ def advise(
         raise RequestError(f"{store.path} holds no features of a pretrained network; run `featurecache extract` first")
     evidence = gather(labels, arms, random_state=random_state, but_not=target)
     domain = None if target_domain is None or target is None else (target_domain, target)
-    advisor = Advisor(store, evidence, domain, source, left, random_state, n_jobs, progress)
+    advisor = Advisor(store, evidence, domain, source, left, layers, look_at_test, random_state, n_jobs, progress)
     findings = advisor.findings(only)
     if label_next is not None:
         findings.append(advisor.label_next(label_next))
     if unlabelled:
-        findings += unlabelled_findings(store, sets, random_state=random_state)
+        findings += unlabelled_findings(store, sets, map_by=map_by, random_state=random_state)
     return findings
 
 

@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 
 from featurecache.advice.adaptation import adaptation_finding, cannot_adapt
 from featurecache.advice.commands import Commands
-from featurecache.advice.diagnosis import diagnosis_finding
+from featurecache.advice.diagnosis import ErrorsOf, diagnosis_finding
 from featurecache.advice.evidence import (
     FITTED,
     MAX_ROWS,
@@ -26,8 +26,9 @@ from featurecache.advice.facts import facts_of
 from featurecache.advice.finding import QUESTIONS, Finding
 from featurecache.advice.how import depth_finding
 from featurecache.advice.labelling import choose_samples, label_next_finding
+from featurecache.advice.layers_scan import LayersScan, scan_layers
 from featurecache.advice.more_data import learning_curve, more_data_finding
-from featurecache.advice.probe import Floats, Probe, predict_new
+from featurecache.advice.probe import Floats, Probe, linear_probe, predict_new
 from featurecache.advice.soundness import (
     copies_finding,
     count_findings,
@@ -42,9 +43,12 @@ from featurecache.advice.what import Candidate, depth_of, features_finding
 from featurecache.advice.when import transfer_finding
 from featurecache.errors import RequestError, TaskError
 from featurecache.evaluation.adapting import adapt_heads
+from featurecache.evaluation.domains import cached_rows_of_domain
+from featurecache.evaluation.intervals import LEAST_GROUPS
 from featurecache.evaluation.measures import measure_of
 from featurecache.evaluation.near_copies import near_copies
 from featurecache.evaluation.prediction import calibrated
+from featurecache.evaluation.selection import fold_numbers
 from featurecache.heads.probability import fit_temperature
 from featurecache.heads.threads import one_thread
 from featurecache.machine import num_cores
@@ -73,6 +77,8 @@ class Advisor:
         target: tuple[str, Rows] | None,
         source: str | Path | None,
         not_made: Mapping[str, float],
+        layers: LayersScan | None,
+        looks_at_test: bool,
         random_state: int,
         n_jobs: int,
         progress: Progress | None,
@@ -81,7 +87,7 @@ class Advisor:
         self._workers = num_cores() if n_jobs < 0 else max(n_jobs, 1)
         self._commands = Commands(store, evidence.task.name, source)
         self._names = self._names_of_arms()
-        self._not_made = not_made
+        self._not_made, self._layers, self._looks_at_test = not_made, layers, looks_at_test
         self._only: frozenset[str] = frozenset()
         self._progress = progress
         self._probes: dict[str, Probe] = {}
@@ -232,6 +238,8 @@ class Advisor:
         return replace(found, text=text, details={**found.details, "missing_seconds": dict(self._not_made)})
 
     def _what(self) -> Finding:
+        if self._layers is not None:
+            return self._scanned(self._layers)
         evidence, arms = self._evidence, self._pretrained()
         measure = measure_of(evidence.kind, len(evidence.task.classes))
         predictions = [self._predictions(arm) for arm in arms]
@@ -254,6 +262,37 @@ class Advisor:
             return found
         # Nothing to compare with yet: one pass more gives all blocks of the network.
         return replace(found, next_command=self._commands.more_layers(arms[0].feature_set))
+
+    def _scanned(self, scan: LayersScan) -> Finding:
+        """Compare all blocks of the network with its default tap, on inputs that are computed for that alone."""
+        evidence, default = self._evidence, self._default()
+        found = scan_layers(
+            self._store, evidence, default.feature_set, scan, random_state=self._seed, progress=self._progress
+        )
+        y, targets, folds = evidence.y[found.index], evidence.targets[found.index], evidence.folds[found.index]
+        groups = None if evidence.groups is None else evidence.groups[found.index]
+        feature_set, name = default.feature_set, self._name(default)
+        every = {feature_set.tap: default.features()[found.index], **found.features}
+        order = sorted(every, key=depth_of)
+        candidates, predictions = [], []
+        for tap, X in every.items():
+            out = linear_probe(X, targets, folds).out_of_fold
+            predictions.append(out.argmax(axis=1) if evidence.kind == "classification" else out)
+            candidates.append(
+                Candidate(
+                    name=name if tap == feature_set.tap else f"{tap} of {feature_set.identity.backbone}",
+                    num_parameters=feature_set.about.num_parameters,
+                    num_bytes=2 * X.shape[1],
+                    command=self._commands.extract_tap(feature_set, tap),
+                    order=order.index(tap),
+                    is_default=tap == feature_set.tap and _is_default(feature_set),
+                )
+            )
+        measure = measure_of(evidence.kind, len(evidence.task.classes))
+        finding = features_finding(y, predictions, candidates, measure, groups)
+        details = {**finding.details, "scanned": list(found.features)}
+        basis = f"{finding.basis}; {len(found.features)} layers were computed for this and not kept"
+        return replace(finding, basis=basis, details=details)
 
     def _promises(self, arm: Arm) -> dict[str, float | None]:
         """Return what is known of features without a probe."""
@@ -299,9 +338,10 @@ class Advisor:
         probe = self._probes[arm.feature_set.key]
         target = target_groups = None
         if self._target is not None and len(self._target[1]):
-            target, target_groups = self._errors_on_target(arm, probe, self._target[1])
+            target, target_groups = self._errors_on(arm, probe, self._target[1])
         feature_set = arm.feature_set
         commands = {"bias": self._commands.deeper(feature_set), "variance": self._commands.views(feature_set)}
+        commands["overfitting to dev"] = self._commands.label()
         found = diagnosis_finding(
             1.0 - gains(evidence.y, probe.in_sample, evidence.kind),
             1.0 - self._gains(arm),
@@ -310,9 +350,38 @@ class Advisor:
             target=target,
             target_groups=target_groups,
             target_name="target" if self._target is None else self._target[0],
+            others=self._errors_of_splits(arm, probe),
             commands=commands,
         )
         return replace(found, basis=f"{found.basis}; {self._name(arm)}")
+
+    def _errors_of_splits(self, arm: Arm, probe: Probe) -> dict[str, ErrorsOf]:
+        """Return errors of samples cut from the train split, of the validation split, and of test samples if asked."""
+        evidence, task = self._evidence, self._evidence.task
+        X, is_train = arm.features(), task.splits[task.indices_of(evidence.rows)] == SPLITS.index("train")
+        cut, found = is_train.copy(), dict[str, ErrorsOf]()
+        groups = None if evidence.groups is None else evidence.groups[is_train]
+        if is_train.sum() > LEAST_GROUPS and (groups is None or len(np.unique(groups)) > 1):
+            cut[is_train] = fold_numbers(evidence.y[is_train], groups, random_state=self._seed) == 0
+        fitted = is_train & ~cut
+        for name, rows in (("train-dev", cut), ("dev", ~is_train)):
+            if fitted.sum() < LEAST_GROUPS or rows.sum() < LEAST_GROUPS:
+                continue
+            predicted = predict_new(X[fitted], evidence.targets[fitted], X[rows], probe.penalty)
+            groups = None if evidence.groups is None else evidence.groups[rows]
+            found[name] = 1.0 - gains(evidence.y[rows], predicted, evidence.kind), groups
+        if self._looks_at_test and len(rows := self._test_rows_of_target(arm)) >= LEAST_GROUPS:
+            found["test"] = self._errors_on(arm, probe, rows)
+        return found
+
+    def _test_rows_of_target(self, arm: Arm) -> Rows:
+        """Return the test rows, of the target where one is named."""
+        rows = self._test_rows(arm)
+        if self._target is None or self._target[0] in SPLITS:
+            return rows
+        features = arm.feature_set.open()
+        mine = cached_rows_of_domain(self._store, self._evidence.task, self._target[0], features)
+        return rows[np.isin(rows, mine)]
 
     def _adaptation(self) -> list[Finding]:
         """Return whether a way to adapt is borne out by the target; nothing where there is none."""
@@ -354,16 +423,17 @@ class Advisor:
         command = self._commands.label()
         return label_next_finding(names, len(rows), len(task.classes), len(pool), next_command=command)
 
-    def _errors_on_target(self, arm: Arm, probe: Probe, target: Rows) -> tuple[Floats, np.ndarray | None]:
+    def _errors_on(self, arm: Arm, probe: Probe, wanted: Rows) -> ErrorsOf:
+        """Return the errors of other rows by the fit on all rows of the evidence."""
         evidence, task = self._evidence, self._evidence.task
         features = arm.feature_set.open()
         found = [task.rows(features, split) for split in filter(task.has, SPLITS)]
         rows, y = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        rows, y = rows[mine := np.isin(rows, target)], y[mine]
+        rows, y = rows[mine := np.isin(rows, wanted)], y[mine]
         X = read_views(features, rows)[:, 0]
         predicted = predict_new(arm.features(), evidence.targets, X, probe.penalty)
         groups = task.groups_of(rows)
-        return 1.0 - gains(y, predicted, evidence.kind), groups
+        return 1.0 - gains(y, predicted, evidence.kind), None if groups is None else groups.astype(np.int64)
 
     def _test_rows(self, arm: Arm) -> Rows:
         """Return the rows of the test split, or a sample of them."""

@@ -58,6 +58,12 @@ class Commands:
         """Return the command that caches all blocks of a network in one pass."""
         return self._extract(*self._network(feature_set), "--tap", "blocks")
 
+    def extract_tap(self, feature_set: FeatureSet, tap: str) -> str:
+        """Return the command that caches one more layer of a network, or trains on one that is cached."""
+        if tap == feature_set.tap:
+            return self.train(feature_set)
+        return self._extract(*self._network(feature_set), "--tap", tap)
+
     def views(self, feature_set: FeatureSet) -> str | None:
         """Return the command that caches augmented views; None for texts, which have none."""
         if feature_set.identity.preprocess.modality != "image":

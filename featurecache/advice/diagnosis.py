@@ -1,9 +1,9 @@
 """Bias, variance or mismatch: which of the gaps between errors is the largest, and what to do about it.
 
 The decomposition is Ng's ("Machine Learning Yearning", 2018, chapters 20 to 43): error in the sample (avoidable bias,
-as far as the task can be done without error), out of fold less in the sample (variance), and on the target less out of
-fold (mismatch). A gap is named only where its interval excludes zero and it is larger than the next by more than
-chance.
+as far as the task can be done without error), out of fold less in the sample (variance), on the target less out of fold
+(mismatch), and on test data less on the data that choices were made by (overfitting to the dev set). A gap is named
+only where its interval excludes zero and it is larger than the next by more than chance.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _WHAT_TO_DO = {
     "bias": "richer features: another layer or backbone, or layers trained deeper",
     "variance": "more labels, augmented views, or stronger regularisation",
     "mismatch": "labels of the target, or adaptation to it",
+    "overfitting to dev": "a larger dev set",
 }
+ErrorsOf = tuple[NDArray[np.float64], NDArray[np.int64] | None]
+"""Errors of rows, (n,), and the groups of these."""
 
 
 def diagnosis_finding(
@@ -33,6 +36,7 @@ def diagnosis_finding(
     target: NDArray[np.float64] | None = None,
     target_groups: NDArray[np.int64] | None = None,
     target_name: str = "target",
+    others: Mapping[str, ErrorsOf] | None = None,
     commands: Mapping[str, str | None] | None = None,
 ) -> Finding:
     """Name the largest gap.
@@ -46,26 +50,30 @@ def diagnosis_finding(
         Errors of the rows of another split or domain, by the fit on all rows.
     target_groups : ndarray of int (m,), optional
     target_name : str
+    others : mapping of str to (errors, groups), optional
+        Of other rows, each by a fit that has not seen them: ``train-dev``, ``dev``, ``test``. Of the last one the
+        difference from the target, else from ``dev``, is a gap too.
     commands : mapping, optional
-        ``bias``, ``variance`` and ``mismatch``: what to run next.
+        By gap: what to run next.
     """
+    others = dict(others or {})
     bias = mean_difference(in_sample, groups)
     gaps = {
         "bias": (bias.mean, bias.low, bias.high, bias.error),
         "variance": _gap(out_of_fold - in_sample, groups),
     }
     if target is not None:
-        apart, before = mean_difference(target, target_groups), mean_difference(out_of_fold, groups)
-        difference, error = apart.mean - before.mean, float(np.hypot(apart.error, before.error))
-        half = float(student_t.ppf(0.975, min(apart.num_units, before.num_units) - 1)) * error
-        gaps["mismatch"] = (difference, difference - half, difference + half, error)
+        gaps["mismatch"] = _gap_between((target, target_groups), (out_of_fold, groups))
+    judged = (target, target_groups) if target is not None else others.get("dev")
+    if judged is not None and "test" in others:
+        gaps["overfitting to dev"] = _gap_between(others["test"], judged)
     errors = {"largest class": floor, "in sample": in_sample, "out of fold": out_of_fold}
-    errors |= {} if target is None else {target_name: target}
+    tables = {name: _with_interval(values, groups) for name, values in errors.items()}
+    tables |= {name: _with_interval(*values) for name, values in others.items() if name != "test"}
+    tables |= {} if target is None else {target_name: _with_interval(target, target_groups)}
+    tables |= {"test": _with_interval(*others["test"])} if "test" in others else {}
     details = {
-        "errors": {
-            name: _with_interval(values, target_groups if name == target_name else groups)
-            for name, values in errors.items()
-        },
+        "errors": tables,
         "gaps": {name: {"gap": gap[0], "low": gap[1], "high": gap[2]} for name, gap in gaps.items()},
     }
     order = sorted(gaps, key=lambda name: -gaps[name][0])
@@ -90,6 +98,16 @@ def diagnosis_finding(
         next_command=command,
         details=details,
     )
+
+
+def _gap_between(later: ErrorsOf, earlier: ErrorsOf) -> tuple[float, float, float, float]:
+    """Return the difference of two mean errors of different rows, with its interval and standard error."""
+    apart, before = mean_difference(*later), mean_difference(*earlier)
+    difference, error = apart.mean - before.mean, float(np.hypot(apart.error, before.error))
+    if not np.isfinite(error):
+        return difference, -np.inf, np.inf, np.inf
+    half = float(student_t.ppf(0.975, min(apart.num_units, before.num_units) - 1)) * error
+    return difference, difference - half, difference + half, error
 
 
 def _gap(values: NDArray[np.float64], groups: NDArray[np.int64] | None) -> tuple[float, float, float, float]:

@@ -240,7 +240,7 @@ def gather(
     y = targets[order[np.searchsorted(first[order], rows)]]
     group_numbers = task.groups_of(rows)
     groups = None if group_numbers is None else group_numbers.astype(np.int64)
-    kept = _sampled(len(rows), groups, max_rows, random_state)
+    kept = sampled(len(rows), groups, max_rows, random_state)
     left_out = len(rows) - len(kept)
     rows, y = rows[kept], y[kept]
     groups = None if groups is None else groups[kept]
@@ -253,8 +253,17 @@ def gather(
     )
 
 
-def _sampled(count: int, groups: NDArray[np.int64] | None, max_rows: int, random_state: int) -> NDArray[np.int64]:
-    """Return indices of at most so many rows, groups of them whole."""
+def sampled(count: int, groups: NDArray[np.int64] | None, max_rows: int, random_state: int) -> NDArray[np.int64]:
+    """Return indices of at most so many rows, groups of them whole.
+
+    Parameters
+    ----------
+    count : int
+        Rows there are.
+    groups : ndarray of int (count,), optional
+    max_rows : int
+    random_state : int
+    """
     if count <= max_rows:
         return np.arange(count)
     generator = np.random.default_rng(random_state)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featurecache.advice.axes import NUM_AXES, k_means, main_axes, unit_axes, unit_rows
+from featurecache.advice.axes import NUM_AXES, MapName, k_means, main_axes, plane_of, unit_axes, unit_rows
 from featurecache.advice.finding import Finding, Question
 from featurecache.advice.labelling import typical_samples
 from featurecache.advice.probe import Floats
@@ -110,7 +110,12 @@ def _stability(axes: Floats, count: int, random_state: int) -> Floats:
 
 
 def structure_findings(
-    X: NDArray[np.floating], names: Sequence[str], *, name: str = "the features", random_state: int = 0
+    X: NDArray[np.floating],
+    names: Sequence[str],
+    *,
+    name: str = "the features",
+    map_by: MapName = "pca",
+    random_state: int = 0,
 ) -> list[Finding]:
     """Say what there is in samples without labels, and how many labels to start with.
 
@@ -122,12 +127,17 @@ def structure_findings(
         Of the samples.
     name : str
         What the features are called.
+    map_by : {"pca", "umap"}
+        As for `plane_of`.
     random_state : int
     """
     axes = unit_axes(X)
     clusters = stable_clusters(X, random_state=random_state)
     copies = near_copies(X)
-    findings = [_clusters_finding(clusters, X, names, name), _copies_finding(copies, names, name)]
+    findings = [
+        _clusters_finding(clusters, plane_of(X, map_by, random_state=random_state), map_by, names, name),
+        _copies_finding(copies, names, name),
+    ]
     if (outliers := outliers_finding(X, names, name, copies.group)) is not None:
         findings.append(outliers)
     count = min(_LABELS_OF_A_CLUSTER * max(clusters.count, 2), len(X))
@@ -163,20 +173,19 @@ def _copies_finding(copies: NearCopies, names: Sequence[str], name: str) -> Find
     )
 
 
-def _clusters_finding(clusters: Clusters, X: NDArray[np.floating], names: Sequence[str], name: str) -> Finding:
-    sizes = np.bincount(clusters.of_sample).tolist()
-    plane = main_axes(X, 2)
+def _clusters_finding(clusters: Clusters, plane: Floats, map_by: MapName, names: Sequence[str], name: str) -> Finding:
+    n, sizes = len(plane), np.bincount(clusters.of_sample).tolist()
     points = [
         {"name": names[row], "x": round(float(x), 4), "y": round(float(y), 4), "cluster": int(clusters.of_sample[row])}
-        for row, (x, y) in enumerate(plane if plane.shape[1] == 2 else np.pad(plane, ((0, 0), (0, 1))))
+        for row, (x, y) in enumerate(plane)
     ]
-    details = {"sizes": sizes, "map": points, "map_by": "principal axes"}
+    details = {"sizes": sizes, "map": points, "map_by": {"pca": "principal axes", "umap": "neighbours"}[map_by]}
     if clusters.count == 1:
         return Finding(
             question="structure",
             verdict="no clusters",
             text="no clustering comes again when samples are drawn again: classes, if there are any, are no clusters",
-            n=len(X),
+            n=n,
             basis=f"k-means for 2 to {_MOST_CLUSTERS} clusters on {name}, by halves of the samples",
             details=details,
         )
@@ -187,7 +196,7 @@ def _clusters_finding(clusters: Clusters, X: NDArray[np.floating], names: Sequen
         f"two halves of the samples agree on them by {clusters.stability:.2f} "
         f"({clusters.low:.2f} to {clusters.high:.2f} over {_REPEATS} ways to halve them)",
         figure=clusters.stability,
-        n=len(X),
+        n=n,
         basis=f"adjusted Rand index of k-means on {name}; of "
         "the numbers of clusters that come again the best separated one",
         details=details,

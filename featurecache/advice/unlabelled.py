@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from featurecache.advice.axes import unit_axes
+from featurecache.advice.axes import MapName, unit_axes
 from featurecache.advice.evidence import role_of
 from featurecache.advice.finding import Finding
 from featurecache.advice.labelling import label_next_finding, typical_samples
@@ -30,6 +30,7 @@ def unlabelled_findings(
     *,
     structure: bool = True,
     count: int | None = None,
+    map_by: MapName = "pca",
     random_state: int = 0,
 ) -> list[Finding]:
     """Say what there is in the samples of a cache, and which to label first.
@@ -43,6 +44,8 @@ def unlabelled_findings(
         Look for clusters, near-copies and outliers.
     count : int, optional
         Name so many samples to label first.
+    map_by : {"pca", "umap"}
+        As for `plane_of`.
     random_state : int
         Of samples and clusters.
 
@@ -61,7 +64,8 @@ def unlabelled_findings(
     found = []
     if structure:
         some = some_rows(np.arange(len(rows)), MAX_ROWS, random_state)
-        found += structure_findings(X[some], [names[index] for index in some], name=name, random_state=random_state)
+        some_names = [names[index] for index in some]
+        found += structure_findings(X[some], some_names, name=name, map_by=map_by, random_state=random_state)
     if count is not None:
         chosen = typical_samples(unit_axes(X), np.empty(0, np.int64), count, random_state=random_state)
         command = command_line("task", "add", store.path, "TASK", "LABELS.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ def add_parser(verbs: Any) -> None:
           featurecache advise products.cache --task kind --target-domain 'webcam/*'
           featurecache advise flowers.cache --task species --label-next 50
           featurecache advise new.cache --unlabelled
+          featurecache advise flowers.cache --task species --only what --layers-scan --source flowers/
         """,
         quiet=True,
     )
@@ -76,9 +78,28 @@ def add_parser(verbs: Any) -> None:
         help="make what a pretrained network is to be compared with (pixels, colours, it untrained), as far as "
         "that takes no longer; 0 says how long",
     )
+    parser.add_argument(
+        "--layers-scan",
+        action="store_true",
+        help="compare all blocks of the network, computed for up to 2,000 inputs of --source and not kept",
+    )
+    parser.add_argument("--keep-layers", action="store_true", help="compute them for all inputs, and cache them")
+    parser.add_argument("--backbone", metavar="NAME", help="for that, agrees to open a network of this name")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="for that, the file with its weights")
     parser.add_argument("--random-state", type=int, default=0, metavar="SEED", help="of folds and samples (default 0)")
+    parser.add_argument(
+        "--look-at-test",
+        action="store_true",
+        help="errors of the test split too; what is chosen after that is no longer tested by it",
+    )
     parser.add_argument("--wide", action="store_true", help="also the tables that the answers rest on")
     parser.add_argument("--tables", type=Path, metavar="DIR", help="write these tables as CSV files, whole")
+    parser.add_argument(
+        "--map",
+        choices=("pca", "umap"),
+        default="pca",
+        help="what --unlabelled lays its map out by: principal axes (default), or neighbours (umap, extra map)",
+    )
     add_raw_cells_option(parser)
     add_jobs_option(parser)
     parser.set_defaults(run=run)
@@ -88,6 +109,12 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print."""
     from featurecache import advise
 
+    about_scan = {"--keep-layers": args.keep_layers, "--backbone": args.backbone, "--weights": args.weights}
+    for option, value in about_scan.items():
+        if value and not args.layers_scan:
+            raise RequestError(f"{option} is about --layers-scan; add that, or leave {option} out")
+    if args.map != "pca" and not args.unlabelled:
+        raise RequestError("--map is about --unlabelled; add that, or leave --map out")
     if args.label_next is not None and args.label_next < 1:
         raise RequestError(f"--label-next must be at least 1, got {args.label_next}")
     if args.tables is not None:
@@ -104,6 +131,12 @@ def run(args: argparse.Namespace) -> int:
             text_column=args.text_column,
             id_column=args.id_column,
             minutes=args.minutes,
+            layers_scan=args.layers_scan,
+            keep_layers=args.keep_layers,
+            backbone=args.backbone,
+            weights=args.weights,
+            look_at_test=args.look_at_test,
+            map_by=args.map,
             random_state=args.random_state,
             n_jobs=args.jobs or -1,
             progress=progress,
@@ -136,6 +169,8 @@ def _print_details(details: Mapping[str, Any]) -> None:
         for name, choice in details.get("would_have_chosen", {}).items():
             stands = "not told from the best" if choice["right"] else "worse than the best"
             print_line(f"    by {_PROMISES[name]} alone: {choice['name']}, which is {stands}")
+    if isinstance(errors := details.get("errors"), Mapping):
+        _print_errors(errors)
     for name, (columns, numbers) in _TABLES.items():
         if rows := details.get(name):
             rows = rows if isinstance(rows[0], dict) else [{"name": row} for row in rows]
@@ -191,6 +226,14 @@ def write_tables(folder: Path, findings: Sequence[Finding], *, raw: bool) -> Non
             numbers = [column for column in columns if isinstance(rows[0][column], int | float)]
             path = folder / f"{finding.question}_{name}.csv"
             write_table_at("--tables", path, columns, iter(rows), replace=True, numbers=numbers, raw=raw)
+
+
+def _print_errors(errors: Mapping[str, Mapping[str, float]]) -> None:
+    rows = []
+    for name, found in errors.items():
+        interval = f"{found['low']:.3f} to {found['high']:.3f}" if math.isfinite(found["low"]) else "none"
+        rows.append([name, f"{found['error']:.3f}", interval, f"{found['n']:.0f}"])
+    print_table(["errors", "mean", "95 % interval", "n"], rows, numbers=["mean", "n"])
 
 
 _PROMISES = {"log_me": "LogME", "h_score": "H-score", "imagenet_accuracy": "ImageNet"}

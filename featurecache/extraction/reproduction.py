@@ -66,15 +66,16 @@ def reproduce_backbone(
     BackboneMismatchError
         The backbone here would make other features.
     """
+    request = agreed_request(
+        identity,
+        weights_source,
+        needed_by=needed_by,
+        backbone=backbone,
+        weights=weights,
+        weights_key=weights_key,
+        also=also,
+    )
     name = identity.backbone
-    if backbone is not None and not may_be(name, backbone):
-        advice = "leave --backbone out" if opened_by_name(name) else f"pass --backbone {shlex.quote(name)}"
-        raise BackboneMismatchError(f"{needed_by} was made with backbone {name!r}, not {backbone!r}; {advice}")
-    named = backbone if backbone is not None else opened_by_name(name)
-    file_needed = weights is None and weights_source.startswith("file ")
-    if named is None or file_needed or also:
-        _raise_not_agreed(name if named is None else None, weights_source if file_needed else None, needed_by, also)
-    request = _request_of(identity, weights_source, backbone or name, weights, weights_key)
     try:
         with no_network() if backbone is None else nullcontext():
             network = _as_recorded(request, identity, weights_source)
@@ -91,6 +92,39 @@ def reproduce_backbone(
             f"{weights_source}; pass that file with --weights"
         )
     return network
+
+
+def agreed_request(
+    identity: FeatureIdentity,
+    weights_source: str,
+    *,
+    needed_by: str,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+    weights_key: str | None = None,
+    also: tuple[str, ...] = (),
+) -> BackboneRequest:
+    """Return the request of a recorded backbone, as far as its name opens nothing that the caller has not named.
+
+    Parameters
+    ----------
+    identity, weights_source, needed_by, backbone, weights, weights_key, also
+        As for `reproduce_backbone`.
+
+    Raises
+    ------
+    NotAgreedError, BackboneMismatchError
+        As `reproduce_backbone`.
+    """
+    name = identity.backbone
+    if backbone is not None and not may_be(name, backbone):
+        advice = "leave --backbone out" if opened_by_name(name) else f"pass --backbone {shlex.quote(name)}"
+        raise BackboneMismatchError(f"{needed_by} was made with backbone {name!r}, not {backbone!r}; {advice}")
+    named = backbone if backbone is not None else opened_by_name(name)
+    file_needed = weights is None and weights_source.startswith("file ")
+    if named is None or file_needed or also:
+        _raise_not_agreed(name if named is None else None, weights_source if file_needed else None, needed_by, also)
+    return _request_of(identity, weights_source, backbone or name, weights, weights_key)
 
 
 def _request_of(

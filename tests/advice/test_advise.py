@@ -17,6 +17,7 @@ from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 import featurecache as fc
 from featurecache.advice import evidence
 from featurecache.advice.commands import Commands
+from featurecache.advice.diagnosis import diagnosis_finding
 from featurecache.advice.evidence import gather
 from featurecache.advice.finding import QUESTIONS, summary
 from featurecache.cli import main
@@ -316,3 +317,27 @@ def test_a_second_call_fits_no_probe_again_and_says_the_same(cache: Path, monkey
         document["out_of_fold"]["shape"] = document["in_sample"]["shape"] = [1, 1]
         path.write_text(json.dumps(document))
     assert [finding.to_json() for finding in fc.advise(cache, "colour")] == before
+
+
+def test_errors_of_all_splits_stand_beside_each_other(cache: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    """Each by a fit that has not seen it, and those of the test split only where somebody asks."""
+    (finding,) = fc.advise(cache, "colour", only=["diagnosis"])
+    assert list(finding.details["errors"]) == ["largest class", "in sample", "out of fold", "train-dev", "dev"]
+    assert "overfitting to dev" not in finding.details["gaps"]
+    (finding,) = fc.advise(cache, "colour", only=["diagnosis"], look_at_test=True)
+    errors = finding.details["errors"]
+    assert errors["test"]["n"] == FeatureStore.open(cache).task("colour").counts()["test"]
+    assert finding.details["gaps"]["overfitting to dev"]["gap"] == errors["test"]["error"] - errors["dev"]["error"]
+    _, out, _ = call("advise", cache, "--task", "colour", "--only", "diagnosis", "--wide", "--look-at-test", "--quiet")
+    assert "train-dev" in out
+
+
+def test_a_dev_set_that_choices_were_fitted_to_is_named() -> None:
+    rng = np.random.default_rng(0)
+    errors = {name: (rng.random(400) < share).astype(float) for name, share in {"dev": 0.05, "test": 0.2}.items()}
+    fitted = (rng.random(400) < 0.04).astype(float)
+    finding = diagnosis_finding(
+        fitted, fitted, np.ones(400), others={name: (values, None) for name, values in errors.items()}
+    )
+    assert finding.verdict == "overfitting to dev"
+    assert "a larger dev set" in finding.text

@@ -13,10 +13,11 @@ from conftest import COLOURS, RUNTIME, TINY, write_cache, write_image
 from sklearn.metrics import adjusted_rand_score
 
 import featurecache as fc
+from featurecache.advice import axes
 from featurecache.advice.labelling import choose_samples
 from featurecache.advice.probe import linear_probe, one_hot, predict_new
 from featurecache.advice.structure import stable_clusters, structure_findings
-from featurecache.errors import RequestError
+from featurecache.errors import MissingExtraError, RequestError
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -155,3 +156,23 @@ def test_requests_that_make_no_sense_are_one_line(cache: Path, tmp_path: Path, c
     few = write_cache(tmp_path, per_class=5)
     with pytest.raises(RequestError, match="holds 15 samples with features; structure takes 20 at least"):
         fc.advise(few, unlabelled=True)
+
+
+def test_a_map_by_neighbours_keeps_groups_together_or_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = groups_of(120, 3, seed=0)
+    assert axes.plane_of(np.ones((5, 1))).shape == (5, 2)
+    assert axes.plane_of(X).shape == (120, 2)
+    if axes.find_spec("umap") is not None:
+        plane = axes.plane_of(X, "umap")
+        centres = np.stack([plane[y == k].mean(axis=0) for k in range(3)])
+        assert (np.linalg.norm(plane[:, None] - centres, axis=2).argmin(axis=1) == y).mean() > 0.95
+        np.testing.assert_array_equal(plane, axes.plane_of(X, "umap"))
+    monkeypatch.setattr(axes, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="umap-learn, which --map umap needs, is not installed"):
+        axes.plane_of(X, "umap")
+
+
+def test_a_map_is_about_what_has_no_labels(tmp_path: Path, call: Call) -> None:
+    status, _, err = call("advise", tmp_path, "--task", "t", "--map", "umap")
+    assert status == 2
+    assert "--map is about --unlabelled; add that, or leave --map out" in err
