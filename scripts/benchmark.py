@@ -17,6 +17,7 @@
     python scripts/benchmark.py labelling flowers.cache ants.cache --draws 10
     python scripts/benchmark.py outliers flowers.cache ants.cache --draws 10
     python scripts/benchmark.py adaptation office.cache --task kind --domain 'amazon/*' --domain 'webcam/*'
+    python scripts/benchmark.py recipe ants.cache ants/ --task kind --backbone torchvision:squeezenet1_1 --weights FILE
     python scripts/benchmark.py start-up photos --images 180
     python scripts/benchmark.py memory fashion.cache --task kind
 
@@ -33,7 +34,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import advice, ceilings, extraction, heads, life, reading, small, start_up, tails, taps
+from benchmarks import advice, ceilings, extraction, heads, life, reading, recipe, small, start_up, tails, taps
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
 Options = Callable[[argparse.ArgumentParser], None]
@@ -101,6 +102,7 @@ def main() -> None:
         "labelling": (advice.bench_labelling, advice.add_sets_options),
         "outliers": (advice.bench_outliers, advice.add_sets_options),
         "adaptation": (advice.bench_adaptation, advice.add_adaptation_options),
+        "recipe": (recipe.bench_recipe, recipe.add_recipe_options),
         "start-up": (start_up.bench_start_up, start_up.add_start_up_options),
         "mlp": (heads.bench_mlp, heads.add_mlp_options),
         "memory": (heads.bench_memory, heads.add_memory_options),

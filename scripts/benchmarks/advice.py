@@ -69,7 +69,8 @@ def _curves(X: np.ndarray, y: np.ndarray, n_classes: int, sizes: list[int], seed
 
 def bench_outliers(args: argparse.Namespace) -> dict[str, Any]:
     """Fit on two thirds of each set: how many of the rest are named, and how many samples of the other sets."""
-    from featurecache.heads.outliers import OutlierDetector, some_rows
+    from featurecache.heads.outliers import OutlierDetector, most_rows
+    from featurecache.store.samples import some_rows
 
     sets = [(label, X) for label, X, _ in read_sets(args.caches, args.task)]
     found: dict[str, Any] = {}
@@ -79,7 +80,7 @@ def bench_outliers(args: argparse.Namespace) -> dict[str, Any]:
         named: dict[str, list[float]] = {"false alarms": [], **{f"found of {name}": [] for name in others}}
         for seed in range(args.draws):
             order = np.random.default_rng(seed).permutation(len(X))
-            fitted = some_rows(order[: len(X) * 2 // 3], X.shape[1], random_state=seed)
+            fitted = some_rows(order[: len(X) * 2 // 3], most_rows(X.shape[1]), random_state=seed)
             detector = OutlierDetector.fit(X[fitted], random_state=seed)
             assert detector is not None
             named["false alarms"].append(float((detector.p_values(X[order[len(X) * 2 // 3 :]]) <= RATE).mean()))
