@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featurecache.heads.fitting import fit_head as fit_head
     from featurecache.heads.registry import list_heads as list_heads
     from featurecache.heads.registry import make_head as make_head
+    from featurecache.interop.dataset_labels import labels_from_dataset as labels_from_dataset
     from featurecache.run import RunReport as RunReport
     from featurecache.run import run as run
     from featurecache.specs import BackboneRequest as BackboneRequest
@@ -58,6 +59,7 @@ _HOMES = {
     "labels_from_csv": "store.label_tables",
     "labels_from_frame": "store.label_tables",
     "labels_from_mapping": "store.label_tables",
+    "labels_from_dataset": "interop.dataset_labels",
     "labels_from_folders": "store.labels",
     "list_backbones": "backbones.registry",
     "list_heads": "heads.registry",

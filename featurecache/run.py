@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import (
+    InputError,
     OutputFailure,
     RequestError,
     TaskError,
@@ -78,7 +79,7 @@ class RunReport:
 
 
 def run(
-    source: str | Path,
+    source: Any,
     *,
     cache: str | Path | None = None,
     labels: Any = None,
@@ -91,6 +92,7 @@ def run(
     id_column: str | None = None,
     settings: ExtractionSettings | None = None,
     engine: str = "local",
+    source_name: str = "memory",
     training: TrainingSettings | None = None,
     report: str | Path | None = None,
     command: str | None = None,
@@ -102,14 +104,16 @@ def run(
 
     Parameters
     ----------
-    source : path
-        Folder of images, one folder below for each class; with ``text_column``, a CSV or TSV file.
+    source : path, str, or samples in memory
+        Folder of images, one folder below for each class; with ``text_column``, a table of texts; or what else
+        `extract` takes: tar files, a zip, a URL, a list of paths or pictures, a data frame, a data set.
     cache : path, optional
-        Folder of the cache, made when it does not exist; ``<source>.cache`` next to the source when left out.
+        Folder of the cache, made when it does not exist; ``<source>.cache`` next to the source when left out, which a
+        URL and samples in memory have not.
     labels : path, mapping, DataFrame, FolderLabels or TableLabels, optional
         A table that names the samples and says their classes, as a file or as a data frame; a mapping of names to
         classes; or what `labels_from_csv`, `labels_from_frame` or `labels_from_folders` gives. When left out, folders
-        are classes, and a table of texts has a column of classes.
+        are classes; tables, tar files and data sets have labels of their own.
     task : str
         Name under which the labels, and the kept head, stand in the cache. A task that was made from other labels is
         not replaced.
@@ -127,6 +131,8 @@ def run(
         How extraction runs.
     engine : str
         Where it runs.
+    source_name : str
+        Names samples in memory in the cache.
     training : TrainingSettings, optional
         Which heads are trained, and how.
     report : path, optional
@@ -157,19 +163,20 @@ def run(
     training, progress = training or TrainingSettings(), progress or Silent()
     # A name is the request with all defaults.
     request = backbone if isinstance(backbone, BackboneRequest) else BackboneRequest(name=backbone)
-    opened = open_source(source, text_column=text_column, id_column=id_column)
+    opened = open_source(source, text_column=text_column, id_column=id_column, name=source_name)
     check_source(opened)
+    named = getattr(source, "url", None) or (str(source) if isinstance(source, str | Path) else None)
+    cache = _default_cache(named) if cache is None else cache
     # A mistake in a name, an option or a label must not cost an extraction.
     check_name("task", task)
     if report is not None and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
         raise RequestError(f"cannot write a report at {report}: name a file in a folder that exists")
     _check_tta(training, opened, views)
-    found = _read_labels(labels, Path(source), Path(opened.key), text_column, id_column)
+    found = _read_labels(labels, source, opened, text_column, id_column)
     _check_labels(found, opened, training, allow_missing=allow_missing)
-    path = Path(source).absolute()
     extraction = run_extraction(
-        source,
-        path.with_name(f"{path.stem if path.is_file() else path.name}.cache") if cache is None else cache,
+        source if named is not None else opened,
+        cache,
         request,
         taps=taps,
         text_column=text_column,
@@ -188,15 +195,23 @@ def run(
     # What concerns features stands in both reports, and is shown once.
     trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
     report_path = store.path / "report.html" if report is None else Path(report)
-    command = command or f"featurecache.run({str(source)!r}, cache={str(store.path)!r}, ...)"
-    return _finished(extraction, trained, opened, Path(source), request, training, report_path, command)
+    command = command or f"featurecache.run({named or opened.key!r}, cache={str(store.path)!r}, ...)"
+    return _finished(extraction, trained, opened, named, request, training, report_path, command)
+
+
+def _default_cache(named: str | None) -> Path:
+    """Return where the cache of a source goes that is a path."""
+    if named is None or "://" in named or any(mark in named for mark in "*?{"):
+        raise RequestError(f"say where the cache of {named or 'samples in memory'} goes: --cache DIR")
+    path = Path(named).absolute()
+    return path.with_name(f"{path.stem if path.is_file() else path.name}.cache")
 
 
 def _finished(
     extraction: ExtractionReport,
     trained: TrainingReport,
     source: Source,
-    source_path: Path,
+    named: str | None,
     request: BackboneRequest,
     training: TrainingSettings,
     report_path: Path,
@@ -208,9 +223,7 @@ def _finished(
 
     store, failures = extraction.store, list[OutputFailure]()
     trained.changes = remember_training(store, trained)
-    advice = try_output(
-        "the advice", lambda: _advise(extraction, trained, source_path, training.random_state), failures
-    )
+    advice = try_output("the advice", lambda: _advise(extraction, trained, named, training.random_state), failures)
     keep, memory, name = training.keep, training.memory, trained.task.name
     saved = try_output("the head", lambda: keep_head(store, name, trained.best, keep=keep, memory=memory), failures)
     done = RunReport(
@@ -220,9 +233,7 @@ def _finished(
         predict_command=None if saved is None else predict_command(saved, trained.best, request),
         advice=tuple(advice or ()),
     )
-    written = try_output(
-        "the report", lambda: _write_report(report_path, done, source, source_path, command, keep), failures
-    )
+    written = try_output("the report", lambda: _write_report(report_path, done, source, named, command, keep), failures)
     return replace(done, report=written, failures=tuple(failures))
 
 
@@ -267,20 +278,16 @@ def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int
 
 
 def _read_labels(
-    labels: Any,
-    source: Path,
-    root: Path,
-    text_column: str | None,
-    id_column: str | None,
+    labels: Any, source: Any, opened: Source, text_column: str | None, id_column: str | None
 ) -> FolderLabels | TableLabels:
-    """Return the labels of a source; those of texts stand in the table itself, unless another one is named."""
+    """Return the labels of a source: what is given, else what the source carries, else its folders."""
+    from featurecache.interop.dataset_labels import labels_in_source
     from featurecache.store.label_tables import labels_from_csv, labels_from_frame, labels_from_mapping
     from featurecache.store.labels import FolderLabels, TableLabels, labels_from_folders
 
-    if labels is None and text_column is None:
-        return labels_from_folders(root)
+    root = opened.key
     if labels is None:
-        return labels_from_csv(source, text_column=text_column, root=root)
+        return labels_in_source(source, opened, text_column) or labels_from_folders(root)
     if isinstance(labels, str | Path):
         # A table of labels may name texts by their id instead of holding them again.
         return labels_from_csv(labels, text_column=None if id_column else text_column, root=root)
@@ -325,7 +332,7 @@ def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:
 
 
 def _advise(
-    extraction: ExtractionReport, training: TrainingReport, source: str | Path, random_state: int
+    extraction: ExtractionReport, training: TrainingReport, source: str | None, random_state: int
 ) -> list[Finding]:
     """Return what to do next; nothing where features are not of a pretrained network, or labels too few to compare."""
     from featurecache.advice.advise import advise
@@ -338,7 +345,7 @@ def _advise(
 
 
 def _write_report(
-    path: Path, done: RunReport, source: Source, source_path: Path, command: str, keep: Keep | None
+    path: Path, done: RunReport, source: Source, named: str | None, command: str, keep: Keep | None
 ) -> Path:
     from featurecache.advice.finding import summary
     from featurecache.deployment.kept import describe_kept
@@ -351,7 +358,7 @@ def _write_report(
     assert listing is not None, "the source was just extracted"
     y_true, names = _names_of_samples(done, source, listing)
     data = ReportData(
-        title=source_path.resolve().name,
+        title=source.key if named is None or "://" in named else Path(named).resolve().name,
         command=command,
         cache=str(done.extraction.store.path),
         feature_sets=[describe_features(feature_set) for feature_set in done.extraction.sets],
@@ -374,9 +381,21 @@ def _write_report(
         kept=None if done.saved is None else describe_kept(best, keep),
         to_look_at=_to_look_at(done.advice),
     )
-    paths = set(listing.paths) if source.modality == "image" else set()
-    write_report(path, data, find=lambda name: source_path / name if name in paths else None)
+    write_report(path, data, read=_reader_of(source, listing))
     return path
+
+
+def _reader_of(source: Source, listing: Listing) -> Callable[[str], bytes | None]:
+    """Return what reads an image of a source by its name, as far as it is still there."""
+    names = set(listing.paths) if source.modality == "image" else set()
+
+    def read(name: str) -> bytes | None:
+        try:
+            return source.open(name, stamp=None) if name in names else None
+        except InputError:
+            return None
+
+    return read
 
 
 def _to_look_at(advice: Sequence[Finding]) -> list[SamplesToLookAt]:

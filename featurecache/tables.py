@@ -46,6 +46,13 @@ _ROWS_IN_A_GROUP = 4096
 """Of Parquet: what is held in memory."""
 
 
+# Compared without case, spaces, strokes and dashes; the first that a table has is taken.
+PATH_COLUMNS = (
+    *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagefilename", "imagename"),
+    *("imageid", "img", "imgpath", "imgfile", "imgname", "imgid", "photo", "picture", "id"),
+)
+
+
 class TableError(ValueError):
     """A table that cannot be read; the message says why, for whoever asked to say what it was for."""
 
@@ -239,6 +246,17 @@ def field_of(value: Any) -> str | None:
     if value is None or value != value:
         return None
     return value if isinstance(value, str) else str(value)
+
+
+def sample_columns(columns: Sequence[str]) -> list[str]:
+    """Return those columns that are known to name samples, the one that is taken first."""
+    plain = {plain_name(name): name for name in reversed(columns)}
+    return [plain[name] for name in PATH_COLUMNS if name in plain]
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a column without case, spaces, strokes and dashes."""
+    return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:

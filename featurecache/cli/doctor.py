@@ -37,6 +37,8 @@ _EXTRAS = {
     "pyarrow": ("parquet", "tables of Parquet"),
     "cleanlab": ("labels", "labels that are probably wrong"),
     "umap-learn": ("map", "a map by neighbours, for `advise --unlabelled --map umap`"),
+    "fsspec": ("remote", "folders behind URLs: s3://, memory://, zip://"),
+    "datasets": ("datasets", "data sets of Hugging Face as sources"),
     "POT": ("adapt", "optimal transport, for `train --adapt`"),
     "pillow-heif": ("heif", "images in HEIC, as phones write them"),
     "efficientnet-lite-pytorch": ("demo", "the backbone efficientnet_lite0"),

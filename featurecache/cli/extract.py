@@ -11,6 +11,7 @@ from featurecache.cli.options import (
     add_backbone_options,
     add_extraction_options,
     add_table_options,
+    named_source,
     request_of,
     settings_of,
     source_argument,
@@ -35,10 +36,17 @@ def add_parser(verbs: Any) -> None:
           featurecache extract flowers/ --cache flowers.cache --backbone torchvision:resnet50 --tap layer3:avg
           featurecache extract flowers/ --cache flowers.cache --backbone timm:vit_tiny_patch16_224 --weights vit.pth
           featurecache extract mails.csv --text-column body --cache mails.cache --backbone all_minilm_l6_v2
+          featurecache extract photos.csv --path-column file --cache photos.cache --backbone efficientnet_lite0
+          featurecache extract 'shards/photos-{0000..0099}.tar' --cache photos.cache --backbone efficientnet_lite0
         """,
         quiet=True,
     )
-    parser.add_argument("source", type=source_argument, metavar="SOURCE", help="folder of images, or a CSV or TSV file")
+    parser.add_argument(
+        "source",
+        type=source_argument,
+        metavar="SOURCE",
+        help="folder of images, table, tar files, zip, HDF5 file, or URL of a folder",
+    )
     add_table_options(parser)
     parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
     add_backbone_options(parser, required=True)
@@ -65,7 +73,7 @@ def extract(args: argparse.Namespace) -> ExtractionReport:
 
     with progress_on_stderr(quiet=args.quiet) as progress:
         return run_extraction(
-            args.source,
+            named_source(args, args.source),
             args.cache,
             request,
             taps=args.tap or ["default"],

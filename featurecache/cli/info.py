@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.cli.ls import print_features
-from featurecache.cli.options import add_table_options, source_argument, verb_parser
+from featurecache.cli.options import add_table_options, named_source, source_argument, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import ReportWarning
 
@@ -61,7 +61,7 @@ def _describe_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, An
     from featurecache.extraction.inventory import take_inventory
     from featurecache.sources.opening import open_source
 
-    source = open_source(args.source, text_column=args.text_column, id_column=args.id_column)
+    source = open_source(named_source(args, args.source), text_column=args.text_column, id_column=args.id_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
         return take_inventory(store, source, progress).describe(store)
 

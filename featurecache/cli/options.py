@@ -195,10 +195,43 @@ def source_argument(text: str) -> str | Path:
     return text if "://" in text else Path(text)
 
 
-def add_table_options(parser: Any) -> None:
-    """Add which columns of a table hold and name the texts."""
-    parser.add_argument("--text-column", metavar="NAME", help="SOURCE is a CSV or TSV file; this column has the texts")
+def add_table_options(parser: Any, *, paths: bool = True) -> None:
+    """Add which columns of a table hold and name the samples.
+
+    Parameters
+    ----------
+    parser
+    paths
+        Its ``--path-column`` is about the source; else the verb has one of its own, for labels.
+    """
+    parser.add_argument("--text-column", metavar="NAME", help="SOURCE is a table; this column has the texts")
     parser.add_argument("--id-column", metavar="NAME", help="column that names the rows (default: their numbers)")
+    if paths:
+        parser.add_argument(
+            "--path-column", metavar="NAME", help="SOURCE is a table; this column has paths or URLs of images"
+        )
+    parser.add_argument(
+        "--allow-local-urls", action="store_true", help="URLs in a table may name this machine and its network"
+    )
+
+
+def named_source(args: argparse.Namespace, source: Any) -> Any:
+    """Return a source with what the options say of a table of paths; others are opened as they are named.
+
+    Parameters
+    ----------
+    args
+        Of a parser with `add_table_options`.
+    source
+        What it calls a source.
+    """
+    is_table = source is not None and args.text_column is None and Path(source).is_file()
+    if not is_table or (args.path_column is None and not args.allow_local_urls):
+        return source
+    from featurecache.sources.opening import source_spec
+
+    column = {} if args.path_column is None else {"path_column": args.path_column}
+    return source_spec(source, allow_local_urls=args.allow_local_urls, **column)
 
 
 def add_extraction_options(parser: argparse.ArgumentParser) -> None:
@@ -328,7 +361,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
 
     settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
     return Inputs(
-        source=args.source,
+        source=named_source(args, args.source),
         backbone=args.backbone,
         weights=args.weights,
         weights_key=args.weights_key,

@@ -21,6 +21,7 @@ from featurecache.cli.options import (
     add_head_options,
     add_runtime_options,
     add_table_options,
+    named_source,
     settings_of,
     source_argument,
     verb_parser,
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_on_stderr(quiet=args.quiet) as progress:
         predictions = predict(
             args.head,
-            args.inputs,
+            [named_source(args, name) for name in args.inputs],
             backbone=args.backbone,
             weights=args.weights,
             weights_key=args.weights_key,

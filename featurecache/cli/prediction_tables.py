@@ -94,7 +94,8 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
     RequestError
         A column may mean nothing, or several things.
     """
-    from featurecache.store.label_columns import LABEL_COLUMNS, plain_name, sample_columns
+    from featurecache.store.label_columns import LABEL_COLUMNS
+    from featurecache.tables import plain_name, sample_columns
 
     if len(set(columns)) < len(columns):
         raise RequestError(f"the columns {', '.join(columns)} have one twice; name each once")
@@ -144,9 +145,8 @@ def rows_like(path: Path, predictions: Iterable[Prediction], table: PredictionTa
         An input that it names was not predicted.
     """
     from featurecache.errors import TaskError
-    from featurecache.store.label_columns import sample_columns
     from featurecache.store.label_matching import match_names
-    from featurecache.tables import open_table
+    from featurecache.tables import open_table, sample_columns
 
     by_path = {item.path: table.row(item) for item in predictions}
     key = sample_columns(table.columns)[0]

@@ -14,14 +14,18 @@ from featurecache.cli.options import (
     add_backbone_options,
     add_extraction_options,
     add_table_options,
+    named_source,
     request_of,
     settings_of,
+    source_argument,
     verb_parser,
     views_of,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, report_failures
 from featurecache.cli.task import add_label_options, labels_of, print_task
 from featurecache.cli.train import add_training_options, print_results, training_of
+
+_TABLES = (".csv", ".tsv", ".tab", ".parquet")
 
 
 def add_parser(verbs: Any) -> None:
@@ -40,9 +44,12 @@ def add_parser(verbs: Any) -> None:
         quiet=True,
     )
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="folder of images, one folder below for each class; or a table"
+        "source",
+        type=source_argument,
+        metavar="SOURCE",
+        help="folder of images, one folder below for each class; or a table, tar files, a zip, a URL of a folder",
     )
-    add_table_options(parser)
+    add_table_options(parser, paths=False)
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of the cache (default: SOURCE.cache)")
     parser.add_argument("--labels", type=Path, metavar="CSV", help="labels from a table instead of the folders")
     add_label_options(parser)
@@ -63,14 +70,18 @@ def run(args: argparse.Namespace) -> int:
         from featurecache.advice.finding import summary
         from featurecache.deployment.kept import describe_kept
 
-    # Texts have their labels in the same table, unless another one is named, which may know them by their id.
-    table = args.labels or (args.source if args.text_column else None)
+    # Tables have the labels too, unless another one is named, which may know texts by their id.
+    source, path = named_source(args, args.source), Path(args.source)
+    is_table = args.text_column is not None or (path.suffix.lower() in _TABLES and path.is_file())
+    table = args.labels or (path if is_table else None)
     by_id = args.labels is not None and args.id_column is not None
+    # Tar files may have labels of their own; else the folders in them say the class.
+    labels = labels_of(args, table, text_column=None if by_id else args.text_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
         done = do_main_job(
-            args.source,
+            source,
             cache=args.cache,
-            labels=labels_of(args, table, text_column=None if by_id else args.text_column),
+            labels=None if table is None and not path.is_dir() else labels,
             task=args.task,
             allow_missing=args.allow_missing,
             backbone=request_of(args),

@@ -13,13 +13,13 @@ from featurecache.extraction.report import ExtractionReport, report_extraction
 from featurecache.extraction.scan import scan
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Progress, Silent
-from featurecache.sources.opening import source_spec
+from featurecache.sources.opening import SourceSpec, open_source, source_spec
 from featurecache.specs import MAX_FILE_BYTES, BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
 from featurecache.store.store import FeatureStore
 
 
 def extract(
-    source: str | Path,
+    source: Any,
     cache: str | Path,
     *,
     backbone: str,
@@ -35,6 +35,7 @@ def extract(
     id_column: str | None = None,
     settings: ExtractionSettings | None = None,
     engine: str = "local",
+    source_name: str = "memory",
     progress: Progress | None = None,
 ) -> FeatureStore:
     """Run a frozen backbone over a folder of images or a table of texts, keep its features, and open the cache.
@@ -43,8 +44,9 @@ def extract(
 
     Parameters
     ----------
-    source : path
-        Folder of images; with ``text_column``, a CSV or TSV file.
+    source : path, str, or samples in memory
+        A folder of images; with ``text_column``, a table of texts; other files and URLs as `source_spec` takes them; a
+        list of paths, arrays or PIL images, an array, a data frame or a data set.
     cache : path
         Folder of the cache; made when it does not exist.
     backbone, weights, weights_key, preprocess, init, seed, precision
@@ -60,6 +62,8 @@ def extract(
         How to run; never changes what the numbers mean.
     engine : str
         Where to run: ``local``, or what another distribution offers under ``featurecache.engines``.
+    source_name : str
+        Names samples in memory in the cache: other samples under the same name take their place in its listing.
     progress : Progress, optional
         Told how far the run is.
     """
@@ -74,7 +78,16 @@ def extract(
     )
     columns = {"text_column": text_column, "id_column": id_column}
     report = run_extraction(
-        source, cache, request, taps=taps, views=views, settings=settings, engine=engine, progress=progress, **columns
+        source,
+        cache,
+        request,
+        taps=taps,
+        views=views,
+        settings=settings,
+        engine=engine,
+        source_name=source_name,
+        progress=progress,
+        **columns,
     )
     return report.store
 
@@ -120,7 +133,7 @@ def make_request(
 
 
 def run_extraction(
-    source: str | Path,
+    source: Any,
     cache: str | Path,
     request: BackboneRequest,
     *,
@@ -130,13 +143,14 @@ def run_extraction(
     id_column: str | None = None,
     settings: ExtractionSettings | None = None,
     engine: str = "local",
+    source_name: str = "memory",
     progress: Progress | None = None,
 ) -> ExtractionReport:
     """Scan a source, have an engine work on what is missing, and report what was done.
 
     Parameters
     ----------
-    source, cache, taps, views, text_column, id_column, settings, engine, progress
+    source, cache, taps, views, text_column, id_column, settings, engine, source_name, progress
         As for `extract`.
     request : BackboneRequest
         As `make_request` returns it.
@@ -147,14 +161,14 @@ def run_extraction(
         There is no such engine, backbone or tap.
     """
     started, progress = perf_counter(), progress or Silent()
+    if isinstance(source, str | Path):
+        # A lower limit makes bad inputs of files that are identified all the same.
+        most = max(dict(request.preprocess).get("max_bytes", 0), MAX_FILE_BYTES)
+        source = source_spec(source, text_column=text_column, id_column=id_column, max_bytes=most)
+    elif not isinstance(source, SourceSpec):
+        source = open_source(source, text_column=text_column, id_column=id_column, name=source_name)
     job = ExtractionJob(
-        source=source_spec(
-            source,
-            text_column=text_column,
-            id_column=id_column,
-            # A lower limit makes bad inputs of files that are identified all the same.
-            max_bytes=max(dict(request.preprocess).get("max_bytes", 0), MAX_FILE_BYTES),
-        ),
+        source=source,
         cache=Path(cache),
         backbone=request,
         taps=tuple(taps),

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from featurecache.backbones.registry import request_digest
+from featurecache.errors import RequestError
 from featurecache.hashing import digest_json
 from featurecache.sources.opening import SourceSpec, open_spec
 from featurecache.sources.source import Source, check_modality
@@ -29,8 +30,8 @@ class ExtractionJob:
 
     Attributes
     ----------
-    source : SourceSpec
-        Where the samples come from.
+    source : SourceSpec or Source
+        Where the samples come from; a source itself lives in this process, and so does its job.
     cache : Path
         Folder of the cache; all processes that work on the job see it there.
     backbone : BackboneRequest
@@ -43,7 +44,7 @@ class ExtractionJob:
         Views to keep besides the plain features: heads that are trained on views are scored on plain features.
     """
 
-    source: SourceSpec
+    source: SourceSpec | Source
     cache: Path
     backbone: BackboneRequest
     taps: tuple[str, ...] = ("default",)
@@ -51,7 +52,18 @@ class ExtractionJob:
     views: ViewSpec | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave behind what this process has derived."""
+        """Leave behind what this process has derived.
+
+        Raises
+        ------
+        RequestError
+            The samples are in the memory of this process.
+        """
+        if not isinstance(self.source, SourceSpec):
+            raise RequestError(
+                f"the samples of {self.source.key} are in the memory of this process, where the engine local runs; "
+                "write them to files for another one"
+            )
         names = {field.name for field in fields(self)}
         return {name: value for name, value in vars(self).items() if name in names}
 
@@ -63,7 +75,7 @@ class ExtractionJob:
     @cached_property
     def opened_source(self) -> Source:
         """The source, opened in this process."""
-        return open_spec(self.source)
+        return open_spec(self.source) if isinstance(self.source, SourceSpec) else self.source
 
     @cached_property
     def network(self) -> LoadedNetwork:

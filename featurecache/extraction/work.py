@@ -54,7 +54,9 @@ def work(
         store = FeatureStore.open(job.cache)
         listing = store.listings.load(job.opened_source.key)
         if listing is None:
-            raise RequestError(f"{job.cache} holds no listing of {job.source.url}; scan the source before work begins")
+            raise RequestError(
+                f"{job.cache} holds no listing of {job.opened_source.key}; scan the source before work begins"
+            )
         report, types = WorkerReport(), dict[str, str]()
         for views, sets in recall(job, store).items():
             if sets is None or missing_shards(sets, listing.unique_rows, shard_rows=job.settings.shard_rows):

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from functools import wraps
-from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 
 from featurecache.errors import InputError, plain_text
 from featurecache.evaluation.calibration import Bin
-from featurecache.files import read_regular
 from featurecache.sources.decoding.images import decode
-from featurecache.specs import MAX_FILE_BYTES, PreprocessSpec
+from featurecache.specs import PreprocessSpec
 
 _THUMBNAIL = (160, 160)
 _INK, _MUTED, _ACCENT, _GRID = "#1d2733", "#8a96a3", "#1b6ca8", "#e3e8ed"
@@ -130,11 +128,13 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def thumbnail(path: Path) -> str | None:
-    """Return a small copy of an image as a data URI, or nothing when it cannot be read any more."""
+def thumbnail(data: bytes | None) -> str | None:
+    """Return a small copy of an encoded image as a data URI; None of what cannot be decoded, or read any more."""
+    if data is None:
+        return None
     try:
-        image = decode(read_regular(path, max_bytes=MAX_FILE_BYTES), PreprocessSpec(range="image")).image
-    except (OSError, InputError):
+        image = decode(data, PreprocessSpec(range="image")).image
+    except InputError:
         return None
     image.thumbnail(_THUMBNAIL)
     # JPEG: a page with a dozen photographs should open at once.

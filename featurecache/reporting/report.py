@@ -125,7 +125,7 @@ class Mistake:
     """A thumbnail, as a data URI."""
 
 
-def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | None]) -> None:
+def write_report(path: Path, data: ReportData, *, read: Callable[[str], bytes | None]) -> None:
     """Write one self-contained HTML file.
 
     Parameters
@@ -134,8 +134,8 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
         Where to; replaced all or nothing.
     data : ReportData
         What to show.
-    find : callable
-        Gives the file of a sample's name, for thumbnails; ``None`` where it is not at hand.
+    read : callable
+        Gives the bytes of a sample by its name, for thumbnails; None where they are not at hand.
     """
     import jinja2
 
@@ -152,9 +152,9 @@ def write_report(path: Path, data: ReportData, *, find: Callable[[str], Path | N
     wrong, final = _wrong(data), data.final
     # Thumbnails are of the same files, damaged ones among them.
     with pillow_defaults():
-        mistakes = [_mistake(data, index, find) for index in wrong[:_MAX_MISTAKES].tolist()]
+        mistakes = [_mistake(data, index, read) for index in wrong[:_MAX_MISTAKES].tolist()]
         galleries = [
-            (group.title, [(names, caption, _images(names, find)) for names, caption in group.samples[:_MAX_MISTAKES]])
+            (group.title, [(names, caption, _images(names, read)) for names, caption in group.samples[:_MAX_MISTAKES]])
             for group in data.to_look_at
         ]
     text = environment.get_template("report.html").render(
@@ -248,19 +248,19 @@ def _wrong(data: ReportData) -> np.ndarray:
     return wrong[np.argsort(-errors, kind="stable")]
 
 
-def _images(names: Sequence[str], find: Callable[[str], Path | None]) -> list[str | None]:
-    """Return a thumbnail of each sample, None where its file is not at hand."""
-    return [None if (path := find(name)) is None else thumbnail(path) for name in names]
+def _images(names: Sequence[str], read: Callable[[str], bytes | None]) -> list[str | None]:
+    """Return a thumbnail of each sample, None where its bytes are not at hand."""
+    return [thumbnail(read(name)) for name in names]
 
 
-def _mistake(data: ReportData, index: int, find: Callable[[str], Path | None]) -> Mistake:
-    final, path = data.final, find(data.final.names[index])
+def _mistake(data: ReportData, index: int, read: Callable[[str], bytes | None]) -> Mistake:
+    final = data.final
     return Mistake(
         name=final.names[index],
         true=_in_words(data, final.y_true[index]),
         predicted=_in_words(data, final.y_pred[index]),
         probability=float(final.proba[index, final.y_pred[index]]) if final.y_true.ndim == 1 else None,
-        image=None if path is None else thumbnail(path),
+        image=thumbnail(read(final.names[index])),
     )
 
 

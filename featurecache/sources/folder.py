@@ -14,13 +14,13 @@ from featurecache.ignored import IgnoredCounter, IgnoredFiles
 from featurecache.sources.decoding.images import FORMATS, SUFFIXES
 from featurecache.sources.entries import ENCODING, ERRORS
 from featurecache.sources.files import read_file
-from featurecache.sources.source import NO_STAMP, Entry, SingleUnit, Stamp, Unit
+from featurecache.sources.path_list import stamp_of
+from featurecache.sources.source import NO_STAMP, UNSETTLED_NS, Entry, SingleUnit, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
 
 IMAGE_SUFFIXES = frozenset(suffix for name in FORMATS for suffix in SUFFIXES[name])
 
 _SUFFIXES = frozenset(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
-_UNSETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 
 
 class FolderSource(SingleUnit):
@@ -64,7 +64,7 @@ class FolderSource(SingleUnit):
             The folder is missing or cannot be listed, or holds no images.
         """
         self._check_folder()
-        walk, settled, is_empty = _Walk(self.root), time.time_ns() - _UNSETTLED_NS, True
+        walk, settled, is_empty = _Walk(self.root), time.time_ns() - UNSETTLED_NS, True
         for found, path in walk.images():
             is_empty = False
             name = path.decode(ENCODING, ERRORS)
@@ -73,10 +73,7 @@ class FolderSource(SingleUnit):
             except OSError as error:
                 yield Entry(name, NO_STAMP, why_not_regular(os.fsdecode(found.path)) or reason_of(error))
                 continue
-            mtime, ctime = status.st_mtime_ns, status.st_ctime_ns
-            yield Entry(
-                name, (status.st_size, mtime, ctime if mtime < settled and ctime < settled else -1, status.st_ino)
-            )
+            yield Entry(name, stamp_of(status, settled))
         if is_empty:  # known only now: to ask first would walk the folders twice
             ignored = replace(walk.ignored.result(), folders=(), num_folders=0)
             left_out = "".join(f"; {warning.text}" for warning in ignored.warnings())

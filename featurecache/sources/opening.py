@@ -1,4 +1,4 @@
-"""From what somebody named as a source to the source: a plain spec that travels, opened where it arrives.
+"""From what somebody named or holds as a source to the source: a plain spec that travels, opened where it arrives.
 
 A source of another distribution is found by its entry point in the group ``featurecache.sources``: a callable that
 takes a URL and the options by name. Its name is the scheme: ``tars`` opens ``tars://bucket/photos``.
@@ -7,23 +7,39 @@ takes a URL and the options by name. Its name is the scheme: ``tars`` opens ``ta
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurecache.errors import RequestError, SourceError, shortened
+from featurecache.errors import RequestError, SourceError, UnknownNameError, shortened
 from featurecache.plugins import load_named
+from featurecache.sources.datasets import dataset_source, is_dataset, is_hugging_face
 from featurecache.sources.files import NamedFiles
 from featurecache.sources.folder import FolderSource
+from featurecache.sources.hdf5_arrays import Hdf5Arrays
+from featurecache.sources.in_memory import IndexedImages, InMemory, number_name
+from featurecache.sources.path_list import PathList
+from featurecache.sources.path_table import PathTable
+from featurecache.sources.remote_folder import RemoteFolder, is_remote
 from featurecache.sources.source import Source
+from featurecache.sources.tars import TAR_SUFFIXES, Tars
 from featurecache.sources.text_table import TextTable
 from featurecache.specs import MAX_FILE_BYTES
-from featurecache.tables import TableError, open_table
+from featurecache.tables import TableError, field_of, open_table, plain_name, sample_columns, to_bytes
 
 GROUP = "featurecache.sources"
-OWN: dict[str, Callable[..., Source]] = {"folder": FolderSource, "text_table": TextTable}
-_TABLES = (".csv", ".tsv", ".tab")
+OWN: dict[str, Callable[..., Source]] = {
+    "folder": FolderSource,
+    "text_table": TextTable,
+    "path_table": PathTable,
+    "remote_folder": RemoteFolder,
+    "tars": Tars,
+    "h5": Hdf5Arrays,
+}
+_TABLES = (".csv", ".tsv", ".tab", ".parquet")
+_HDF5 = (".h5", ".hdf5")
+_CONTAINERS = (*TAR_SUFFIXES, ".zip", *_HDF5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +62,30 @@ class SourceSpec:
 
 
 def source_spec(
-    path: str | Path, *, text_column: str | None = None, id_column: str | None = None, max_bytes: int = MAX_FILE_BYTES
+    path: str | Path,
+    *,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    path_column: str | None = None,
+    allow_local_urls: bool = False,
+    max_bytes: int = MAX_FILE_BYTES,
 ) -> SourceSpec:
     """Return what a path or URL and the options of a table stand for.
 
     Parameters
     ----------
     path : path or str
-        A folder of images; with ``text_column`` given, a table of texts (CSV or TSV); a URL ``KIND://...``.
-    text_column : str, optional
-        The column that holds the texts.
+        A folder of images; with ``text_column``, a table of texts (CSV, TSV or Parquet), and with ``path_column`` one
+        of paths and URLs of images; tar files, one or a pattern; a zip file; an HDF5 file (``h5://FILE::ARRAY``); a
+        folder of any file system that fsspec knows (``s3://...``); or ``KIND://...`` of another distribution.
+    text_column, path_column : str, optional
+        The column that holds the texts, or names the images.
     id_column : str, optional
-        The column that names its rows; their numbers where left out.
+        The column that names the rows of texts; their numbers where left out.
+    allow_local_urls : bool
+        URLs in a table may name this machine and its network.
     max_bytes : int
-        Of a folder, larger files are not read, not even to identify them.
+        Larger images are not read, not even to identify them.
 
     Raises
     ------
@@ -70,17 +96,34 @@ def source_spec(
     """
     columns = {"id_column": id_column, "text_column": text_column}
     options = tuple((name, column) for name, column in columns.items() if column is not None)
-    # A path may hold a colon, but hardly this.
-    kind, scheme, _ = str(path).partition("://")
-    if scheme:
-        return SourceSpec(kind, str(path), options)
-    if text_column is not None:
-        return SourceSpec("text_table", str(path), options)
-    if id_column is not None:
+    limit, text = (("max_bytes", max_bytes),), str(path)
+    if text_column is not None and "://" not in text:
+        return SourceSpec("text_table", text, options)
+    if id_column is not None and "://" not in text:
         raise RequestError(f"--id-column {id_column} is for tables of texts; add --text-column NAME")
+    if path_column is not None:
+        return SourceSpec(
+            "path_table", text, (("allow_local_urls", allow_local_urls), *limit, ("path_column", path_column))
+        )
+    if text.lower().endswith(TAR_SUFFIXES):
+        return SourceSpec("tars", text, limit)
+    # A path may hold a colon, but hardly this.
+    kind, scheme, _ = text.partition("://")
+    if is_remote(text) and kind not in OWN:
+        return SourceSpec("remote_folder", text, limit)
+    if scheme:
+        return SourceSpec(kind, text, options)
     if Path(path).is_file():
+        if text.lower().endswith(".zip"):
+            return SourceSpec("remote_folder", f"zip://::{Path(path).absolute()}", limit)
+        if text.lower().endswith(_HDF5):
+            return SourceSpec("h5", f"h5://{text}")
+        if (column := _known_column(Path(path))) is not None:
+            return SourceSpec(
+                "path_table", text, (("allow_local_urls", allow_local_urls), *limit, ("path_column", column))
+            )
         raise SourceError(f"{path} is {_what_it_is(Path(path))}")
-    return SourceSpec("folder", str(path), (("max_bytes", max_bytes),))
+    return SourceSpec("folder", text, limit)
 
 
 def open_spec(spec: SourceSpec) -> Source:
@@ -89,19 +132,100 @@ def open_spec(spec: SourceSpec) -> Source:
     return source
 
 
-def open_source(path: str | Path, *, text_column: str | None = None, id_column: str | None = None) -> Source:
-    """Open what a path or URL and the options of a table stand for.
+def open_source(
+    source: Any, *, text_column: str | None = None, id_column: str | None = None, name: str = "memory"
+) -> Source:
+    """Open what somebody named or holds.
 
     Parameters
     ----------
-    path, text_column, id_column
-        As for `source_spec`.
+    source : path, str, SourceSpec, Source, or samples in memory
+        See `source_spec` for paths and URLs, and `samples_in_memory`.
+    text_column, id_column : str, optional
+        Of a table or a data frame of texts.
+    name : str
+        Names samples in memory in a cache.
     """
-    return open_spec(source_spec(path, text_column=text_column, id_column=id_column))
+    if isinstance(source, SourceSpec):
+        return open_spec(source)
+    if isinstance(source, str | Path):
+        return open_spec(source_spec(source, text_column=text_column, id_column=id_column))
+    if all(hasattr(source, attribute) for attribute in ("key", "modality", "units", "list", "open")):
+        return source
+    return samples_in_memory(source, name=name, text_column=text_column, id_column=id_column)
 
 
-def open_sources(paths: Sequence[str | Path]) -> list[Source]:
-    """Open files, folders and URLs as sources, in their order; files that follow each other are one.
+def samples_in_memory(
+    samples: Any, *, name: str = "memory", text_column: str | None = None, id_column: str | None = None
+) -> Source:
+    """Return samples of this process as a source.
+
+    Parameters
+    ----------
+    samples : sequence, array, DataFrame or data set
+        A list of paths; a list of pictures (arrays, PIL images, encoded bytes); an array or tensor of pictures; a data
+        frame with a column of paths, or of texts with ``text_column``; a data set of torch or Hugging Face.
+    name : str
+        Names the source in a cache: other samples under the same name take its place.
+    text_column, id_column : str, optional
+        Of a data frame.
+
+    Raises
+    ------
+    RequestError
+        Nothing of these.
+    """
+    key = f"memory:{name}"
+    if is_hugging_face(samples):
+        return dataset_source(samples, key)
+    if hasattr(samples, "columns") and hasattr(samples, "__getitem__"):
+        return _frame_source(samples, key, text_column, id_column)
+    if text_column is not None:
+        raise RequestError("--text-column is of a table or a data frame; leave it out")
+    if hasattr(samples, "ndim") and hasattr(samples, "shape"):
+        if samples.ndim not in (3, 4):
+            raise RequestError(
+                "an array of pictures has 3 or 4 axes, (n, height, width) or (n, height, width, channels); got "
+                f"{samples.ndim}"
+            )
+        return IndexedImages(samples.__getitem__, [number_name(index) for index in range(len(samples))], key=key)
+    if isinstance(samples, list | tuple):
+        if samples and all(isinstance(item, str | Path) for item in samples):
+            return PathList(samples, key=key)
+        return IndexedImages(samples.__getitem__, [number_name(index) for index in range(len(samples))], key=key)
+    if isinstance(samples, Mapping):
+        names = [str(name) for name in samples]
+        return IndexedImages(list(samples.values()).__getitem__, names, key=key)
+    if is_dataset(samples):
+        return dataset_source(samples, key)
+    raise RequestError(
+        f"a source is a path, a URL, a list of paths or pictures, an array, a data frame or a data set; got "
+        f"{type(samples).__name__}"
+    )
+
+
+def _frame_source(frame: Any, key: str, text_column: str | None, id_column: str | None) -> Source:
+    columns = [str(name) for name in frame.columns]
+    if text_column is not None:
+        for option, column in (("text_column", text_column), ("id_column", id_column)):
+            if column is not None and column not in columns:
+                raise RequestError(str(UnknownNameError("column", column, columns, advice=f"choose one with {option}")))
+        texts = [field_of(text) or "" for text in frame[text_column]]
+        names = [f"row {number:09d}" for number in range(1, len(texts) + 1)]
+        names = names if id_column is None else [str(name) for name in frame[id_column]]
+        samples = dict(zip(names, map(to_bytes, texts), strict=True))
+        if len(samples) < len(texts):
+            raise RequestError(f"the column {id_column!r} names a row twice; give each its own name")
+        return InMemory(samples, "text", key)
+    if not (known := sample_columns(columns)):
+        raise RequestError(
+            f"none of the columns {', '.join(columns)} is known to name images; call it path, or give a list of paths"
+        )
+    return PathList([str(path) for path in frame[known[0]]], key=key)
+
+
+def open_sources(paths: Sequence[Any]) -> list[Source]:
+    """Open files, folders, URLs and what `open_source` takes, in their order; files that follow each other are one.
 
     Raises
     ------
@@ -111,7 +235,8 @@ def open_sources(paths: Sequence[str | Path]) -> list[Source]:
     # A source for each file would mean a batch for each file.
     sources, files = list[Source](), list[Path]()
     for path in paths:
-        if "://" not in str(path) and not Path(path).is_dir():
+        is_one = not isinstance(path, str | Path) or "://" in str(path) or str(path).lower().endswith(_CONTAINERS)
+        if not is_one and not Path(path).is_dir():
             if not os.path.lexists(path):  # a link that leads nowhere is a bad input, not an error
                 raise SourceError(f"no input at {path}: there is no such file or folder")
             files.append(Path(path))
@@ -122,13 +247,26 @@ def open_sources(paths: Sequence[str | Path]) -> list[Source]:
     return [*sources, *([NamedFiles(files)] if files else [])]
 
 
+def _known_column(path: Path) -> str | None:
+    """Return the column of a table that is known to name images by files; None of other files."""
+    if path.suffix.lower() not in _TABLES:
+        return None
+    try:
+        with open_table(path) as table:
+            known = [name for name in sample_columns(table.columns) if not plain_name(name).endswith("id")]
+    except TableError:
+        return None
+    return known[0] if known else None
+
+
 def _what_it_is(path: Path) -> str:
     """Say what a file is where a folder of images or a table with its column of texts was wanted."""
     if path.suffix.lower() in _TABLES:
         try:
             with open_table(path, raw=True) as table:
                 columns = shortened(", ".join(table.columns))
-            return f"a table with the columns {columns}; name the one that holds the texts with --text-column"
+            advice = "name the one that holds the texts with --text-column, or paths with --path-column"
+            return f"a table with the columns {columns}; {advice}"
         except TableError:
             pass
     return "a file; name the folder that holds the images, or add --text-column NAME if it is a table of texts"

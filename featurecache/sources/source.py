@@ -16,6 +16,9 @@ the third is negative, the stamp says nothing yet: the sample could change once 
 
 NO_STAMP: Stamp = (0, 0, -1, 0)
 """Of what has none in an array of stamps."""
+UNSETTLED_NS = 2_000_000_000
+"""What was written within that time could be written again with the same stamp: the coarsest clock of a file system in
+use (FAT)."""
 
 
 class Unit(NamedTuple):

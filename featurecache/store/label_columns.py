@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
+from featurecache.tables import PATH_COLUMNS, plain_name, sample_columns
 
-# Compared without case, spaces, strokes and dashes; the first that a table has is taken.
-PATH_COLUMNS = (
-    *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagefilename", "imagename"),
-    *("imageid", "img", "imgpath", "imgfile", "imgname", "imgid", "photo", "picture", "id"),
-)
+# Compared as `plain_name` writes them; the first that a table has is taken.
 LABEL_COLUMNS = (
     *("label", "labels", "class", "classname", "classlabel", "labelname", "category", "categoryname", "target"),
     *("species", "breed", "diagnosis", "tags", "y"),
@@ -118,17 +115,6 @@ def find_columns(
         domain,
         tuple(flag for flag, _ in flags) if split is not None and split not in labels else (),
     )
-
-
-def sample_columns(columns: Sequence[str]) -> list[str]:
-    """Return those columns that are known to name samples, the one that is taken first."""
-    plain = {plain_name(name): name for name in reversed(columns)}
-    return [plain[name] for name in PATH_COLUMNS if name in plain]
-
-
-def plain_name(name: str) -> str:
-    """Return the name of a column without case, spaces, strokes and dashes."""
-    return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def _named(columns: Sequence[str], name: str, option: str) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind, task_kind
-from featurecache.store.label_columns import LabelColumns, find_columns, sample_columns
+from featurecache.store.label_columns import LabelColumns, find_columns
 from featurecache.store.label_entries import BLANK, NO, YES, Reading, TargetReader, number_of
 from featurecache.store.labels import SPLIT_OF, Label, TableLabels
 from featurecache.store.spellings import joined_labels
-from featurecache.tables import Row, Table, TableError, field_of, open_table, to_bytes
+from featurecache.tables import Row, Table, TableError, field_of, open_table, sample_columns, to_bytes
 
 # Besides the names that folders have.
 _SPLIT_OF = {**SPLIT_OF, "training": "train", "dev": "validation", "eval": "validation", "testing": "test"}
@@ -97,7 +97,7 @@ def labels_from_csv(
     )  # fmt: skip
     try:
         with open_table(file, raw=text_column is not None, delimiter=delimiter, has_header=has_header) as table:
-            return _read(table, options, file.name, f"{file} line", None if root is None else Path(root))
+            return _read(table, options, file.name, f"{file} line", root)
     except TableError as error:
         raise TaskError(f"cannot read labels from {file}: {error}") from None
 
@@ -143,9 +143,7 @@ def labels_from_frame(
         task_kind(kind), path_column, _columns(label_column), None, group_column, weight_column, domain_column,
         blank, uncertain, separator, True, merge_spellings,
     )  # fmt: skip
-    return _read(
-        Table(list(columns), enumerate(every, 1)), options, "a data frame", "row", None if root is None else Path(root)
-    )
+    return _read(Table(list(columns), enumerate(every, 1)), options, "a data frame", "row", root)
 
 
 def labels_from_mapping(
@@ -169,7 +167,7 @@ def labels_from_mapping(
         "classification", "path", ("label",), None, None, None, None, None, "missing", ";|", True, merge_spellings
     )
     table = Table(["path", "label"], enumerate(every, 1))
-    return _read(table, options, "a mapping", "entry", None if root is None else Path(root))
+    return _read(table, options, "a mapping", "entry", root)
 
 
 def _columns(label_column: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -194,7 +192,7 @@ class _Options:
     merge_spellings: bool
 
 
-def _read(table: Table, options: _Options, origin: str, where: str, root: Path | None) -> TableLabels:
+def _read(table: Table, options: _Options, origin: str, where: str, root: str | Path | None) -> TableLabels:
     """Return the labels of a whole table, with what is doubtful about it.
 
     ``where`` stands before the number of a row in messages.

@@ -73,13 +73,13 @@ class FolderLabels:
 
     Attributes
     ----------
-    root : Path or None
-        The source whose files get labels; every source of the cache where it is None.
+    root : path, str or None
+        The source, by its path or key, whose files get labels; every source of the cache where it is None.
     merge_spellings : bool
         Classes that differ only in case or spaces are one.
     """
 
-    root: Path | None = None
+    root: str | Path | None = None
     kind: TaskKind = "classification"
     origin: str = "folders"
     merge_spellings: bool = False
@@ -107,7 +107,7 @@ class TableLabels:
 
     labels: tuple[Label, ...]
     origin: str
-    root: Path | None = None
+    root: str | Path | None = None
     kind: TaskKind = "classification"
     names: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
@@ -128,7 +128,7 @@ def labels_from_folders(root: str | Path | None = None, *, merge_spellings: bool
     merge_spellings : bool
         Classes that differ only in case or spaces are one, under the spelling that is used most.
     """
-    return FolderLabels(root=None if root is None else Path(root), merge_spellings=merge_spellings)
+    return FolderLabels(root=root, merge_spellings=merge_spellings)
 
 
 def label_of_path(path: str) -> Label | None:

@@ -306,7 +306,7 @@ class FeatureStore(Notes):
         records = self.heads_path.glob("*/head.json")
         return sorted(record.parent.name for record in records if not is_partial(record.parent))
 
-    def _listings_of(self, root: Path | None) -> list[Listing]:
+    def _listings_of(self, root: str | Path | None) -> list[Listing]:
         listings = self.listings.all() if root is None else [self.listings.load(root)]
         found = [listing for listing in listings if listing is not None]
         if not found:

@@ -135,7 +135,7 @@ def test_a_thumbnail_shows_what_a_deep_image_holds(tmp_path: Path) -> None:
     import io
 
     path = write_deep(tmp_path / "deep.png", seed=0)
-    uri = thumbnail(path)
+    uri = thumbnail(path.read_bytes())
     assert uri is not None
     with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as shown:
         low, high = shown.convert("L").getextrema()

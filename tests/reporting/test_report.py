@@ -108,7 +108,7 @@ def test_everything_is_inside_and_escaped(tmp_path: Path) -> None:
     for i in range(3):
         write_image(tmp_path / names[i], COLOURS["red"], seed=i)
     data = make_data(["a & b", "<i>"], names)
-    write_report(tmp_path / "r.html", data, find=lambda name: tmp_path / name)
+    write_report(tmp_path / "r.html", data, read=lambda name: (tmp_path / name).read_bytes())
     text = (tmp_path / "r.html").read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:image/jpeg;base64,|#)""", text)
     assert "<i>" not in text
@@ -135,7 +135,7 @@ def test_what_advice_names_is_shown_in_pictures(tmp_path: Path) -> None:
         SamplesToLookAt("labels worth checking: 1", [(("gone.png",), "labelled <x>, looks like y")]),
     ]
     data = replace(make_data(["a", "b"], ["x"] * 4), advice=["look"], to_look_at=groups)
-    write_report(tmp_path / "r.html", data, find=lambda name: tmp_path / name)
+    write_report(tmp_path / "r.html", data, read=lambda name: (tmp_path / name).read_bytes())
     text = (tmp_path / "r.html").read_text()
     section = text[text.index("What to do next") : text.index("<h2>Heads</h2>")]
     assert section.count("data:image/jpeg;base64,") == 2  # the file of the third is gone
@@ -146,7 +146,7 @@ def test_what_advice_names_is_shown_in_pictures(tmp_path: Path) -> None:
 
 
 def test_without_a_test_split_the_split_is_named(tmp_path: Path) -> None:
-    write_report(tmp_path / "r.html", make_data(["a", "b"], ["x"] * 4, test=False), find=lambda name: None)
+    write_report(tmp_path / "r.html", make_data(["a", "b"], ["x"] * 4, test=False), read=lambda name: None)
     text = (tmp_path / "r.html").read_text()
     assert "by cross-validation" in text
     assert "validation accuracy" in text
@@ -156,7 +156,7 @@ def test_without_a_test_split_the_split_is_named(tmp_path: Path) -> None:
 
 def test_many_classes_leave_the_matrix_out(tmp_path: Path) -> None:
     data = make_data([f"class {i}" for i in range(40)], ["x"] * 4)
-    write_report(tmp_path / "r.html", data, find=lambda name: None)
+    write_report(tmp_path / "r.html", data, read=lambda name: None)
     assert "of 40 classes is too large to show" in (tmp_path / "r.html").read_text()
 
 
@@ -171,7 +171,7 @@ def test_views_are_named(tmp_path: Path) -> None:
     data = make_data(["cat", "dog"], ["1.png", "2.png", "3.png", "4.png"])
     for row in data.training["results"]:
         row.update(views=8, judged_on="views", judged_views=8)
-    write_report(tmp_path / "r.html", data, find=lambda name: None)
+    write_report(tmp_path / "r.html", data, read=lambda name: None)
     text = (tmp_path / "r.html").read_text()
     assert "<code>a:avg, 8 views</code>" in text
     assert "the mean of the probabilities over its 8 views" in text

@@ -1,11 +1,19 @@
-"""Folders and tables as sources keep the contract."""
+"""Every kind of source keeps the contract."""
 
 from __future__ import annotations
 
+import io
+import tarfile
+import zipfile
 from pathlib import Path
 
+import fsspec
+import h5py
+import numpy as np
 from conftest import write_image
+from PIL import Image
 
+from featurecache.sources.decoding.arrays import array_bytes
 from featurecache.sources.opening import SourceSpec, source_spec
 from featurecache.testing import SourceContract
 
@@ -36,3 +44,113 @@ class TestTextTableWithoutNames(SourceContract):
         (folder / "texts.tsv").write_text("text\tstars\na dog\t5\na cat\t4\n")
         spec = source_spec(folder / "texts.tsv", text_column="text")
         return spec, {"row 000000001": b"a dog", "row 000000002": b"a cat"}
+
+
+class TestPathTable(SourceContract):
+    def make_source(self, folder: Path) -> tuple[SourceSpec, dict[str, bytes]]:
+        paths = [write_image(folder / name, (9, 9, 9), seed=seed) for seed, name in enumerate(("b/1.png", "é 2.jpg"))]
+        names = ["b/1.png", str(paths[1])]  # relative to the table, and absolute
+        lines = [f'5,"{name}"' for name in [*names, names[0]]]  # one of them twice
+        (folder / "t.csv").write_text("\n".join(["stars,file", *lines]), encoding="utf-8")
+        return source_spec(folder / "t.csv"), {name: path.read_bytes() for name, path in zip(names, paths, strict=True)}
+
+    def change(self, spec: SourceSpec, name: str) -> None:
+        with (Path(spec.url).parent / name).open("ab") as file:
+            file.write(b" ")
+
+
+class TestZip(SourceContract):
+    def make_source(self, folder: Path) -> tuple[SourceSpec, dict[str, bytes]]:
+        samples = {name: image_bytes(seed) for seed, name in enumerate(("b/1.png", "a.png"))}
+        self.write(folder / "p.zip", samples)
+        return source_spec(folder / "p.zip"), samples
+
+    def write(self, path: Path, samples: dict[str, bytes]) -> None:
+        with zipfile.ZipFile(path, "w") as file:
+            for name, data in {**samples, "notes.txt": b"no image", ".hidden.png": b""}.items():
+                file.writestr(name, data)
+
+    def change(self, spec: SourceSpec, name: str) -> None:
+        path = Path(spec.url.partition("::")[2])
+        with zipfile.ZipFile(path) as file:
+            samples = {item: file.read(item) for item in file.namelist() if item.endswith("png") and item[0] != "."}
+        self.write(path, {**samples, name: samples[name] + b" "})
+
+
+class TestMemoryFolder(SourceContract):
+    """A folder on a file system of fsspec."""
+
+    def make_source(self, folder: Path) -> tuple[SourceSpec, dict[str, bytes]]:
+        samples = {name: image_bytes(seed) for seed, name in enumerate(("b/1.png", "a/é 2.png"))}
+        for name, data in samples.items():
+            fsspec.filesystem("memory").pipe_file(f"/{folder.parent.name}/{name}", data)
+        return source_spec(f"memory://{folder.parent.name}"), samples
+
+    def change(self, spec: SourceSpec, name: str) -> None:
+        path = f"/{spec.url.partition('://')[2]}/{name}"
+        memory = fsspec.filesystem("memory")
+        memory.pipe_file(path, memory.cat_file(path) + b" ")
+
+
+class TestTars(SourceContract):
+    def make_source(self, folder: Path) -> tuple[SourceSpec, dict[str, bytes]]:
+        samples = {f"p-{k // 2}.tar/{k}.png": image_bytes(k) for k in range(4)}
+        for tar in ("p-0.tar", "p-1.tar"):
+            write_tar(folder / tar, {name: data for name, data in samples.items() if name.startswith(tar)})
+        return source_spec(str(folder / "p-{0..1}.tar")), samples
+
+    def change(self, spec: SourceSpec, name: str) -> None:
+        path = Path(spec.url).parent / name.partition("/")[0]
+        with tarfile.open(path) as file:
+            images = {m.name: file.extractfile(m).read() for m in file if m.name.endswith(".png")}
+        of_name = name.partition("/")[2]
+        write_tar(path, {f"x/{item}": data + b" " * (item == of_name) for item, data in images.items()})
+
+
+class TestCompressedTarBehindUrl(SourceContract):
+    def make_source(self, folder: Path) -> tuple[SourceSpec, dict[str, bytes]]:
+        samples = {f"p.tar.gz/{k}.png": image_bytes(k) for k in range(2)}
+        write_tar(folder / "p.tar.gz", samples)
+        url = f"memory://{folder.parent.name}/p.tar.gz"
+        fsspec.filesystem("memory").pipe_file(url, (folder / "p.tar.gz").read_bytes())
+        return source_spec(url), samples
+
+    def change(self, spec: SourceSpec, name: str) -> None:
+        memory = fsspec.filesystem("memory")
+        with tarfile.open(fileobj=io.BytesIO(memory.cat_file(spec.url))) as file:
+            images = {f"x/{m.name}": file.extractfile(m).read() for m in file if m.name.endswith(".png")}
+        image = f"x/{name.partition('/')[2]}"
+        memory.pipe_file(spec.url, tar_bytes({**images, image: images[image] + b" "}, compressed=True))
+
+
+class TestHdf5Arrays(SourceContract):
+    def make_source(self, folder: Path) -> tuple[SourceSpec, dict[str, bytes]]:
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3)).astype(np.uint8)
+        with h5py.File(folder / "s.h5", "w") as file:
+            file["scans/raw"], file["labels"] = pixels, np.arange(3)
+        samples = {f"{number:09d}": array_bytes(picture) for number, picture in enumerate(pixels)}
+        return source_spec(folder / "s.h5"), samples
+
+
+def image_bytes(seed: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar_bytes(samples: dict[str, bytes], *, compressed: bool = False) -> bytes:
+    """Samples named by tar and member, each with a label beside it."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w:gz" if compressed else "w") as file:
+        for name, data in samples.items():
+            member = name.partition("/")[2]
+            for item, content in ((member, data), (str(Path(member).with_suffix(".cls")), b"7\n")):
+                info = tarfile.TarInfo(item)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return target.getvalue()
+
+
+def write_tar(path: Path, samples: dict[str, bytes]) -> None:
+    path.write_bytes(tar_bytes(samples, compressed=path.suffix == ".gz"))

@@ -44,6 +44,7 @@ from featurecache.errors import InputError
 from featurecache.ignored import HEIC_SUFFIXES
 from featurecache.resizing import draft_side, resize_and_crop
 from featurecache.sources.decoding import libtiff
+from featurecache.sources.decoding.arrays import MAGIC, image_of_bytes
 from featurecache.sources.decoding.deep import (
     GREY_MODES,
     deep_colours,
@@ -177,6 +178,8 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
         raise InputError("empty", "the file has no bytes")
     if len(data) > spec.max_bytes:
         raise InputError("too_large", f"the file has {len(data)} bytes, the limit is {spec.max_bytes}")
+    if data.startswith(MAGIC):
+        return to_rgb(image_of_bytes(data, spec.max_pixels), spec)
     libtiff.take_lines()  # those of another file
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)

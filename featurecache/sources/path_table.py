@@ -1,0 +1,107 @@
+"""A table whose rows name pictures: paths, relative to the table, or URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+from featurecache.errors import InputError, SourceError, UnknownNameError
+from featurecache.sources.path_list import PathList
+from featurecache.sources.source import NO_STAMP, Entry, SingleUnit, Stamp, Unit
+from featurecache.sources.urls import UrlReader, is_url
+from featurecache.specs import MAX_FILE_BYTES
+from featurecache.tables import TableError, open_table
+
+_AT_ONCE, _BLOCK = 16, 1024
+
+
+class PathTable(SingleUnit):
+    """The pictures that one column of a table names, each once.
+
+    Parameters
+    ----------
+    url : path
+        The table: CSV, TSV or Parquet.
+    path_column : str
+        Holds paths, relative to the folder of the table, or URLs.
+    allow_local_urls : bool
+        URLs may name this machine and its network.
+    max_bytes : int
+        Larger files and objects are not read.
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        url: str | Path,
+        *,
+        path_column: str,
+        allow_local_urls: bool = False,
+        max_bytes: int = MAX_FILE_BYTES,
+    ) -> None:
+        self.path, self.path_column = Path(url), path_column
+        self._urls = UrlReader(max_bytes=max_bytes, allow_local=allow_local_urls)
+
+    @property
+    def key(self) -> str:
+        """The table and its column: another column of the same table is another source."""
+        return str(self.path.with_name(f"{self.path.name}:{self.path_column.replace('/', '%2F')}").resolve())
+
+    def list(self, unit: Unit) -> Iterator[Entry]:
+        """Yield what the rows name, in their order; servers are asked whether objects changed, several at once.
+
+        Raises
+        ------
+        SourceError
+            The table is missing, is no table, lacks the column, or names nothing.
+        """
+        names = self._names
+        files = iter(self._files.list(unit))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for start in range(0, len(names), _BLOCK):
+                block = names[start : start + _BLOCK]
+                found = pool.map(self._entry, [name for name in block if is_url(name)])
+                for name in block:
+                    yield next(found) if is_url(name) else next(files)
+
+    def open(self, name: str, *, stamp: Stamp | None) -> bytes:
+        """Return the bytes of a file or an object."""
+        if name not in self._known:
+            raise InputError("missing", f"{self.path} names no {name!r}")
+        return self._urls.read(name, stamp=stamp) if is_url(name) else self._files.open(name, stamp=stamp)
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return Entry(name, self._urls.stamp(name))
+        except InputError as error:
+            return Entry(name, NO_STAMP, error.reason)
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self._names)
+
+    @cached_property
+    def _files(self) -> PathList:
+        paths = [name for name in self._names if not is_url(name)]
+        return PathList(paths, key=self.key, root=self.path.absolute().parent)
+
+    @cached_property
+    def _names(self) -> Sequence[str]:
+        """What the column names, each once: a picture may stand in several rows."""
+        try:
+            with open_table(self.path) as table:
+                if self.path_column not in table.columns:
+                    advice = "choose one with --path-column"
+                    raise SourceError(
+                        f"{self.path}: {UnknownNameError('column', self.path_column, table.columns, advice=advice)}"
+                    )
+                found = dict.fromkeys((row.get(self.path_column) or "").strip() for _, row in table)
+        except TableError as error:
+            raise SourceError(f"cannot read paths from {self.path}: {error}") from None
+        found.pop("", None)
+        if not found:
+            raise SourceError(f"{self.path} names no pictures in {self.path_column!r}")
+        return tuple(found)

@@ -1,0 +1,246 @@
+"""Tar files of samples, as WebDataset writes them: local or on any file system that fsspec knows, one or many.
+
+``photos.tar``, ``shards/*.tar``, ``shards/photos-{0000..0099}.tar``, ``s3://bucket/photos-*.tar``. A file in a tar that
+has the suffix of an image is a sample, named by the tar and its path in it; what lies beside it under the same name
+with ``.cls``, ``.txt`` or ``.json`` may say its label.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import re
+import tarfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple
+
+from featurecache.errors import InputError, SourceError
+from featurecache.files import open_regular, reason_of
+from featurecache.ignored import IgnoredCounter, IgnoredFiles
+from featurecache.sources.folder import IMAGE_SUFFIXES
+from featurecache.sources.path_list import stamp_of
+from featurecache.sources.remote_folder import open_file_system, stamp_of_object
+from featurecache.sources.source import UNSETTLED_NS, Entry, Stamp, Unit
+from featurecache.specs import MAX_FILE_BYTES
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LABEL_SUFFIXES = (".cls", ".txt")
+_MOST_LABEL_BYTES = 1 << 16
+_MOST_TARS = 1_000_000
+
+
+class _Member(NamedTuple):
+    """Where a sample lies in a tar that is not compressed."""
+
+    offset: int
+    size: int
+
+
+class Tars:
+    """The images in tar files; each tar is a unit, read from its beginning to its end.
+
+    Parameters
+    ----------
+    url : str
+        A path or URL of one tar, or a pattern of several.
+    max_bytes : int
+        Larger files in them are not read.
+
+    Raises
+    ------
+    SourceError
+        The pattern fits no file.
+    """
+
+    modality = "image"
+
+    def __init__(self, url: str, *, max_bytes: int = MAX_FILE_BYTES) -> None:
+        self.url, self._max_bytes = str(url), max_bytes
+        self.is_remote = "://" in self.url or "::" in self.url
+        self.key = self.url if self.is_remote else str(Path(self.url).absolute())
+        self.ignored = IgnoredFiles()
+        self._members: dict[str, dict[str, _Member]] = {}
+
+    def units(self) -> Iterator[Unit]:
+        """Yield the tars, sorted by name."""
+        return (Unit(name) for name in self._tars)
+
+    def list(self, unit: Unit) -> Iterator[Entry]:
+        """Yield the images of a tar, in its order, all with the stamp of the tar."""
+        stamp, counter = self._stamp(unit), IgnoredCounter()
+        members: dict[str, _Member] = {}
+        for member, _ in self._walk(unit):
+            name = _name(unit, member.name)
+            if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
+                continue
+            if not _is_image(member.name):
+                if PurePosixPath(member.name).suffix.lower() not in (*_LABEL_SUFFIXES, ".json"):
+                    counter.add(PurePosixPath(member.name).name, name, "")
+                continue
+            if name in members:
+                raise SourceError(f"{unit.name} holds {member.name!r} twice; give each sample its own name")
+            members[name] = _Member(member.offset_data, member.size)
+            if stamp is None:
+                yield Entry(name, None)
+            else:
+                yield Entry(name, (member.size, *stamp[1:]))
+        self._members[unit.name], self.ignored = members, counter.result()
+
+    def read(self, unit: Unit) -> Iterator[tuple[str, bytes]]:
+        """Yield the images of a tar by one pass over it."""
+        for member, content in self._walk(unit):
+            if member.isfile() and _is_image(member.name) and member.size <= self._max_bytes and content is not None:
+                yield _name(unit, member.name), content.read()
+
+    def open(self, name: str, *, stamp: Stamp | None) -> bytes:
+        """Return one image; of a compressed tar all before it is read."""
+        tar = self._tar_of(name)
+        if tar is None:
+            raise InputError("missing", f"no tar of {self.url} has a file {name!r}")
+        unit = Unit(tar)
+        try:
+            now = self._stamp(unit)
+            if tar not in self._members:
+                list(self.list(unit))
+            if (member := self._members[tar].get(name)) is None:
+                raise InputError("missing", f"{tar} has no file {name[len(tar) + 1 :]!r}")
+            if stamp is not None and (now is None or (member.size, *now[1:]) != stamp):
+                raise InputError("changed", "the tar was replaced while the run went on")
+            if member.size > self._max_bytes:
+                raise InputError("too_large", f"the file has {member.size} bytes, the limit is {self._max_bytes}")
+            data = self._slice(unit, name, member)
+        except SourceError as error:
+            raise InputError("unreadable", str(error)) from None
+        if len(data) != member.size:
+            raise InputError("unreadable", f"{tar} ends in the middle of it")
+        return data
+
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the label of each sample that has one: ``.cls``, ``.txt``, or ``label`` in ``.json``."""
+        for unit in self.units():
+            images, said = dict[str, str](), dict[str, str]()
+            for member, content in self._walk(unit):
+                base, suffix = _split(member.name)
+                if _is_image(member.name):
+                    images.setdefault(base, _name(unit, member.name))
+                    continue
+                text = content.read() if content is not None and member.size <= _MOST_LABEL_BYTES else b""
+                if (label := _label_in(suffix, text)) is not None:
+                    said[base] = label
+            yield from ((name, said[base]) for base, name in images.items() if base in said)
+
+    @cached_property
+    def _tars(self) -> Sequence[str]:
+        patterns = [""]
+        rest = self.url
+        while found := _RANGE.search(rest):
+            first, last = found[1], found[2]
+            count = int(last) - int(first) + 1
+            if not 0 < count * len(patterns) <= _MOST_TARS:
+                raise SourceError(f"{self.url}: the range {found[0]} holds no files, or too many")
+            numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+            patterns = [pattern + rest[: found.start()] + number for pattern in patterns for number in numbers]
+            rest = rest[found.end() :]
+        names = [pattern + rest for pattern in patterns]
+        expanded = [path for name in names for path in (self._fitting(name) if "*" in name or "?" in name else [name])]
+        if not expanded:
+            raise SourceError(f"no file fits {self.url}; name the tars, such as shards/*.tar")
+        return sorted(set(expanded))
+
+    def _fitting(self, pattern: str) -> Sequence[str]:
+        if not self.is_remote:
+            return glob.glob(pattern)  # noqa: PTH207 - of a pattern that may be absolute
+        files, path = open_file_system(pattern)
+        return [files.unstrip_protocol(found) for found in files.glob(path)]
+
+    def _tar_of(self, name: str) -> str | None:
+        """Return the tar that a name begins with."""
+        return next((tar for tar in self._tars if name.startswith(f"{_base(tar)}/")), None) if name else None
+
+    def _stamp(self, unit: Unit) -> Stamp | None:
+        if not self.is_remote:
+            try:
+                return stamp_of(Path(unit.name).stat(), time.time_ns() - UNSETTLED_NS)
+            except OSError as error:
+                raise SourceError(f"cannot read {unit.name}: {reason_of(error)}") from None
+        files, path = open_file_system(unit.name)
+        try:
+            return stamp_of_object(files.info(path))
+        except Exception as error:  # each file system has errors of its own
+            raise SourceError(f"cannot read {unit.name}: {type(error).__name__}: {error}") from None
+
+    @contextmanager
+    def _opened(self, unit: Unit) -> Iterator[IO[bytes]]:
+        if not self.is_remote:
+            with open_regular(unit.name) as (file, _), io.BufferedReader(file, 1 << 20) as buffered:
+                yield buffered
+            return
+        files, path = open_file_system(unit.name)
+        with files.open(path, "rb") as file:
+            yield file
+
+    def _walk(self, unit: Unit) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
+        """Yield the members of a tar with what reads them, in their order."""
+        try:
+            # As a stream: what is compressed or far away is read once, from its beginning to its end.
+            with self._opened(unit) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+                for member in tar:
+                    yield member, tar.extractfile(member) if member.isfile() else None
+                    tar.members = []  # type: ignore[attr-defined]  # else it keeps all of them
+        except tarfile.TarError as error:
+            raise SourceError(f"{unit.name} is no whole tar: {error}") from None
+        except OSError as error:
+            raise SourceError(f"cannot read {unit.name}: {reason_of(error)}") from None
+
+    def _slice(self, unit: Unit, name: str, member: _Member) -> bytes:
+        """Return the bytes of a member."""
+        if unit.name.endswith((".gz", ".tgz")):
+            return next((data for found, data in self.read(unit) if found == name), b"")
+        try:
+            if not self.is_remote:
+                with open_regular(unit.name) as (file, _):
+                    file.seek(member.offset)
+                    return file.read(member.size) or b""
+            files, path = open_file_system(unit.name)
+            return bytes(files.cat_file(path, start=member.offset, end=member.offset + member.size))
+        except Exception as error:  # each file system has errors of its own
+            raise InputError("unreadable", f"{type(error).__name__}: {error}"[:200]) from None
+
+
+def _base(tar: str) -> str:
+    return tar.rpartition("/")[2]
+
+
+def _name(unit: Unit, member: str) -> str:
+    return f"{_base(unit.name)}/{member.removeprefix('./')}"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the name of a sample and the suffix of one of its files: all from the first dot of the last part."""
+    folder, slash, file = name.rpartition("/")
+    base, dot, suffix = file.partition(".")
+    return f"{folder}{slash}{base}", f"{dot}{suffix}".lower()
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _label_in(suffix: str, data: bytes) -> str | None:
+    text = data.decode("utf-8", "replace").strip()
+    if suffix in _LABEL_SUFFIXES:
+        return text or None
+    if suffix == ".json":
+        try:
+            document: Any = json.loads(text)
+        except ValueError:
+            return None
+        found = document.get("label") if isinstance(document, dict) else None
+        return None if found is None else str(found)
+    return None

@@ -1,0 +1,164 @@
+"""Objects behind ``http://`` and ``https://`` URLs, as a stranger's table may name them.
+
+No other scheme is followed, no redirect to another host, and no address of this machine or its network, unless the
+caller allows that: a table must not make this program ask for what only this machine may see.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import time
+import urllib.error
+import urllib.request
+from hashlib import sha256
+from typing import Any
+from urllib.parse import urlsplit
+
+from featurecache.errors import InputError
+from featurecache.sources.source import Stamp
+
+_TIMEOUT, _TRIES = 30.0, 3
+_AGENT = "featurecache"
+
+
+def is_url(name: str) -> bool:
+    """Tell whether a name is a URL of a server."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+class _Refused(urllib.error.URLError):
+    """What is not asked for."""
+
+
+def _check_peer(sock: socket.socket, host: str) -> None:
+    """Refuse a connection to an address that is not public; by the socket, so that no name can change meanwhile."""
+    address = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0])
+    if not address.is_global:
+        sock.close()
+        raise _Refused(f"{host} is {address}, an address of this machine or its network; --allow-local-urls allows it")
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _check_peer(self.sock, self.host)
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _check_peer(self.sock, self.host)
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, req)
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if after.scheme not in ("http", "https") or after.hostname != before.hostname:
+            raise _Refused(f"it redirects to {after.scheme}://{after.hostname}, another host")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class UrlReader:
+    """Reads objects by their URLs; several threads may ask at once.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Of a larger object no more is read.
+    allow_local : bool
+        Ask addresses of this machine and its network too.
+    """
+
+    def __init__(self, *, max_bytes: int, allow_local: bool = False) -> None:
+        self._max_bytes = max_bytes
+        handlers = [] if allow_local else [_Handler(), _SecureHandler()]
+        # No proxy of the environment: it would be asked for what the address check is about.
+        proxies = [] if allow_local else [urllib.request.ProxyHandler({})]
+        self._opener = urllib.request.build_opener(_SameHost(), *proxies, *handlers)
+        self._opener.addheaders = [("User-Agent", _AGENT)]
+
+    def stamp(self, url: str) -> Stamp | None:
+        """Return the stamp of an object; None where its server says nothing that changes with it.
+
+        Raises
+        ------
+        InputError
+            It is not there, or may not be asked for.
+        """
+        with self._asked(url, "HEAD") as response:
+            return _stamp_of(response.headers)
+
+    def read(self, url: str, *, stamp: Stamp | None = None) -> bytes:
+        """Return the bytes of an object.
+
+        Parameters
+        ----------
+        url : str
+        stamp : Stamp, optional
+            That it must still have.
+
+        Raises
+        ------
+        InputError
+            ``missing``, ``too_large``, ``changed`` or ``unreadable``.
+        """
+        with self._asked(url, "GET") as response:
+            if stamp is not None and _stamp_of(response.headers) != stamp:
+                raise InputError("changed", "the object was replaced while the run went on")
+            try:
+                data = bytes(response.read(self._max_bytes + 1))
+            except (OSError, http.client.HTTPException) as error:
+                raise InputError("unreadable", f"the connection ended: {type(error).__name__}: {error}") from None
+            length = response.headers.get("Content-Length")
+        if len(data) > self._max_bytes:
+            raise InputError("too_large", f"the object has more than {self._max_bytes} bytes")
+        if length is not None and length.isdecimal() and int(length) != len(data):
+            raise InputError("unreadable", f"{len(data)} of {length} bytes came")
+        return data
+
+    def _asked(self, url: str, method: str) -> Any:
+        if not is_url(url):
+            raise InputError("unreadable", "only http and https URLs are followed")
+        request = urllib.request.Request(url, method=method)
+        for number in range(_TRIES):
+            is_last = number == _TRIES - 1
+            try:
+                return self._opener.open(request, timeout=_TIMEOUT)
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code in (404, 410):
+                    raise InputError("missing", f"the server says {error.code}") from None
+                if error.code < 500 or is_last:
+                    raise InputError("unreadable", f"the server says {error.code} {error.reason}") from None
+            except (_Refused, ValueError, http.client.InvalidURL) as error:
+                raise InputError("unreadable", str(getattr(error, "reason", error))) from None
+            except (OSError, http.client.HTTPException) as error:
+                if isinstance(getattr(error, "reason", None), _Refused) or is_last:
+                    reason = getattr(error, "reason", error)
+                    raise InputError("unreadable", f"{type(reason).__name__}: {reason}"[:200]) from None
+            time.sleep(0.2 * 2**number)
+        raise AssertionError("unreachable")
+
+
+def _stamp_of(headers: Any) -> Stamp | None:
+    tags = [headers.get(name) for name in ("ETag", "Last-Modified")]
+    length = headers.get("Content-Length")
+    if not any(tags) or length is None or not length.isdecimal():
+        return None
+    digest = sha256(repr(tags).encode()).digest()
+    first, second, third = (int.from_bytes(digest[start : start + 7], "little") for start in (0, 7, 14))
+    return int(length), first, second, third
