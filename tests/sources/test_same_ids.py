@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import h5py
@@ -263,7 +263,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
     picture = b""
     tag = "one"
-    reads: list[str] = []
+    reads: ClassVar[list[str]] = []
 
     def do_HEAD(self) -> None:
         self._answer(head=True)
