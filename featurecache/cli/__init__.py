@@ -23,6 +23,7 @@ _STARTED = time.monotonic()
 
 VERBS = (
     *("run", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export"),
+    *("export-features", "similar", "rm"),
     *("backbones", "inspect", "verify", "repair", "gc", "convert", "doctor"),
 )
 
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"featurecache {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for name in VERBS:
-        importlib.import_module(f"featurecache.cli.{name}").add_parser(verbs)
+        importlib.import_module(f"featurecache.cli.{name.replace('-', '_')}").add_parser(verbs)
     return parser
 
 
@@ -170,6 +171,8 @@ _KEPT = {
     "gc": "what was removed is gone, nothing else was touched, run the same command to go on",
     "task": "tasks are as they were",
     "export": "nothing was exported",
+    "export-features": "nothing was written",
+    "rm": "what was removed is gone, run the same command to go on",
 }
 
 

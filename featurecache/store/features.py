@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from featurecache.store.folders import ShardFolder
 from featurecache.store.gathering import RowGatherer, by_shard
 from featurecache.store.samples import Rows, SampleTable
 from featurecache.store.shards import MappedShard
+
+if TYPE_CHECKING:
+    from featurecache.store.tasks import Task
 
 
 class Features:
@@ -198,6 +202,75 @@ class Features:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         values = self.read(self.rows)
         return values if dtype is None else values.astype(dtype)
+
+    def to_arrow(self, task: Task | None = None) -> Any:
+        """Return a pyarrow table: ``id``, ``name``, targets, ``split`` and ``features`` (a fixed-size list of float32).
+
+        Parameters
+        ----------
+        task : Task, optional
+            Whose samples are taken; all usable ones when left out.
+
+        Raises
+        ------
+        MissingExtraError
+            Without the extra ``parquet``.
+        """
+        from featurecache.interop.arrow_tables import to_arrow
+
+        return to_arrow(self, self._table, task)
+
+    def to_pandas(self, task: Task | None = None) -> Any:
+        """Return a data frame of what `to_arrow` holds, with a column for each feature: ``f0``, ``f1``, ...
+
+        Parameters
+        ----------
+        task : Task, optional
+        """
+        from featurecache.interop.arrow_tables import to_pandas
+
+        return to_pandas(self, self._table, task)
+
+    def to_hf(self, task: Task | None = None) -> Any:
+        """Return a ``datasets.Dataset`` of what `to_arrow` holds.
+
+        Parameters
+        ----------
+        task : Task, optional
+        """
+        from featurecache.interop.arrow_tables import to_hugging_face
+
+        return to_hugging_face(self, self._table, task)
+
+    def to_torch(
+        self, task: Task | None = None, split: str | None = None, *, stream: bool = False, seed: int | None = 0
+    ) -> Any:
+        """Return a data set of torch: items are features float32, or pairs of them and targets.
+
+        Parameters
+        ----------
+        task : Task, optional
+            Whose samples are taken, with the targets of `Task.rows`.
+        split : str, optional
+            ``train``, ``validation`` or ``test``; all when left out.
+        stream : bool
+            An iterable data set that shuffles blocks and holds one at a time, for more than fits in memory; else one by
+            index.
+        seed : int, optional
+            Of a stream's order, another for each epoch; None: as the rows lie.
+        """
+        from featurecache.interop.torch_data import torch_dataset
+        from featurecache.store.store import FeatureStore
+
+        root = self._folder.path.parents[3]
+        folder = PurePosixPath(self._folder.path.relative_to(root).as_posix())
+        return torch_dataset(FeatureStore.open(root), folder, self, task, split, stream=stream, seed=seed)
+
+    @property
+    def _table(self) -> SampleTable:
+        if self._samples is None:
+            raise RequestError("these features stand alone, without the table of their samples; open them by a store")
+        return self._samples
 
     def let_go(self) -> None:
         """Close the files that were read, each of which is open while it is mapped; they are opened again for more."""

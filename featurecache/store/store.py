@@ -32,6 +32,7 @@ from featurecache.store.labels import FolderLabels, TableLabels
 from featurecache.store.listings import Listing, Listings
 from featurecache.store.naming import check_name, is_name
 from featurecache.store.notes import Notes
+from featurecache.store.past_predictions import predictions_of
 from featurecache.store.result_schemas import HISTORY
 from featurecache.store.samples import SampleTable
 from featurecache.store.schemas import SAMPLES, SOURCE, TASK, BackboneAbout, features_schema
@@ -296,6 +297,32 @@ class FeatureStore(Notes):
         """Return the trainings on a task."""
         check_name("task", name)
         return History(ShardFolder(self.path / "history" / name, HISTORY))
+
+    def predictions(self, task: str) -> list[dict[str, Any]]:
+        """Return what the last training on a task predicted for each sample that its head was not fitted on.
+
+        Never of the kept head, which has seen every label.
+
+        Parameters
+        ----------
+        task : str
+
+        Returns
+        -------
+        list of dict
+            ``name``, ``label`` and ``prediction`` (class names; of several labels those that hold or are above one
+            half, joined by ``;``; of numbers by name), ``right`` (of classes), ``split``, and ``judged``: ``reported``,
+            or ``selection`` where the head was chosen by it.
+
+        Raises
+        ------
+        StoreError
+            Nothing was trained on it.
+        """
+        last, labels = self.history(task).last(), self.task(task)
+        if last is None:
+            raise StoreError(f"{self.path}: no head was trained on task {task!r}; run `featurecache train` first")
+        return predictions_of(last, labels, self.samples)
 
     def task_names(self) -> list[str]:
         """Names of all tasks."""

@@ -1,0 +1,125 @@
+"""The cached samples that are most like a new one, by the cosine of their features: exact, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurecache.backbones.runtimes import open_runtime
+from featurecache.backbones.taps import resolve_taps
+from featurecache.errors import RequestError
+from featurecache.extraction.modality import modality_of
+from featurecache.extraction.pipeline import run_pipeline, to_stored
+from featurecache.extraction.reproduction import reproduce_backbone
+from featurecache.sources.inputs import inputs_of
+from featurecache.sources.opening import open_sources
+from featurecache.store.feature_sets import FeatureSet
+from featurecache.store.store import FeatureStore
+
+_BLOCK = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A cached sample beside a new one.
+
+    Attributes
+    ----------
+    name : str
+        Where the cached sample was first seen.
+    similarity : float
+        Cosine of their features, -1 to 1.
+    """
+
+    name: str
+    similarity: float
+
+
+def similar(
+    store: FeatureStore,
+    inputs: Sequence[Any],
+    feature_set: FeatureSet,
+    count: int = 10,
+    *,
+    backbone: str | None = None,
+    weights: str | Path | None = None,
+) -> dict[str, list[Neighbour]]:
+    """Return the nearest cached samples of each input, the most alike first.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    inputs : sequence
+        As `open_sources` takes them.
+    feature_set : FeatureSet
+        Plain and pooled.
+    count : int
+        Neighbours of each.
+    backbone, weights : str and path, optional
+        What a record cannot decide; see `reproduce_backbone`.
+
+    Raises
+    ------
+    RequestError
+        Features of views or activations, or no neighbours are asked for.
+    InputError
+        An input that cannot be read or decoded.
+    """
+    if feature_set.num_views is not None or not feature_set.is_pooled:
+        raise RequestError(f"neighbours are told by plain, pooled features; {feature_set.tap} is not that")
+    if count < 1:
+        raise RequestError(f"ask for one neighbour at least, not {count}")
+    names, X = _features_of(inputs, feature_set, backbone, weights)
+    features = feature_set.open()
+    rows = features.rows[features.usable(features.rows)]
+    best_rows = np.zeros((len(X), 0), np.int64)
+    best = np.zeros((len(X), 0), np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        some = rows[start : start + _BLOCK]
+        values = np.concatenate([best, X @ _unit(features.read(some).astype(np.float32)).T], axis=1)
+        owners = np.concatenate([best_rows, np.broadcast_to(some, (len(X), len(some)))], axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+        best, best_rows = np.take_along_axis(values, order, axis=1), np.take_along_axis(owners, order, axis=1)
+    found = {}
+    for name, of_input, values_of_input in zip(names, best_rows, best, strict=True):
+        uris = store.samples.uris_of(of_input)
+        found[name] = [Neighbour(uri, float(v)) for uri, v in zip(uris, values_of_input.tolist(), strict=True)]
+    return found
+
+
+def _features_of(
+    named: Sequence[Any], feature_set: FeatureSet, backbone: str | None, weights: str | Path | None
+) -> tuple[list[str], NDArray[np.float32]]:
+    network = reproduce_backbone(
+        feature_set.identity,
+        feature_set.about.weights_source,
+        needed_by="finding neighbours",
+        backbone=backbone,
+        weights=weights,
+    )
+    inputs = [item for source in open_sources(named) for item in inputs_of(source)]
+    taps = resolve_taps(network, [feature_set.tap])
+    modality = modality_of(network.preprocess, network.tokenizer)
+    runtime = open_runtime(network, taps, runtime="torch", device="auto", num_inputs=len(inputs))
+    found: list[NDArray[np.float32]] = []
+    try:
+        with modality.undisturbed():
+            for outcome in run_pipeline(inputs, runtime, modality):
+                values, problems = to_stored(outcome.features[taps[0].name], outcome.problems, "float32")
+                for index, problem in sorted(problems.items()):
+                    number = sum(len(before) for before in found) + index
+                    problem.add_note(f"in {inputs[number].name}; leave it out")
+                    raise problem
+                found.append(values)
+    finally:
+        runtime.close()
+    return [item.name for item in inputs], _unit(np.concatenate(found).astype(np.float32))
+
+
+def _unit(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12), np.float32)
