@@ -32,6 +32,14 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_NO_TABLES = {
+    b"PK\x03\x04": "a spreadsheet or another archive; save the sheet as",
+    b"\xd0\xcf\x11\xe0": "an old spreadsheet; save the sheet as",
+    b"\x1f\x8b": "compressed; unpack it to",
+    b"{": "JSON; write it as",
+    b"[{": "JSON; write it as",
+}
+"""By the first bytes, what is no table, and what to do."""
 _SAMPLE = 1 << 16
 """Characters in which the delimiter is looked for."""
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
@@ -48,8 +56,22 @@ _ROWS_IN_A_GROUP = 4096
 
 # Compared without case, spaces, strokes and dashes; the first that a table has is taken.
 PATH_COLUMNS = (
-    *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagefilename", "imagename"),
-    *("imageid", "img", "imgpath", "imgfile", "imgname", "imgid", "photo", "picture", "id"),
+    *("path", "paths", "filepath", "filepaths", "file", "filename", "filenames", "fname", "fn", "image", "images"),
+    *("imagepath", "imagepaths", "imagefile", "imagefilename", "imagename", "imagenames", "imageurl", "imageindex"),
+    *(
+        "imageid",
+        "img",
+        "imgpath",
+        "imgfile",
+        "imgfilename",
+        "imgname",
+        "imgid",
+        "isicid",
+        "idcode",
+        "photo",
+        "picture",
+    ),
+    *("picturename", "url", "uid", "id"),
 )
 
 
@@ -109,7 +131,7 @@ def open_table(
         The file, in UTF-8, UTF-16 or Windows' cp1252.
     raw : bool
         For a table of texts: keep bytes that are no UTF-8 (`to_bytes` brings them back) instead of taking them for
-        cp1252, and refuse quotes that are not where quotes belong.
+        cp1252.
     delimiter : str, optional
         Between columns; found in the first rows when left out.
     has_header : bool
@@ -126,8 +148,9 @@ def open_table(
         with open_regular(path) as (file, _):
             buffered = io.BufferedReader(file)
             start = buffered.peek(8)[:8]
-            if start.startswith(b"PK\x03\x04"):
-                raise TableError("it is a spreadsheet or another archive; save the sheet as CSV UTF-8")
+            for mark, what in _NO_TABLES.items():
+                if start.startswith(mark):
+                    raise TableError(f"it is {what} CSV UTF-8")
             if start.startswith(b"PAR1"):
                 yield _parquet_table(path)
             else:
@@ -157,8 +180,8 @@ def _text_table(
         text.readline()
     default = "\t" if path.suffix.lower() in _TAB_SUFFIXES else ","
     found = TableFormat(encoding, delimiter or _delimiter_of(sample, default), skipped)
-    # Of texts, a stray quote would quietly swallow the rows that follow.
-    lines = csv.reader(_lines(text), delimiter=found.delimiter, strict=raw)
+    # A stray quote would quietly swallow the rows that follow.
+    lines = csv.reader(_lines(text), delimiter=found.delimiter, strict=True)
     first = next((row for row in lines if row), [])
     if not first:
         raise TableError("it is empty; its first line names the columns")
@@ -235,17 +258,40 @@ def _parquet_table(path: Path) -> Table:
     return Table(file.schema_arrow.names, rows())
 
 
+class ListField(str):
+    """A field that held several values, of a data frame or of Parquet."""
+
+    items: tuple[str, ...]
+
+    def __new__(cls, items: Iterable[Any]) -> ListField:
+        """Join the values."""
+        known = tuple(str(item) for item in items)
+        field = super().__new__(cls, ";".join(known))
+        field.items = known
+        return field
+
+
 def field_of(value: Any) -> str | None:
-    """Return a plain value as the field of a table: text as it is, nothing for None and numbers that are none.
+    """Return a plain value as the field of a table: text as it is, nothing for what frames hold for an empty cell.
 
     Parameters
     ----------
     value : object
-        Of a data frame, or of Parquet.
+        Of a data frame, or of Parquet. A whole number that is held as a float is written as a whole number.
     """
-    if value is None or value != value:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, list | tuple | set | frozenset) or getattr(value, "ndim", 0) > 0:
+        return ListField(value)
+    try:
+        if value is None or bool(value != value):
+            return None
+    except TypeError:  # pandas.NA, which is neither equal nor unequal
         return None
-    return value if isinstance(value, str) else str(value)
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if is_whole else str(value)
 
 
 def sample_columns(columns: Sequence[str]) -> list[str]:

@@ -28,7 +28,16 @@ from featurecache.cli.options import (
 )
 from featurecache.cli.output import dumped, print_line, print_table, print_warnings, progress_on_stderr, warn
 from featurecache.cli.output_files import add_raw_cells_option, check_outputs, write_table_at
-from featurecache.cli.prediction_tables import PredictionTable, columns_of, named_table, rows_like, whole_table
+from featurecache.cli.prediction_tables import (
+    PredictionTable,
+    Value,
+    columns_of,
+    named_table,
+    once_each,
+    rows_like,
+    whole_table,
+    with_quoted_counted,
+)
 from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
@@ -144,6 +153,8 @@ def _check_table_options(args: argparse.Namespace) -> None:
     """Refuse what does not go together, before a network is loaded."""
     if args.csv and args.out:
         raise RequestError("--csv prints a table, and --out writes one; leave one of them out")
+    if args.columns is not None and not args.columns.strip(" ,"):
+        raise RequestError("--columns names no column; say which, such as image_id,label")
     if args.columns and args.like:
         raise RequestError("--columns and --like both say which columns a table has; leave one of them out")
     named = args.columns or args.like
@@ -168,6 +179,20 @@ def _table_of(args: argparse.Namespace, predictions: Predictions) -> PredictionT
     return whole_table(classes, numbers, outliers=args.outliers, proba=args.proba, top_k=args.top_k)
 
 
+def _rows_of(
+    args: argparse.Namespace, table: PredictionTable, warnings: list[ReportWarning]
+) -> Callable[[Iterator[Prediction]], Iterator[dict[str, Value]]]:
+    """Return what turns predictions into rows of the table that the options name."""
+    counted = partial(with_quoted_counted, warnings=warnings, raw=args.raw_cells)
+    if args.like:
+        return lambda items: counted(rows_like(args.like, items, table, warnings))
+    if args.columns:
+        from featurecache.tables import sample_columns
+
+        return lambda items: counted(once_each(map(table.row, items), sample_columns(table.columns)[0]))
+    return lambda items: counted(map(table.row, items))
+
+
 def _write(
     args: argparse.Namespace, counted: Iterator[Prediction], predictions: Predictions, warnings: list[ReportWarning]
 ) -> None:
@@ -175,7 +200,7 @@ def _write(
     from featurecache.tables import safe_row
 
     table, names = _table_of(args, predictions), predictions.numbers
-    as_rows = partial(rows_like, args.like, table=table) if args.like else partial(map, table.row)
+    as_rows = _rows_of(args, table, warnings)
     write_out = partial(
         write_table_at,
         "--out",

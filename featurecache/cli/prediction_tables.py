@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from featurecache.errors import RequestError
 
 if TYPE_CHECKING:
     from featurecache.deployment.predict import Prediction
+    from featurecache.errors import ReportWarning
 
 Value = str | float | None
 
@@ -67,7 +69,8 @@ def whole_table(
         of_numbers.append(f"probability_{rank + 1}")
     if proba:
         # A class may be called as one of the columns is.
-        names = {name: f"probability of {name}" if name in values else name for name in classes}
+        own = {*values, "outlier", "status", "reason"}
+        names = {name: f"probability of {name}" if name in own else name for name in classes}
         values |= {column: _probability(name) for name, column in names.items()}
         of_numbers += names.values()
     if outliers:
@@ -102,32 +105,44 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
     if not (names := sample_columns(columns)):
         raise RequestError(f"none of the columns {', '.join(columns)} is known to name inputs; add path or image_id")
     values: dict[str, Callable[[Prediction], Value]] = {}
-    of_numbers = [name for name in columns if name in numbers or name in classes or name == "probability"]
+    of_numbers = [name for name in columns if name in numbers or name == "probability"]
     whole = whole_table(classes, numbers, outliers=False, proba=False, top_k=None).values
-    unknown = []
+    # Of classes that differ in case alone each has its own column.
+    by_case = {name.casefold(): name for name in classes if sum(name.casefold() == n.casefold() for n in classes) == 1}
+    # Whatever it is called, one column that is left is for what the head predicts, unless it asks for something else.
+    left = [name for name in columns if name not in (names[0], *numbers, *whole) and name.casefold() not in by_case]
+    left = [name for name in left if name not in classes]
+    if len(left) > 1 or (
+        left and (len(columns) > 2 or _asks_for_more(left[0])) and plain_name(left[0]) not in LABEL_COLUMNS
+    ):
+        known = ", ".join(dict.fromkeys(["label", *whole, *classes]))
+        raise RequestError(f"the column {left[-1]!r} says nothing that this head knows; it knows {known}")
     for name in columns:
         if name in numbers:
             values[name] = _number(name)
-        elif name in classes:
-            values[name] = _probability(name)
+        elif name in classes or (name not in whole and name.casefold() in by_case):
+            values[name] = _probability(name if name in classes else by_case[name.casefold()])
+            of_numbers.append(name)
         elif name == names[0]:
             values[name] = _name_of(plain_name(name))
-        elif name in whole:
-            values[name] = whole[name]
-        else:
-            unknown.append(name)
+        elif name in left:
             values[name] = whole[numbers[0] if numbers else "label"]
-    # Whatever it is called, the one column that is left is for what the head predicts.
-    likely = [name for name in unknown if plain_name(name) in LABEL_COLUMNS]
-    if len(unknown) > 1 or (unknown and len(numbers) > 1) or (unknown and not likely and "label" in columns):
-        known = ", ".join(dict.fromkeys(["label", *whole, *classes]))
-        raise RequestError(f"the column {unknown[-1]!r} says nothing that this head knows; it knows {known}")
-    if unknown and numbers:
-        of_numbers.append(unknown[0])
+            of_numbers += [name] if numbers else []
+        else:
+            values[name] = whole[name]
+    if left and len(numbers) > 1:
+        raise RequestError(f"the column {left[0]!r} could be any of {', '.join(numbers)}; name one of them")
     return PredictionTable(list(columns), of_numbers, values)
 
 
-def rows_like(path: Path, predictions: Iterable[Prediction], table: PredictionTable) -> Iterator[dict[str, Value]]:
+def _asks_for_more(name: str) -> bool:
+    """Tell whether a name is one of a probability, which says of no class whose it is."""
+    return re.search(r"prob|score|confidence|likelihood|rank", name) is not None
+
+
+def rows_like(
+    path: Path, predictions: Iterable[Prediction], table: PredictionTable, warnings: list[ReportWarning]
+) -> Iterator[dict[str, Value]]:
     """Yield a row for each row of somebody's table, in its order and with its names.
 
     Parameters
@@ -138,6 +153,8 @@ def rows_like(path: Path, predictions: Iterable[Prediction], table: PredictionTa
         Of all inputs.
     table : PredictionTable
         With the columns of that table.
+    warnings : list of ReportWarning
+        Gets how names were matched, where not exactly.
 
     Raises
     ------
@@ -153,9 +170,12 @@ def rows_like(path: Path, predictions: Iterable[Prediction], table: PredictionTa
     with open_table(path) as wanted:
         names = [str(row[key]).strip() for _, row in wanted if (row.get(key) or "").strip()]
     try:
-        found = match_names([name.replace("\\", "/") for name in names], list(by_path)).paths
+        # A name in another folder is another input here: samples of a contest are never trained on.
+        matches = match_names([name.replace("\\", "/") for name in names], list(by_path), by_file=False)
     except TaskError as error:
         raise RequestError(f"--like {path}: {error}") from None
+    found = matches.paths
+    warnings += matches.warnings
     missing = [name for name in names if name.replace("\\", "/") not in found]
     if missing:
         raise RequestError(
@@ -164,6 +184,55 @@ def rows_like(path: Path, predictions: Iterable[Prediction], table: PredictionTa
         )
     for name in names:
         yield by_path[found[name.replace("\\", "/")]] | {key: name}
+
+
+def once_each(rows: Iterable[dict[str, Value]], column: str) -> Iterator[dict[str, Value]]:
+    """Yield rows, and refuse two with one name: whoever reads them could not tell them apart.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+    column : str
+        Holds the names.
+
+    Raises
+    ------
+    RequestError
+        Two inputs are called the same.
+    """
+    seen: set[Value] = set()
+    for row in rows:
+        if row[column] in seen:
+            raise RequestError(f"two inputs are called {row[column]!r} in the column {column!r}; call it path instead")
+        seen.add(row[column])
+        yield row
+
+
+def with_quoted_counted(
+    rows: Iterable[dict[str, Value]], warnings: list[ReportWarning], *, raw: bool
+) -> Iterator[dict[str, Value]]:
+    """Yield rows, and say at the end how many have a cell that is not written as it is.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+    warnings : list of ReportWarning
+    raw : bool
+        Cells are written as they are.
+    """
+    from featurecache.errors import ReportWarning
+    from featurecache.tables import safe_row
+
+    count, first = 0, ""
+    for row in rows:
+        if not raw and (safe := safe_row(row)) != row:
+            count += 1
+            first = first or next(str(safe[name]) for name in row if safe[name] != row[name])
+        yield row
+    if count:
+        text = f"{count} rows have a cell that a spreadsheet would run, written with an apostrophe in front, first "
+        text += f"{first!r:.60}; --raw-cells leaves them as they are"
+        warnings.append(ReportWarning(kind="quoted_cells", count=count, text=text))
 
 
 def columns_of(path: Path) -> list[str]:

@@ -123,6 +123,11 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--domain-column", metavar="NAME", help="where an input comes from (camera, site), which --target-domain names"
     )
+    parser.add_argument(
+        "--split-column",
+        metavar="NAME",
+        help="says train, validation or test (default: split, or a column that holds nothing else)",
+    )
     parser.add_argument("--allow-missing", action="store_true", help="skip labels of files that are not in the cache")
 
 
@@ -155,6 +160,7 @@ def labels_of(
             group_column=args.group_column,
             weight_column=args.weight_column,
             domain_column=args.domain_column,
+            split_column=args.split_column,
             root=root,
             blank=args.blank,
             uncertain=args.uncertain,
@@ -167,7 +173,12 @@ def labels_of(
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
     if args.kind != "classification":
         raise RequestError(f"folders say classes, not {args.kind}; {advice}--kind {args.kind}")
-    columns = {"group": args.group_column, "weight": args.weight_column, "domain": args.domain_column}
+    columns = {
+        "group": args.group_column,
+        "weight": args.weight_column,
+        "domain": args.domain_column,
+        "split": args.split_column,
+    }
     for word, column in columns.items():
         if column:
             raise RequestError(f"folders say no {word}s; {advice}--{word}-column")

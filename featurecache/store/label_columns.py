@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
+from featurecache.store.labels import SPLIT_OF
 from featurecache.tables import PATH_COLUMNS, plain_name, sample_columns
 
 # Compared as `plain_name` writes them; the first that a table has is taken.
@@ -16,11 +17,21 @@ LABEL_COLUMNS = (
     *("species", "breed", "diagnosis", "tags", "y"),
 )
 SPLIT_COLUMN = "split"
-FLAGS = {"isvalid": "validation", "isval": "validation", "isvalidation": "validation", "istest": "test"}
-"""Columns of yes and no that say a split."""
+FLAGS = {
+    "isvalid": ("validation", "train"),
+    "isval": ("validation", "train"),
+    "isvalidation": ("validation", "train"),
+    "istest": ("test", "train"),
+    "istrain": ("train", "test"),
+    "istraining": ("train", "test"),
+    "istrainingimage": ("train", "test"),
+}
+"""Columns of yes and no, and the splits that they say."""
+SPLIT_WORDS = {**SPLIT_OF, "training": "train", "dev": "validation", "eval": "validation", "testing": "test"}
+"""Besides the names that folders have."""
 _INDEX = re.compile(r"(Unnamed: ?\d+)?|index", re.IGNORECASE)
 """What data frames call the column of their row numbers when they are written."""
-_FILE = re.compile(r".*\.[A-Za-z][A-Za-z0-9]{1,4}")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".dcm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +45,21 @@ class LabelColumns:
     labels : tuple of str
         Say the label, or one of several labels or numbers each.
     split : str or None
-    flags : tuple of (str, str)
-        Columns of yes and no, and the split that a yes says.
+    flags : tuple of (str, (str, str))
+        Columns of yes and no, and the splits that they say.
     group, weight, domain : str or None
-    unused_flags : tuple of str
-        Flags that are not looked at, as there is a split.
+    unused : tuple of str
+        Columns that were not named, and could say what another one was taken for.
     """
 
     key: str
     labels: tuple[str, ...]
     split: str | None = None
-    flags: tuple[tuple[str, str], ...] = ()
+    flags: tuple[tuple[str, tuple[str, str]], ...] = ()
     group: str | None = None
     weight: str | None = None
     domain: str | None = None
-    unused_flags: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def find_columns(
@@ -61,6 +72,8 @@ def find_columns(
     group_column: str | None = None,
     weight_column: str | None = None,
     domain_column: str | None = None,
+    split_column: str | None = None,
+    sample: Sequence[Mapping[str | None, str | None]] = (),
 ) -> LabelColumns:
     """Find the columns of a table of labels.
 
@@ -73,7 +86,9 @@ def find_columns(
         Which names the samples, or holds them as texts; known names when left out.
     label_columns : sequence of str
         Which say the label; when empty, a known name, or the only column that is left.
-    group_column, weight_column, domain_column : str, optional
+    group_column, weight_column, domain_column, split_column : str, optional
+    sample : sequence of mapping
+        The first rows. A column of names of image files names the samples rather than one of ids.
 
     Raises
     ------
@@ -87,33 +102,33 @@ def find_columns(
         "--group-column": [group_column],
         "--weight-column": [weight_column],
         "--domain-column": [domain_column],
+        "--split-column": [split_column],
     }
     found = {option: [_named(columns, name, option) for name in names if name] for option, names in named.items()}
     group, weight, domain = (next(iter(found[f"--{what}-column"]), None) for what in ("group", "weight", "domain"))
     plain = {plain_name(name): name for name in reversed(columns)}
-    split = plain.get(SPLIT_COLUMN)
-    flags = tuple((plain[flag], name) for flag, name in FLAGS.items() if flag in plain)
+    split = next(iter(found["--split-column"]), plain.get(SPLIT_COLUMN))
+    flags = tuple((plain[flag], splits) for flag, splits in FLAGS.items() if flag in plain)
     labels = found["--label-column"]
     given = [*found["--path-column"], *found["--text-column"]]
-    key = given[0] if given else _key_column(columns, [*labels, *filter(None, (group, weight, domain))])
-    if not labels:
-        others = [key, split, group, weight, domain, *(flag for flag, _ in flags)]
+    taken = [*labels, *filter(None, (group, weight, domain, split))]
+    key = given[0] if given else _key_column(columns, taken, sample)
+    is_found = not labels
+    if is_found:
+        others = [key, *taken, *(flag for flag, _ in flags)]
         labels = [_label_column([name for name in columns if name not in others], kind)]
-    for name in (key, *labels):
+    for name in (key, *labels, *filter(None, [split])):
         if (count := list(columns).count(name)) > 1:
             raise TaskError(f"{count} columns are called {name!r}; give them names of their own")
     if key in labels:
         raise TaskError(f"the column {key!r} would both name the samples and say their label; name another one")
+    split = None if split in labels else split
     flags = tuple(pair for pair in flags if pair[0] not in labels)
+    unused = [flag for flag, _ in flags] if split is not None else []
+    if is_found:
+        unused += [name for name in columns if plain_name(name) in LABEL_COLUMNS and name not in labels]
     return LabelColumns(
-        key,
-        tuple(labels),
-        split if split not in labels else None,
-        flags if split is None or split in labels else (),
-        group,
-        weight,
-        domain,
-        tuple(flag for flag, _ in flags) if split is not None and split not in labels else (),
+        key, tuple(labels), split, flags if split is None else (), group, weight, domain, tuple(dict.fromkeys(unused))
     )
 
 
@@ -126,14 +141,21 @@ def _named(columns: Sequence[str], name: str, option: str) -> str:
     raise TaskError(str(error))
 
 
-def _key_column(columns: Sequence[str], taken: Sequence[str]) -> str:
-    if known := sample_columns([name for name in columns if name not in taken]):
-        return known[0]
-    if any(_FILE.fullmatch(name) for name in columns):
+def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[Mapping[str | None, str | None]]) -> str:
+    if any(name.lower().endswith(_IMAGE_SUFFIXES) for name in columns):
         raise TaskError(
             f"the first line looks like a row and not like names of columns: {', '.join(columns)}; say --no-header if "
             "the table has none"
         )
+    known = sample_columns([name for name in columns if name not in taken])
+    if known and not plain_name(known[0]).endswith("id"):
+        return known[0]
+    # An id may be the number of a row: names of files say more.
+    of_files = [name for name in columns if name not in taken and _names_files(name, sample)]
+    if len(of_files) == 1:
+        return of_files[0]
+    if known:
+        return known[0]
     if len(columns) == 1:
         raise TaskError(
             f"it has one column, {columns[0]!r}, and takes one that names the samples and one that says their label; "
@@ -141,8 +163,16 @@ def _key_column(columns: Sequence[str], taken: Sequence[str]) -> str:
         )
     raise TaskError(
         "needs a column that names the samples, such as 'path', 'file', 'image_id' or 'id'; it has: "
-        f"{', '.join(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column"
+        f"{', '.join(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column (where "
+        "the first line is a row already, say --no-header)"
     )
+
+
+def _names_files(name: str, sample: Sequence[Mapping[str | None, str | None]]) -> bool:
+    """Tell whether all entries of a column look like names of images."""
+    entries = [(row.get(name) or "").strip().lower() for row in sample]
+    entries = [entry for entry in entries if entry]
+    return bool(entries) and all(entry.endswith(_IMAGE_SUFFIXES) for entry in entries)
 
 
 def _label_column(able: Sequence[str], kind: TaskKind) -> str:
@@ -160,5 +190,9 @@ def _label_column(able: Sequence[str], kind: TaskKind) -> str:
         raise TaskError(f"no column is left that could say {what}; name it with --label-column")
     raise TaskError(
         f"it does not say which column holds {what}: {', '.join(left)}; name it with --label-column"
-        + ("" if kind == "classification" else ", which may repeat")
+        + (
+            "; columns of 1 and 0 for each label are --kind multilabel"
+            if kind == "classification"
+            else ", which may repeat"
+        )
     )

@@ -10,6 +10,7 @@ from typing import Literal
 
 from featurecache.errors import TaskError
 from featurecache.specs import TaskKind
+from featurecache.tables import ListField
 
 # Data frames write 1.0 where a column has empty entries, spreadsheets TRUE.
 YES, NO = {"1", "1.0", "true", "yes", "y", "t"}, {"0", "0.0", "false", "no", "n", "f"}
@@ -66,6 +67,8 @@ class TargetReader:
             Of the columns, without spaces around.
         """
         for column, entry in zip(self.columns, entries, strict=True):
+            if isinstance(entry, ListField) and not (self.kind == "multilabel" and len(self.columns) == 1):
+                raise TaskError(f"{where}: the {column} holds several values; say --kind multilabel")
             if not entry.isprintable():
                 raise TaskError(f"{where}: the {column} is no plain text: {entry!r:.100}")
         if self.kind == "classification":
@@ -94,6 +97,8 @@ class TargetReader:
         return "\n".join(map(repr, numbers)), ()
 
     def _listed_labels(self, entry: str) -> Target | None:
+        if isinstance(entry, ListField) and entry.items:
+            return "\n".join(sorted({item.strip() for item in entry.items} - {""})), ()
         word = entry.lower()
         reading = (self.blank or "negative") if word in BLANK else self.uncertain if word in UNCERTAIN else None
         if reading == "missing":
@@ -133,6 +138,8 @@ def number_of(where: str, column: str, entry: str, *, decimal_comma: bool = Fals
     """
     with_comma = re.fullmatch(r"[+-]?\d+,\d+", entry)
     try:
+        if "_" in entry:  # which Python takes for a number
+            raise ValueError(entry)
         number = float(entry.replace(",", ".") if with_comma and decimal_comma else entry)
     except ValueError:
         number = math.nan

@@ -1,15 +1,16 @@
 """Names of samples in a table of labels, matched to the names in a source.
 
-A name is matched exactly; else by its end, as paths of another root are; else in another case, without suffix or with
-another one; else, if that matches all that are left, by the file's name without folders and suffix. What is matched
-otherwise than exactly is told, and a name that fits two samples is an error.
+A name is matched exactly. Where none is, names are matched by their ends, as paths of another root are; then those that
+are left in another case, without suffix or with another one; and where nothing was matched so far, all of them by the
+file's name without folders and suffix. What is matched otherwise than exactly is told, and a name that fits two samples
+is an error.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -35,7 +36,7 @@ class NameMatches:
     warnings: tuple[ReportWarning, ...] = ()
 
 
-def match_names(names: Iterable[str], paths: Sequence[str]) -> NameMatches:
+def match_names(names: Iterable[str], paths: Sequence[str], *, by_file: bool = True) -> NameMatches:
     """Find the names of a table among the names of a source.
 
     Parameters
@@ -44,6 +45,8 @@ def match_names(names: Iterable[str], paths: Sequence[str]) -> NameMatches:
         With forward slashes.
     paths : sequence of str
         Of a source, or of several.
+    by_file : bool
+        Match by the names of files alone where nothing else fits.
 
     Raises
     ------
@@ -52,19 +55,27 @@ def match_names(names: Iterable[str], paths: Sequence[str]) -> NameMatches:
     """
     wanted, able = dict.fromkeys(names), dict.fromkeys(paths)
     found = {name: name for name in wanted if name in able}
-    left = [name for name in wanted if name not in able]
     how: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    for rule, form, of_name in _RULES if left else ():
-        matches = _by_end(left, able, form, of_name)
-        if rule == _LAST and len(matches) < len(left):
+    for rule, form, of_name in _RULES:
+        left = [name for name in wanted if name not in found]
+        # A table is written in one way: a name without folders beside names with them is another sample.
+        if (
+            not left
+            or (found and rule in (_BY_END, _BY_FILE) and not how)
+            or (rule == _BY_FILE and (found or not by_file))
+        ):
+            continue
+        # A sample that a stricter rule gave a name has it.
+        free = able.keys() - found.values() if found else able.keys()
+        matches = _by_end(left, [path for path in able if path in free], form, of_name, strict=rule != _BY_FILE)
+        if rule == _BY_FILE and len(matches) < len(left):
             break  # it forgives too much to be right for some names only
+        _check_apart(matches)
         for name, path in matches.items():
             found[name] = path
             examples.setdefault(rule, f"{name!r} is {path!r}")
         how[rule] += len(matches)
-        left = [name for name in left if name not in matches]
-    _check_apart(found)
     return NameMatches(found, tuple(_warnings(how, examples, len(wanted))))
 
 
@@ -79,32 +90,42 @@ def suggested_path(paths: Iterable[str]) -> str:
     return "" if first is None else f" (the source has names such as {shortened(repr(first))})"
 
 
-def _by_end(left: Sequence[str], paths: Iterable[str], form: _Form, of_name: _Form) -> dict[str, str]:
-    """Return the one path for each name of which one is the end of the other, in whole folders."""
-    by_file = defaultdict(list)
+def _by_end(left: Sequence[str], paths: Sequence[str], form: _Form, of_name: _Form, *, strict: bool) -> dict[str, str]:
+    """Return the one path for each name of which one is the end of the other, in whole folders.
+
+    A name that fits several is an error where ``strict``, and else fits none.
+    """
+    # All ends of paths, so that a name is looked up and not compared with each path.
+    whole, ending = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for path in paths:
-        parts = tuple(form(path).split("/"))
-        by_file[parts[-1]].append((parts, path))
+        text = form(path)
+        whole[text].append(path)
+        for end in _ends(text):
+            if len(several := ending[end]) < 2:
+                several.append(path)
     matches = {}
     for name in left:
-        mine = tuple(of_name(name).strip("/").split("/"))
-        fits = [(min(len(parts), len(mine)), path) for parts, path in by_file[mine[-1]] if _is_end(parts, mine)]
+        text = of_name(name).strip("/")
+        fits = whole.get(text) or ending.get(text) or []
         # Of a path and a longer one that both are the end of a name, the longer one says more.
-        longest = max((length for length, _ in fits), default=0)
-        best = [path for length, path in fits if length == longest]
-        if len(best) > 1:
+        fits = fits or next((whole[end] for end in _ends(text) if end in whole), [])
+        if len(fits) == 1:
+            matches[name] = fits[0]
+        elif fits and strict:
             raise TaskError(
-                f"{shortened(repr(name))} fits {len(best)} samples of the source, {best[0]!r} and {best[1]!r} among "
-                "them; write the path in the source, or name that source with --source"
+                f"{shortened(repr(name))} fits several samples of the source, {fits[0]!r} and {fits[1]!r} among them; "
+                "write the path in the source, or name that source with --source"
             )
-        if best:
-            matches[name] = best[0]
     return matches
 
 
-def _is_end(first: Sequence[str], second: Sequence[str]) -> bool:
-    count = min(len(first), len(second))
-    return first[-count:] == second[-count:]
+def _ends(path: str) -> Iterator[str]:
+    """Yield the ends of a path in whole folders, the longest first."""
+    yield path
+    start = path.find("/")
+    while start >= 0:
+        yield path[start + 1 :]
+        start = path.find("/", start + 1)
 
 
 def _same(text: str) -> str:
@@ -126,17 +147,18 @@ def _stem(text: str) -> str:
     return _without_suffix(_folded(PurePosixPath(text).name))
 
 
-_LAST = "by the name of the file without its folder and suffix"
+_BY_END = "by the end of the path"
+_BY_FILE = "by the name of the file without its folder and suffix"
 _RULES: tuple[tuple[str, _Form, _Form], ...] = (
-    ("by the end of the path", _same, _same),
-    ("by name in another case", _folded, _folded),
+    (_BY_END, _same, _same),
+    ("by name in another case or composition", _folded, _folded),
     ("by name without suffix", lambda path: _without_suffix(_folded(path)), _folded),
     (
         "by name with another suffix",
         lambda path: _without_suffix(_folded(path)),
         lambda name: _without_suffix(_folded(name)),
     ),
-    (_LAST, _stem, _stem),
+    (_BY_FILE, _stem, _stem),
 )
 """What is said of a rule, and the forms in which paths and names are compared."""
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featurecache.errors import ReportWarning, TaskError
 from featurecache.hashing import digest_bytes
 from featurecache.specs import TaskKind, task_kind
-from featurecache.store.label_columns import LabelColumns, find_columns
-from featurecache.store.label_entries import BLANK, NO, YES, Reading, TargetReader, number_of
-from featurecache.store.labels import SPLIT_OF, Label, TableLabels
+from featurecache.store.label_columns import SPLIT_WORDS, LabelColumns, find_columns
+from featurecache.store.label_entries import BLANK, NO, NO_CLASS, YES, Reading, TargetReader, number_of
+from featurecache.store.labels import Label, TableLabels
 from featurecache.store.spellings import joined_labels
-from featurecache.tables import Row, Table, TableError, field_of, open_table, sample_columns, to_bytes
+from featurecache.tables import ListField, Row, Table, TableError, field_of, open_table, sample_columns, to_bytes
 
-# Besides the names that folders have.
-_SPLIT_OF = {**SPLIT_OF, "training": "train", "dev": "validation", "eval": "validation", "testing": "test"}
+_SAMPLE = 200
+"""Rows by which columns are told apart."""
 
 
 def labels_from_csv(
@@ -31,6 +32,7 @@ def labels_from_csv(
     group_column: str | None = None,
     weight_column: str | None = None,
     domain_column: str | None = None,
+    split_column: str | None = None,
     root: str | Path | None = None,
     blank: Reading | None = None,
     uncertain: Reading = "missing",
@@ -43,7 +45,8 @@ def labels_from_csv(
     """Read labels from a table in a file: CSV, TSV or Parquet, in UTF-8, UTF-16 or Windows' cp1252.
 
     A label or number that a table leaves open is unknown, and never taken for a no: it is left out of fitting and
-    scores. A column ``split``, or columns ``is_valid`` and ``is_test`` of yes and no, say the split.
+    scores. A column ``split``, one that holds nothing but train, validation and test, or columns ``is_valid``,
+    ``is_test`` and ``is_train`` of yes and no, say the split.
 
     Parameters
     ----------
@@ -64,6 +67,8 @@ def labels_from_csv(
         Sample weights in fitting, above 0.
     domain_column : str, optional
         Where samples come from: a camera, a site; what ``--target-domain`` names.
+    split_column : str, optional
+        Says the split, when it is called otherwise.
     root : path, optional
         The source of the paths; all sources of the cache when left out.
     blank, uncertain : {"missing", "negative", "positive"}, optional
@@ -93,7 +98,7 @@ def labels_from_csv(
         path_column, label_column = path_column or "1", label_column or "2"
     options = _Options(
         task_kind(kind), path_column, _columns(label_column), text_column, group_column, weight_column,
-        domain_column, blank, uncertain, separator, keep_na, merge_spellings,
+        domain_column, split_column, blank, uncertain, separator, keep_na, merge_spellings,
     )  # fmt: skip
     try:
         with open_table(file, raw=text_column is not None, delimiter=delimiter, has_header=has_header) as table:
@@ -111,6 +116,7 @@ def labels_from_frame(
     group_column: str | None = None,
     weight_column: str | None = None,
     domain_column: str | None = None,
+    split_column: str | None = None,
     root: str | Path | None = None,
     blank: Reading | None = None,
     uncertain: Reading = "missing",
@@ -124,7 +130,7 @@ def labels_from_frame(
     frame : DataFrame
         Where no column names the samples, the index does, if it holds texts. An empty cell is None or NaN; the text
         "NA" is the name of a class.
-    path_column, label_column, kind, group_column, weight_column, domain_column
+    path_column, label_column, kind, group_column, weight_column, domain_column, split_column
         As for `labels_from_csv`.
     root, blank, uncertain, separator, merge_spellings
         As for `labels_from_csv`.
@@ -134,6 +140,14 @@ def labels_from_frame(
     TaskError
         A column is missing, or an entry says nothing that is known.
     """
+    if not hasattr(frame, "columns"):
+        raise TaskError(f"labels_from_frame takes a data frame with columns, not a {type(frame).__name__}")
+    names = [str(name) for name in frame.columns]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TaskError(
+            f"{names.count(twice)} columns of the data frame are called {twice!r}; give them names of their own"
+        )
     columns = {str(name): [field_of(value) for value in frame[name]] for name in frame.columns}
     index = list(getattr(frame, "index", ()))
     if path_column is None and not sample_columns(list(columns)) and all(isinstance(name, str) for name in index):
@@ -141,7 +155,7 @@ def labels_from_frame(
     every: Iterator[Row] = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     options = _Options(
         task_kind(kind), path_column, _columns(label_column), None, group_column, weight_column, domain_column,
-        blank, uncertain, separator, True, merge_spellings,
+        split_column, blank, uncertain, separator, True, merge_spellings,
     )  # fmt: skip
     return _read(Table(list(columns), enumerate(every, 1)), options, "a data frame", "row", root)
 
@@ -164,10 +178,15 @@ def labels_from_mapping(
     """
     every: Iterator[Row] = ({"path": str(name), "label": field_of(label)} for name, label in labels.items())
     options = _Options(
-        "classification", "path", ("label",), None, None, None, None, None, "missing", ";|", True, merge_spellings
+        "classification", "path", ("label",), None, None, None, None, None, None, "missing", ";|", True, merge_spellings
     )
     table = Table(["path", "label"], enumerate(every, 1))
     return _read(table, options, "a mapping", "entry", root)
+
+
+def _entry(field: str | None) -> str:
+    """Return an entry without spaces around; one of several values stays that."""
+    return field if isinstance(field, ListField) else (field or "").strip()
 
 
 def _columns(label_column: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -185,6 +204,7 @@ class _Options:
     group_column: str | None
     weight_column: str | None
     domain_column: str | None
+    split_column: str | None
     blank: Reading | None
     uncertain: Reading
     separator: str
@@ -204,6 +224,10 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
         )
     if options.kind != "multilabel" and (options.blank or options.uncertain != "missing"):
         raise TaskError(f"--blank and --uncertain are for tasks of kind multilabel, not {options.kind}; leave them out")
+    if not options.separator:
+        raise TaskError("--separator is one or more characters between labels; got none")
+    rows = iter(table)
+    first = list(islice(rows, _SAMPLE))
     try:
         columns = find_columns(
             table.columns,
@@ -214,6 +238,8 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
             group_column=options.group_column,
             weight_column=options.weight_column,
             domain_column=options.domain_column,
+            split_column=options.split_column,
+            sample=[row for _, row in first],
         )
     except TaskError as error:
         raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
@@ -222,11 +248,14 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
         decimal_comma=table.format is not None and table.format.delimiter == ";",
     )  # fmt: skip
     reader = _RowReader(columns, targets, where, is_text=options.text_column is not None)
-    labels = tuple(reader.labels(table))
+    known = (columns.key, *columns.labels, columns.group, columns.weight, columns.domain)
+    if columns.split is None and not columns.flags:
+        reader.maybe_split = {name: [] for name in table.columns if name and name not in known}
+    labels = reader.with_split(list(reader.labels(chain(first, rows))))
     if not labels:
         nothing = f"says nothing of any of its {reader.num_rows} rows in {', '.join(map(repr, columns.labels))}"
-        nothing = nothing if reader.num_rows else "has a header but no rows"
-        raise TaskError(f"{where.removesuffix(' line')} {nothing}")
+        nothing = nothing if reader.num_rows else "has names of columns but no rows"
+        raise TaskError(f"{where.removesuffix(' line') if table.format is not None else origin} {nothing}")
     is_listed = options.kind == "classification" or (options.kind == "multilabel" and len(columns.labels) == 1)
     found = TableLabels(
         labels=labels,
@@ -250,6 +279,10 @@ class _RowReader:
     num_rows: int = 0
     unlabelled: Counter[str] = field(default_factory=Counter)
     """Rows that have no label, by what stands there."""
+    maybe_split: dict[str, list[str | None]] = field(default_factory=dict)
+    """Columns that nobody named and that hold nothing but words for splits so far, with the split of each label."""
+    found_split: str = ""
+    """The one of them that was taken."""
 
     def labels(self, table: Iterable[tuple[int, Row]]) -> Iterator[Label]:
         """Yield the label of each row that has one."""
@@ -258,8 +291,13 @@ class _RowReader:
             if not any(entry and entry.strip() for entry in row.values()):
                 continue  # a spreadsheet writes them at the end
             self.num_rows += 1
+            if surplus := (row.get(None) or "").strip():
+                raise TaskError(
+                    f"{self.where} {line} has more fields than there are columns, first {surplus!r:.60}; put what "
+                    "holds the delimiter in double quotes, and give a column of row names a name too"
+                )
             where, key, shown = f"{self.where} {line}", row.get(columns.key), None
-            entries = [(row.get(column) or "").strip() for column in columns.labels]
+            entries = [_entry(row.get(column)) for column in columns.labels]
             if self.is_text and key is None:
                 raise TaskError(f"{where} has fewer fields than the header; put texts in double quotes")
             target = self.targets.read(where, entries)
@@ -275,23 +313,41 @@ class _RowReader:
             else:
                 key = str(PurePosixPath(key.replace("\\", "/")))
             split, group, weight = self._split(where, row), self._group(where, row), self._weight(where, row)
+            self._note_splits(row)
             yield Label(key, target[0], split, shown, group, weight, target[1], self._domain(where, row))
 
-    def _split(self, where: str, row: Row) -> str | None:
-        for column, split in self.columns.flags[::-1]:  # test before validation
+    def _note_splits(self, row: Row) -> None:
+        for column in list(self.maybe_split):
             word = (row.get(column) or "").strip().lower()
-            if word in YES:
-                return split
-            if word not in NO and word not in BLANK:
+            if word and word not in SPLIT_WORDS:
+                del self.maybe_split[column]
+            else:
+                self.maybe_split[column].append(SPLIT_WORDS.get(word))
+
+    def with_split(self, labels: list[Label]) -> tuple[Label, ...]:
+        """Return labels with the splits of a column that holds nothing else, where one does."""
+        able = {name: splits for name, splits in self.maybe_split.items() if len(set(splits)) > 1}
+        if len(able) != 1:
+            return tuple(labels)
+        ((self.found_split, splits),) = able.items()
+        return tuple(replace(label, split=split) for label, split in zip(labels, splits, strict=True))
+
+    def _split(self, where: str, row: Row) -> str | None:
+        said = []
+        for column, (yes, no) in self.columns.flags:
+            word = (row.get(column) or "").strip().lower()
+            if word not in YES and word not in NO and word not in BLANK:
                 raise TaskError(f"{where}: the {column} is neither yes nor no: {word!r:.100}")
-        if self.columns.flags:
-            return "train"
+            said.append(yes if word in YES else no)
+        if said:
+            # What is of a test or validation split by one column is, whatever others say.
+            return next((split for split in ("test", "validation") if split in said), "train")
         if self.columns.split is None:
             return None
         word = (row.get(self.columns.split) or "").strip().lower()
-        if word and word not in _SPLIT_OF:
+        if word and word not in SPLIT_WORDS:
             raise TaskError(f"{where}: unknown split {word!r:.100}; use train, validation or test")
-        return _SPLIT_OF[word] if word else None
+        return SPLIT_WORDS[word] if word else None
 
     def _group(self, where: str, row: Row) -> str | None:
         if (column := self.columns.group) is None:
@@ -303,7 +359,8 @@ class _RowReader:
     def _domain(self, where: str, row: Row) -> str | None:
         if (column := self.columns.domain) is None:
             return None
-        if not (domain := (row.get(column) or "").strip()):
+        domain = (row.get(column) or "").strip()
+        if not domain or domain in NO_CLASS:
             raise TaskError(f"{where}: the {column} is empty; say where the sample comes from")
         return domain
 
@@ -341,9 +398,15 @@ class _RowReader:
                 count=count,
                 text=f"{count} of {self.num_rows} rows have no label and are left out{what}{advice}",
             )
-        for column in self.columns.unused_flags:
-            text = f"the column {column!r} is not looked at, as {self.columns.split!r} says the split"
-            yield ReportWarning(kind="unused_column", count=1, text=text)
+        if self.found_split:
+            text = f"the column {self.found_split!r} holds nothing but names of splits, and says the split"
+            yield ReportWarning(kind="split_column", count=1, text=text)
+        if self.columns.unused:
+            what = f"{', '.join(map(repr, self.columns.labels))} says the label"
+            what += f" and {self.columns.split!r} the split" if self.columns.split is not None else ""
+            names = ", ".join(map(repr, self.columns.unused))
+            text = f"{names} {'is' if len(self.columns.unused) == 1 else 'are'} not looked at, as {what}"
+            yield ReportWarning(kind="unused_column", count=len(self.columns.unused), text=text)
 
     def _of_unknown(self, labels: Sequence[Label]) -> Iterator[ReportWarning]:
         of_label = [

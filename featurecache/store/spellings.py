@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from dataclasses import replace
 from featurecache.errors import ReportWarning
 from featurecache.specs import TaskKind
 from featurecache.store.labels import Label
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 
 
 def merged_spellings(
@@ -50,7 +53,10 @@ def merged_spellings(
 
 
 def _letters(name: str) -> str:
-    return "".join(unicodedata.normalize("NFC", name).split()).casefold()
+    plain = unicodedata.normalize("NFC", name).strip()
+    if _NUMBER.fullmatch(plain):  # 1 and 1.0 are one number, and 1 2 is not 12
+        return repr(float(plain))
+    return "".join(plain.split()).casefold() if not plain.replace(" ", "").isdigit() else plain
 
 
 def joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Iterator[ReportWarning]:

@@ -304,7 +304,10 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) 
     merged = _Merged()
     for row, copies in sorted(by_row.items()):
         if (target := _merge_targets(copies, kind)) is None:
-            merged.conflicts.append({copy.name: copy.label for copy in copies})
+            said: dict[str, dict[str, None]] = defaultdict(dict)
+            for copy in copies:
+                said[copy.name][copy.label] = None
+            merged.conflicts.append({name: " and ".join(labels) for name, labels in said.items()})
             continue
         splits = {copy.split for copy in copies}
         merged.moved += len(splits) > 1
@@ -340,7 +343,7 @@ def _assemble(
         if groups is not None:
             _check_groups(groups, names, splits)
     else:
-        kept = _previous_splits(ids, previous, random_state)
+        kept = _previous_splits(ids, previous, random_state, classes, groups)
         splits = _make_splits(ids, targets, source.kind, names, groups, kept, random_state)
         if groups is not None and (len(used := np.unique(splits)) < 2 or 0 not in used):
             raise TaskError(
@@ -426,10 +429,21 @@ def _check_groups(groups: NDArray[np.int32], names: list[str], splits: NDArray[n
         )
 
 
-def _previous_splits(ids: Ids, previous: Task | None, random_state: int) -> NDArray[np.int64]:
-    """Return the earlier split of each sample, -1 where it is new or the earlier splits were made otherwise."""
+def _previous_splits(
+    ids: Ids,
+    previous: Task | None,
+    random_state: int,
+    classes: Sequence[str],
+    groups: NDArray[np.int32] | None,
+) -> NDArray[np.int64]:
+    """Return the earlier split of each sample, -1 where it is new or the earlier splits were made otherwise.
+
+    Of other classes, or of samples that were grouped otherwise, splits say nothing.
+    """
     kept = np.full(len(ids), -1, np.int64)
     if previous is None or (previous.about["splits"], previous.about["random_state"]) != ("made", random_state):
+        return kept
+    if not set(previous.classes) <= set(classes) or (previous.groups is None) != (groups is None):
         return kept
     index = find_ids(ids, previous.ids)
     kept[index >= 0] = previous.splits[index[index >= 0]]

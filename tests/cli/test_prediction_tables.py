@@ -98,6 +98,8 @@ def test_a_submission_like_a_sample_has_its_rows_and_names(predict: Callable, tm
             ["--csv", "--columns", "id,label,colour"],
             "the column 'colour' says nothing that this head knows; it knows la",
         ),
+        (["--csv", "--columns", "id,confidence"], "the column 'confidence' says nothing that this head knows"),
+        (["--csv", "--columns", " , "], "--columns names no column; say which, such as image_id,label"),
         (["--csv", "--columns", "id,one,two"], "the column 'two' says nothing that this head knows"),
         (["--csv", "--like", "gone.csv"], "--like gone.csv: it does not exist"),
     ],
@@ -107,3 +109,32 @@ def test_requests_that_make_no_sense_are_one_line(predict: Callable, options: li
     assert status == 2
     assert said in err
     assert not out
+
+
+def test_inputs_of_one_name_are_not_mixed_up(folder: Path, call: Call, tmp_path: Path) -> None:
+    colours = list(COLOURS.values())
+    for number, site in enumerate(("a", "b")):
+        write_image(tmp_path / site / "1.png", colours[number], seed=number)
+    predict = ["predict", folder / "c" / "heads" / "h", tmp_path / "a", tmp_path / "b", "--backbone", TINY, *RUNTIME]
+    status, _, err = call(*predict, "--quiet", "--out", tmp_path / "s.csv", "--columns", "image_id,label")
+    assert status == 2
+    assert "two inputs are called '1' in the column 'image_id'; call it path instead" in err
+    (tmp_path / "like.csv").write_text("path,label\nc/1.png,x\n")
+    status, _, err = call(*predict, "--quiet", "--out", tmp_path / "s.csv", "--like", tmp_path / "like.csv")
+    assert status == 2
+    assert "are of inputs that were not named, first 'c/1.png'" in err
+
+
+def test_classes_in_another_case_and_cells_that_a_spreadsheet_runs(predict: Callable, folder: Path, call: Call) -> None:
+    first = next(iter(COLOURS))
+    _, out, _ = predict("--csv", "--columns", f"id,{first.upper()}")
+    _, again, _ = predict("--csv", "--columns", f"id,{first}")
+    assert [row[first.upper()] for row in rows_in(out)] == [row[first] for row in rows_in(again)]
+    write_image(folder / "odd" / "-x7.png", COLOURS[first], seed=5)
+    options = ["--backbone", TINY, *RUNTIME, "--quiet", "--csv", "--columns", "id,label"]
+    _, out, err = call("predict", folder / "c" / "heads" / "h", folder / "odd", *options)
+    assert rows_in(out)[0]["id"] == "'-x7"
+    assert "1 rows have a cell that a spreadsheet would run, written with an apostrophe" in err
+    _, out, err = call("predict", folder / "c" / "heads" / "h", folder / "odd", *options, "--raw-cells")
+    assert rows_in(out)[0]["id"] == "-x7"
+    assert "apostrophe" not in err

@@ -122,7 +122,7 @@ def test_a_table_without_line_ends_is_not_read_into_memory(cached: tuple[Path, P
 
 def test_a_thumbnail_of_none_of_them(tmp_path: Path) -> None:
     folder = add_strange_files(tmp_path / "strange")
-    assert [thumbnail(folder / name) for name in REASONS] == [None] * len(REASONS)
+    assert [thumbnail(bytes_of(folder / name)) for name in REASONS] == [None] * len(REASONS)
 
 
 def test_a_folder_with_the_name_of_an_image_is_a_folder(

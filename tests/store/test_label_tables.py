@@ -168,7 +168,9 @@ def test_a_flag_beside_a_split_is_told(store: FeatureStore, tmp_path: Path) -> N
     (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", "split", "is_valid"]))
     task = added(store, labels_from_csv(tmp_path / "t.csv"))
     assert task.counts() == {"train": 18, "test": 6}
-    assert [w.text for w in task.warnings()] == ["the column 'is_valid' is not looked at, as 'split' says the split"]
+    assert [w.text for w in task.warnings()] == [
+        "'is_valid' is not looked at, as 'label' says the label and 'split' the split"
+    ]
 
 
 def test_rows_without_a_label_are_counted(store: FeatureStore, tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_data_frames_and_mappings_say_the_same(store: FeatureStore) -> None:
 def test_a_name_that_fits_two_samples_is_refused(tmp_path: Path) -> None:
     files = [f"{folder}/{number}.jpg" for folder in ("left", "right") for number in range(3)]
     store = make_store(tmp_path, {name: name for name in files})
-    with pytest.raises(TaskError, match=r"'0.jpg' fits 2 samples .*'left/0.jpg' and 'right/0.jpg' among them"):
+    with pytest.raises(TaskError, match=r"'0.jpg' fits several samples .*'left/0.jpg' and 'right/0.jpg' among them"):
         store.add_task("t", labels_from_mapping({"0.jpg": "a", "1.jpg": "b"}))
     with pytest.raises(TaskError, match=r"'x/left/0.jpg' and 'y/left/0.jpg' of the labels both fit 'left/0.jpg'"):
         store.add_task("t", labels_from_mapping({"x/left/0.jpg": "a", "y/left/0.jpg": "b"}))
@@ -294,3 +296,136 @@ def test_labels_of_files_that_cannot_be_read_are_left_out_aloud(tmp_path: Path) 
     assert [warning.text for warning in task.warnings()] == [
         "1 of 9 labels are for inputs that cannot be read, and are left out, first bad.jpg"
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("image,label\n0000f3.jpg,black, small\n", {}, r"line 2 has more fields than there are columns, first 'small'"),
+        ("image,price\n0000f3.jpg,3,5\n", {"kind": "regression"}, "line 2 has more fields than there are columns"),
+        ('image,note,label\n0000f3.jpg,"12 inch,a\n0001f3.jpg,"12 inch,b\n', {}, "is a quote left open"),
+        ('image,label,note\n0000f3.jpg,a,"open\n0001f3.jpg,b,x\n', {}, "is a quote left open"),
+        ('{"path": 1}', {}, "it is JSON; write it as CSV UTF-8"),
+        ("image,label\n0000f3.jpg,a;b\n", {"separator": ""}, "--separator is one or more characters"),
+        ("image,label,site\n0000f3.jpg,a,NA\n", {"domain_column": "site"}, "the site is empty; say where"),
+        ("image,price\n0000f3.jpg,1_5\n", {"kind": "regression"}, "the price is no number: '1_5'"),
+    ],
+)
+def test_what_would_be_read_wrong_is_refused(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(TaskError, match=message):
+        labels_from_csv(tmp_path / "t.csv", **options)
+
+
+@pytest.mark.parametrize("name", ["set", "Subset", "phase", "data set", "whatever"])
+def test_a_column_of_nothing_but_splits_says_the_split(store: FeatureStore, tmp_path: Path, name: str) -> None:
+    rows = rows_of(lambda name: f"{name}.jpg", lambda k: "test" if k % 4 == 0 else "train")
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", name]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert task.counts() == {"train": 18, "test": 6}
+    (warning,) = task.warnings()
+    assert warning.text == f"the column {name!r} holds nothing but names of splits, and says the split"
+    # Two such columns say two things: the right one has to be named.
+    rows = rows_of(
+        lambda name: f"{name}.jpg", lambda k: "test" if k % 4 == 0 else "train", lambda k: "test" * (k > 9) or "val"
+    )
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", name, "other"]))
+    assert added(store, labels_from_csv(tmp_path / "t.csv")).about["splits"] == "made"
+    assert added(store, labels_from_csv(tmp_path / "t.csv", split_column=name)).counts() == {"train": 18, "test": 6}
+
+
+def test_a_flag_of_training_says_the_split(store: FeatureStore, tmp_path: Path) -> None:
+    rows = rows_of(lambda name: f"{name}.jpg", lambda k: str(int(k % 4 > 0)))
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", "is_training_image"]))
+    assert added(store, labels_from_csv(tmp_path / "t.csv")).counts() == {"train": 18, "test": 6}
+
+
+def test_names_of_files_count_more_than_numbers_of_rows(tmp_path: Path) -> None:
+    store = make_store(tmp_path, {f"{k}.jpg": f"content {k}" for k in range(1, 13)})
+    lines = [f"{13 - k},{k}.jpg,{'ab'[k % 2]}" for k in range(1, 13)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,picture of,label", *lines]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert as_dict(task, store) == {str(k): "ab"[k % 2] for k in range(1, 13)}
+    assert not task.warnings()
+
+
+def test_columns_that_could_be_meant_too_are_told(store: FeatureStore, tmp_path: Path) -> None:
+    rows = rows_of(lambda name: f"{name}.jpg", lambda k: f"kind {k % 2}")
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", "species"]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert [warning.text for warning in task.warnings()] == ["'species' is not looked at, as 'label' says the label"]
+    assert not added(store, labels_from_csv(tmp_path / "t.csv", label_column="label")).warnings()
+
+
+def test_lists_in_frames_are_lists_of_labels(store: FeatureStore) -> None:
+    pandas = pytest.importorskip("pandas")
+    tags = [["small", "red"] if k % 3 else ["red"] * (k % 2) for k in range(24)]
+    frame = pandas.DataFrame({"image_id": NAMES, "tags": tags})
+    task = added(store, labels_from_frame(frame, kind="multilabel"))
+    assert task.classes == ["red", "small"]
+    with pytest.raises(TaskError, match="row 1: the tags holds several values; say --kind multilabel"):
+        labels_from_frame(frame)
+
+
+def test_what_frames_hold_for_nothing_is_no_label() -> None:
+    pandas = pytest.importorskip("pandas")
+    values = pandas.array([1, None, 2], dtype="Int64")
+    labels = labels_from_frame(pandas.DataFrame({"id": ["a", "b", "c"], "label": values}))
+    assert [label.label for label in labels.labels] == ["1", "2"]
+    floats = labels_from_frame(pandas.DataFrame({"id": ["a", "b", "c"], "label": [1.0, 2.0, float("nan")]}))
+    assert [label.label for label in floats.labels] == ["1", "2"]
+    twice = pandas.DataFrame([["a", 1, 2]], columns=["id", "x", "x"])
+    with pytest.raises(TaskError, match="2 columns of the data frame are called 'x'"):
+        labels_from_frame(twice)
+    with pytest.raises(TaskError, match="takes a data frame with columns, not a Series"):
+        labels_from_frame(pandas.Series(["a"]))
+
+
+def test_a_missing_sample_takes_no_other_ones_place(tmp_path: Path) -> None:
+    """What matched as it is written has its sample; what is not there stays missing."""
+    files = [f"{folder}/{number}.jpg" for folder in ("left", "right") for number in range(3)]
+    assert "webcam/1.jpg" not in match_names([*files, "webcam/1.jpg"], files).paths
+    flat = [f"{number}.jpg" for number in range(4)]
+    assert "test/1.jpg" not in match_names([*flat, "test/1.jpg"], flat).paths
+    assert "1.png" not in match_names([*flat, "1.png"], flat).paths
+    assert match_names([*flat[1:], "0.JPG"], flat).paths["0.JPG"] == "0.jpg"
+    assert match_names(["b/0.png"], ["a/0.jpg"]).paths
+    assert not match_names(["b/0.png"], ["a/0.jpg"], by_file=False).paths
+    store = make_store(tmp_path, {name: name for name in flat})
+    labels = {name: "ab"[k % 2] for k, name in enumerate(flat)} | {"test/1.jpg": "b"}
+    assert len(added(store, labels_from_mapping(labels), allow_missing=True).ids) == 4
+
+
+def test_many_files_of_one_name_are_matched_at_once() -> None:
+    """Each name is looked up: in pairs, this would take minutes."""
+    paths = [f"patient{k}/study1/view1.jpg" for k in range(20_000)]
+    names = [f"CheXpert/train/{path}" for path in paths]
+    assert match_names(names, paths).paths == dict(zip(names, paths, strict=True))
+
+
+def test_one_number_written_in_two_ways_is_told(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [
+        [path, "1" if k % 4 == 0 else "1.0" if k % 4 == 1 else "1 2" if k % 4 == 2 else "12"]
+        for k, (path, _) in enumerate(PLAIN)
+    ]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label"]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv", merge_spellings=True))
+    assert sorted(task.classes) == ["1", "1 2", "12"]
+
+
+def test_splits_are_kept_only_where_they_still_mean_the_same(store: FeatureStore, tmp_path: Path) -> None:
+    plain = added(store, labels_from_mapping({f"{name}.jpg": CLASSES[name] for name in NAMES}))
+    other = added(store, labels_from_mapping({f"{name}.jpg": "xy"[k % 2] for k, name in enumerate(NAMES)}))
+    fresh = store.add_task("fresh", labels_from_mapping({f"{name}.jpg": "xy"[k % 2] for k, name in enumerate(NAMES)}))
+    assert other.splits.tolist() == fresh.splits.tolist() != plain.splits.tolist()
+    rows = rows_of(lambda name: f"{name}.jpg", lambda k: f"patient {k // 2}")
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", "patient"]))
+    grouped = labels_from_csv(tmp_path / "t.csv", label_column="label", group_column="patient")
+    assert added(store, grouped).splits.tolist() == store.add_task("g", grouped).splits.tolist()
+
+
+def test_a_conflict_of_one_name_shows_both_labels(store: FeatureStore, tmp_path: Path) -> None:
+    rows = [*PLAIN, [PLAIN[0][0], "mug"]]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label"]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv"))
+    assert task.about["conflicts"] == [{"0000f3.jpg": "back pack and mug"}]
