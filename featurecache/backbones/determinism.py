@@ -41,7 +41,7 @@ def check_determinism(backbone: Backbone, taps: tuple[Tap, ...]) -> None:
     if (tap := _differing(alone, again, _SAME_RUN)) is not None:
         raise BackboneError(
             f"{backbone.name} gives other features each time it sees {one} (tap {tap!r}): it draws random numbers "
-            "even in eval mode, so its features cannot be cached"
+            "even in eval mode, or keeps something from one call to the next, so its features cannot be cached"
         )
     if (tap := _differing({name: values[1:] for name, values in together.items()}, alone, _SAME_IMAGE)) is not None:
         rounding = _agree_in_double(backbone, taps, inputs)

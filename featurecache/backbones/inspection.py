@@ -61,6 +61,8 @@ def suggested_taps(nodes: list[NodeInfo]) -> dict[str, list[str]]:
 def _describe(backbone: Backbone, seen: DryRun, node: str, groups: dict[str, list[str]]) -> NodeInfo:
     layer, tap = layer_of(node, seen.modules), usual_tap(backbone, seen, node)
     what = _NO_LAYERS.get(node) or (f"input of {layer}" if layer else None)
+    if node == PRE_LOGITS and backbone.classifier is None:
+        what = "the network's output"
     return NodeInfo(
         name=node,
         class_name=what or class_name(seen.modules[node]),

@@ -16,6 +16,7 @@ from featurecache.backbones.input_kinds import input_kind_of, is_text
 from featurecache.backbones.pooling import Layout
 
 _CHANNELS_FIRST_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_SEQUENCE_LAYERS = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d)
 # How many class and distillation tokens a network may have that its provider knows nothing about.
 _MOST_UNKNOWN_PREFIX_TOKENS = 2
 
@@ -35,9 +36,11 @@ def layout_of(backbone: Backbone, seen: DryRun, node: str) -> Layout | None:
         return "text" if shape is not None and len(shape) == 2 and shape[0] == num_tokens(backbone) else "other"
     if shape is None or len(shape) not in (2, 3):
         return "other"
-    if len(shape) == 2:
-        return "BTD"
     modules = seen.modules
+    if len(shape) == 2:
+        # What convolutions over a sequence make has its channels first; one position is no sequence of tokens.
+        is_sequence = isinstance(modules.get(node) if node != PRE_LOGITS else None, _SEQUENCE_LAYERS)
+        return "other" if is_sequence or shape[1] == 1 else "BTD"
     last = _channels_last(shape, modules.get(node) if node != PRE_LOGITS else None)
     if last is None and len(set(shape)) == 1:
         # As many channels as rows: the network's other maps tell.

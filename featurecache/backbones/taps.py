@@ -78,6 +78,11 @@ def default_of(backbone: Backbone) -> str:
 def with_default_warning(backbone: Backbone, names: Sequence[str]) -> Backbone:
     """Return a backbone that says it if the default tap is asked for, and is not certain."""
     default, kinds = backbone.default, {warning.kind for warning in backbone.warnings}
+    is_output = backbone.classifier is None and (default.doubt or default.tap != PRE_LOGITS)
+    if is_output and any(name.partition(":")[0] == PRE_LOGITS for name in names) and "default_tap" not in kinds:
+        text = f"pre_logits of {backbone.name} is the network's output, as no output layer was removed; "
+        text += f"the default tap is {default.tap}" if default.tap is not None else "--tap takes another layer"
+        return replace(backbone, warnings=(*backbone.warnings, ReportWarning(kind="default_tap", count=1, text=text)))
     if DEFAULT not in names or not default.doubt or default.tap is None or "default_tap" in kinds:
         return backbone
     others = choices(backbone)
@@ -163,7 +168,10 @@ def _usual_pooling(backbone: Backbone, layout: Layout | None, shape: tuple[int, 
         return backbone.token_pooling or "mean"
     if layout == "BTD":
         return "cls" if _has_class_token_at(backbone, shape[0]) else "mean"
-    return "none" if layout == "other" else "avg"
+    if layout == "other":
+        # One position, as before a convolution over a sequence: channels are all there is.
+        return "flatten" if len(shape) == 2 and 1 in shape else "none"
+    return "avg"
 
 
 def _has_class_token_at(backbone: Backbone, num_tokens: int) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from featurecache.errors import TaskError, UnknownNameError
 from featurecache.specs import TaskKind
+from featurecache.store.label_entries import BLANK, NO, YES
 from featurecache.store.labels import SPLIT_OF
 from featurecache.tables import PATH_COLUMNS, plain_name, sample_columns
 
@@ -27,7 +28,14 @@ FLAGS = {
     "istrainingimage": ("train", "test"),
 }
 """Columns of yes and no, and the splits that they say."""
+_PLAIN_FLAGS = {
+    **dict.fromkeys(("val", "valid", "validation"), ("validation", "train")),
+    **dict.fromkeys(("test", "testing", "istesting", "holdout", "isholdout"), ("test", "train")),
+    **dict.fromkeys(("train", "training"), ("train", "test")),
+}
+"""The same, under names that may mean something else: only where they hold nothing but yes and no."""
 SPLIT_WORDS = {**SPLIT_OF, "training": "train", "dev": "validation", "eval": "validation", "testing": "test"}
+SPLIT_WORDS |= {"publictest": "validation", "privatetest": "test", "holdout": "test"}
 """Besides the names that folders have."""
 _INDEX = re.compile(r"(Unnamed: ?\d+)?|index", re.IGNORECASE)
 """What data frames call the column of their row numbers when they are written."""
@@ -108,8 +116,11 @@ def find_columns(
     group, weight, domain = (next(iter(found[f"--{what}-column"]), None) for what in ("group", "weight", "domain"))
     plain = {plain_name(name): name for name in reversed(columns)}
     split = next(iter(found["--split-column"]), plain.get(SPLIT_COLUMN))
-    flags = tuple((plain[flag], splits) for flag, splits in FLAGS.items() if flag in plain)
     labels = found["--label-column"]
+    flags = tuple((plain[flag], splits) for flag, splits in FLAGS.items() if flag in plain)
+    if not flags and kind == "classification":
+        able = [(plain[flag], splits) for flag, splits in _PLAIN_FLAGS.items() if flag in plain]
+        flags = tuple(pair for pair in able if pair[0] not in labels and _is_flag(pair[0], sample))
     given = [*found["--path-column"], *found["--text-column"]]
     taken = [*labels, *filter(None, (group, weight, domain, split))]
     key = given[0] if given else _key_column(columns, taken, sample)
@@ -166,6 +177,11 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
         f"{', '.join(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column (where "
         "the first line is a row already, say --no-header)"
     )
+
+
+def _is_flag(name: str, sample: Sequence[Mapping[str | None, str | None]]) -> bool:
+    entries = {(row.get(name) or "").strip().lower() for row in sample}
+    return bool(entries & YES) and entries <= YES | NO | BLANK
 
 
 def _names_files(name: str, sample: Sequence[Mapping[str | None, str | None]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Sequence
@@ -97,8 +98,9 @@ class TargetReader:
         return "\n".join(map(repr, numbers)), ()
 
     def _listed_labels(self, entry: str) -> Target | None:
-        if isinstance(entry, ListField) and entry.items:
-            return "\n".join(sorted({item.strip() for item in entry.items} - {""})), ()
+        items = entry.items if isinstance(entry, ListField) else _items_of(entry)
+        if items:
+            return "\n".join(sorted({item.strip() for item in items} - {""})), ()
         word = entry.lower()
         reading = (self.blank or "negative") if word in BLANK else self.uncertain if word in UNCERTAIN else None
         if reading == "missing":
@@ -118,6 +120,17 @@ class TargetReader:
             reading = (self.blank or "missing") if word in BLANK else self.uncertain
             return None if reading == "missing" else reading == "positive"
         raise TaskError(f"{where}: the {column} is neither 1 nor 0: {entry!r:.100}")
+
+
+def _items_of(entry: str) -> tuple[str, ...]:
+    """Return the texts of a list that a program wrote into a cell as it prints it; none of other entries."""
+    if not (entry.startswith("[") and entry.endswith("]")):
+        return ()
+    try:
+        found = ast.literal_eval(entry)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ()
+    return tuple(found) if isinstance(found, list) and all(isinstance(item, str) for item in found) else ()
 
 
 def number_of(where: str, column: str, entry: str, *, decimal_comma: bool = False) -> float:

@@ -36,7 +36,8 @@ def merged_spellings(
     if not several:
         return list(labels), []
     first = " and ".join(f"{name!r} ({counts[name]})" for name in several[0][:3])
-    what = f"{len(several)} names are spelled in several ways that differ only in case or spaces, first {first}"
+    ways = "that differ only in case or spaces" if not any(map(_is_number, several)) else "that are one number"
+    what = f"{len(several)} names are spelled in several ways {ways}, first {first}"
     text = f"{what}: taken for one" if merge else f"{what}: taken for different ones; --merge-spellings makes them one"
     warning = ReportWarning(
         kind="spellings", count=len(several), text=text, examples=tuple(", ".join(names) for names in several)
@@ -52,6 +53,10 @@ def merged_spellings(
     return [respelled(label) for label in labels], [warning]
 
 
+def _is_number(names: Sequence[str]) -> bool:
+    return _NUMBER.fullmatch(names[0].strip()) is not None
+
+
 def _letters(name: str) -> str:
     plain = unicodedata.normalize("NFC", name).strip()
     if _NUMBER.fullmatch(plain):  # 1 and 1.0 are one number, and 1 2 is not 12
@@ -63,7 +68,7 @@ def joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Itera
     """Yield a warning where entries seem to name several labels that were taken for one.
 
     That is where entries split at a separator give fewer names than there are entries: names come again, combined with
-    others.
+    others, or are entries of their own.
 
     Parameters
     ----------
@@ -78,7 +83,10 @@ def joined_labels(column: str, kind: TaskKind, labels: Sequence[Label]) -> Itera
     for separator in (",", "/", "+", "&", " ") if multilabel else ",;|":
         several = sorted(name for name in entries if separator in name.strip(separator))
         names = {piece.strip() for name in entries for piece in name.split(separator)} - {""}
-        if len(several) >= 3 and 2 * len(several) >= len(entries) and len(names) < len(entries):
+        pieces = {piece.strip() for name in several for piece in name.split(separator)} - {""}
+        often = len(several) >= 3 and 2 * len(several) >= len(entries)
+        # Pieces that are names by themselves elsewhere leave no doubt.
+        if (often or (several and pieces <= entries)) and len(names) < len(entries):
             yield ReportWarning(
                 kind="joined_labels",
                 count=len(several),

@@ -223,10 +223,15 @@ def _encode_targets(
     """
     if labels.kind == "classification":
         classes = _in_order({label for label, _ in targets}, earlier)
+        is_folders = isinstance(labels, FolderLabels)
         if len(classes) == 1:
             raise TaskError(
                 f"all {len(targets)} labelled files are of one class ({classes[0]!r}); a task needs at least two: "
-                "put the files in one folder per class, or give a CSV"
+                + (
+                    "put the files in one folder per class, or give a CSV"
+                    if is_folders
+                    else "name another label column"
+                )
             )
         index = {label: k for k, label in enumerate(classes)}
         return classes, np.array([index[label] for label, _ in targets], np.int32)
@@ -457,8 +462,8 @@ def _check_splits(task: Task) -> None:
     if task.kind == "classification" and task.about["splits"] == "made" and len(task.classes) == len(task.ids):
         raise TaskError(
             f"task {task.name!r} has one sample of each of its {len(task.classes)} classes: a head that learns from it "
-            "has none left to be tested on; add a second sample of each class, or choose other folders or another "
-            "label column"
+            "has none left to be tested on; add a second sample of each class, choose other folders or another label "
+            "column, or say --kind regression of numbers"
         )
     if not (task.has("validation") or task.has("test")):
         raise TaskError(

@@ -64,6 +64,10 @@ def by_hand(args: argparse.Namespace, store: Any, task: Any) -> float:
     import torch
     from PIL import Image
     from torch import nn
+
+    from featurecache.backbones.torchvision_compat import import_torchvision
+
+    import_torchvision()
     from torchvision.transforms import v2
 
     torch.manual_seed(0)

@@ -395,6 +395,16 @@ class TransformerWithoutOutputLayer(ClassToken):
         return self.features(images_BCHW)
 
 
+class ConvolutionOverSequence(Network):
+    """Channels at one position are no tokens."""
+
+    def make(self):
+        self.fc = nn.Conv1d(WIDTH, CLASSES, 1)
+
+    def head(self, features_BD):
+        return self.fc(features_BD[:, :, None]).squeeze(2)
+
+
 CERTAIN = [
     each
     for each in list(globals().values())
@@ -473,8 +483,21 @@ class Pyramid(Network):
         return [first_BCHW, self.second(first_BCHW)]
 
 
+class Gated(Network):
+    """Its output is taken, as a gate may end hidden layers too; that is said."""
+
+    def make(self):
+        self.fc = nn.Linear(WIDTH, 2 * CLASSES)
+
+    def head(self, features_BD):
+        return functional.glu(self.fc(features_BD))
+
+    def features(self, images_BCHW):
+        return self.head(self.trunk(images_BCHW))
+
+
 DOUBTFUL = [
-    NormBehind, OutputsAtTwoDepths, TwoTokens, ConvolutionReluMean, FeaturesAndProjection, Pyramid,
+    NormBehind, OutputsAtTwoDepths, TwoTokens, ConvolutionReluMean, FeaturesAndProjection, Pyramid, Gated,
 ]  # fmt: skip
 
 

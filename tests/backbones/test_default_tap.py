@@ -199,3 +199,13 @@ def test_what_torch_compile_wraps_is_taken_out_of_it() -> None:
 def test_the_nearest_tap_is_suggested_whatever_its_pooling_and_what_it_is_wrapped_in(asked: str, meant: str) -> None:
     assert nearest_layers(asked, ["layer3:avg", "encoder.blocks.11:cls", "pre_logits:none"])[0] == meant
     assert nearest_layers("zzz", ["layer3:avg"]) == []
+
+
+def test_the_output_of_a_network_is_called_that() -> None:
+    """Where nothing was removed, pre_logits is no input of an output layer, and whoever names it is told."""
+    backbone = load(output_layers.Gated)
+    (warning,) = with_default_warning(backbone, ["pre_logits"]).warnings
+    assert "pre_logits of" in warning.text
+    assert "is the network's output, as no output layer was removed" in warning.text
+    assert with_default_warning(load(output_layers.Plain), ["pre_logits"]).warnings == ()
+    assert with_default_warning(backbone, ["trunk"]).warnings == ()

@@ -303,3 +303,12 @@ def test_an_absent_file_is_named_whatever_the_provider(tmp_path: Path) -> None:
             WeightsError, match=r"weights file .*absent.pth cannot be read: it does not exist; check the path"
         ):
             load_backbone(BackboneRequest(name=name, weights=tmp_path / "absent.pth"))
+
+
+def test_averages_without_dots_in_their_names_are_told(tmp_path: Path) -> None:
+    """As latent-diffusion code writes them: no network has such names, and the raw weights are not all there is."""
+    averaged = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in state(2).items()}
+    value, loaded = load(tmp_path, {"state_dict": under("model.", state(1)) | averaged})
+    (warning,) = loaded.warnings
+    assert value == 1
+    assert "raw weights were loaded; the file has averaged ones too, first state_dict.model_ema." in warning.text

@@ -429,3 +429,34 @@ def test_a_conflict_of_one_name_shows_both_labels(store: FeatureStore, tmp_path:
     (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label"]))
     task = added(store, labels_from_csv(tmp_path / "t.csv"))
     assert task.about["conflicts"] == [{"0000f3.jpg": "back pack and mug"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "splits"),
+    [
+        ("val", ("True", "False"), {"train": 18, "validation": 6}),
+        ("holdout", ("1", "0"), {"train": 18, "test": 6}),
+        ("train", ("no", "yes"), {"train": 18, "test": 6}),
+        ("Usage", ("PrivateTest", "Training"), {"train": 18, "test": 6}),
+    ],
+)
+def test_flags_and_words_of_contests(
+    store: FeatureStore, tmp_path: Path, name: str, entries: tuple[str, str], splits: dict[str, int]
+) -> None:
+    rows = rows_of(lambda name: f"{name}.jpg", lambda k: entries[k % 4 > 0])
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "label", name]))
+    assert added(store, labels_from_csv(tmp_path / "t.csv")).counts() == splits
+
+
+def test_lists_as_a_program_prints_them_and_names_joined_elsewhere(store: FeatureStore, tmp_path: Path) -> None:
+    tags = ["['old', 'red']", "['red']", "[]", "['old']"]
+    rows = [[path, tags[k % 4]] for k, (path, _) in enumerate(PLAIN)]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "tags"]))
+    task = added(store, labels_from_csv(tmp_path / "t.csv", kind="multilabel"))
+    assert task.classes == ["[]", "old", "red"] or task.classes == ["old", "red"]
+    rows = [[path, ("old,red", "old", "red", "big")[k % 4]] for k, (path, _) in enumerate(PLAIN)]
+    (tmp_path / "t.csv").write_bytes(written(rows, ["path", "tags"]))
+    for kind in ("multilabel", "classification"):
+        (warning,) = added(store, labels_from_csv(tmp_path / "t.csv", kind=kind)).warnings()
+        assert warning.kind == "joined_labels"
+        assert "--separator ','" in warning.text

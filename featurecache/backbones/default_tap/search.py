@@ -236,6 +236,8 @@ class OutputSearch:
             doubt = "no output layer was found, and not all that makes its output is understood"
         elif any(stop.op == "add" and len(stop.shape) == 2 for stop in ends.stops) and not ends.products:
             doubt = "its output is a sum, which may be one of output layers"
+        elif any(stop.op == "glu" and ends_of(stop.sources[0]).products for stop in ends.stops):
+            doubt = "its output is a gated linear layer, which may be the output layer"
         sums = [source for stop in ends.stops for source in stop.sources if doubt]
         products = [product for source in sums for product in sorted(ends_of(source).products, key=_index)]
         candidates = self._candidates([source for product in products for source in product.sources] or sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ _OPTIONAL = "num_batches_tracked"
 # An average of the weights often lacks the statistics of batch norms, a third of a ResNet's tensors.
 _WORTH_A_WARNING = 0.5
 _SHOWN = 6
+_AVERAGE = re.compile(r"(^|[._])(ema|averaged?|swa|shadow)([._]|$)")
+"""What trainers call averaged weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,8 @@ def choose_tensors(checkpoint: Checkpoint, own: Mapping[str, Tensor], forgiven: 
     rest = [match for match in rest if not set(match.names.values()) & set(chosen.names.values())]
     rest = [match for match in rest if match not in every]
     warning = _warn(checkpoint, chosen, rest, len(needed)) if rest and not checkpoint.key else None
+    if warning is None and not checkpoint.key:
+        warning = _warn_of_averages(checkpoint, found, len(needed))
     return Choice(state=state, note=_note(chosen, len(checkpoint.tensors) - len(state)), warning=warning)
 
 
@@ -230,6 +235,24 @@ def _warn(checkpoint: Checkpoint, chosen: Candidate, rest: list[Candidate], num_
         text=f"{checkpoint.path.name}: {chosen.key} was loaded, and has all tensors of the network; others of the file "
         f"have a part of them, and --weights-key names what to load: {shown}",
         examples=tuple(match.key for match in rest),
+    )
+
+
+def _warn_of_averages(checkpoint: Checkpoint, found: list[Candidate], num_needed: int) -> ReportWarning | None:
+    """Return a warning where a file has averaged weights too, under names that no network has, such as without dots."""
+    # What has names of the network is a candidate, and was weighed already.
+    known = {name for match in found for name in match.names.values()}
+    prefixes = tuple(match.prefix for match in found if match.prefix)
+    averages = [name for name in checkpoint.tensors if _AVERAGE.search(name) and name not in known]
+    averages = [name for name in averages if not name.startswith(prefixes)]
+    if len(averages) < num_needed // 2:
+        return None
+    return ReportWarning(
+        kind="weights_choice",
+        count=len(averages),
+        text=f"{checkpoint.path.name}: raw weights were loaded; the file has averaged ones too, first {averages[0]}, "
+        "under names that are not the network's: save these by the network's own names to take them",
+        examples=tuple(averages[:3]),
     )
 
 

@@ -17,7 +17,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
@@ -67,8 +67,10 @@ def _formats() -> tuple[str, ...]:
     """Return the formats that can be read here; HEIC where pillow-heif is installed."""
     more = [name for feature, (name, _) in _LATER.items() if features.check(feature)]
     if find_spec("pillow_heif") is not None:
-        import_module("pillow_heif").register_heif_opener()
-        more.append("HEIF")
+        # One that cannot be loaded here costs no image of another format.
+        with suppress(Exception):
+            import_module("pillow_heif").register_heif_opener()
+            more.append("HEIF")
     return ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *more)
 
 
