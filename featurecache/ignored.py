@@ -38,7 +38,8 @@ _BEGINNINGS = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"8BPS"),
     *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\0\0\0\x0cJXL ", b"\xff\x0a"),
 )
-_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_BRANDS = (b"avif", b"avis", *HEIC_BRANDS)
 _MOST_OPENED = 200
 """Files of an unknown suffix whose first bytes are read: a scan of millions must stay one of names."""
 _MOST_SUFFIXES, _MOST_FOLDERS = 50, 20

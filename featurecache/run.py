@@ -66,6 +66,17 @@ class RunReport:
     advice: tuple[Finding, ...] = ()
     failures: tuple[OutputFailure, ...] = ()
 
+    def __repr__(self) -> str:
+        from featurecache.advice.finding import summary
+
+        lines = [f"RunReport({self.training!r}"]
+        lines += [f"  next: {line}" for line in summary(self.advice)]
+        lines += [f"  {name}: {path}" for name, path in (("report", self.report), ("kept in", self.saved)) if path]
+        return "\n".join(lines) + ")"
+
+    def _repr_html_(self) -> str:
+        return self.training._repr_html_()
+
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values, as ``featurecache run --json`` prints them."""
         return {
@@ -86,7 +97,7 @@ def run(
     task: str = "run",
     allow_missing: bool = False,
     backbone: str | BackboneRequest = DEFAULT_BACKBONE,
-    taps: Sequence[str] = ("default",),
+    taps: str | Sequence[str] = ("default",),
     views: ViewSpec | int | None = None,
     text_column: str | None = None,
     id_column: str | None = None,

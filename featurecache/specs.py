@@ -259,3 +259,13 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def _short(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text
+
+
+def as_tuple(names: Any) -> tuple[Any, ...]:
+    """Return names as a tuple; a text is one name, and not its letters.
+
+    Parameters
+    ----------
+    names : str or iterable
+    """
+    return (names,) if isinstance(names, str) else tuple(names)

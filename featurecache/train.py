@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from featurecache.specs import as_tuple
+
 if TYPE_CHECKING:
     from featurecache.evaluation.search import HeadLike
     from featurecache.evaluation.training import TrainingReport
@@ -41,6 +43,10 @@ class TrainingSettings:
     ``None``: the first of heads, the second of trained layers."""
     random_state: int = 0
     """Seed of splits, folds, fits and the bootstrap; no feature depends on it."""
+
+    def __post_init__(self) -> None:
+        # A text is one name.
+        object.__setattr__(self, "heads", as_tuple(self.heads))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from featurecache.advice.layers_scan import keep_layers as cache_layers
 from featurecache.advice.unlabelled import default_set, unlabelled_findings
 from featurecache.errors import RequestError
 from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain
+from featurecache.specs import as_tuple
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.samples import Rows
 from featurecache.store.store import FeatureStore
@@ -31,7 +32,7 @@ def advise(
     cache: str | Path | FeatureStore,
     task: str | None = None,
     *,
-    only: Sequence[str] = (),
+    only: str | Sequence[str] = (),
     target_domain: str | None = None,
     label_next: int | None = None,
     unlabelled: bool = False,
@@ -109,6 +110,7 @@ def advise(
         An unknown question or split, or a cache without pooled features of a pretrained network.
     """
     store = cache if isinstance(cache, FeatureStore) else FeatureStore.open(cache)
+    only = as_tuple(only)
     _check(only)
     if "adaptation" in only and target_domain is None:
         raise RequestError("adaptation is to samples of a target; name them with --target-domain")

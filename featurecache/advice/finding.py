@@ -56,6 +56,10 @@ class Finding:
             if value is not None and not math.isfinite(value):
                 object.__setattr__(self, name, None)
 
+    def __repr__(self) -> str:
+        command = f"\n  next: {self.next_command}" if self.next_command else ""
+        return f"Finding({self.question}, {self.verdict}: {self.text}; n = {self.n}){command}"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, all finite, and None."""
         return {

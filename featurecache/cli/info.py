@@ -95,7 +95,9 @@ def _print(info: dict[str, Any]) -> None:
             f"source {source['root']}: {source['files']} files, {source['samples']} samples, "
             f"{source['copies']} copies, {source['unreadable']} unreadable"
         )
-        _print_warnings(source["warnings"])
+        # What is there now says it once.
+        if not info["now"] or info["now"]["root"] != source["root"]:
+            _print_warnings(source["warnings"])
     if info["now"]:
         _print_now(info["now"])
     print_features(info["features"])

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -99,7 +100,7 @@ class Predictions(Iterator[Prediction]):
 
 def predict(
     head: str | Path,
-    inputs: Sequence[str | Path],
+    inputs: Any,
     *,
     backbone: str | None = None,
     weights: str | Path | None = None,
@@ -119,8 +120,8 @@ def predict(
     ----------
     head : path
         Folder of a saved head, ``DIR/heads/NAME``.
-    inputs : sequence of path
-        Image files and folders; for a head on texts, CSV or TSV files.
+    inputs : path, sequence of path, or samples in memory
+        Image files, folders and what else `extract` takes, one or several; for a head on texts, tables.
     backbone : str, optional
         The recorded name, or the path of that network today. Agrees to run the code of a ``python:`` or ``hub:``
         backbone, to open an ``hf:`` or ``file:`` one, and to download weights that are not on this machine.
@@ -170,6 +171,7 @@ def predict(
         check_takes_views(saved.identity.preprocess.modality, f"the head {head}", option="--tta")
         views = replace(saved.identity.views or ViewSpec(), count=tta)
     warnings = [] if warnings is None else warnings
+    inputs = [inputs] if isinstance(inputs, str | Path) or not isinstance(inputs, Sequence) else inputs
     found = _inputs(saved, inputs, text_column, id_column, warnings)
     network = reproduce_backbone(
         saved.identity,
@@ -224,7 +226,7 @@ def _with_outliers(
 
 def _inputs(
     saved: SavedHead,
-    named: Sequence[str | Path],
+    named: Sequence[Any],
     text_column: str | None,
     id_column: str | None,
     warnings: list[ReportWarning],

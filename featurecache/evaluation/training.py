@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurecache.display import html_table
 from featurecache.errors import HeadError, ReportWarning, unique_warnings
 from featurecache.evaluation.calibration import calibration
 from featurecache.evaluation.chosen_score import ChosenScore, chosen_score
@@ -39,6 +40,7 @@ from featurecache.evaluation.task_features import (
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import find_head, list_heads
 from featurecache.progress import Progress
+from featurecache.specs import as_tuple
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
 from featurecache.store.samples import Rows
@@ -62,6 +64,9 @@ class TrainedHead:
     result: HeadResult
     eval_set: FeatureSet
     """What it was evaluated on: the feature set itself, the plain one of a set of views, or views of a plain one."""
+
+    def __repr__(self) -> str:
+        return f"TrainedHead({self.result.head!r} {self.result.params} on {self.feature_set!r})"
 
     @property
     def evaluated_on(self) -> str:
@@ -103,6 +108,22 @@ class TrainingReport:
     """What is doubtful, of the task, the features and the fits."""
     changes: Changes | None = None
     """What changed since the training before, where the history of the task is kept."""
+
+    def __repr__(self) -> str:
+        best, name = self.best.result, self.measure.primary
+        figures = (best.test or best.validation).to_json()
+        value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+        figure = "" if value is None else f", {best.reported} {name.replace('_', ' ')} {value:.3f}{interval}"
+        return f"TrainingReport({self.task.name!r}: {best.head} of {len(self.heads)} heads{figure})"
+
+    def _repr_html_(self) -> str:
+        primary = self.measure.primary
+        rows = [
+            (head.result.head, head.feature_set.tap, f"{head.result.selection_score:.3f}", head.result.protocol)
+            for head in self.heads
+        ]
+        return html_table(repr(self), ["head", "tap", f"{primary} that chose it", "by"], rows)
 
     @property
     def best(self) -> TrainedHead:
@@ -205,7 +226,7 @@ def train_heads(
     store: FeatureStore,
     task: Task,
     sets: Sequence[FeatureSet],
-    heads: Sequence[HeadLike] = (),
+    heads: str | Sequence[HeadLike] = (),
     *,
     tta: bool = False,
     balanced: bool = False,
@@ -269,6 +290,7 @@ def train_heads(
     HeadError
         All heads are left out.
     """
+    heads = as_tuple(heads)
     named = [resolve(head, task.kind) for head in heads]  # an unknown name must not cost the fits before it
     # What a head does that somebody brought along may change without its name changing.
     brought = frozenset(head.name for head in heads if isinstance(head, NamedHead))

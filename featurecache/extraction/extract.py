@@ -14,7 +14,15 @@ from featurecache.extraction.scan import scan
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.progress import Progress, Silent
 from featurecache.sources.opening import SourceSpec, open_source, source_spec
-from featurecache.specs import MAX_FILE_BYTES, BackboneRequest, ExtractionSettings, InitName, PrecisionName, ViewSpec
+from featurecache.specs import (
+    MAX_FILE_BYTES,
+    BackboneRequest,
+    ExtractionSettings,
+    InitName,
+    PrecisionName,
+    ViewSpec,
+    as_tuple,
+)
 from featurecache.store.store import FeatureStore
 
 
@@ -28,7 +36,7 @@ def extract(
     init: InitName = "pretrained",
     seed: int = 0,
     precision: PrecisionName = "float32",
-    taps: Sequence[str] = ("default",),
+    taps: str | Sequence[str] = ("default",),
     preprocess: Mapping[str, Any] | None = None,
     views: ViewSpec | int | None = None,
     text_column: str | None = None,
@@ -137,7 +145,7 @@ def run_extraction(
     cache: str | Path,
     request: BackboneRequest,
     *,
-    taps: Sequence[str] = ("default",),
+    taps: str | Sequence[str] = ("default",),
     views: ViewSpec | int | None = None,
     text_column: str | None = None,
     id_column: str | None = None,
@@ -171,7 +179,7 @@ def run_extraction(
         source=source,
         cache=Path(cache),
         backbone=request,
-        taps=tuple(taps),
+        taps=as_tuple(taps),
         settings=settings or ExtractionSettings(),
         views=ViewSpec(count=views) if isinstance(views, int) else views,
     )

@@ -54,6 +54,11 @@ class ExtractionReport:
     usage: list[Usage] = field(default_factory=list)
     """Where the time went, for each pass over inputs: of the plain ones, and of views."""
 
+    def __repr__(self) -> str:
+        done = f"{self.num_extracted} extracted, {self.num_cached} cached, {len(self.bad)} bad"
+        warnings = "".join(f"\n  warning: {warning.text}" for warning in self.warnings[:5])
+        return f"ExtractionReport({self.num_files} {self.noun}, {self.num_samples} samples: {done}){warnings}"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {

@@ -43,6 +43,10 @@ class FeatureSet:
     samples: SampleTable
     sources: Listings
 
+    def __repr__(self) -> str:
+        views = f", {self.num_views} views" if self.num_views else ""
+        return f"FeatureSet({self.identity.backbone!r}, {self.tap!r}, {self.dtype}{views}, {self.fingerprint[:12]})"
+
     def open(self) -> Features:
         """Return the cached features."""
         return Features(self.tap, self.dtype, self.folder, self.samples, num_views=self.num_views)

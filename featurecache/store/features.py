@@ -134,6 +134,9 @@ class Features:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"Features({self.tap!r}, {self.dtype}, shape {self.shape})"
+
     def check_files(self) -> None:
         """Raise `CorruptError` when a shard is not there or not as long as its record says; reads no features."""
         for number in range(len(self.commits)):

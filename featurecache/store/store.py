@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from featurecache.atomic import is_partial, make_folder, publish_once
+from featurecache.display import html_table
 from featurecache.errors import (
     CorruptError,
     FormatVersionError,
@@ -105,6 +106,18 @@ class FeatureStore(Notes):
         marker = {"format": FORMAT_NAME, "version": list(FORMAT_VERSION), "required": [], "optional": []}
         publish_once(path / "FORMAT.json", (canonical_json(marker) + "\n").encode())
         return cls.open(path)
+
+    def __repr__(self) -> str:
+        sets, tasks = self.feature_sets(), self.task_names()
+        return f"FeatureStore({str(self.path)!r}: {len(self.samples)} samples, {len(sets)} feature sets, tasks {tasks})"
+
+    def _repr_html_(self) -> str:
+        columns = ["backbone", "tap", "type", "views", "rows", "fingerprint"]
+        rows = [
+            (s.identity.backbone, s.tap, s.dtype, s.num_views or "", len(s.open()), s.fingerprint[:12])
+            for s in self.feature_sets()
+        ]
+        return html_table(repr(self), columns, rows)
 
     @cached_property
     def samples(self) -> SampleTable:

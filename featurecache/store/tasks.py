@@ -10,6 +10,7 @@ import numpy as np
 from numpy.lib.recfunctions import unstructured_to_structured
 from numpy.typing import ArrayLike, NDArray
 
+from featurecache.display import html_table
 from featurecache.errors import CorruptError, ReportWarning, RequestError, TaskError
 from featurecache.specs import TASK_NOUNS, TaskKind, task_kind
 from featurecache.store.commits import Commit
@@ -68,6 +69,13 @@ class Task:
     weights: NDArray[np.float64] | None = None
     domains: NDArray[np.int32] | None = None
     domain_names: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {split}" for split, count in self.counts().items())
+        return f"Task({self.name!r}: {len(self.classes)} {TASK_NOUNS[self.kind]}, {counts})"
+
+    def _repr_html_(self) -> str:
+        return html_table(repr(self), ["name", "samples"], list(class_counts(self).items()))
 
     @property
     def is_partial(self) -> bool:

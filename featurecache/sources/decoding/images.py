@@ -40,8 +40,8 @@ from PIL import (  # the plugins register themselves on import; Pillow loads som
     features,
 )
 
-from featurecache.errors import InputError
-from featurecache.ignored import HEIC_SUFFIXES
+from featurecache.errors import InputError, install_command
+from featurecache.ignored import HEIC_BRANDS, HEIC_SUFFIXES
 from featurecache.resizing import draft_side, resize_and_crop
 from featurecache.sources.decoding import libtiff
 from featurecache.sources.decoding.arrays import MAGIC, image_of_bytes
@@ -186,7 +186,9 @@ def decode(data: bytes, spec: PreprocessSpec) -> Decoded:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise InputError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes") from None
+        is_heic = data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS and "HEIF" not in FORMATS
+        advice = f"; HEIC is read with: {install_command('heif')}" if is_heic else ""
+        raise InputError("not_an_image", f"no {', '.join(FORMATS)} image in {len(data)} bytes{advice}") from None
     except _DECODING_ERRORS as error:
         raise InputError("undecodable", _reason(error)) from None
     # Before it is decoded: a few kilobytes can hold gigabytes of pixels.

@@ -1,0 +1,33 @@
+"""How objects show themselves in a notebook: a few plain lines, or a small table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from featurecache.errors import plain_text, shortened
+
+MAX_ROWS = 20
+"""Of a table; more are counted."""
+_MOST_CHARACTERS = 200
+
+
+def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table as HTML; texts may come from strangers, and are escaped.
+
+    Parameters
+    ----------
+    title : str
+    columns : sequence of str
+    rows : sequence of sequence
+        Anything that `str` writes.
+    """
+    head = "".join(f"<th>{_cell(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows[:MAX_ROWS])
+    more = f"<p>and {len(rows) - MAX_ROWS} more</p>" if len(rows) > MAX_ROWS else ""
+    return f"<p>{_cell(title)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+
+
+def _cell(value: Any) -> str:
+    return escape(shortened(plain_text(str(value)), _MOST_CHARACTERS))
