@@ -319,8 +319,9 @@ def _check_labels(
     from featurecache.evaluation.search import resolve
     from featurecache.heads.thresholds import threshold_rule
     from featurecache.sources.entries import Entries
+    from featurecache.store.label_joining import check_names
     from featurecache.store.labels import FolderLabels
-    from featurecache.store.task_builder import check_labels, check_names
+    from featurecache.store.task_builder import check_labels
 
     if isinstance(labels, FolderLabels):
         check_labels(labels.of(Entries.of(source).names), labels)

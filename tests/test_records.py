@@ -13,7 +13,8 @@ from featurecache.atomic import publish_bytes, publish_once, published, publishe
 from featurecache.errors import CorruptError, FormatVersionError
 from featurecache.hashing import canonical_json, digest_bytes
 from featurecache.records import encode_record, read_record, read_small_file
-from featurecache.tables import TableError, write_table
+from featurecache.table_output import write_table
+from featurecache.tables import TableError
 
 pytestmark = pytest.mark.quick
 

@@ -45,7 +45,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the table, some rows at a time."""
     from featurecache.store.store import FeatureStore
-    from featurecache.tables import TABLE_SUFFIXES
+    from featurecache.table_output import TABLE_SUFFIXES
 
     check_outputs({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     store = FeatureStore.open(args.cache)

@@ -19,7 +19,8 @@ def check_outputs(outputs: Mapping[str, tuple[Path | None, tuple[str, ...]]], *,
     replace
         Files that are there may be replaced.
     """
-    from featurecache.tables import TableError, check_writable
+    from featurecache.table_output import check_writable
+    from featurecache.tables import TableError
 
     named = {option: (path, suffixes) for option, (path, suffixes) in outputs.items() if path is not None}
     for option, (path, suffixes) in named.items():
@@ -62,9 +63,10 @@ def write_table_at(
     option
         The option that names the file.
     path, columns, rows, replace, numbers, raw
-        As for `featurecache.tables.write_table`.
+        As for `featurecache.table_output.write_table`.
     """
-    from featurecache.tables import TableError, write_table
+    from featurecache.table_output import write_table
+    from featurecache.tables import TableError
 
     try:
         write_table(path, columns, rows, replace=replace, numbers=numbers, raw=raw)

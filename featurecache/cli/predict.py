@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict and print; status 1 when an input is bad."""
     with without_collection():
         from featurecache.deployment.predict import predict
-        from featurecache.tables import TABLE_SUFFIXES
+        from featurecache.table_output import TABLE_SUFFIXES
 
     _check_table_options(args)
     # Before a network is loaded.
@@ -197,7 +197,7 @@ def _write(
     args: argparse.Namespace, counted: Iterator[Prediction], predictions: Predictions, warnings: list[ReportWarning]
 ) -> None:
     """Write or print predictions as they come; only a table for people is laid out as a whole, and one like another."""
-    from featurecache.tables import safe_row
+    from featurecache.table_output import safe_row
 
     table, names = _table_of(args, predictions), predictions.numbers
     as_rows = _rows_of(args, table, warnings)

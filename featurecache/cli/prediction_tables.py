@@ -221,7 +221,7 @@ def with_quoted_counted(
         Cells are written as they are.
     """
     from featurecache.errors import ReportWarning
-    from featurecache.tables import safe_row
+    from featurecache.table_output import safe_row
 
     count, first = 0, ""
     for row in rows:

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         from featurecache.evaluation.sweep import run_sweep
         from featurecache.evaluation.sweep_row import COLUMNS
         from featurecache.store.store import FeatureStore
-        from featurecache.tables import TABLE_SUFFIXES
+        from featurecache.table_output import TABLE_SUFFIXES
 
     plan, memory = _plan(args), memory_of(args)
     check_outputs({"--out": (args.out, TABLE_SUFFIXES), "--picture": (args.picture, (".svg",))}, replace=args.replace)

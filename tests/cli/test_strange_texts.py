@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from featurecache.tables import safe_row, write_table
+from featurecache.table_output import safe_row, write_table
 
 pytestmark = pytest.mark.usefixtures("few_settings")
 

@@ -1,0 +1,95 @@
+"""Labels joined to the samples of a cache: by the folders that files lie in, by their names, or by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from featurecache.errors import ReportWarning, TaskError
+from featurecache.store.label_matching import match_names, suggested_path
+from featurecache.store.labels import FolderLabels, Label, TableLabels
+from featurecache.store.listings import Listing
+from featurecache.store.samples import SampleTable
+
+MISSING, _UNREADABLE = -1, -2
+
+
+def labels_of_folders(labels: FolderLabels, listings: Sequence[Listing]) -> tuple[list[Label], list[int]]:
+    """Return a label for every file, and its row; of a sample in several sources the last one counts."""
+    newest: dict[int, int] = {}
+    for number, listing in enumerate(listings):
+        newest |= dict.fromkeys(listing.row_of.values(), number)
+    listed, rows = [], []
+    for number, listing in enumerate(listings):
+        for label in labels.of(path for path, row in listing.row_of.items() if newest[row] == number):
+            listed.append(label)
+            rows.append(listing.row_of[label.key])
+    return listed, rows
+
+
+def rows_of_labels(
+    listed: Sequence[Label], samples: SampleTable, listings: Sequence[Listing], warnings: list[ReportWarning]
+) -> list[int]:
+    """Return the row of each label by its name, else by its id; `MISSING` where the cache has neither.
+
+    Where a file could not be read the row is `_UNREADABLE`, and a warning says how many are.
+    """
+    in_cache = [listing.row_of for listing in listings]
+    unreadable = {path for listing in listings for path in listing.problems}
+    # Ids are looked for in the sample table, and need no names.
+    names = [label.key for label in listed if not _is_id(label.key) or any(label.key in rows for rows in in_cache)]
+    matches = match_names(names, [path for rows in in_cache for path in rows] + sorted(unreadable))
+    warnings += matches.warnings
+    rows = np.full(len(listed), MISSING, np.int64)
+    ids: dict[int, bytes] = {}
+    for index, label in enumerate(listed):
+        path = matches.paths.get(label.key)
+        found = {of_path[path] for of_path in in_cache if path in of_path}
+        if len(found) > 1:
+            raise TaskError(
+                f"{label.key!r} names different inputs in {len(found)} sources of this cache; say which with --source"
+            )
+        if found:
+            rows[index] = found.pop()
+        elif path is not None:
+            rows[index] = _UNREADABLE
+        elif _is_id(label.key):
+            ids[index] = bytes.fromhex(label.key)
+    if ids:
+        rows[list(ids)] = samples.rows_of(np.frombuffer(b"".join(ids.values()), np.uint8).reshape(-1, 32))
+    if (bad := np.flatnonzero(rows == _UNREADABLE)).size:
+        first = listed[int(bad[0])].name
+        text = f"{bad.size} of {len(listed)} labels are for inputs that cannot be read, and are left out, first {first}"
+        warnings.append(ReportWarning(kind="unreadable_inputs", count=int(bad.size), text=text))
+    return rows.tolist()
+
+
+def _is_id(key: str) -> bool:
+    return len(key) == 64 and not set(key.lower()) - set("0123456789abcdef")
+
+
+def missing_error(missing: Sequence[Label], num_labels: int, paths: Iterable[str]) -> TaskError:
+    name = missing[0].name
+    return TaskError(
+        f"{len(missing)} of {num_labels} labels are for inputs that are not in the cache, first {name!r}"
+        f"{suggested_path(paths)}; extract them, correct the names, or pass --allow-missing"
+    )
+
+
+def check_names(labels: TableLabels, names: Sequence[str], *, allow_missing: bool) -> None:
+    """Raise `TaskError` for labels of inputs that a source does not have, before anything is extracted.
+
+    Parameters
+    ----------
+    labels : TableLabels
+    names : sequence of str
+        Of the source.
+    allow_missing : bool
+        Labels of other inputs are left out.
+    """
+    by_name = [label for label in labels.labels if not _is_id(label.key)]
+    found = match_names([label.key for label in by_name], names).paths
+    missing = [label for label in by_name if label.key not in found]
+    if missing and not allow_missing:
+        raise missing_error(missing, len(labels.labels), names)
