@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from featurecache.advice.advise import advise as advise
     from featurecache.advice.finding import Finding as Finding
+    from featurecache.backbones.providers.module_in_memory import name_module as name_module
     from featurecache.backbones.registry import list_backbones as list_backbones
     from featurecache.backbones.registry import load_backbone as load_backbone
+    from featurecache.deployment.image_heads import load_head as load_head
     from featurecache.deployment.predict import predict as predict
     from featurecache.deployment.transformer import FrozenBackbone as FrozenBackbone
     from featurecache.errors import FeatureCacheError as FeatureCacheError
@@ -64,7 +66,9 @@ _HOMES = {
     "list_backbones": "backbones.registry",
     "list_heads": "heads.registry",
     "load_backbone": "backbones.registry",
+    "load_head": "deployment.image_heads",
     "make_head": "heads.registry",
+    "name_module": "backbones.providers.module_in_memory",
     "predict": "deployment.predict",
     "run": "run",
     "train_heads": "evaluation.training",

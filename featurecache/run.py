@@ -22,6 +22,7 @@ from featurecache.train import TrainingSettings, train
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
     from featurecache.advice.finding import Finding
     from featurecache.deployment.kept import Keep
@@ -96,7 +97,7 @@ def run(
     labels: Any = None,
     task: str = "run",
     allow_missing: bool = False,
-    backbone: str | BackboneRequest = DEFAULT_BACKBONE,
+    backbone: str | nn.Module | BackboneRequest = DEFAULT_BACKBONE,
     taps: str | Sequence[str] = ("default",),
     views: ViewSpec | int | None = None,
     text_column: str | None = None,
@@ -130,8 +131,9 @@ def run(
         not replaced.
     allow_missing : bool
         Skip labels of files that are not in the cache instead of refusing them.
-    backbone : str or BackboneRequest
-        Name of the network, or the request that also names its weights and changes to its preprocess.
+    backbone : str, nn.Module or BackboneRequest
+        Name of the network, a network in memory, or the request that also names its weights and changes to its
+        preprocess.
     taps : sequence of str
         Layers to keep, as for `extract`.
     views : ViewSpec or int, optional
@@ -165,7 +167,7 @@ def run(
     TaskError
         Labels that make no task, found before anything is extracted wherever possible.
     """
-    from featurecache.extraction.extract import run_extraction
+    from featurecache.extraction.extract import make_request, run_extraction
     from featurecache.progress import Silent
     from featurecache.sources.opening import open_source
     from featurecache.sources.source import check_source
@@ -173,7 +175,7 @@ def run(
 
     training, progress = training or TrainingSettings(), progress or Silent()
     # A name is the request with all defaults.
-    request = backbone if isinstance(backbone, BackboneRequest) else BackboneRequest(name=backbone)
+    request = backbone if isinstance(backbone, BackboneRequest) else make_request(backbone)
     opened = open_source(source, text_column=text_column, id_column=id_column, name=source_name)
     check_source(opened)
     named = getattr(source, "url", None) or (str(source) if isinstance(source, str | Path) else None)

@@ -16,6 +16,7 @@ from featurecache.backbones.providers.exported_program import ExportedProgramPro
 from featurecache.backbones.providers.hub_checkout import HubCheckoutProvider
 from featurecache.backbones.providers.hugging_face import HuggingFaceProvider
 from featurecache.backbones.providers.minilm import MiniLmProvider
+from featurecache.backbones.providers.module_in_memory import ModuleProvider
 from featurecache.backbones.providers.open_clip_models import OpenClipProvider
 from featurecache.backbones.providers.pixels import ColoursProvider, PixelsProvider
 from featurecache.backbones.providers.python_factory import PythonFactoryProvider
@@ -325,4 +326,5 @@ register_provider("hf:", HuggingFaceProvider())
 register_provider("open_clip:", OpenClipProvider())
 register_provider("hub:", HubCheckoutProvider())
 register_provider("python:", PythonFactoryProvider())
+register_provider("module:", ModuleProvider())
 register_provider("file:", ExportedProgramProvider())

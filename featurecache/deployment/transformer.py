@@ -9,15 +9,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from featurecache.backbones.registry import load_backbone
 from featurecache.backbones.runtimes import open_runtime
 from featurecache.backbones.taps import resolve_taps
+from featurecache.errors import RequestError
 from featurecache.extraction.extract import make_request
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import run_pipeline, to_stored
-from featurecache.sources.files import NamedFiles
-from featurecache.sources.in_memory import InMemory
+from featurecache.sources.in_memory import IndexedImages, InMemory
 from featurecache.sources.inputs import Input, inputs_of
 from featurecache.specs import InitName, PrecisionName
 
@@ -29,8 +31,8 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    backbone : str
-        Name of the network.
+    backbone : str or nn.Module
+        Name of the network, or a network in memory.
     weights : path, optional
         A weights file; the provider's own when left out.
     weights_key : str, optional
@@ -51,7 +53,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        backbone: str = "efficientnet_lite0",
+        backbone: str | nn.Module = "efficientnet_lite0",
         *,
         weights: str | Path | None = None,
         weights_key: str | None = None,
@@ -76,7 +78,7 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         self.runtime = runtime
         self.device = device
 
-    def fit(self, X: Sequence[str | Path], y: Any = None) -> Self:
+    def fit(self, X: Any = None, y: Any = None) -> Self:
         """Load the backbone; nothing is learned from ``X``.
 
         Raises
@@ -97,14 +99,44 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
         (self.tap_,) = resolve_taps(self.network_, [self.tap])
         return self
 
-    def transform(self, X: Sequence[str | Path]) -> NDArray[np.float32]:
-        """Return features ``(n_samples, n_features)`` float32 of the image files or texts ``X``.
+    def __sklearn_is_fitted__(self) -> bool:
+        """Tell whether the backbone is loaded."""
+        return hasattr(self, "network_")
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Return the tap with the number of each feature.
+
+        Parameters
+        ----------
+        input_features : ignored
 
         Raises
         ------
+        NotFittedError
+            The backbone is not loaded.
+        """
+        check_is_fitted(self)
+        count = int(np.prod(self.tap_.shape))
+        return np.array([f"{self.tap_.name}_{index}" for index in range(count)], dtype=object)
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Return features ``(n_samples, n_features)`` float32.
+
+        Parameters
+        ----------
+        X : sequence
+            Paths of image files, arrays, PIL images or encoded bytes; texts, for a backbone of texts; an array of
+            pictures; or a data frame with one column of these.
+
+        Raises
+        ------
+        NotFittedError
+            The backbone is not loaded.
         InputError
             An input that cannot be read or decoded; its name is in the error's notes.
         """
+        check_is_fitted(self)
+        X = _items_of(X)
         runtime = open_runtime(
             self.network_,
             [self.tap_],
@@ -127,8 +159,23 @@ class FrozenBackbone(TransformerMixin, BaseEstimator):
             runtime.close()
         return np.concatenate(rows).reshape(len(X), -1)
 
-    def _inputs(self, X: Sequence[str | Path]) -> Sequence[Input]:
+    def _inputs(self, X: Sequence[Any]) -> Sequence[Input]:
         if self.network_.preprocess.modality == "text":
             texts = {f"text {index}": str(text).encode(errors="surrogatepass") for index, text in enumerate(X)}
             return list(inputs_of(InMemory(texts, "text")))
-        return list(inputs_of(NamedFiles([Path(path) for path in X])))
+        # Resamples may have an image twice: each has a name of its own.
+        names = [f"{index}: {item}" if isinstance(item, str | Path) else str(index) for index, item in enumerate(X)]
+        return list(inputs_of(IndexedImages(X.__getitem__, names)))
+
+
+def _items_of(X: Any) -> Sequence[Any]:
+    """Return the samples of what scikit-learn hands on: sequences, arrays of objects, data frames of one column."""
+    if hasattr(X, "columns"):
+        if len(X.columns) != 1:
+            raise RequestError(f"a data frame of images or texts has one column, and this has {len(X.columns)}")
+        X = X[X.columns[0]]
+    if hasattr(X, "to_list"):  # a column of a data frame, whose index may be anything
+        return X.to_list()  # type: ignore[no-any-return]
+    if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUS":
+        return X[:, 0].tolist()  # type: ignore[no-any-return]
+    return X if hasattr(X, "__getitem__") and not isinstance(X, str) else list(X)

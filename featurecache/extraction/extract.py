@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurecache.extraction.engines import make_engine
 from featurecache.extraction.job import ExtractionJob
@@ -25,12 +25,15 @@ from featurecache.specs import (
 )
 from featurecache.store.store import FeatureStore
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def extract(
     source: Any,
     cache: str | Path,
     *,
-    backbone: str,
+    backbone: str | nn.Module,
     weights: str | Path | None = None,
     weights_key: str | None = None,
     init: InitName = "pretrained",
@@ -101,7 +104,7 @@ def extract(
 
 
 def make_request(
-    backbone: str,
+    backbone: str | nn.Module,
     *,
     weights: str | Path | None = None,
     weights_key: str | None = None,
@@ -114,8 +117,9 @@ def make_request(
 
     Parameters
     ----------
-    backbone : str
-        Name of the network, e.g. ``timm:vit_tiny_patch16_224``.
+    backbone : str or nn.Module
+        Name of the network, e.g. ``timm:vit_tiny_patch16_224``; or a network in memory, which is called by its class
+        unless `name_module` gave it another name.
     weights : path, optional
         A weights file; the provider's own when left out.
     weights_key : str, optional
@@ -127,6 +131,10 @@ def make_request(
     precision : str
         Arithmetic of the forward pass: ``float32``, or on GPUs ``bfloat16`` or ``float16``; part of the fingerprint.
     """
+    if not isinstance(backbone, str):
+        from featurecache.backbones.providers.module_in_memory import name_module
+
+        backbone = name_module(backbone)
     # None stands for an option that was not given.
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from featurecache.backbones.providers.module_in_memory import PREFIX as MODULE_PREFIX
 from featurecache.backbones.registry import request_digest
 from featurecache.errors import RequestError
 from featurecache.hashing import digest_json
@@ -57,12 +58,17 @@ class ExtractionJob:
         Raises
         ------
         RequestError
-            The samples are in the memory of this process.
+            The samples or the network are in the memory of this process.
         """
         if not isinstance(self.source, SourceSpec):
             raise RequestError(
                 f"the samples of {self.source.key} are in the memory of this process, where the engine local runs; "
                 "write them to files for another one"
+            )
+        if self.backbone.name.startswith(MODULE_PREFIX):
+            raise RequestError(
+                f"{self.backbone.name} is in the memory of this process, where the engine local runs; give other "
+                "engines a factory, python:MODULE:FACTORY"
             )
         names = {field.name for field in fields(self)}
         return {name: value for name, value in vars(self).items() if name in names}

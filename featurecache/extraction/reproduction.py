@@ -24,6 +24,7 @@ from featurecache.specs import BackboneRequest, FeatureIdentity, PrecisionName
 _REGISTRIES = ("torchvision", "timm", "open_clip")
 _WHAT_NAMES_ARE = {
     "python:": "which is code on this machine",
+    "module:": "a network in the memory of a program",
     "hub:": "a checkout with code, wherever it lies now (hub:FOLDER:entrypoint)",
     "file:": "a program that can run code, wherever it lies now (file:PROGRAM.pt2)",
     "hf:": "a folder or a page of the hub, wherever it lies now (hf:FOLDER or hf:NAME)",
