@@ -179,7 +179,7 @@ def run(
     opened = open_source(source, text_column=text_column, id_column=id_column, name=source_name)
     check_source(opened)
     named = getattr(source, "url", None) or (str(source) if isinstance(source, str | Path) else None)
-    cache = _default_cache(named) if cache is None else cache
+    cache = default_cache(named) if cache is None else cache
     # A mistake in a name, an option or a label must not cost an extraction.
     check_name("task", task)
     if report is not None and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
@@ -212,8 +212,19 @@ def run(
     return _finished(extraction, trained, opened, named, request, training, report_path, command)
 
 
-def _default_cache(named: str | None) -> Path:
-    """Return where the cache of a source goes that is a path."""
+def default_cache(named: str | None) -> Path:
+    """Return where the cache of a source goes where nobody says it: beside the source.
+
+    Parameters
+    ----------
+    named : str or None
+        The source, as somebody named it; None for samples in memory.
+
+    Raises
+    ------
+    RequestError
+        It is no path of this machine.
+    """
     if named is None or "://" in named or any(mark in named for mark in "*?{"):
         raise RequestError(f"say where the cache of {named or 'samples in memory'} goes: --cache DIR")
     path = Path(named).absolute()

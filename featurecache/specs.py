@@ -36,6 +36,8 @@ from featurecache.view_specs import shape_of_row as shape_of_row
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
 """Comes with its weights from pip, so that the first run needs no internet."""
+DEFAULT_ENCODER = "all_minilm_l6_v2"
+"""The same, of texts."""
 
 StorageDtype = Literal["float16", "float32", "bfloat16", "int8"]
 DtypeChoice = Literal["auto", "float16", "float32", "bfloat16", "int8"]

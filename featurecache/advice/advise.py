@@ -59,7 +59,7 @@ def advise(
     ----------
     cache : path or FeatureStore
     task : str, optional
-        Name of the task; may be left out where nothing has labels yet, with ``unlabelled`` or ``label_next``.
+        Name of the task; may be left out where there is only one, and with ``unlabelled`` or ``label_next``.
     only : sequence of str
         Questions to answer: ``soundness``, ``when``, ``what``, ``how``, ``more_data``, ``diagnosis``, and with a target
         domain ``adaptation``; all when empty.
@@ -117,9 +117,13 @@ def advise(
     check_minutes(minutes, source)
     if layers_scan and source is None:
         raise RequestError("--layers-scan computes layers of the samples themselves; say with --source where they are")
+    if task is None and not unlabelled and label_next is None:
+        if not store.task_names():
+            raise RequestError(
+                f"{store.path} holds no task; ask for what can be said without one (--unlabelled, --label-next N)"
+            )
+        task = store.only_task().name
     if task is None:
-        if not unlabelled and label_next is None:
-            raise RequestError("name a task, or ask for what can be said without one (--unlabelled, --label-next N)")
         if only or target_domain is not None or minutes is not None or layers_scan:
             raise RequestError(
                 "--only, --target-domain, --minutes and --layers-scan are for questions about a task; name it with "

@@ -46,7 +46,7 @@ def add_parser(verbs: Any) -> None:
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
-    parser.add_argument("--task", metavar="T", help="not needed for --unlabelled, and to label the first samples")
+    parser.add_argument("--task", metavar="T", help="needed where the cache has several")
     parser.add_argument(
         "--only",
         action="append",

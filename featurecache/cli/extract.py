@@ -48,8 +48,8 @@ def add_parser(verbs: Any) -> None:
         help="folder of images, table, tar files, zip, HDF5 file, or URL of a folder",
     )
     add_table_options(parser)
-    parser.add_argument("--cache", type=Path, required=True, metavar="DIR", help="folder of the cache")
-    add_backbone_options(parser, required=True)
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of the cache (default: SOURCE.cache)")
+    add_backbone_options(parser)
     add_extraction_options(parser)
     parser.set_defaults(run=run)
 
@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(report.to_json())
     else:
         print_summary(report)
+        if args.cache is None:
+            print_line(f"in {report.store.path}")
         print_warnings(report.warnings)
     return exit_status(report, args.max_bad)
 
@@ -70,11 +72,12 @@ def extract(args: argparse.Namespace) -> ExtractionReport:
     request, settings = request_of(args), settings_of(args)
     with without_collection():
         from featurecache.extraction.extract import run_extraction
+        from featurecache.run import default_cache
 
     with progress_on_stderr(quiet=args.quiet) as progress:
         return run_extraction(
             named_source(args, args.source),
-            args.cache,
+            default_cache(str(args.source)) if args.cache is None else args.cache,
             request,
             taps=args.tap or ["default"],
             text_column=args.text_column,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from featurecache.errors import RequestError
 from featurecache.specs import (
     DEFAULT_BACKBONE,
+    DEFAULT_ENCODER,
     BackboneRequest,
     DtypeChoice,
     ExtractionSettings,
@@ -118,17 +119,15 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers, or of a python: head")
 
 
-def add_backbone_options(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """Add what names a backbone, its weights and its preprocess."""
     group = parser.add_argument_group("backbone")
     group.add_argument(
         "--backbone",
-        required=required,
-        default=None if required else DEFAULT_BACKBONE,
         help="efficientnet_lite0, all_minilm_l6_v2 (texts), torchvision:NAME, timm:NAME, hf:NAME or FOLDER, "
         "open_clip:NAME/WEIGHTS, file:PROGRAM.pt2 (torch.export), "
-        "hub:FOLDER:entrypoint or python:package.module:factory"
-        + ("" if required else f" (default {DEFAULT_BACKBONE})"),
+        f"hub:FOLDER:entrypoint or python:package.module:factory (default {DEFAULT_BACKBONE}, of texts "
+        f"{DEFAULT_ENCODER})",
     )
     add_weights_options(group)
     add_preprocess_options(parser)
@@ -335,8 +334,10 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
         TextPreprocessSpec(tokenizer="").override(**changes)
     else:
         PreprocessSpec().override(**changes)
+    # What comes with its weights from pip.
+    default = DEFAULT_BACKBONE if getattr(args, "text_column", None) is None else DEFAULT_ENCODER
     return BackboneRequest(
-        name=args.backbone,
+        name=args.backbone or default,
         weights=args.weights,
         weights_key=args.weights_key,
         preprocess=tuple(sorted(changes.items())),

@@ -58,7 +58,7 @@ def add_parser(verbs: Any) -> None:
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
-    parser.add_argument("--task", required=True, metavar="T")
+    parser.add_argument("--task", metavar="T", help="needed where the cache has several")
     parser.add_argument(
         "--tap",
         action="append",
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if args.save:
         check_name("head", args.save)
     store = FeatureStore.open(args.cache)
-    task = store.task(args.task)
+    task = store.only_task(args.task)
     if is_adapting(args):
         return run_adapting(store, task, args)
     ladder = climb_depths(store, task, args) if args.depths else None

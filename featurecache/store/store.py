@@ -306,6 +306,28 @@ class FeatureStore(Notes):
             raise UnknownNameError("task", name, self.task_names(), advice=advice)
         return task
 
+    def only_task(self, name: str | None = None) -> Task:
+        """Return a task by name; without one, the only task that there is.
+
+        Parameters
+        ----------
+        name : str, optional
+
+        Raises
+        ------
+        RequestError
+            There are several tasks, or none.
+        """
+        if name is not None:
+            return self.task(name)
+        names = self.task_names()
+        if len(names) == 1:
+            return self.task(names[0])
+        if names:
+            raise RequestError(f"{self.path} holds {len(names)} tasks; name one with --task: {', '.join(names)}")
+        add = command_line("task", "add", self.path, "NAME", "--from-folders")
+        raise RequestError(f"{self.path} holds no task; make one with `{add}`")
+
     def history(self, name: str) -> History:
         """Return the trainings on a task."""
         check_name("task", name)

@@ -144,7 +144,7 @@ def test_new_images_are_ranked_for_a_task(cache: Path, tmp_path: Path, call: Cal
 
 def test_requests_that_make_no_sense_are_one_line(cache: Path, tmp_path: Path, call: Call) -> None:
     for options, said in {
-        (): "name a task, or ask for what can be said without one (--unlabelled, --label-next N)",
+        (): "holds no task; ask for what can be said without one (--unlabelled, --label-next N)",
         ("--unlabelled", "--only", "when"): "are for questions about a task; name it with --task",
         ("--unlabelled", "--target-domain", "a/*"): "are for questions about a task; name it with --task",
         ("--unlabelled", "--label-next", "0"): "--label-next must be at least 1, got 0",
