@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featurecache.heads.registry import list_heads as list_heads
     from featurecache.heads.registry import make_head as make_head
     from featurecache.interop.dataset_labels import labels_from_dataset as labels_from_dataset
+    from featurecache.progress import set_verbosity as set_verbosity
     from featurecache.run import RunReport as RunReport
     from featurecache.run import run as run
     from featurecache.specs import BackboneRequest as BackboneRequest
@@ -71,6 +72,7 @@ _HOMES = {
     "name_module": "backbones.providers.module_in_memory",
     "predict": "deployment.predict",
     "run": "run",
+    "set_verbosity": "progress",
     "train_heads": "evaluation.training",
 }
 

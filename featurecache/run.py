@@ -17,6 +17,7 @@ from featurecache.errors import (
     try_output,
     unique_warnings,
 )
+from featurecache.progress import shows_progress
 from featurecache.specs import DEFAULT_BACKBONE, BackboneRequest, check_takes_views
 from featurecache.train import TrainingSettings, train
 
@@ -90,6 +91,7 @@ class RunReport:
         }
 
 
+@shows_progress
 def run(
     source: Any,
     *,

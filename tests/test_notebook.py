@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import COLOURS, TINY, write_image
 
 import featurecache as fc
 from featurecache.display import MAX_ROWS, html_table
+from featurecache.errors import RequestError
 from featurecache.specs import ExtractionSettings
 from featurecache.train import TrainingSettings
 
@@ -65,3 +68,28 @@ def test_one_name_is_not_its_letters(done: fc.RunReport) -> None:
     photo = next(iter(Path(store.listings.all()[0].root).rglob("*.png")))
     assert len(list(fc.predict(done.saved, str(photo), backbone=TINY, settings=SETTINGS))) == 1
     assert len(list(fc.predict(done.saved, photo.parent, backbone=TINY, settings=SETTINGS))) == 10
+
+
+def test_progress_is_drawn_in_notebooks_and_where_it_is_asked_for(
+    done: fc.RunReport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = done.extraction.store
+
+    def drawn() -> bool:
+        capsys.readouterr()
+        fc.advise(store, "run", only="what")
+        return "comparing features" in capsys.readouterr().out
+
+    assert not drawn()
+    try:
+        fc.set_verbosity("progress")
+        assert drawn()
+        fc.set_verbosity("auto")
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: object()))
+        assert drawn()
+        fc.set_verbosity("silent")
+        assert not drawn()
+        with pytest.raises(RequestError, match="verbosity is auto, silent or progress; got 'loud'"):
+            fc.set_verbosity("loud")
+    finally:
+        fc.set_verbosity("auto")

@@ -18,6 +18,7 @@ from featurecache.advice.layers_scan import keep_layers as cache_layers
 from featurecache.advice.unlabelled import default_set, unlabelled_findings
 from featurecache.errors import RequestError
 from featurecache.evaluation.domains import cached_rows_of_domain, rows_of_domain
+from featurecache.progress import shows_progress
 from featurecache.specs import as_tuple
 from featurecache.store.feature_sets import FeatureSet, pooled_if_any, prefer_wider
 from featurecache.store.samples import Rows
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from featurecache.progress import Progress
 
 
+@shows_progress
 def advise(
     cache: str | Path | FeatureStore,
     task: str | None = None,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from featurecache.errors import OutputFailure, ReportWarning, plain_text
-from featurecache.progress import Progress, Silent
+from featurecache.progress import Progress, Silent, bars
 
 
 def print_json(value: Any) -> None:
@@ -87,24 +87,8 @@ def progress_on_stderr(*, quiet: bool) -> Iterator[Progress]:
     if quiet or not sys.stderr.isatty():
         yield Silent()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    bars = Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-        TextColumn("[red]{task.fields[bad]}"),
-        console=Console(stderr=True),
-    )
-    with bars:
-        yield _Drawn(bars)
+    with bars(stderr=True) as drawn:
+        yield drawn
 
 
 def counting(progress: Progress, phase: str) -> Callable[[int, int], None]:
@@ -117,30 +101,6 @@ def counting(progress: Progress, phase: str) -> Callable[[int, int], None]:
         progress.advance(1)
 
     return step
-
-
-class _Drawn:
-    """Progress as bars of rich."""
-
-    def __init__(self, bars: Any) -> None:
-        self._bars: Any = bars
-        self._task: Any = None
-        self._bad = 0
-
-    def start(self, phase: str, total: int) -> None:
-        self._task = self._bars.add_task(phase, total=total or None, rate="", bad="", status="")
-        self._bad = 0
-
-    def advance(self, count: int, *, bad: int = 0) -> None:
-        self._bad += bad
-        # rich gives no task by its number.
-        task = next(task for task in self._bars.tasks if task.id == self._task)
-        rate = f"{task.speed:.0f}/s" if task.speed else ""
-        self._bars.update(self._task, advance=count, rate=rate, bad=f"{self._bad} bad" if self._bad else "")
-
-    def say(self, text: str) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, status=plain_text(text))
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.report import ExtractionReport, report_extraction
 from featurecache.extraction.scan import scan
 from featurecache.extraction.worker_report import WorkerReport
-from featurecache.progress import Progress, Silent
+from featurecache.progress import Progress, Silent, shows_progress
 from featurecache.sources.opening import SourceSpec, open_source, source_spec
 from featurecache.specs import (
     MAX_FILE_BYTES,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@shows_progress
 def extract(
     source: Any,
     cache: str | Path,
