@@ -183,7 +183,8 @@ class Tars:
             return
         files, path = open_file_system(unit.name)
         with files.open(path, "rb") as file:
-            yield file
+            # What lies in memory is one file for all who open it, position included.
+            yield io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else file
 
     def _walk(self, unit: Unit) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
         """Yield the members of a tar with what reads them, in their order."""

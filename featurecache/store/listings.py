@@ -93,7 +93,8 @@ class Listings:
 
     def load(self, source: str | Path) -> Listing | None:
         """Return the last listing of a source, if there is one: by its key, or by the path of its folder."""
-        return self._folder(source).newest(listing_of)
+        by_key = self._folder(source).newest(listing_of)
+        return self._folder(Path(source)).newest(listing_of) if by_key is None and isinstance(source, str) else by_key
 
     def all(self) -> list[Listing]:
         """Return the last listing of every source, the one extracted last at the end."""

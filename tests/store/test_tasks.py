@@ -10,7 +10,7 @@ from conftest import content_id, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurecache.errors import TaskError, UnknownNameError
+from featurecache.errors import StoreError, TaskError, UnknownNameError
 from featurecache.store.features import Features, runs_of_rows
 from featurecache.store.folders import ShardFolder
 from featurecache.store.label_tables import labels_from_csv
@@ -244,6 +244,15 @@ def test_of_two_sources_the_later_one_has_the_word(tmp_path: Path) -> None:
     assert task.about["num_conflicts"] == 0
     place = task.ids.tolist().index(content_id("a0").tolist())
     assert task.classes[task.labels[place]] == "b"
+
+
+def test_a_folder_is_found_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, {f"{c}/{i}.jpg": f"{c}{i}" for c in "ab" for i in range(4)})
+    monkeypatch.chdir(tmp_path)
+    roots = ["src", "src/", "./src", Path("src"), tmp_path / "src", str(tmp_path / "src")]
+    assert [len(store.add_task("t", labels_from_folders(root), replace=True).labels) for root in roots] == [8] * 6
+    with pytest.raises(StoreError, match="no samples from elsewhere"):
+        store.add_task("t", labels_from_folders("elsewhere"), replace=True)
 
 
 def test_labels_of_which_none_is_left(tmp_path):
