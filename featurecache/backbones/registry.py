@@ -91,6 +91,17 @@ def _load_plugin(prefix: str) -> Provider | None:
     return load_plugin("backbone provider", prefix, group=ENTRY_POINTS, check=check)
 
 
+def full_name(name: str) -> str:
+    """Return a bare name with its provider where only one lists it, ``torchvision:alexnet`` for ``alexnet``.
+
+    Any other name comes back as it is: of one that several list, loading says which they are.
+    """
+    if ":" in name or name in _PROVIDERS:
+        return name
+    same = [full for full in list_backbones() if full.partition(":")[2] == name]
+    return same[0] if len(same) == 1 else name
+
+
 def is_listed(name: str) -> bool:
     """Tell whether a provider that is installed lists a backbone of this name, so that it is no path of anything."""
     provider, _ = _find_provider(name)
@@ -184,7 +195,7 @@ def _find_provider(name: str) -> tuple[Provider, str]:
 
 def _unknown_backbone(name: str) -> UnknownNameError:
     known = list_backbones()
-    # A bare ``resnet18`` is most likely one of some provider's.
+    # Of a bare ``resnet18``, which several providers have, the caller chooses one.
     same = [repr(full) for full in known if full.partition(":")[2] == name]
     if same:
         return UnknownNameError("backbone", name, [], advice=f"did you mean {' or '.join(same)}?")

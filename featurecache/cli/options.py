@@ -325,6 +325,7 @@ def add_memory_option(parser: Any) -> None:
 
 def request_of(args: argparse.Namespace) -> BackboneRequest:
     """Return the backbone that the options name."""
+    from featurecache.extraction.extract import make_request
     from featurecache.specs import PreprocessSpec, TextPreprocessSpec
 
     names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "range", "mean", "std", "max_tokens")
@@ -336,11 +337,11 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
         PreprocessSpec().override(**changes)
     # What comes with its weights from pip.
     default = DEFAULT_BACKBONE if getattr(args, "text_column", None) is None else DEFAULT_ENCODER
-    return BackboneRequest(
-        name=args.backbone or default,
+    return make_request(
+        args.backbone or default,
         weights=args.weights,
         weights_key=args.weights_key,
-        preprocess=tuple(sorted(changes.items())),
+        preprocess=changes,
         init=args.init,
         seed=args.weights_seed,
         precision=args.precision,

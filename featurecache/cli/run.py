@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import webbrowser
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def add_parser(verbs: Any) -> None:
         "--task", default="run", metavar="NAME", help="name of the task and of the kept head (default: run)"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="where to (default: DIR/report.html)")
+    parser.add_argument("--open", action="store_true", help="open the report in the browser")
     add_backbone_options(parser)
     add_extraction_options(parser)
     add_training_options(parser)
@@ -108,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
             print_line(f"next: {line}")
         if done.report is not None:
             print_line(f"report: {done.report}")
+            if args.open and not webbrowser.open(done.report.absolute().as_uri()):
+                print_line("no browser could be started; open the report by hand")
         if done.saved is not None:
             print_line(f"kept in {done.saved}: {describe_kept(training.best, args.keep)}")
         if done.predict_command is not None:

@@ -119,8 +119,8 @@ def make_request(
     Parameters
     ----------
     backbone : str or nn.Module
-        Name of the network, e.g. ``timm:vit_tiny_patch16_224``; or a network in memory, which is called by its class
-        unless `name_module` gave it another name.
+        Name of the network, e.g. ``timm:vit_tiny_patch16_224``, without ``timm:`` where no other provider has it; or a
+        network in memory, which is called by its class unless `name_module` gave it another name.
     weights : path, optional
         A weights file; the provider's own when left out.
     weights_key : str, optional
@@ -136,10 +136,12 @@ def make_request(
         from featurecache.backbones.providers.module_in_memory import name_module
 
         backbone = name_module(backbone)
+    from featurecache.backbones.registry import full_name
+
     # None stands for an option that was not given.
     changes = {name: value for name, value in (preprocess or {}).items() if value is not None}
     return BackboneRequest(
-        name=backbone,
+        name=full_name(backbone),
         weights=None if weights is None else Path(weights),
         weights_key=weights_key,
         preprocess=tuple(sorted(changes.items())),

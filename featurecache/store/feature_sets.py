@@ -216,7 +216,8 @@ def _fits(value: str, kind: str, name: str) -> bool:
         return value.startswith(name)
     if kind == "backbone":  # kept without the folder of its files: `hf:FOLDER`, `hub:FOLDER:entry`, `file:P`
         prefix, colon, path = name.partition(":")
-        return value in (name, f"{prefix}{colon}{PurePath(path).name}")
+        bare = "" if colon else value.partition(":")[2]
+        return name == bare or value in (name, f"{prefix}{colon}{PurePath(path).name}")
     return value == name or (kind == "tap" and value.partition(":")[0] == name)
 
 

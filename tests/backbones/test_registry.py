@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import torch
 from featurecache.backbones import provider, registry, torchvision_compat
 from featurecache.backbones.backbone import architecture_digest, weights_digest
 from featurecache.backbones.providers import timm_models
-from featurecache.backbones.registry import list_backbones, load_backbone, register_provider, request_digest
+from featurecache.backbones.registry import full_name, list_backbones, load_backbone, register_provider, request_digest
 from featurecache.errors import BackboneError, MissingExtraError, RequestError, UnknownNameError, WeightsError
+from featurecache.extraction.extract import make_request
 from featurecache.specs import BackboneRequest
 
 NETWORKS = "python:tests.backbones.networks:"
@@ -29,6 +31,21 @@ def test_registry_and_digest_need_no_torch():
         "request_digest(BackboneRequest(name='torchvision:resnet18')); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_bare_name_stands_for_the_one_provider_that_lists_it() -> None:
+    listed = list_backbones()
+    bare = Counter(name.partition(":")[2] for name in listed if ":" in name)
+    for name in listed:
+        assert full_name(name) == name
+    alone = [name for name in ("alexnet", "vit_tiny_patch16_224") if bare[name] == 1]
+    assert [full_name(name) for name in alone] == [n for a in alone for n in listed if n.partition(":")[2] == a]
+    assert full_name("efficientnet_lite0") == "efficientnet_lite0"
+    assert bare["resnet50"] == 2
+    assert full_name("resnet50") == "resnet50"
+    with pytest.raises(UnknownNameError, match="'timm:resnet50' or 'torchvision:resnet50'"):
+        load_backbone(make_request("resnet50"))
+    assert make_request("alexnet") == make_request("torchvision:alexnet")
 
 
 def test_names_are_listed_and_filtered():

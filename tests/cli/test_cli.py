@@ -131,6 +131,19 @@ def test_names_of_strangers_are_escaped_in_the_report(make_folder: Make, tmp_pat
     assert "&lt;script&gt;alert(1)&lt;" in report
 
 
+@pytest.mark.parametrize("starts", [True, False])
+def test_run_opens_the_report(
+    starts: bool, make_folder: Make, tmp_path: Path, call: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: bool(opened.append(url)) or starts)
+    source = make_folder(per_class=6, classes=("red", "blue"))
+    command = ["run", source, "--cache", tmp_path / "c", "--backbone", TINY, *RUNTIME, "--head", "majority", "--open"]
+    status, out, _ = call(*command)
+    assert (status, opened) == (0, [(tmp_path / "c" / "report.html").as_uri()])
+    assert ("no browser could be started" in out) is not starts
+
+
 def test_ls_info_and_task_ls_describe_the_cache(cached: Path, call: Callable) -> None:
     for verb in (["ls"], ["info"], ["task", "ls"]):
         status, out, err = call(*verb, cached)
