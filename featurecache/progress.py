@@ -28,6 +28,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """Tell what the run is waiting for, or has decided, in a few words."""
 
+    def note(self, text: str) -> None:
+        """Tell what should stay readable while the run goes on, in a sentence."""
+
 
 class Silent:
     """Listens and says nothing."""
@@ -39,6 +42,9 @@ class Silent:
         """Ignore."""
 
     def say(self, text: str) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
         """Ignore."""
 
 
@@ -145,3 +151,6 @@ class _Drawn:
     def say(self, text: str) -> None:
         if self._task is not None:
             self._bars.update(self._task, status=plain_text(text))
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(plain_text(text), markup=False, highlight=False)

@@ -21,6 +21,7 @@ FLOORS = {
     "plugins": 1,
     "code_notice": 1,
     "progress": 1,
+    "wording": 1,
     "hashing": 1,
     "atomic": 1,
     "specs": 1,

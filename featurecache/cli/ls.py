@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_features(features: list[dict[str, Any]]) -> None:
     """Print feature sets as a table."""
-    from featurecache.reporting.report import human_bytes
+    from featurecache.wording import human_bytes
 
     # A column for what most caches do not have would be empty.
     some_views = any(item["views"] for item in features)

@@ -24,6 +24,7 @@ from featurecache.backbones.taps import Tap
 from featurecache.errors import InputError
 from featurecache.extraction import drift
 from featurecache.extraction.drafts import Draft
+from featurecache.extraction.estimate import estimate
 from featurecache.extraction.meter import Meter
 from featurecache.extraction.modality import Modality, modality_of
 from featurecache.extraction.open_shards import MOST_DIGESTED, OpenShard
@@ -127,7 +128,9 @@ class Worker:
                 self._keep_references()
                 startup = perf_counter() - started
                 if shards:
-                    self.progress.start("extracting", sum(len(shard.rows) for shard in shards))
+                    expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=self._rate())
+                    self.progress.start("extracting", expected.num_rows)
+                    self.progress.note(expected.sentence())
                 while shards:
                     done = self._compute(shards)
                     total, postponed = total + done.num_rows, postponed | done.postponed
@@ -150,6 +153,10 @@ class Worker:
         finally:
             for runtime in self.runtimes.opened.values():
                 runtime.close()
+
+    def _rate(self) -> float | None:
+        """Return the inputs per second that the chosen runtime showed in its trial, if there was one."""
+        return next((opened.trial.get(opened.name) for opened in self.runtimes.opened.values()), None)
 
     def _plan(self, rows: Rows, postponed: Mapping[int, object]) -> list[PlannedShard]:
         if postponed:

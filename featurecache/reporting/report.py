@@ -18,6 +18,7 @@ from featurecache.reporting.pictures import draw_intervals, draw_reliability, dr
 from featurecache.sources.decoding.images import pillow_defaults
 from featurecache.store.naming import distinct_names
 from featurecache.versions import installed_versions
+from featurecache.wording import human_bytes
 
 _MAX_MISTAKES = 12
 # More classes make entries that nobody can read; more mistakes make a page that nobody scrolls.
@@ -181,15 +182,6 @@ def write_report(path: Path, data: ReportData, *, read: Callable[[str], bytes | 
 def _shown(value: Any) -> Any:
     """Write out control characters of texts; our own drawings stay as they are."""
     return plain_text(value) if type(value) is str else value
-
-
-def human_bytes(count: float) -> str:
-    """Write a number of bytes as people do."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _picture(data: ReportData) -> str:

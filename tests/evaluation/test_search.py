@@ -178,6 +178,9 @@ class Listening:
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def note(self, text: str) -> None:
+        pass
+
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_long_search_says_head_setting_and_time(n_jobs, monkeypatch):

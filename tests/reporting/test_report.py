@@ -13,7 +13,8 @@ import pytest
 from conftest import COLOURS, write_image
 
 from featurecache.evaluation.calibration import Bin, Calibration
-from featurecache.reporting.report import FinalEvaluation, ReportData, SamplesToLookAt, human_bytes, write_report
+from featurecache.reporting.report import FinalEvaluation, ReportData, SamplesToLookAt, write_report
+from featurecache.wording import human_bytes
 
 pytestmark = pytest.mark.usefixtures("few_settings")
 
