@@ -5,16 +5,45 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
+from itertools import takewhile
+from pathlib import Path
 from typing import TypeVar
 
 Written = TypeVar("Written")
+_PACKAGE = Path(__file__).parent
 
 
 class FeatureCacheError(Exception):
     """Base of all errors raised on purpose by featurecache."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the caller's lines and the message; all frames after ``%xmode Verbose``."""
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if getattr(getattr(shell, "InteractiveTB", None), "mode", None) == "Verbose":
+            return "".join(traceback.format_exception(self)).splitlines()
+        frames = traceback.extract_tb(self.__traceback__)
+        own = [frame for frame in takewhile(lambda frame: not _is_ours(frame), frames) if not _is_shell(frame)]
+        lines = [f"line {frame.lineno} of {_place(frame)}: {frame.line}" for frame in own]
+        return [*lines, plain_text(f"{type(self).__name__}: {self}")]
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).is_relative_to(_PACKAGE)
+
+
+def _is_shell(frame: traceback.FrameSummary) -> bool:
+    return "IPython" in Path(frame.filename).parts
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    """Return the file of a frame; what a notebook runs has files of its own, which nobody knows."""
+    name = Path(frame.filename)
+    return "this cell" if name.parent.name.startswith("ipykernel_") or frame.filename.startswith("<") else name.name
 
 
 class RequestError(FeatureCacheError, ValueError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,3 +95,38 @@ def test_progress_is_drawn_in_notebooks_and_where_it_is_asked_for(
             fc.set_verbosity("loud")
     finally:
         fc.set_verbosity("auto")
+
+
+def _failing(code: str, name: str) -> list[str]:
+    """Return what a notebook shows of an error in a cell."""
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    with pytest.raises(RequestError) as caught:
+        exec(compile(code, name, "exec"), {"fc": fc})
+    error = caught.value
+    assert error.__traceback__ is not None
+    return error.with_traceback(error.__traceback__.tb_next)._render_traceback_()  # without this test's own line
+
+
+def test_an_error_is_the_lines_of_the_caller_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "def mine():\n    fc.set_verbosity('loud')\n\n\nmine()\n"
+    last = "RequestError: verbosity is auto, silent or progress; got 'loud'"
+    for name in ("<ipython-input-3>", "/tmp/ipykernel_77/123.py"):
+        assert _failing(code, name) == [
+            "line 5 of this cell: mine()",
+            "line 2 of this cell: fc.set_verbosity('loud')",
+            last,
+        ]
+    assert _failing(code, "/home/me/study.py")[0] == "line 5 of study.py: mine()"
+    assert RequestError("a\x1b[31m\nb")._render_traceback_() == ["RequestError: a\\x1b[31m\\nb"]
+    verbose = SimpleNamespace(InteractiveTB=SimpleNamespace(mode="Verbose"))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: verbose))  # type: ignore[arg-type]
+    shown = _failing(code, "<ipython-input-3>")
+    assert shown[0].startswith("Traceback")
+    assert any("progress.py" in line for line in shown)
+
+
+def test_type_checkers_see_an_installed_package(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import featurecache\n\nfeaturecache.extract\n")
+    command = [sys.executable, "-m", "mypy", "--follow-imports=skip", "--cache-dir", str(tmp_path / "types"), "mine.py"]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Success" in checked.stdout, checked.stdout
