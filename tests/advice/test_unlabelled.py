@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,7 +145,6 @@ def test_new_images_are_ranked_for_a_task(cache: Path, tmp_path: Path, call: Cal
 
 def test_requests_that_make_no_sense_are_one_line(cache: Path, tmp_path: Path, call: Call) -> None:
     for options, said in {
-        (): "holds no task; ask for what can be said without one (--unlabelled, --label-next N)",
         ("--unlabelled", "--only", "when"): "are for questions about a task; name it with --task",
         ("--unlabelled", "--target-domain", "a/*"): "are for questions about a task; name it with --task",
         ("--unlabelled", "--label-next", "0"): "--label-next must be at least 1, got 0",
@@ -154,6 +154,10 @@ def test_requests_that_make_no_sense_are_one_line(cache: Path, tmp_path: Path, c
         assert status == 2
         assert said in err
     few = write_cache(tmp_path, per_class=5)
+    shutil.rmtree(few / "tasks")
+    status, _, err = call("advise", few)
+    assert status == 2
+    assert "holds no task; ask for what can be said without one (--unlabelled, --label-next N)" in err
     with pytest.raises(RequestError, match="holds 15 samples with features; structure takes 20 at least"):
         fc.advise(few, unlabelled=True)
 

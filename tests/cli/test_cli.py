@@ -275,7 +275,6 @@ def one_line(err: str) -> str:
         (["extract", "photos", "--cache", "c", "--backbone", TINY, "--device", "cuda"], "torch sees no CUDA GPU"),
         (["extract", "photos", "--cache", "c", "--backbone", "python:tiny_backbones:not_a_module"], "not_a_module"),
         (["extract", "photos", "--cache", "c", "--backbone", "python:tiny_backbones:tini"], "tini"),
-        (["extract", "photos", "--cache", "c"], "required: --backbone"),
         (["run", "photos", "--cache", "c", "--backbone", TINY, "--head", "logitsic"], "did you mean 'logistic'"),
         (
             ["run", "photos", "--cache", "c", "--backbone", TINY, "--labels", "none.csv"],
