@@ -99,7 +99,7 @@ def run(
     labels: Any = None,
     task: str = "run",
     allow_missing: bool = False,
-    backbone: str | nn.Module | BackboneRequest = DEFAULT_BACKBONE,
+    backbone: str | nn.Module | BackboneRequest | Sequence[str | nn.Module | BackboneRequest] = DEFAULT_BACKBONE,
     taps: str | Sequence[str] = ("default",),
     views: ViewSpec | int | None = None,
     text_column: str | None = None,
@@ -133,9 +133,9 @@ def run(
         not replaced.
     allow_missing : bool
         Skip labels of files that are not in the cache instead of refusing them.
-    backbone : str, nn.Module or BackboneRequest
+    backbone : str, nn.Module, BackboneRequest, or a sequence of them
         Name of the network, a network in memory, or the request that also names its weights and changes to its
-        preprocess.
+        preprocess. The heads of several stand in one table, and the best head of all is kept.
     taps : sequence of str
         Layers to keep, as for `extract`.
     views : ViewSpec or int, optional
@@ -170,6 +170,7 @@ def run(
         Labels that make no task, found before anything is extracted wherever possible.
     """
     from featurecache.extraction.extract import make_request, run_extraction
+    from featurecache.extraction.report import merge_reports
     from featurecache.progress import Silent
     from featurecache.sources.opening import open_source
     from featurecache.sources.source import check_source
@@ -177,7 +178,10 @@ def run(
 
     training, progress = training or TrainingSettings(), progress or Silent()
     # A name is the request with all defaults.
-    request = backbone if isinstance(backbone, BackboneRequest) else make_request(backbone)
+    several = list(backbone) if isinstance(backbone, Sequence) and not isinstance(backbone, str) else [backbone]
+    requests = [each if isinstance(each, BackboneRequest) else make_request(each) for each in several]
+    if not requests:
+        raise RequestError("no backbone is named; name one at least")
     opened = open_source(source, text_column=text_column, id_column=id_column, name=source_name)
     check_source(opened)
     named = getattr(source, "url", None) or (str(source) if isinstance(source, str | Path) else None)
@@ -189,18 +193,22 @@ def run(
     _check_tta(training, opened, views)
     found = _read_labels(labels, source, opened, text_column, id_column)
     _check_labels(found, opened, training, allow_missing=allow_missing)
-    extraction = run_extraction(
-        source if named is not None else opened,
-        cache,
-        request,
-        taps=taps,
-        text_column=text_column,
-        id_column=id_column,
-        views=views,
-        settings=settings,
-        engine=engine,
-        progress=progress,
-    )
+    extractions = [
+        run_extraction(
+            source if named is not None else opened,
+            cache,
+            request,
+            taps=taps,
+            text_column=text_column,
+            id_column=id_column,
+            views=views,
+            settings=settings,
+            engine=engine,
+            progress=progress,
+        )
+        for request in requests
+    ]
+    extraction = merge_reports(extractions)
     store = extraction.store
     _check_same_origin(store, task, found.origin)
     # The features are there by now, so the labels can be joined to samples.
@@ -211,6 +219,8 @@ def run(
     trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
     report_path = store.path / "report.html" if report is None else Path(report)
     command = command or f"featurecache.run({named or opened.key!r}, cache={str(store.path)!r}, ...)"
+    kept = trained.best.feature_set.fingerprint
+    request = next(r for r, e in zip(requests, extractions, strict=True) if kept in {s.fingerprint for s in e.sets})
     return _finished(extraction, trained, opened, named, request, training, report_path, command)
 
 

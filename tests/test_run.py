@@ -14,6 +14,7 @@ from conftest import RUNTIME, TINY, write_image
 from tiny_texts import ANIMALS, some_texts, write_encoder, write_table
 
 import featurecache as fc
+from featurecache.errors import RequestError
 
 pytestmark = pytest.mark.quick
 
@@ -55,7 +56,7 @@ def test_labels_are_a_table_or_what_was_read_from_one(make_folder: Make, tmp_pat
     table = tmp_path / "odd.csv"
     table.write_text("path,label\n" + "\n".join(rows))
     common: dict[str, Any] = {"cache": tmp_path / "c", "backbone": TINY, "settings": TORCH}
-    majority = fc.TrainingSettings(heads=("majority",), n_jobs=1)
+    majority = fc.TrainingSettings(heads=("knn",), n_jobs=1)
     report = tmp_path / "odd.html"
     done = fc.run(source, labels=table, training=majority, task="odd", report=report, **common)
     assert (done.training.task.classes, done.report) == (["0", "1"], report)
@@ -110,7 +111,7 @@ def test_texts_have_their_labels_in_the_same_table(tmp_path: Path) -> None:
     labels = ["animal" if any(word in text for word in ANIMALS) else "other" for text in texts]
     table = write_table(tmp_path / "mails.csv", texts, label=labels)
     encoder = write_encoder(tmp_path / "tiny")
-    majority = fc.TrainingSettings(heads=("majority",), n_jobs=1)
+    majority = fc.TrainingSettings(heads=("knn",), n_jobs=1)
     done = fc.run(table, text_column="text", backbone=f"hf:{encoder}", settings=TORCH, training=majority)
     assert done.training.task.classes == ["animal", "other"]
     assert done.extraction.store.path == tmp_path / "mails.cache"
@@ -138,3 +139,36 @@ def test_a_new_image_is_labelled_by_what_was_kept(make_folder: Make, tmp_path: P
     assert done.saved is not None
     new = write_image(tmp_path / "new.png", (210, 50, 40), seed=77)
     assert [each.label for each in fc.predict(done.saved, [new], backbone=TINY, settings=TORCH)] == ["red"]
+
+
+def test_several_backbones_make_one_table_and_the_best_head_of_all_is_kept(
+    make_folder: Callable[..., Path], tmp_path: Path, call: Callable
+) -> None:
+    source, other = make_folder(per_class=8), "python:tiny_backbones:other_seed"
+    options = ["--runtime", "torch", "--head", "ridge", "--head", "knn", "--json"]
+    named = ["--backbone", TINY, "--backbone", other, "--backbone", TINY]
+    status, out, err = call("run", source, "--cache", tmp_path / "c", *named, *options)
+    assert status == 0, err
+    document = json.loads(out)
+    assert document["extraction"]["extracted"] == 2 * 24
+    assert [s["backbone"] for s in document["extraction"]["features"]] == [TINY, other]
+    assert {(row["backbone"], row["head"]) for row in document["results"]} >= {
+        (TINY, "ridge"),
+        (other, "ridge"),
+    }
+    again = fc.run(source, cache=tmp_path / "c", backbone=[other, TINY], settings=TORCH, training=RIDGE_AND_KNN)
+    assert (again.extraction.num_extracted, again.extraction.num_cached) == (0, 2 * 24)
+    store = fc.extract(source, tmp_path / "d", backbone=(TINY, other), settings=TORCH)
+    assert [s.identity.backbone for s in store.feature_sets()] == sorted([TINY, other])
+
+
+def test_weights_are_of_one_backbone(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:
+    source = make_folder(per_class=4)
+    named = ["--backbone", TINY, "--backbone", "efficientnet_lite0", "--weights", "w.safetensors"]
+    status, _, err = call("extract", source, "--cache", tmp_path / "c", *named)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "weights are of one backbone, and 2 are named; extract one after the other" in err
+    for nothing in (fc.run, fc.extract):
+        with pytest.raises(RequestError, match="no backbone is named"):
+            nothing(source, cache=tmp_path / "c", backbone=[])
+    assert not (tmp_path / "c").exists()

@@ -12,7 +12,7 @@ from featurecache.cli.options import (
     add_extraction_options,
     add_table_options,
     named_source,
-    request_of,
+    requests_of,
     settings_of,
     source_argument,
     verb_parser,
@@ -69,24 +69,29 @@ def run(args: argparse.Namespace) -> int:
 
 def extract(args: argparse.Namespace) -> ExtractionReport:
     """Run the extraction that the options ask for."""
-    request, settings = request_of(args), settings_of(args)
+    requests, settings = requests_of(args), settings_of(args)
     with without_collection():
         from featurecache.extraction.extract import run_extraction
+        from featurecache.extraction.report import merge_reports
         from featurecache.run import default_cache
 
     with progress_on_stderr(quiet=args.quiet) as progress:
-        return run_extraction(
-            named_source(args, args.source),
-            default_cache(str(args.source)) if args.cache is None else args.cache,
-            request,
-            taps=args.tap or ["default"],
-            text_column=args.text_column,
-            id_column=args.id_column,
-            views=views_of(args),
-            settings=settings,
-            engine=args.engine,
-            progress=progress,
-        )
+        reports = [
+            run_extraction(
+                named_source(args, args.source),
+                default_cache(str(args.source)) if args.cache is None else args.cache,
+                request,
+                taps=args.tap or ["default"],
+                text_column=args.text_column,
+                id_column=args.id_column,
+                views=views_of(args),
+                settings=settings,
+                engine=args.engine,
+                progress=progress,
+            )
+            for request in requests
+        ]
+        return merge_reports(reports)
 
 
 def print_summary(report: ExtractionReport) -> None:

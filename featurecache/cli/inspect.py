@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_preprocess_options, add_weights_options, request_of, verb_parser
+from featurecache.cli.options import add_preprocess_options, add_weights_options, requests_of, verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import command_line
 
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Describe a backbone."""
     from featurecache.backbones.description import describe_backbone
 
-    description = describe_backbone(request_of(args), taps=args.tap or [], tails=args.tails)
+    (request,) = requests_of(args)
+    description = describe_backbone(request, taps=args.tap or [], tails=args.tails)
     if args.json:
         print_json(description.to_json())
         return 0

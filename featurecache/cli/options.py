@@ -120,14 +120,16 @@ def add_head_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Add what names a backbone, its weights and its preprocess."""
+    """Add what names a backbone, or several, its weights and its preprocess."""
     group = parser.add_argument_group("backbone")
     group.add_argument(
         "--backbone",
+        action="append",
+        metavar="B",
         help="efficientnet_lite0, all_minilm_l6_v2 (texts), torchvision:NAME, timm:NAME, hf:NAME or FOLDER, "
         "open_clip:NAME/WEIGHTS, file:PROGRAM.pt2 (torch.export), "
         f"hub:FOLDER:entrypoint or python:package.module:factory (default {DEFAULT_BACKBONE}, of texts "
-        f"{DEFAULT_ENCODER})",
+        f"{DEFAULT_ENCODER}); repeat for several",
     )
     add_weights_options(group)
     add_preprocess_options(parser)
@@ -323,9 +325,9 @@ def add_memory_option(parser: Any) -> None:
     )
 
 
-def request_of(args: argparse.Namespace) -> BackboneRequest:
-    """Return the backbone that the options name."""
-    from featurecache.extraction.extract import make_request
+def requests_of(args: argparse.Namespace) -> list[BackboneRequest]:
+    """Return the backbones that the options name."""
+    from featurecache.extraction.extract import make_requests
     from featurecache.specs import PreprocessSpec, TextPreprocessSpec
 
     names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "range", "mean", "std", "max_tokens")
@@ -337,7 +339,7 @@ def request_of(args: argparse.Namespace) -> BackboneRequest:
         PreprocessSpec().override(**changes)
     # What comes with its weights from pip.
     default = DEFAULT_BACKBONE if getattr(args, "text_column", None) is None else DEFAULT_ENCODER
-    return make_request(
+    return make_requests(
         args.backbone or default,
         weights=args.weights,
         weights_key=args.weights_key,

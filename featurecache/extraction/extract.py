@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from featurecache.errors import RequestError
 from featurecache.extraction.engines import make_engine
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.report import ExtractionReport, report_extraction
@@ -34,7 +35,7 @@ def extract(
     source: Any,
     cache: str | Path,
     *,
-    backbone: str | nn.Module,
+    backbone: str | nn.Module | Sequence[str | nn.Module],
     weights: str | Path | None = None,
     weights_key: str | None = None,
     init: InitName = "pretrained",
@@ -79,7 +80,7 @@ def extract(
     progress : Progress, optional
         Told how far the run is.
     """
-    request = make_request(
+    requests = make_requests(
         backbone,
         weights=weights,
         weights_key=weights_key,
@@ -88,20 +89,55 @@ def extract(
         seed=seed,
         precision=precision,
     )
-    columns = {"text_column": text_column, "id_column": id_column}
-    report = run_extraction(
-        source,
-        cache,
-        request,
-        taps=taps,
-        views=views,
-        settings=settings,
-        engine=engine,
-        source_name=source_name,
-        progress=progress,
-        **columns,
-    )
-    return report.store
+    reports = [
+        run_extraction(
+            source,
+            cache,
+            request,
+            taps=taps,
+            views=views,
+            text_column=text_column,
+            id_column=id_column,
+            settings=settings,
+            engine=engine,
+            source_name=source_name,
+            progress=progress,
+        )
+        for request in requests
+    ]
+    return reports[-1].store
+
+
+def make_requests(
+    backbones: str | nn.Module | Sequence[str | nn.Module],
+    *,
+    weights: str | Path | None = None,
+    weights_key: str | None = None,
+    **options: Any,
+) -> list[BackboneRequest]:
+    """Bundle what identifies one backbone or several, each once.
+
+    Parameters
+    ----------
+    backbones : str, nn.Module or sequence of them
+    weights, weights_key
+        As for `make_request`, of one backbone alone.
+    **options
+        As for `make_request`, the same for all.
+
+    Raises
+    ------
+    RequestError
+        No backbone, or weights for several.
+    """
+    several = [backbones] if isinstance(backbones, str) or not isinstance(backbones, Sequence) else list(backbones)
+    if not several:
+        raise RequestError("no backbone is named; name one at least")
+    requests = [make_request(each, weights=weights, weights_key=weights_key, **options) for each in several]
+    requests = [request for number, request in enumerate(requests) if request not in requests[:number]]
+    if len(requests) > 1 and not (weights is None and weights_key is None):
+        raise RequestError(f"weights are of one backbone, and {len(requests)} are named; extract one after the other")
+    return requests
 
 
 def make_request(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -78,6 +78,38 @@ class ExtractionReport:
             "usage": [usage.to_json() for usage in self.usage],
             "warnings": [warning.to_json() for warning in self.warnings],
         }
+
+
+def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
+    """Return one report of extractions from one source into one cache by several backbones.
+
+    Parameters
+    ----------
+    reports : sequence of ExtractionReport
+        At least one. What the source holds is said by the last.
+    """
+    if len(reports) == 1:
+        return reports[0]
+    trial = {
+        f"{name} ({report.sets[0].identity.backbone})": rate
+        for report in reports
+        for name, rate in report.trial.items()
+    }
+    return replace(
+        reports[-1],
+        sets=[found for report in reports for found in report.sets],
+        num_extracted=sum(report.num_extracted for report in reports),
+        num_cached=sum(report.num_cached for report in reports),
+        num_cut=max(report.num_cut for report in reports),
+        bad=dict(sorted(item for report in reports for item in report.bad.items())),
+        postponed={path: why for report in reports for path, why in report.postponed.items()},
+        runtime=next((report.runtime for report in reversed(reports) if report.runtime), None),
+        seconds=sum(report.seconds for report in reports),
+        startup_seconds=sum(report.startup_seconds for report in reports),
+        trial=trial,
+        warnings=unique_warnings([warning for report in reports for warning in report.warnings]),
+        usage=[usage for report in reports for usage in report.usage],
+    )
 
 
 def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, *, seconds: float) -> ExtractionReport:
