@@ -19,6 +19,7 @@ import featurecache as fc
 from featurecache.errors import RequestError, SourceError, UnknownNameError
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.report import ExtractionReport
+from featurecache.progress import Silent
 from featurecache.specs import ExtractionSettings
 
 Make = Callable[..., Path]
@@ -191,7 +192,7 @@ def test_types_agree_within_their_precision(make_folder: Make, tmp_path: Path) -
 def test_a_file_that_changes_during_the_run_is_left_for_the_next(make_folder: Make, tmp_path: Path) -> None:
     source = make_folder(per_class=3)
 
-    class Meddler:
+    class Meddler(Silent):
         """Edits one file and removes another between the scan and the extraction."""
 
         def start(self, phase: str, total: int) -> None:
