@@ -22,7 +22,9 @@ from featurecache.wording import human_bytes
 
 _MAX_MISTAKES = 12
 # More classes make entries that nobody can read; more mistakes make a page that nobody scrolls.
-_MAX_MATRIX = 30
+_MAX_MATRIX = 100
+# In the matrix of a few classes one finds one's way by their names.
+_MAX_UNSORTED = 12
 _MAX_SCATTER = 4
 
 
@@ -170,7 +172,7 @@ def write_report(path: Path, data: ReportData, *, read: Callable[[str], bytes | 
         rows=data.training["results"],
         names=distinct_names(data.training["results"]),
         picture=_picture(data),
-        shares=_shares(data),
+        matrix=_matrix(data),
         mistakes=mistakes,
         galleries=galleries,
         num_mistakes=len(wrong),
@@ -213,12 +215,38 @@ def _scatter(data: ReportData) -> list[tuple[str, str]]:
     return drawn
 
 
-def _shares(data: ReportData) -> np.ndarray | None:
-    """Return each entry of the confusion matrix as a share of its row; none when the matrix would not fit a page."""
-    counts = data.final.confusion
+@dataclass(frozen=True)
+class _Matrix:
+    """A confusion matrix as it is shown."""
+
+    classes: list[str]
+    counts: list[list[int]]
+    shares: list[list[float]]
+    """Each entry as a share of its row."""
+    is_sorted: bool
+
+
+def _matrix(data: ReportData) -> _Matrix | None:
+    """Return the confusion matrix, of many classes sorted by confusion; none when it would not fit a page."""
+    counts, classes = data.final.confusion, data.training["classes"]
     if counts is None or len(counts) > _MAX_MATRIX:
         return None
-    return np.asarray(counts / counts.sum(axis=1, keepdims=True).clip(min=1))
+    is_sorted = len(counts) > _MAX_UNSORTED
+    order = _by_confusion(counts) if is_sorted else np.arange(len(counts))
+    shown = counts[np.ix_(order, order)]
+    shares = shown / shown.sum(axis=1, keepdims=True).clip(min=1)
+    return _Matrix([classes[k] for k in order], shown.tolist(), shares.tolist(), is_sorted)
+
+
+def _by_confusion(counts: np.ndarray) -> np.ndarray:
+    """Return an order of the classes in which those that are taken for each other are neighbours."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    distances = 1 - np.clip(shares + shares.T, 0, 1)
+    np.fill_diagonal(distances, 0)
+    return np.asarray(leaves_list(linkage(squareform(distances), "average", optimal_ordering=True)))
 
 
 def _wrong(data: ReportData) -> np.ndarray:

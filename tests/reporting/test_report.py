@@ -162,9 +162,34 @@ def test_without_a_test_split_the_split_is_named(tmp_path: Path) -> None:
 
 
 def test_many_classes_leave_the_matrix_out(tmp_path: Path) -> None:
-    data = make_data([f"class {i}" for i in range(40)], ["x"] * 4)
+    data = make_data([f"class {i}" for i in range(101)], ["x"] * 4)
     write_report(tmp_path / "r.html", data, read=lambda name: None)
-    assert "of 40 classes is too large to show" in (tmp_path / "r.html").read_text()
+    assert "of 101 classes is too large to show" in (tmp_path / "r.html").read_text()
+
+
+def test_the_matrix_of_many_classes_puts_those_together_that_are_taken_for_each_other(tmp_path: Path) -> None:
+    num = 100
+    classes = [f"class {i}" for i in range(num)]
+    pairs = np.random.default_rng(0).permutation(num).reshape(-1, 2)
+    counts = 10 * np.eye(num, dtype=int)
+    for first, second in pairs:
+        counts[first, second], counts[second, first] = 7, 6
+    data = make_data(classes, ["x"] * 4)
+    write_report(
+        tmp_path / "r.html", replace(data, final=replace(data.final, confusion=counts)), read=lambda name: None
+    )
+    table = re.search(r'<table class="matrix many">(.*?)</table>', (tmp_path / "r.html").read_text(), re.DOTALL)
+    assert table is not None
+    lines = table[1].split("</tr>")
+    heads = re.findall(r"class (\d+)", lines[0])
+    place = {int(label): position for position, label in enumerate(heads)}
+    assert sorted(place) == list(range(num))
+    assert all(abs(place[first] - place[second]) == 1 for first, second in pairs.tolist())
+    for position, line in enumerate(lines[1 : num + 1]):
+        (label,) = re.findall(r'class="row">class (\d+)<', line)
+        shown = [int(cell or 0) for cell in re.findall(r">(\d*)</td>", line)]
+        assert int(label) == int(heads[position])
+        assert shown == counts[int(label)][[int(head) for head in heads]].tolist()
 
 
 @pytest.mark.parametrize(
