@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from featurecache.heads.registry import make_head as make_head
     from featurecache.interop.dataset_labels import labels_from_dataset as labels_from_dataset
     from featurecache.progress import set_verbosity as set_verbosity
-    from featurecache.run import RunReport as RunReport
     from featurecache.run import run as run
+    from featurecache.run_report import RunReport as RunReport
     from featurecache.specs import BackboneRequest as BackboneRequest
     from featurecache.specs import ExtractionSettings as ExtractionSettings
     from featurecache.specs import PreprocessSpec as PreprocessSpec
@@ -52,7 +52,7 @@ _HOMES = {
     "FeatureStore": "store.store",
     "FrozenBackbone": "deployment.transformer",
     "PreprocessSpec": "specs",
-    "RunReport": "run",
+    "RunReport": "run_report",
     "TrainingSettings": "train",
     "ViewSpec": "specs",
     "advise": "advice.advise",

@@ -2,93 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurecache.errors import (
-    InputError,
     OutputFailure,
     RequestError,
     TaskError,
     command_line,
-    shortened,
     try_output,
     unique_warnings,
 )
 from featurecache.progress import shows_progress
+from featurecache.run_report import RunReport, write_run_report
 from featurecache.specs import DEFAULT_BACKBONE, BackboneRequest, check_takes_views
 from featurecache.train import TrainingSettings, train
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import nn
 
     from featurecache.advice.finding import Finding
-    from featurecache.deployment.kept import Keep
     from featurecache.evaluation.training import TrainedHead, TrainingReport
     from featurecache.extraction.report import ExtractionReport
     from featurecache.progress import Progress
-    from featurecache.reporting.report import SamplesToLookAt
     from featurecache.sources.source import Source
     from featurecache.specs import ExtractionSettings, ViewSpec
     from featurecache.store.labels import FolderLabels, TableLabels
-    from featurecache.store.listings import Listing
     from featurecache.store.store import FeatureStore
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunReport:
-    """What a run found, trained and wrote.
-
-    Attributes
-    ----------
-    extraction : ExtractionReport
-        What was computed, what was cached, and which inputs are bad.
-    training : TrainingReport
-        All trained heads, the chosen one first, with the warnings of the whole run.
-    saved : Path or None
-        Folder of the kept head; None where it could not be written.
-    report : Path or None
-        The HTML report, likewise.
-    predict_command : str or None
-        Command line that labels new inputs with the kept head.
-    advice : tuple of Finding
-        What to do next; see `advise`.
-    failures : tuple of OutputFailure
-        What could not be written, and why.
-    """
-
-    extraction: ExtractionReport
-    training: TrainingReport
-    saved: Path | None = None
-    report: Path | None = None
-    predict_command: str | None = None
-    advice: tuple[Finding, ...] = ()
-    failures: tuple[OutputFailure, ...] = ()
-
-    def __repr__(self) -> str:
-        from featurecache.advice.finding import summary
-
-        lines = [f"RunReport({self.training!r}"]
-        lines += [f"  next: {line}" for line in summary(self.advice)]
-        lines += [f"  {name}: {path}" for name, path in (("report", self.report), ("kept in", self.saved)) if path]
-        return "\n".join(lines) + ")"
-
-    def _repr_html_(self) -> str:
-        return self.training._repr_html_()
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain JSON values, as ``featurecache run --json`` prints them."""
-        return {
-            "extraction": self.extraction.to_json(),
-            **self.training.to_json(),
-            "report": None if self.report is None else str(self.report),
-            "saved": None if self.saved is None else str(self.saved),
-            "advice": [finding.to_json() for finding in self.advice],
-            "failed_outputs": [failure.text for failure in self.failures],
-        }
 
 
 @shows_progress
@@ -269,7 +211,9 @@ def _finished(
         predict_command=None if saved is None else predict_command(saved, trained.best, request),
         advice=tuple(advice or ()),
     )
-    written = try_output("the report", lambda: _write_report(report_path, done, source, named, command, keep), failures)
+    written = try_output(
+        "the report", lambda: write_run_report(report_path, done, source, named, command, keep), failures
+    )
     return replace(done, report=written, failures=tuple(failures))
 
 
@@ -379,90 +323,3 @@ def _advise(
         return advise(extraction.store, training.task.name, source=source, sets=plain, random_state=random_state)
     except (RequestError, TaskError):
         return []
-
-
-def _write_report(
-    path: Path, done: RunReport, source: Source, named: str | None, command: str, keep: Keep | None
-) -> Path:
-    from featurecache.advice.finding import summary
-    from featurecache.deployment.kept import describe_kept
-    from featurecache.reporting.report import FinalEvaluation, ReportData, write_report
-    from featurecache.store.overview import describe_features
-    from featurecache.store.tasks import class_counts
-
-    best, details = done.training.best, done.training.details()
-    listing = done.extraction.store.listings.load(source.key)
-    assert listing is not None, "the source was just extracted"
-    y_true, names = _names_of_samples(done, source, listing)
-    data = ReportData(
-        title=source.key if named is None or "://" in named else Path(named).resolve().name,
-        command=command,
-        cache=str(done.extraction.store.path),
-        feature_sets=[describe_features(feature_set) for feature_set in done.extraction.sets],
-        training=done.training.to_json(),
-        class_counts=class_counts(done.training.task),
-        final=FinalEvaluation(
-            split=best.result.reported,
-            y_true=y_true,
-            y_pred=best.result.y_pred,
-            proba=best.result.proba,
-            names=names,
-            outputs=details.per_output,
-            confusion=details.confusion,
-            calibration=details.calibration,
-        ),
-        bad_inputs=done.extraction.bad,
-        predict_command=done.predict_command,
-        changes=[] if done.training.changes is None else done.training.changes.lines(),
-        advice=summary(done.advice),
-        kept=None if done.saved is None else describe_kept(best, keep),
-        to_look_at=_to_look_at(done.advice),
-    )
-    write_report(path, data, read=_reader_of(source, listing))
-    return path
-
-
-def _reader_of(source: Source, listing: Listing) -> Callable[[str], bytes | None]:
-    """Return what reads an image of a source by its name, as far as it is still there."""
-    names = set(listing.paths) if source.modality == "image" else set()
-
-    def read(name: str) -> bytes | None:
-        try:
-            return source.open(name, stamp=None) if name in names else None
-        except InputError:
-            return None
-
-    return read
-
-
-def _to_look_at(advice: Sequence[Finding]) -> list[SamplesToLookAt]:
-    """Return the samples that advice names and a reader should see."""
-    from featurecache.reporting.report import SamplesToLookAt
-
-    found = []
-    for finding in advice:
-        if pairs := finding.details.get("pairs"):
-            samples = [((pair["first"], pair["second"]), f"alike by {pair['similarity']:.3f}") for pair in pairs]
-            title = f"near-copies: {finding.details['num_pairs']} pairs, the most alike first"
-            found.append(SamplesToLookAt(title, samples))
-        if labels := finding.details.get("labels"):
-            captions = [f"labelled {label['label']}, looks like {label['suggested']}" for label in labels]
-            names = [(str(label["name"]),) for label in labels]
-            title = f"labels worth checking: {len(labels)}, the least probable first"
-            found.append(SamplesToLookAt(title, list(zip(names, captions, strict=True))))
-    return found
-
-
-def _names_of_samples(done: RunReport, source: Source, listing: Listing) -> tuple[NDArray[Any], list[str]]:
-    """Return the targets of the reported samples, and what a reader calls each of them."""
-    from featurecache.evaluation.training import reported_rows
-
-    rows, y_true = reported_rows(done.training.best)
-    uris, listed = done.extraction.store.samples.uris_of(rows), set(listing.unique_rows.tolist())
-    names = []
-    for row, uri in zip(rows.tolist(), uris, strict=True):
-        name = listing.paths_of([row])[0] if row in listed else uri
-        if source.modality == "text" and row in listed:  # the number of a row tells a reader nothing
-            name = f"{name}: {shortened(source.open(name, stamp=None).decode(errors='replace'))}"
-        names.append(name)
-    return y_true, names

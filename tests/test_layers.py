@@ -47,12 +47,13 @@ FLOORS = {
     "finetuning": 4,
     "deployment": 5,
     "train": 5,
-    "run": 6,
+    "run_report": 6,
+    "run": 7,
     "verification": 6,
-    "cli": 7,
-    "testing": 7,
-    "__init__": 8,
-    "__main__": 8,
+    "cli": 8,
+    "testing": 8,
+    "__init__": 9,
+    "__main__": 9,
 }
 FORBIDDEN = {("evaluation", "backbones"), ("reporting", "backbones")}
 LATE = {("store", "interop")}
