@@ -184,6 +184,7 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
         if name is None:
             continue
         fitting = [s for s in sets if _fits(s.names[kind], kind, name)]
+        fitting = [s for s in fitting if s.names[kind] == name] or fitting
         if not fitting:
             known = sorted({s.names[kind] for s in sets})
             advice = (

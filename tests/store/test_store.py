@@ -106,8 +106,10 @@ def test_a_choice_must_be_made_where_there_is_one(tmp_path: Path) -> None:
         assert np.array_equal(chosen[:], feature_set.open()[:])
     with pytest.raises(UnknownNameError, match="unknown cached tap 'a:average'; did you mean 'a:avg'.*--tap a:average"):
         store.features("a:average")
-    with pytest.raises(UnknownNameError, match="unknown cached backbone 'net'"):
-        store.features(backbone="net")
+    with pytest.raises(UnknownNameError, match="unknown cached backbone 'other:net'"):
+        store.features(backbone="other:net")
+    for backbone in ("my:net", "net"):  # without its provider, as `extract` takes it
+        assert float(store.features(backbone=backbone, dtype="float32")[0][0]) == 3
 
 
 def test_requests_are_remembered(tmp_path: Path) -> None:
