@@ -17,7 +17,7 @@ from featurecache.ignored import IgnoredFiles
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.image_warnings import rows_recorded
 from featurecache.store.listings import Listing
-from featurecache.store.soundness import float32_warning, warnings_of
+from featurecache.store.soundness import feature_warnings, float32_warning
 from featurecache.store.store import FeatureStore
 
 
@@ -90,6 +90,11 @@ def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
     """
     if len(reports) == 1:
         return reports[0]
+    sets = [found for report in reports for found in report.sets]
+    of_source = reports[-1].ignored.warnings()
+    of_types = [
+        w for report in reports for s in report.sets if (w := float32_warning(report.store, s)) in report.warnings
+    ]
     trial = {
         f"{name} ({report.sets[0].identity.backbone})": rate
         for report in reports
@@ -97,7 +102,7 @@ def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
     }
     return replace(
         reports[-1],
-        sets=[found for report in reports for found in report.sets],
+        sets=sets,
         num_extracted=sum(report.num_extracted for report in reports),
         num_cached=sum(report.num_cached for report in reports),
         num_cut=max(report.num_cut for report in reports),
@@ -107,7 +112,7 @@ def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
         seconds=sum(report.seconds for report in reports),
         startup_seconds=sum(report.startup_seconds for report in reports),
         trial=trial,
-        warnings=unique_warnings([warning for report in reports for warning in report.warnings]),
+        warnings=unique_warnings([*of_source, *feature_warnings(sets), *of_types]),
         usage=[usage for report in reports for usage in report.usage],
     )
 
@@ -128,8 +133,8 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     store = FeatureStore(job.cache)  # the scan has checked it: to open it once more would walk all its folders again
     sets = [found for name in work.sets if (found := store.feature_set_at(PurePosixPath(name))) is not None]
     num_samples = len(listing.unique_rows)
-    # Of a set and of its views once; and where ``auto`` stands for another type.
-    warnings = [*listing.ignored.warnings(), *(w for s in sets for w in warnings_of(s, listing.unique_rows))]
+    # And where ``auto`` stands for another type.
+    warnings = [*listing.ignored.warnings(), *feature_warnings(sets, listing.unique_rows)]
     if job.settings.dtype == "auto":
         warnings += [w for s in sets if (w := float32_warning(store, s)) is not None]
     return ExtractionReport(

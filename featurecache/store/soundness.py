@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from featurecache.errors import ReportWarning, unique_warnings
@@ -33,12 +34,30 @@ def warnings_of(feature_set: FeatureSet, rows: Rows | None = None) -> list[Repor
     return [*feature_set.warnings(), *(warning for warning in measured if warning is not None), *about_images]
 
 
-def feature_warnings(sets: Sequence[FeatureSet]) -> list[ReportWarning]:
-    """Return what is doubtful about feature sets, each warning with the name of its set where there are several."""
-    found = [(feature_set, warning) for feature_set in sets for warning in warnings_of(feature_set)]
-    if len(sets) == 1:
-        return [warning for _, warning in found]
-    return unique_warnings(warning.about(str(feature_set)) for feature_set, warning in found)
+def feature_warnings(sets: Sequence[FeatureSet], rows: Rows | None = None) -> list[ReportWarning]:
+    """Return what is doubtful about feature sets: what is true of all once, else with the name of backbone or set.
+
+    Parameters
+    ----------
+    sets : sequence of FeatureSet
+    rows : ndarray of int64, optional
+        As for `warnings_of`.
+    """
+    holders: dict[ReportWarning, list[FeatureSet]] = {}
+    for feature_set in sets:
+        for warning in unique_warnings(warnings_of(feature_set, rows)):
+            holders.setdefault(warning, []).append(feature_set)
+    of_backbone = Counter(feature_set.identity.backbone for feature_set in sets)
+    found = []
+    for warning, held in holders.items():
+        backbones = Counter(feature_set.identity.backbone for feature_set in held)
+        if len(held) == len(sets):
+            found.append(warning)
+        elif all(count == of_backbone[backbone] for backbone, count in backbones.items()):
+            found += [warning.about(backbone) for backbone in backbones]
+        else:
+            found += [warning.about(str(feature_set)) for feature_set in held]
+    return unique_warnings(found)
 
 
 def held_type(sets: Sequence[FeatureSet], fingerprint: str, tap: str) -> str | None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from conftest import features_body
 
-from featurecache.errors import FormatVersionError, RequestError, StoreError, UnknownNameError
+from featurecache.errors import FormatVersionError, ReportWarning, RequestError, StoreError, UnknownNameError
 from featurecache.specs import FeatureIdentity, PreprocessSpec
 from featurecache.store.naming import check_name
 from featurecache.store.schemas import BackboneAbout
+from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 
 pytestmark = pytest.mark.quick
@@ -28,9 +29,15 @@ ABOUT = BackboneAbout(
 
 
 def add_features(
-    store: FeatureStore, tap: str, *, weights: str = "w", dtype: str = "float16", value: float = 0
+    store: FeatureStore,
+    tap: str,
+    *,
+    weights: str = "w",
+    dtype: str = "float16",
+    value: float = 0,
+    backbone: str = "my:net",
 ) -> None:
-    identity = FeatureIdentity(backbone="my:net", architecture="a", weights=weights, preprocess=PreprocessSpec())
+    identity = FeatureIdentity(backbone=backbone, architecture="a", weights=weights, preprocess=PreprocessSpec())
     folder = store.add_feature_set(identity, ABOUT, tap, dtype).folder
     stored = np.full((3, 2), value, np.float16 if dtype == "float16" else np.float32)
     ids = np.arange(96, dtype=np.uint8).reshape(3, 32)
@@ -110,6 +117,28 @@ def test_a_choice_must_be_made_where_there_is_one(tmp_path: Path) -> None:
         store.features(backbone="other:net")
     for backbone in ("my:net", "net"):  # without its provider, as `extract` takes it
         assert float(store.features(backbone=backbone, dtype="float32")[0][0]) == 3
+
+
+def test_a_warning_stands_once_and_names_what_it_is_about(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path / "c")
+    for backbone in ("my:net", "other:net"):
+        for tap in ("a:avg", "b:avg"):
+            add_features(store, tap, backbone=backbone)
+    sets = store.feature_sets()
+    about_sets = {
+        "all": sets,
+        "one backbone": [s for s in sets if s.identity.backbone == "other:net"],
+        "one set": sets[:1],
+        "a set of each": [s for s in sets if s.tap == "b:avg"],
+    }
+    for text, held in about_sets.items():
+        for feature_set in held:
+            feature_set.keep_warning(ReportWarning(kind=text.replace(" ", "_"), count=1, text=text))
+    shown = sorted(warning.text for warning in feature_warnings(sets) if warning.kind.replace("_", " ") in about_sets)
+    each = [f"{s}: a set of each" for s in about_sets["a set of each"]]
+    assert shown == sorted(["all", "other:net: one backbone", f"{sets[0]}: one set", *each])
+    alone = [warning.text for warning in feature_warnings(sets[:1]) if warning.kind.replace("_", " ") in about_sets]
+    assert sorted(alone) == ["all", "one set"]
 
 
 def test_requests_are_remembered(tmp_path: Path) -> None:
