@@ -111,7 +111,7 @@ def run(
     TaskError
         Labels that make no task, found before anything is extracted wherever possible.
     """
-    from featurecache.extraction.extract import make_request, run_extraction
+    from featurecache.extraction.extract import make_requests, run_extraction
     from featurecache.extraction.report import merge_reports
     from featurecache.progress import Silent
     from featurecache.sources.opening import open_source
@@ -119,11 +119,7 @@ def run(
     from featurecache.store.naming import check_name
 
     training, progress = training or TrainingSettings(), progress or Silent()
-    # A name is the request with all defaults.
-    several = list(backbone) if isinstance(backbone, Sequence) and not isinstance(backbone, str) else [backbone]
-    requests = [each if isinstance(each, BackboneRequest) else make_request(each) for each in several]
-    if not requests:
-        raise RequestError("no backbone is named; name one at least")
+    requests = make_requests(backbone)
     opened = open_source(source, text_column=text_column, id_column=id_column, name=source_name)
     check_source(opened)
     named = getattr(source, "url", None) or (str(source) if isinstance(source, str | Path) else None)

@@ -162,12 +162,18 @@ def test_several_backbones_make_one_table_and_the_best_head_of_all_is_kept(
     assert [s.identity.backbone for s in store.feature_sets()] == sorted([TINY, other])
 
 
-def test_weights_are_of_one_backbone(make_folder: Callable[..., Path], tmp_path: Path, call: Callable) -> None:
+def test_mistakes_in_several_backbones_are_told_before_any_is_extracted(
+    make_folder: Callable[..., Path], tmp_path: Path, call: Callable
+) -> None:
     source = make_folder(per_class=4)
     named = ["--backbone", TINY, "--backbone", "efficientnet_lite0", "--weights", "w.safetensors"]
     status, _, err = call("extract", source, "--cache", tmp_path / "c", *named)
     assert (status, err.count("\n")) == (2, 1)
     assert "weights are of one backbone, and 2 are named; extract one after the other" in err
+    named = ["--backbone", TINY, "--backbone", "efficientnet_lit0"]
+    status, _, err = call("extract", source, "--cache", tmp_path / "c", *named)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "did you mean 'efficientnet_lite0'" in err
     for nothing in (fc.run, fc.extract):
         with pytest.raises(RequestError, match="no backbone is named"):
             nothing(source, cache=tmp_path / "c", backbone=[])

@@ -109,7 +109,7 @@ def extract(
 
 
 def make_requests(
-    backbones: str | nn.Module | Sequence[str | nn.Module],
+    backbones: str | nn.Module | BackboneRequest | Sequence[str | nn.Module | BackboneRequest],
     *,
     weights: str | Path | None = None,
     weights_key: str | None = None,
@@ -119,7 +119,7 @@ def make_requests(
 
     Parameters
     ----------
-    backbones : str, nn.Module or sequence of them
+    backbones : str, nn.Module, BackboneRequest, or sequence of them
     weights, weights_key
         As for `make_request`, of one backbone alone.
     **options
@@ -129,14 +129,22 @@ def make_requests(
     ------
     RequestError
         No backbone, or weights for several.
+    UnknownNameError
+        One of several is not known.
     """
     several = [backbones] if isinstance(backbones, str) or not isinstance(backbones, Sequence) else list(backbones)
     if not several:
         raise RequestError("no backbone is named; name one at least")
-    requests = [make_request(each, weights=weights, weights_key=weights_key, **options) for each in several]
+    options |= {"weights": weights, "weights_key": weights_key}
+    requests = [each if isinstance(each, BackboneRequest) else make_request(each, **options) for each in several]
     requests = [request for number, request in enumerate(requests) if request not in requests[:number]]
     if len(requests) > 1 and not (weights is None and weights_key is None):
         raise RequestError(f"weights are of one backbone, and {len(requests)} are named; extract one after the other")
+    if len(requests) > 1:  # a mistake in the last name must not cost what the others take
+        from featurecache.backbones.registry import request_digest
+
+        for request in requests:
+            request_digest(request)
     return requests
 
 
