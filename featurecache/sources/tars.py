@@ -124,7 +124,7 @@ class Tars:
     def labels(self) -> Iterator[tuple[str, str]]:
         """Yield the name and the label of each sample that has one: ``.cls``, ``.txt``, or ``label`` in ``.json``."""
         for unit in self.units():
-            images, said = dict[str, str](), dict[str, str]()
+            images, labels = dict[str, str](), dict[str, str]()
             for member, content in self._walk(unit):
                 base, suffix = _split(member.name)
                 if _is_image(member.name):
@@ -132,8 +132,8 @@ class Tars:
                     continue
                 text = content.read() if content is not None and member.size <= _MOST_LABEL_BYTES else b""
                 if (label := _label_in(suffix, text)) is not None:
-                    said[base] = label
-            yield from ((name, said[base]) for base, name in images.items() if base in said)
+                    labels[base] = label
+            yield from ((name, labels[base]) for base, name in images.items() if base in labels)
 
     @cached_property
     def _tars(self) -> Sequence[str]:
