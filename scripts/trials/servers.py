@@ -244,10 +244,10 @@ def _serve(ground: Ground, name: str, source: str, number: int) -> _Served:
         return _Served(f"{host}/{pack}", (), pack, {"source": str(changed), "file": str(web / pack)}, frozenset([one]))
     if source == "S3 folder":
         _upload(ground, name, {path: ground.images / path for path in paths})
-        replacement = {"source": str(other), "object": f"/photos/{name}/{one}"}
+        replacement = {"source": str(other), "object": f"photos/{name}/{one}"}
         return _Served(f"s3://photos/{name}", (), one, replacement, frozenset([one]))
     _upload(ground, name, {each: folder / each for each in packs})
-    replacement = {"source": str(changed), "object": f"/photos/{name}/{pack}"}
+    replacement = {"source": str(changed), "object": f"photos/{name}/{pack}"}
     return _Served(f"s3://photos/{name}/photos-*.tar", (), pack, replacement, frozenset([one]))
 
 
