@@ -276,8 +276,8 @@ class Worker:
                         shard.drafts.append(Draft(feature_set, self.taps[tap].shape, len(shard.inputs)))
             for draft in shard.drafts:
                 draft.add(outcome)
-            shard.num_unwritten -= len(outcome.problems)
-            return self._publish(shard, runtime) if shard.num_unwritten == 0 else _Round()
+            shard.num_written += len(outcome.problems)
+            return self._publish(shard, runtime) if shard.num_written == len(shard.rows) else _Round()
 
     def _publish(self, shard: OpenShard, runtime: Runtime) -> _Round:
         """Commit a shard whose features are all there."""
