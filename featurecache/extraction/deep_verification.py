@@ -168,9 +168,7 @@ def _compute(
                 progress.advance(len(outcome.problems))
         features = {tap.name: np.concatenate([o.features[tap.name] for o in outcomes]) for tap in taps}
         problems = [problem for outcome in outcomes for problem in outcome.problems]
-        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(
-            ran, drift.provenance_of(runtime)
-        )
+        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(ran, runtime)
     finally:
         runtime.close()
 

@@ -175,11 +175,8 @@ class Worker:
                 if (known := feature_set.reference()) is not None:
                     recorded = msgspec.convert(known, ReferenceBody)
                     drift.check_reference(recorded, feature_set.tap, runtime, self.modality)
-                if shards and drift.changes(before, drift.provenance_of(runtime)):
-                    features = feature_set.open()
-                    held = np.intersect1d(drift.reference_rows(features), self.listing.unique_rows)
-                    inputs = inputs_of_rows(self.source, self.listing, self.store.samples, held)
-                    drift.check_stored(features, dict(zip(held.tolist(), inputs, strict=True)), runtime, self.modality)
+                if shards and drift.changes(before, runtime):
+                    drift.check_stored(feature_set, self.source, self.listing, runtime, self.modality)
 
     def _keep_references(self) -> None:
         """See what the program's own inputs give, so that `predict` can notice another environment elsewhere.
