@@ -117,7 +117,7 @@ class Worker:
             This machine makes other features than those that are there.
         """
         started, postponed, total, pause = perf_counter(), dict[int, tuple[str, str]](), 0, _FIRST_PAUSE
-        shards = self._plan(rows, postponed)
+        shards = missing_shards(self.sets, rows, shard_rows=self.settings.shard_rows)
         if not shards:  # to compare a few inputs, a faster runtime is not worth its preparation
             self.settings = replace(self.settings, runtime="torch")
         try:
@@ -128,14 +128,17 @@ class Worker:
                 self._keep_references()
                 startup = perf_counter() - started
                 if shards:
-                    expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=self._rate())
+                    # None where the runtime was chosen without a trial.
+                    rate = next((runtime.trial.get(runtime.name) for runtime in self.runtimes.opened.values()), None)
+                    expected = estimate(shards, self.sets, self.taps, cache=self.store.path, rate=rate)
                     self.progress.start("extracting", expected.num_rows)
                     self.progress.note(expected.sentence())
                 while shards:
                     done = self._compute(shards)
                     total, postponed = total + done.num_rows, postponed | done.postponed
                     # What other workers held may be done by now, or left over by one that was killed.
-                    shards = self._plan(rows, postponed)
+                    left = np.setdiff1d(rows, np.array(list(postponed), np.int64), assume_unique=True)
+                    shards = missing_shards(self.sets, left, shard_rows=self.settings.shard_rows)
                     if not done.num_rows and not done.leased:
                         break
                     pause = _FIRST_PAUSE if done.num_rows else min(2 * pause, _LONGEST_PAUSE)
@@ -153,15 +156,6 @@ class Worker:
         finally:
             for runtime in self.runtimes.opened.values():
                 runtime.close()
-
-    def _rate(self) -> float | None:
-        """Return the inputs per second that the chosen runtime showed in its trial, if there was one."""
-        return next((opened.trial.get(opened.name) for opened in self.runtimes.opened.values()), None)
-
-    def _plan(self, rows: Rows, postponed: Mapping[int, object]) -> list[PlannedShard]:
-        if postponed:
-            rows = np.setdiff1d(rows, np.array(sorted(postponed), np.int64))
-        return missing_shards(self.sets, rows, shard_rows=self.settings.shard_rows)
 
     def _guard(self, shards: Sequence[PlannedShard]) -> None:
         """Refuse to extend features that this machine would make differently."""
