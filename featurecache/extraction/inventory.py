@@ -125,6 +125,7 @@ def _paired(rows: Rows, others: Rows) -> NDArray[np.bool_]:
     ordered, others = rows[order], np.sort(others)
     rank = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
     count = np.searchsorted(others, ordered, side="right") - np.searchsorted(others, ordered)
+    # Of equal rows, the first so many have a partner as there are partners.
     paired = np.zeros(len(rows), bool)
     paired[order] = rank < count
     return paired

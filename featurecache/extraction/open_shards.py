@@ -54,6 +54,7 @@ class OpenShard:
 
     def collect(self, outcome: Outcome) -> Outcome | None:
         """Take the next features; return all that wait where they are worth writing, or are the last."""
+        # Outcomes come in the order of the rows, so as many as have come is the index of the next.
         self._digests |= {self._num_come + index: s for index, s in enumerate(outcome.digests) if s is not None}
         self._collected.append(outcome)
         self._num_come += len(outcome.problems)

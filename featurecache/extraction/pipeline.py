@@ -145,11 +145,12 @@ def run_chunks(
         while True:
             started, waited = perf_counter(), meter.waited["decode"]
             features = next(results, None)
+            # The runtime takes its batches from `feed` in here; waiting for those is counted there.
             meter.waited["forward"] += perf_counter() - started - (meter.waited["decode"] - waited)
             if features is None:
                 return
             batch = waiting.popleft()
-            for tap, values in features.items():
+            for tap, values in features.items():  # without the padding of a chunk's last batch
                 pending.setdefault(tap, []).append(values[: batch.num_used])
             if items := batch.complete:
                 yield (
@@ -194,7 +195,7 @@ def to_stored(
             error = InputError("overflow", f"a feature exceeds the range of {dtype}; use --dtype float32")
         else:
             error = InputError("non_finite", "the network gave NaN or infinity")
-        found.setdefault(index, error)
+        found.setdefault(index, error)  # an input that could not be read keeps its own reason
     if found:
         values = values.copy()
         values[list(found)] = np.nan

@@ -78,6 +78,7 @@ def reproduce_backbone(
     )
     name = identity.backbone
     try:
+        # What only a record names is taken from this machine or not at all.
         with no_network() if backbone is None else nullcontext():
             network = _as_recorded(request, identity, weights_source)
     except DownloadNeededError as error:

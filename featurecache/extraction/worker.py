@@ -101,6 +101,8 @@ class Worker:
     @cached_property
     def runtimes(self) -> Runtimes:
         """What executes the backbone."""
+        # When first needed, not with the worker: `run` may still change the settings, and the later the records are
+        # read, the more of other workers' choices are among them.
         return Runtimes(self.backbone, self.taps, self.settings, drift.recorded_provenance(self.sets))
 
     def run(self, rows: Rows) -> WorkerReport:
@@ -163,6 +165,7 @@ class Worker:
             before = drift.recorded_provenance([feature_set])
             if before is None:
                 continue
+            # Of a shard that misses it, so that the runtime which is compared is the one that will compute.
             taps = next((shard.taps for shard in shards if feature_set.tap in shard.taps), tuple(self.taps))
             runtime = self.runtimes.of(taps)
             with drift.explained(before, runtime, "extract into another cache"):
@@ -199,6 +202,7 @@ class Worker:
             pool = ThreadPoolExecutor(1, thread_name_prefix="write")
             # On an error or Ctrl-C, what has not begun to be written is dropped with its shard.
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            # One stream for each run of shards that miss the same taps: what a runtime computes is fixed.
             for taps, opened in groupby(self._take(shards, done), key=lambda shard: shard.taps):
                 runtime = self.runtimes.of(taps)
                 self.meter.device = runtime.device
@@ -230,6 +234,7 @@ class Worker:
                 if not lease.enter_context(leases.hold(shard.key)):
                     done.leased = True
                     continue
+                # Under the lease, because others may have committed it since the plan was made.
                 taps = tuple(tap for tap in shard.taps if not features[tap].folder.has(shard.key))
                 if not taps:
                     continue
