@@ -17,11 +17,11 @@ from featurecache.backbones.taps import resolve_taps
 from featurecache.backbones.torch_runtime import checked_device
 from featurecache.errors import FeatureCacheError, InputError, RequestError
 from featurecache.extraction import drift
-from featurecache.extraction.inventory import sets_for, take_inventory
 from featurecache.extraction.modality import modality_of
 from featurecache.extraction.pipeline import TRANSIENT, run_pipeline, to_stored
 from featurecache.extraction.reading import inputs_of_rows
 from featurecache.extraction.recomputation import Inputs
+from featurecache.extraction.reproduction import may_be
 from featurecache.progress import Progress, Silent
 from featurecache.sources.source import Source
 from featurecache.store.dtypes import decode
@@ -111,10 +111,10 @@ def verify_deep(
     """
     if num_rows < 1:
         raise RequestError(f"rows to compute again must be at least 1, got {num_rows}")
-    sets = [s for s in store.feature_sets() if inputs.concern(s)] or store.select_sets(backbone=inputs.backbone)
-    source = inputs.open_source()
-    sets = sets_for(source, sets)
-    listing = take_inventory(store, source, progress).now
+    sets = [s for s in store.feature_sets() if may_be(s.identity.backbone, inputs.backbone)]
+    # Where there are none, this raises an error that names those that there are.
+    sets = sets or store.select_sets(backbone=inputs.backbone)
+    source, listing, sets = inputs.find(store, sets, progress)
     found, rng = DeepVerification(), np.random.default_rng(random_state)
     for fingerprint in dict.fromkeys(feature_set.fingerprint for feature_set in sets):
         group = [feature_set for feature_set in sets if feature_set.fingerprint == fingerprint]
@@ -168,9 +168,7 @@ def _compute(
                 progress.advance(len(outcome.problems))
         features = {tap.name: np.concatenate([o.features[tap.name] for o in outcomes]) for tap in taps}
         problems = [problem for outcome in outcomes for problem in outcome.problems]
-        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(
-            ran, drift.provenance_of(runtime)
-        )
+        return _Again(rows, listing.paths_of(rows), features, problems), drift.changes(ran, runtime)
     finally:
         runtime.close()
 

@@ -104,19 +104,16 @@ class ExtractionJob:
         modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here
         return LoadedNetwork(with_default_warning(backbone, self.taps), taps, perf_counter() - started)
 
-    def digest(self, views: ViewSpec | None) -> str | None:
-        """Return what the request is remembered by; ``None`` where the same words may mean something else tomorrow."""
-        if self._backbone_digest is None:
-            return None
-        request: dict[str, object] = {"backbone": self._backbone_digest, "taps": list(self.taps)}
-        if views is not None:
-            request["views"] = asdict(views)
-        # Notes of edition 1 were made when other defaults held.
-        return digest_json("request", 2, request)
-
     @cached_property
-    def _backbone_digest(self) -> str | None:
-        return request_digest(self.backbone)  # of a weights file it reads every byte
+    def digests(self) -> dict[ViewSpec | None, str]:
+        """What each variant is remembered by; none where the same words may mean something else tomorrow."""
+        backbone = request_digest(self.backbone)  # of a weights file it reads every byte
+        if backbone is None:
+            return {}
+        plain: dict[str, object] = {"backbone": backbone, "taps": list(self.taps)}
+        requests = {views: plain if views is None else {**plain, "views": asdict(views)} for views in self.variants}
+        # Notes of edition 1 were made when other defaults held.
+        return {views: digest_json("request", 2, request) for views, request in requests.items()}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def recall(job: ExtractionJob, store: FeatureStore | None) -> dict[Variant, list
 
 
 def _recall(job: ExtractionJob, store: FeatureStore, views: Variant) -> list[FeatureSet] | None:
-    digest = job.digest(views)
+    digest = job.digests.get(views)
     remembered = None if digest is None else store.recall_request(digest)
     if remembered is None:
         return None

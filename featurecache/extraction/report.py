@@ -92,6 +92,7 @@ def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
         return reports[0]
     sets = [found for report in reports for found in report.sets]
     of_source = reports[-1].ignored.warnings()
+    # Only those that a report has: where a type was asked for by its name there is nothing to say.
     of_types = [
         w for report in reports for s in report.sets if (w := float32_warning(report.store, s)) in report.warnings
     ]
@@ -105,6 +106,7 @@ def merge_reports(reports: Sequence[ExtractionReport]) -> ExtractionReport:
         sets=sets,
         num_extracted=sum(report.num_extracted for report in reports),
         num_cached=sum(report.num_cached for report in reports),
+        # Of the same samples under each backbone: a sum would count them several times.
         num_cut=max(report.num_cut for report in reports),
         bad=dict(sorted(item for report in reports for item in report.bad.items())),
         postponed={path: why for report in reports for path, why in report.postponed.items()},

@@ -54,7 +54,7 @@ def scan(job: ExtractionJob, *, progress: Progress | None = None) -> Listing:
     # Not made yet: a wrong request must leave no empty cache behind.
     store = FeatureStore.open(job.cache) if (job.cache / "FORMAT.json").exists() else None
     if not all(recall(job, store).values()):
-        _ = job.network
+        _ = job.network  # an unknown backbone or tap, or one for other samples, shows here
     store = store or FeatureStore.create(job.cache)
     before = store.listings.load(source.key)
     entries = Entries.of(source)
@@ -129,7 +129,7 @@ def _read_whole(source: Source, entries: Entries, progress: Progress) -> Iterato
             lengths.append(len(data))
             digests += sha256(data).digest()
         progress.advance(len(indices))
-    for name in index_of:
+    for name in index_of:  # what was given out has been taken from it
         entries.problems.setdefault(name, "its source lists it and does not give it out")
     entries.stamps[indices, 0] = lengths
     order = np.argsort(indices)  # rows follow the names, not the order of a table: two writers must agree on them
