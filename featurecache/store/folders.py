@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
+# Compared by identity: a schema holds dicts, which have no hash.
+@dataclass(frozen=True, slots=True, eq=False)
 class ShardFolder:
     """A folder of shards (``shards/``) and their commit records (``commits/``).
 
@@ -58,8 +61,8 @@ class ShardFolder:
         What its commits hold; a commit that holds something else is refused when it is read.
     """
 
-    def __init__(self, path: Path, schema: Schema | None = None) -> None:
-        self.path, self._schema = path, schema
+    path: Path
+    schema: Schema | None = None
 
     def commits(self) -> list[Commit]:
         """All published shards, in the order of their keys."""
@@ -76,13 +79,9 @@ class ShardFolder:
         if not record.stem.isdecimal():
             raise CorruptError(f"{record} has not the name of a commit record; remove it")
         commit = read_commit(record)
-        self.check(commit)
+        if self.schema is not None:
+            self.schema.check(commit, self.path)
         return commit
-
-    def check(self, commit: Commit) -> None:
-        """Raise `CorruptError` unless a commit is one that this folder may hold."""
-        if self._schema is not None:
-            self._schema.check(commit, self.path)
 
     def has(self, key: str) -> bool:
         """Tell whether something was published under this key."""
@@ -151,14 +150,6 @@ class ShardFolder:
     def open(self, commit: Commit) -> MappedShard:
         """Map a published shard for reading."""
         return MappedShard(self.path / "shards" / commit.file_name, commit.shard)
-
-    def check_size(self, commit: Commit) -> None:
-        """Raise `CorruptError` unless a published shard is there and as long as its record says."""
-        path = self.path / "shards" / commit.file_name
-        if not path.is_file() or path.stat().st_size != commit.shard.size:
-            raise CorruptError(
-                f"{path} is missing or cut off although it was committed; run `featurecache repair`, then extract again"
-            )
 
     def newest(self, read: Callable[[Commit, MappedShard], T]) -> T | None:
         """Read the newest shard whole; a writer may withdraw it meanwhile for a newer one, then that one is read."""

@@ -65,8 +65,7 @@ class RowGatherer:
         fresh = np.flatnonzero(~self._is_checked[shards])
         for number, mine in by_shard(shards[fresh]):
             shard = self._open(number)
-            self._is_checked[number] = shard.check_rows(self._name, local[fresh[mine]])
-            self._addresses[number] = shard.address(self._name)
+            self._addresses[number], self._is_checked[number] = shard.check_rows(self._name, local[fresh[mine]])
 
 
 class _Memory:

@@ -21,6 +21,7 @@ from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.features import rows_of_commit
 from featurecache.store.folders import ShardFolder
 from featurecache.store.samples import Rows
+from featurecache.store.schemas import features_schema
 from featurecache.store.store import FeatureStore
 from featurecache.store.verify import NOTES, QUARANTINE, Problem, verify
 
@@ -170,7 +171,8 @@ def _held_by_others(store: FeatureStore, where: PurePosixPath, old: Commit) -> b
         feature_set = store.feature_set_at(where.parent.parent)
         if feature_set is None:
             return False
-        feature_set.folder.check(old)  # of a stranger, perhaps: no more rows than a shard ever holds
+        # Of a stranger, perhaps: no more rows than a shard ever holds.
+        features_schema(feature_set.dtype).check(old, feature_set.folder.path)
         return bool(np.isin(rows_of_commit(old), feature_set.open().rows).all())
     except (FeatureCacheError, OSError, KeyError, TypeError, ValueError):
         return False

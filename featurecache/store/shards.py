@@ -16,7 +16,6 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,7 +48,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, arrays: Layout, attributes: Mapping[str, str]) -> None:
-        import h5py  # writing only: readers of a cache never load libhdf5 (see `load_hdf5`)
+        import h5py  # writing only: readers of a cache never load libhdf5
 
         for name in ("shards", "commits"):
             make_folder(folder / name)
@@ -144,16 +143,8 @@ class MappedShard:
     _bytes: Array | None = None
     _checked: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def check_size(self) -> None:
-        """Raise `CorruptError` unless the file is there and as long as its record says."""
-        self._map()
-
-    def read(self, name: str) -> Array:
-        """Return a whole array, not copied."""
-        return self.slice(name, 0, self.record.arrays[name].shape[0])
-
-    def slice(self, name: str, start: int, stop: int) -> Array:
-        """Return consecutive rows of an array, not copied.
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Return consecutive rows of an array, not copied; all of them by default.
 
         Parameters
         ----------
@@ -162,23 +153,37 @@ class MappedShard:
             Rows of this shard.
         """
         array = self.record.arrays[name]
+        stop = array.shape[0] if stop is None else stop
         self._check_blocks(name, array, np.array([start]), np.array([stop]))
         return self._view(array)[start:stop]
 
-    def check_rows(self, name: str, rows: Array) -> bool:
-        """Check the blocks under some local rows; tell whether all blocks of the array have been checked by now."""
-        self._check_blocks(name, self.record.arrays[name], rows, rows + 1)
-        return bool(self._checked[name].all())
+    def check_rows(self, name: str, rows: Array) -> tuple[int, bool]:
+        """Check the blocks under some rows of this shard.
 
-    def address(self, name: str) -> int:
-        """Where in memory an array begins; valid as long as this object lives."""
-        return int(self._view(self.record.arrays[name]).ctypes.data)
+        Parameters
+        ----------
+        name : str
+            Of an array.
+        rows : ndarray of int64
+
+        Returns
+        -------
+        address : int
+            Where in memory the array begins; valid as long as this object lives.
+        is_checked : bool
+            All blocks of the array have been checked by now.
+        """
+        array = self.record.arrays[name]
+        self._check_blocks(name, array, rows, rows + 1)
+        return int(self._view(array).ctypes.data), bool(self._checked[name].all())
 
     def _view(self, array: ArrayRecord) -> Array:
-        raw = self._map()[array.offset : array.offset + array.nbytes]
+        raw = self.mapped()[array.offset : array.offset + array.nbytes]
         return raw.view(STORED[array.dtype]).reshape(array.shape)
 
-    def _map(self) -> Array:
+    def mapped(self) -> Array:
+        """Return the bytes of the file; raise `CorruptError` unless it is there and as long as its record says."""
+        # On first use, as each file stays open while it is mapped.
         if self._bytes is None:
             self._bytes = _map_file(self.path, self.record.size)
         return self._bytes
@@ -192,17 +197,12 @@ class MappedShard:
             if not checked[block]:
                 start = array.offset + block * array.block_bytes
                 stop = min(start + array.block_bytes, array.offset + array.nbytes)
-                if zlib.crc32(self._map()[start:stop]) != array.crc32[block]:
+                if zlib.crc32(self.mapped()[start:stop]) != array.crc32[block]:
                     raise CorruptError(
                         f"{self.path}: block {block} of array {name!r} does not match its checksum; "
                         "run `featurecache repair`, then extract again"
                     )
                 checked[block] = True
-
-
-def load_hdf5() -> None:
-    """Import the library that writing needs, so that the first shard does not wait for it."""
-    import_module("h5py")
 
 
 def _reserve_array(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> int:
@@ -263,13 +263,13 @@ def _blocks_of(array: ArrayRecord, starts: Array, stops: Array) -> Iterator[int]
     return (block for low, high in spans.tolist() for block in range(low, high + 1))
 
 
+@dataclass(slots=True)
 class _BlockSums:
     """CRC-32 of every block of a stream of bytes."""
 
-    def __init__(self) -> None:
-        self.nbytes = 0
-        self._sums: list[int] = []
-        self._current = 0
+    nbytes: int = 0
+    _sums: list[int] = field(default_factory=list)
+    _current: int = 0
 
     def update(self, data: memoryview) -> None:
         while data:

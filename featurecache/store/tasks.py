@@ -17,7 +17,7 @@ from featurecache.store.commits import Commit
 from featurecache.store.features import Features
 from featurecache.store.folders import ShardFolder
 from featurecache.store.labels import SPLITS
-from featurecache.store.samples import Ids, Rows, SampleTable, count_different, find_ids
+from featurecache.store.samples import Ids, Rows, SampleTable, find_ids, first_indices
 from featurecache.store.shards import MappedShard
 
 # Of features that are read into a given array at a time: the copy in the stored type comes on top.
@@ -289,7 +289,7 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
         wrong = ""
         if not _are_possible(labels, kind, len(classes)) or splits.max() >= len(SPLITS):
             wrong = "labels or splits that do not exist"
-        elif len(set(classes)) < len(classes) or count_different(ids) < len(ids):
+        elif len(set(classes)) < len(classes) or len(first_indices(ids)) < len(ids):
             wrong = "a class or a sample twice"
         elif groups is not None and (groups.min() < 0 or groups.max() >= len(ids)):
             wrong = "groups that do not exist"
