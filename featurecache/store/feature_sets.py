@@ -107,10 +107,6 @@ class FeatureSet:
         make_folder(folder)
         publish_bytes(folder / f"{warning.kind}.json", encode_record("warning", warning.to_json()))
 
-    def drop_warning(self, kind: str) -> None:
-        """Remove a kept warning that no longer holds."""
-        (self.folder.path / "warnings" / f"{kind}.json").unlink(missing_ok=True)
-
     def warnings(self) -> list[ReportWarning]:
         """Return the kept warnings, by kind."""
         folder = self.folder.path / "warnings"
@@ -205,7 +201,9 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
         return sets
     fitting = [s for s in sets if (s.num_views or 0) == views]
     if not fitting:
-        refuse_views_of_texts(sets)
+        # Where no set is of images there are no views to add.
+        if sets and all(s.identity.preprocess.modality != "image" for s in sets):
+            check_takes_views(sets[0].identity.preprocess.modality, f"the cached {sets[0]}", option="--views")
         known = sorted({str(s.num_views or 0) for s in sets})
         advice = f"run `featurecache extract --views {views}` to add them"
         raise UnknownNameError("cached number of views", str(views), known, advice=advice)
@@ -220,13 +218,6 @@ def _fits(value: str, kind: str, name: str) -> bool:
         bare = "" if colon else value.partition(":")[2]
         return name == bare or value in (name, f"{prefix}{colon}{PurePath(path).name}")
     return value == name or (kind == "tap" and value.partition(":")[0] == name)
-
-
-def refuse_views_of_texts(sets: Sequence[FeatureSet], *, option: str = "--views") -> None:
-    """Raise `RequestError` where views cannot be had because no set is of images."""
-    preprocesses = [s.identity.preprocess for s in sets]
-    if preprocesses and all(preprocess.modality != "image" for preprocess in preprocesses):
-        check_takes_views(preprocesses[0].modality, f"the cached {sets[0]}", option=option)
 
 
 def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
@@ -246,25 +237,17 @@ def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
 
 def type_warnings(chosen: Iterable[FeatureSet], sets: Sequence[FeatureSet]) -> list[ReportWarning]:
     """Say of features that were chosen for their number type which other types there are."""
-    return [warning for feature_set in chosen if (warning := _type_warning(feature_set, sets)) is not None]
-
-
-def _type_warning(chosen: FeatureSet, sets: Sequence[FeatureSet]) -> ReportWarning | None:
-    alike = {
-        feature_set.dtype: feature_set
-        for feature_set in sets
-        if (feature_set.fingerprint, feature_set.tap) == (chosen.fingerprint, chosen.tap)
-    }
-    others = [feature_set for dtype, feature_set in alike.items() if dtype != chosen.dtype]
-    if not others or chosen.dtype not in alike:
-        return None
-    most = len(chosen.open().rows)
-    known = ", ".join(
-        f"{feature_set.dtype} (--dtype {feature_set.dtype}, {len(feature_set.open().rows)} rows)"
-        for feature_set in others
-    )
-    text = f"the {chosen.dtype} features of {chosen.tap} are used ({most} rows); they are cached as {known} too"
-    return ReportWarning(kind="stored_type", count=len(others), text=text)
+    found = []
+    for used in chosen:
+        alike = {s.dtype: s for s in sets if (s.fingerprint, s.tap) == (used.fingerprint, used.tap)}
+        others = [s for dtype, s in alike.items() if dtype != used.dtype]
+        if not others or used.dtype not in alike:
+            continue
+        most = len(used.open().rows)
+        known = ", ".join(f"{s.dtype} (--dtype {s.dtype}, {len(s.open().rows)} rows)" for s in others)
+        text = f"the {used.dtype} features of {used.tap} are used ({most} rows); they are cached as {known} too"
+        found.append(ReportWarning(kind="stored_type", count=len(others), text=text))
+    return found
 
 
 def pooled_if_any(sets: Sequence[FeatureSet]) -> list[FeatureSet]:

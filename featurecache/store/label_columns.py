@@ -119,8 +119,10 @@ def find_columns(
     labels = found["--label-column"]
     flags = tuple((plain[flag], splits) for flag, splits in FLAGS.items() if flag in plain)
     if not flags and kind == "classification":
-        able = [(plain[flag], splits) for flag, splits in _PLAIN_FLAGS.items() if flag in plain]
-        flags = tuple(pair for pair in able if pair[0] not in labels and _is_flag(pair[0], sample))
+        for name, splits in [(plain[flag], splits) for flag, splits in _PLAIN_FLAGS.items() if flag in plain]:
+            entries = {(row.get(name) or "").strip().lower() for row in sample}
+            if name not in labels and entries & YES and entries <= YES | NO | BLANK:
+                flags = (*flags, (name, splits))
     given = [*found["--path-column"], *found["--text-column"]]
     taken = [*labels, *filter(None, (group, weight, domain, split))]
     key = given[0] if given else _key_column(columns, taken, sample)
@@ -162,7 +164,11 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
     if known and not plain_name(known[0]).endswith("id"):
         return known[0]
     # An id may be the number of a row: names of files say more.
-    of_files = [name for name in columns if name not in taken and _names_files(name, sample)]
+    of_files = []
+    for name in columns:
+        entries = {(row.get(name) or "").strip().lower() for row in sample} - {""}
+        if name not in taken and entries and all(entry.endswith(_IMAGE_SUFFIXES) for entry in entries):
+            of_files.append(name)
     if len(of_files) == 1:
         return of_files[0]
     if known:
@@ -177,18 +183,6 @@ def _key_column(columns: Sequence[str], taken: Sequence[str], sample: Sequence[M
         f"{', '.join(columns)}; name it with --path-column, or if it holds texts themselves, with --text-column (where "
         "the first line is a row already, say --no-header)"
     )
-
-
-def _is_flag(name: str, sample: Sequence[Mapping[str | None, str | None]]) -> bool:
-    entries = {(row.get(name) or "").strip().lower() for row in sample}
-    return bool(entries & YES) and entries <= YES | NO | BLANK
-
-
-def _names_files(name: str, sample: Sequence[Mapping[str | None, str | None]]) -> bool:
-    """Tell whether all entries of a column look like names of images."""
-    entries = [(row.get(name) or "").strip().lower() for row in sample]
-    entries = [entry for entry in entries if entry]
-    return bool(entries) and all(entry.endswith(_IMAGE_SUFFIXES) for entry in entries)
 
 
 def _label_column(able: Sequence[str], kind: TaskKind) -> str:

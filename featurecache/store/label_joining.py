@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from featurecache.errors import ReportWarning, TaskError
-from featurecache.store.label_matching import match_names, suggested_path
+from featurecache.errors import ReportWarning, TaskError, shortened
+from featurecache.store.label_matching import match_names
 from featurecache.store.labels import FolderLabels, Label, TableLabels
 from featurecache.store.listings import Listing
 from featurecache.store.samples import SampleTable
@@ -70,10 +70,21 @@ def _is_id(key: str) -> bool:
 
 
 def missing_error(missing: Sequence[Label], num_labels: int, paths: Iterable[str]) -> TaskError:
-    name = missing[0].name
+    """Return the error about labels of inputs that are not there, with a name that shows how names of a source look.
+
+    Parameters
+    ----------
+    missing : sequence of Label
+    num_labels : int
+        Of all labels.
+    paths : iterable of str
+        Of the source.
+    """
+    name, example = missing[0].name, next(iter(paths), None)
+    shown = "" if example is None else f" (the source has names such as {shortened(repr(example))})"
     return TaskError(
-        f"{len(missing)} of {num_labels} labels are for inputs that are not in the cache, first {name!r}"
-        f"{suggested_path(paths)}; extract them, correct the names, or pass --allow-missing"
+        f"{len(missing)} of {num_labels} labels are for inputs that are not in the cache, first {name!r}{shown}; "
+        "extract them, correct the names, or pass --allow-missing"
     )
 
 

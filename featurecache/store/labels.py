@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 
@@ -112,10 +112,6 @@ class TableLabels:
     names: tuple[str, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
     merge_spellings: bool = False
-
-    def with_warnings(self, warnings: Iterable[ReportWarning]) -> TableLabels:
-        """Return these labels with more warnings."""
-        return replace(self, warnings=(*self.warnings, *warnings))
 
 
 def labels_from_folders(root: str | Path | None = None, *, merge_spellings: bool = False) -> FolderLabels:

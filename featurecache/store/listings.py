@@ -52,13 +52,10 @@ class Listing:
 
     def paths_of(self, rows: Rows | Sequence[int]) -> list[str]:
         """One path (the first) for each row; the rows must be in the listing."""
-        return [self.paths[number] for number in self._indices_of(rows).tolist()]
+        return [self.paths[number] for number in self.indices_of(rows).tolist()]
 
-    def stamps_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
-        """Return the stamps ``(n, 4)`` of those files."""
-        return self.stamps[self._indices_of(rows)]
-
-    def _indices_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
+    def indices_of(self, rows: Rows | Sequence[int]) -> NDArray[np.int64]:
+        """Return the index of the first path of each row, in `paths` and `stamps`; the rows must be in the listing."""
         held, first = self._first
         rows = np.asarray(rows, np.int64)
         index = np.searchsorted(held, rows)
@@ -85,11 +82,12 @@ class Listing:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Listings:
     """The newest listing of every source that was extracted into a cache."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    path: Path
+    """Of the folder that holds one folder of shards for each source."""
 
     def load(self, source: str | Path) -> Listing | None:
         """Return the last listing of a source, if there is one: by its key, or by the path of its folder."""
@@ -98,7 +96,7 @@ class Listings:
 
     def all(self) -> list[Listing]:
         """Return the last listing of every source, the one extracted last at the end."""
-        folders = sorted(self._path.iterdir()) if self._path.is_dir() else []
+        folders = sorted(self.path.iterdir()) if self.path.is_dir() else []
         listings = [ShardFolder(folder, SOURCE).newest(listing_of) for folder in folders if folder.is_dir()]
         return sorted((listing for listing in listings if listing is not None), key=lambda listing: listing.order)
 
@@ -126,7 +124,7 @@ class Listings:
 
     def _folder(self, source: str | Path) -> ShardFolder:
         key = str(source.resolve()) if isinstance(source, Path) else source
-        return ShardFolder(self._path / digest_bytes(key.encode(errors="surrogateescape"))[:16], SOURCE)
+        return ShardFolder(self.path / digest_bytes(key.encode(errors="surrogateescape"))[:16], SOURCE)
 
 
 def merged_rows(listings: Sequence[Listing]) -> Rows:

@@ -25,16 +25,10 @@ _MOST_RECORDS = 1_000
 
 
 class Notes:
-    """What a cache has noted.
+    """What a cache has noted."""
 
-    Parameters
-    ----------
-    path : Path
-        Folder of the cache.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
+    """Folder of the cache."""
 
     def remember_request(self, digest: str, fingerprint: str, taps: list[str]) -> None:
         """Note which feature sets a request led to: an unchanged folder is then known without loading the backbone.

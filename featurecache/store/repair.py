@@ -35,10 +35,6 @@ class Repair:
     action: str
     """``set aside``, or what a person must do."""
 
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Recomputed:
@@ -47,10 +43,6 @@ class Recomputed:
     where: str
     state: str
     """``missing``, ``identical``, ``different``, ``other rows`` or ``unknown`` (the old record cannot be read)."""
-
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 def repair(store: FeatureStore) -> list[Repair]:
@@ -78,7 +70,7 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
         key = where.stem.partition("-")[0]
         moved = [root / where]
         if key.isdecimal():  # another name could be a pattern
-            moved = _files_of(root / where.parent.parent, _keys_to_move(root / where.parent.parent, key))
+            moved = _files_to_move(root / where.parent.parent, key)
     elif where.parts[0] in NOTES:
         moved = [root / where]
     else:
@@ -100,16 +92,13 @@ def _repair(root: Path, quarantine: Path, problem: Problem) -> Repair:
     return Repair(problem.where, problem.what, f"set aside; {advice}")
 
 
-def _keys_to_move(folder: Path, key: str) -> list[str]:
-    """Return the key of what is damaged; of a task also those before it: an older one must not pass for the newest."""
-    if folder.parent.name != "tasks":
-        return [key]
-    keys = ShardFolder(folder).keys()
-    return sorted({key, *(older for older in keys if older < key)})
-
-
-def _files_of(folder: Path, keys: list[str]) -> list[Path]:
-    """Return records and shards of some keys, the record of each first: no record ever points at nothing."""
+def _files_to_move(folder: Path, damaged: str) -> list[Path]:
+    """Return record and shards of a damaged key, the record first: no record ever points at nothing."""
+    keys = [damaged]
+    # Of a task also those before it: an older one must not pass for the newest.
+    if folder.parent.name == "tasks":
+        earlier = ShardFolder(folder).keys()
+        keys = sorted({damaged, *(key for key in earlier if key < damaged)})
     shards = {key: sorted((folder / "shards").glob(f"{key}-*.h5")) for key in keys}
     return [path for key in keys for path in (folder / "commits" / f"{key}.json", *shards[key])]
 
@@ -205,4 +194,4 @@ def shards_set_aside(store: FeatureStore) -> list[SetAside]:
 
 def summary(repairs: list[Repair], recomputed: list[Recomputed]) -> dict[str, list[dict[str, str]]]:
     """Return plain JSON values."""
-    return {"repairs": [r.to_json() for r in repairs], "recomputed": [r.to_json() for r in recomputed]}
+    return {"repairs": [asdict(item) for item in repairs], "recomputed": [asdict(item) for item in recomputed]}

@@ -30,7 +30,8 @@ class ArrayBody(Struct, frozen=True):
 
 
 Value = bool | int | float | Text | None
-Figures = dict[Text, float | None]
+Scores = dict[Text, float | None]
+"""Scores and the bounds of their intervals, by name."""
 
 
 class HistoryBody(Struct, frozen=True, kw_only=True):
@@ -81,7 +82,7 @@ class HistoryBody(Struct, frozen=True, kw_only=True):
     selection_score: float
     reported: Text
     primary: Text
-    figures: Figures
+    figures: Scores
     n_fitted: Count
     num_heads: Count
 
@@ -96,8 +97,8 @@ class SearchBody(Struct, frozen=True, kw_only=True):
     selection_score: float
     selection_log_loss: float | None
     balanced: bool
-    validation: Figures
-    test: Figures | None
+    validation: Scores
+    test: Scores | None
     reported: Text
     temperature: float
     converged: bool

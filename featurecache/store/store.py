@@ -47,7 +47,23 @@ _CANNOT_MAKE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ER
 
 
 class FeatureStore(Notes):
-    """A cache folder. Use `FeatureStore.open` or `FeatureStore.create`."""
+    """A cache folder. Use `FeatureStore.open` or `FeatureStore.create`.
+
+    Attributes
+    ----------
+    path : Path
+    samples : SampleTable
+        Every input ever seen.
+    listings : Listings
+        What each source holds today.
+    heads_path : Path
+        Folder of the saved heads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listings = Listings(path / "sources")
+        self.heads_path = path / "heads"
 
     @classmethod
     def open(cls, path: str | Path, *, strange: bool = False) -> FeatureStore:
@@ -123,16 +139,6 @@ class FeatureStore(Notes):
     def samples(self) -> SampleTable:
         """Every input ever seen."""
         return SampleTable(ShardFolder(self.path / "samples", SAMPLES))
-
-    @property
-    def listings(self) -> Listings:
-        """What each source holds today."""
-        return Listings(self.path / "sources")
-
-    @property
-    def heads_path(self) -> Path:
-        """Folder of the saved heads."""
-        return self.path / "heads"
 
     def feature_sets(self) -> list[FeatureSet]:
         """Everything that is cached, sorted by backbone, tap and type."""
