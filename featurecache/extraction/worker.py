@@ -239,7 +239,7 @@ class Worker:
                 if not lease.enter_context(leases.hold(shard.key)):
                     done.leased = True
                     continue
-                taps = tuple(tap for tap in shard.taps if not features[tap].folder.has(shard.key))
+                taps = tuple(tap for tap in shard.taps if not features[tap].folder.record(shard.key).exists())
                 if not taps:
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from featurecache.atomic import fsync_directory, is_partial, publish_once
 from featurecache.errors import CorruptError
-from featurecache.store.commits import Commit, ShardRecord, encode_commit, read_commit
+from featurecache.records import encode_record
+from featurecache.store.commits import Commit, ShardRecord, read_commit
 from featurecache.store.dtypes import Array
 from featurecache.store.schemas import Schema
 from featurecache.store.shards import MappedShard, ShardWriter
@@ -83,10 +86,6 @@ class ShardFolder:
             self.schema.check(commit, self.path)
         return commit
 
-    def has(self, key: str) -> bool:
-        """Tell whether something was published under this key."""
-        return self.record(key).exists()
-
     def record(self, key: str) -> Path:
         """Where the commit record of a key lies, or would lie."""
         return self.path / "commits" / f"{key}.json"
@@ -108,7 +107,8 @@ class ShardFolder:
         version : int
             Of the record.
         """
-        return publish_once(self.record(key), encode_commit(shard, body, version=version))
+        content = {**msgspec.to_builtins(shard), "body": dict(body)}
+        return publish_once(self.record(key), encode_record("commit", content, version=version))
 
     def publish(self, key: str, arrays: Mapping[str, tuple[str, Array]], body: Mapping[str, Any], *, kind: str) -> bool:
         """Write, finish and commit a shard whose arrays are all at hand; False when another writer was first.

@@ -8,7 +8,7 @@ the digest of the old record says whether it is the same.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -190,8 +190,3 @@ def shards_set_aside(store: FeatureStore) -> list[SetAside]:
         except (FeatureCacheError, OSError, KeyError):
             continue  # `Recomputed` names it: unknown
     return lost
-
-
-def summary(repairs: list[Repair], recomputed: list[Recomputed]) -> dict[str, list[dict[str, str]]]:
-    """Return plain JSON values."""
-    return {"repairs": [asdict(item) for item in repairs], "recomputed": [asdict(item) for item in recomputed]}

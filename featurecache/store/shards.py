@@ -155,7 +155,8 @@ class MappedShard:
         array = self.record.arrays[name]
         stop = array.shape[0] if stop is None else stop
         self._check_blocks(name, array, np.array([start]), np.array([stop]))
-        return self._view(array)[start:stop]
+        raw = self.mapped()[array.offset : array.offset + array.nbytes]
+        return raw.view(STORED[array.dtype]).reshape(array.shape)[start:stop]
 
     def check_rows(self, name: str, rows: Array) -> tuple[int, bool]:
         """Check the blocks under some rows of this shard.
@@ -175,11 +176,8 @@ class MappedShard:
         """
         array = self.record.arrays[name]
         self._check_blocks(name, array, rows, rows + 1)
-        return int(self._view(array).ctypes.data), bool(self._checked[name].all())
-
-    def _view(self, array: ArrayRecord) -> Array:
-        raw = self.mapped()[array.offset : array.offset + array.nbytes]
-        return raw.view(STORED[array.dtype]).reshape(array.shape)
+        address = int(self.mapped().ctypes.data) + array.offset
+        return address, bool(self._checked[name].all())
 
     def mapped(self) -> Array:
         """Return the bytes of the file; raise `CorruptError` unless it is there and as long as its record says."""

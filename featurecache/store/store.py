@@ -51,9 +51,6 @@ class FeatureStore(Notes):
 
     Attributes
     ----------
-    path : Path
-    samples : SampleTable
-        Every input ever seen.
     listings : Listings
         What each source holds today.
     heads_path : Path

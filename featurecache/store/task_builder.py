@@ -58,7 +58,7 @@ def build_task(
     """
     warnings: list[ReportWarning] = []
     if isinstance(labels, FolderLabels):
-        listed, rows = labels_of_folders(labels, listings)
+        listed, rows = labels_of_folders(listings)
     else:
         listed, rows = list(labels.labels), rows_of_labels(labels.labels, samples, listings, warnings)
         warnings += labels.warnings

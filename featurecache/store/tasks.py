@@ -151,12 +151,13 @@ class Task:
             Names, probabilities, or codes and columns that the task does not have.
         """
         values, names = np.asarray(y), self.classes
+        shown = f"{values.dtype} of shape {values.shape}: {' '.join(str(values.flat[:3].tolist()).split())[:80]}"
         if self.kind == "classification":
             # Not even whole numbers as floats: 1.0 is how data frames write a class that is called 1.
             if values.ndim != 1 or values.dtype.kind not in "iu" or not ((values >= 0) & (values < len(names))).all():
                 raise TaskError(
                     f"decode takes codes of the classes of task {self.name!r}, whole numbers from 0 to "
-                    f"{len(names) - 1} as `select` returns them, not {_in_short(values)}"
+                    f"{len(names) - 1} as `select` returns them, not {shown}"
                 )
             return np.array(names)[values]
         if values.ndim == 1 and len(names) == 1:
@@ -164,11 +165,11 @@ class Task:
         if values.ndim != 2 or values.shape[1] != len(names) or values.dtype.kind not in "biuf":
             raise TaskError(
                 f"decode takes the {len(names)} {TASK_NOUNS[self.kind]} of task {self.name!r} as columns, in the order "
-                f"of its classes, not {_in_short(values)}"
+                f"of its classes, not {shown}"
             )
         if self.kind == "multilabel" and not np.isin(values, (0, 1, -1)).all():
             raise TaskError(
-                f"decode takes labels that hold or not (1, 0, or -1 where not known), not {_in_short(values)}; compare "
+                f"decode takes labels that hold or not (1, 0, or -1 where not known), not {shown}; compare "
                 "probabilities with a threshold first"
             )
         number = np.float64 if self.kind == "regression" else np.int64
@@ -234,11 +235,6 @@ def read_views(features: Features, rows: Rows, out: NDArray[np.float32] | None =
     for start in range(0, len(rows), step):
         out[start : start + step] = read_views(features, rows[start : start + step])
     return out
-
-
-def _in_short(values: NDArray[Any]) -> str:
-    """Return an array for a message, on one line."""
-    return f"{values.dtype} of shape {values.shape}: {' '.join(str(values.ravel()[:3].tolist()).split())[:80]}"
 
 
 def save_task(folder: ShardFolder, task: Task) -> None:

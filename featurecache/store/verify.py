@@ -30,6 +30,7 @@ from featurecache.store.feature_sets import read_spec
 from featurecache.store.features import rows_of_commit
 from featurecache.store.folders import ShardFolder, find_strange
 from featurecache.store.listings import listing_of
+from featurecache.store.notes import KINDS
 from featurecache.store.samples import SampleTable, first_indices
 from featurecache.store.store import FeatureStore
 from featurecache.text import TextColumn
@@ -41,7 +42,7 @@ _ROWS_AT_ONCE = 1024
 # Folder of what `repair` set aside.
 QUARANTINE = "quarantine"
 # Folders of records that only save time, and their kinds.
-NOTES = {"probes": "probe", "requests": "request", "results": "result", "searches": "search", "types": "type"}
+NOTES = dict(KINDS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +52,6 @@ class Problem:
     where: str
     what: str
     advice: str
-
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +65,7 @@ class Verification:
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
-        return {**asdict(self), "problems": [problem.to_json() for problem in self.problems]}
+        return {**asdict(self), "problems": list(map(asdict, self.problems))}
 
 
 def verify(
