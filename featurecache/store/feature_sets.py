@@ -99,12 +99,14 @@ class FeatureSet:
     def keep_reference(self, record: dict[str, Any]) -> None:
         """Keep what known images gave where these features were first made; the first record stays."""
         make_folder(self.folder.path)
+        # Of writers that begin at once the first decides, so that all compute with one runtime.
         publish_once(self.folder.path / "probe.json", encode_record("probe", record))
 
     def keep_warning(self, warning: ReportWarning) -> None:
         """Keep a warning with the features, so that `info` and `train` repeat it; one of the same kind is replaced."""
         folder = self.folder.path / "warnings"
         make_folder(folder)
+        # Not once: a later run has counted anew.
         publish_bytes(folder / f"{warning.kind}.json", encode_record("warning", warning.to_json()))
 
     def warnings(self) -> list[ReportWarning]:
@@ -145,6 +147,7 @@ def feature_set_in(
     identity, about, samples, sources
         See `FeatureSet`.
     """
+    # Both are percent-encoded, so that there is one = in the name.
     node, _, pooling = folder.parent.name.rpartition("=")
     tap, dtype = f"{unquote(node)}:{unquote(pooling)}", folder.name
     shards = ShardFolder(folder, features_schema(dtype))
@@ -180,6 +183,7 @@ def choose(sets: list[FeatureSet], names: Mapping[str, str | None], views: int |
         if name is None:
             continue
         fitting = [s for s in sets if _fits(s.names[kind], kind, name)]
+        # A whole name counts more than one that only begins so.
         fitting = [s for s in fitting if s.names[kind] == name] or fitting
         if not fitting:
             known = sorted({s.names[kind] for s in sets})
@@ -230,6 +234,7 @@ def prefer_wider(sets: Sequence[FeatureSet]) -> list[FeatureSet]:
         alike.setdefault((feature_set.fingerprint, feature_set.tap), []).append(feature_set)
     types = list(DIGITS)
     return [
+        # Rows are counted from the records of all shards, so only where there is a choice.
         same[0] if len(same) == 1 else max(same, key=lambda s: (len(s.open().rows), -types.index(s.dtype)))
         for same in alike.values()
     ]
@@ -262,6 +267,7 @@ def read_spec(spec: Path) -> tuple[FeatureIdentity, BackboneAbout]:
         identity = FeatureIdentity.from_json(body.identity)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"{spec} describes no features ({error}); restore it from a copy") from None
+    # A spec of another folder would describe features that were made in another way.
     if identity.fingerprint != spec.parent.name:
         raise CorruptError(f"{spec} has another fingerprint than its folder's name; restore it from a copy")
     return identity, body.about

@@ -96,6 +96,7 @@ class Features:
         if not listed:
             return {}
         for commit in self.commits:
+            # A record of a stranger could call rows bad that another shard holds.
             if not np.isin([row for row, *_ in commit.body["bad"]], rows_of_commit(commit)).all():
                 raise CorruptError(f"{self._folder.path}: commit {commit.key} calls rows bad that it does not hold")
         # Where two writers' shards overlap only one of them is read, and only its record of a row counts.
@@ -168,6 +169,7 @@ class Features:
             Stored bytes do not match their checksum.
         """
         rows = np.asarray(rows, np.int64)
+        # A range is copied without work for each row.
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
             return self._read_range(rows)
         run = self._locate(rows)
@@ -177,6 +179,7 @@ class Features:
         stored = self._gatherer.take(shards, rows - self._runs[3, run], self.sample_shape)
         if self.dtype != "int8":
             return decode(stored, self.dtype)
+        # Each shard of int8 has a scale of its own.
         values = np.empty(stored.shape, np.float32)
         for number, mine in by_shard(shards):
             values[mine] = self._values(self._shard(number), stored[mine])
@@ -189,6 +192,7 @@ class Features:
         bad = np.searchsorted(self._bad_rows, [start, stop])
         starts, stops = self._runs[:2]
         joined = np.array_equal(starts[first + 1 : last + 1], stops[max(first, 0) : last])
+        # Something is wrong with one of the rows: the way row by row finds which, and raises.
         if bad[0] != bad[1] or first < 0 or not joined or stop > stops[last]:
             self._locate(rows)
         values = np.empty((len(rows), *self.sample_shape), RETURNED[self.dtype])
@@ -203,6 +207,7 @@ class Features:
         """Return the numbers that bytes of a shard stand for."""
         if self.dtype != "int8":
             return decode(stored, self.dtype)
+        # One number for each channel, of the whole shard: they broadcast against any of its rows.
         return np.asarray(stored * shard.read("scale") + shard.read("offset"))
 
     def __getitem__(self, index: Any) -> Array:
@@ -273,6 +278,7 @@ class Features:
         from featurecache.interop.torch_data import torch_dataset
         from featurecache.store.store import FeatureStore
 
+        # By its place in the cache, which another process opens anew: maps of files do not travel.
         root = self._folder.path.parents[3]
         folder = PurePosixPath(self._folder.path.relative_to(root).as_posix())
         return torch_dataset(FeatureStore.open(root), folder, self, task, split, stream=stream, seed=seed)
@@ -365,6 +371,7 @@ def body_of_rows(commit: Commit, rows: Rows) -> dict[str, Any]:
     """Return the body of a commit for some of its rows."""
     numbers = set(rows.tolist())
     body = {**commit.body, "rows": runs_of_rows(rows)}
+    # What is left of a commit must name no row that it does not hold.
     for name in ("bad", "probe"):
         if name in body:
             body[name] = [item for item in body[name] if item[0] in numbers]

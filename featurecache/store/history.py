@@ -100,10 +100,12 @@ class History:
             "reported": ("uint8", is_reported.astype(np.uint8)),
         }
         body = msgspec.to_builtins(about)
+        # Another training may take the number first; then the next one is tried.
         for _ in range(_ATTEMPTS):
             keys = self.folder.keys()
             key = f"{int(keys[-1]) + 1 if keys else 1:012d}"
             if self.folder.publish(key, arrays, body, kind="history"):
+                # Only now that the new one stands: a kill in between leaves one too many, and never one too few.
                 self.folder.discard(self.folder.commits()[:-MAX_HISTORY])
                 return
         raise StoreError(f"{self.folder.path} is written faster than a training can be added; run the command again")

@@ -35,8 +35,10 @@ def image_warnings(feature_set: FeatureSet, features: Features, rows: Rows | Non
         Sorted rows of the samples that count; all that sources hold when left out.
     """
     commits = features.commits
+    # Most caches have none, and need no listing to be read.
     if not any(name in commit.body for commit in commits for name in REMARK_FIELDS.values()):
         return []
+    # Images that no source holds any more concern nobody.
     held = merged_rows(feature_set.sources.all()) if rows is None else rows
     found = {kind: rows_recorded(commits, name, held) for kind, name in REMARK_FIELDS.items()}
     flat, damaged = (

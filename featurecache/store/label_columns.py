@@ -114,6 +114,7 @@ def find_columns(
     }
     found = {option: [_named(columns, name, option) for name in names if name] for option, names in named.items()}
     group, weight, domain = (next(iter(found[f"--{what}-column"]), None) for what in ("group", "weight", "domain"))
+    # Reversed, so that of names that read alike the first counts.
     plain = {plain_name(name): name for name in reversed(columns)}
     split = next(iter(found["--split-column"]), plain.get(SPLIT_COLUMN))
     labels = found["--label-column"]
@@ -135,6 +136,7 @@ def find_columns(
             raise TaskError(f"{count} columns are called {name!r}; give them names of their own")
     if key in labels:
         raise TaskError(f"the column {key!r} would both name the samples and say their label; name another one")
+    # A column of that name may be the label itself.
     split = None if split in labels else split
     flags = tuple(pair for pair in flags if pair[0] not in labels)
     unused = [flag for flag, _ in flags] if split is not None else []
@@ -147,6 +149,7 @@ def find_columns(
 
 def _named(columns: Sequence[str], name: str, option: str) -> str:
     """Return the column that a user means: as it is written, else without spaces around or in another case."""
+    # Strictest first: names that differ only in case may both be there.
     for form in (str, str.strip, lambda text: text.strip().casefold()):
         if able := [column for column in columns if form(column) == form(name)]:
             return able[0]

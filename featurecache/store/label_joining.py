@@ -40,6 +40,7 @@ def rows_of_labels(
     unreadable = {path for listing in listings for path in listing.problems}
     # Ids are looked for in the sample table, and need no names.
     names = [label.key for label in listed if not _is_id(label.key) or any(label.key in rows for rows in in_cache)]
+    # With those that could not be read: a label of one would be matched to another file.
     matches = match_names(names, [path for rows in in_cache for path in rows] + sorted(unreadable))
     warnings += matches.warnings
     rows = np.full(len(listed), MISSING, np.int64)
@@ -58,6 +59,7 @@ def rows_of_labels(
         elif _is_id(label.key):
             ids[index] = bytes.fromhex(label.key)
     if ids:
+        # All at once, as the whole table streams past them.
         rows[list(ids)] = samples.rows_of(np.frombuffer(b"".join(ids.values()), np.uint8).reshape(-1, 32))
     if (bad := np.flatnonzero(rows == _UNREADABLE)).size:
         first = listed[int(bad[0])].name

@@ -70,12 +70,14 @@ class LabelRows:
         for column in list(self.maybe_split):
             word = (row.get(column) or "").strip().lower()
             if word and word not in SPLIT_WORDS:
+                # One other word is enough: the column is about something else.
                 del self.maybe_split[column]
             else:
                 self.maybe_split[column].append(SPLIT_WORDS.get(word))
 
     def with_split(self, labels: list[Label]) -> tuple[Label, ...]:
         """Return labels with the splits of a column that holds nothing else, where one does."""
+        # A column with one split only, or a second column of splits, leaves it open which is meant.
         able = {name: splits for name, splits in self.maybe_split.items() if len(set(splits)) > 1}
         if len(able) != 1:
             return tuple(labels)
@@ -88,6 +90,7 @@ class LabelRows:
             word = (row.get(column) or "").strip().lower()
             if word not in YES and word not in NO and word not in BLANK:
                 raise TaskError(f"{where}: the {column} is neither yes nor no: {word!r:.100}")
+            # An empty flag is a no.
             splits.append(yes if word in YES else no)
         if splits:
             # What is of a test or validation split by one column is, whatever others say.

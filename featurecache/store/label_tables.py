@@ -141,12 +141,14 @@ def labels_from_frame(
     if not hasattr(frame, "columns"):
         raise TaskError(f"labels_from_frame takes a data frame with columns, not a {type(frame).__name__}")
     names = [str(name) for name in frame.columns]
+    # Of two columns of one name a data frame gives both at once.
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise TaskError(
             f"{names.count(twice)} columns of the data frame are called {twice!r}; give them names of their own"
         )
     columns = {str(name): [field_of(value) for value in frame[name]] for name in frame.columns}
+    # Texts in the index may name samples, numbers of rows do not.
     index = list(getattr(frame, "index", ()))
     if path_column is None and not sample_columns(list(columns)) and all(isinstance(name, str) for name in index):
         columns = {"path": index, **columns} if index else columns
@@ -218,6 +220,7 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
     if not options.separator:
         raise TaskError("--separator is one or more characters between labels; got none")
     rows = iter(table)
+    # A table is read once: the rows that tell the columns apart are put in front again.
     first = list(islice(rows, _SAMPLE))
     try:
         columns = find_columns(
@@ -236,17 +239,20 @@ def _read(table: Table, options: _Options, origin: str, where: str, root: str | 
         raise TaskError(f"{where.removesuffix(' line')}: {error}") from None
     targets = TargetReader(
         options.kind, columns.labels, options.blank, options.uncertain, options.separator, options.keep_na,
+        # A comma is free for decimals only where another sign stands between columns.
         decimal_comma=table.format is not None and table.format.delimiter == ";",
     )  # fmt: skip
     reader = LabelRows(columns, targets, where, is_text=options.text_column is not None)
     known = (columns.key, *columns.labels, columns.group, columns.weight, columns.domain)
     if columns.split is None and not columns.flags:
+        # A split column of any name is looked for only where nothing else says the split.
         reader.maybe_split = {name: [] for name in table.columns if name and name not in known}
     labels = reader.with_split(list(reader.labels(chain(first, rows))))
     if not labels:
         nothing = f"says nothing of any of its {reader.num_rows} rows in {', '.join(map(repr, columns.labels))}"
         nothing = nothing if reader.num_rows else "has names of columns but no rows"
         raise TaskError(f"{where.removesuffix(' line') if table.format is not None else origin} {nothing}")
+    # Names of classes are entries; of labels and numbers in columns of their own, names of columns.
     is_listed = options.kind == "classification" or (options.kind == "multilabel" and len(columns.labels) == 1)
     return TableLabels(
         labels=labels,

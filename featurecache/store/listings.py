@@ -67,6 +67,7 @@ class Listing:
     def _first(self) -> tuple[Rows, Rows]:
         """Rows held, and the index of the first path of each."""
         held, first = np.unique(self.rows, return_index=True)
+        # Files that could not be read have row -1, and come first in the order of rows.
         readable = int(np.searchsorted(held, 0))
         return held[readable:], first[readable:]
 
@@ -91,6 +92,7 @@ class Listings:
 
     def load(self, source: str | Path) -> Listing | None:
         """Return the last listing of a source, if there is one: by its key, or by the path of its folder."""
+        # By its key first: a URL would be no URL any more as a path.
         by_key = self._folder(source).newest(listing_of)
         return self._folder(Path(source)).newest(listing_of) if by_key is None and isinstance(source, str) else by_key
 
@@ -124,6 +126,7 @@ class Listings:
 
     def _folder(self, source: str | Path) -> ShardFolder:
         key = str(source.resolve()) if isinstance(source, Path) else source
+        # Names of files need not be valid UTF-8.
         return ShardFolder(self.path / digest_bytes(key.encode(errors="surrogateescape"))[:16], SOURCE)
 
 
@@ -148,5 +151,6 @@ def listing_of(commit: Commit, shard: MappedShard) -> Listing:
     except ValueError as error:
         raise CorruptError(f"{shard.path} holds {error}; extract the source again") from None
     body = commit.body
+    # None in records of earlier releases.
     ignored = IgnoredFiles.from_json(body["ignored"]) if body.get("ignored") else IgnoredFiles()
     return Listing(body["root"], paths, stamps, rows, body["problems"], body["order"], ignored)

@@ -82,6 +82,7 @@ class Notes:
         make_folder(path.parent)
         data = encode_record("type", msgspec.to_builtins(chosen))
         publish_once(path, data)
+        # The first choice stays: all writers of a tap store one type.
         if (kept := self.recall_type(fingerprint, tap)) is not None:
             return kept
         publish_bytes(path, data)  # a damaged record is replaced

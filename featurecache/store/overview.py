@@ -33,7 +33,9 @@ def describe_cache(store: FeatureStore) -> dict[str, Any]:
 def describe_features(feature_set: FeatureSet) -> dict[str, Any]:
     """Describe one feature set: what it is, how it was made, and its size."""
     features = feature_set.open()
+    # Else a cache whose shards are gone would be described as whole.
     features.check_files()
+    # Shards may have been made on several machines; the last stands for them.
     last = features.commits[-1]
     return {
         "backbone": feature_set.identity.backbone,
@@ -108,6 +110,7 @@ def describe_sources(store: FeatureStore) -> list[dict[str, Any]]:
             "root": listing.root,
             "files": len(listing.paths),
             "samples": len(listing.unique_rows),
+            # Files of the same bytes are one sample.
             "copies": int((listing.rows >= 0).sum()) - len(listing.unique_rows),
             "unreadable": len(listing.problems),
             "ignored_files": listing.ignored.count,

@@ -21,11 +21,13 @@ class ArrayBody(Struct, frozen=True):
     @classmethod
     def of(cls, values: NDArray[Any]) -> ArrayBody:
         """Return the record of an array."""
+        # Two types for all arrays, little-endian on every machine.
         dtype: Literal["<i8", "<f8"] = "<i8" if values.dtype.kind in "iu" else "<f8"
         return cls(dtype, list(values.shape), np.ascontiguousarray(values, dtype).tobytes())
 
     def read(self) -> NDArray[Any]:
         """Return the array; raises `ValueError` where the bytes are not those of its shape."""
+        # Copied, as an array on bytes cannot be written to.
         return np.frombuffer(self.data, self.dtype).reshape(self.shape).copy()
 
 

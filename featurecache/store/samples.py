@@ -42,6 +42,7 @@ class SampleTable:
 
     def __init__(self, folder: ShardFolder) -> None:
         self._folder = folder
+        # By file name: commits are read again at each reload, maps of files stay.
         self._shards: dict[str, MappedShard] = {}
         self.reload()
 
@@ -106,6 +107,7 @@ class SampleTable:
                 }
                 won = self._folder.publish(f"{len(self):012d}", arrays, {"start": len(self)}, kind="samples")
                 self.reload()
+                # Another writer has these row numbers: which samples are still absent is looked up again.
                 if not won:
                     break
 
@@ -146,6 +148,7 @@ class SampleTable:
         if rows.min() < 0 or rows.max() >= len(self):
             raise IndexError(f"the table has {len(self)} rows")
         if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
+            # Neighbours in one shard are a view of its map, not a copy.
             pieces = list(self.blocks(name, int(rows[0]), int(rows[-1]) + 1))
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         shard = np.searchsorted(self._starts, rows, side="right") - 1
@@ -266,6 +269,7 @@ def _matches(groups: Ids, block: Ids) -> tuple[NDArray[np.int64], NDArray[np.int
 
 
 def _prefixes(ids: Ids) -> Array:
+    # Big-endian, so that the numbers sort as the bytes do.
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 

@@ -60,6 +60,7 @@ class ShardWriter:
         with h5py.File(
             self._partial,
             "x",
+            # Any HDF5 since 1.8 reads the file.
             libver=("earliest", "v108"),
             alignment_threshold=_ALIGNMENT,
             alignment_interval=_ALIGNMENT,
@@ -68,6 +69,7 @@ class ShardWriter:
                 file.attrs[name] = np.bytes_(value.encode())
             for name, (dtype, shape) in arrays.items():
                 self._offsets[name] = _reserve_array(file, name, dtype, shape)
+        # From here on without libhdf5: on a full disk its writes report success and fail at the end of the process.
         self._file = self._partial.open("r+b", buffering=0)
         self._reserve()
 
@@ -83,6 +85,7 @@ class ShardWriter:
         data = memoryview(np.ascontiguousarray(values)).cast("B") if values.size else memoryview(b"")
         position = self._offsets[name] + self._sums[name].nbytes
         while data:
+            # The system may take only some of the bytes.
             written = os.pwrite(self._file.fileno(), data, position)
             self._sums[name].update(data[:written])
             data, position = data[written:], position + written
@@ -95,6 +98,7 @@ class ShardWriter:
     def finish(self, key: str) -> ShardRecord:
         """Fsync the file and give it its final name; it stays invisible until it is committed."""
         record = self._record()
+        # The bytes before the name, the name before the commit: a record that is seen has a whole shard.
         os.fsync(self._file.fileno())
         target = self._folder / f"{key}-{record.sha256[:16]}.h5"
         self._partial.replace(target)
@@ -108,7 +112,9 @@ class ShardWriter:
         try:
             os.posix_fallocate(self._file.fileno(), 0, size)
         except OSError as error:
+            # All space is asked for at once, so that a full disk shows before anything is computed.
             if error.errno not in _CANNOT_RESERVE:
+                # Nobody else would remove the file: the block of `with` has not begun.
                 self.__exit__()
                 error.add_note(f"while reserving {size} bytes in {self._folder}; free some space and run again")
                 raise
@@ -126,6 +132,7 @@ class ShardWriter:
         }
         for name, array in arrays.items():
             assert self._sums[name].nbytes == array.nbytes, f"array {name!r} was not filled"
+        # Of the file as it lies there: arrays are filled in turns, and what h5py laid out counts too.
         hasher, size = hashlib.sha256(), 0
         self._file.seek(0)
         while block := self._file.read(BLOCK_BYTES):
@@ -236,6 +243,7 @@ def _map_file(path: Path, size: int) -> Array:
 
 def _map_one_more(path: Path, size: int) -> Array:
     try:
+        # Links are not followed: one could lead out of the cache.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         raise CorruptError(
@@ -250,6 +258,7 @@ def _map_one_more(path: Path, size: int) -> Array:
             )
         return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
     finally:
+        # The map has a descriptor of its own.
         os.close(descriptor)
 
 
@@ -257,6 +266,7 @@ def _blocks_of(array: ArrayRecord, starts: Array, stops: Array) -> Iterator[int]
     row_bytes = array.nbytes // max(array.shape[0], 1)
     first = starts * row_bytes // array.block_bytes
     last = (stops * row_bytes - 1) // array.block_bytes
+    # Many rows lie in one block, which is checked once.
     spans = np.unique(np.stack([first, last], axis=1), axis=0)
     return (block for low, high in spans.tolist() for block in range(low, high + 1))
 

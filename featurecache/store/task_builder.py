@@ -66,6 +66,7 @@ def build_task(
     if missing and not allow_missing:
         paths = (path for listing in listings for path in listing.paths)
         raise missing_error(missing, len(listed), paths)
+    # Before copies are merged: two spellings of one class are then no conflict.
     listed, spelled = check_labels(listed, labels)
     warnings += spelled
     merged = _merge_copies(rows, listed, labels.kind)
@@ -210,6 +211,7 @@ def _merge_targets(copies: Sequence[Label], kind: TaskKind) -> Target | None:
     held = [set(copy.label.split("\n")) - {""} for copy in copies]
     unknown = [set(copy.unknown) for copy in copies]
     holds = set().union(*held)
+    # What holds by one copy must hold by each other one, or be unknown there.
     if kind == "classification" or any(holds - mine - none for mine, none in zip(held, unknown, strict=True)):
         return None
     return "\n".join(sorted(holds)), tuple(sorted(set.intersection(*unknown)))
@@ -218,6 +220,7 @@ def _merge_targets(copies: Sequence[Label], kind: TaskKind) -> Target | None:
 def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) -> _Merged:
     by_row: dict[int, list[Label]] = defaultdict(list)
     for row, label in zip(rows, listed, strict=True):
+        # The others are missing or cannot be read, and are counted where they are joined.
         if row >= 0:
             by_row[row].append(label)
     merged = _Merged()
@@ -234,8 +237,10 @@ def _merge_copies(rows: Sequence[int], listed: Sequence[Label], kind: TaskKind) 
         merged.targets[row] = target
         merged.groups[row] = {copy.group for copy in copies if copy.group is not None}
         if weights := [copy.weight for copy in copies if copy.weight is not None]:
+            # The mean, as copies are one sample.
             merged.weights[row] = sum(weights) / len(weights)
         if domains := [copy.domain for copy in copies if copy.domain is not None]:
+            # Any would do; the first by name is the same in every order of the table.
             merged.domains[row] = min(domains)
         # A copy in the test split leaves training: test scores are of samples that no head was fitted on.
         merged.splits[row] = max(splits, key=lambda split: SPLITS.index(split) if split else -1)
@@ -257,6 +262,7 @@ def _assemble(
     classes, targets = _encode_targets([merged.targets[row] for row in rows], source, earlier)
     ids = np.ascontiguousarray(samples.ids[np.array(rows, np.int64)])
     names, groups = _groups(merged, rows)
+    # Of all or of none: `check_labels` refuses a mixture.
     given = merged.splits[rows[0]] is not None
     if given:
         splits = np.array([SPLITS.index(merged.splits[row] or "train") for row in rows], np.uint8)
@@ -274,6 +280,7 @@ def _assemble(
         "origin": source.origin,
         "splits": "given" if given else "made",
         "random_state": None if given else random_state,
+        # The record is read whole, so it names only so many.
         "conflicts": merged.conflicts[:1000],
         "num_conflicts": len(merged.conflicts),
         "num_moved": merged.moved,
@@ -310,6 +317,7 @@ def _groups(merged: _Merged, rows: Sequence[int]) -> tuple[list[str], NDArray[np
 
     for row in rows:
         firsts = {first(name) for name in merged.groups[row]}
+        # The first by name, whatever the order of the rows.
         leader |= dict.fromkeys(firsts, min(firsts, default=""))
     if not leader:
         return [], None

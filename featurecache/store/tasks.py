@@ -129,6 +129,7 @@ class Task:
             )
         good = features.usable(rows)
         y = self.labels[in_split][good].astype(np.float64 if self.kind == "regression" else np.int64)
+        # In memory -1, which no test for a positive number takes for a label that holds.
         return rows[good], np.where(y == UNKNOWN, -1, y) if self.kind == "multilabel" else y
 
     def decode(self, y: ArrayLike) -> NDArray[Any]:
@@ -151,6 +152,7 @@ class Task:
             Names, probabilities, or codes and columns that the task does not have.
         """
         values, names = np.asarray(y), self.classes
+        # `flat`, because `ravel` copies an array whose rows do not follow each other.
         shown = f"{values.dtype} of shape {values.shape}: {' '.join(str(values.flat[:3].tolist()).split())[:80]}"
         if self.kind == "classification":
             # Not even whole numbers as floats: 1.0 is how data frames write a class that is called 1.
@@ -241,6 +243,7 @@ def save_task(folder: ShardFolder, task: Task) -> None:
     """Publish a task; a task of the same name is replaced by the next generation."""
     arrays = {
         "id": ("uint8", task.ids),
+        # Little-endian on every machine.
         _ARRAY_OF[task.kind]: (str(task.labels.dtype), task.labels.astype(task.labels.dtype.newbyteorder("<"))),
         "split": ("uint8", task.splits),
     }
@@ -278,6 +281,7 @@ def load_task(name: str, folder: ShardFolder, samples: SampleTable) -> Task | No
         arrays = commit.shard.arrays
         if arrays.keys() & _ARRAY_OF.values() != {_ARRAY_OF[kind]}:
             raise CorruptError(f"{folder.path}: task {name!r} has no {_ARRAY_OF[kind]} of its samples; make it again")
+        # Of a stranger, perhaps: what is used as an index below is compared with its bounds first.
         ids, labels, splits = (shard.read(column) for column in ("id", _ARRAY_OF[kind], "split"))
         optional = ("group", "weight", "domain")
         groups, weights, domains = (shard.read(column) if column in arrays else None for column in optional)

@@ -102,6 +102,7 @@ def verify(
     found = list(_find_shards(store))
     chosen = random.Random(random_state).sample(found, max(round(sample * len(found)), min(len(found), 1)))
     num_bytes = 0
+    # In the order of the cache, whatever was drawn.
     for done, (folder, commit) in enumerate(sorted(chosen, key=lambda item: (str(item[0].path), item[1].key)), 1):
         with _noted(problems, store.path, folder.path / "shards" / commit.file_name):
             _check_shard(folder, commit, level, samples)
