@@ -108,7 +108,7 @@ class Evidence:
         if notes is None:
             return linear_probe(arm.features(), self.targets, self.folds)
         digest = self._digest(arm)
-        if (kept := _probe_of(notes.recall_probe(digest), self.targets.shape)) is not None:
+        if (kept := _probe_of(notes.recall(ProbeBody, digest), self.targets.shape)) is not None:
             return kept
         found = linear_probe(arm.features(), self.targets, self.folds)
         arrays = {"out_of_fold": found.out_of_fold, "in_sample": found.in_sample}

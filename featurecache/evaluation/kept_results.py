@@ -99,7 +99,7 @@ class KeptResults:
         """
         if head.name in self._but_not:
             return None
-        found = self._store.recall_search(self._key(head))
+        found = self._store.recall(SearchBody, self._key(head))
         if found is None or found.head != head.name or found.reported not in splits:
             return None
         measure = self._features.measure

@@ -35,6 +35,7 @@ from featurecache.heads.head import NamedHead
 from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.labels import SPLITS
+from featurecache.store.schemas import ResultBody
 from featurecache.store.soundness import feature_warnings
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task
@@ -188,12 +189,12 @@ def _results(
     brought = {head.name for head in plan.heads if isinstance(head, NamedHead)}
     to_do = []
     for search in planned:
-        kept = None if search.head.name in brought else store.recall_result(search.key)
-        if kept is not None and set(kept) == set(COLUMNS):
+        kept = None if search.head.name in brought else store.recall(ResultBody, search.key)
+        if kept is not None and set(kept.row) == set(COLUMNS):
             # The names of a task and its features are this cache's; the scores belong to their contents.
             row = search.row
             names = {"task": row.task, "backbone": row.backbone, "fingerprint": row.fingerprint, "tap": row.tap}
-            yield search, SweepRow.from_json({**kept, **names, "dtype": row.dtype, "views": row.views}), "kept"
+            yield search, SweepRow.from_json({**kept.row, **names, "dtype": row.dtype, "views": row.views}), "kept"
         else:
             to_do.append(search)
     if not to_do:

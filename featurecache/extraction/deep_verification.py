@@ -6,7 +6,7 @@ The other levels of verification (in ``store/``) ask whether a cache is what it 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class DeepVerification:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {**vars(self), "problems": [problem.to_json() for problem in self.problems]}
+        return {**vars(self), "problems": list(map(asdict, self.problems))}
 
 
 @dataclass(frozen=True)

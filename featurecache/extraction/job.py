@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from featurecache.hashing import digest_json
 from featurecache.sources.opening import SourceSpec, open_spec
 from featurecache.sources.source import Source, check_modality
 from featurecache.specs import BackboneRequest, ExtractionSettings, ViewSpec
-from featurecache.store.shards import load_hdf5
 
 if TYPE_CHECKING:
     from featurecache.backbones.backbone import Backbone
@@ -98,7 +98,7 @@ class ExtractionJob:
         from featurecache.extraction.earlier_defaults import load_or_continue
         from featurecache.extraction.modality import modality_of
 
-        load_hdf5()  # here, where people wait for the network anyhow, and not before the first shard
+        import_module("h5py")  # here, where people wait for the network anyhow, and not before the first shard
         backbone, taps = load_or_continue(self.cache, self.backbone, self.taps)
         check_modality(self.opened_source, backbone.preprocess, backbone.name)
         modality_of(backbone.preprocess, backbone.tokenizer)  # impossible settings show here

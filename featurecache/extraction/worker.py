@@ -235,7 +235,7 @@ class Worker:
                     done.leased = True
                     continue
                 # Under the lease, because others may have committed it since the plan was made.
-                taps = tuple(tap for tap in shard.taps if not features[tap].folder.has(shard.key))
+                taps = tuple(tap for tap in shard.taps if not features[tap].folder.record(shard.key).exists())
                 if not taps:
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
