@@ -143,8 +143,16 @@ def check_stored(
     if not readable:
         return
     rows = np.array(sorted(readable), np.int64)
+    digests = []
+    for row in rows.tolist():
+        try:
+            digests.append((recorded[row], _digests_of(readable[row], modality)))
+        except InputError as error:  # what has a digest was decoded once
+            raise DriftError(
+                f"{inputs[row].name} has features in tap {features.tap!r}, and cannot be decoded on this machine "
+                f"({error.reason}), so the first stage that changed is: {modality.stage_names[0]}"
+            ) from None
     now = _run([readable[row] for row in rows.tolist()], runtime, modality)[features.tap]
-    digests = [(recorded[row], _digests_of(readable[row], modality)) for row in rows.tolist()]
     limit = tolerance(features.dtype, runtime.precision)
     _compare(features.read(rows), now, digests, limit=limit, tap=features.tap, modality=modality)
 

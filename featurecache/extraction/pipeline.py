@@ -187,7 +187,7 @@ def to_stored(
         Every row that is NaN, and why.
     """
     found = {index: problem for index, problem in enumerate(problems) if problem is not None}
-    flat = values.reshape(len(values), -1)
+    flat = values.reshape(len(values), int(np.prod(values.shape[1:])))  # -1 says nothing where there are no rows
     largest = np.maximum(flat.max(axis=1, initial=0), -flat.min(axis=1, initial=0))  # NaN wins
     limit = LARGEST.get(dtype, np.inf)
     for index in np.flatnonzero(~(largest <= limit) | ~np.isfinite(largest)).tolist():

@@ -124,11 +124,15 @@ def _read_whole(source: Source, entries: Entries, progress: Progress) -> Iterato
     index_of = {name: index for index, name in enumerate(entries.names)}
     indices, lengths, digests = array("q"), array("q"), bytearray()
     for unit in source.units():
+        before = len(indices)
         for name, data in source.read(unit):
-            indices.append(index_of.pop(name))
+            # What came after the listing is for the next scan.
+            if (index := index_of.pop(name, None)) is None:
+                continue
+            indices.append(index)
             lengths.append(len(data))
             digests += sha256(data).digest()
-        progress.advance(len(indices))
+        progress.advance(len(indices) - before)
     for name in index_of:  # what was given out has been taken from it
         entries.problems.setdefault(name, "its source lists it and does not give it out")
     entries.stamps[indices, 0] = lengths

@@ -149,7 +149,7 @@ class Worker:
             usage, runtimes = self.meter.usage(), self.runtimes.opened.values()
             return WorkerReport(
                 num_rows=total,
-                postponed=dict(postponed.values()),
+                postponed=postponed,
                 runtime=next((runtime.name for runtime in runtimes), None) if usage.seconds else None,
                 trial=next((runtime.trial for runtime in runtimes if runtime.trial), {}),
                 startup_seconds=startup,
@@ -182,15 +182,15 @@ class Worker:
         make the features: several that begin at once may find one or the other faster.
         """
         lacking = [feature_set for feature_set in self.sets if feature_set.reference() is None]
-        if not lacking:
-            return
-        runtime = self.runtimes.of(tuple(self.taps))
-        try:
-            record = msgspec.to_builtins(drift.reference(runtime, self.modality))
-        except InputError:  # this preprocess has limits that the program's own inputs exceed
-            return
-        for feature_set in lacking:
-            feature_set.keep_reference({**record, "features": {feature_set.tap: record["features"][feature_set.tap]}})
+        if lacking:
+            try:
+                record = msgspec.to_builtins(drift.reference(self.runtimes.of(tuple(self.taps)), self.modality))
+            except InputError:  # this preprocess has limits that the program's own inputs exceed
+                return
+            for feature_set in lacking:
+                features = {feature_set.tap: record["features"][feature_set.tap]}
+                feature_set.keep_reference({**record, "features": features})
+        # Also where nothing lacks: another worker may have published its own while ours was opening its runtime.
         self.runtimes.agree(drift.recorded_provenance(self.sets))
 
     def _compute(self, shards: Sequence[PlannedShard]) -> _Round:
@@ -237,6 +237,8 @@ class Worker:
                 # Under the lease, because others may have committed it since the plan was made.
                 taps = tuple(tap for tap in shard.taps if not features[tap].folder.record(shard.key).exists())
                 if not taps:
+                    # Perhaps with fewer rows than planned here: what it left over is for another plan.
+                    done.leased = True
                     continue
                 # Inputs are objects, so they are made for one shard at a time: for all rows they would fill the memory.
                 inputs = inputs_of_rows(self.source, self.listing, self.store.samples, shard.rows)

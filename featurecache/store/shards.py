@@ -57,20 +57,25 @@ class ShardWriter:
         self._arrays = dict(arrays)
         self._sums = {name: _BlockSums() for name in arrays}
         self._offsets: dict[str, int] = {}
-        with h5py.File(
-            self._partial,
-            "x",
-            # Any HDF5 since 1.8 reads the file.
-            libver=("earliest", "v108"),
-            alignment_threshold=_ALIGNMENT,
-            alignment_interval=_ALIGNMENT,
-        ) as file:
-            for name, value in attributes.items():
-                file.attrs[name] = np.bytes_(value.encode())
-            for name, (dtype, shape) in arrays.items():
-                self._offsets[name] = _reserve_array(file, name, dtype, shape)
-        # From here on without libhdf5: on a full disk its writes report success and fail at the end of the process.
-        self._file = self._partial.open("r+b", buffering=0)
+        try:
+            with h5py.File(
+                self._partial,
+                "x",
+                # Any HDF5 since 1.8 reads the file.
+                libver=("earliest", "v108"),
+                alignment_threshold=_ALIGNMENT,
+                alignment_interval=_ALIGNMENT,
+            ) as file:
+                for name, value in attributes.items():
+                    file.attrs[name] = np.bytes_(value.encode())
+                for name, (dtype, shape) in arrays.items():
+                    self._offsets[name] = _reserve_array(file, name, dtype, shape)
+            # From here on without libhdf5: on a full disk its writes report success and fail at the end of the process.
+            self._file = self._partial.open("r+b", buffering=0)
+        except BaseException:
+            # Nobody else would remove the file: the block of `with` has not begun.
+            self._partial.unlink(missing_ok=True)
+            raise
         self._reserve()
 
     def __enter__(self) -> Self:

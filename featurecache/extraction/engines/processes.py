@@ -35,8 +35,9 @@ _MOST_RESTARTS = 3
 class ProcessesEngine:
     """Runs a job in several processes, each with its share of the cores.
 
-    With ``--device cuda:all`` there is a worker for each GPU, which sees no other. Else there are as many as the settings
-    say, two when they don't. A worker that is killed costs what it had not committed: another one takes its place.
+    With ``--device cuda:all`` there is a worker for each GPU, which sees no other. Else there are as many as the
+    settings say, two when they don't. A worker that is killed costs what it had not committed: another one takes its
+    place.
     """
 
     progress: Progress
@@ -55,7 +56,7 @@ class ProcessesEngine:
         cores = num_cores() // len(places)
         if not cores:
             raise RequestError(
-                f"{len(places)} processes on {num_cores()} cores would wait for each other; ask for fewer by --processes"
+                f"{len(places)} processes on {num_cores()} cores wait for each other; ask for fewer with --processes"
             )
         workers: list[_Started] = []
         try:
@@ -129,7 +130,9 @@ class _Started:
     def start(cls, job: ExtractionJob, place: _Place, cores: int) -> _Started:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_serve, args=(theirs, job, place, cores), name="featurecache-worker", daemon=True)
+        process = context.Process(
+            target=_serve, args=(theirs, job, place, cores), name="featurecache-worker", daemon=True
+        )
         with _no_main_module():
             process.start()
         # The end of the pipe is seen only when nobody else holds its other end.

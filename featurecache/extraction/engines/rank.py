@@ -23,8 +23,8 @@ _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
 class RankEngine:
     """Runs a job's worker in this process, as one of those that share the cache; whoever started them ends them.
 
-    The first that comes scans the source, and the others wait for its listing. On a machine with several GPUs the worker
-    takes that of its local rank, and its share of the cores.
+    The first that comes scans the source, and the others wait for its listing. On a machine with several GPUs the
+    worker takes that of its local rank, and its share of the cores.
     """
 
     progress: Progress
@@ -39,8 +39,8 @@ class RankEngine:
         """
         if _number(os.environ, _RANKS) is None:
             raise RequestError(
-                f"the engine rank is for processes that torchrun, srun or a job array starts: none of {', '.join(_RANKS)} "
-                "is set; use --engine processes for several on this machine"
+                f"the engine rank is for processes that torchrun, srun or a job array starts: none of "
+                f"{', '.join(_RANKS)} is set; use --engine processes for several on this machine"
             )
         local_rank, local_size = _number(os.environ, _LOCAL_RANKS) or 0, _number(os.environ, _LOCAL_SIZES) or 1
         device = None
