@@ -117,12 +117,9 @@ def advise(
     only = as_tuple(only)
     _check_request(only, target_domain, minutes, layers_scan=layers_scan, source=source)
     if task is None and not unlabelled and label_next is None:
-        if not store.task_names():
-            raise RequestError(
-                f"{store.path} holds no task; ask for what can be said without one (--unlabelled, --label-next N)"
-            )
-        task = store.only_task().name
+        task = _only_task(store)
     if task is None:
+        # Without a task, these would be passed over in silence.
         if only or target_domain is not None or minutes is not None or layers_scan:
             raise RequestError(
                 "--only, --target-domain, --minutes and --layers-scan are for questions about a task; name it with "
@@ -190,6 +187,15 @@ def _check_request(
         )
     if layers_scan and source is None:
         raise RequestError("--layers-scan computes layers of the samples themselves; say with --source where they are")
+
+
+def _only_task(store: FeatureStore) -> str:
+    """Return the name of the task where there is one alone."""
+    if not store.task_names():
+        raise RequestError(
+            f"{store.path} holds no task; ask for what can be said without one (--unlabelled, --label-next N)"
+        )
+    return store.only_task().name
 
 
 def _sets_to_compare(store: FeatureStore, sets: Sequence[FeatureSet] | None) -> list[FeatureSet]:
