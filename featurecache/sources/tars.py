@@ -31,7 +31,9 @@ from featurecache.specs import MAX_FILE_BYTES
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LABEL_SUFFIXES = (".cls", ".txt")
+# A label is a word or a line; a longer text beside an image is something else.
 _MOST_LABEL_BYTES = 1 << 16
+# A slip in a range must not make a list that fills the memory.
 _MOST_TARS = 1_000_000
 
 
@@ -86,6 +88,7 @@ class Tars:
             if name in members:
                 raise SourceError(f"{unit.name} holds {member.name!r} twice; give each sample its own name")
             members[name] = _Member(member.offset_data, member.size)
+            # The first number of a stamp is the size of the sample; what else changes with it is the tar's.
             if stamp is None:
                 yield Entry(name, None)
             else:
@@ -100,12 +103,13 @@ class Tars:
 
     def open(self, name: str, *, stamp: Stamp | None) -> bytes:
         """Return one image; of a compressed tar all before it is read."""
-        tar = self._tar_of(name)
+        tar = next((tar for tar in self._tars if name.startswith(f"{tar.rpartition('/')[2]}/")), None)
         if tar is None:
             raise InputError("missing", f"no tar of {self.url} has a file {name!r}")
         unit = Unit(tar)
         try:
             now = self._stamp(unit)
+            # Where a member lies is known once its tar was walked, which another process may have done.
             if tar not in self._members:
                 list(self.list(unit))
             if (member := self._members[tar].get(name)) is None:
@@ -126,12 +130,15 @@ class Tars:
         for unit in self.units():
             images, labels = dict[str, str](), dict[str, str]()
             for member, content in self._walk(unit):
-                base, suffix = _split(member.name)
+                # As WebDataset has it: all from the first dot of the last part of the path is the suffix.
+                folder, slash, file = member.name.rpartition("/")
+                stem, dot, suffix = file.partition(".")
+                base = f"{folder}{slash}{stem}"
                 if _is_image(member.name):
                     images.setdefault(base, _name(unit, member.name))
                     continue
                 text = content.read() if content is not None and member.size <= _MOST_LABEL_BYTES else b""
-                if (label := _label_in(suffix, text)) is not None:
+                if (label := _label_in(f"{dot}{suffix}".lower(), text)) is not None:
                     labels[base] = label
             yield from ((name, labels[base]) for base, name in images.items() if base in labels)
 
@@ -158,10 +165,6 @@ class Tars:
             return glob.glob(pattern)  # noqa: PTH207 - of a pattern that may be absolute
         files, path = open_file_system(pattern)
         return [files.unstrip_protocol(found) for found in files.glob(path)]
-
-    def _tar_of(self, name: str) -> str | None:
-        """Return the tar that a name begins with."""
-        return next((tar for tar in self._tars if name.startswith(f"{_base(tar)}/")), None) if name else None
 
     def _stamp(self, unit: Unit) -> Stamp | None:
         if not self.is_remote:
@@ -201,6 +204,7 @@ class Tars:
 
     def _slice(self, unit: Unit, name: str, member: _Member) -> bytes:
         """Return the bytes of a member."""
+        # In a compressed tar there are no offsets to go to.
         if unit.name.endswith((".gz", ".tgz")):
             return next((data for found, data in self.read(unit) if found == name), b"")
         try:
@@ -214,19 +218,8 @@ class Tars:
             raise InputError("unreadable", f"{type(error).__name__}: {error}"[:200]) from None
 
 
-def _base(tar: str) -> str:
-    return tar.rpartition("/")[2]
-
-
 def _name(unit: Unit, member: str) -> str:
-    return f"{_base(unit.name)}/{member.removeprefix('./')}"
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return the name of a sample and the suffix of one of its files: all from the first dot of the last part."""
-    folder, slash, file = name.rpartition("/")
-    base, dot, suffix = file.partition(".")
-    return f"{folder}{slash}{base}", f"{dot}{suffix}".lower()
+    return f"{unit.name.rpartition('/')[2]}/{member.removeprefix('./')}"
 
 
 def _is_image(name: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -32,24 +31,22 @@ class _Refused(urllib.error.URLError):
     """What is not asked for."""
 
 
-def _check_peer(sock: socket.socket, host: str) -> None:
-    """Refuse a connection to an address that is not public; by the socket, so that no name can change meanwhile."""
-    address = ipaddress.ip_address(sock.getpeername()[0].partition("%")[0])
-    if not address.is_global:
-        sock.close()
-        raise _Refused(f"{host} is {address}, an address of this machine or its network; --allow-local-urls allows it")
-
-
 class _Connection(http.client.HTTPConnection):
+    """Refuses an address that is not public."""
+
     def connect(self) -> None:
         super().connect()
-        _check_peer(self.sock, self.host)
+        # By the socket: a name that is looked up twice may stand for another address the second time.
+        address = ipaddress.ip_address(self.sock.getpeername()[0].partition("%")[0])
+        if not address.is_global:
+            self.sock.close()
+            raise _Refused(
+                f"{self.host} is {address}, an address of this machine or its network; --allow-local-urls allows it"
+            )
 
 
-class _SecureConnection(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _check_peer(self.sock, self.host)
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    """The same, with encryption."""
 
 
 class _Handler(urllib.request.HTTPHandler):
@@ -120,6 +117,7 @@ class UrlReader:
             if stamp is not None and _stamp_of(response.headers) != stamp:
                 raise InputError("changed", "the object was replaced while the run went on")
             try:
+                # One byte more than is allowed, to see that there are more.
                 data = bytes(response.read(self._max_bytes + 1))
             except (OSError, http.client.HTTPException) as error:
                 raise InputError("unreadable", f"the connection ended: {type(error).__name__}: {error}") from None
@@ -142,6 +140,7 @@ class UrlReader:
                 error.close()
                 if error.code in (404, 410):
                     raise InputError("missing", f"the server says {error.code}") from None
+                # What a server refuses once it refuses again; its own faults may pass.
                 if error.code < 500 or is_last:
                     raise InputError("unreadable", f"the server says {error.code} {error.reason}") from None
             except (_Refused, ValueError, http.client.InvalidURL) as error:
@@ -157,6 +156,7 @@ class UrlReader:
 def _stamp_of(headers: Any) -> Stamp | None:
     tags = [headers.get(name) for name in ("ETag", "Last-Modified")]
     length = headers.get("Content-Length")
+    # A stamp begins with the size, by which large objects are left unread.
     if not any(tags) or length is None or not length.isdecimal():
         return None
     digest = sha256(repr(tags).encode()).digest()
