@@ -34,6 +34,8 @@ class PathTable(SingleUnit):
     """
 
     modality = "image"
+    has_coarse_stamps = True
+    """Servers count in seconds."""
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class RemoteFolder(SingleUnit):
     """
 
     modality = "image"
+    has_coarse_stamps = True
+    """What a file system says of an object may be its time in seconds; digests take little beside a network."""
 
     def __init__(self, url: str, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self.url, self._max_bytes = url, max_bytes

@@ -11,14 +11,19 @@ import ipaddress
 import time
 import urllib.error
 import urllib.request
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
 from featurecache.errors import InputError
-from featurecache.sources.source import Stamp
+from featurecache.sources.source import UNSETTLED_NS, Stamp
 
 _TIMEOUT, _TRIES = 30.0, 3
+_BLOCK = 1 << 16
+# Seconds, and bytes/s beyond them, that an object may take: the slowest line that anybody would wait for.
+_PATIENCE, _LEAST_RATE = 60.0, 1000
+_UNSETTLED_SECONDS = UNSETTLED_NS // 1_000_000_000
 _AGENT = "featurecache"
 
 
@@ -113,20 +118,33 @@ class UrlReader:
         InputError
             ``missing``, ``too_large``, ``changed`` or ``unreadable``.
         """
-        with self._asked(url, "GET") as response:
-            if stamp is not None and _stamp_of(response.headers) != stamp:
-                raise InputError("changed", "the object was replaced while the run went on")
-            try:
-                # One byte more than is allowed, to see that there are more.
-                data = bytes(response.read(self._max_bytes + 1))
-            except (OSError, http.client.HTTPException) as error:
-                raise InputError("unreadable", f"the connection ended: {type(error).__name__}: {error}") from None
-            length = response.headers.get("Content-Length")
-        if len(data) > self._max_bytes:
-            raise InputError("too_large", f"the object has more than {self._max_bytes} bytes")
+        for number in range(_TRIES):
+            with self._asked(url, "GET") as response:
+                if stamp is not None and _stamp_of(response.headers) != stamp:
+                    raise InputError("changed", "the object was replaced while the run went on")
+                try:
+                    return self._body(response)
+                except (OSError, http.client.HTTPException) as error:
+                    reason = f"the connection ended: {type(error).__name__}: {error}"[:200]
+            # A connection that was cut once may hold the next time.
+            time.sleep(0.2 * 2**number)
+        raise InputError("unreadable", reason)
+
+    def _body(self, response: Any) -> bytes:
+        """Return what an answer brings; raise `OSError` where it is cut, and `InputError` where it takes for ever."""
+        started, data = time.monotonic(), bytearray()
+        # One byte more than is allowed, to see that there are more.
+        while block := response.read1(min(_BLOCK, self._max_bytes + 1 - len(data))):
+            data += block
+            if len(data) > self._max_bytes:
+                raise InputError("too_large", f"the object has more than {self._max_bytes} bytes")
+            # A server that sends a byte now and then never runs into the timeout of a socket.
+            if (seconds := time.monotonic() - started) > _PATIENCE + len(data) / _LEAST_RATE:
+                raise InputError("unreadable", f"it comes too slowly: {len(data)} bytes in {seconds:.0f} s")
+        length = response.headers.get("Content-Length")
         if length is not None and length.isdecimal() and int(length) != len(data):
-            raise InputError("unreadable", f"{len(data)} of {length} bytes came")
-        return data
+            raise OSError(f"{len(data)} of {length} bytes came")
+        return bytes(data)
 
     def _asked(self, url: str, method: str) -> Any:
         if not is_url(url):
@@ -161,4 +179,16 @@ def _stamp_of(headers: Any) -> Stamp | None:
         return None
     digest = sha256(repr(tags).encode()).digest()
     first, second, third = (int.from_bytes(digest[start : start + 7], "little") for start in (0, 7, 14))
+    # Servers count in seconds: what was changed just now could change once more without another stamp.
+    if _is_unsettled(headers):
+        third = -1
     return int(length), first, second, third
+
+
+def _is_unsettled(headers: Any) -> bool:
+    """Tell, by the clock of its server alone, whether an object was changed within the last seconds."""
+    try:
+        now, changed = (parsedate_to_datetime(headers[name]) for name in ("Date", "Last-Modified"))
+        return abs((now - changed).total_seconds()) <= _UNSETTLED_SECONDS
+    except (TypeError, ValueError):  # one of them is not said, or no date
+        return False
