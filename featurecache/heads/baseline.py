@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.dummy import DummyClassifier, DummyRegressor
 
 from featurecache.errors import HeadError
-from featurecache.heads.head import ANY_FIT_BYTES, Arrays, HeadMixin, Setting
+from featurecache.heads.head import Arrays, HeadMixin, Setting
 from featurecache.heads.preparation import mean_and_scale
 from featurecache.specs import TaskKind
 
@@ -22,12 +22,8 @@ class _Baseline(HeadMixin):
     """What both have in common."""
 
     streams: ClassVar[bool] = True
+    bytes_per_value: ClassVar[int | None] = 4
     n_features_in_: int
-
-    @classmethod
-    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
-        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        return ANY_FIT_BYTES + 4 * n_samples * n_features
 
     @classmethod
     def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:

@@ -28,11 +28,9 @@ class Readable(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """(n_samples, n_features)."""
-        ...
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[Any]:
         """Return some of the rows, real numbers; indices are in increasing order."""
-        ...
 
 
 class Block(NamedTuple):

@@ -40,6 +40,9 @@ class _Neighbours(HeadMixin):
     grid: ClassVar[dict[str, list[Any]]] = {"standardize": [False, True], "n_neighbors": [50, 20, 10, 5, 3, 1]}
     optional_arrays: ClassVar[tuple[str, ...]] = ("mean_", "factor_")
     relative_seconds: ClassVar[float] = 7.0
+    bytes_per_value: ClassVar[int | None] = 24
+    # Similarities of a block, their indices as int64, and what is sorted of both.
+    fixed_bytes: ClassVar[int] = ANY_FIT_BYTES + (384 << 20)
     n_features_in_: int
     mean_: NDArray[np.float64]
     factor_: NDArray[np.float64]
@@ -61,12 +64,6 @@ class _Neighbours(HeadMixin):
         if n_samples >= _ENOUGH_TO_STANDARDIZE:
             found += [{"standardize": True, "n_neighbors": count} for count in counts[1::2]]
         return [setting for setting in found if setting["n_neighbors"] <= max(n_samples, 1)]
-
-    @classmethod
-    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
-        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        # Similarities of a block, their indices as int64, and what is sorted of both.
-        return ANY_FIT_BYTES + 24 * n_samples * n_features + (384 << 20)
 
     @classmethod
     def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:

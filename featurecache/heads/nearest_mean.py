@@ -13,7 +13,7 @@ from sklearn.utils.validation import validate_data
 from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES, check_units, checked_labels
 from featurecache.heads.gda import class_means
-from featurecache.heads.head import ANY_FIT_BYTES, Arrays
+from featurecache.heads.head import Arrays
 from featurecache.heads.preparation import in_units, own_units
 from featurecache.heads.solver.classifier import LinearClassifier
 from featurecache.specs import TaskKind
@@ -48,6 +48,7 @@ class NearestMean(LinearClassifier):
     optional_arrays: ClassVar[tuple[str, ...]] = ("factor_",)
     grid: ClassVar[dict[str, list[Any]]] = {"standardize": [False, True]}
     relative_seconds: ClassVar[float] = 3.0
+    bytes_per_value: ClassVar[int | None] = 24
     mean_: NDArray[np.float64]
     factor_: NDArray[np.float64]
 
@@ -64,11 +65,6 @@ class NearestMean(LinearClassifier):
         means, _ = class_means(self._prepared(rows), y_index, len(self.classes_))
         # The squared distance, less what is the same for all classes, and negated.
         return self._fitted(2.0 * means, -(means**2).sum(axis=1))
-
-    @classmethod
-    def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
-        """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
-        return ANY_FIT_BYTES + 24 * n_samples * n_features
 
     @classmethod
     def from_earlier(cls, arrays: Arrays, params: Mapping[str, Any]) -> Self:
