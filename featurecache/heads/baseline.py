@@ -31,6 +31,13 @@ class _Baseline(HeadMixin):
         kept = {name: array for name, array in arrays.items() if name in ("n_features_in_", *cls.arrays)}
         return super().from_earlier(kept, params)
 
+    def to_module(self) -> nn.Module:
+        """Return probabilities of classes, or the numbers, (B, n_outputs)."""
+        from featurecache.heads.modules import Constant
+
+        # The last of the arrays is what is predicted for all rows; of numbers it has two axes.
+        return Constant(value=np.ravel(vars(self)[self.arrays[-1]]))
+
 
 class MajorityClassifier(_Baseline, DummyClassifier):
     """The share of each class among the rows fitted on; see scikit-learn's ``DummyClassifier`` for the parameters."""
@@ -51,12 +58,6 @@ class MajorityClassifier(_Baseline, DummyClassifier):
         ):
             raise HeadError("the shares of its MajorityClassifier are not those of its classes")
         self.n_classes_, self.n_outputs_, self._strategy, self.sparse_output_ = num_classes, 1, "prior", False
-
-    def to_module(self) -> nn.Module:
-        """Return probabilities, (B, n_classes)."""
-        from featurecache.heads.modules import Constant
-
-        return Constant(value=self.class_prior_)
 
 
 class MeanRegressor(_Baseline, DummyRegressor):
@@ -83,9 +84,3 @@ class MeanRegressor(_Baseline, DummyRegressor):
         if np.ndim(self.constant_) != 2 or len(self.constant_) != 1 or not np.isfinite(self.constant_).all():
             raise HeadError("the numbers of its MeanRegressor are not finite ones in one row")
         self.n_outputs_ = self.constant_.shape[1]
-
-    def to_module(self) -> nn.Module:
-        """Return the numbers, (B, n_targets)."""
-        from featurecache.heads.modules import Constant
-
-        return Constant(value=self.constant_[0])

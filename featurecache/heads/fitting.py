@@ -59,7 +59,9 @@ def fit_estimator(
     HeadError
         scikit-learn refuses the data; the message names the head.
     """
-    y, limit = _with_unknown(estimator, y), estimator.get_params(deep=False).get("max_iter")
+    if is_partial(y) and is_regressor(estimator):  # numbers that are not known are NaN, also those of labels
+        y = np.where(is_known(y), y, np.nan)
+    limit = estimator.get_params(deep=False).get("max_iter")
     given = {"sample_weight": weight, "groups": groups}
     fit_params = {key: value for key, value in given.items() if value is not None and has_fit_parameter(estimator, key)}
     for more in (1, _MORE_ITERATIONS):
@@ -115,7 +117,8 @@ def fit_folds(
         One fitted estimator for each fold; a single one where no row is held out. A fold without which one class is
         left gets an estimator that always predicts that. What a head refuses is raised as it comes; see `refusals`.
     """
-    y = _with_unknown(estimator, y)
+    if is_partial(y) and is_regressor(estimator):
+        y = np.where(is_known(y), y, np.nan)
     if not fits_together(estimator, settings, y, fold):
         return _fit_each(estimator, settings, X, y, fold, weight, groups, name)
     given, known = {"sample_weight": weight, "groups": groups}, signature(estimator.fit_path).parameters
@@ -243,13 +246,6 @@ def check_rows(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             f"{len(X)} rows and labels of shape {y.shape} do not match; give one label for each of some rows"
         )
     return check_features(X, "given"), y
-
-
-def _with_unknown(estimator: BaseEstimator, y: np.ndarray) -> np.ndarray:
-    """Return labels or numbers as an estimator takes those that are not known: a regressor as NaN."""
-    if not is_partial(y):
-        return y
-    return np.where(is_known(y), y, np.nan) if is_regressor(estimator) else y
 
 
 @contextmanager

@@ -85,7 +85,8 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         if self.standardize:
             scaler = shrunk_scaler(rows, prior_rows=self.prior_rows)
         rows = scaler.transform(rows)
-        means, counts = class_means(rows, y_index, len(self.classes_))
+        counts = np.bincount(y_index)
+        means = np.stack([rows[y_index == k].mean(axis=0, dtype=np.float64) for k in range(len(counts))])
         solve = _in_row_space if rows.shape[0] < rows.shape[1] else _in_feature_space
         weights_DK, self.shrinkage_ = solve(rows, means, y_index)
         intercept = np.log(counts / counts.sum()) - 0.5 * (weights_DK.T * means).sum(axis=1)
@@ -104,22 +105,6 @@ class GaussianDiscriminant(ProbabilisticClassifier):
         return (NUM_FOLDS * 0.8 + 1) * (5e-11 * most * least**2 + 1e-10 * least**3)
 
 
-def class_means(
-    rows: NDArray[Any], y: NDArray[np.int64], num_classes: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the mean of each class, (n_classes, n_features), and how many rows it has.
-
-    Parameters
-    ----------
-    rows : ndarray (n_samples, n_features)
-    y : ndarray of int (n_samples,)
-        Class indices.
-    num_classes : int
-    """
-    means = np.stack([rows[y == index].mean(axis=0, dtype=np.float64) for index in range(num_classes)])
-    return means, np.bincount(y, minlength=num_classes)
-
-
 def _in_feature_space(
     rows: NDArray[Any], means_KD: NDArray[np.float64], y: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], float]:
@@ -134,9 +119,9 @@ def _in_feature_space(
         fourth += float(((residuals.astype(np.float64) ** 2).sum(axis=1) ** 2).sum())
     covariance /= num_rows
     square = float(np.einsum("ij,ij->", covariance, covariance))
-    shrinkage, variance = _shrinkage(square, float(np.trace(covariance)), fourth, num_rows, num_features)
+    shrinkage, least = _shrinkage(square, float(np.trace(covariance)), fourth, num_rows, num_features)
     covariance *= 1 - shrinkage
-    covariance[np.diag_indices_from(covariance)] += _of_all_directions(shrinkage, variance)
+    covariance[np.diag_indices_from(covariance)] += least
     factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
     return cho_solve(factor, means_KD.T), shrinkage
 
@@ -153,8 +138,7 @@ def _in_row_space(
         means_in_rows += residuals @ means_KD[:, some].T
     trace, fourth = float(np.trace(gram)) / num_rows, float((np.diag(gram) ** 2).sum())
     square = float(np.einsum("ij,ij->", gram, gram)) / num_rows**2
-    shrinkage, variance = _shrinkage(square, trace, fourth, num_rows, num_features)
-    least = _of_all_directions(shrinkage, variance)
+    shrinkage, least = _shrinkage(square, trace, fourth, num_rows, num_features)
     # Not divided by the share of the residuals: they have none where all is shrunk.
     share = (1 - shrinkage) / num_rows
     lengths, axes = eigh(gram, overwrite_a=True, check_finite=False)
@@ -176,13 +160,8 @@ def _columns(
         yield some, rows[:, some] - means_KD[:, some][y]
 
 
-def _of_all_directions(shrinkage: float, variance: float) -> float:
-    """Return what is added to the variance in each direction; where no class has two rows that differ all are alike."""
-    return shrinkage * variance + (_LEAST_SHRINKAGE * variance if variance > 0 else 1.0)
-
-
 def _shrinkage(square: float, trace: float, fourth: float, num_rows: int, num_features: int) -> tuple[float, float]:
-    """Return the share that Ledoit and Wolf give to the scaled identity, and the mean variance, its scale.
+    """Return the share that Ledoit and Wolf give to the scaled identity, and what is added to all variances with it.
 
     Parameters
     ----------
@@ -191,9 +170,10 @@ def _shrinkage(square: float, trace: float, fourth: float, num_rows: int, num_fe
     fourth : float
         Sum of the fourth powers of the lengths of the residuals.
     """
-    variance = trace / num_features
-    if num_features == 1:
-        return 0.0, variance
-    distance = (square - 2 * variance * trace + num_features * variance**2) / num_features
-    error = min((fourth / num_rows - square) / (num_features * num_rows), distance)
-    return (error / distance if error > 0 else 0.0), variance
+    variance, shrinkage = trace / num_features, 0.0
+    if num_features > 1:
+        distance = (square - 2 * variance * trace + num_features * variance**2) / num_features
+        error = min((fourth / num_rows - square) / (num_features * num_rows), distance)
+        shrinkage = error / distance if error > 0 else 0.0
+    # Where no class has two rows that differ, all directions are alike.
+    return shrinkage, shrinkage * variance + (_LEAST_SHRINKAGE * variance if variance > 0 else 1.0)

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.preprocessing import normalize
 from sklearn.utils.validation import validate_data
 
 from featurecache.errors import HeadError
 from featurecache.heads.checks import REAL_TYPES, check_units, checked_labels
-from featurecache.heads.gda import class_means
 from featurecache.heads.head import Arrays
-from featurecache.heads.preparation import in_units, own_units
+from featurecache.heads.preparation import directions, own_units
 from featurecache.heads.solver.classifier import LinearClassifier
 from featurecache.specs import TaskKind
 
@@ -62,7 +60,8 @@ class NearestMean(LinearClassifier):
         self.mean_ = rows.mean(axis=0, dtype=np.float64)
         if self.standardize:
             self.mean_, self.factor_ = own_units(rows)
-        means, _ = class_means(self._prepared(rows), y_index, len(self.classes_))
+        directed = self._prepared(rows)
+        means = np.stack([directed[y_index == k].mean(axis=0, dtype=np.float64) for k in range(len(self.classes_))])
         # The squared distance, less what is the same for all classes, and negated.
         return self._fitted(2.0 * means, -(means**2).sum(axis=1))
 
@@ -91,6 +90,4 @@ class NearestMean(LinearClassifier):
         return nn.Sequential(*steps, UnitLength(), super().to_module())
 
     def _prepared(self, rows: NDArray[Any]) -> NDArray[Any]:
-        if self.standardize:
-            return np.asarray(normalize(in_units(rows, self.mean_, self.factor_), copy=False))
-        return np.asarray(normalize(rows - self.mean_.astype(rows.dtype)))
+        return directions(rows, self.mean_, self.factor_ if self.standardize else None)

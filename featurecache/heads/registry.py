@@ -137,19 +137,6 @@ def make_head(name: str, *, kind: TaskKind = "classification", **params: Any) ->
     return estimator.set_params(**params)
 
 
-def head_grid(name: str, n_samples: int, *, kind: TaskKind = "classification") -> list[Setting]:
-    """Return the settings of a head on so many rows, the simplest model first.
-
-    Parameters
-    ----------
-    name : str
-    n_samples : int
-    kind : str
-        Of the task.
-    """
-    return find_head(name, kind=kind).settings_for(n_samples)
-
-
 def register_head(
     name: str,
     factory: Callable[[], BaseEstimator],

@@ -52,6 +52,10 @@ class _Ridge(HeadMixin, BaseEstimator):
         "alpha": powers_of_ten(7, -2, per_decade=2),
     }
     relative_seconds: ClassVar[float] = 6.0
+    _targets_of: Callable[[NDArray[Any], NDArray[Any]], Real]
+    """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""
+    _fitted: Callable[[Real, Real], Self]
+    """Take weights (n_outputs, n_features) and intercepts (n_outputs,)."""
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class _Ridge(HeadMixin, BaseEstimator):
                 heads = [copy(one) for _ in systems]
                 for head, system in zip(heads, systems, strict=True):
                     head.alpha = setting.get("alpha", self.alpha)
-                    head._solved(head.alpha, *system.solution(head.alpha))
+                    head._solved(system, head.alpha)
                 drop_classes(heads, absent)
                 yield dict(setting), heads
 
@@ -114,33 +118,36 @@ class _Ridge(HeadMixin, BaseEstimator):
         """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
         return (NUM_FOLDS + 1) * 5e-10 * min(2 * n_samples, n_features) ** 3
 
-    def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
-        """Take what there is to know of rows and targets, and return these, (n_samples, n_outputs)."""
-        raise NotImplementedError
-
-    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
-        raise NotImplementedError
-
-    def _without_weightless(
-        self, rows: Any, y: NDArray[Any], sample_weight: ArrayLike | None, groups: ArrayLike | None, *, classes: bool
-    ) -> list[Any]:
-        """Return weights, rows, targets and folds, without rows that have no weight."""
-        search = self.alphas is not None and self.cv is not None
-        fold = fold_of_rows(self.cv, y, groups, self.random_state, classes=classes) if search else None
-        return with_weight(checked_weight(sample_weight, rows), rows, y, fold)
-
-    def _chosen(
+    def _fit_best(
         self, rows: Real, targets: Real, weight: Any, fold: NDArray[np.int64] | None, score: Callable[[Real], float]
-    ) -> System:
-        """Solve for all rows, and choose the alpha of the best score of what each row gets when it is left out."""
+    ) -> Self:
+        """Solve for all rows, with the alpha of the best score of what each row gets when it is left out.
+
+        Parameters
+        ----------
+        rows : ndarray (n_samples, n_features)
+        targets : ndarray (n_samples, n_outputs)
+        weight : ndarray (n_samples,), or None
+            Above 0.
+        fold : ndarray (n_samples,), or None
+            None: each row is left out by itself.
+        score : callable
+            Takes what the rows get, (n_samples, n_outputs).
+        """
         alphas = checked_grid_values(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
-        system, self.alpha_ = self._system(rows, targets, weight), alphas[0]
+        system, best = self._system(rows, targets, weight), 0
         if self.alphas is not None:
             outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
             self.scores_ = np.array([score(values) for values in outcomes])
+            # The first of equals is the largest alpha.
             best = int(self.scores_.argmax())
-            self.alpha_, self.held_out_ = alphas[best], outcomes[best].astype(np.float64)
-        return system
+            self.held_out_ = outcomes[best].astype(np.float64)
+        return self._solved(system, alphas[best])
+
+    def _solved(self, system: System | _Systems, alpha: float) -> Self:
+        self.alpha_ = alpha
+        weights_DK, intercept_K = system.solution(alpha)
+        return self._fitted(weights_DK.T, intercept_K)
 
     def _systems(
         self, X: Real, targets: Real, fold: NDArray[np.int64], weight: NDArray[np.float64] | None
@@ -218,15 +225,17 @@ class RidgeProbe(_Ridge, LinearClassifier):
             Data or parameters that scikit-learn's estimators refuse too.
         """
         rows, y = validate_data(self, X, y, dtype=REAL_TYPES, order="C")
-        weight, rows, labels, fold = self._without_weightless(rows, np.asarray(y), sample_weight, groups, classes=True)
+        labels, fold = np.asarray(y), None
+        if self.alphas is not None and self.cv is not None:
+            fold = fold_of_rows(self.cv, labels, groups, self.random_state)
+        weight, rows, labels, fold = with_weight(checked_weight(sample_weight, rows), rows, labels, fold)
         targets = self._targets_of(rows, labels)
         y_index = np.searchsorted(self.classes_, labels)
 
         def accuracy(values: Real) -> float:
             return float(np.average(class_of_margins(values) == y_index, weights=weight))
 
-        system = self._chosen(rows, targets, weight, fold, accuracy)
-        return self._solved(self.alpha_, *system.solution(self.alpha_))
+        return self._fit_best(rows, targets, weight, fold, accuracy)
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         self.n_features_in_ = X.shape[1]
@@ -234,10 +243,6 @@ class RidgeProbe(_Ridge, LinearClassifier):
         if len(self.classes_) == 2:
             return (2.0 * y_index - 1.0)[:, None]
         return np.where(y_index[:, None] == np.arange(len(self.classes_)), 1.0, -1.0)
-
-    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
-        self.alpha_ = alpha
-        return self._fitted(weights_DK.T, intercept_K)
 
 
 class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
@@ -285,17 +290,18 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
                 raise ValueError("alphas are chosen where all numbers are known; set alpha, or choose among settings")
             targets, weight = self._targets_of(rows, numbers), checked_weight(sample_weight, rows)
             (systems,) = self._systems(rows, targets, np.full(len(numbers), -1), weight)
-            return self._solved(self.alpha, *systems.solution(self.alpha))
-        weight, rows, numbers, fold = self._without_weightless(rows, numbers, sample_weight, groups, classes=False)
-        seen = slice(None) if fold is None else fold >= 0
+            return self._solved(systems, self.alpha)
+        fold = None
+        if self.alphas is not None and self.cv is not None:
+            fold = fold_of_rows(self.cv, numbers, groups, self.random_state, classes=False)
+        weight, rows, numbers, fold = with_weight(checked_weight(sample_weight, rows), rows, numbers, fold)
+        targets, seen = self._targets_of(rows, numbers), slice(None) if fold is None else fold >= 0
+        seen_weight = None if weight is None else weight[seen]
 
         def determination(values: Real) -> float:
-            return float(
-                r2_score(_column(numbers)[seen], values[seen], sample_weight=None if weight is None else weight[seen])
-            )
+            return float(r2_score(targets[seen], values[seen], sample_weight=seen_weight))
 
-        system = self._chosen(rows, self._targets_of(rows, numbers), weight, fold, determination)
-        return self._solved(self.alpha_, *system.solution(self.alpha_))
+        return self._fit_best(rows, targets, weight, fold, determination)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
@@ -320,14 +326,14 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         self.n_features_in_, self._flat = X.shape[1], y.ndim == 1
-        return _column(y.astype(np.float64, copy=False))
+        numbers = y.astype(np.float64, copy=False)
+        return numbers[:, None] if self._flat else numbers
 
-    def _solved(self, alpha: float, weights_DK: Real, intercept_K: Real) -> Self:
-        self.alpha_ = alpha
+    def _fitted(self, weights_KD: Real, intercept_K: Real) -> Self:
         if self._flat:
-            self.coef_, self.intercept_ = weights_DK[:, 0].copy(), float(intercept_K[0])
+            self.coef_, self.intercept_ = weights_KD[0].copy(), float(intercept_K[0])
         else:
-            self.coef_, self.intercept_ = weights_DK.T.copy(), intercept_K.copy()
+            self.coef_, self.intercept_ = weights_KD.copy(), intercept_K.copy()
         return self
 
 
@@ -354,7 +360,3 @@ class _Systems:
         for columns, system in self.of_columns:
             weights_DK[:, columns], intercept_K[columns] = system.solution(alpha)
         return weights_DK, intercept_K
-
-
-def _column(y: NDArray[np.float64]) -> NDArray[np.float64]:
-    return y[:, None] if y.ndim == 1 else y

@@ -158,16 +158,16 @@ class Thresholds:
             return np.asarray(proba >= np.array(self.values))
         return np.where(proba[:, self.positive] >= self.values[0], self.positive, 1 - self.positive)
 
-    def moved(self, proba: np.ndarray) -> np.ndarray:
-        """Return probabilities of labels, moved in their order so that those from the threshold on are above a half."""
+    def decide(self, proba: np.ndarray) -> np.ndarray:
+        """Return class indices (n,), or probabilities of labels, moved in their order so that those that hold are above
+        one half.
+        """
+        if self.positive is not None:
+            return self.predict(proba)
         threshold = np.array(self.values)
         above = 1 - (1 - proba) / np.maximum(1 - threshold, 1e-12) / 2
         below = proba / np.maximum(threshold, 1e-12) / 2
         return np.where(proba >= threshold, np.clip(above, np.nextafter(0.5, 1), 1), np.clip(below, 0, 0.5))
-
-    def decide(self, proba: np.ndarray) -> np.ndarray:
-        """Return class indices (n,), or probabilities of labels of which those that hold are above one half."""
-        return self.moved(proba) if self.positive is None else self.predict(proba)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
