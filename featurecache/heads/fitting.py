@@ -142,7 +142,9 @@ def fits_together(estimator: BaseEstimator, settings: Sequence[Setting], y: np.n
     if not names or not names <= getattr(estimator, "path_params", frozenset()):
         return False
     enough = min(_num_classes(y), 3) if isinstance(estimator, LinearClassifier) else _num_classes(y)
-    return all(_num_classes(y[kept]) >= enough for kept in _outside_folds(fold))
+    if not (fold >= 0).any():
+        return _num_classes(y) >= enough
+    return all(_num_classes(y[fold != number]) >= enough for number in np.unique(fold[fold >= 0]))
 
 
 def _fit_each(
@@ -155,9 +157,11 @@ def _fit_each(
     groups: np.ndarray | None,
     name: str,
 ) -> Iterator[tuple[Setting, list[BaseEstimator]]]:
+    # All rows where none is held out.
+    outside_folds = [fold != number for number in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
     for setting in settings:
         fitted = []
-        for kept in _outside_folds(fold):
+        for kept in outside_folds:
             one_class = _num_classes(y[kept]) == 1
             fitted.append(MajorityClassifier() if one_class else clone(estimator).set_params(**setting))
             rows: list[Any] = [X, y, weight, groups]
@@ -165,11 +169,6 @@ def _fit_each(
                 rows = [None if array is None else array[kept] for array in rows]
             fit_estimator(fitted[-1], *rows, name=name)
         yield dict(setting), fitted
-
-
-def _outside_folds(fold: np.ndarray) -> list[np.ndarray]:
-    """Return which rows are outside each fold; all of them where no row is held out."""
-    return [fold != number for number in np.unique(fold[fold >= 0])] or [np.ones(len(fold), bool)]
 
 
 def _num_classes(y: np.ndarray) -> int:

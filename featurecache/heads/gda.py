@@ -96,7 +96,10 @@ class GaussianDiscriminant(ProbabilisticClassifier):
     def memory_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> int:
         """Return bytes for n_samples rows, n_features and n_outputs; see `HeadMixin.memory_needed`."""
         # scikit-learn's scaler takes a copy in float64, and the rows of a fold are one more.
-        return ANY_FIT_BYTES + 24 * n_samples * n_features + 24 * min(n_samples, n_features) ** 2
+        rows = 24 * n_samples * n_features
+        # Of features or of rows, whichever are fewer: features squared are not held where they outnumber the rows.
+        products = 24 * min(n_samples, n_features) ** 2
+        return ANY_FIT_BYTES + rows + products
 
     @classmethod
     def seconds_needed(cls, n_samples: int, n_features: int, n_outputs: int) -> float:

@@ -118,10 +118,10 @@ class _Ridge(HeadMixin, BaseEstimator):
         """Return seconds for n_samples rows, n_features and n_outputs; see `HeadMixin.seconds_needed`."""
         return (NUM_FOLDS + 1) * 5e-10 * min(2 * n_samples, n_features) ** 3
 
-    def _fit_best(
-        self, rows: Real, targets: Real, weight: Any, fold: NDArray[np.int64] | None, score: Callable[[Real], float]
-    ) -> Self:
-        """Solve for all rows, with the alpha of the best score of what each row gets when it is left out.
+    def _left_out(
+        self, rows: Real, targets: Real, weight: Any, fold: NDArray[np.int64] | None
+    ) -> tuple[System, list[float], list[Real]]:
+        """Return the system of all rows, the values of alpha, and what each row gets from each when it is left out.
 
         Parameters
         ----------
@@ -131,17 +131,35 @@ class _Ridge(HeadMixin, BaseEstimator):
             Above 0.
         fold : ndarray (n_samples,), or None
             None: each row is left out by itself.
-        score : callable
-            Takes what the rows get, (n_samples, n_outputs).
+
+        Returns
+        -------
+        (system, alphas, held_out)
+            From the largest alpha to the smallest, each (n_samples, n_outputs); empty where there is no choice.
         """
         alphas = checked_grid_values(self.alpha if self.alphas is None else self.alphas, "alpha")[::-1]
-        system, best = self._system(rows, targets, weight), 0
-        if self.alphas is not None:
-            outcomes = list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
-            self.scores_ = np.array([score(values) for values in outcomes])
-            # The first of equals is the largest alpha.
+        system = self._system(rows, targets, weight)
+        if self.alphas is None:
+            return system, alphas, []
+        return system, alphas, list(system.left_out(alphas) if fold is None else system.held_out(alphas, fold))
+
+    def _take_best(
+        self, system: System, alphas: Sequence[float], held_out: Sequence[Real], scores: Sequence[float]
+    ) -> Self:
+        """Take the alpha of the best score, of equals the largest.
+
+        Parameters
+        ----------
+        system, alphas, held_out
+            As `_left_out` returns them.
+        scores : sequence of float
+            Of what is held out.
+        """
+        best = 0
+        if scores:
+            self.scores_ = np.array(scores)
             best = int(self.scores_.argmax())
-            self.held_out_ = outcomes[best].astype(np.float64)
+            self.held_out_ = held_out[best].astype(np.float64)
         return self._solved(system, alphas[best])
 
     def _solved(self, system: System | _Systems, alpha: float) -> Self:
@@ -231,11 +249,9 @@ class RidgeProbe(_Ridge, LinearClassifier):
         weight, rows, labels, fold = with_weight(checked_weight(sample_weight, rows), rows, labels, fold)
         targets = self._targets_of(rows, labels)
         y_index = np.searchsorted(self.classes_, labels)
-
-        def accuracy(values: Real) -> float:
-            return float(np.average(class_of_margins(values) == y_index, weights=weight))
-
-        return self._fit_best(rows, targets, weight, fold, accuracy)
+        system, alphas, held_out = self._left_out(rows, targets, weight, fold)
+        scores = [float(np.average(class_of_margins(each) == y_index, weights=weight)) for each in held_out]
+        return self._take_best(system, alphas, held_out, scores)
 
     def _targets_of(self, X: NDArray[Any], y: NDArray[Any]) -> Real:
         self.n_features_in_ = X.shape[1]
@@ -296,12 +312,10 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
             fold = fold_of_rows(self.cv, numbers, groups, self.random_state, classes=False)
         weight, rows, numbers, fold = with_weight(checked_weight(sample_weight, rows), rows, numbers, fold)
         targets, seen = self._targets_of(rows, numbers), slice(None) if fold is None else fold >= 0
-        seen_weight = None if weight is None else weight[seen]
-
-        def determination(values: Real) -> float:
-            return float(r2_score(targets[seen], values[seen], sample_weight=seen_weight))
-
-        return self._fit_best(rows, targets, weight, fold, determination)
+        system, alphas, held_out = self._left_out(rows, targets, weight, fold)
+        weight = None if weight is None else weight[seen]
+        scores = [float(r2_score(targets[seen], each[seen], sample_weight=weight)) for each in held_out]
+        return self._take_best(system, alphas, held_out, scores)
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the numbers, (n_samples,) or (n_samples, n_targets)."""
