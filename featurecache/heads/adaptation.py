@@ -155,6 +155,7 @@ def corrected_prior(
     shares = prior.copy()
     for _ in range(max_iter):
         weighted = proba * (shares / prior)
+        # A row to whose classes the shares leave nothing has no part.
         weighted /= np.maximum(weighted.sum(axis=1, keepdims=True), 1e-300)
         before, shares = shares, weighted.mean(axis=0)
         if np.abs(shares - before).max() < tol:
@@ -181,6 +182,7 @@ def shares_by_confusion(
     """
     from scipy.optimize import nnls
 
+    # Not the inverse of the confusion: shares from that may be negative.
     ratios, _ = nnls(confusion, predicted)
     shares = ratios * prior
     return np.asarray(shares / shares.sum()) if shares.sum() > 0 else prior
@@ -200,6 +202,7 @@ def shifted_intercept(
     classes : sequence of int
         Which classes the head knows, in the order of its intercepts.
     """
+    # A class that no target sample seems to have keeps a share above zero, and its intercept stays finite.
     change = np.log(np.maximum(shares, 1e-6)[list(classes)]) - np.log(np.maximum(prior, 1e-6)[list(classes)])
     return intercept + (change[1:] - change[:1] if len(intercept) == 1 and len(change) == 2 else change)
 
@@ -207,6 +210,7 @@ def shifted_intercept(
 def standard_scale(X: Floats) -> tuple[Floats, Floats]:
     """Return mean and scale of each feature of samples (n, d), variances of few samples drawn to their mean."""
     variance = X.var(axis=0)
+    # What rounding leaves of a constant feature is no variance.
     varies = variance > 1e-12 * max(float(variance.max(initial=0.0)), 1e-300)
     if not varies.any():
         return X.mean(axis=0), np.ones(X.shape[1])

@@ -57,6 +57,7 @@ class MajorityClassifier(_Baseline, DummyClassifier):
             or not (np.isfinite(prior) & (prior >= 0)).all()
         ):
             raise HeadError("the shares of its MajorityClassifier are not those of its classes")
+        # Read by scikit-learn's predictions; they follow from what is kept.
         self.n_classes_, self.n_outputs_, self._strategy, self.sparse_output_ = num_classes, 1, "prior", False
 
 
@@ -73,6 +74,7 @@ class MeanRegressor(_Baseline, DummyRegressor):
         """Fit ``X`` and ``y``, weighed by ``sample_weight``; of several numbers, some may be NaN: not known."""
         numbers = np.asarray(y)
         unknown = numbers.ndim == 2 and numbers.dtype.kind == "f" and np.isnan(numbers).any()
+        # scikit-learn refuses NaN. Its means with zeros in their place are replaced below.
         super().fit(X, np.nan_to_num(numbers) if unknown else y, sample_weight)
         if unknown:
             weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)

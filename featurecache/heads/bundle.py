@@ -31,6 +31,7 @@ JSON_NAME = "head.json"
 ARRAYS_NAME = "head.safetensors"
 # Nearest neighbours keep all their rows; a record of a stranger must not ask for more.
 MAX_ARRAYS_BYTES = 16 << 30
+# To read a head that others replace meanwhile.
 _ATTEMPTS = 30
 _OUTLIERS = "outliers."
 """What the names of the arrays of an `OutlierDetector` begin with; releases that know none of it leave them alone."""

@@ -73,6 +73,7 @@ def fit_estimator(
             warnings.simplefilter("always", ConvergenceWarning)
             estimator.fit(X, y, **fit_params)
         for warning in caught:
+            # Recorded to see whether it converged; what else was warned of is for the user.
             if not issubclass(warning.category, ConvergenceWarning):
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         if not any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
@@ -141,6 +142,7 @@ def fits_together(estimator: BaseEstimator, settings: Sequence[Setting], y: np.n
     names = {key for setting in settings for key in setting}
     if not names or not names <= getattr(estimator, "path_params", frozenset()):
         return False
+    # Else one class with a single row would make every setting and fold a fit of its own.
     enough = min(_num_classes(y), 3) if isinstance(estimator, LinearClassifier) else _num_classes(y)
     if not (fold >= 0).any():
         return _num_classes(y) >= enough
@@ -165,6 +167,7 @@ def _fit_each(
             one_class = _num_classes(y[kept]) == 1
             fitted.append(MajorityClassifier() if one_class else clone(estimator).set_params(**setting))
             rows: list[Any] = [X, y, weight, groups]
+            # Indexing copies: where nothing is held out, the arrays are handed on as they are.
             if not kept.all():
                 rows = [None if array is None else array[kept] for array in rows]
             fit_estimator(fitted[-1], *rows, name=name)

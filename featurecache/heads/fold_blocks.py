@@ -107,6 +107,7 @@ class FoldBlocks:
     def _read(self) -> Iterator[Block]:
         for start in range(0, self.num_rows, self._block_rows):
             X = np.asarray(self.X[start : start + self._block_rows])
+            # Rows are read in their order, where neighbours may be of several folds.
             folds = self.fold[start : start + self._block_rows]
             for fold in np.unique(folds):
                 index = np.flatnonzero(folds == fold)

@@ -61,6 +61,7 @@ class Head(Protocol):
         """
 
 
+# Below, every other value of C or alpha is searched: see `regularization`.
 _FEW_ROWS = 200
 
 
@@ -137,6 +138,7 @@ class HeadMixin:
 
     def to_arrays(self) -> Arrays:
         """Return what predictions need; see `Head`."""
+        # Not `getattr`: defaults of the class, such as `multilabel_`, were not fitted.
         fitted = vars(self)
         if missing := [name for name in ("n_features_in_", *self.arrays) if name not in fitted]:
             raise HeadError(f"{type(self).__name__} has no {missing[0]}; fit the head before saving it")
@@ -301,6 +303,7 @@ class NamedHead:
     def takes_weights(self) -> bool:
         """Whether samples may count differently in fitting."""
         path = getattr(self.estimator, "fit_path", None)
+        # Settings may be fitted by `fit_path`, the last fit is one of `fit`: both must take them.
         return has_fit_parameter(self.estimator, "sample_weight") and (
             path is None or "sample_weight" in signature(path).parameters
         )

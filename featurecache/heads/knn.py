@@ -178,6 +178,7 @@ class CosineKnn(_Neighbours, ClassifierMixin, BaseEstimator):
         rows = self._directions(X)
         votes = np.empty((len(rows), len(self.classes_)))
         for block, nearest, weight in _neighbours(self.directions_, rows, self.n_neighbors, self.temperature):
+            # Class by class: indicators of all neighbours at once would be (n, k, n_classes).
             for index in range(len(self.classes_)):
                 votes[block, index] = (weight * (self.labels_[nearest] == index)).sum(axis=1)
         return votes / votes.sum(axis=1, keepdims=True)
@@ -269,6 +270,7 @@ def _neighbours(
     step = max(_BLOCK_BYTES // (len(kept) * kept.itemsize), 1)
     for start in range(0, len(rows), step):
         similarity = rows[start : start + step] @ kept.T
+        # A partition, not a sort: the order of the neighbours does not matter.
         nearest = np.argpartition(similarity, -count, axis=1)[:, -count:]
         close = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
         # The largest one taken off, so that no temperature overflows or leaves nothing.

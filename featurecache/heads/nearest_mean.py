@@ -86,6 +86,7 @@ class NearestMean(LinearClassifier):
 
         steps: list[nn.Module] = [Standardise(mean=self.mean_, scale=np.ones(len(self.mean_)))]
         if self.standardize:
+            # Not one layer that divides by a scale: the factor of a feature that never varies is zero.
             steps.append(Rescale(mean=np.zeros(len(self.mean_)), scale=self.factor_))
         return nn.Sequential(*steps, UnitLength(), super().to_module())
 

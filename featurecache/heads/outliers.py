@@ -20,6 +20,7 @@ from featurecache.heads.head import Arrays
 
 LEAST_ROWS: Final = 20
 """With fewer there is no share of one in twenty."""
+# Kept with every head, so they must stay small beside it.
 _MOST_ROWS, _MOST_BYTES = 1000, 2 << 20
 _NEIGHBOURS, _FOLDS, _BLOCK = 5, 5, 1024
 
@@ -62,7 +63,9 @@ class OutlierDetector:
         reference, scores = self.rows.astype(np.float32), np.empty(len(X), np.float32)
         for start in range(0, len(X), _BLOCK):
             scores[start : start + _BLOCK] = _scores(_unit(X[start : start + _BLOCK]), reference)
+        # Scores that are equal count as above: a p-value may be too large, not too small.
         above = len(self.usual) - np.searchsorted(self.usual, scores, side="left")
+        # The sample itself is one of them; without it a p-value could be zero, which no number of samples supports.
         return np.asarray((above + 1.0) / (len(self.usual) + 1.0))
 
     def to_arrays(self) -> Arrays:
@@ -144,5 +147,6 @@ def _unit(X: NDArray[np.floating]) -> NDArray[np.float32]:
 def _scores(rows: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return one less the mean cosine of each row to its nearest neighbours."""
     count = min(_NEIGHBOURS, len(reference))
+    # A partition, not a sort: of the nearest only the mean is needed.
     nearest = np.partition(rows @ reference.T, len(reference) - count, axis=1)[:, len(reference) - count :]
     return np.asarray(1.0 - nearest.mean(axis=1), np.float32)

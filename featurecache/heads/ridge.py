@@ -49,6 +49,7 @@ class _Ridge(HeadMixin, BaseEstimator):
     regularization: ClassVar[str | None] = "alpha"
     grid: ClassVar[dict[str, list[Any]]] = {
         "standardize": [True, "jointly"],
+        # From the largest: the simplest model first.
         "alpha": powers_of_ten(7, -2, per_decade=2),
     }
     relative_seconds: ClassVar[float] = 6.0
@@ -100,6 +101,7 @@ class _Ridge(HeadMixin, BaseEstimator):
             one = copy(self).set_params(**shared)
             systems = one._systems(X, one._targets_of(X, y), fold, sample_weight)
             for setting in some:
+                # Not `clone`: they share what `_targets_of` has found.
                 heads = [copy(one) for _ in systems]
                 for head, system in zip(heads, systems, strict=True):
                     head.alpha = setting.get("alpha", self.alpha)
@@ -158,6 +160,7 @@ class _Ridge(HeadMixin, BaseEstimator):
         best = 0
         if scores:
             self.scores_ = np.array(scores)
+            # The first of equals, which is the largest alpha.
             best = int(self.scores_.argmax())
             self.held_out_ = held_out[best].astype(np.float64)
         return self._solved(system, alphas[best])
@@ -175,6 +178,7 @@ class _Ridge(HeadMixin, BaseEstimator):
         found = [_Systems([], targets.shape[1], X.shape[1]) for _ in range(max(len(held_out), 1))]
         for columns, known in columns_by_known_rows(is_known(targets)):
             for solution, number in zip(found, held_out if len(held_out) else [-1], strict=True):
+                # Rows below 0 are never held out.
                 kept = known & ((fold != number) | (fold < 0))
                 if kept.all():
                     system = self._system(X, targets[:, columns], weight)

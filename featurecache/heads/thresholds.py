@@ -106,6 +106,7 @@ def choose_threshold(rule: ThresholdRule, holds: np.ndarray, proba: np.ndarray) 
         case "cost":
             keys = [-(rule.of_missed * (num_positive - hits) + rule.of_false_alarm * (named - hits))]
         case "recall":
+            # Quotients may round to a little below a target that is reached.
             reached, keys = recall >= rule.target - 1e-12, [precision, recall]
         case "precision":
             reached, keys = (precision >= rule.target - 1e-12) & (hits > 0), [recall, precision]
@@ -125,6 +126,7 @@ def _between(found: np.ndarray) -> np.ndarray:
     middle = np.where(middle > lower, middle, found)
     middle[-1] = found[-1] / 2
     above = found[0] + (1 - found[0]) / 2
+    # A probability of one leaves no number between it and one.
     return np.append(above if above > found[0] else np.nextafter(max(found[0], 1.0), 2.0), middle)
 
 
@@ -165,6 +167,7 @@ class Thresholds:
         if self.positive is not None:
             return self.predict(proba)
         threshold = np.array(self.values)
+        # At a threshold of 0, or of 1 and more, one of the two sides is empty: only nothing must be divided by zero.
         above = 1 - (1 - proba) / np.maximum(1 - threshold, 1e-12) / 2
         below = proba / np.maximum(threshold, 1e-12) / 2
         return np.where(proba >= threshold, np.clip(above, np.nextafter(0.5, 1), 1), np.clip(below, 0, 0.5))
