@@ -96,6 +96,8 @@ class HeadMixin:
     """Memory that it takes for each feature of each row; None where that is not known, or not all (`memory_needed`)."""
     fixed_bytes: ClassVar[int] = ANY_FIT_BYTES
     """Memory that it takes however many rows there are."""
+    linear_probe_of: ClassVar[frozenset[TaskKind]] = frozenset()
+    """Kinds of task of which it is the linear probe, with which adaptation and deeper training are compared."""
     regularization: ClassVar[str | None] = None
     """``C`` or ``alpha``: on few rows every other value is searched, as they cannot tell more of them apart."""
 

@@ -47,6 +47,10 @@ HEADS = tuple(
 )
 # Names of the built-in heads for features that keep their tokens.
 TOKEN_HEADS = tuple(name for name, classes in _BUILT_IN.items() if classes[0].needs_tokens)
+# The name of the linear probe for each kind of task.
+LINEAR_PROBES: dict[TaskKind, str] = {
+    kind: name for name, classes in _BUILT_IN.items() for cls in classes for kind in cls.linear_probe_of
+}
 
 # Heads of this program.
 _REGISTERED: dict[tuple[TaskKind, str], NamedHead] = {}

@@ -282,6 +282,7 @@ class RidgeRegressor(MultiOutputMixin, RegressorMixin, _Ridge):
     """
 
     kinds: ClassVar[frozenset[TaskKind]] = frozenset({"multilabel", "regression"})
+    linear_probe_of: ClassVar[frozenset[TaskKind]] = frozenset({"regression"})
     defaults: ClassVar[Setting] = {"prior_rows": PRIOR_ROWS}
     takes_unknown: ClassVar[bool] = True
     """Of several numbers some may be NaN: each is fitted on the rows where it is known."""
