@@ -34,13 +34,14 @@ from featurecache.heads.adaptation import (
     shares_by_confusion,
     shifted_intercept,
 )
+from featurecache.heads.registry import LINEAR_PROBES
 from featurecache.progress import Progress, Silent
 from featurecache.store.feature_sets import FeatureSet
 from featurecache.store.samples import Rows, some_rows
 from featurecache.store.store import FeatureStore
 from featurecache.store.tasks import Task, read_views
 
-HEAD: Final = "logistic"
+HEAD: Final = LINEAR_PROBES["classification"]
 """Linear, so that it takes the adaptation into its coefficients; with probabilities."""
 SHIFTS: Final = ("em", "bbse")
 """Corrections of the shares of classes, taken only where they are named: they hurt where anything else differs."""

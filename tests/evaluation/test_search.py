@@ -25,7 +25,7 @@ from featurecache.heads.fitting import fit_head
 from featurecache.heads.gradient import stacked_training
 from featurecache.heads.head import NamedHead
 from featurecache.heads.probability import predict_proba
-from featurecache.heads.registry import HEADS, find_head, head_grid
+from featurecache.heads.registry import HEADS, find_head
 from featurecache.machine import num_cores
 from featurecache.progress import Silent
 
@@ -218,7 +218,7 @@ def test_classes_of_a_single_sample_are_fitted_together_to_the_same_end(name, co
     parts = {"train": (X, y), "test": _part(36, 2, d=12, n_classes=len(counts))}
     # A few settings of the grid, on folds that are not repeated: one by one, each takes as long as all together.
     monkeypatch.setattr(selection, "_MAX_REPEATS", 1)
-    head = NamedHead(name, find_head(name).estimator, lambda n_samples: head_grid(name, n_samples)[::5])
+    head = NamedHead(name, find_head(name).estimator, lambda n_samples: find_head(name).settings_for(n_samples)[::5])
     goes, answers = fitting.fits_together, []
 
     def asked(*arguments):
