@@ -180,9 +180,7 @@ def _stamp_of(headers: Any) -> Stamp | None:
     digest = sha256(repr(tags).encode()).digest()
     first, second, third = (int.from_bytes(digest[start : start + 7], "little") for start in (0, 7, 14))
     # Servers count in seconds: what was changed just now could change once more without another stamp.
-    if _is_unsettled(headers):
-        third = -1
-    return int(length), first, second, third
+    return int(length), first, -1 if _is_unsettled(headers) else second, third
 
 
 def _is_unsettled(headers: Any) -> bool:
