@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featurecache.errors import RequestError
+from featurecache.evaluation.configuring import HeadLike, resolve
 from featurecache.evaluation.metrics import metric_of
 from featurecache.evaluation.resampling import Resampling
-from featurecache.evaluation.search import HeadLike, resolve
 from featurecache.heads.head import NamedHead
 from featurecache.heads.registry import kinds_of_head, list_heads
 from featurecache.store.tasks import Task

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featurecache.errors import ReportWarning
+from featurecache.evaluation.configuring import HOLDS_ALL_ROWS
 from featurecache.evaluation.fit_progress import watched
 from featurecache.evaluation.fits import PlannedSearch, Result, num_samples_copied, run_searches
 from featurecache.evaluation.memory_budget import memory_budget
@@ -20,7 +21,6 @@ from featurecache.evaluation.metrics import metric_of
 from featurecache.evaluation.plan import Plan
 from featurecache.evaluation.resampling import Resampling, resample
 from featurecache.evaluation.result_keys import COMPUTES, digest_of_labels
-from featurecache.evaluation.search import HOLDS_ALL_ROWS
 from featurecache.evaluation.split_data import SplitData
 from featurecache.evaluation.summary import SweepLine, summarise
 from featurecache.evaluation.sweep_row import COLUMNS, SweepRow

@@ -130,7 +130,7 @@ def test_a_sweep_that_is_soon_done_starts_no_processes(cached: Path, monkeypatch
 
     def in_processes(work: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], *, workers: int) -> Iterator[Any]:
         started.append(workers)
-        return starmap(work, arguments)
+        return enumerate(starmap(work, arguments))
 
     monkeypatch.setattr(fits, "in_processes", in_processes)
     store, heads = FeatureStore.open(cached), ["nearest_mean", "majority"]
