@@ -64,18 +64,14 @@ def measure_of(
         what = "numbers" if kind == "regression" else f"{n_outputs} classes"
         raise TaskError(f"thresholds are for two classes and for labels, and this task has {what}; leave them out")
     if kind == "classification":
-        found: Measure = OfClasses(n_outputs, metric, balanced=balanced)
-        found.threshold, found.positive = threshold, positive
-        return found
+        return OfClasses(n_outputs, metric, balanced=balanced, threshold=threshold, positive=positive)
     if balanced:
         raise TaskError(
             f"balanced classes are for tasks with classes, and this one is of kind {kind}; leave balanced out"
         )
     if kind == "regression":
         return OfNumbers(n_outputs, names, metric=metric)
-    found = OfLabels(n_outputs, metric)
-    found.threshold = threshold
-    return found
+    return OfLabels(n_outputs, metric, threshold=threshold)
 
 
 class OfLabels(ResampledMeasure):

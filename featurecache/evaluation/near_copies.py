@@ -32,7 +32,7 @@ class NearCopies:
     threshold : float
     group : ndarray of int64 (n,)
         Samples that are joined by pairs have the same number.
-    are_told : bool
+    are_distinct : bool
         False: even the tenth neighbours are as alike as copies, which cannot be told from them.
     """
 
@@ -40,7 +40,7 @@ class NearCopies:
     similarity: Floats
     threshold: float
     group: NDArray[np.int64]
-    are_told: bool = True
+    are_distinct: bool = True
 
 
 def near_copies(X: NDArray[np.floating]) -> NearCopies:
@@ -71,7 +71,7 @@ def near_copies(X: NDArray[np.floating]) -> NearCopies:
         high.append(((i + start)[upper], j[upper], block[i, j][upper]))
     natural = float(np.quantile(of_neighbour, 0.99)) if n > 2 * _NEIGHBOUR else 0.0
     threshold = min(max(_LEAST_SIMILARITY, natural + _MARGIN), _MOST_SIMILARITY)
-    first, second, similarity = (np.concatenate(parts) for parts in zip(*high, strict=True))
+    first, second, similarity = (np.concatenate(blocks) for blocks in zip(*high, strict=True))
     kept = similarity > threshold
     pairs = np.stack([first[kept], second[kept]], axis=1)
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))

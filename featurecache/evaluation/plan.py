@@ -92,10 +92,6 @@ class Plan:
         # A head that is named twice is searched once.
         return list({head.name: head for head in (resolve(name, task.kind) for name in heads)}.values())
 
-    def num_searches(self, tasks: Sequence[Task], num_sets: int) -> int:
-        """Return how many heads are fitted for these tasks on so many feature sets."""
-        return num_sets * len(self.resamplings()) * sum(len(self.heads_for(task)) for task in tasks)
-
     def check(self, task: Task) -> None:
         """Raise what is wrong with the plan for a task.
 

@@ -125,7 +125,7 @@ class ResampledMeasure(Measure):
         # The bootstrap divides by n: a t-test of few units needs n - 1.
         error = np.sqrt(float(draws.var()) * count / (count - 1) + unseen)
         p_value = float(2 * student_t.sf(abs(difference) / error, count - 1)) if error else 1.0
-        verdict = "the same answers" if np.array_equal(first, second) else verdict_of(low, high)
+        verdict = verdict_of(low, high, are_equal=np.array_equal(first, second))
         return Comparison(difference, low, high, p_value, verdict)
 
     @property

@@ -219,7 +219,7 @@ def search(
     HeadError
         The head refuses the data.
     """
-    splits = {name: data if data.on_disk else data.in_memory() for name, data in splits.items()}
+    splits = {name: data.in_memory() for name, data in splits.items()}
     train, validation = splits["train"], splits.get("validation") if "test" in splits else None
     estimator, steps = configured(head, train, measure, random_state), steps or FitSteps()
     if hasattr(estimator, "fit_path"):

@@ -134,7 +134,8 @@ def run_sweep(
         ``error``; so is one that was asked for by name and has to hold more in memory than may be there.
     """
     progress = progress or Silent()
-    progress.start("training heads", plan.num_searches(tasks, len(sets)))
+    num_heads = sum(len(plan.heads_for(task)) for task in tasks)
+    progress.start("training heads", len(sets) * len(plan.resamplings()) * num_heads)
     for task in tasks:
         plan.check(task)
     opened = open_task_features(store, tasks, sets, tta=plan.tta, balanced=plan.balanced, metric=plan.metric)
@@ -153,7 +154,10 @@ def run_sweep(
             with closing(_results(store, features, planned, plan, n_jobs, memory, steps_in)) as results:
                 for search, row, state in results:
                     if state == "left out" and not plan.heads:
-                        left_out.setdefault(row.head, LeftOut(row, _reason(row)))
+                        # As the rest of a sentence; what could be done about it is said of heads that were named.
+                        reason = str(row.error).removeprefix(f"head {row.head!r} ")
+                        reason = HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
+                        left_out.setdefault(row.head, LeftOut(row, reason))
                     else:
                         found[search.key] = row
                         report.num_kept += state == "kept"
@@ -222,7 +226,11 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
     """Return what is known of a search before it is done."""
     feature_set, measure = features.feature_set, features.measure
     with_all_labels = resample(splits, replace(resampling, shots=None, share=None), kind=measure.kind)
-    own_split = resampling.num_folds or features.task.has(resampling.evaluated_on)
+    split = "test" if resampling.on_test else "validation"
+    if resampling.num_folds:
+        split = "fold"
+    elif not features.task.has(split):  # then a quarter of train stands for it
+        split = "held out"
     return SweepRow(
         task=features.task.name,
         kind=measure.kind,
@@ -239,16 +247,10 @@ def _row(features: TaskFeatures, splits: dict[str, SplitData], head: NamedHead, 
         num_folds=resampling.num_folds,
         shots=resampling.shots,
         share=resampling.share,
-        split=resampling.evaluated_on if own_split else "held out",
+        split=split,
         measure=measure.primary,
         n_available=len(with_all_labels["train"]),
     )
-
-
-def _reason(row: SweepRow) -> str:
-    """Return why a head was left out, as the rest of a sentence."""
-    reason = str(row.error).removeprefix(f"head {row.head!r} ")
-    return HOLDS_ALL_ROWS if reason.startswith(HOLDS_ALL_ROWS) else reason
 
 
 def _key(head: NamedHead, resampling: Resampling, features: TaskFeatures, labels: str) -> str:

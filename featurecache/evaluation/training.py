@@ -113,8 +113,8 @@ class TrainingReport:
 
     def __repr__(self) -> str:
         best, name = self.best.result, self.measure.primary
-        figures = (best.test or best.validation).to_json()
-        value, low, high = (figures.get(f"{name}{end}") for end in ("", "_low", "_high"))
+        scores = (best.test or best.validation).to_json()
+        value, low, high = (scores.get(f"{name}{end}") for end in ("", "_low", "_high"))
         interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
         figure = "" if value is None else f", {best.reported} {name.replace('_', ' ')} {value:.3f}{interval}"
         return f"TrainingReport({self.task.name!r}: {best.head} of {len(self.heads)} heads{figure})"

@@ -18,7 +18,7 @@ from featurecache.errors import HeadError, TaskError, UnknownNameError
 from featurecache.evaluation import fit_progress, search, selection
 from featurecache.evaluation.scores import evaluate
 from featurecache.evaluation.search import evaluate_head, evaluate_heads
-from featurecache.evaluation.selection import fold_numbers, num_known
+from featurecache.evaluation.selection import fold_numbers, known_classes
 from featurecache.heads import fitting, registry
 from featurecache.heads.fitting import fit_head
 from featurecache.heads.gradient import stacked_training
@@ -271,7 +271,7 @@ def test_no_fold_holds_out_a_whole_class(counts, num_views):
     assert set(fold[held_out]) == set(range(min(5, max(counts) if max(counts) > 1 else len(counts))))
     if max(counts) == 1:
         assert held_out.all()
-        assert num_known(y, fold) == 0
+        assert known_classes(y, fold) == []
         return
     for label, count in enumerate(counts):
         of_class = y == label
