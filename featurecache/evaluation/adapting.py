@@ -45,6 +45,7 @@ SHIFTS: Final = ("em", "bbse")
 """Corrections of the shares of classes, taken only where they are named: they hurt where anything else differs."""
 MAX_FEATURES: Final = 8192
 """The covariance of more is too large."""
+# Neighbours are compared all with all, of each head.
 _MAX_TARGET_ROWS = 5000
 
 
@@ -86,7 +87,7 @@ class AdaptationReport:
     heads : list of AdaptedHead
     chosen : AdaptedHead
     domain : str
-    num_source, num_target, num_labelled : int
+    num_source, num_target, num_labeled : int
         Samples of the source, and of the target; those of the target that have a label.
     is_of_one_class : bool
         The head on the source gives nearly all of the target one class, which tells nothing about adapting.
@@ -99,7 +100,7 @@ class AdaptationReport:
     domain: str
     num_source: int
     num_target: int
-    num_labelled: int
+    num_labeled: int
     is_of_one_class: bool
     target_rows: Rows
 
@@ -109,7 +110,7 @@ class AdaptationReport:
             "domain": self.domain,
             "num_source": self.num_source,
             "num_target": self.num_target,
-            "num_labelled": self.num_labelled,
+            "num_labelled": self.num_labeled,
             "is_of_one_class": self.is_of_one_class,
             "chosen": self.chosen.method,
             "methods": [head.to_json() for head in self.heads],
@@ -172,6 +173,7 @@ def adapt_heads(
     assert task.samples is not None
     index = task.indices_of(rows)
     labels = np.where(index >= 0, task.labels[np.maximum(index, 0)], -1).astype(np.int64)  # -1: without a label
+    # The source alone always comes first: what the others are compared with.
     methods = able_methods() if method == "auto" else list(dict.fromkeys(["source", method]))
     progress = progress or Silent()
     progress.start("adapting", len(methods))
@@ -191,7 +193,7 @@ def adapt_heads(
         domain,
         num_source=sum(len(data) for data in source.values()),
         num_target=len(target_rows),
-        num_labelled=int((labels >= 0).sum()),
+        num_labeled=int((labels >= 0).sum()),
         is_of_one_class=is_of_one_class,
         target_rows=target_rows,
     )

@@ -107,6 +107,7 @@ def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int
     for start in range(0, len(rows), _BLOCK):
         cosine = rows[start : start + _BLOCK] @ rows.T
         mine, stop = own[start : start + _BLOCK], start + len(cosine)
+        # Neither the sample itself nor a near-copy: they get its class from any head.
         cosine[mine[:, None] == own] = -np.inf
         nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
         able = np.take_along_axis(cosine, nearest, axis=1) > -np.inf
@@ -114,6 +115,7 @@ def agreement(X: NDArray[Any], classes: NDArray[np.int64], alike: NDArray[np.int
         shares[start:stop] = same.sum(axis=1) / np.maximum(able.sum(axis=1), 1)
     of_class = np.bincount(classes) / len(classes)
     expected = float(np.sum(of_class**2))
+    # One class for all: agreement is as expected, and the quotient is not defined.
     if expected >= 1 - 1e-12:
         return np.zeros(len(rows))
     return np.asarray((shares - of_class[classes]) / (1 - expected))

@@ -83,6 +83,7 @@ class Changes:
         relabelled = f", {self.num_relabelled} with another label" if self.num_relabelled else ""
         chosen = "the same head and setting" if self.is_same_choice else _in_words(now, before)
         lines.append(f"now {labeled}{relabelled}; {chosen}: {_figure(now)}")
+        # Figures of two trainings are of other samples; only on those that they share do they compare heads.
         if self.score_before is not None and self.score_now is not None:
             verdict = "" if self.comparison is None else f": {self.comparison.verdict}"
             lines.append(

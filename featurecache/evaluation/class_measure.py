@@ -11,7 +11,6 @@ from sklearn.metrics import precision_recall_fscore_support, recall_score
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import Comparison, compare
 from featurecache.evaluation.measure import Measure, ScoreValues
-from featurecache.evaluation.prediction import per_view
 from featurecache.evaluation.row_scores import (
     average_precision,
     balanced_weights,
@@ -93,10 +92,10 @@ class OfClasses(Measure):
         """
         if data.eval_views.shape[1] > 1:
             # The class that is most probable on average, which need not be the one that most views vote for.
-            proba = per_view(data, lambda rows: predict_proba(estimator, rows, temperature, self.n_outputs))
+            proba = data.per_view(lambda rows: predict_proba(estimator, rows, temperature, self.n_outputs))
             return np.asarray(proba.mean(axis=1).argmax(axis=1))
         # Not the greatest probability: heads without probabilities would need a temperature for that.
-        return per_view(data, lambda rows: np.asarray(estimator.predict(rows), np.int64))[:, 0, 0]
+        return data.per_view(lambda rows: np.asarray(estimator.predict(rows), np.int64))[:, 0, 0]
 
     def predict_proba(
         self, estimator: BaseEstimator, data: SplitData, temperature: float, predictions: np.ndarray
@@ -108,7 +107,7 @@ class OfClasses(Measure):
         estimator, data, temperature, predictions
             As for `Measure.predict_proba`.
         """
-        return per_view(data, lambda rows: predict_proba(estimator, rows, temperature, self.n_outputs)).mean(axis=1)
+        return data.per_view(lambda rows: predict_proba(estimator, rows, temperature, self.n_outputs)).mean(axis=1)
 
     def scores(
         self,

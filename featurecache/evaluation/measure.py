@@ -60,6 +60,8 @@ class Measure(ABC):
         The metric by its name among the scores.
     titles : dict
         All scores, the primary first, and what tables call them.
+    is_plain : bool
+        The metric is one of ``score_titles``; others are scored from what each row adds to them.
     sign : float
         The metric times this is the greater the better.
     reads_proba : bool
@@ -86,6 +88,7 @@ class Measure(ABC):
         self.primary, title = SCORES_OF_METRICS[self.kind][self.metric]
         self.titles = {self.primary: title, **self.score_titles}
         self.sign = -1.0 if is_less_better(self.primary) else 1.0
+        self.is_plain = self.primary in self.score_titles
         is_of_classes = self.kind == "classification"
         self.reads_proba = is_of_classes and self.metric in OF_PROBA
         self.keeps_proba = is_of_classes and (self.reads_proba or threshold is not None)
@@ -139,6 +142,7 @@ class Measure(ABC):
         y, outputs
             As for `score`.
         """
+        # Settings of numbers and labels are chosen by the metric alone: no test between rows looks at these.
         return np.zeros(len(y))
 
     def weighted_score(self, y: np.ndarray, outputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

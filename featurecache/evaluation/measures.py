@@ -110,7 +110,7 @@ class OfLabels(ResampledMeasure):
         y, outputs
             As for `Measure.score`.
         """
-        if not self.is_drawn:
+        if not self.is_plain:
             return self.sign * float(np.mean(self.row_scores(y, outputs)))
         if self.metric == "average_precision":
             return _mean_average_precision(y, outputs)
@@ -151,7 +151,7 @@ class OfLabels(ResampledMeasure):
             As for `Measure.scores`.
         """
         found = super().scores(y, predictions, groups, random_state=random_state)
-        if not self.is_drawn:
+        if not self.is_plain:
             smallest = np.minimum((y == 1).sum(axis=0), (y == 0).sum(axis=0))
             found |= self.primary_score(y, self.outputs(predictions, proba), groups, smallest)
         return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featurecache.heads.preparation import scaled
 
 Floats = NDArray[np.float64]
+# Copies are so much (the margin) more alike than the tenth-nearest neighbours of nearly all samples.
 _LEAST_SIMILARITY, _MOST_SIMILARITY, _MARGIN = 0.8, 0.98, 0.05
 _NEIGHBOUR = 10
 _BLOCK = 512
@@ -64,11 +65,13 @@ def near_copies(X: NDArray[np.floating]) -> NearCopies:
     of_neighbour = np.empty(n, np.float32)
     for start in range(0, n, _BLOCK):
         block = rows[start : start + _BLOCK] @ rows.T
+        # No sample is its own neighbour.
         block[np.arange(len(block)), np.arange(start, start + len(block))] = -1.0
         of_neighbour[start : start + len(block)] = np.partition(block, n - neighbour, axis=1)[:, n - neighbour]
         i, j = np.nonzero(block > _LEAST_SIMILARITY)
         upper = j > i + start
         high.append(((i + start)[upper], j[upper], block[i, j][upper]))
+    # Of so few samples the tenth neighbour is no near one, and says nothing of what is natural.
     natural = float(np.quantile(of_neighbour, 0.99)) if n > 2 * _NEIGHBOUR else 0.0
     threshold = min(max(_LEAST_SIMILARITY, natural + _MARGIN), _MOST_SIMILARITY)
     first, second, similarity = (np.concatenate(blocks) for blocks in zip(*high, strict=True))

@@ -25,7 +25,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from featurecache.errors import TaskError
 from featurecache.evaluation.comparison import is_within_chance
 from featurecache.evaluation.measure import Measure
-from featurecache.evaluation.prediction import calibrated, per_view
+from featurecache.evaluation.prediction import calibrated
 from featurecache.evaluation.row_scores import balanced_weights
 from featurecache.evaluation.split_data import SplitData, class_sizes
 from featurecache.heads.head import HeadMixin, NamedHead, Setting
@@ -188,7 +188,7 @@ class Selection:
         measure = self._measure
         if measure.kind != "classification" or not has_decisions(estimator):
             return measure.predict(estimator, data, 1.0), None
-        decisions = per_view(data, lambda rows: decision_values(estimator, rows, measure.n_outputs))
+        decisions = data.per_view(lambda rows: decision_values(estimator, rows, measure.n_outputs))
         if data.eval_views.shape[1] > 1:
             temperature = fit_temperature(decisions, data.y) if needs_temperature(estimator) else 1.0
             return calibrated(decisions, temperature).argmax(axis=1), decisions

@@ -6,7 +6,7 @@ that no resampling into splits or folds can separate them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -71,13 +71,16 @@ class SplitData:
             groups = np.repeat(groups, num_views)
         return FitRows(_flat(self.fit_views), np.repeat(self.y, num_views, axis=0), weight, groups)
 
-    def eval_blocks(self) -> Iterator[Any]:
-        """Yield what samples are evaluated on, (n_rows, n_features), every view a row, some samples at a time."""
-        # Whole samples, so that the views of each are averaged within a block.
+    def per_view(self, predict: Callable[[Any], np.ndarray]) -> np.ndarray:
+        """Return what a function of rows predicts for each view of each sample, (n_samples, n_views, n_outputs)."""
+        # Features on disk come block by block; what is predicted from them fits into memory.
         num_samples = max(_BLOCK_BYTES // (self.eval_views[:1].nbytes or 1), 1)
+        found = []
         for start in range(0, len(self), num_samples):
             some = slice(start, start + num_samples)
-            yield _flat(self.eval_views[some if self.indices is None else self.indices[some]])
+            found.append(predict(_flat(self.eval_views[some if self.indices is None else self.indices[some]])))
+        whole = found[0] if len(found) == 1 else np.concatenate(found)
+        return whole.reshape(len(self), self.eval_views.shape[1], -1)
 
     def in_memory(self) -> SplitData:
         """Return the same with plain arrays, unless it is on disk.

@@ -51,9 +51,17 @@ class LeftOut:
 
     def to_json(self) -> dict[str, object]:
         """Return plain JSON values."""
-        names = ("task", "backbone", "fingerprint", "tap", "dtype", "views", "head")
-        values = self.row.to_json()
-        return {**{name: values[name] for name in names}, "reason": self.reason}
+        row = self.row
+        return {
+            "task": row.task,
+            "backbone": row.backbone,
+            "fingerprint": row.fingerprint,
+            "tap": row.tap,
+            "dtype": row.dtype,
+            "views": row.views,
+            "head": row.head,
+            "reason": self.reason,
+        }
 
 
 @dataclass

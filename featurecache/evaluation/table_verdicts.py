@@ -96,7 +96,7 @@ def compare_heads(
         One for each head; p values are adjusted for the table, and intervals hold for all heads at once. That of the
         chosen one says nothing.
     """
-    if measure.kind == "multilabel" and isinstance(measure, ResampledMeasure) and measure.is_drawn:
+    if measure.kind == "multilabel" and isinstance(measure, ResampledMeasure) and measure.is_plain:
         draws = _resampled(measure, y, predictions, chosen, groups)
     else:
         if measure.kind == "regression":
