@@ -193,7 +193,7 @@ def _check_split(
         raise TaskError(f"the {name} split has no rows; label some rows of it or leave the split out")
     y = check(name, y)
     if not isinstance(given, SplitData):
-        views = check_features(X, name)[:, None]
+        views = check_features(given[0], name)[:, None]
         return SplitData(y=y, fit_views=views, eval_views=views)
     eval_views = _check_views(given.eval_views, name)
     fit_views = eval_views if given.fit_views is given.eval_views else _check_views(given.fit_views, name)
@@ -205,7 +205,8 @@ def _check_views(views: Views, name: str) -> Views:
     # Inputs are checked where they are decoded: to check them here would decode all of them.
     if isinstance(views, InputDataset):
         return views
-    return check_features(_flat(views), name).reshape(len(views), views.shape[1], -1)
+    rows = views.reshape(views.shape[0] * views.shape[1], views.shape[2])
+    return check_features(rows, name).reshape(views.shape)
 
 
 def class_sizes(y: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
