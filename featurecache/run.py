@@ -280,8 +280,8 @@ def _check_labels(
     labels: FolderLabels | TableLabels, source: Source, training: TrainingSettings, *, allow_missing: bool
 ) -> None:
     """Refuse labels that make no task of this source, and heads and metrics that are for other kinds of task."""
+    from featurecache.evaluation.configuring import resolve
     from featurecache.evaluation.metrics import metric_of
-    from featurecache.evaluation.search import resolve
     from featurecache.heads.thresholds import threshold_rule
     from featurecache.sources.entries import Entries
     from featurecache.store.label_joining import check_names

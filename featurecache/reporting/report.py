@@ -37,7 +37,7 @@ class FinalEvaluation:
     split : str
         Of these samples: ``test``, or ``validation``.
     y_true, y_pred : ndarray
-        Targets and predictions, as in `featurecache.evaluation.search.HeadResult`.
+        Targets and predictions, as in `featurecache.evaluation.head_result.HeadResult`.
     proba : ndarray (n_samples, n_outputs)
         Probabilities.
     names : sequence of str
