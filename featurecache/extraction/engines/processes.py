@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -16,7 +15,8 @@ from multiprocessing.context import SpawnProcess
 from types import ModuleType
 from typing import Any
 
-from featurecache.errors import FeatureCacheError, RequestError, WorkerDiedError
+from featurecache.errors import RequestError, WorkerDiedError
+from featurecache.extraction.engines.portable import portable
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.work import work
 from featurecache.extraction.worker_report import WorkerReport
@@ -183,17 +183,7 @@ def _serve(connection: Connection, job: ExtractionJob, place: _Place, cores: int
     except KeyboardInterrupt:
         remove_temporary()  # the starter says why
     except Exception as error:
-        connection.send(("failed", _portable(error)))
-
-
-def _portable(error: Exception) -> Exception:
-    """Return an error as it arrives elsewhere: itself, or one that says the same where it does not travel."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        kind: type[Exception] = FeatureCacheError if isinstance(error, FeatureCacheError) else RuntimeError
-        return kind(str(error))
-    return error
+        connection.send(("failed", portable(error)))
 
 
 def _end_with_starter() -> None:
