@@ -10,7 +10,7 @@ import msgspec
 from featurecache.evaluation.comparison import Comparison
 from featurecache.store.result_schemas import HistoryBody
 
-_FEATURES = ("fingerprint", "tap", "dtype", "views", "judged_on")
+_FEATURES = ("fingerprint", "tap", "dtype", "views", "evaluated_on")
 _features_of, _choice_of = attrgetter(*_FEATURES), attrgetter("head", "params", *_FEATURES)
 
 
@@ -77,7 +77,7 @@ class Changes:
             f"training {self.number} on this task; the one before, of {before.time[:16].replace('T', ' ')} UTC, chose "
             f"{_in_words(before)}: {_figure(before)}"
         ]
-        if self.is_same_choice and before.figures == now.figures and (num_before, self.num_relabelled) == (num_now, 0):
+        if self.is_same_choice and before.scores == now.scores and (num_before, self.num_relabelled) == (num_now, 0):
             return [*lines, "nothing changed: the same head, setting and figures"]
         labeled = f"labelled samples {num_before} -> {num_now}" if num_before != num_now else f"{num_now} samples"
         relabelled = f", {self.num_relabelled} with another label" if self.num_relabelled else ""
@@ -108,7 +108,7 @@ def _in_words(about: HistoryBody, before: HistoryBody | None = None) -> str:
 def _figure(about: HistoryBody) -> str:
     """Write the first of its figures, with what it is of."""
     name = about.primary
-    value, low, high, n = (about.figures.get(key) for key in (name, f"{name}_low", f"{name}_high", "n"))
+    value, low, high, n = (about.scores.get(key) for key in (name, f"{name}_low", f"{name}_high", "n"))
     interval = "no interval" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     shown = "-" if value is None else f"{value:.3f}"
     return f"{about.reported} {name.replace('_', ' ')} {shown} ({interval}, {n or 0:.0f} samples)"

@@ -137,7 +137,7 @@ def report_extraction(job: ExtractionJob, listing: Listing, work: WorkerReport, 
     num_samples = len(listing.unique_rows)
     # By what is there now: another worker may have computed what one of them had to leave.
     lacking = {row for s in sets for row in np.setdiff1d(list(work.postponed), s.open().rows).tolist()}
-    postponed = {row: told for row, told in work.postponed.items() if row in lacking}
+    postponed = {row: reason for row, reason in work.postponed.items() if row in lacking}
     # And where ``auto`` stands for another type.
     warnings = [*listing.ignored.warnings(), *feature_warnings(sets, listing.unique_rows)]
     if job.settings.dtype == "auto":

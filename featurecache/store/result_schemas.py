@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 from numpy.typing import NDArray
 
 from featurecache.store.schemas import ID, MANY, Arrays, Count, Number, Schema, Text
@@ -49,7 +49,7 @@ class HistoryBody(Struct, frozen=True, kw_only=True):
         Samples with a target in each split.
     head, params : str, dict
         The chosen head and its setting.
-    backbone, tap, dtype, views, fingerprint, judged_on
+    backbone, tap, dtype, views, fingerprint, evaluated_on
         The features that it is on; whether it was evaluated on ``plain`` ones or ``views``.
     protocol, chosen_by : str
         How the setting was chosen, and by which score.
@@ -58,8 +58,8 @@ class HistoryBody(Struct, frozen=True, kw_only=True):
     reported : str
         The split that ``figures`` are of.
     primary : str
-        The first of the figures.
-    figures : dict
+        The first of the scores.
+    scores : dict
         Scores and their bounds.
     n_fitted : int
         Samples that the head was fitted on.
@@ -78,13 +78,13 @@ class HistoryBody(Struct, frozen=True, kw_only=True):
     dtype: Text
     views: Count | None
     fingerprint: Text
-    judged_on: Text
+    evaluated_on: Text = field(name="judged_on")  # records keep the names that they have had
     protocol: Text
     chosen_by: Text
     selection_score: float
     reported: Text
     primary: Text
-    figures: Scores
+    scores: Scores = field(name="figures")
     n_fitted: Count
     num_heads: Count
 

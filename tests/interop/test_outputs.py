@@ -147,7 +147,7 @@ def test_predictions_are_those_of_samples_that_the_head_was_not_fitted_on(cache:
     assert all(row["label"] == row["name"].split("/")[0] for row in rows)
     assert all(row["right"] == (row["label"] == row["prediction"]) for row in rows)
     last = store.history("colour").abouts()[-1]
-    assert np.mean([row["right"] for row in reported]) == pytest.approx(last.figures["accuracy"])
+    assert np.mean([row["right"] for row in reported]) == pytest.approx(last.scores["accuracy"])
     with pytest.raises(StoreError, match="no head was trained on task 'several'"):
         store.predictions("several")
 

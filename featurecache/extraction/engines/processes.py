@@ -52,15 +52,15 @@ class ProcessesEngine:
         WorkerDiedError
             Workers were killed again and again.
         """
-        places = _places(job.settings)
-        cores = num_cores() // len(places)
+        slots = _slots(job.settings)
+        cores = num_cores() // len(slots)
         if not cores:
             raise RequestError(
-                f"{len(places)} processes on {num_cores()} cores wait for each other; ask for fewer with --processes"
+                f"{len(slots)} processes on {num_cores()} cores wait for each other; ask for fewer with --processes"
             )
         workers: list[_Started] = []
         try:
-            workers += [_Started.start(job, place, cores) for place in places]
+            workers += [_Started.start(job, slot, cores) for slot in slots]
             yield from self._reports(workers, job, cores)
         finally:
             for each in workers:
@@ -105,13 +105,13 @@ class ProcessesEngine:
                     restarts += 1
                     if restarts > _MOST_RESTARTS:
                         raise WorkerDiedError(each.process.exitcode or 0)
-                    again = _Started.start(job, each.place, cores)
+                    again = _Started.start(job, each.slot, cores)
                     workers.append(again)
                     at_work.append(again)
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Slot:
     """Where a worker computes: the device as the worker calls it, and the GPU that it may see."""
 
     device: str | None = None
@@ -122,28 +122,28 @@ class _Place:
 class _Started:
     """A worker that was started."""
 
-    place: _Place
+    slot: _Slot
     process: SpawnProcess
     connection: Connection
 
     @classmethod
-    def start(cls, job: ExtractionJob, place: _Place, cores: int) -> _Started:
+    def start(cls, job: ExtractionJob, slot: _Slot, cores: int) -> _Started:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(
-            target=_serve, args=(theirs, job, place, cores), name="featurecache-worker", daemon=True
+            target=_serve, args=(theirs, job, slot, cores), name="featurecache-worker", daemon=True
         )
         with _no_main_module():
             process.start()
         # The end of the pipe is seen only when nobody else holds its other end.
         theirs.close()
-        return cls(place, process, ours)
+        return cls(slot, process, ours)
 
 
-def _places(settings: ExtractionSettings) -> list[_Place]:
+def _slots(settings: ExtractionSettings) -> list[_Slot]:
     """Return where each worker computes."""
     if settings.device != ALL_GPUS:
-        return [_Place(settings.device)] * (settings.num_processes or min(2, num_cores()))
+        return [_Slot(settings.device)] * (settings.num_processes or min(2, num_cores()))
     import torch
 
     count = torch.cuda.device_count()
@@ -153,7 +153,7 @@ def _places(settings: ExtractionSettings) -> list[_Place]:
     names = listed if len(listed) == count else [str(index) for index in range(count)]
     per_gpu = max((settings.num_processes or count) // count, 1)
     # Whoever sees one GPU cannot use memory of another by mistake.
-    return [_Place("cuda:0", name) for name in names for _ in range(per_gpu)]
+    return [_Slot("cuda:0", name) for name in names for _ in range(per_gpu)]
 
 
 @contextmanager
@@ -171,14 +171,14 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _serve(connection: Connection, job: ExtractionJob, place: _Place, cores: int) -> None:
+def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) -> None:
     """Work in a process that was started for it, and tell the starter what happens."""
     threading.Thread(target=_end_with_starter, daemon=True).start()
-    if place.visible_gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = place.visible_gpu
+    if slot.visible_gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_gpu
     try:
         with stops_cleanly():
-            report = work(job, device=place.device, cores=cores, progress=_Told(connection))
+            report = work(job, device=slot.device, cores=cores, progress=_ToStarter(connection))
         connection.send(("done", report))
     except KeyboardInterrupt:
         remove_temporary()  # the starter says why
@@ -194,7 +194,7 @@ def _end_with_starter() -> None:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _ToStarter:
     """Progress of a worker, told to the process that started it."""
 
     connection: Connection

@@ -21,12 +21,12 @@ from featurecache.specs import ALL_GPUS
 
 _RETRIES = 20
 """Of a task whose machine or process is lost: a spot machine may be taken away many times in a long run."""
-_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_REMARKS = 2.0
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Runs a job on the cluster that ``RAY_ADDRESS`` names, that this program is connected to, or on this machine alone.
+    """Runs a job on the cluster of ``RAY_ADDRESS``, on that which this program is connected to, or on this machine alone.
 
     A task holds one GPU, or all cores of a machine. One that is lost begins again elsewhere and takes what is left. The
     cache and the source must lie where all machines see them under the same path.
@@ -62,10 +62,10 @@ class RayEngine:
             task = ray.remote(_work)
             pending = [
                 task.options(num_cpus=cores, num_gpus=gpus, max_retries=_RETRIES).remote(job, device, cores)
-                for device, cores, gpus in self._places(job, ray.nodes())
+                for device, cores, gpus in self._slots(job, ray.nodes())
             ]
             while pending:
-                ended, pending = ray.wait(pending, timeout=_SECONDS_BETWEEN_LOOKS)
+                ended, pending = ray.wait(pending, timeout=_SECONDS_BETWEEN_REMARKS)
                 for each in ended:
                     result = ray.get(each)
                     if isinstance(result, Exception):
@@ -79,7 +79,7 @@ class RayEngine:
             if is_ours:
                 ray.shutdown()
 
-    def _places(self, job: ExtractionJob, nodes: list[dict[str, object]]) -> list[tuple[str | None, int, int]]:
+    def _slots(self, job: ExtractionJob, nodes: list[dict[str, object]]) -> list[tuple[str | None, int, int]]:
         """Return device, cores and GPUs of each task."""
         found: list[tuple[str | None, int, int]] = []
         for node in nodes:
