@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from featurecache.code_notice import LOGGER
 from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, plain_text, shortened
-from featurecache.stopping import put_in_order, set_exit_message, status_of, stops_cleanly
+from featurecache.stopping import put_in_order, set_exit_message, stops_cleanly
 
 _STARTED = time.monotonic()
 
@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stops_cleanly():
             return run_command(argv)
     except KeyboardInterrupt as error:
-        put_in_order()
-        return status_of(error)
+        return put_in_order(error)
 
 
 def _open_closed_streams() -> None:
