@@ -173,12 +173,13 @@ class PreprocessSpec:
     def override(self, **changes: Any) -> PreprocessSpec:
         """Return a copy with some fields changed; ``None`` means unchanged."""
         changes = known_changes(self, changes)
-        # Who asks for a crop of 384 means a larger image, not an error.
-        if changes.get("padding", self.padding) == "none":
-            if "crop" in changes and "resize" not in changes and _exceeds(changes["crop"], self.resize):
-                changes["resize"] = changes["crop"]
-            if "resize" in changes and "crop" not in changes and _exceeds(self.crop, changes["resize"]):
-                changes["crop"] = changes["resize"]
+        given = [changes[name] for name in ("crop", "resize") if name in changes]
+        # Who asks for a crop of 384 means a larger image, not an error; what is no size is refused later.
+        if len(given) == 1 and changes.get("padding", self.padding) == "none":
+            sizes = (changes.get("crop", self.crop), changes.get("resize", self.resize))
+            crops, sides = ((size, size) if isinstance(size, int) else tuple(size) for size in sizes)
+            if any(crop > side for crop, side in zip(crops, sides, strict=True)):
+                changes |= {"crop": given[0], "resize": given[0]}
         return replace(self, **changes)
 
     def choices(self) -> dict[str, Any]:
@@ -230,12 +231,6 @@ def _side_or_sides(name: str, value: Any) -> int | tuple[int, int]:
     if min(sides) < 1:
         raise RequestError(f"preprocess {name} must be at least 1, got {value}")
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
-
-
-def _exceeds(crop: Any, resize: Any) -> bool:
-    """Tell whether a crop is larger than an image in some direction; what is no size is refused later."""
-    crops, sides = ((size, size) if isinstance(size, int) else tuple(size) for size in (crop, resize))
-    return any(one > other for one, other in zip(crops, sides, strict=True))
 
 
 def _pixel_range(value: Any) -> PixelRange:

@@ -153,10 +153,6 @@ class FeatureIdentity:
         """The same features of plain images."""
         return replace(self, views=None)
 
-    def with_views(self, views: ViewSpec | None) -> FeatureIdentity:
-        """The same features of views."""
-        return replace(self, views=views)
-
     def to_json(self) -> dict[str, Any]:
         """Return the identity as plain JSON values."""
         value = asdict(self)
@@ -185,9 +181,15 @@ class FeatureIdentity:
     def differences(self, other: FeatureIdentity) -> list[str]:
         """Say in words which parts of two identities differ."""
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
-        # Fields that are left out at their old value are None on one side.
-        pairs = [(name, mine.get(name), theirs.get(name)) for name in mine | theirs]
-        return [f"{name} {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
+        changed = []
+        for name in mine | theirs:
+            # Fields that are left out at their old value are None on one side.
+            before, after = mine.get(name), theirs.get(name)
+            if before != after:
+                # Of a digest, its beginning tells two apart.
+                shown = [text[:12] if len(text) == 64 else text for text in (str(before), str(after))]
+                changed.append(f"{name} {' -> '.join(shown)}")
+        return changed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,11 +258,6 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for name, item in value.items():
         flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
     return flat
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text
 
 
 def as_tuple(names: Any) -> tuple[Any, ...]:
