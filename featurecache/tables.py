@@ -93,6 +93,7 @@ class TableFormat:
     num_skipped: int = 0
 
 
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table while it is open: its columns, and its rows as they come.
 
@@ -100,18 +101,18 @@ class Table:
     ----------
     columns : list of str
         Without spaces around; of a table without a header, ``1``, ``2`` and so on.
+    rows : iterator of (int, dict)
+        The line where each row ends, and its fields by column.
     format : TableFormat or None
         None where it is no text.
     """
 
-    def __init__(
-        self, columns: Sequence[str], rows: Iterable[tuple[int, Row]], found: TableFormat | None = None
-    ) -> None:
-        self.columns, self.format, self._rows = list(columns), found, rows
+    columns: list[str]
+    rows: Iterator[tuple[int, Row]]
+    format: TableFormat | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
-        """Yield the line where each row ends, and its fields by column."""
-        return iter(self._rows)
+        return self.rows
 
 
 @contextmanager
