@@ -35,8 +35,8 @@ class FeatureCacheError(Exception):
             if "IPython" in file.parts:
                 continue
             # A notebook gives the code of its cells files of their own, whose names nobody knows.
-            is_cell = file.parent.name.startswith("ipykernel_") or frame.filename.startswith("<")
-            lines.append(f"line {frame.lineno} of {'this cell' if is_cell else file.name}: {frame.line}")
+            is_notebook = file.parent.name.startswith("ipykernel_") or frame.filename.startswith("<")
+            lines.append(f"line {frame.lineno} of {'this cell' if is_notebook else file.name}: {frame.line}")
         return [*lines, plain_text(f"{type(self).__name__}: {self}")]
 
 

@@ -130,7 +130,7 @@ def write_run_report(
         changes=[] if done.training.changes is None else done.training.changes.lines(),
         advice=summary(done.advice),
         kept=None if done.saved is None else describe_kept(best, keep),
-        to_look_at=_to_look_at(done.advice),
+        to_look_at=_samples_to_check(done.advice),
     )
     write_report(path, data, read=_reader_of(source, listing))
     return path
@@ -149,7 +149,7 @@ def _reader_of(source: Source, listing: Listing) -> Callable[[str], bytes | None
     return read
 
 
-def _to_look_at(advice: Sequence[Finding]) -> list[SamplesToLookAt]:
+def _samples_to_check(advice: Sequence[Finding]) -> list[SamplesToLookAt]:
     """Return the samples that advice names and a reader should see."""
     from featurecache.reporting.report import SamplesToLookAt
 
