@@ -6,17 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.backbone_options import add_backbone_options, requests_of
 from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
-    add_backbone_options,
     add_extraction_options,
     add_table_options,
+    extraction_of,
     named_source,
-    requests_of,
-    settings_of,
     source_argument,
     verb_parser,
-    views_of,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, warn
 from featurecache.errors import command_line
@@ -69,29 +67,17 @@ def run(args: argparse.Namespace) -> int:
 
 def extract(args: argparse.Namespace) -> ExtractionReport:
     """Run the extraction that the options ask for."""
-    requests, settings = requests_of(args), settings_of(args)
+    requests, options = requests_of(args), extraction_of(args)
     with without_collection():
         from featurecache.extraction.extract import run_extraction
         from featurecache.extraction.report import merge_reports
         from featurecache.run import default_cache
 
+    source = named_source(args, args.source)
+    cache = default_cache(str(args.source)) if args.cache is None else args.cache
     with progress_on_stderr(quiet=args.quiet) as progress:
-        reports = [
-            run_extraction(
-                named_source(args, args.source),
-                default_cache(str(args.source)) if args.cache is None else args.cache,
-                request,
-                taps=args.tap or ["default"],
-                text_column=args.text_column,
-                id_column=args.id_column,
-                views=views_of(args),
-                settings=settings,
-                engine=args.engine,
-                progress=progress,
-            )
-            for request in requests
-        ]
-        return merge_reports(reports)
+        reports = [run_extraction(source, cache, request, **options, progress=progress) for request in requests]
+    return merge_reports(reports)
 
 
 def print_summary(report: ExtractionReport) -> None:

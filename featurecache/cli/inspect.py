@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_preprocess_options, add_weights_options, requests_of, verb_parser
+from featurecache.cli.backbone_options import add_preprocess_options, add_weights_options, requests_of
+from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import command_line
 

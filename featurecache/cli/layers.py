@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_recorded_weights_options, features_of, memory_of
+from featurecache.cli.options import add_weights_file_options, features_of, memory_of
 from featurecache.cli.output import print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError, command_line
 from featurecache.finetuning.settings import FineTuning
@@ -45,7 +45,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="train on the images themselves, decoded each time; repeat where the cache is of several folders",
     )
-    add_recorded_weights_options(group)
+    add_weights_file_options(group)
     for setting in _SETTINGS:
         _add_setting(group, setting)
     group.add_argument(
