@@ -140,25 +140,25 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (FeatureCacheError, OSError) as error:
-        if args.debug:
-            raise
-        print(f"featurecache: error: {_one_line(error)}{_again(error, argv)}", file=sys.stderr)
-        return 2 if isinstance(error, FeatureCacheError) and not isinstance(error, CorruptError | DriftError) else 1
     except Exception as error:
         if args.debug:
             raise
-        what = f"{type(error).__name__}: {_one_line(error)}"
-        print(f"featurecache: error: unexpected {what}; run again with --debug and report it", file=sys.stderr)
-        return 1
+        return _print_error(error, argv)
 
 
-def _again(error: BaseException, argv: Sequence[str] | None) -> str:
-    """Return the command that agrees to what a record names, ready to paste."""
-    if not isinstance(error, NotAgreedError):
-        return ""
-    given = sys.argv[1:] if argv is None else argv
-    return f"; then the command is: {plain_text(shlex.join(['featurecache', *given, *error.options]))}"
+def _print_error(error: Exception, argv: Sequence[str] | None) -> int:
+    """Print an error in one line, and return the exit status: 2 where the request was wrong, else 1."""
+    notes = "; ".join(getattr(error, "__notes__", []))
+    text = plain_text(shortened(f"{error}{'; ' + notes if notes else ''}", 4000))
+    is_request = isinstance(error, FeatureCacheError) and not isinstance(error, CorruptError | DriftError)
+    if not isinstance(error, FeatureCacheError | OSError):
+        text = f"unexpected {type(error).__name__}: {text}; run again with --debug and report it"
+    if isinstance(error, NotAgreedError):
+        # The command that agrees to what a record names, ready to paste.
+        given = sys.argv[1:] if argv is None else argv
+        text += f"; then the command is: {plain_text(shlex.join(['featurecache', *given, *error.options]))}"
+    print(f"featurecache: error: {text}", file=sys.stderr)
+    return 2 if is_request else 1
 
 
 _KEPT = {
@@ -190,8 +190,3 @@ def _kept_of_training(folder: Path) -> str:
     if any(path.stat().st_mtime >= began for path in folder.glob("*/*.safetensors")):
         return "layers that were in training are kept, run the same command with --resume to go on"
     return "nothing is kept of heads that were in training"
-
-
-def _one_line(error: BaseException) -> str:
-    notes = "; ".join(getattr(error, "__notes__", []))
-    return plain_text(shortened(f"{error}{'; ' + notes if notes else ''}", 4000))

@@ -109,16 +109,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print."""
     from featurecache import advise
 
-    about_scan = {"--keep-layers": args.keep_layers, "--backbone": args.backbone, "--weights": args.weights}
-    for option, value in about_scan.items():
-        if value and not args.layers_scan:
-            raise RequestError(f"{option} is about --layers-scan; add that, or leave {option} out")
-    if args.map != "pca" and not args.unlabelled:
-        raise RequestError("--map is about --unlabelled; add that, or leave --map out")
-    if args.label_next is not None and args.label_next < 1:
-        raise RequestError(f"--label-next must be at least 1, got {args.label_next}")
-    if args.tables is not None:
-        _make_folder(args.tables)
+    _check_options(args)
     with progress_on_stderr(quiet=args.quiet) as progress:
         findings = advise(
             args.cache,
@@ -145,7 +136,32 @@ def run(args: argparse.Namespace) -> int:
         write_tables(args.tables, findings, raw=args.raw_cells)
     if args.json:
         print_json({"findings": [finding.to_json() for finding in findings]})
-        return 0
+    else:
+        _print_findings(findings, wide=args.wide)
+    return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, and make the folder of ``--tables``: both before hours of work."""
+    from featurecache.atomic import make_folder
+
+    about_scan = {"--keep-layers": args.keep_layers, "--backbone": args.backbone, "--weights": args.weights}
+    for option, value in about_scan.items():
+        if value and not args.layers_scan:
+            raise RequestError(f"{option} is about --layers-scan; add that, or leave {option} out")
+    if args.map != "pca" and not args.unlabelled:
+        raise RequestError("--map is about --unlabelled; add that, or leave --map out")
+    if args.label_next is not None and args.label_next < 1:
+        raise RequestError(f"--label-next must be at least 1, got {args.label_next}")
+    if args.tables is not None:
+        try:
+            make_folder(args.tables)
+        except OSError as error:
+            raise RequestError(f"--tables {args.tables}: no folder can be made there ({error.strerror})") from None
+
+
+def _print_findings(findings: Sequence[Finding], *, wide: bool) -> None:
+    """Print the answers, each question once above all of its own."""
     question = None
     for finding in findings:
         if finding.question != question:
@@ -153,13 +169,12 @@ def run(args: argparse.Namespace) -> int:
             print_line(_TITLES[question])
         print_line(f"  {finding.text}")
         print_line(f"    n = {finding.n}; {finding.basis}")
-        if args.wide:
+        if wide:
             _print_details(finding.details)
         if finding.next_command:
             print_line(f"    next: {finding.next_command}")
     if any(finding.is_fatal for finding in findings):
         print_line("mend this first: whatever else is asked rests on it")
-    return 0
 
 
 def _print_details(details: Mapping[str, Any]) -> None:
@@ -195,16 +210,6 @@ _TABLES: dict[str, tuple[dict[str, str], list[str]]] = {
     "map": ({"name": "sample", "x": "x", "y": "y", "cluster": "cluster"}, ["x", "y", "cluster"]),
 }
 """By their names in `Finding.details`: columns with their titles, and which of them are numbers."""
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder of ``--tables`` before the work, or say why that cannot be."""
-    from featurecache.atomic import make_folder
-
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise RequestError(f"--tables {folder}: no folder can be made there ({error.strerror})") from None
 
 
 def write_tables(folder: Path, findings: Sequence[Finding], *, raw: bool) -> None:

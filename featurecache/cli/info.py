@@ -11,9 +11,10 @@ from featurecache.cli.options import add_table_options, named_source, source_arg
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import ReportWarning
 
-_MOST_TRAININGS = 10
 if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
+
+_MAX_HISTORY = 10
 
 
 def add_parser(verbs: Any) -> None:
@@ -120,12 +121,12 @@ def _print_history(task: dict[str, Any]) -> None:
     """Print what the last trainings on a task chose."""
     if not (history := task["history"]):
         return
-    left_out = len(history) - _MOST_TRAININGS
-    print_line(f"trainings of task {task['task']}{f' (the last {_MOST_TRAININGS})' if left_out > 0 else ''}:")
+    last = f" (the last {_MAX_HISTORY})" if len(history) > _MAX_HISTORY else ""
+    print_line(f"trainings of task {task['task']}{last}:")
     rows = []
-    for training in history[-_MOST_TRAININGS:]:
-        figures, primary = training["figures"], training["primary"]
-        value, n = figures.get(primary), figures.get("n")
+    for training in history[-_MAX_HISTORY:]:
+        scores, primary = training["figures"], training["primary"]
+        value, n = scores.get(primary), scores.get("n")
         rows.append(
             [
                 training["time"][:16].replace("T", " "),

@@ -38,15 +38,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
         Titles of columns that are aligned right.
     """
     from rich import box
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_plain(value) for value in row))
-    # Laid out for the terminal, or wide for a file.
-    console = _console()
+        table.add_row(*(Text(plain_text(str(value))) for value in row))  # never markup: names of files and classes
+    # In a file or a pipe nothing should be cut to the width of some terminal.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     with console.capture() as drawn:  # rich ends the process itself where nobody reads any more
         console.print(table)
     sys.stdout.write(drawn.get())
@@ -101,16 +103,3 @@ def counting(progress: Progress, phase: str) -> Callable[[int, int], None]:
         progress.advance(1)
 
     return step
-
-
-def _plain(value: Any) -> Any:
-    from rich.text import Text
-
-    return Text(plain_text(str(value)))  # never markup: cells hold names of files and classes
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # In a file or a pipe nothing should be cut to the width of some terminal.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from featurecache.evaluation.calibration import Calibration
     from featurecache.evaluation.comparison import Comparison
     from featurecache.evaluation.training import TrainingReport
+    from featurecache.finetuning.ladder import Ladder
     from featurecache.heads.thresholds import Thresholds
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
@@ -122,14 +123,14 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
     with without_collection():
-        from featurecache.deployment.kept import describe_kept, keep_head
+        from featurecache.deployment.kept import keep_head
         from featurecache.evaluation.history import remember_training
         from featurecache.finetuning.training import keeps_statistics
-        from featurecache.run import predict_command
         from featurecache.store.feature_sets import type_warnings
         from featurecache.store.naming import check_name
         from featurecache.store.store import FeatureStore
 
+    # A name that cannot be used must not cost a training.
     if args.save:
         check_name("head", args.save)
     store = FeatureStore.open(args.cache)
@@ -150,23 +151,36 @@ def run(args: argparse.Namespace) -> int:
         saved = try_output(
             "--save", lambda: keep_head(store, args.save, report.best, keep=args.keep, memory=memory), failures
         )
-    frozen_statistics = any(map(keeps_statistics, report.heads))
     if args.json:
-        document = report.to_json() | ({} if ladder is None else ladder.to_json())
-        failed = [failure.text for failure in failures]
-        outputs = {"saved": None if saved is None else str(saved), "failed_outputs": failed}
-        print_json({**document, "frozen_statistics": frozen_statistics, **outputs})
-        return report_failures(failures, debug=args.debug)
+        print_json(
+            report.to_json()
+            | ({} if ladder is None else ladder.to_json())
+            | {
+                "frozen_statistics": any(map(keeps_statistics, report.heads)),
+                "saved": None if saved is None else str(saved),
+                "failed_outputs": [failure.text for failure in failures],
+            }
+        )
+    else:
+        _print(report, ladder, saved, args)
+    return report_failures(failures, debug=args.debug)
+
+
+def _print(report: TrainingReport, ladder: Ladder | None, saved: Path | None, args: argparse.Namespace) -> None:
+    """Print the table, what was doubtful, and where the kept head is."""
+    from featurecache.deployment.kept import describe_kept
+    from featurecache.finetuning.training import keeps_statistics
+    from featurecache.run import predict_command
+
     print_results(report, look_at_test=args.look_at_test, wide=args.wide)
     if ladder is not None:
         print_ladder(ladder.to_json()["ladder"])
-    if frozen_statistics:
+    if any(map(keeps_statistics, report.heads)):
         print_line("norms keep the statistics of the pretrained weights; --batch-norm train lets them learn")
     print_warnings(report.warnings)
     if saved:
         print_line(f"kept in {saved}: {describe_kept(report.best, args.keep)}")
         print_line(f"label new inputs with: {predict_command(saved, report.best)}")
-    return report_failures(failures, debug=args.debug)
 
 
 def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> TrainingReport:
