@@ -10,6 +10,7 @@ from featurecache.errors import plain_text, shortened
 
 MAX_ROWS = 20
 """Of a table; more are counted."""
+# Names of files may be of any length.
 _MOST_CHARACTERS = 200
 
 

@@ -92,6 +92,7 @@ def install_command(extra: str) -> str:
         needed = metadata.requires("featurecache") or []
     except metadata.PackageNotFoundError:
         needed = []
+    # Packaging tools write the extra with either kind of quotes.
     mark = re.compile(rf"""\bextra\s*==\s*["']{re.escape(extra)}["']""")
     packages = [
         name.strip() for name, _, rule in (requirement.partition(";") for requirement in needed) if mark.search(rule)
@@ -280,6 +281,7 @@ def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[s
         for known_name, other in nodes.items()
         if f".{other}".endswith(f".{node}") or f".{node}".endswith(f".{other}")
     ]
+    # Each spelling once, or taps of one node would take all places among the closest.
     close = difflib.get_close_matches(node, list(dict.fromkeys(nodes.values())), n=count, cutoff=0.6)
     like = [known_name for other in close for known_name in nodes if nodes[known_name] == other]
     # Of a long path, people often mistype the last name only.

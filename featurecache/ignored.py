@@ -143,6 +143,7 @@ class IgnoredCounter:
         """Return what was counted: of suffixes the most frequent, as every file may have its own."""
         most_frequent = []
         for counts in (self.images, self.others):
+            # `+` leaves out what was counted 0 times, as hidden files are where there are none.
             kept = dict(sorted((+counts).items(), key=lambda item: (-item[1], item[0]))[:_MOST_SUFFIXES])
             rest = counts.total() - sum(kept.values())
             most_frequent.append({**kept, **({"of other suffixes": rest} if rest else {})})

@@ -147,6 +147,7 @@ class PreprocessSpec:
             raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
 
     def _check_filters(self) -> None:
+        # A true that is written as 1 would be another fingerprint of the same images.
         flags = {"antialias": self.antialias, "crop_first": self.crop_first, "trim_margin": self.trim_margin}
         for name, flag in flags.items():
             if type(flag) is not bool:
@@ -155,6 +156,7 @@ class PreprocessSpec:
             raise RequestError(f"preprocess first_resize must be 0 or a side in pixels, got {self.first_resize!r:.80}")
         if self.first_interpolation != "bilinear" and not self.first_resize:
             raise RequestError("preprocess first_interpolation is of no effect without first_resize")
+        # Pillow's `transform`, which resizes without a filter, has no Lanczos.
         if not self.antialias and "lanczos" in (self.interpolation, self.first_interpolation):
             raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
         if self.alignment == "corners" and self.antialias:

@@ -250,6 +250,7 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
         command += ["--weights", str(weights or "FILE")]
     if request is not None and request.weights_key is not None:
         command += ["--weights-key", request.weights_key]
+    # What only the caller may decide to open has to be named again.
     if feature_set.identity.backbone.startswith(("python:", "hub:", "file:", "hf:")):
         command += ["--backbone", feature_set.identity.backbone if request is None else request.name]
     if head.result.head.startswith("python:"):
@@ -312,6 +313,7 @@ def _check_labels(
         check_names(labels, list(Entries.of(source).names), allow_missing=allow_missing)
         check_labels(labels.labels, labels)
     kind = "classification" if isinstance(labels, FolderLabels) else labels.kind
+    # Found and thrown away: an unknown name must not cost an extraction.
     metric_of(kind, training.metric)
     threshold_rule(training.threshold)
     for head in training.heads:
@@ -324,6 +326,7 @@ def _advise(
     """Return what to do next; nothing where features are not of a pretrained network, or labels too few to compare."""
     from featurecache.advice.advise import advise
 
+    # Advice compares plain features; views of one image are no samples of their own.
     plain = [found for found in extraction.sets if found.num_views is None]
     try:
         return advise(extraction.store, training.task.name, source=source, sets=plain, random_state=random_state)

@@ -146,6 +146,7 @@ class FeatureIdentity:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all fields."""
+        # The number is the edition: another one would make every cache one of other features.
         return digest_json("features", 1, self.to_json())
 
     @property
@@ -215,6 +216,7 @@ class BackboneRequest:
         check_choice("precision", self.precision, PrecisionName)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+        # Refused rather than ignored: one of the two would be lost in silence.
         if self.init == "random" and self.weights is not None:
             raise RequestError(f"random weights and weights from {self.weights} exclude each other; choose one")
         if self.weights_key is not None and self.weights is None:

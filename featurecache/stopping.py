@@ -24,6 +24,7 @@ GRACE_SECONDS = 3.0
 """From the signal until everything that is left is ended by force."""
 # Windows has no SIGHUP.
 _SIGNALS = tuple(int(number) for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP"))
+# Noted names of which it is asked which are still there; one by one would cost a call for each file.
 _MANY = 1024
 _TRACKERS_SILENCE = "ignore:resource_tracker:UserWarning"
 """Of the process in which Python notes what others must not leave behind: it tells about what it removes, on stderr,

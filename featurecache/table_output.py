@@ -17,6 +17,7 @@ from featurecache.tables import ROWS_IN_A_GROUP, TAB_SUFFIXES, TableError, to_by
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 """Of tables that are written."""
+# The last four are full-width forms, which some spreadsheets take for the plain ones.
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 

@@ -26,6 +26,7 @@ _DELIMITERS = ",;\t|"
 _NAMED_DELIMITER = re.compile(r"sep=(.)\r?\n")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
+    # Before UTF-16, whose mark is the beginning of this one.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -213,12 +214,14 @@ def _encoding_of(file: io.BufferedReader[Any], *, raw: bool) -> str:
     except UnicodeDecodeError:
         return "cp1252"
     finally:
+        # The decoder has read to the end, or to the first byte that is no UTF-8.
         file.seek(0)
 
 
 def _delimiter_of(sample: str, default: str) -> str:
     """Return what stands between columns: what divides the first rows the most alike, into the most columns."""
     best, most = default, (0.0, 1)
+    # The usual one first: of equals the first is taken.
     for mark in (default, *(mark for mark in _DELIMITERS if mark != default)):
         try:
             rows = [row for row in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), 50) if row]

@@ -43,6 +43,7 @@ class ViewSpec:
         for name, whole, least, most in (("count", self.count, 1, MAX_VIEWS), ("seed", self.seed, 0, 2**63 - 1)):
             if type(whole) is not int or not least <= whole <= most:
                 raise RequestError(f"views {name} must be a whole number from {least} to {most}, got {whole!r:.80}")
+        # A cache of a later release may name rules that draw other views from the same seed.
         if type(self.rules) is not int or self.rules != 1:
             raise RequestError(f"view rules {self.rules!r:.80} are not known to this release; upgrade featurecache")
         for name in _GREATEST:

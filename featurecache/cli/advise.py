@@ -16,6 +16,7 @@ from featurecache.errors import RequestError
 if TYPE_CHECKING:
     from featurecache.advice.finding import Finding
 
+# On a screen; ``--tables`` writes all rows.
 _MOST_ROWS = 20
 _TITLES = {
     "soundness": "Is it sound?",
@@ -133,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if args.tables is not None:
+        # Before anything is printed, so that a closed pipe does not cost the tables.
         write_tables(args.tables, findings, raw=args.raw_cells)
     if args.json:
         print_json({"findings": [finding.to_json() for finding in findings]})
@@ -173,6 +175,7 @@ def _print_findings(findings: Sequence[Finding], *, wide: bool) -> None:
             _print_details(finding.details)
         if finding.next_command:
             print_line(f"    next: {finding.next_command}")
+    # Last, where it is read: it makes everything above doubtful.
     if any(finding.is_fatal for finding in findings):
         print_line("mend this first: whatever else is asked rests on it")
 
@@ -186,6 +189,7 @@ def _print_details(details: Mapping[str, Any]) -> None:
             print_line(f"    by {_PROMISES[name]} alone: {choice['name']}, which is {stands}")
     if isinstance(errors := details.get("errors"), Mapping):
         _print_errors(errors)
+    # Any finding may hold any of them: what is printed goes by the table's name, not by the question.
     for name, (columns, numbers) in _TABLES.items():
         if rows := details.get(name):
             rows = rows if isinstance(rows[0], dict) else [{"name": row} for row in rows]
@@ -236,6 +240,7 @@ def write_tables(folder: Path, findings: Sequence[Finding], *, raw: bool) -> Non
 def _print_errors(errors: Mapping[str, Mapping[str, float]]) -> None:
     rows = []
     for name, found in errors.items():
+        # Too few samples give no interval: its bounds are not finite.
         interval = f"{found['low']:.3f} to {found['high']:.3f}" if math.isfinite(found["low"]) else "none"
         rows.append([name, f"{found['error']:.3f}", interval, f"{found['n']:.0f}"])
     print_table(["errors", "mean", "95 % interval", "n"], rows, numbers=["mean", "n"])
@@ -245,6 +250,7 @@ _PROMISES = {"log_me": "LogME", "h_score": "H-score", "imagenet_accuracy": "Imag
 
 
 def _print_ranking(rows: list[dict[str, Any]]) -> None:
+    # Figures that no network here has would be empty columns.
     promises = [name for name in _PROMISES if any(row.get(name) is not None for row in rows)]
     shown = [
         [

@@ -74,6 +74,7 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
     # A range such as -1000,400 begins like an option.
     parser._negative_number_matcher = re.compile(r"^-\d[\d.,eE+-]*$|^-\.\d+.*$")
     group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a text that count; the rest is cut off")
+    # Both belong to the weights, so no default stands here.
     group.add_argument("--mean", type=_three_numbers, metavar="R,G,B")
     group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
 

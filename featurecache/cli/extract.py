@@ -61,12 +61,14 @@ def run(args: argparse.Namespace) -> int:
         print_summary(report)
         if args.cache is None:
             print_line(f"in {report.store.path}")
+        # After the summary: people look at the end.
         print_warnings(report.warnings)
     return exit_status(report, args.max_bad)
 
 
 def extract(args: argparse.Namespace) -> ExtractionReport:
     """Run the extraction that the options ask for."""
+    # First: a wrong option must be told before anything is opened.
     requests, options = requests_of(args), extraction_of(args)
     with without_collection():
         from featurecache.extraction.extract import run_extraction
@@ -106,6 +108,7 @@ def print_summary(report: ExtractionReport) -> None:
         print_line(f"{report.num_cut} samples are longer than the network takes: only their beginning counts")
     if report.bad:
         print_line(f"{len(report.bad)} bad inputs keep their row and will not be trained on:")
+        # A folder of wrong files must not scroll the summary away; `info` lists all.
         for path, (status, reason) in list(report.bad.items())[:10]:
             print_line(f"  {path}: {status} ({reason})")
         if len(report.bad) > 10:
@@ -124,4 +127,5 @@ def exit_status(report: ExtractionReport, max_bad: float) -> int:
             f"{len(report.bad)} of {report.num_files} inputs are bad ({share:.1%}), the limit is {max_bad:.1%}; "
             f"see `{command_line('info', report.store.path)}`, or raise --max-bad"
         )
+    # A script must be able to tell a cache that is complete from one that is not.
     return 1 if report.postponed or share > max_bad else 0

@@ -14,6 +14,7 @@ from featurecache.errors import ReportWarning
 if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
 
+# The last trainings fit on a screen; ``--json`` has all.
 _MAX_HISTORY = 10
 
 
@@ -62,6 +63,7 @@ def _describe_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, An
     from featurecache.extraction.inventory import take_inventory
     from featurecache.sources.opening import open_source
 
+    # With its columns, as extraction opened it: rows of a table have their names from them.
     source = open_source(named_source(args, args.source), text_column=args.text_column, id_column=args.id_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
         return take_inventory(store, source, progress).describe(store)
@@ -168,9 +170,11 @@ def _print_provenance(item: dict[str, Any]) -> None:
 
 
 def _preprocess_in_words(preprocess: dict[str, Any]) -> str:
+    # Records of images are older than the field.
     if preprocess.get("kind") == "text":
         return f"at most {preprocess['max_tokens']} tokens, tokenizer {preprocess['tokenizer'][:12]}"
     pixel_range = preprocess["range"]
+    # Nine digits are enough to write any float32 apart from its neighbours.
     shown = pixel_range if isinstance(pixel_range, str) else ",".join(f"{value:.9g}" for value in pixel_range)
     return (
         f"resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "

@@ -33,6 +33,7 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
     quiet
         The verb draws progress, and has an option not to.
     """
+    # Raw, or argparse would join the lines of the example.
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=help,
@@ -151,6 +152,7 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     source
         What it calls a source.
     """
+    # A table of texts has no paths in it, and a folder has no columns.
     is_table = source is not None and args.text_column is None and Path(source).is_file()
     if not is_table or (args.path_column is None and not args.allow_local_urls):
         return source
@@ -183,6 +185,7 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         "float16 would take more than 1 %% of their spread)",
     )
     group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
+    # No choices: engines come from installed packages, which are asked when one is named.
     group.add_argument("--engine", default="local", help="where jobs run (default: this process)")
     group.add_argument(
         "--max-bad", type=float, default=0.05, metavar="SHARE", help="exit with status 1 above this share of bad inputs"
@@ -269,6 +272,7 @@ def extraction_of(args: argparse.Namespace) -> ExtractionChoice:
     args
         Of a parser with `add_extraction_options` and `add_table_options`.
     """
+    # A seed alone would be ignored in silence.
     if args.views is None and args.view_seed is not None:
         raise RequestError(f"view seed {args.view_seed} is for views only; add --views K")
     return {
@@ -285,6 +289,7 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     """Return the inputs that the options name."""
     from featurecache.extraction.recomputation import Inputs
 
+    # Only what says where and how fast: rows must come out as they were stored.
     settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
     return Inputs(
         source=named_source(args, args.source),
@@ -304,8 +309,10 @@ def features_of(args: argparse.Namespace) -> FeatureChoice:
 
 def memory_of(args: argparse.Namespace) -> int | None:
     """Return how many bytes of features may be in memory, where --memory says it."""
+    # Written so that NaN is refused too.
     if args.memory is not None and not args.memory > 0:
         raise RequestError(f"--memory must be above 0, got {args.memory:g}")
+    # Decimal gigabytes, as `wording.human_bytes` writes them.
     return None if args.memory is None else int(args.memory * 1e9)
 
 

@@ -15,6 +15,7 @@ from featurecache.progress import Progress, Silent, bars
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
+    # As it is made: a document of all predictions or rows as one text would be held twice.
     for chunk in json.JSONEncoder(indent=1, allow_nan=False).iterencode(value):
         sys.stdout.write(chunk.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves raw
     print()
@@ -75,10 +76,12 @@ def print_warnings(warnings: Iterable[ReportWarning], *, to_stderr: bool = False
 
 def report_failures(failures: Sequence[OutputFailure], *, debug: bool) -> int:
     """Print which outputs could not be written, and return the exit status that this makes: 1 where there are any."""
+    # On stderr: stdout may be one JSON document, which says it in a field of its own.
     for failure in failures:
         if debug:
             traceback.print_exception(failure.error)
         print(f"featurecache: error: {failure.text}", file=sys.stderr)
+    # Not 2: the request was right, and its results are there.
     return int(bool(failures))
 
 

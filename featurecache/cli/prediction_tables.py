@@ -74,6 +74,7 @@ def whole_table(
         values |= {column: _probability(name) for name, column in names.items()}
         of_numbers += names.values()
     if outliers:
+        # None where nothing can be told, which is neither yes nor no.
         values["outlier"] = lambda item: {True: "yes", False: "no", None: None}[item.is_outlier]
     values |= {"status": lambda item: item.status, "reason": lambda item: item.reason}
     return PredictionTable(list(values), of_numbers, values)
@@ -119,6 +120,7 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
     if is_unclear:
         known = ", ".join(dict.fromkeys(["label", *whole, *classes]))
         raise RequestError(f"the column {left[-1]!r} says nothing that this head knows; it knows {known}")
+    # Numbers and classes first: a head may predict something that is called like a column of names.
     for name in columns:
         if name in numbers:
             values[name] = _number(name)
@@ -162,6 +164,7 @@ def rows_like(
     from featurecache.store.label_matching import match_names
     from featurecache.tables import open_table, sample_columns
 
+    # Rows, not predictions: a probability of each class would be held for nothing.
     by_path = {item.path: table.row(item) for item in predictions}
     key = sample_columns(table.columns)[0]
     with open_table(path) as sample:
@@ -197,6 +200,7 @@ def once_each(rows: Iterable[dict[str, Value]], column: str) -> Iterator[dict[st
     RequestError
         Two inputs are called the same.
     """
+    # Names only: rows go on as they come.
     seen: set[Value] = set()
     for row in rows:
         if row[column] in seen:
@@ -220,6 +224,7 @@ def with_quoted_counted(
     from featurecache.errors import ReportWarning
     from featurecache.table_output import safe_row
 
+    # Counted on their way: the rows are too many to be looked through twice.
     count, first = 0, ""
     for row in rows:
         if not raw and (safe := safe_row(row)) != row:

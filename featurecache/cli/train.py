@@ -143,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is None:
         used = {head.feature_set.key: head.feature_set for head in report.heads}
         report.warnings += type_warnings(used.values(), store.feature_sets())
+    # Before anything is printed or kept: the split has been looked at, whatever happens next.
     report.changes = remember_training(store, report)
     failures: list[OutputFailure] = []
     saved = None
@@ -189,6 +190,7 @@ def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> Trainin
     from featurecache.train import train
 
     layers = layers_request(store, task, args)
+    # Whoever names layers alone wants no table of all heads beside them.
     only_layers = layers is not None and not args.head
     sets = [] if only_layers else sets_to_train_on(store, args.tap, args.head or (), tta=args.tta, **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -224,6 +226,7 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
     wide : bool
         Show settings, all scores and seconds: more than 80 columns hold.
     """
+    # The first few tell what is wrong; `info` lists all bad inputs.
     for path, (status, reason) in list(report.left_out.items())[:5]:
         warn(f"{path} is left out: {status} ({reason})")
     for head, reason in report.heads_left_out.items():
@@ -254,6 +257,7 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
         print_line(f"its probabilities there: {_calibration(measured)}")
     elif len(details.per_output) > 1:
         titles_of_outputs = list(details.per_output[0])
+        # Not thousands of outputs.
         shown = [[_shown(value) for value in output.values()] for output in details.per_output[:50]]
         columns = [title.replace("_", " ") for title in titles_of_outputs]
         print_table(columns, shown, numbers=columns[1:])
@@ -328,6 +332,7 @@ def _thresholds(thresholds: Thresholds, classes: Sequence[str]) -> str:
     """Say from which probability on something is predicted."""
     names = classes if thresholds.positive is None else [classes[thresholds.positive]]
     pairs = [f"{name} from {value:.3g}" for name, value in zip(names, thresholds.values, strict=True)]
+    # A multilabel head may have hundreds of labels, each with its threshold.
     shown = ", ".join(pairs[:8]) + (", ..." if len(pairs) > 8 else "")
     return f"thresholds by {thresholds.rule}, chosen on the rows that chose the head: {shown}"
 
@@ -354,6 +359,7 @@ def _print_choice(report: TrainingReport) -> None:
 
 def _calibration(measured: Calibration) -> str:
     text = f"log loss {measured.log_loss:.3f} ({_interval(measured.log_loss_low, measured.log_loss_high)})"
+    # Not told of too few samples, where chance alone makes it large.
     if measured.expected_calibration_error is None:
         return text
     chance = f"chance alone makes it {measured.error_by_chance:.3f}"
