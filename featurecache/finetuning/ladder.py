@@ -33,6 +33,7 @@ from featurecache.finetuning.planning import (
 )
 from featurecache.finetuning.training import LayerTraining
 from featurecache.heads.gradient.budget import TrainingBudget, TrainingCost
+from featurecache.heads.registry import LINEAR_PROBES
 from featurecache.store.feature_sets import FeatureSet
 
 LEVEL = 0.05
@@ -40,7 +41,6 @@ LEVEL = 0.05
 _ROUGHLY = 4
 """A whole network's speed may be that far from the speed of its end in training."""
 _STEPS_TO_TIME = 4
-_LINEAR = {"classification": "logistic", "multilabel": "logistic", "regression": "ridge"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class _Climb:
         training, task = self.training, self.training.task
         plan = LadderPlan(rungs=tuple(_plan(training, feature_set, self.seen) for feature_set in self.whole))
         on_plan(plan)
-        begun, linear = self.clock(), _LINEAR[task.kind]
+        begun, linear = self.clock(), LINEAR_PROBES[task.kind]
         report = train_heads(
             training.store,
             task,

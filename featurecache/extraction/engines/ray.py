@@ -1,0 +1,108 @@
+"""Workers as tasks of a Ray cluster: as many as its GPUs, or as its machines where it has none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from featurecache.errors import MissingExtraError, RequestError
+from featurecache.extraction.engines.portable import portable
+from featurecache.extraction.job import ExtractionJob
+from featurecache.extraction.work import work
+from featurecache.extraction.worker_report import WorkerReport
+from featurecache.machine import at_most_cores
+from featurecache.progress import Progress
+from featurecache.specs import ALL_GPUS
+
+_RETRIES = 20
+"""Of a task whose machine or process is lost: a spot machine may be taken away many times in a long run."""
+_SECONDS_BETWEEN_LOOKS = 2.0
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Runs a job on the cluster that ``RAY_ADDRESS`` names, that this program is connected to, or on this machine alone.
+
+    A task holds one GPU, or all cores of a machine. One that is lost begins again elsewhere and takes what is left. The
+    cache and the source must lie where all machines see them under the same path.
+    """
+
+    progress: Progress
+
+    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
+        """Start the tasks, and yield their reports as they end.
+
+        Raises
+        ------
+        MissingExtraError
+            Ray is not installed.
+        RequestError
+            GPUs are asked for, and the cluster has none.
+        """
+        if find_spec("ray") is None:
+            raise MissingExtraError("ray, which the engine ray runs on,", "ray")
+        ray = import_module("ray")
+        is_ours = not ray.is_initialized()
+        if is_ours:
+            # A worker imports what this program can import: `python:` backbones are found by their module.
+            paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS"),
+                log_to_driver=False,
+                include_dashboard=False,
+                runtime_env={"env_vars": {"PYTHONPATH": paths}},
+            )
+        pending = []
+        try:
+            task = ray.remote(_work)
+            pending = [
+                task.options(num_cpus=cores, num_gpus=gpus, max_retries=_RETRIES).remote(job, device, cores)
+                for device, cores, gpus in self._places(job, ray.nodes())
+            ]
+            while pending:
+                ended, pending = ray.wait(pending, timeout=_SECONDS_BETWEEN_LOOKS)
+                for each in ended:
+                    result = ray.get(each)
+                    if isinstance(result, Exception):
+                        raise result
+                    yield result
+                commits = sum(1 for _ in job.cache.glob("features/*/*/*/commits/*.json"))
+                self.progress.say(f"{commits} shards committed, {len(pending)} workers")
+        finally:
+            for each in pending:
+                ray.cancel(each, force=True)
+            if is_ours:
+                ray.shutdown()
+
+    def _places(self, job: ExtractionJob, nodes: list[dict[str, object]]) -> list[tuple[str | None, int, int]]:
+        """Return device, cores and GPUs of each task."""
+        found: list[tuple[str | None, int, int]] = []
+        for node in nodes:
+            resources = node["Resources"]
+            assert isinstance(resources, dict)
+            cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+            if not node["Alive"] or not cores:
+                continue
+            if gpus and job.settings.device in ("auto", "cuda", ALL_GPUS):
+                # Ray shows each task its own GPU alone.
+                found += [("cuda:0", max(cores // gpus, 1), 1)] * gpus
+            elif job.settings.device != ALL_GPUS:
+                count = job.settings.num_processes or 1
+                found += [("cpu" if job.settings.device == "auto" else None, max(cores // count, 1), 0)] * count
+        if not found:
+            raise RequestError("the cluster of Ray has no GPU; leave --device out to compute on CPUs")
+        return found
+
+
+def _work(job: ExtractionJob, device: str | None, cores: int) -> WorkerReport | Exception:
+    """Work in a task; an error comes back as it is, without the words that Ray would put around it."""
+    try:
+        with at_most_cores(cores):
+            return work(job, device=device, cores=cores)
+    except Exception as error:
+        return portable(error)
