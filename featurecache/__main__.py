@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 
-from featurecache.stopping import put_in_order, status_of, stops_cleanly
+from featurecache.stopping import put_in_order, stops_cleanly
 
 
 def main() -> int:
@@ -25,9 +25,8 @@ def main() -> int:
             gc.freeze()
             return status
     except KeyboardInterrupt as error:
-        put_in_order()
         # What compiled libraries do at the end of an interpreter can take as long as what was stopped.
-        os._exit(status_of(error))
+        os._exit(put_in_order(error))
 
 
 if __name__ == "__main__":

@@ -27,11 +27,7 @@ _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 def partial_name(path: Path) -> Path:
     """Return a fresh temporary sibling of ``path``; rename is atomic only within one file system."""
-    return temporary(_fresh_name(path))
-
-
-def _fresh_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    return temporary(path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}"))
 
 
 def is_partial(path: Path) -> bool:
@@ -55,7 +51,7 @@ def published(path: Path, *, replace: bool = True) -> Iterator[Path]:
         if replace:
             partial.replace(path)
         elif not _link_if_absent(partial, path):
-            raise _is_there(path)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         fsync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -85,7 +81,7 @@ def _move_folder(partial: Path, path: Path, *, replace: bool) -> None:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         if not replace:
-            raise _is_there(path) from None
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         # No rename replaces a folder that has files in it, so the two names are exchanged in one step.
         if not _exchange(partial, path):
             _exchange_in_two_steps(partial, path)
@@ -110,7 +106,8 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _exchange_in_two_steps(partial: Path, path: Path) -> None:
     """Do what `_exchange` does on volumes without it (NFS): whoever is killed between the steps leaves no folder."""
-    aside = _fresh_name(path)  # no temporary: it is all that there is until the other has its name
+    # Not noted as temporary: it is all that there is until the other has its name.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
     path.rename(aside)
     try:
         partial.rename(path)
@@ -118,10 +115,6 @@ def _exchange_in_two_steps(partial: Path, path: Path) -> None:
         aside.rename(path)
         raise
     aside.rename(partial)
-
-
-def _is_there(path: Path) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def publish_bytes(path: Path, data: bytes, *, replace: bool = True) -> None:

@@ -10,6 +10,7 @@ from featurecache.errors import plain_text, shortened
 
 MAX_ROWS = 20
 """Of a table; more are counted."""
+# Names of files may be of any length.
 _MOST_CHARACTERS = 200
 
 
@@ -23,11 +24,12 @@ def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
     rows : sequence of sequence
         Anything that `str` writes.
     """
-    head = "".join(f"<th>{_cell(column)}</th>" for column in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows[:MAX_ROWS])
+    # Title and columns too: names of classes and files are in them.
+    (heading,), titles, *lines = (
+        [escape(shortened(plain_text(str(value)), _MOST_CHARACTERS)) for value in row]
+        for row in ([title], columns, *rows[:MAX_ROWS])
+    )
+    head = "".join(f"<th>{text}</th>" for text in titles)
+    body = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in line)}</tr>" for line in lines)
     more = f"<p>and {len(rows) - MAX_ROWS} more</p>" if len(rows) > MAX_ROWS else ""
-    return f"<p>{_cell(title)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
-
-
-def _cell(value: Any) -> str:
-    return escape(shortened(plain_text(str(value)), _MOST_CHARACTERS))
+    return f"<p>{heading}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"

@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,24 +25,19 @@ class FeatureCacheError(Exception):
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         if getattr(getattr(shell, "InteractiveTB", None), "mode", None) == "Verbose":
             return "".join(traceback.format_exception(self)).splitlines()
-        frames = traceback.extract_tb(self.__traceback__)
-        own = [frame for frame in takewhile(lambda frame: not _is_ours(frame), frames) if not _is_shell(frame)]
-        lines = [f"line {frame.lineno} of {_place(frame)}: {frame.line}" for frame in own]
+        lines = []
+        for frame in traceback.extract_tb(self.__traceback__):
+            file = Path(frame.filename)
+            # What follows is ours, up to the error.
+            if file.is_relative_to(_PACKAGE):
+                break
+            # Frames of the shell, which runs the cell.
+            if "IPython" in file.parts:
+                continue
+            # A notebook gives the code of its cells files of their own, whose names nobody knows.
+            is_notebook = file.parent.name.startswith("ipykernel_") or frame.filename.startswith("<")
+            lines.append(f"line {frame.lineno} of {'this cell' if is_notebook else file.name}: {frame.line}")
         return [*lines, plain_text(f"{type(self).__name__}: {self}")]
-
-
-def _is_ours(frame: traceback.FrameSummary) -> bool:
-    return Path(frame.filename).is_relative_to(_PACKAGE)
-
-
-def _is_shell(frame: traceback.FrameSummary) -> bool:
-    return "IPython" in Path(frame.filename).parts
-
-
-def _place(frame: traceback.FrameSummary) -> str:
-    """Return the file of a frame; what a notebook runs has files of its own, which nobody knows."""
-    name = Path(frame.filename)
-    return "this cell" if name.parent.name.startswith("ipykernel_") or frame.filename.startswith("<") else name.name
 
 
 class RequestError(FeatureCacheError, ValueError):
@@ -70,7 +64,7 @@ class UnknownNameError(FeatureCacheError, LookupError):
     ) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
         sentences = [f"unknown {kind} {name!r}"]
-        if near := nearest(name, self.known) if near is None else list(near):
+        if near := difflib.get_close_matches(name, self.known) if near is None else list(near):
             sentences.append(f"did you mean {' or '.join(repr(n) for n in near)}?")
         elif self.known:
             shown = ", ".join(self.known[:12]) + (", ..." if len(self.known) > 12 else "")
@@ -98,6 +92,7 @@ def install_command(extra: str) -> str:
         needed = metadata.requires("featurecache") or []
     except metadata.PackageNotFoundError:
         needed = []
+    # Packaging tools write the extra with either kind of quotes.
     mark = re.compile(rf"""\bextra\s*==\s*["']{re.escape(extra)}["']""")
     packages = [
         name.strip() for name, _, rule in (requirement.partition(";") for requirement in needed) if mark.search(rule)
@@ -286,6 +281,7 @@ def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[s
         for known_name, other in nodes.items()
         if f".{other}".endswith(f".{node}") or f".{node}".endswith(f".{other}")
     ]
+    # Each spelling once, or taps of one node would take all places among the closest.
     close = difflib.get_close_matches(node, list(dict.fromkeys(nodes.values())), n=count, cutoff=0.6)
     like = [known_name for other in close for known_name in nodes if nodes[known_name] == other]
     # Of a long path, people often mistype the last name only.
@@ -298,16 +294,3 @@ def nearest_layers(name: str, known: Iterable[str], *, count: int = 3) -> list[s
             known_name for other in spelt for known_name in last if last[known_name] == other and not other.isdigit()
         ]
     return list(dict.fromkeys([*sorted(ends, key=len), *like]))[:count]
-
-
-def nearest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """Return the known names most like a name, best first.
-
-    Parameters
-    ----------
-    name : str
-    known : iterable of str
-    count : int
-        At most so many.
-    """
-    return difflib.get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -96,18 +96,6 @@ def blocks_of(file: FileIO, status: os.stat_result, *, block_bytes: int = 1 << 2
         yield block
 
 
-def read_open(file: FileIO, status: os.stat_result) -> bytes:
-    """Return the bytes of an open file; raises as `blocks_of` does."""
-    blocks = list(blocks_of(file, status, block_bytes=status.st_size + 1))
-    return blocks[0] if len(blocks) == 1 else b"".join(blocks)  # joining one block would copy it
-
-
-def read_regular(path: str | Path, *, max_bytes: int | None = None) -> bytes:
-    """Return the bytes of a regular file; raises as `open_regular` and `blocks_of` do."""
-    with open_regular(path, max_bytes=max_bytes) as (file, status):
-        return read_open(file, status)
-
-
 def why_not_regular(path: str | Path) -> str | None:
     """Return why a name stands for no regular file, or nothing where it stands for one."""
     try:

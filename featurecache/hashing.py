@@ -18,6 +18,7 @@ _BLOCK = 1 << 20
 
 def canonical_json(value: Any) -> str:
     """Serialise ``value`` so that equal settings give equal text."""
+    # Without NaN, which is no JSON, and in ASCII: no encoding can change the bytes that are digested.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 

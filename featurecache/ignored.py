@@ -103,13 +103,23 @@ class IgnoredFiles:
         return [ReportWarning(kind="ignored_files", count=count or self.num_folders, text=text, examples=self.examples)]
 
 
+@dataclass(slots=True)
 class IgnoredCounter:
-    """Counts files while a folder is listed."""
+    """Counts files while a folder is listed.
 
-    def __init__(self) -> None:
-        self._images, self._others = Counter[str](), Counter[str]()
-        self._examples, self._folders = list[str](), list[str]()
-        self._num_opened = 0
+    Attributes
+    ----------
+    images, others, examples
+        As of `IgnoredFiles`; files and folders whose names begin with a dot are ``others[HIDDEN]``.
+    folders : list of str
+        All folders without an input.
+    """
+
+    images: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    _num_opened: int = 0
 
     def add(self, name: str, path: str, file: str) -> None:
         """Take a file.
@@ -123,29 +133,27 @@ class IgnoredCounter:
         """
         suffix = Path(name).suffix.lower()
         if not self._is_image(suffix, file):
-            self._others[suffix] += 1
+            self.others[suffix] += 1
             return
-        self._images[suffix] += 1
-        if len(self._examples) < MAX_EXAMPLES:
-            self._examples.append(path)
-
-    def add_hidden(self, count: int) -> None:
-        """Take files and folders whose names begin with a dot."""
-        if count:
-            self._others[HIDDEN] += count
-
-    def add_folder(self, path: str) -> None:
-        """Take a folder without an input."""
-        self._folders.append(path)
+        self.images[suffix] += 1
+        if len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(path)
 
     def result(self) -> IgnoredFiles:
-        """Return what was counted."""
+        """Return what was counted: of suffixes the most frequent, as every file may have its own."""
+        most_frequent = []
+        for counts in (self.images, self.others):
+            # `+` leaves out what was counted 0 times, as hidden files are where there are none.
+            kept = dict(sorted((+counts).items(), key=lambda item: (-item[1], item[0]))[:_MOST_SUFFIXES])
+            rest = counts.total() - sum(kept.values())
+            most_frequent.append({**kept, **({"of other suffixes": rest} if rest else {})})
+        images, others = most_frequent
         return IgnoredFiles(
-            images=_bounded(self._images),
-            others=_bounded(self._others),
-            examples=tuple(self._examples),
-            folders=tuple(sorted(self._folders)[:_MOST_FOLDERS]),
-            num_folders=len(self._folders),
+            images=images,
+            others=others,
+            examples=tuple(self.examples),
+            folders=tuple(sorted(self.folders)[:_MOST_FOLDERS]),
+            num_folders=len(self.folders),
         )
 
     def _is_image(self, suffix: str, path: str) -> bool:
@@ -193,10 +201,3 @@ def _advice(images: Mapping[str, int]) -> str:
     if images.keys() & (_RAW | _OTHER_IMAGES):
         advice.append("other formats must be converted, e.g. to PNG")
     return f" ({'; '.join(advice)})" if advice else ""
-
-
-def _bounded(counts: Counter[str]) -> dict[str, int]:
-    """Keep the most frequent suffixes: every file may have its own."""
-    kept = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_MOST_SUFFIXES])
-    rest = sum(counts.values()) - sum(kept.values())
-    return {**kept, **({"of other suffixes": rest} if rest else {})}

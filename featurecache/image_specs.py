@@ -147,6 +147,7 @@ class PreprocessSpec:
             raise RequestError(f"preprocess crop ({self.crop} px) must not exceed resize ({self.resize} px)")
 
     def _check_filters(self) -> None:
+        # A true that is written as 1 would be another fingerprint of the same images.
         flags = {"antialias": self.antialias, "crop_first": self.crop_first, "trim_margin": self.trim_margin}
         for name, flag in flags.items():
             if type(flag) is not bool:
@@ -155,6 +156,7 @@ class PreprocessSpec:
             raise RequestError(f"preprocess first_resize must be 0 or a side in pixels, got {self.first_resize!r:.80}")
         if self.first_interpolation != "bilinear" and not self.first_resize:
             raise RequestError("preprocess first_interpolation is of no effect without first_resize")
+        # Pillow's `transform`, which resizes without a filter, has no Lanczos.
         if not self.antialias and "lanczos" in (self.interpolation, self.first_interpolation):
             raise RequestError("preprocess interpolation 'lanczos' always filters; set antialias, or choose another")
         if self.alignment == "corners" and self.antialias:
@@ -173,12 +175,13 @@ class PreprocessSpec:
     def override(self, **changes: Any) -> PreprocessSpec:
         """Return a copy with some fields changed; ``None`` means unchanged."""
         changes = known_changes(self, changes)
-        # Who asks for a crop of 384 means a larger image, not an error.
-        if changes.get("padding", self.padding) == "none":
-            if "crop" in changes and "resize" not in changes and _exceeds(changes["crop"], self.resize):
-                changes["resize"] = changes["crop"]
-            if "resize" in changes and "crop" not in changes and _exceeds(self.crop, changes["resize"]):
-                changes["crop"] = changes["resize"]
+        given = [changes[name] for name in ("crop", "resize") if name in changes]
+        # Who asks for a crop of 384 means a larger image, not an error; what is no size is refused later.
+        if len(given) == 1 and changes.get("padding", self.padding) == "none":
+            sizes = (changes.get("crop", self.crop), changes.get("resize", self.resize))
+            crops, sides = ((size, size) if isinstance(size, int) else tuple(size) for size in sizes)
+            if any(crop > side for crop, side in zip(crops, sides, strict=True)):
+                changes |= {"crop": given[0], "resize": given[0]}
         return replace(self, **changes)
 
     def choices(self) -> dict[str, Any]:
@@ -230,12 +233,6 @@ def _side_or_sides(name: str, value: Any) -> int | tuple[int, int]:
     if min(sides) < 1:
         raise RequestError(f"preprocess {name} must be at least 1, got {value}")
     return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
-
-
-def _exceeds(crop: Any, resize: Any) -> bool:
-    """Tell whether a crop is larger than an image in some direction; what is no size is refused later."""
-    crops, sides = ((size, size) if isinstance(size, int) else tuple(size) for size in (crop, resize))
-    return any(one > other for one, other in zip(crops, sides, strict=True))
 
 
 def _pixel_range(value: Any) -> PixelRange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar
 
@@ -67,12 +68,6 @@ def set_verbosity(verbosity: Verbosity) -> None:
     _verbosity = verbosity
 
 
-def in_notebook() -> bool:
-    """Tell whether this program is a notebook or IPython; neither is imported for that."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
-
-
 @contextmanager
 def listening(progress: Progress | None = None) -> Iterator[Progress]:
     """Give who listens: the caller's own, or bars while the block runs, or nobody.
@@ -81,9 +76,12 @@ def listening(progress: Progress | None = None) -> Iterator[Progress]:
     ----------
     progress : Progress, optional
     """
+    # Not imported to be asked: whoever runs in a notebook or a shell of IPython has it already.
+    ipython = sys.modules.get("IPython")
+    in_notebook = ipython is not None and ipython.get_ipython() is not None
     if progress is not None:
         yield progress
-    elif _verbosity == "progress" or (_verbosity == "auto" and in_notebook()):
+    elif _verbosity == "progress" or (_verbosity == "auto" and in_notebook):
         with bars() as drawn:
             yield drawn
     else:
@@ -131,26 +129,31 @@ def bars(*, stderr: bool = False) -> Iterator[Progress]:
         yield _Drawn(drawn)
 
 
+@dataclass
 class _Drawn:
-    def __init__(self, drawn: Any) -> None:
-        self._bars: Any = drawn
-        self._task: Any = None
-        self._bad = 0
+    """Draws with rich's bars; a phase is a task of theirs."""
+
+    bars: Any
+    task: Any = None
+    num_bad: int = 0
 
     def start(self, phase: str, total: int) -> None:
-        self._task = self._bars.add_task(phase, total=total or None, rate="", bad="", status="")
-        self._bad = 0
+        # A bar without a total moves to and fro; one of 0 steps would be done at once.
+        self.task = self.bars.add_task(phase, total=total or None, rate="", bad="", status="")
+        self.num_bad = 0
 
     def advance(self, count: int, *, bad: int = 0) -> None:
-        self._bad += bad
+        self.num_bad += bad
         # rich gives no task by its number.
-        task = next(task for task in self._bars.tasks if task.id == self._task)
+        task = next(task for task in self.bars.tasks if task.id == self.task)
         rate = f"{task.speed:.0f}/s" if task.speed else ""
-        self._bars.update(self._task, advance=count, rate=rate, bad=f"{self._bad} bad" if self._bad else "")
+        self.bars.update(self.task, advance=count, rate=rate, bad=f"{self.num_bad} bad" if self.num_bad else "")
 
     def say(self, text: str) -> None:
-        if self._task is not None:
-            self._bars.update(self._task, status=plain_text(text))
+        # What is said before the first phase has no bar to stand at.
+        if self.task is not None:
+            self.bars.update(self.task, status=plain_text(text))
 
     def note(self, text: str) -> None:
-        self._bars.console.print(plain_text(text), markup=False, highlight=False)
+        # Not as markup: a note may name files, and brackets in a name would be taken for a style.
+        self.bars.console.print(plain_text(text), markup=False, highlight=False)

@@ -36,7 +36,8 @@ def encode_record(kind: str, body: Mapping[str, object], *, version: int = 1) ->
         The least that a reader must know.
     """
     content = {"format": f"featurecache.{kind}", "version": version, **body}
-    data = (canonical_json({**content, "digest": _digest(content)}) + "\n").encode()
+    digest = digest_bytes(canonical_json(content).encode())
+    data = (canonical_json({**content, "digest": digest}) + "\n").encode()
     if len(data) > MAX_RECORD_BYTES:  # it could never be read again
         raise RequestError(
             f"a {kind} record would have {len(data)} bytes, the limit is {MAX_RECORD_BYTES}; use fewer --shard-rows"
@@ -66,7 +67,7 @@ def read_record(path: Path, kind: str) -> dict[str, Any]:
     # Over everything else in the record.
     claimed = content.pop("digest", None)
     try:
-        digest = _digest({**content, "version": version})
+        digest = digest_bytes(canonical_json({**content, "version": version}).encode())
     except (RecursionError, ValueError) as error:
         raise CorruptError(f"{path} cannot be a record ({shortened(error)}); run `featurecache repair`") from None
     if claimed != digest:
@@ -99,18 +100,12 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     """Parse one strict JSON object; ``path`` is for the message."""
     try:
         # Python takes NaN, infinities and repeated keys; another reader may not, and would see another record.
-        value = json.loads(
-            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
-        )
+        value = json.loads(data.decode(), object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"{path} is not valid JSON ({error}); run `featurecache repair`, or restore it") from None
     if not isinstance(value, dict):
         raise CorruptError(f"{path} holds no JSON object")
     return value
-
-
-def _digest(content: Mapping[str, object]) -> str:
-    return digest_bytes(canonical_json(content).encode())
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -121,11 +116,8 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _finite(text: str) -> float:
+    """Return a number; JSON has neither NaN and Infinity, nor what a float cannot hold."""
     number = float(text)
     if not isfinite(number):
-        raise ValueError(f"{text} is too large")
+        raise ValueError(f"{text} is {'too large' if text[-1].isdigit() else 'not a JSON number'}")
     return number
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")

@@ -50,8 +50,7 @@ def resize_and_crop(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     crop_height, crop_width = spec.crop_shape
     if spec.padding != "none" and (crop_width > size[0] or crop_height > size[1]):
         image = _padded(image, (max(crop_width, size[0]), max(crop_height, size[1])), spec)
-    left, top = (_offset(*pair, spec) for pair in ((image.width, crop_width), (image.height, crop_height)))
-    return image.crop((left, top, left + crop_width, top + crop_height))
+    return _centre_of(image, crop_width, crop_height, spec)
 
 
 def trimmed(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
@@ -83,7 +82,17 @@ def _cropped_before(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
     shorter = min(image.size)
     pairs = zip(spec.crop_shape, spec.resize_shape, strict=True)
     height, width = (max(shorter * crop // side, 1) for crop, side in pairs)
-    left, top = _offset(image.width, width, spec), _offset(image.height, height, spec)
+    return _centre_of(image, width, height, spec)
+
+
+def _centre_of(image: Image.Image, width: int, height: int, spec: PreprocessSpec) -> Image.Image:
+    """Cut out the centre; half a pixel at its left and top is rounded as the preprocess says."""
+    left, top = image.width - width, image.height - height
+    if spec.crop_rounding == "down":
+        left, top = left // 2, top // 2
+    else:
+        # Python rounds a half to even, as torchvision's CenterCrop does with the same function.
+        left, top = round(left / 2), round(top / 2)
     return image.crop((left, top, left + width, top + height))
 
 
@@ -94,10 +103,6 @@ def _check_resized(image: Image.Image, size: tuple[int, int], spec: PreprocessSp
             "too_large",
             f"{image.width}x{image.height} pixels become {width}x{height}, the limit is {spec.max_pixels} pixels",
         )
-
-
-def _offset(side: int, crop: int, spec: PreprocessSpec) -> int:
-    return (side - crop) // 2 if spec.crop_rounding == "down" else round((side - crop) / 2)
 
 
 def _resized_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from featurecache.sources.source import Source
     from featurecache.specs import ExtractionSettings, ViewSpec
     from featurecache.store.labels import FolderLabels, TableLabels
-    from featurecache.store.store import FeatureStore
 
 
 @shows_progress
@@ -126,11 +125,10 @@ def run(
     cache = default_cache(named) if cache is None else cache
     # A mistake in a name, an option or a label must not cost an extraction.
     check_name("task", task)
-    if report is not None and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
-        raise RequestError(f"cannot write a report at {report}: name a file in a folder that exists")
-    _check_tta(training, opened, views)
+    _check_options(training, opened, views, report)
     found = _read_labels(labels, source, opened, text_column, id_column)
     _check_labels(found, opened, training, allow_missing=allow_missing)
+    # A path is opened once more for each backbone, as the greatest file may differ by its preprocess.
     extractions = [
         run_extraction(
             source if named is not None else opened,
@@ -147,16 +145,10 @@ def run(
         for request in requests
     ]
     extraction = merge_reports(extractions)
-    store = extraction.store
-    _check_same_origin(store, task, found.origin)
-    # The features are there by now, so the labels can be joined to samples.
-    added = store.add_task(task, found, allow_missing=allow_missing, replace=True, random_state=training.random_state)
-    # Heads on plain features and on views stand in one table: validation data tell whether views help.
-    trained = train(store, added, extraction.sets, training, progress=progress)
-    # What concerns features stands in both reports, and is shown once.
-    trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
-    report_path = store.path / "report.html" if report is None else Path(report)
-    command = command or f"featurecache.run({named or opened.key!r}, cache={str(store.path)!r}, ...)"
+    trained = _train(extraction, task, found, training, allow_missing=allow_missing, progress=progress)
+    report_path = extraction.store.path / "report.html" if report is None else Path(report)
+    command = command or f"featurecache.run({named or opened.key!r}, cache={str(extraction.store.path)!r}, ...)"
+    # By the fingerprint: two requests may name one backbone, with other weights.
     kept = trained.best.feature_set.fingerprint
     request = next(r for r, e in zip(requests, extractions, strict=True) if kept in {s.fingerprint for s in e.sets})
     return _finished(extraction, trained, opened, named, request, training, report_path, command)
@@ -181,6 +173,30 @@ def default_cache(named: str | None) -> Path:
     return path.with_name(f"{path.stem if path.is_file() else path.name}.cache")
 
 
+def _train(
+    extraction: ExtractionReport,
+    name: str,
+    labels: FolderLabels | TableLabels,
+    training: TrainingSettings,
+    *,
+    allow_missing: bool,
+    progress: Progress,
+) -> TrainingReport:
+    """Make a task of the labels, whose samples have features by now, and train heads on it."""
+    store = extraction.store
+    # A task that was made from other labels is somebody's work; only one from these is replaced.
+    if name in store.task_names() and (before := store.task(name).about["origin"]) != labels.origin:
+        raise TaskError(
+            f"task {name!r} has its labels from {before}, not from {labels.origin}; choose another name with --task"
+        )
+    task = store.add_task(name, labels, allow_missing=allow_missing, replace=True, random_state=training.random_state)
+    # Heads on plain features and on views stand in one table: validation data tell whether views help.
+    trained = train(store, task, extraction.sets, training, progress=progress)
+    # What concerns features stands in both reports, and is shown once.
+    trained.warnings = unique_warnings([*extraction.warnings, *trained.warnings])
+    return trained
+
+
 def _finished(
     extraction: ExtractionReport,
     trained: TrainingReport,
@@ -197,6 +213,7 @@ def _finished(
 
     store, failures = extraction.store, list[OutputFailure]()
     trained.changes = remember_training(store, trained)
+    # From here on a failure is reported, and takes neither the heads away nor what else is written.
     advice = try_output("the advice", lambda: _advise(extraction, trained, named, training.random_state), failures)
     keep, memory, name = training.keep, training.memory, trained.task.name
     saved = try_output("the head", lambda: keep_head(store, name, trained.best, keep=keep, memory=memory), failures)
@@ -228,15 +245,12 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
     feature_set = head.feature_set
     text = feature_set.identity.preprocess.modality == "text"
     weights = None if request is None else request.weights
-    command = [
-        "predict",
-        str(saved),
-        *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"]),
-    ]
+    command = ["predict", str(saved), *(["NEW.csv", "--text-column", "NAME"] if text else ["NEW_IMAGES"])]
     if weights is not None or feature_set.about.weights_source.startswith("file "):
         command += ["--weights", str(weights or "FILE")]
     if request is not None and request.weights_key is not None:
         command += ["--weights-key", request.weights_key]
+    # What only the caller may decide to open has to be named again.
     if feature_set.identity.backbone.startswith(("python:", "hub:", "file:", "hf:")):
         command += ["--backbone", feature_set.identity.backbone if request is None else request.name]
     if head.result.head.startswith("python:"):
@@ -246,7 +260,12 @@ def predict_command(saved: Path, head: TrainedHead, request: BackboneRequest | N
     return command_line(*command)
 
 
-def _check_tta(training: TrainingSettings, source: Source, views: ViewSpec | int | None) -> None:
+def _check_options(
+    training: TrainingSettings, source: Source, views: ViewSpec | int | None, report: str | Path | None
+) -> None:
+    """Refuse a report where none can be written, and test-time views of what has none."""
+    if report is not None and (Path(report).is_dir() or not Path(report).absolute().parent.is_dir()):
+        raise RequestError(f"cannot write a report at {report}: name a file in a folder that exists")
     if training.tta:
         check_takes_views(source.modality, f"the source {source.key}", option="--tta")
         if views is None:
@@ -294,18 +313,11 @@ def _check_labels(
         check_names(labels, list(Entries.of(source).names), allow_missing=allow_missing)
         check_labels(labels.labels, labels)
     kind = "classification" if isinstance(labels, FolderLabels) else labels.kind
+    # Found and thrown away: an unknown name must not cost an extraction.
     metric_of(kind, training.metric)
     threshold_rule(training.threshold)
     for head in training.heads:
         resolve(head, kind)
-
-
-def _check_same_origin(store: FeatureStore, name: str, origin: str) -> None:
-    """A task that was made otherwise is somebody's work: `run` replaces only its own."""
-    if name in store.task_names() and (before := store.task(name).about["origin"]) != origin:
-        raise TaskError(
-            f"task {name!r} has its labels from {before}, not from {origin}; choose another name with --task"
-        )
 
 
 def _advise(
@@ -314,6 +326,7 @@ def _advise(
     """Return what to do next; nothing where features are not of a pretrained network, or labels too few to compare."""
     from featurecache.advice.advise import advise
 
+    # Advice compares plain features; views of one image are no samples of their own.
     plain = [found for found in extraction.sets if found.num_views is None]
     try:
         return advise(extraction.store, training.task.name, source=source, sets=plain, random_state=random_state)

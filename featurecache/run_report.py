@@ -142,6 +142,7 @@ def _reader_of(source: Source, listing: Listing) -> Callable[[str], bytes | None
 
     def read(name: str) -> bytes | None:
         try:
+            # Without a stamp: an image that was edited since then is shown as it is now.
             return source.open(name, stamp=None) if name in names else None
         except InputError:
             return None

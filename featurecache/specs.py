@@ -146,16 +146,13 @@ class FeatureIdentity:
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all fields."""
+        # The number is the edition: another one would make every cache one of other features.
         return digest_json("features", 1, self.to_json())
 
     @property
     def plain(self) -> FeatureIdentity:
         """The same features of plain images."""
         return replace(self, views=None)
-
-    def with_views(self, views: ViewSpec | None) -> FeatureIdentity:
-        """The same features of views."""
-        return replace(self, views=views)
 
     def to_json(self) -> dict[str, Any]:
         """Return the identity as plain JSON values."""
@@ -185,9 +182,15 @@ class FeatureIdentity:
     def differences(self, other: FeatureIdentity) -> list[str]:
         """Say in words which parts of two identities differ."""
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
-        # Fields that are left out at their old value are None on one side.
-        pairs = [(name, mine.get(name), theirs.get(name)) for name in mine | theirs]
-        return [f"{name} {_short(before)} -> {_short(after)}" for name, before, after in pairs if before != after]
+        changed = []
+        for name in mine | theirs:
+            # Fields that are left out at their old value are None on one side.
+            before, after = mine.get(name), theirs.get(name)
+            if before != after:
+                # Of a digest, its beginning tells two apart.
+                shown = [text[:12] if len(text) == 64 else text for text in (str(before), str(after))]
+                changed.append(f"{name} {' -> '.join(shown)}")
+        return changed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +216,7 @@ class BackboneRequest:
         check_choice("precision", self.precision, PrecisionName)
         if not 0 <= self.seed < 2**63:
             raise RequestError(f"seed must be between 0 and 2**63 - 1, got {self.seed}")
+        # Refused rather than ignored: one of the two would be lost in silence.
         if self.init == "random" and self.weights is not None:
             raise RequestError(f"random weights and weights from {self.weights} exclude each other; choose one")
         if self.weights_key is not None and self.weights is None:
@@ -256,11 +260,6 @@ def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for name, item in value.items():
         flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
     return flat
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:12] if len(text) == 64 else text
 
 
 def as_tuple(names: Any) -> tuple[Any, ...]:

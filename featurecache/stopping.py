@@ -24,6 +24,7 @@ GRACE_SECONDS = 3.0
 """From the signal until everything that is left is ended by force."""
 # Windows has no SIGHUP.
 _SIGNALS = tuple(int(number) for number in signal.Signals if number.name in ("SIGINT", "SIGTERM", "SIGHUP"))
+# Noted names of which it is asked which are still there; one by one would cost a call for each file.
 _MANY = 1024
 _TRACKERS_SILENCE = "ignore:resource_tracker:UserWarning"
 """Of the process in which Python notes what others must not leave behind: it tells about what it removes, on stderr,
@@ -74,30 +75,31 @@ def forget(path: Path) -> None:
         _temporary.discard(path)
 
 
-def status_of(error: KeyboardInterrupt) -> int:
-    """Return the exit status of a process that a signal ended: 128 and its number, as shells count."""
-    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
-
-
 def set_exit_message(message: Callable[[], str]) -> None:
     """Set the line that is printed when a signal ends this command."""
     _state.exit_message = message
 
 
-def put_in_order() -> None:
-    """Say that the command was stopped, and leave neither processes nor temporary files behind."""
-    _end_children()
+def put_in_order(error: KeyboardInterrupt) -> int:
+    """Leave neither processes nor temporary files behind, and say that the command was stopped.
+
+    Returns
+    -------
+    int
+        The exit status of a process that a signal ended: 128 and its number, as shells count.
+    """
+    # First: the processes that it started may still write temporary files.
+    for number in _descendants(os.getpid()):
+        with suppress(OSError):
+            os.kill(number, signal.SIGKILL)
     _remove_temporary()
-    _say()
-
-
-def _say() -> None:
     if not _state.is_printed:
         _state.is_printed = True
         # Not `print`: the thread that holds the lock of the stream may be the one that hangs.
         with suppress(OSError, ValueError):
             shown = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar that was cut off hides the cursor
             os.write(2, f"{shown}featurecache: {_state.exit_message()}\n".encode(errors="backslashreplace"))
+    return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
 @contextmanager
@@ -147,17 +149,14 @@ def _raise_once(number: int, _frame: object) -> None:
 def _watch(waked: int, numbers: list[int], state: _State) -> None:
     """Wait for a signal, then for the main thread; end the process if that takes too long."""
     while byte := os.read(waked, 1):
-        if byte[0] in numbers and not state.has_ended.wait(GRACE_SECONDS):
-            _end(byte[0])
-
-
-def _end(number: int) -> None:
-    """End this process and those that it started, leaving no temporary file."""
-    _state.number, _state.must_end = _state.number or number, True
-    try:
-        put_in_order()
-    finally:
-        os._exit(128 + number)
+        number = byte[0]
+        if number in numbers and not state.has_ended.wait(GRACE_SECONDS):
+            # Whoever still notes a temporary file is stopped there: nobody would remove it.
+            _state.number, _state.must_end = _state.number or number, True
+            try:
+                put_in_order(Stopped(number))
+            finally:
+                os._exit(128 + number)
 
 
 def _remove_temporary() -> None:
@@ -174,15 +173,11 @@ def _remove_temporary() -> None:
                 path.unlink(missing_ok=True)
 
 
-def _end_children() -> None:
-    """Kill the processes that this one started, and theirs; those that only clean up after others end by themselves."""
-    for number in _descendants(os.getpid()):
-        with suppress(OSError):
-            os.kill(number, signal.SIGKILL)
-
-
 def _descendants(number: int) -> list[int]:
-    """Return the processes below one; where there is no /proc, those that multiprocessing knows."""
+    """Return the processes below one; where there is no /proc, those that multiprocessing knows.
+
+    Those that only clean up after others are left out: they end by themselves.
+    """
     if not Path("/proc/self/stat").exists():
         processes = sys.modules.get("multiprocessing")
         return [] if processes is None else [child.pid for child in processes.active_children()]

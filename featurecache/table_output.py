@@ -17,6 +17,7 @@ from featurecache.tables import ROWS_IN_A_GROUP, TAB_SUFFIXES, TableError, to_by
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab", ".parquet")
 """Of tables that are written."""
+# The last four are full-width forms, which some spreadsheets take for the plain ones.
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -62,7 +63,7 @@ def write_table(
         with published(path, replace=replace) as partial:
             write(partial, path, columns, _with_own_errors(rows), numbers)
     except _RowsError as error:
-        raise error.reason from None
+        raise error.args[0] from None
     except FileExistsError:
         raise TableError("it is there by now; pass --replace, or name another place") from None
     except OSError as error:
@@ -86,10 +87,7 @@ def safe_text(text: str) -> str:
 
 
 class _RowsError(Exception):
-    """What the rows failed with, which is no failure to write."""
-
-    def __init__(self, reason: OSError) -> None:
-        self.reason = reason
+    """What the rows failed with, which is no failure to write; its one argument."""
 
 
 def _with_own_errors(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
@@ -119,16 +117,25 @@ def _write_parquet(
     parquet: Any = importlib.import_module("pyarrow.parquet")
     # Types are known once all rows are.
     if numbers is None:
-        whole = list(rows)
-        parquet.write_table(arrow.table({name: [_as_utf8(row[name]) for row in whole] for name in columns}), partial)
+        parquet.write_table(arrow.table(_parquet_columns(list(rows), columns)), partial)
         return
     schema = arrow.schema([(name, arrow.float64() if name in numbers else arrow.string()) for name in columns])
     # In groups: a table of ten million predictions is never held as a whole.
     remaining = iter(rows)
     with parquet.ParquetWriter(partial, schema) as writer:
         while group := list(islice(remaining, ROWS_IN_A_GROUP)):
-            values = {name: [_as_utf8(row[name]) for row in group] for name in columns}
-            writer.write_table(arrow.table(values, schema=schema))
+            writer.write_table(arrow.table(_parquet_columns(group, columns), schema=schema))
+
+
+def _parquet_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the values of each column, texts with marks for the bytes that are no UTF-8: Parquet has no other."""
+    return {
+        name: [
+            to_bytes(value).decode(errors="replace") if isinstance(value, str) else value
+            for value in (row[name] for row in rows)
+        ]
+        for name in columns
+    }
 
 
 def check_writable(path: Path) -> None:
@@ -139,8 +146,3 @@ def check_writable(path: Path) -> None:
         raise TableError("it is a folder; name a file")
     if not path.parent.is_dir():
         raise TableError(f"there is no folder {path.parent}; make it, or name another place")
-
-
-def _as_utf8(value: Any) -> Any:
-    """Return text with marks for the bytes that are no UTF-8: Parquet has no other."""
-    return to_bytes(value).decode(errors="replace") if isinstance(value, str) else value

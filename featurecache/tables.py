@@ -26,6 +26,7 @@ _DELIMITERS = ",;\t|"
 _NAMED_DELIMITER = re.compile(r"sep=(.)\r?\n")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
+    # Before UTF-16, whose mark is the beginning of this one.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -93,6 +94,7 @@ class TableFormat:
     num_skipped: int = 0
 
 
+@dataclass(frozen=True, slots=True)
 class Table:
     """A table while it is open: its columns, and its rows as they come.
 
@@ -100,18 +102,18 @@ class Table:
     ----------
     columns : list of str
         Without spaces around; of a table without a header, ``1``, ``2`` and so on.
+    rows : iterator of (int, dict)
+        The line where each row ends, and its fields by column.
     format : TableFormat or None
         None where it is no text.
     """
 
-    def __init__(
-        self, columns: Sequence[str], rows: Iterable[tuple[int, Row]], found: TableFormat | None = None
-    ) -> None:
-        self.columns, self.format, self._rows = list(columns), found, rows
+    columns: list[str]
+    rows: Iterator[tuple[int, Row]]
+    format: TableFormat | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
-        """Yield the line where each row ends, and its fields by column."""
-        return iter(self._rows)
+        return self.rows
 
 
 @contextmanager
@@ -212,12 +214,14 @@ def _encoding_of(file: io.BufferedReader[Any], *, raw: bool) -> str:
     except UnicodeDecodeError:
         return "cp1252"
     finally:
+        # The decoder has read to the end, or to the first byte that is no UTF-8.
         file.seek(0)
 
 
 def _delimiter_of(sample: str, default: str) -> str:
     """Return what stands between columns: what divides the first rows the most alike, into the most columns."""
     best, most = default, (0.0, 1)
+    # The usual one first: of equals the first is taken.
     for mark in (default, *(mark for mark in _DELIMITERS if mark != default)):
         try:
             rows = [row for row in islice(csv.reader(io.StringIO(sample, newline=""), delimiter=mark), 50) if row]

@@ -78,6 +78,7 @@ def verify_cache(
 
         stored = replace(stored, problems=tuple(verify_heads(store)))
     if stored.problems:
+        # Nothing is said of the features: of damaged ones it would mean nothing.
         return CacheVerification(stored, None, [])
     deep = None
     if inputs is not None:

@@ -9,6 +9,8 @@ from typing import Any
 from featurecache.errors import RequestError
 
 MAX_VIEWS = 256
+_GREATEST = {"flip": 1, "brightness": 10, "contrast": 10, "saturation": 10, "hue": 0.5}
+"""Of the settings that are one number from 0 up, the greatest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +43,11 @@ class ViewSpec:
         for name, whole, least, most in (("count", self.count, 1, MAX_VIEWS), ("seed", self.seed, 0, 2**63 - 1)):
             if type(whole) is not int or not least <= whole <= most:
                 raise RequestError(f"views {name} must be a whole number from {least} to {most}, got {whole!r:.80}")
+        # A cache of a later release may name rules that draw other views from the same seed.
         if type(self.rules) is not int or self.rules != 1:
             raise RequestError(f"view rules {self.rules!r:.80} are not known to this release; upgrade featurecache")
-        for name, value in self._numbers().items():
-            object.__setattr__(self, name, _finite(f"views {name}", value))
+        for name in _GREATEST:
+            object.__setattr__(self, name, _finite(f"views {name}", getattr(self, name)))
         object.__setattr__(self, "scale", pair_of_numbers("views scale", self.scale))
         object.__setattr__(self, "ratio", pair_of_numbers("views ratio", self.ratio))
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -52,14 +55,9 @@ class ViewSpec:
         # The part that is taken when none was found by chance would be empty for other ratios.
         if not 0 < self.ratio[0] <= 1 <= self.ratio[1]:
             raise RequestError(f"views ratio must be two numbers with 0 < least <= 1 <= greatest, got {self.ratio}")
-        for name, value in self._numbers().items():
-            highest = {"flip": 1, "hue": 0.5}.get(name, 10)
-            if not 0 <= value <= highest:
-                raise RequestError(f"views {name} must be from 0 to {highest:g}, got {value}")
-
-    def _numbers(self) -> dict[str, float]:
-        shifts = {"brightness": self.brightness, "contrast": self.contrast, "saturation": self.saturation}
-        return {"flip": self.flip, **shifts, "hue": self.hue}
+        for name, greatest in _GREATEST.items():
+            if not 0 <= (value := getattr(self, name)) <= greatest:
+                raise RequestError(f"views {name} must be from 0 to {greatest:g}, got {value}")
 
 
 def check_takes_views(modality: str, where: str, *, option: str = "--views") -> None:

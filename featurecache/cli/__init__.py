@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 
 from featurecache.code_notice import LOGGER
 from featurecache.errors import CorruptError, DriftError, FeatureCacheError, NotAgreedError, plain_text, shortened
-from featurecache.stopping import put_in_order, set_exit_message, status_of, stops_cleanly
+from featurecache.stopping import put_in_order, set_exit_message, stops_cleanly
 
+# Monotonic, as the wall clock may be set while a command runs.
 _STARTED = time.monotonic()
 
 VERBS = (
@@ -58,11 +59,13 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **settings)
         self.given: dict[str, str] = {}
         """Options that had a value, of the command line that is being parsed: what they set -> as it was written."""
+        # `None` is what argparse looks up where `add_argument` names no action.
         self.register("action", None, _StoreOnce)
         self.register("action", "store", _StoreOnce)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse a command line."""
+        # One parser may parse several command lines, as a program or a test does.
         self.given.clear()
         return super().parse_known_args(args, namespace)
 
@@ -94,8 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stops_cleanly():
             return run_command(argv)
     except KeyboardInterrupt as error:
-        put_in_order()
-        return status_of(error)
+        return put_in_order(error)
 
 
 def _open_closed_streams() -> None:
@@ -133,33 +135,37 @@ def _parse_and_run(argv: Sequence[str] | None) -> int:
             stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
     logging.getLogger(LOGGER).setLevel(logging.ERROR if getattr(args, "quiet", False) else logging.NOTSET)
+    # Asked when the signal comes: what is kept by then is not known yet.
     set_exit_message(lambda: f"stopped; {_what_is_kept(args)}")
     try:
+        # Flushed here, where a reader that is gone is no error; at the end of the interpreter it would be one.
         status: int = args.run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (FeatureCacheError, OSError) as error:
-        if args.debug:
-            raise
-        print(f"featurecache: error: {_one_line(error)}{_again(error, argv)}", file=sys.stderr)
-        return 2 if isinstance(error, FeatureCacheError) and not isinstance(error, CorruptError | DriftError) else 1
     except Exception as error:
         if args.debug:
             raise
-        what = f"{type(error).__name__}: {_one_line(error)}"
-        print(f"featurecache: error: unexpected {what}; run again with --debug and report it", file=sys.stderr)
-        return 1
+        return _print_error(error, argv)
 
 
-def _again(error: BaseException, argv: Sequence[str] | None) -> str:
-    """Return the command that agrees to what a record names, ready to paste."""
-    if not isinstance(error, NotAgreedError):
-        return ""
-    given = sys.argv[1:] if argv is None else argv
-    return f"; then the command is: {plain_text(shlex.join(['featurecache', *given, *error.options]))}"
+def _print_error(error: Exception, argv: Sequence[str] | None) -> int:
+    """Print an error in one line, and return the exit status: 2 where the request was wrong, else 1."""
+    # What was being done when it happened is added as notes, which `str` leaves out.
+    notes = "; ".join(getattr(error, "__notes__", []))
+    text = plain_text(shortened(f"{error}{'; ' + notes if notes else ''}", 4000))
+    # A damaged cache and features that have drifted are findings about files, not wrong requests.
+    is_request = isinstance(error, FeatureCacheError) and not isinstance(error, CorruptError | DriftError)
+    if not isinstance(error, FeatureCacheError | OSError):
+        text = f"unexpected {type(error).__name__}: {text}; run again with --debug and report it"
+    if isinstance(error, NotAgreedError):
+        # The command that agrees to what a record names, ready to paste.
+        given = sys.argv[1:] if argv is None else argv
+        text += f"; then the command is: {plain_text(shlex.join(['featurecache', *given, *error.options]))}"
+    print(f"featurecache: error: {text}", file=sys.stderr)
+    return 2 if is_request else 1
 
 
 _KEPT = {
@@ -181,6 +187,7 @@ def _what_is_kept(args: argparse.Namespace) -> str:
     if args.verb == "train":
         return _kept_of_training(args.cache / "training")
     if args.verb == "predict":
+        # A table is published whole or not at all; what was printed cannot be taken back.
         return f"{args.out} was not written" if args.out else "what was not printed is lost"
     return _KEPT.get(args.verb, "nothing was changed")
 
@@ -191,8 +198,3 @@ def _kept_of_training(folder: Path) -> str:
     if any(path.stat().st_mtime >= began for path in folder.glob("*/*.safetensors")):
         return "layers that were in training are kept, run the same command with --resume to go on"
     return "nothing is kept of heads that were in training"
-
-
-def _one_line(error: BaseException) -> str:
-    notes = "; ".join(getattr(error, "__notes__", []))
-    return plain_text(shortened(f"{error}{'; ' + notes if notes else ''}", 4000))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
 
+# Written out: the module that has them imports scikit-learn, for which `--help` should not wait.
 _METHODS = ("auto", "source", "standardize", "coral", "subspace", "transport", "em", "bbse")
 _OTHERS = {
     "tta": "--tta",
@@ -67,6 +68,7 @@ def is_adapting(args: argparse.Namespace) -> bool:
     ------
     RequestError
     """
+    # Either alone would be ignored in silence.
     if (args.adapt is None) != (args.target_domain is None):
         given, other = ("--adapt", "--target-domain") if args.adapt else ("--target-domain", "--adapt")
         raise RequestError(f"{given} goes with {other}; name both, or neither")
@@ -74,6 +76,7 @@ def is_adapting(args: argparse.Namespace) -> bool:
         return False
     if args.head and set(args.head) != {"logistic"}:
         raise RequestError(f"--adapt trains the logistic head, and no {args.head[0]}; leave --head out")
+    # An option that says nothing here is refused: whoever gave it would believe that it counted.
     for name, option in _OTHERS.items():
         if getattr(args, name):
             raise RequestError(f"--adapt trains one plain logistic head; leave {option} out")
@@ -94,6 +97,7 @@ def run_adapting(store: FeatureStore, task: Task, args: argparse.Namespace) -> i
     from featurecache.evaluation.choosing import sets_to_train_on
     from featurecache.run import predict_command
 
+    # One set: to choose among several, labels of the target would be needed.
     sets = sets_to_train_on(store, args.tap, ("logistic",), **features_of(args))
     if len(sets) != 1:
         taps = ", ".join(found.tap for found in sets)
@@ -111,6 +115,7 @@ def run_adapting(store: FeatureStore, task: Task, args: argparse.Namespace) -> i
     saved: Path | None = None
     if args.save:
         head = report.chosen.head
+        # Never refitted: the adaptation is in the fitted coefficients, and a new fit on the source would lose it.
         saved = keep_head(store, args.save, head, keep="evaluated", memory=memory_of(args), adaptation=report)
     if args.json:
         document: dict[str, Any] = {"task": task.name, **report.to_json()}
@@ -127,8 +132,10 @@ def _print_report(report: AdaptationReport) -> None:
     columns = ["way", "neighbours agree", "more than the source", "accuracy there", ""]
     rows = []
     for found in report.heads:
+        # The head on the source comes first, and is what the others are compared with.
         apart = "-" if found is report.heads[0] else found.agreement.difference_text
         accuracy = "-"
+        # Only where the target has labels after all: told, and nothing is chosen by it.
         if found.accuracy is not None:
             value, low, high = found.accuracy
             accuracy = f"{value:.3f} ({low:.3f} to {high:.3f})"

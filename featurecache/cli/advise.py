@@ -16,6 +16,7 @@ from featurecache.errors import RequestError
 if TYPE_CHECKING:
     from featurecache.advice.finding import Finding
 
+# On a screen; ``--tables`` writes all rows.
 _MOST_ROWS = 20
 _TITLES = {
     "soundness": "Is it sound?",
@@ -109,16 +110,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask and print."""
     from featurecache import advise
 
-    about_scan = {"--keep-layers": args.keep_layers, "--backbone": args.backbone, "--weights": args.weights}
-    for option, value in about_scan.items():
-        if value and not args.layers_scan:
-            raise RequestError(f"{option} is about --layers-scan; add that, or leave {option} out")
-    if args.map != "pca" and not args.unlabelled:
-        raise RequestError("--map is about --unlabelled; add that, or leave --map out")
-    if args.label_next is not None and args.label_next < 1:
-        raise RequestError(f"--label-next must be at least 1, got {args.label_next}")
-    if args.tables is not None:
-        _make_folder(args.tables)
+    _check_options(args)
     with progress_on_stderr(quiet=args.quiet) as progress:
         findings = advise(
             args.cache,
@@ -142,10 +134,36 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     if args.tables is not None:
+        # Before anything is printed, so that a closed pipe does not cost the tables.
         write_tables(args.tables, findings, raw=args.raw_cells)
     if args.json:
         print_json({"findings": [finding.to_json() for finding in findings]})
-        return 0
+    else:
+        _print_findings(findings, wide=args.wide)
+    return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what does not go together, and make the folder of ``--tables``: both before hours of work."""
+    from featurecache.atomic import make_folder
+
+    about_scan = {"--keep-layers": args.keep_layers, "--backbone": args.backbone, "--weights": args.weights}
+    for option, value in about_scan.items():
+        if value and not args.layers_scan:
+            raise RequestError(f"{option} is about --layers-scan; add that, or leave {option} out")
+    if args.map != "pca" and not args.unlabelled:
+        raise RequestError("--map is about --unlabelled; add that, or leave --map out")
+    if args.label_next is not None and args.label_next < 1:
+        raise RequestError(f"--label-next must be at least 1, got {args.label_next}")
+    if args.tables is not None:
+        try:
+            make_folder(args.tables)
+        except OSError as error:
+            raise RequestError(f"--tables {args.tables}: no folder can be made there ({error.strerror})") from None
+
+
+def _print_findings(findings: Sequence[Finding], *, wide: bool) -> None:
+    """Print the answers, each question once above all of its own."""
     question = None
     for finding in findings:
         if finding.question != question:
@@ -153,13 +171,13 @@ def run(args: argparse.Namespace) -> int:
             print_line(_TITLES[question])
         print_line(f"  {finding.text}")
         print_line(f"    n = {finding.n}; {finding.basis}")
-        if args.wide:
+        if wide:
             _print_details(finding.details)
         if finding.next_command:
             print_line(f"    next: {finding.next_command}")
+    # Last, where it is read: it makes everything above doubtful.
     if any(finding.is_fatal for finding in findings):
         print_line("mend this first: whatever else is asked rests on it")
-    return 0
 
 
 def _print_details(details: Mapping[str, Any]) -> None:
@@ -171,6 +189,7 @@ def _print_details(details: Mapping[str, Any]) -> None:
             print_line(f"    by {_PROMISES[name]} alone: {choice['name']}, which is {stands}")
     if isinstance(errors := details.get("errors"), Mapping):
         _print_errors(errors)
+    # Any finding may hold any of them: what is printed goes by the table's name, not by the question.
     for name, (columns, numbers) in _TABLES.items():
         if rows := details.get(name):
             rows = rows if isinstance(rows[0], dict) else [{"name": row} for row in rows]
@@ -197,16 +216,6 @@ _TABLES: dict[str, tuple[dict[str, str], list[str]]] = {
 """By their names in `Finding.details`: columns with their titles, and which of them are numbers."""
 
 
-def _make_folder(folder: Path) -> None:
-    """Make the folder of ``--tables`` before the work, or say why that cannot be."""
-    from featurecache.atomic import make_folder
-
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise RequestError(f"--tables {folder}: no folder can be made there ({error.strerror})") from None
-
-
 def write_tables(folder: Path, findings: Sequence[Finding], *, raw: bool) -> None:
     """Write every table of the findings as a CSV file of its name.
 
@@ -231,6 +240,7 @@ def write_tables(folder: Path, findings: Sequence[Finding], *, raw: bool) -> Non
 def _print_errors(errors: Mapping[str, Mapping[str, float]]) -> None:
     rows = []
     for name, found in errors.items():
+        # Too few samples give no interval: its bounds are not finite.
         interval = f"{found['low']:.3f} to {found['high']:.3f}" if math.isfinite(found["low"]) else "none"
         rows.append([name, f"{found['error']:.3f}", interval, f"{found['n']:.0f}"])
     print_table(["errors", "mean", "95 % interval", "n"], rows, numbers=["mean", "n"])
@@ -240,6 +250,7 @@ _PROMISES = {"log_me": "LogME", "h_score": "H-score", "imagenet_accuracy": "Imag
 
 
 def _print_ranking(rows: list[dict[str, Any]]) -> None:
+    # Figures that no network here has would be empty columns.
     promises = [name for name in _PROMISES if any(row.get(name) is not None for row in rows)]
     shown = [
         [

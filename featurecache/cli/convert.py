@@ -21,6 +21,7 @@ def add_parser(verbs: Any) -> None:
         quiet=True,
     )
     parser.add_argument("cache", type=Path, metavar="DIR")
+    # No float32: numbers that were rounded once do not come back.
     parser.add_argument("--to", required=True, choices=("float16", "bfloat16", "int8"), metavar="DTYPE")
     parser.add_argument("--from", dest="dtype", metavar="DTYPE", help="which stored type (default: the widest)")
     parser.add_argument("--tap", metavar="T")

@@ -29,6 +29,7 @@ _EXTRAS = {
     "transformers": ("hf", "backbones hf:NAME"),
     "open_clip_torch": ("clip", "backbones open_clip:NAME"),
     "openvino": ("cpu", "a faster runtime on CPUs"),
+    # Each package on its own: an extra may be installed in part, and then one name tells what is missing.
     "onnx": ("export", "export to ONNX"),
     "onnxruntime": ("export", "export to ONNX"),
     "onnxscript": ("export", "export to ONNX"),
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
                 "extraction work, NMS and torchvision.io don't; install a matching pair to have them"
             )
         print_table(["package", "version", "remark"], rows)
+    # Optional packages that are missing are no problem.
     return 1 if any(versions[name] is None for name in _CORE) else 0
 
 
@@ -107,5 +109,6 @@ def _devices() -> list[str]:
         import torch
     except ImportError:
         return []
+    # By index, as ``--device`` names them.
     names = [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
     return ["cpu", *names]

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     # Only ONNX has editions of its operators.
     kind = f"onnx (opset {about['opset']})" if "opset" in about else about["export_format"]
     print_line(f"{about['out']}: {kind}, {about['head']} on {about['tap']} of {about['backbone']}")
+    # Names and shapes are what another program has to know of the file.
     for noun in ("input", "output"):
         shape = ", ".join(map(str, about[noun]["shape"]))
         print_line(f"{noun}: {about[noun]['name']}, {about[noun]['dtype']} ({shape})")

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.store import FeatureStore
     from featurecache.table_output import TABLE_SUFFIXES
 
+    # Before the cache is opened and read: a file that cannot be written must not cost that.
     check_outputs({"--out": (args.out, TABLE_SUFFIXES)}, replace=args.replace)
     store = FeatureStore.open(args.cache)
     features = store.find(tap=args.tap, **features_of(args)).open()
@@ -79,9 +80,11 @@ def _write(args: argparse.Namespace, features: Features, samples: SampleTable, t
         except OSError as error:
             raise RequestError(f"--out {args.out}: it cannot be written ({error.strerror or error})") from None
         return count
+    # A table of text has no lists: each number of the features gets a column.
     own = [name for name in schema.names if name != "features"]
     numbers = [f"f{index}" for index in range(schema.field("features").type.list_size)]
 
+    # A generator, so that a cache larger than memory can be written.
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal count
         for batch in feature_batches(features, samples, task):

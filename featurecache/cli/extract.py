@@ -6,17 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.backbone_options import add_backbone_options, requests_of
 from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
-    add_backbone_options,
     add_extraction_options,
     add_table_options,
+    extraction_of,
     named_source,
-    requests_of,
-    settings_of,
     source_argument,
     verb_parser,
-    views_of,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, warn
 from featurecache.errors import command_line
@@ -63,35 +61,25 @@ def run(args: argparse.Namespace) -> int:
         print_summary(report)
         if args.cache is None:
             print_line(f"in {report.store.path}")
+        # After the summary: people look at the end.
         print_warnings(report.warnings)
     return exit_status(report, args.max_bad)
 
 
 def extract(args: argparse.Namespace) -> ExtractionReport:
     """Run the extraction that the options ask for."""
-    requests, settings = requests_of(args), settings_of(args)
+    # First: a wrong option must be told before anything is opened.
+    requests, options = requests_of(args), extraction_of(args)
     with without_collection():
         from featurecache.extraction.extract import run_extraction
         from featurecache.extraction.report import merge_reports
         from featurecache.run import default_cache
 
+    source = named_source(args, args.source)
+    cache = default_cache(str(args.source)) if args.cache is None else args.cache
     with progress_on_stderr(quiet=args.quiet) as progress:
-        reports = [
-            run_extraction(
-                named_source(args, args.source),
-                default_cache(str(args.source)) if args.cache is None else args.cache,
-                request,
-                taps=args.tap or ["default"],
-                text_column=args.text_column,
-                id_column=args.id_column,
-                views=views_of(args),
-                settings=settings,
-                engine=args.engine,
-                progress=progress,
-            )
-            for request in requests
-        ]
-        return merge_reports(reports)
+        reports = [run_extraction(source, cache, request, **options, progress=progress) for request in requests]
+    return merge_reports(reports)
 
 
 def print_summary(report: ExtractionReport) -> None:
@@ -120,6 +108,7 @@ def print_summary(report: ExtractionReport) -> None:
         print_line(f"{report.num_cut} samples are longer than the network takes: only their beginning counts")
     if report.bad:
         print_line(f"{len(report.bad)} bad inputs keep their row and will not be trained on:")
+        # A folder of wrong files must not scroll the summary away; `info` lists all.
         for path, (status, reason) in list(report.bad.items())[:10]:
             print_line(f"  {path}: {status} ({reason})")
         if len(report.bad) > 10:
@@ -138,4 +127,5 @@ def exit_status(report: ExtractionReport, max_bad: float) -> int:
             f"{len(report.bad)} of {report.num_files} inputs are bad ({share:.1%}), the limit is {max_bad:.1%}; "
             f"see `{command_line('info', report.store.path)}`, or raise --max-bad"
         )
+    # A script must be able to tell a cache that is complete from one that is not.
     return 1 if report.postponed or share > max_bad else 0

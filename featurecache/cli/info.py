@@ -11,9 +11,11 @@ from featurecache.cli.options import add_table_options, named_source, source_arg
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings, progress_on_stderr
 from featurecache.errors import ReportWarning
 
-_MOST_TRAININGS = 10
 if TYPE_CHECKING:
     from featurecache.store.store import FeatureStore
+
+# The last trainings fit on a screen; ``--json`` has all.
+_MAX_HISTORY = 10
 
 
 def add_parser(verbs: Any) -> None:
@@ -61,6 +63,7 @@ def _describe_now(store: FeatureStore, args: argparse.Namespace) -> dict[str, An
     from featurecache.extraction.inventory import take_inventory
     from featurecache.sources.opening import open_source
 
+    # With its columns, as extraction opened it: rows of a table have their names from them.
     source = open_source(named_source(args, args.source), text_column=args.text_column, id_column=args.id_column)
     with progress_on_stderr(quiet=args.quiet) as progress:
         return take_inventory(store, source, progress).describe(store)
@@ -120,12 +123,12 @@ def _print_history(task: dict[str, Any]) -> None:
     """Print what the last trainings on a task chose."""
     if not (history := task["history"]):
         return
-    left_out = len(history) - _MOST_TRAININGS
-    print_line(f"trainings of task {task['task']}{f' (the last {_MOST_TRAININGS})' if left_out > 0 else ''}:")
+    last = f" (the last {_MAX_HISTORY})" if len(history) > _MAX_HISTORY else ""
+    print_line(f"trainings of task {task['task']}{last}:")
     rows = []
-    for training in history[-_MOST_TRAININGS:]:
-        figures, primary = training["figures"], training["primary"]
-        value, n = figures.get(primary), figures.get("n")
+    for training in history[-_MAX_HISTORY:]:
+        scores, primary = training["figures"], training["primary"]
+        value, n = scores.get(primary), scores.get("n")
         rows.append(
             [
                 training["time"][:16].replace("T", " "),
@@ -167,9 +170,11 @@ def _print_provenance(item: dict[str, Any]) -> None:
 
 
 def _preprocess_in_words(preprocess: dict[str, Any]) -> str:
+    # Records of images are older than the field.
     if preprocess.get("kind") == "text":
         return f"at most {preprocess['max_tokens']} tokens, tokenizer {preprocess['tokenizer'][:12]}"
     pixel_range = preprocess["range"]
+    # Nine digits are enough to write any float32 apart from its neighbours.
     shown = pixel_range if isinstance(pixel_range, str) else ",".join(f"{value:.9g}" for value in pixel_range)
     return (
         f"resize {preprocess['resize']}, crop {preprocess['crop']}, {preprocess['interpolation']}, "

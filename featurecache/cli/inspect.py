@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_preprocess_options, add_weights_options, requests_of, verb_parser
+from featurecache.cli.backbone_options import add_preprocess_options, add_weights_options, requests_of
+from featurecache.cli.options import verb_parser
 from featurecache.cli.output import print_json, print_line, print_table, print_warnings
 from featurecache.errors import command_line
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Describe a backbone."""
     from featurecache.backbones.description import describe_backbone
 
+    # Its BACKBONE is one name, so one request comes of it.
     (request,) = requests_of(args)
     description = describe_backbone(request, taps=args.tap or [], tails=args.tails)
     if args.json:
@@ -93,8 +95,10 @@ def _print_summary(description: Description) -> None:
         title = "default tap" if index == 0 and backbone.default.tap else "tap"
         print_line(f"{title}: {what}, {bytes_per_sample(tap) / 1000:.2f} kB on disk")
     for group, names in suggested_taps(description.nodes).items():
+        # The default tap has a line of its own above.
         if group != "default" and names:
             print_line(f"--tap {group}: {len(names)} taps, {names[0]} to {names[-1]}")
+    # Said each time: other tools count a multiply-add as one operation.
     print_line("kB/sample: on disk in float16, id included; GFLOP: two operations for each multiply-add")
     print_line(f"weights: {backbone.weights_source}; fingerprint {backbone.identity.fingerprint[:12]}")
     for note in backbone.notes:

@@ -8,7 +8,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurecache.cli.options import add_recorded_weights_options, features_of, memory_of
+from featurecache.cli.options import add_weights_file_options, features_of, memory_of
 from featurecache.cli.output import print_line, print_table, progress_on_stderr, warn
 from featurecache.errors import RequestError, command_line
 from featurecache.finetuning.settings import FineTuning
@@ -45,7 +45,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="train on the images themselves, decoded each time; repeat where the cache is of several folders",
     )
-    add_recorded_weights_options(group)
+    add_weights_file_options(group)
     for setting in _SETTINGS:
         _add_setting(group, setting)
     group.add_argument(
@@ -61,6 +61,7 @@ def add_layers_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_setting(group: Any, setting: Field[Any]) -> None:
     """Add the option of a field of `FineTuning`: several values where the field holds several."""
+    # Fields of `FineTuning` carry their own help and choices, so that each setting is declared once.
     option, default = dict(setting.metadata), setting.default
     # Each value makes a head of its own.
     if isinstance(default, tuple):
@@ -89,6 +90,7 @@ def layers_request(store: FeatureStore, task: Task, args: argparse.Namespace) ->
     on_activations = bool(args.from_tap or args.from_images)
     # ``python:`` names layers or an estimator: what it is trained on says which.
     layers = [head for head in args.head or () if is_layers(head) and (on_activations or not head.startswith(PYTHON))]
+    # What is left are heads on pooled features, which are trained beside the layers in one table.
     args.head = [head for head in args.head or () if head not in layers]
     if layers:
         sets = _layers_sets(store, task, args)
@@ -112,12 +114,14 @@ def climb_depths(store: FeatureStore, task: Task, args: argparse.Namespace) -> L
 
     if args.head or args.tta:
         raise RequestError("--depths auto chooses what is trained; leave --head and --tta out")
+    # Written so that NaN is refused too.
     if args.minutes is not None and not args.minutes > 0:
         raise RequestError(f"--minutes must be above 0, got {args.minutes:g}")
     if args.start is not None:
         raise RequestError("--depths auto starts every tail from a linear head; leave --start out")
     taps = [tap for tap in (*(args.tap or ()), *(args.from_tap or ())) if tap != "all"]
     sets = [feature_set for tap in taps or [None] for feature_set in store.select_sets(tap=tap, **features_of(args))]
+    # The deepest rung: all layers, trained on the images themselves.
     sets += _images(store, task, args)
     _warn_of_rounding([feature_set for feature_set in sets if not feature_set.is_pooled])
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -177,6 +181,7 @@ def _layers_sets(store: FeatureStore, task: Task, args: argparse.Namespace) -> l
             f"--from-images; `{command_line('ls', store.path)}` lists what is cached, `featurecache inspect BACKBONE "
             "--tails` what can be"
         )
+    # A tap that is named twice is trained on once.
     return [store.find(tap=tap, **features_of(args)) for tap in dict.fromkeys(taps)] + images
 
 
@@ -196,6 +201,7 @@ def _training(store: FeatureStore, task: Task, args: argparse.Namespace) -> Laye
     from featurecache.finetuning.training import LayerTraining
 
     given = {name: value for name, value in vars(args).items() if value is not None and name in _NAMES}
+    # A value that is given twice would be trained twice.
     given |= {name: tuple(dict.fromkeys(value)) for name, value in given.items() if isinstance(value, list)}
     if "augment" in given:
         given["augment"] = tuple(None if name == "none" else name for name in given["augment"])

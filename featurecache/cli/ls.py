@@ -53,6 +53,7 @@ def print_features(features: list[dict[str, Any]]) -> None:
                 item["dtype"],
                 item["rows"],
                 item["bad"],
+                # Views have their own column; the rest is the shape of one.
                 "x".join(map(str, item["shape"][1:] if item["views"] else item["shape"])),
                 human_bytes(item["bytes"]),
                 item["fingerprint"][:12],

@@ -8,23 +8,10 @@ import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 from featurecache.errors import RequestError
-from featurecache.specs import (
-    DEFAULT_BACKBONE,
-    DEFAULT_ENCODER,
-    BackboneRequest,
-    DtypeChoice,
-    ExtractionSettings,
-    InitName,
-    Interpolation,
-    JpegDecoding,
-    Orientation,
-    PrecisionName,
-    RuntimeName,
-    ViewSpec,
-)
+from featurecache.specs import DtypeChoice, ExtractionSettings, RuntimeName, ViewSpec
 
 if TYPE_CHECKING:
     from featurecache.evaluation.choosing import FeatureChoice
@@ -46,6 +33,7 @@ def verb_parser(verbs: Any, name: str, *, help: str, example: str, quiet: bool =
     quiet
         The verb draws progress, and has an option not to.
     """
+    # Raw, or argparse would join the lines of the example.
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=help,
@@ -107,41 +95,9 @@ def heads_of(names: Sequence[str] | None) -> tuple[HeadLike, ...]:
     return tuple(python_head(name) if name.startswith("python:") else name for name in names or ())
 
 
-def add_head_options(parser: argparse.ArgumentParser) -> None:
-    """Add a saved head, and what its backbone needs to be made again."""
-    parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
-    add_recorded_weights_options(parser)
-    parser.add_argument(
-        "--backbone",
-        metavar="B",
-        help="agree to run the code of a python:, hub: or file: backbone; folder of an hf: one",
-    )
-    parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers, or of a python: head")
-
-
-def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Add what names a backbone, or several, its weights and its preprocess."""
-    group = parser.add_argument_group("backbone")
-    group.add_argument(
-        "--backbone",
-        action="append",
-        metavar="B",
-        help="efficientnet_lite0, all_minilm_l6_v2 (texts), torchvision:NAME, timm:NAME, hf:NAME or FOLDER, "
-        "open_clip:NAME/WEIGHTS, file:PROGRAM.pt2 (torch.export), "
-        f"hub:FOLDER:entrypoint or python:package.module:factory (default {DEFAULT_BACKBONE}, of texts "
-        f"{DEFAULT_ENCODER}); repeat for several",
-    )
-    add_weights_options(group)
-    add_preprocess_options(parser)
-
-
-def add_recorded_weights_options(parser: Any) -> None:
-    """Add the weights file that cached features were made with."""
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights that the features were made with")
-    _add_weights_key(parser)
-
-
-def _add_weights_key(parser: Any) -> None:
+def add_weights_file_options(parser: Any, *, help: str = "weights that the features were made with") -> None:
+    """Add a weights file, and which of its sections is loaded."""
+    parser.add_argument("--weights", type=Path, metavar="FILE", help=help)
     parser.add_argument(
         "--weights-key",
         metavar="KEY",
@@ -149,46 +105,16 @@ def _add_weights_key(parser: Any) -> None:
     )
 
 
-def add_weights_options(parser: Any) -> None:
-    """Add where the weights come from."""
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or .pth; else the provider's own")
-    _add_weights_key(parser)
+def add_head_options(parser: argparse.ArgumentParser) -> None:
+    """Add a saved head, and what its backbone needs to be made again."""
+    parser.add_argument("head", type=Path, metavar="HEAD", help="folder of a saved head, DIR/heads/NAME")
+    add_weights_file_options(parser)
     parser.add_argument(
-        "--init", choices=get_args(InitName), default="pretrained", help="random: the same network before any training"
+        "--backbone",
+        metavar="B",
+        help="agree to run the code of a python:, hub: or file: backbone; folder of an hf: one",
     )
-    add_renamed_option(
-        parser, "--weights-seed", "--seed", type=int, default=0, metavar="S", help="of random weights (default 0)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=get_args(PrecisionName),
-        default="float32",
-        help="arithmetic of the network: the half ones are for GPUs, and slow on most CPUs",
-    )
-
-
-def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
-    """Add changes to the preprocess that belongs to the weights."""
-    group = parser.add_argument_group("preprocess", "belongs to the weights; change it only if you know better")
-    group.add_argument("--resize", type=int, metavar="PX", help="shorter side before cropping")
-    group.add_argument("--crop", type=int, metavar="PX", help="side of the centre crop")
-    group.add_argument("--interpolation", choices=get_args(Interpolation))
-    group.add_argument("--orientation", choices=get_args(Orientation), help="apply the EXIF orientation or not")
-    group.add_argument(
-        "--jpeg-decoding", choices=get_args(JpegDecoding), help="scaled: large JPEGs no finer than needed (default)"
-    )
-    group.add_argument(
-        "--range",
-        type=_pixel_range,
-        metavar="full|image|LOW,HIGH",
-        help="of 16-bit, 32-bit and floating-point images, the values that become black and white: those of the file "
-        "type (default), of each image its least and greatest, or two numbers, e.g. 0,4095",
-    )
-    # A range such as -1000,400 begins like an option.
-    parser._negative_number_matcher = re.compile(r"^-\d[\d.,eE+-]*$|^-\.\d+.*$")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="tokens of a text that count; the rest is cut off")
-    group.add_argument("--mean", type=_three_numbers, metavar="R,G,B")
-    group.add_argument("--std", type=_three_numbers, metavar="R,G,B")
+    parser.add_argument("--layers", metavar="L", help="agree to run the code of python: layers, or of a python: head")
 
 
 def source_argument(text: str) -> str | Path:
@@ -226,6 +152,7 @@ def named_source(args: argparse.Namespace, source: Any) -> Any:
     source
         What it calls a source.
     """
+    # A table of texts has no paths in it, and a folder has no columns.
     is_table = source is not None and args.text_column is None and Path(source).is_file()
     if not is_table or (args.path_column is None and not args.allow_local_urls):
         return source
@@ -258,6 +185,7 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
         "float16 would take more than 1 %% of their spread)",
     )
     group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
+    # No choices: engines come from installed packages, which are asked when one is named.
     group.add_argument("--engine", default="local", help="where jobs run (default: this process)")
     group.add_argument(
         "--max-bad", type=float, default=0.05, metavar="SHARE", help="exit with status 1 above this share of bad inputs"
@@ -282,7 +210,7 @@ def add_input_options(parser: argparse.ArgumentParser, *, purpose: str) -> None:
         "--source", type=source_argument, metavar="SOURCE", help="folder or table that the cache was made from"
     )
     add_table_options(group)
-    add_recorded_weights_options(group)
+    add_weights_file_options(group)
     group.add_argument(
         "--backbone", metavar="B", help="only this backbone's features; agrees to run the code of a python: backbone"
     )
@@ -325,44 +253,43 @@ def add_memory_option(parser: Any) -> None:
     )
 
 
-def requests_of(args: argparse.Namespace) -> list[BackboneRequest]:
-    """Return the backbones that the options name."""
-    from featurecache.extraction.extract import make_requests
-    from featurecache.specs import PreprocessSpec, TextPreprocessSpec
+class ExtractionChoice(TypedDict):
+    """What the options say of an extraction, by the parameters of `featurecache.extract`."""
 
-    names = ("resize", "crop", "interpolation", "orientation", "jpeg_decoding", "range", "mean", "std", "max_tokens")
-    changes = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    # Impossible numbers must fail before a network is loaded.
-    if "max_tokens" in changes:
-        TextPreprocessSpec(tokenizer="").override(**changes)
-    else:
-        PreprocessSpec().override(**changes)
-    # What comes with its weights from pip.
-    default = DEFAULT_BACKBONE if getattr(args, "text_column", None) is None else DEFAULT_ENCODER
-    return make_requests(
-        args.backbone or default,
-        weights=args.weights,
-        weights_key=args.weights_key,
-        preprocess=changes,
-        init=args.init,
-        seed=args.weights_seed,
-        precision=args.precision,
-    )
+    taps: list[str]
+    views: ViewSpec | None
+    text_column: str | None
+    id_column: str | None
+    settings: ExtractionSettings
+    engine: str
 
 
-def views_of(args: argparse.Namespace) -> ViewSpec | None:
-    """Return the views that the options name."""
-    if args.views is None:
-        if args.view_seed is not None:
-            raise RequestError(f"view seed {args.view_seed} is for views only; add --views K")
-        return None
-    return ViewSpec(count=args.views, seed=args.view_seed or 0)
+def extraction_of(args: argparse.Namespace) -> ExtractionChoice:
+    """Return how the options want features to be extracted.
+
+    Parameters
+    ----------
+    args
+        Of a parser with `add_extraction_options` and `add_table_options`.
+    """
+    # A seed alone would be ignored in silence.
+    if args.views is None and args.view_seed is not None:
+        raise RequestError(f"view seed {args.view_seed} is for views only; add --views K")
+    return {
+        "taps": args.tap or ["default"],
+        "views": None if args.views is None else ViewSpec(count=args.views, seed=args.view_seed or 0),
+        "text_column": args.text_column,
+        "id_column": args.id_column,
+        "settings": settings_of(args),
+        "engine": args.engine,
+    }
 
 
 def inputs_of(args: argparse.Namespace) -> Inputs:
     """Return the inputs that the options name."""
     from featurecache.extraction.recomputation import Inputs
 
+    # Only what says where and how fast: rows must come out as they were stored.
     settings = ExtractionSettings(device=args.device, num_workers=args.jobs)
     return Inputs(
         source=named_source(args, args.source),
@@ -382,8 +309,10 @@ def features_of(args: argparse.Namespace) -> FeatureChoice:
 
 def memory_of(args: argparse.Namespace) -> int | None:
     """Return how many bytes of features may be in memory, where --memory says it."""
+    # Written so that NaN is refused too.
     if args.memory is not None and not args.memory > 0:
         raise RequestError(f"--memory must be above 0, got {args.memory:g}")
+    # Decimal gigabytes, as `wording.human_bytes` writes them.
     return None if args.memory is None else int(args.memory * 1e9)
 
 
@@ -402,25 +331,3 @@ def _num_jobs(text: str) -> int | None:
     if not re.fullmatch(r"-1|0*[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"needs a number from 1, or -1 for one per core, got {text!r}")
     return None if text == "-1" else int(text)
-
-
-def _pixel_range(text: str) -> str | tuple[float, ...]:
-    if text in ("full", "image"):
-        return text
-    try:
-        values = tuple(map(float, text.split(",")))
-    except ValueError:
-        values = ()
-    if len(values) != 2:
-        raise argparse.ArgumentTypeError(f"needs full, image, or two numbers like 0,4095, got {text!r}")
-    return values
-
-
-def _three_numbers(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(map(float, text.split(",")))
-    except ValueError:
-        values = ()
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"needs three numbers like 0.5,0.5,0.5, got {text!r}")
-    return values

@@ -15,6 +15,7 @@ from featurecache.progress import Progress, Silent, bars
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
+    # As it is made: a document of all predictions or rows as one text would be held twice.
     for chunk in json.JSONEncoder(indent=1, allow_nan=False).iterencode(value):
         sys.stdout.write(chunk.replace("\x7f", "\\u007f"))  # the one control character that JSON leaves raw
     print()
@@ -38,15 +39,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, number
         Titles of columns that are aligned right.
     """
     from rich import box
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_plain(value) for value in row))
-    # Laid out for the terminal, or wide for a file.
-    console = _console()
+        table.add_row(*(Text(plain_text(str(value))) for value in row))  # never markup: names of files and classes
+    # In a file or a pipe nothing should be cut to the width of some terminal.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     with console.capture() as drawn:  # rich ends the process itself where nobody reads any more
         console.print(table)
     sys.stdout.write(drawn.get())
@@ -73,10 +76,12 @@ def print_warnings(warnings: Iterable[ReportWarning], *, to_stderr: bool = False
 
 def report_failures(failures: Sequence[OutputFailure], *, debug: bool) -> int:
     """Print which outputs could not be written, and return the exit status that this makes: 1 where there are any."""
+    # On stderr: stdout may be one JSON document, which says it in a field of its own.
     for failure in failures:
         if debug:
             traceback.print_exception(failure.error)
         print(f"featurecache: error: {failure.text}", file=sys.stderr)
+    # Not 2: the request was right, and its results are there.
     return int(bool(failures))
 
 
@@ -101,16 +106,3 @@ def counting(progress: Progress, phase: str) -> Callable[[int, int], None]:
         progress.advance(1)
 
     return step
-
-
-def _plain(value: Any) -> Any:
-    from rich.text import Text
-
-    return Text(plain_text(str(value)))  # never markup: cells hold names of files and classes
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # In a file or a pipe nothing should be cut to the width of some terminal.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)

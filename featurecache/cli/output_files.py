@@ -28,10 +28,12 @@ def check_outputs(outputs: Mapping[str, tuple[Path | None, tuple[str, ...]]], *,
             check_writable(path)
         except TableError as error:
             raise RequestError(f"{option} {path}: {error}") from None
+        # The ending says the format; a wrong one must not be found out after hours of work.
         if path.suffix.lower() not in suffixes:
             raise RequestError(f"{option} {path} must end in {', '.join(suffixes)}")
         if path.exists() and not replace:
             raise RequestError(f"{option} {path} is there already; pass --replace, or name another place")
+    # An option that says nothing is refused: whoever gave it would believe that something is replaced.
     if replace and not named:
         raise RequestError(f"--replace is for what {' and '.join(outputs)} name, and nothing is named; leave it out")
 

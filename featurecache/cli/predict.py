@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from featurecache.errors import ReportWarning
 
 
+# One in twenty of inputs like those that the head was fitted on is named too, as the help says.
 _OUTLIERS = 0.05
 
 
@@ -159,6 +160,7 @@ def _check_table_options(args: argparse.Namespace) -> None:
         raise RequestError("--columns and --like both say which columns a table has; leave one of them out")
     named = args.columns or args.like
     for option, value in (("--columns", args.columns), ("--like", args.like), ("--proba", args.proba)):
+        # JSON has all that is known, and the table for people has columns of its own.
         if value and not (args.csv or args.out):
             raise RequestError(f"{option} is about a table; add --out FILE or --csv")
     for option, value in (("--proba", args.proba), ("--top-k", args.top_k)):
@@ -185,6 +187,7 @@ def _rows_of(
     """Return what turns predictions into rows of the table that the options name."""
     counted = partial(with_quoted_counted, warnings=warnings, raw=args.raw_cells)
     if args.like:
+        # A sample of a submission has an order of its own, so all predictions are awaited.
         return lambda items: counted(rows_like(args.like, items, table, warnings))
     if args.columns:
         from featurecache.tables import sample_columns
@@ -216,6 +219,7 @@ def _write(
             if args.out:
                 write_out(as_rows(kept))
             else:
+                # Runs through all of them and keeps none.
                 deque(kept, maxlen=0)
     elif args.out:
         write_out(as_rows(counted))
@@ -226,6 +230,7 @@ def _write(
         writer.writerows(map(as_cells, as_rows(counted)))
     else:
         what = "row" if args.text_column else "file"
+        # For people: all rows are held, because a table's columns are as wide as their widest cell.
         titles = names or ["label", "probability", *(f"{rank}." for rank in range(2, (args.top_k or 0) + 1))]
         rows = [_shown(item, names, args.top_k or 0) for item in counted]
         print_table([what, *titles, "problem"], rows, numbers=names or ["probability"])
@@ -238,6 +243,7 @@ def _json_document(head: Path, warnings: list[ReportWarning]) -> Iterator[Callab
     Yields what takes a prediction into it, and returns that. Warnings are read at the end, when all are known.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as file:
+        # By hand: `json` writes a list only once it is whole, and predictions may be too many for memory.
         file.write(f'{{\n "head": {dumped(str(head))},\n "predictions": [')
         separators = chain([""], repeat(","))
 
@@ -249,6 +255,7 @@ def _json_document(head: Path, warnings: list[ReportWarning]) -> Iterator[Callab
         values = dumped([warning.to_json() for warning in warnings])
         file.write(f'\n ],\n "warnings": {values}\n}}\n')
         file.seek(0)
+        # Only now: a run that is killed has printed no half of a document.
         shutil.copyfileobj(file, sys.stdout)
 
 
@@ -257,6 +264,7 @@ def _shown(item: Prediction, names: list[str], top_k: int) -> list[str]:
     values = [f"{item.numbers[name]:.6g}" if item.numbers else "-" for name in names]
     if not names:
         values = [item.label or "-", "" if item.probability is None else f"{item.probability:.4f}"]
+        # The most probable one stands in the columns before.
         others = sorted(item.probabilities.items(), key=lambda pair: -pair[1])[1:top_k]
         values += [f"{name} {probability:.4f}" for name, probability in others]
         values += [""] * (max(top_k, 1) - 1 - len(others))

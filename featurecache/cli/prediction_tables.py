@@ -65,7 +65,7 @@ def whole_table(
         values |= {"label": lambda item: item.label, "probability": lambda item: item.probability}
         of_numbers.append("probability")
     for rank in range(min(top_k or 0, len(classes))):
-        values |= {f"label_{rank + 1}": _ranked_label(rank), f"probability_{rank + 1}": _ranked_probability(rank)}
+        values |= _ranked(rank)
         of_numbers.append(f"probability_{rank + 1}")
     if proba:
         # A class may be called as one of the columns is.
@@ -74,6 +74,7 @@ def whole_table(
         values |= {column: _probability(name) for name, column in names.items()}
         of_numbers += names.values()
     if outliers:
+        # None where nothing can be told, which is neither yes nor no.
         values["outlier"] = lambda item: {True: "yes", False: "no", None: None}[item.is_outlier]
     values |= {"status": lambda item: item.status, "reason": lambda item: item.reason}
     return PredictionTable(list(values), of_numbers, values)
@@ -112,11 +113,14 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
     # Whatever it is called, one column that is left is for what the head predicts, unless it asks for something else.
     left = [name for name in columns if name not in (names[0], *numbers, *whole) and name.casefold() not in by_case]
     left = [name for name in left if name not in classes]
-    if len(left) > 1 or (
-        left and (len(columns) > 2 or _asks_for_more(left[0])) and plain_name(left[0]) not in LABEL_COLUMNS
-    ):
+    is_unclear = len(left) > 1
+    if len(left) == 1 and plain_name(left[0]) not in LABEL_COLUMNS:
+        # A column of a probability or a rank does not say of which class.
+        is_unclear = len(columns) > 2 or re.search(r"prob|score|confidence|likelihood|rank", left[0]) is not None
+    if is_unclear:
         known = ", ".join(dict.fromkeys(["label", *whole, *classes]))
         raise RequestError(f"the column {left[-1]!r} says nothing that this head knows; it knows {known}")
+    # Numbers and classes first: a head may predict something that is called like a column of names.
     for name in columns:
         if name in numbers:
             values[name] = _number(name)
@@ -133,11 +137,6 @@ def named_table(columns: Sequence[str], classes: Sequence[str], numbers: Sequenc
     if left and len(numbers) > 1:
         raise RequestError(f"the column {left[0]!r} could be any of {', '.join(numbers)}; name one of them")
     return PredictionTable(list(columns), of_numbers, values)
-
-
-def _asks_for_more(name: str) -> bool:
-    """Tell whether a name is one of a probability, which says of no class whose it is."""
-    return re.search(r"prob|score|confidence|likelihood|rank", name) is not None
 
 
 def rows_like(
@@ -165,10 +164,11 @@ def rows_like(
     from featurecache.store.label_matching import match_names
     from featurecache.tables import open_table, sample_columns
 
+    # Rows, not predictions: a probability of each class would be held for nothing.
     by_path = {item.path: table.row(item) for item in predictions}
     key = sample_columns(table.columns)[0]
-    with open_table(path) as wanted:
-        names = [str(row[key]).strip() for _, row in wanted if (row.get(key) or "").strip()]
+    with open_table(path) as sample:
+        names = [str(row[key]).strip() for _, row in sample if (row.get(key) or "").strip()]
     try:
         # A name in another folder is another input here: samples of a contest are never trained on.
         matches = match_names([name.replace("\\", "/") for name in names], list(by_path), by_file=False)
@@ -200,6 +200,7 @@ def once_each(rows: Iterable[dict[str, Value]], column: str) -> Iterator[dict[st
     RequestError
         Two inputs are called the same.
     """
+    # Names only: rows go on as they come.
     seen: set[Value] = set()
     for row in rows:
         if row[column] in seen:
@@ -223,6 +224,7 @@ def with_quoted_counted(
     from featurecache.errors import ReportWarning
     from featurecache.table_output import safe_row
 
+    # Counted on their way: the rows are too many to be looked through twice.
     count, first = 0, ""
     for row in rows:
         if not raw and (safe := safe_row(row)) != row:
@@ -264,17 +266,15 @@ def _probability(name: str) -> Callable[[Prediction], Value]:
     return lambda item: item.probabilities.get(name)
 
 
-def _ranked(item: Prediction, rank: int) -> tuple[str | None, float | None]:
-    order = sorted(item.probabilities.items(), key=lambda pair: -pair[1])
-    return order[rank] if order else (None, None)
+def _ranked(rank: int) -> dict[str, Callable[[Prediction], Value]]:
+    """Return the two columns of the class of a rank, from 0: its name and its probability."""
 
+    def ranked(item: Prediction) -> tuple[str | None, float | None]:
+        # `sorted` is stable: of equal probabilities, the class that the head has first.
+        order = sorted(item.probabilities.items(), key=lambda pair: -pair[1])
+        return order[rank] if order else (None, None)
 
-def _ranked_label(rank: int) -> Callable[[Prediction], Value]:
-    return lambda item: _ranked(item, rank)[0]
-
-
-def _ranked_probability(rank: int) -> Callable[[Prediction], Value]:
-    return lambda item: _ranked(item, rank)[1]
+    return {f"label_{rank + 1}": lambda item: ranked(item)[0], f"probability_{rank + 1}": lambda item: ranked(item)[1]}
 
 
 def _name_of(column: str) -> Callable[[Prediction], Value]:

@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     store = FeatureStore.open(args.cache)
     repairs = repair(store)
     if args.source is not None:
+        # Opened anew: what was set aside is no longer there.
         _recompute(FeatureStore.open(args.cache), args)
+    # In any case: shards that an earlier repair set aside may be there again by now.
     recomputed = compare_set_aside(store)
     if args.json:
         print_json({"repairs": list(map(asdict, repairs)), "recomputed": list(map(asdict, recomputed))})

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.to_json())
         return 0
+    # One line each, so that a dry run shows exactly what would go.
     for path in found.paths:
         print_line(str(path))
     verb = "would be removed" if args.dry_run else "removed"

@@ -7,26 +7,26 @@ import shlex
 import sys
 import webbrowser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from featurecache.cli.backbone_options import add_backbone_options, requests_of
 from featurecache.cli.extract import exit_status, print_summary
 from featurecache.cli.imports import without_collection
 from featurecache.cli.options import (
-    add_backbone_options,
     add_extraction_options,
     add_table_options,
+    extraction_of,
     named_source,
-    requests_of,
-    settings_of,
     source_argument,
     verb_parser,
-    views_of,
 )
 from featurecache.cli.output import print_json, print_line, print_warnings, progress_on_stderr, report_failures
 from featurecache.cli.task import add_label_options, labels_of, print_task
 from featurecache.cli.train import add_training_options, print_results, training_of
+from featurecache.table_output import TABLE_SUFFIXES
 
-_TABLES = (".csv", ".tsv", ".tab", ".parquet")
+if TYPE_CHECKING:
+    from featurecache.run_report import RunReport
 
 
 def add_parser(verbs: Any) -> None:
@@ -69,12 +69,11 @@ def run(args: argparse.Namespace) -> int:
     """Do the main job and print what came of it."""
     with without_collection():
         from featurecache import run as do_main_job
-        from featurecache.advice.finding import summary
-        from featurecache.deployment.kept import describe_kept
+        from featurecache.deployment import kept  # noqa: F401 - brings PyTorch and scikit-learn, which the job needs
 
     # Tables have the labels too, unless another one is named, which may know texts by their id.
     source, path = named_source(args, args.source), Path(args.source)
-    is_table = args.text_column is not None or (path.suffix.lower() in _TABLES and path.is_file())
+    is_table = args.text_column is not None or (path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
     table = args.labels or (path if is_table else None)
     by_id = args.labels is not None and args.id_column is not None
     # Tar files may have labels of their own; else the folders in them say the class.
@@ -87,35 +86,38 @@ def run(args: argparse.Namespace) -> int:
             task=args.task,
             allow_missing=args.allow_missing,
             backbone=requests_of(args),
-            taps=args.tap or ["default"],
-            views=views_of(args),
-            text_column=args.text_column,
-            id_column=args.id_column,
-            settings=settings_of(args),
-            engine=args.engine,
+            **extraction_of(args),
             training=training_of(args),
             report=args.report,
             command=shlex.join(["featurecache", *sys.argv[1:]]),
             progress=progress,
         )
-    extraction, training = done.extraction, done.training
     if args.json:
         print_json(done.to_json())
     else:
-        print_summary(extraction)
-        print_task(extraction.store, training.task, with_warnings=False)  # they stand at the end, with all others
-        print_results(training, look_at_test=args.look_at_test, wide=args.wide)
-        print_warnings(training.warnings)
-        for line in summary(done.advice):
-            print_line(f"next: {line}")
-        if done.report is not None:
-            print_line(f"report: {done.report}")
-            if args.open and not webbrowser.open(done.report.absolute().as_uri()):
-                print_line("no browser could be started; open the report by hand")
-        if done.saved is not None:
-            print_line(f"kept in {done.saved}: {describe_kept(training.best, args.keep)}")
-        if done.predict_command is not None:
-            modality = extraction.sets[0].identity.preprocess.modality
-            print_line(f"label new {modality}s with: {done.predict_command}")
+        _print(done, args)
     # A report that could not be written does not take the heads away, but the command did not do all.
-    return report_failures(done.failures, debug=args.debug) or exit_status(extraction, args.max_bad)
+    return report_failures(done.failures, debug=args.debug) or exit_status(done.extraction, args.max_bad)
+
+
+def _print(done: RunReport, args: argparse.Namespace) -> None:
+    """Print what was extracted and trained, what to do next, and where everything is."""
+    from featurecache.advice.finding import summary
+    from featurecache.deployment.kept import describe_kept
+
+    extraction, training = done.extraction, done.training
+    print_summary(extraction)
+    print_task(extraction.store, training.task, with_warnings=False)  # they stand at the end, with all others
+    print_results(training, look_at_test=args.look_at_test, wide=args.wide)
+    print_warnings(training.warnings)
+    for line in summary(done.advice):
+        print_line(f"next: {line}")
+    if done.report is not None:
+        print_line(f"report: {done.report}")
+        if args.open and not webbrowser.open(done.report.absolute().as_uri()):
+            print_line("no browser could be started; open the report by hand")
+    if done.saved is not None:
+        print_line(f"kept in {done.saved}: {describe_kept(training.best, args.keep)}")
+    if done.predict_command is not None:
+        modality = extraction.sets[0].identity.preprocess.modality
+        print_line(f"label new {modality}s with: {done.predict_command}")

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.store import FeatureStore
 
     store = FeatureStore.open(args.cache)
+    # Plain features: an input is compared as it is, not by its views.
     feature_set = store.find(tap=args.tap, backbone=args.backbone, fingerprint=args.fingerprint, views=0)
     found = similar(store, args.inputs, feature_set, args.count, backbone=args.backbone, weights=args.weights)
     if args.json:

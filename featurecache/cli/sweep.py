@@ -104,9 +104,11 @@ def run(args: argparse.Namespace) -> int:
         from featurecache.store.store import FeatureStore
         from featurecache.table_output import TABLE_SUFFIXES
 
+    # All options are checked before the cache is read.
     plan, memory = _plan(args), memory_of(args)
     check_outputs({"--out": (args.out, TABLE_SUFFIXES), "--picture": (args.picture, (".svg",))}, replace=args.replace)
     store = FeatureStore.open(args.cache)
+    # A task that is named twice is swept once.
     tasks = [store.task(name) for name in dict.fromkeys(args.task or store.task_names())]
     if not tasks:
         raise RequestError(f"{store.path} has no tasks; add one with `featurecache task add`")
@@ -117,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
     lines, failures = report.lines(), list[OutputFailure]()
     if args.out:
         rows = [row.to_json() for row in report.rows]
+        # Without ``numbers``: columns of a sweep's rows have the types that their values have.
         table = partial(write_table_at, "--out", args.out, COLUMNS, rows, replace=args.replace, raw=args.raw_cells)
         try_output("--out", table, failures)
     if args.picture:
@@ -125,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
         print_json({**report.to_json(), "failed_outputs": [failure.text for failure in failures]})
     else:
         _print(report, lines, sets)
+    # A fit that failed is a finding, as is a file that could not be written.
     return report_failures(failures, debug=args.debug) or int(bool(report.failed))
 
 
@@ -139,6 +143,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         num_folds=args.folds,
         shots=args.shots or (),
         shares=args.share or (),
+        # Never by default: a sweep is for choosing, and a split that was chosen on is no test any more.
         on_test=args.look_at_test,
         tta=args.tta,
         balanced=args.balanced,
@@ -173,6 +178,7 @@ def _print(report: SweepReport, lines: list[SweepLine], sets: list[FeatureSet]) 
         row = head.row
         warn(f"head {row.head} is left out on {named[row.set_key]}, task {row.task}: it {head.reason}")
     names = distinct_names([line.to_json() for line in lines])
+    # One table each: scores of different measures must not be compared.
     for measure in dict.fromkeys(line.measure for line in lines):
         numeric = ["labels", measure.replace("_", " "), "95 % interval", "divisions", "seconds"]
         print_table(

@@ -96,6 +96,7 @@ def add_label_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kind",
+        # Names of release 0.1 are taken, and stand in no help.
         type=lambda text: EARLIER_KINDS.get(text, text),
         choices=tuple(TASK_NOUN),
         default="classification",
@@ -170,6 +171,7 @@ def labels_of(
             keep_na=args.keep_na,
             merge_spellings=args.merge_spellings,
         )
+    # `task add` takes the table as an argument, `run` as an option.
     advice = "give a CSV with " + ("--labels and " if args.verb == "run" else "")
     if args.kind != "classification":
         raise RequestError(f"folders say classes, not {args.kind}; {advice}--kind {args.kind}")
@@ -182,6 +184,7 @@ def labels_of(
     for word, column in columns.items():
         if column:
             raise RequestError(f"folders say no {word}s; {advice}--{word}-column")
+    # Refused rather than ignored: folders would be taken for what somebody said of a table.
     for option in ("path_column", "label_column", "delimiter", "no_header", "keep_na"):
         if getattr(args, option):
             raise RequestError(f"--{option.replace('_', '-')} is about a table, and folders say the labels; {advice}it")
@@ -205,11 +208,13 @@ def run_add(args: argparse.Namespace) -> int:
     # Both, or neither.
     if args.from_folders == (args.labels is not None):
         raise RequestError("say where the labels come from: either --from-folders or a CSV file")
+    # By its key, under which the cache has listed it.
     root = None if args.source is None else Path(open_source(args.source, text_column=args.text_column).key)
     labels = labels_of(args, args.labels, text_column=args.text_column, root=root)
     store = FeatureStore.open(args.cache)
     alike = None
     if args.group_near_copies:
+        # Only where it is asked for: features of all samples are compared with each other.
         from featurecache.advice.unlabelled import near_copy_groups
 
         alike = near_copy_groups(store)

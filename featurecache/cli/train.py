@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from featurecache.evaluation.calibration import Calibration
     from featurecache.evaluation.comparison import Comparison
     from featurecache.evaluation.training import TrainingReport
+    from featurecache.finetuning.ladder import Ladder
     from featurecache.heads.thresholds import Thresholds
     from featurecache.store.store import FeatureStore
     from featurecache.store.tasks import Task
@@ -122,14 +123,14 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train and print the table."""
     with without_collection():
-        from featurecache.deployment.kept import describe_kept, keep_head
+        from featurecache.deployment.kept import keep_head
         from featurecache.evaluation.history import remember_training
         from featurecache.finetuning.training import keeps_statistics
-        from featurecache.run import predict_command
         from featurecache.store.feature_sets import type_warnings
         from featurecache.store.naming import check_name
         from featurecache.store.store import FeatureStore
 
+    # A name that cannot be used must not cost a training.
     if args.save:
         check_name("head", args.save)
     store = FeatureStore.open(args.cache)
@@ -142,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype is None:
         used = {head.feature_set.key: head.feature_set for head in report.heads}
         report.warnings += type_warnings(used.values(), store.feature_sets())
+    # Before anything is printed or kept: the split has been looked at, whatever happens next.
     report.changes = remember_training(store, report)
     failures: list[OutputFailure] = []
     saved = None
@@ -150,23 +152,36 @@ def run(args: argparse.Namespace) -> int:
         saved = try_output(
             "--save", lambda: keep_head(store, args.save, report.best, keep=args.keep, memory=memory), failures
         )
-    frozen_statistics = any(map(keeps_statistics, report.heads))
     if args.json:
-        document = report.to_json() | ({} if ladder is None else ladder.to_json())
-        failed = [failure.text for failure in failures]
-        outputs = {"saved": None if saved is None else str(saved), "failed_outputs": failed}
-        print_json({**document, "frozen_statistics": frozen_statistics, **outputs})
-        return report_failures(failures, debug=args.debug)
+        print_json(
+            report.to_json()
+            | ({} if ladder is None else ladder.to_json())
+            | {
+                "frozen_statistics": any(map(keeps_statistics, report.heads)),
+                "saved": None if saved is None else str(saved),
+                "failed_outputs": [failure.text for failure in failures],
+            }
+        )
+    else:
+        _print(report, ladder, saved, args)
+    return report_failures(failures, debug=args.debug)
+
+
+def _print(report: TrainingReport, ladder: Ladder | None, saved: Path | None, args: argparse.Namespace) -> None:
+    """Print the table, what was doubtful, and where the kept head is."""
+    from featurecache.deployment.kept import describe_kept
+    from featurecache.finetuning.training import keeps_statistics
+    from featurecache.run import predict_command
+
     print_results(report, look_at_test=args.look_at_test, wide=args.wide)
     if ladder is not None:
         print_ladder(ladder.to_json()["ladder"])
-    if frozen_statistics:
+    if any(map(keeps_statistics, report.heads)):
         print_line("norms keep the statistics of the pretrained weights; --batch-norm train lets them learn")
     print_warnings(report.warnings)
     if saved:
         print_line(f"kept in {saved}: {describe_kept(report.best, args.keep)}")
         print_line(f"label new inputs with: {predict_command(saved, report.best)}")
-    return report_failures(failures, debug=args.debug)
 
 
 def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> TrainingReport:
@@ -175,6 +190,7 @@ def _train(store: FeatureStore, task: Task, args: argparse.Namespace) -> Trainin
     from featurecache.train import train
 
     layers = layers_request(store, task, args)
+    # Whoever names layers alone wants no table of all heads beside them.
     only_layers = layers is not None and not args.head
     sets = [] if only_layers else sets_to_train_on(store, args.tap, args.head or (), tta=args.tta, **features_of(args))
     with progress_on_stderr(quiet=args.quiet) as progress:
@@ -210,6 +226,7 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
     wide : bool
         Show settings, all scores and seconds: more than 80 columns hold.
     """
+    # The first few tell what is wrong; `info` lists all bad inputs.
     for path, (status, reason) in list(report.left_out.items())[:5]:
         warn(f"{path} is left out: {status} ({reason})")
     for head, reason in report.heads_left_out.items():
@@ -240,6 +257,7 @@ def print_results(report: TrainingReport, *, look_at_test: bool = False, wide: b
         print_line(f"its probabilities there: {_calibration(measured)}")
     elif len(details.per_output) > 1:
         titles_of_outputs = list(details.per_output[0])
+        # Not thousands of outputs.
         shown = [[_shown(value) for value in output.values()] for output in details.per_output[:50]]
         columns = [title.replace("_", " ") for title in titles_of_outputs]
         print_table(columns, shown, numbers=columns[1:])
@@ -314,6 +332,7 @@ def _thresholds(thresholds: Thresholds, classes: Sequence[str]) -> str:
     """Say from which probability on something is predicted."""
     names = classes if thresholds.positive is None else [classes[thresholds.positive]]
     pairs = [f"{name} from {value:.3g}" for name, value in zip(names, thresholds.values, strict=True)]
+    # A multilabel head may have hundreds of labels, each with its threshold.
     shown = ", ".join(pairs[:8]) + (", ..." if len(pairs) > 8 else "")
     return f"thresholds by {thresholds.rule}, chosen on the rows that chose the head: {shown}"
 
@@ -340,6 +359,7 @@ def _print_choice(report: TrainingReport) -> None:
 
 def _calibration(measured: Calibration) -> str:
     text = f"log loss {measured.log_loss:.3f} ({_interval(measured.log_loss_low, measured.log_loss_high)})"
+    # Not told of too few samples, where chance alone makes it large.
     if measured.expected_calibration_error is None:
         return text
     chance = f"chance alone makes it {measured.error_by_chance:.3f}"

@@ -13,6 +13,7 @@ from featurecache.errors import RequestError
 if TYPE_CHECKING:
     from featurecache.verification import CacheVerification
 
+# Written out: the module that checks them imports numpy, for which `--help` should not wait.
 LEVELS = ("structure", "blocks", "digest", "hdf5")
 
 
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from featurecache.store.store import FeatureStore
     from featurecache.verification import verify_cache
 
+    # A stranger's cache may be anything: what opening would refuse is what is to be reported.
     store = FeatureStore.open(args.cache, strange=True)
     if args.deep and args.source is None:
         roots = ", ".join(listing.root for listing in store.listings.all())
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(found.to_json())
     else:
         _print(found, asked_deep=args.deep)
+    # Warnings are no problems: a cache can be whole, and its features worth little.
     return 1 if found.problems else 0
 
 
@@ -84,6 +87,7 @@ def _print(found: CacheVerification, *, asked_deep: bool) -> None:
             f"{deep.num_rows} rows computed again: {deep.num_identical} identical, {deep.num_close} within tolerance, "
             f"{deep.num_rows - deep.num_identical - deep.num_close} different"
         )
+    # Rows that are compared with damaged ones would say nothing.
     elif asked_deep:
         print_line("nothing was computed again: mend these problems first")
     print_warnings(found.warnings)

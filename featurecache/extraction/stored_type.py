@@ -8,6 +8,7 @@ the plain ones, because heads on views are scored on these.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 
 import numpy as np
@@ -52,7 +53,7 @@ def choose_types(job: ExtractionJob, store: FeatureStore, listing: Listing) -> d
     backbone, taps = job.network.backbone, job.network.taps
     if job.settings.dtype != "auto":
         return {tap.name: job.settings.dtype for tap in taps}
-    fingerprints = [backbone.identity.with_views(views).fingerprint for views in reversed(job.variants)]
+    fingerprints = [replace(backbone.identity, views=views).fingerprint for views in reversed(job.variants)]
     types = {tap.name: _known_type(store, fingerprints, tap.name) for tap in taps}
     unknown = [tap for tap in taps if types[tap.name] is None]
     features = _measured_features(job, store, listing, unknown) if unknown else {}

@@ -92,7 +92,7 @@ def _add_sets(
 ) -> list[FeatureSet]:
     """Add a feature set for each tap, and keep with it what is doubtful about the backbone."""
     backbone = network.backbone
-    identity = backbone.identity.with_views(views)
+    identity = replace(backbone.identity, views=views)
     about = BackboneAbout(
         num_parameters=backbone.num_parameters,
         num_trainable=backbone.num_trainable,

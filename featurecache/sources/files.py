@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurecache.errors import InputError
-from featurecache.files import GrowingError, TooLargeError, open_regular, read_open, reason_of
+from featurecache.files import GrowingError, TooLargeError, blocks_of, open_regular, reason_of
 from featurecache.sources.source import Entry, SingleUnit, Stamp, Unit
 from featurecache.specs import MAX_FILE_BYTES
 
@@ -54,7 +54,7 @@ def read_file(path: str | Path, *, stamp: Stamp | None, max_bytes: int) -> bytes
     """
     try:
         with open_regular(path, max_bytes=max_bytes) as (file, before):
-            data = read_open(file, before)
+            data = b"".join(blocks_of(file, before, block_bytes=before.st_size + 1))
             after = os.fstat(file.fileno())
     except FileNotFoundError:
         raise InputError("missing", "the file was removed while the run went on") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featurecache.errors import SourceError
 from featurecache.files import reason_of, why_not_regular
-from featurecache.ignored import IgnoredCounter, IgnoredFiles
+from featurecache.ignored import HIDDEN, IgnoredCounter, IgnoredFiles
 from featurecache.sources.decoding.images import FORMATS, SUFFIXES
 from featurecache.sources.entries import ENCODING, ERRORS
 from featurecache.sources.files import read_file
@@ -135,7 +135,7 @@ class _Walk:
         if pending:
             pending[-1].has_images = True
             for path in left.empty:
-                self.ignored.add_folder(os.fsdecode(path.rstrip(b"/")))
+                self.ignored.folders.append(os.fsdecode(path.rstrip(b"/")))
 
     def _listed(self, folder: bytes, prefix: bytes) -> Iterator[_Found] | None:
         """Return what one folder holds, sorted by relative path; nothing of one that was there before."""
@@ -151,7 +151,7 @@ class _Walk:
                 f"cannot list {os.fsdecode(folder)}: {error.strerror}; make it readable, or move it away"
             ) from None
         visible = [entry for entry in every if not entry.name.startswith(b".")]
-        self.ignored.add_hidden(len(every) - len(visible))
+        self.ignored.others[HIDDEN] += len(every) - len(visible)
         # A folder sorts with its slash, as the paths below it do.
         named = sorted(((entry.name + b"/", entry) if _is_folder(entry) else (entry.name, entry)) for entry in visible)
         return ((entry.path, prefix + name, None if name.endswith(b"/") else entry) for name, entry in named)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featurecache.errors import InputError, MissingExtraError, SourceError, shortened
-from featurecache.ignored import IgnoredCounter, IgnoredFiles
+from featurecache.ignored import HIDDEN, IgnoredCounter, IgnoredFiles
 from featurecache.sources.folder import IMAGE_SUFFIXES
 from featurecache.sources.path_list import stamp_of
 from featurecache.sources.source import Entry, SingleUnit, Stamp, Unit
@@ -72,7 +72,7 @@ class RemoteFolder(SingleUnit):
                 continue
             name = path[len(self._root) :].lstrip("/") if path.startswith(self._root) else path
             if not name or any(folder.startswith(".") for folder in PurePosixPath(name).parts):
-                ignored.add_hidden(1)
+                ignored.others[HIDDEN] += 1
             elif PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES:
                 names.append((name, about))
             else:

@@ -6,6 +6,7 @@ passed over: the class that a pickle names is never looked up, an inert object s
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from featurecache.backbones.weights.file_formats import (
     differing_digest,
     format_of,
 )
-from featurecache.errors import WeightsError, nearest, shortened
+from featurecache.errors import WeightsError, shortened
 from featurecache.files import why_not_regular
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _under(
     inside = [name for name in tensors if name.startswith(f"{key}.")]
     if not inside:
         known = list(dict.fromkeys(section for section in sections.values() if section))
-        near = nearest(key, known) or known[:_SHOWN]
+        near = difflib.get_close_matches(key, known) or known[:_SHOWN]
         there = f"there is {', '.join(near)}" if near else "its tensors lie in no named part"
         raise WeightsError(f"weights file {path} has no tensors under the key {key!r}; {there}")
     start = len(key) + 1
