@@ -133,6 +133,28 @@ class DriftError(FeatureCacheError, ValueError):
     """This machine makes other features than those that are stored."""
 
 
+class WorkerDiedError(FeatureCacheError, RuntimeError):
+    """Processes that worked on a job were ended again and again.
+
+    Parameters
+    ----------
+    exit_code : int
+        Of the last one: negative, the signal that ended it.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        # Of what the system kills, nearly all took too much memory.
+        why = "the system ended it, perhaps for its memory" if exit_code == -9 else f"it ended with {exit_code}"
+        super().__init__(
+            f"several workers were lost, the last because {why}; what is committed stays: run the command again, with "
+            "fewer --processes or a smaller --batch-size"
+        )
+
+    def __reduce__(self) -> tuple[type[WorkerDiedError], tuple[int]]:
+        return type(self), (self.exit_code,)
+
+
 class StoreError(FeatureCacheError, ValueError):
     """A cache folder that cannot be used as it stands."""
 

@@ -227,6 +227,10 @@ class BackboneRequest:
             raise RequestError(f"seed {self.seed} is for random weights only; add --init random")
 
 
+ALL_GPUS = "cuda:all"
+"""As a device: every GPU of the machine, each with a worker of its own."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractionSettings:
     """How features are made on this machine; never part of the fingerprint."""
@@ -236,7 +240,10 @@ class ExtractionSettings:
     num_workers: int | None = None
     """Decoding threads; ``None`` means one per core."""
     device: str = "auto"
-    """``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` is the GPU that is there, else the CPU."""
+    """``cpu``, ``cuda``, ``cuda:1`` or ``mps``; ``auto`` is the GPU that is there, else the CPU. ``cuda:all`` is for
+    engines that start a worker for each GPU."""
+    num_processes: int | None = None
+    """Workers that an engine of several starts; ``None`` lets it choose."""
     runtime: RuntimeName = "auto"
     shard_rows: int = 4096
     """Rows per shard: what a killed run loses at most."""
@@ -247,7 +254,12 @@ class ExtractionSettings:
     def __post_init__(self) -> None:
         if self.shard_rows > MAX_SHARD_ROWS:
             raise RequestError(f"shard rows must be at most {MAX_SHARD_ROWS}, got {self.shard_rows}")
-        counts = {"batch size": self.batch_size, "shard rows": self.shard_rows, "num workers": self.num_workers}
+        counts = {
+            "batch size": self.batch_size,
+            "shard rows": self.shard_rows,
+            "num workers": self.num_workers,
+            "num processes": self.num_processes,
+        }
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise RequestError(f"{name} must be at least 1, got {value}")

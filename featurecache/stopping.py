@@ -92,7 +92,7 @@ def put_in_order(error: KeyboardInterrupt) -> int:
     for number in _descendants(os.getpid()):
         with suppress(OSError):
             os.kill(number, signal.SIGKILL)
-    _remove_temporary()
+    remove_temporary()
     if not _state.is_printed:
         _state.is_printed = True
         # Not `print`: the thread that holds the lock of the stream may be the one that hangs.
@@ -159,7 +159,7 @@ def _watch(waked: int, numbers: list[int], state: _State) -> None:
                 os._exit(128 + number)
 
 
-def _remove_temporary() -> None:
+def remove_temporary() -> None:
     """Remove the files and folders that must not outlive this process, those of joblib among them."""
     with _lock:
         left = list(_temporary)

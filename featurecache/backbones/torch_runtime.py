@@ -31,6 +31,7 @@ from featurecache.backbones.tapped import Features, Normalized
 from featurecache.backbones.taps import Tap, TappedBackbone
 from featurecache.errors import BackboneError, RequestError
 from featurecache.machine import num_cores
+from featurecache.specs import ALL_GPUS
 
 _log = logging.getLogger(__name__)
 
@@ -311,6 +312,10 @@ def checked_device(name: str) -> torch.device:
     """Return a device that is there; of ``auto``, the GPU if there is one."""
     if name == "auto":
         return torch.device(_best_device())
+    if name == ALL_GPUS:
+        raise RequestError(
+            f"device {name!r} is for engines of several workers; add --engine processes, or name one GPU"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:

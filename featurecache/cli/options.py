@@ -186,7 +186,8 @@ def add_extraction_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--shard-rows", type=int, default=default.shard_rows, metavar="N", help="rows in a shard")
     # No choices: engines come from installed packages, which are asked when one is named.
-    group.add_argument("--engine", default="local", help="where jobs run (default: this process)")
+    group.add_argument("--engine", default="local", help="local (default: this process), processes, rank or ray")
+    group.add_argument("--processes", type=int, metavar="N", help="workers that an engine of several starts")
     group.add_argument(
         "--max-bad", type=float, default=0.05, metavar="SHARE", help="exit with status 1 above this share of bad inputs"
     )
@@ -321,7 +322,12 @@ def settings_of(args: argparse.Namespace) -> ExtractionSettings:
     # Verbs that store nothing do not have these.
     given = {name: value for name, value in vars(args).items() if name in ("dtype", "shard_rows")}
     return ExtractionSettings(
-        runtime=args.runtime, device=args.device, batch_size=args.batch_size, num_workers=args.jobs, **given
+        runtime=args.runtime,
+        device=args.device,
+        batch_size=args.batch_size,
+        num_workers=args.jobs,
+        num_processes=getattr(args, "processes", None),
+        **given,
     )
 
 

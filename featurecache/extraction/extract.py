@@ -234,6 +234,8 @@ def run_extraction(
         settings=settings or ExtractionSettings(),
         views=ViewSpec(count=views) if isinstance(views, int) else views,
     )
+    if job.settings.num_processes is not None and engine in ("local", "rank"):
+        raise RequestError(f"--processes is for engines that start several workers; {engine} starts none")
     chosen = make_engine(engine, progress)  # before the scan: a wrong name must not cost the reading of a source
     listing = scan(job, progress=progress)
     done = sum(chosen.run(job), WorkerReport())

@@ -40,8 +40,8 @@ def cached(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Pa
 
 def test_verbs_are_the_documented_ones() -> None:
     first = ("run", "extract", "ls", "info", "task", "train", "sweep", "advise", "predict", "export")
-    second = ("export-features", "similar", "rm")
-    assert (*first, *second, "backbones", "inspect", "verify", "repair", "gc", "convert", "doctor") == VERBS
+    second = ("export-features", "similar", "explore", "rm")
+    assert (*first, *second, "backbones", "inspect", "verify", "repair", "gc", "convert", "doctor", "guide") == VERBS
 
 
 @pytest.mark.parametrize("verb", [[v] for v in VERBS if v != "task"] + [["task", "add"], ["task", "ls"]], ids=" ".join)

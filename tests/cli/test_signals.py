@@ -15,6 +15,7 @@ import pytest
 from conftest import COLOURS, REPOSITORY, RUNTIME, TINY, write_image
 
 from featurecache.cli import main
+from featurecache.store.store import FeatureStore
 
 Make = Callable[..., Path]
 LINUX = Path("/proc/self/stat").exists()
@@ -123,6 +124,22 @@ def test_an_extraction_is_stopped_between_shards(cached: tuple[Path, Path], tmp_
         assert (status, error) == (143, f"featurecache: stopped; {STOPPED['extract']}\n")
     assert leftovers(tmp_path, process.pid) == []
     assert main([*map(str, command)]) == 0
+
+
+def test_workers_end_with_the_command_that_started_them(cached: tuple[Path, Path], tmp_path: Path) -> None:
+    """Of a signal to it alone, of Ctrl-C to all of the session, and of its sudden death."""
+    command = ["extract", cached[0], "--cache", tmp_path / "new", "--backbone", TINY, "--shard-rows", "2", *RUNTIME]
+    for number, group in ((signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGKILL, False)):
+        process = start(*command, "--engine", "processes", "--processes", "2")
+        # Both workers, and the process in which Python notes what they share.
+        wait_until(lambda leader=process.pid: len(session(leader)) >= 3, process)
+        status, error = end(process, number, group=group)
+        if number != signal.SIGKILL and status != 0:
+            assert (status, error) == (128 + number, f"featurecache: stopped; {STOPPED['extract']}\n")
+        if number != signal.SIGKILL:
+            assert leftovers(tmp_path, process.pid) == []
+    assert main([*map(str, command)]) == 0
+    assert len(FeatureStore.open(tmp_path / "new").features()) == 60
 
 
 @pytest.mark.slow

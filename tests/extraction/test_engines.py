@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
-from multiprocessing.pool import Pool
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import TINY
+from conftest import REPOSITORY, TINY
 
 from featurecache import plugins
-from featurecache.errors import RequestError, UnknownNameError
-from featurecache.extraction.engines import Engine, make_engine
+from featurecache.errors import MissingExtraError, RequestError, UnknownNameError, WorkerDiedError
+from featurecache.extraction.engines import Engine, make_engine, processes, rank
 from featurecache.extraction.engines.local import LocalEngine
+from featurecache.extraction.engines.processes import ProcessesEngine
+from featurecache.extraction.engines.rank import RankEngine
+from featurecache.extraction.engines.ray import RayEngine
 from featurecache.extraction.extract import make_request, run_extraction
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.scan import scan
@@ -38,16 +45,22 @@ def job_on(source: Path, cache: Path, **options: object) -> ExtractionJob:
     )
 
 
-class Processes:
-    """An engine as somebody else would write it: workers in processes of their own."""
+class Meddling(Silent):
+    """Counts what it is told, and once does something in between."""
 
-    def __init__(self, progress: Progress, pool: Pool) -> None:
-        self.progress, self.pool = progress, pool
+    def __init__(self, meddle: Callable[[], None] = lambda: None) -> None:
+        self.meddle, self.totals, self.done, self.has_meddled = meddle, list[int](), 0, False
 
-    def run(self, job: ExtractionJob) -> Iterator[WorkerReport]:
-        for report in self.pool.imap_unordered(work, [job] * 2):
-            self.progress.advance(report.num_rows)
-            yield report
+    def start(self, phase: str, total: int) -> None:
+        if phase == "extracting":
+            self.totals.append(total)
+
+    def advance(self, count: int, *, bad: int = 0) -> None:
+        if self.totals:
+            self.done += count
+            if not self.has_meddled:
+                self.has_meddled = True
+                self.meddle()
 
 
 class TestLocalEngine(EngineContract):
@@ -55,20 +68,142 @@ class TestLocalEngine(EngineContract):
         return LocalEngine(progress)
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    """One process, which takes all workers, as each begins by loading torch; shared by tests."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        yield pool
+class TestProcessesEngine(EngineContract):
+    def make_engine(self, progress: Progress) -> Engine:
+        return ProcessesEngine(progress)
 
 
-class TestProcesses(EngineContract):
+class TestRankEngine(EngineContract):
     @pytest.fixture(autouse=True)
-    def use(self, pool: Pool) -> None:
-        self.pool = pool
+    def ranks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RANK", "0")
 
     def make_engine(self, progress: Progress) -> Engine:
-        return Processes(progress, self.pool)
+        return RankEngine(progress)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
+class TestRayEngine(EngineContract):
+    def make_engine(self, progress: Progress) -> Engine:
+        return RayEngine(progress)
+
+
+def test_a_worker_that_is_killed_costs_nothing(make_folder: Make, tmp_path: Path) -> None:
+    source = make_folder(per_class=20)
+    whole = run_extraction(source, tmp_path / "whole", make_request(TINY), settings=SETTINGS)
+
+    def kill_one() -> None:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    meddling = Meddling(kill_one)
+    settings = replace(SETTINGS, num_processes=2)
+    options = {"settings": settings, "engine": "processes", "progress": meddling}
+    report = run_extraction(source, tmp_path / "c", make_request(TINY), **options)
+    assert meddling.has_meddled
+    assert multiprocessing.active_children() == []
+    assert max(meddling.totals) == 60
+    features, expected = report.store.features(), whole.store.features()
+    np.testing.assert_array_equal(features[:], expected[:])
+    # What the killed one had committed and did not report is not computed again.
+    assert report.num_extracted + report.num_cached == 60
+    assert run_extraction(source, tmp_path / "c", make_request(TINY), **options).num_extracted == 0
+
+
+def test_workers_that_are_killed_again_and_again_end_the_run(make_folder: Make, tmp_path: Path) -> None:
+    def kill_all() -> None:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    class Deadly(Meddling):
+        def advance(self, count: int, *, bad: int = 0) -> None:
+            kill_all()
+
+    options = {"settings": replace(SETTINGS, num_processes=1, shard_rows=2), "engine": "processes"}
+    with pytest.raises(WorkerDiedError, match="several workers were lost, the last because the system ended it"):
+        run_extraction(make_folder(per_class=60), tmp_path / "c", make_request(TINY), progress=Deadly(), **options)
+    assert multiprocessing.active_children() == []
+    error = WorkerDiedError(3)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_script_without_a_main_guard_starts_workers(make_folder: Make, tmp_path: Path) -> None:
+    """Processes that begin by importing the script would start workers themselves, without end."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import featurecache as fc\n"
+        f"settings = fc.ExtractionSettings(runtime='torch', num_processes=2)\n"
+        f"store = fc.extract({str(make_folder(per_class=2))!r}, {str(tmp_path / 'c')!r}, backbone={TINY!r},\n"
+        "                   settings=settings, engine='processes')\n"
+        "print('rows', len(store.features()))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "rows 6\n", done.stderr
+
+
+def test_ranks_take_their_gpu_and_share_of_the_cores(
+    make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str | None, int | None]] = []
+
+    def noted(job: ExtractionJob, *, device: str | None, cores: int | None, progress: Progress) -> WorkerReport:
+        asked.append((device, cores))
+        return WorkerReport()
+
+    monkeypatch.setattr(rank, "work", noted)
+    monkeypatch.setattr(rank, "num_cores", lambda: 16)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    job = job_on(make_folder(per_class=1), tmp_path / "c")
+    for variables in (
+        {"RANK": "9", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8"},  # torchrun
+        {"SLURM_PROCID": "6", "SLURM_LOCALID": "6", "SLURM_NTASKS_PER_NODE": "8"},  # srun
+        {"SLURM_ARRAY_TASK_ID": "3"},  # a job array
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            list(RankEngine(Silent()).run(job))
+    assert asked == [("cuda:1", 2), ("cuda:2", 2), ("cuda:0", 16)]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr(rank, "num_cores", lambda: 2)  # the batch system bound the task to two
+    monkeypatch.setenv("SLURM_PROCID", "6")
+    list(RankEngine(Silent()).run(job))
+    assert asked[-1] == ("cpu", None)
+
+
+def test_gpus_are_shown_to_one_worker_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    every = ExtractionSettings(device="cuda:all")
+    assert [(slot.device, slot.visible_gpu) for slot in processes._slots(every)] == [("cuda:0", "0"), ("cuda:0", "1")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert [slot.visible_gpu for slot in processes._slots(every)] == ["5", "GPU-7"]
+    assert [slot.visible_gpu for slot in processes._slots(replace(every, num_processes=4))] == [
+        "5",
+        "5",
+        "GPU-7",
+        "GPU-7",
+    ]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(RequestError, match="--device cuda:all, but there is no GPU here"):
+        processes._slots(every)
+
+
+def test_engines_refuse_what_is_for_others(make_folder: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, request = make_folder(per_class=1), make_request(TINY)
+    for variable in ("RANK", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    for engine, settings, message in (
+        ("local", ExtractionSettings(num_processes=2), "--processes is for engines that start several workers; local"),
+        ("local", ExtractionSettings(device="cuda:all"), "'cuda:all' is for engines of several workers"),
+        ("rank", ExtractionSettings(), "none of RANK, SLURM_PROCID, SLURM_ARRAY_TASK_ID is set"),
+        ("processes", ExtractionSettings(num_processes=999), "999 processes on .* cores wait for each other"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            run_extraction(source, tmp_path / "c", request, settings=settings, engine=engine)
+    if find_spec("ray") is None:
+        with pytest.raises(MissingExtraError, match="ray"):
+            run_extraction(source, tmp_path / "c", request, engine="ray")
 
 
 @pytest.fixture
@@ -122,7 +257,7 @@ def test_wrong_engines_are_refused(offered: list[EntryPoint]) -> None:
         EntryPoint("broken", "no_such_module:Engine", "featurecache.engines"),
         EntryPoint("twice", "one:Engine", "featurecache.engines"),
         EntryPoint("twice", "two:Engine", "featurecache.engines"),
-        EntryPoint("local", f"{__name__}:Processes", "featurecache.engines"),
+        EntryPoint("local", f"{__name__}:Meddling", "featurecache.engines"),
     ]
     with pytest.raises(RequestError, match=r"engine 'broken' of no_such_module:Engine \(.*\) cannot be used: Modu"):
         make_engine("broken", Silent())

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from featurecache.extraction.engines.local import LocalEngine
+from featurecache.extraction.engines.processes import ProcessesEngine
+from featurecache.extraction.engines.rank import RankEngine
+from featurecache.extraction.engines.ray import RayEngine
 from featurecache.extraction.job import ExtractionJob
 from featurecache.extraction.worker_report import WorkerReport
 from featurecache.plugins import load_named
@@ -35,7 +38,12 @@ class Engine(Protocol):
 
 
 # Searched before entry points, so that no distribution can take the name of one of ours.
-OWN: dict[str, Callable[[Progress], Engine]] = {"local": LocalEngine}
+OWN: dict[str, Callable[[Progress], Engine]] = {
+    "local": LocalEngine,
+    "processes": ProcessesEngine,
+    "rank": RankEngine,
+    "ray": RayEngine,
+}
 
 
 def make_engine(name: str, progress: Progress) -> Engine:

@@ -26,7 +26,7 @@ _SECONDS_BETWEEN_REMARKS = 2.0
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Runs a job on the cluster of ``RAY_ADDRESS``, on that which this program is connected to, or on this machine alone.
+    """Runs a job on the cluster of ``RAY_ADDRESS``, on the one that this program is connected to, or on this machine.
 
     A task holds one GPU, or all cores of a machine. One that is lost begins again elsewhere and takes what is left. The
     cache and the source must lie where all machines see them under the same path.
