@@ -52,6 +52,8 @@ class _State:
         self.exit_message: Callable[[], str] = lambda: "stopped"
         self.is_printed = False
         self.must_end = False
+        self.is_held = False
+        """A signal waits: see `uninterrupted`."""
         self.has_ended = threading.Event()
 
 
@@ -143,7 +145,21 @@ def _raise_once(number: int, _frame: object) -> None:
     """Raise in the main thread, once: a second signal must not break what puts things in order after the first."""
     if _state.is_active and _state.number is None:
         _state.number = number
-        raise Stopped(number)
+        if not _state.is_held:
+            raise Stopped(number)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a signal wait for the end of the block, for what must not be left half done: it should take moments."""
+    state = _state
+    state.is_held = True
+    try:
+        yield
+    finally:
+        state.is_held = False
+    if state.is_active and state.number is not None:
+        raise Stopped(state.number)
 
 
 def _watch(waked: int, numbers: list[int], state: _State) -> None:

@@ -23,10 +23,11 @@ from featurecache.extraction.worker_report import WorkerReport
 from featurecache.machine import num_cores
 from featurecache.progress import Progress
 from featurecache.specs import ALL_GPUS, ExtractionSettings
-from featurecache.stopping import remove_temporary, stops_cleanly
+from featurecache.stopping import remove_temporary, stops_cleanly, uninterrupted
 
 _SECONDS_TO_END = 2.5
 """Less than `featurecache.stopping` gives this process to put things in order."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _MOST_RESTARTS = 3
 """Of all workers together. One that memory ends would be ended again and again."""
 
@@ -60,7 +61,8 @@ class ProcessesEngine:
             )
         workers: list[_Started] = []
         try:
-            workers += [_Started.start(job, slot, cores) for slot in slots]
+            for slot in slots:
+                workers.append(_Started.start(job, slot, cores))
             yield from self._reports(workers, job, cores)
         finally:
             for each in workers:
@@ -133,7 +135,8 @@ class _Started:
         process = context.Process(
             target=_serve, args=(theirs, job, slot, cores), name="featurecache-worker", daemon=True
         )
-        with _no_main_module():
+        # A process that is left without what it begins with prints a traceback.
+        with uninterrupted(), _no_main_module(), _signals_blocked():
             process.start()
         # The end of the pipe is seen only when nobody else holds its other end.
         theirs.close()
@@ -171,6 +174,16 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block signals in a process that starts meanwhile, until it begins to work: Ctrl-C goes to all of a terminal."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) -> None:
     """Work in a process that was started for it, and tell the starter what happens."""
     threading.Thread(target=_end_with_starter, daemon=True).start()
@@ -178,6 +191,7 @@ def _serve(connection: Connection, job: ExtractionJob, slot: _Slot, cores: int) 
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible_gpu
     try:
         with stops_cleanly():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             report = work(job, device=slot.device, cores=cores, progress=_ToStarter(connection))
         connection.send(("done", report))
     except KeyboardInterrupt:
