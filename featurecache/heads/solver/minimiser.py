@@ -237,8 +237,9 @@ def _gram(objective: Objective) -> Tensor:
     """
     gram: Tensor | float = 0.0
     step, total = max(objective.data.num_rows // _ROWS_FOR_AXES, 1), 0
-    for block in objective.blocks():
-        Z = ((block.X[..., ::step, :].double() - objective.mean_D) / objective.scale_D).to(block.X.dtype)
+    for block in objective.blocks:
+        centred = block.X[..., ::step, :].double() - objective.moments.mean_D
+        Z = (centred / objective.moments.scale_D).to(block.X.dtype)
         gram = gram + (Z.mT @ Z).double()
         total += Z.shape[-2]
     assert isinstance(gram, Tensor)

@@ -14,7 +14,7 @@ from featurecache.heads.checks import has_few_rows, is_small
 from featurecache.heads.fold_blocks import NO_FOLD, FoldBlocks, Moments
 from featurecache.heads.solver.classifier import class_of_margins
 from featurecache.heads.solver.minimiser import Minimiser, Tolerance
-from featurecache.heads.solver.objective import LinearProblem, Objective
+from featurecache.heads.solver.objective import GroupMoments, LinearProblem, Objective
 from featurecache.heads.solver.row_space import RowSpaces
 
 # Numbers in all rows: with fewer, leaving out the rows of a fold saves less than a product for each fold takes.
@@ -90,20 +90,25 @@ class LinearPath:
         Solutions
         """
         num_rows, num_features = data.num_rows, data.num_features
-        small, moments = is_small(num_rows, num_features), Moments.of(data)
+        small, of_folds = is_small(num_rows, num_features), Moments.of(data)
+        of_groups = zip(*(of_folds.without(fold) for fold in problem.left_out), strict=True)
+        moments = GroupMoments(*map(torch.stack, of_groups), *of_folds.without(NO_FOLD)[1:3])
+        moments = moments if self.standardize else moments.unscaled(num_features)
         spaces = None
         if has_few_rows(num_rows, num_features):
-            spaces = RowSpaces(data, problem.left_out, moments, standardize=self.standardize)
-            objective = Objective(data, problem, moments, spaces.blocks, standardized=False)
+            # Rows are standardised on their way into the spaces, where all axes are to stay alike.
+            spaces = RowSpaces(data, moments.mean_GD, moments.scale_GD)
+            blocks, moments = spaces.blocks, moments.unscaled(spaces.blocks[0].X.shape[-1])
+            objective = Objective(data, problem, moments, blocks)
         else:
-            blocks = data.without_folds() if num_rows * num_features <= _FOLD_BLOCKS_FROM else data
-            objective = Objective(data, problem, moments, blocks, standardized=self.standardize)
+            small_enough = num_rows * num_features <= _FOLD_BLOCKS_FROM
+            objective = Objective(data, problem, moments, data.without_folds() if small_enough else data)
         dtype = torch.float64 if small else data.dtype
         minimiser = Minimiser(objective, self._tolerance(precise=precise, small=small), dtype)
         if start is not None:
             minimiser.start_at(start if spaces is None else spaces.inside(start))
         for C in Cs:
-            theta = minimiser.solve(1.0 / (C * objective.weight_G))
+            theta = minimiser.solve(1.0 / (C * moments.weight_G))
             weights, intercept = objective.raw(theta)
             if spaces is not None:
                 weights, intercept, theta = spaces.outside(weights, intercept, theta)
@@ -185,7 +190,7 @@ def held_out_margins(solutions: Solutions, data: FoldBlocks, left_out: Sequence[
         The fold that each group leaves out.
     """
     margins = np.full((data.num_rows, solutions.intercept_GK.shape[1]), np.nan)
-    for block in data.blocks():
+    for block in data:
         if block.fold != NO_FOLD:
             group = left_out.index(block.fold)
             weights = solutions.weights_GKD[group].to(data.dtype)
