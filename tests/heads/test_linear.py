@@ -24,11 +24,11 @@ from featurecache.heads.logistic import LogisticProbe
 from featurecache.heads.ridge import RidgeProbe
 from featurecache.heads.solver import path
 from featurecache.heads.solver.classifier import class_of_margins
-from featurecache.heads.solver.history import History
-from featurecache.heads.solver.minimiser import Minimiser, Tolerance
+from featurecache.heads.solver.curvature import History
 from featurecache.heads.solver.normal_equations import System
 from featurecache.heads.solver.objective import GroupMoments, LinearProblem, Objective, Softmax, SquaredHinge
-from featurecache.heads.solver.path import LinearPath, search_path
+from featurecache.heads.solver.path import LinearPath, Minimiser, Tolerance
+from featurecache.heads.solver.path_search import search_path
 
 VALUES = [1e-4, 1e-2, 1.0]
 
@@ -269,7 +269,7 @@ def test_what_is_remembered_of_the_curvature_stays_exact_when_the_strength_chang
     history, shape = minimiser._history, theta.shape
     count = int(history.count[0])
     old = history._changed[0, :count].clone()
-    minimiser._change_penalty(after)
+    history.change_penalty(after)
     assert count
     for place in range(count):
         moved = history._moved[0, place].view(shape)
