@@ -85,9 +85,10 @@ class LadderPlan:
     def __str__(self) -> str:
         first = self.rungs[0]
         last = sum(len(rung.fits) - rung.num_settings * rung.num_folds for rung in self.rungs)
-        counts = {"depth": len(self.rungs), "setting": first.num_settings, "fold": first.num_folds}
-        product = " x ".join(_counted(count, noun) for noun, count in counts.items())
-        return f"{_counted(self.num_fits, 'training')} to come: {product}, and {last} more on all rows to be kept"
+        counts = {"training": self.num_fits, "depth": len(self.rungs)}
+        counts |= {"setting": first.num_settings, "fold": first.num_folds}
+        total, *factors = (f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+        return f"{total} to come: {' x '.join(factors)}, and {last} more on all rows to be kept"
 
 
 def plan_rung(task: Task, feature_set: FeatureSet, tuning: FineTuning, *, flops: int, random_state: int) -> RungPlan:
@@ -143,16 +144,10 @@ class Speed:
     def cost(self, fit: Fit, tuning: FineTuning) -> TrainingCost:
         """Return the predicted seconds of a training."""
         held_out = math.ceil(_HELD_OUT * fit.num_rows) if fit.num_rows >= _MIN_HELD_OUT_ROWS else 0
-        steps, epochs = num_steps(fit.num_rows - held_out, tuning)
+        steps, epochs = tuning.num_steps(fit.num_rows - held_out)
         predicted = fit.num_rows + epochs * held_out  # features of the linear head, and evaluations of epochs
-        seconds = self.linear_fit + steps * self.step + predicted * self.predict
+        seconds = self.linear_fit + steps * epochs * self.step + predicted * self.predict
         return TrainingCost(seconds, fit.num_predicted * self.predict)
-
-
-def num_steps(num_rows: int, tuning: FineTuning) -> tuple[int, int]:
-    """Return steps and epochs of a training."""
-    epochs = tuning.num_epochs(num_rows)
-    return epochs * math.ceil(num_rows / tuning.batch_size), epochs
 
 
 def speed_by_operations(flops: int, seconds_of_a_flop: float, tuning: FineTuning, *, linear_fit: float = 0.0) -> Speed:
@@ -237,7 +232,3 @@ def _timed(clock: Clock, work: Callable[[], Any]) -> float:
     begun = clock()
     work()
     return clock() - begun
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if count != 1 else "")

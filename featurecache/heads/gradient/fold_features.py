@@ -34,11 +34,16 @@ class FoldFeatures:
         Of a row.
     square : float
         Mean of its squared length.
+    raw : list of RawFeatures
+        How features as they come become those of each fold.
     """
 
     def __init__(self, rows: FoldBlocks, mean_FD: Tensor, scale_FD: Tensor) -> None:
         self.width, self.square = rows.num_features, float(rows.num_features)
-        self._rows, self._mean_FD, self._scale_FD = rows, mean_FD, scale_FD
+        self._rows = rows
+        # In float64, as the scales of features may be many orders apart.
+        moments = zip(mean_FD.double(), scale_FD.double(), strict=True)
+        self.raw = [RawFeatures(mean_D, scale_D, None) for mean_D, scale_D in moments]
         self._mean_F1D, self._scale_F1D = (moment.unsqueeze(1).to(rows.dtype) for moment in (mean_FD, scale_FD))
 
     def read(self, indices: NDArray[np.int64]) -> Tensor:
@@ -47,11 +52,6 @@ class FoldFeatures:
         # Writable, which memory maps are not: torch has no tensors that are read only.
         X_BD = torch.from_numpy(np.require(X, requirements=["C", "W"])).to(self._rows.device, self._rows.dtype)
         return (X_BD - self._mean_F1D) / self._scale_F1D
-
-    def raw(self, fold: int) -> RawFeatures:
-        """Return how features as they come become those of a fold."""
-        # In float64, as the scales of features may be many orders apart.
-        return RawFeatures(self._mean_FD[fold].double(), self._scale_FD[fold].double(), None)
 
 
 class RowSpaceFeatures(FoldFeatures):
@@ -78,25 +78,26 @@ class RowSpaceFeatures(FoldFeatures):
         X = torch.from_numpy(np.asarray(rows.X[:], np.float64)).to(rows.device)
         # A row of weight two is two rows, and one of weight zero none.
         weight_Fn = torch.from_numpy(seen_Fn if rows.weight is None else seen_Fn * rows.weight).to(X)
-        moments = list(zip(mean_FD.double(), scale_FD.double(), strict=True))
+        axes_F = []
         # One fold after the other: each is a copy of all rows.
-        axes_F = [
-            _principal_axes(weight_n.sqrt()[:, None] * (X - mean_D) / scale_D)
-            for weight_n, (mean_D, scale_D) in zip(weight_Fn, moments, strict=True)
-        ]
+        for weight_n, (mean_D, scale_D, _) in zip(weight_Fn, self.raw, strict=True):
+            standardised = weight_n.sqrt()[:, None] * (X - mean_D) / scale_D
+            _, values, axes_RD = torch.linalg.svd(standardised, full_matrices=False)
+            axes_RD = axes_RD[values > _LEAST_VALUE * values[:1]]
+            # Each with its greatest number above zero: the decomposition leaves its sign open.
+            axes_F.append(axes_RD * axes_RD.gather(1, axes_RD.abs().argmax(1, keepdim=True)).sign())
         self.width = max(1, *map(len, axes_F))
         generator = torch.Generator().manual_seed(seed)
         turn_RR, _ = torch.linalg.qr(torch.randn(self.width, self.width, generator=generator, dtype=torch.float64))
         stretch = math.sqrt(rows.num_features / self.width)
         self.square = rows.num_features * stretch**2
         turn_RR = stretch * turn_RR.to(X)
-        self._axes_FDR = [axes.T @ turn_RR[: len(axes)] for axes in axes_F]
-        self._rows_FnR = torch.stack(
-            [
-                (X - mean_D) / scale_D @ axes_DR
-                for axes_DR, (mean_D, scale_D) in zip(self._axes_FDR, moments, strict=True)
-            ]
-        ).to(rows.dtype)
+        self.raw = [
+            raw._replace(axes_DR=axes_RD.T @ turn_RR[: len(axes_RD)])
+            for axes_RD, raw in zip(axes_F, self.raw, strict=True)
+        ]
+        rows_FnR = [(X - mean_D) / scale_D @ axes_DR for mean_D, scale_D, axes_DR in self.raw]
+        self._rows_FnR = torch.stack(rows_FnR).to(rows.dtype)
 
     def read(self, indices: NDArray[np.int64]) -> Tensor:
         """See `FoldFeatures.read`.
@@ -107,20 +108,3 @@ class RowSpaceFeatures(FoldFeatures):
             As there.
         """
         return self._rows_FnR[:, torch.from_numpy(indices).to(self._rows.device)]
-
-    def raw(self, fold: int) -> RawFeatures:
-        """See `FoldFeatures.raw`.
-
-        Parameters
-        ----------
-        fold
-            As there.
-        """
-        return super().raw(fold)._replace(axes_DR=self._axes_FDR[fold])
-
-
-def _principal_axes(rows_nD: Tensor) -> Tensor:
-    """Return orthonormal axes (R, D) of the space of the rows, each with its greatest number above zero."""
-    _, values, axes = torch.linalg.svd(rows_nD, full_matrices=False)
-    axes = axes[values > _LEAST_VALUE * values[:1]]
-    return axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()

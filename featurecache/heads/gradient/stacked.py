@@ -67,13 +67,12 @@ class Parameter:
     """
 
     value: Tensor
+    first: Tensor
+    """Moment of AdamW, as the second."""
+    second: Tensor
     axis: int
     """Of the settings."""
     decays: bool
-
-    def __post_init__(self) -> None:
-        self.value.requires_grad_(True)
-        self.first, self.second = torch.zeros_like(self.value), torch.zeros_like(self.value)
 
     def step(self, rate_S: Tensor, decay_S: Tensor, number: int) -> None:
         """Take one step of AdamW (Loshchilov & Hutter, ICLR 2019, algorithm 2).
@@ -98,11 +97,6 @@ class Parameter:
                 self.value.mul_(1 - rate * decay_S.view(shape))
             self.value.sub_(torch.div(self.first, scale, out=scale).mul_(rate / (1 - _BETA_1**number)))
         self.value.grad = None
-
-    def keep(self, index_S: Tensor) -> None:
-        """Drop all settings but some."""
-        self.first, self.second = (t.index_select(self.axis, index_S) for t in (self.first, self.second))
-        self.value = self.value.detach().index_select(self.axis, index_S).requires_grad_(True)
 
     def of(self, fold: int, index: int) -> Tensor:
         """Return a copy of the tensor of one model."""
@@ -202,21 +196,37 @@ class StackedModels(ABC):
 
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with some of the settings, by their indices in `numbers`."""
-        # Moments too: the others go on as if nothing had happened.
         index_S = torch.tensor(indices, dtype=torch.long, device=self._device)
         self._rate_S, self._decay_S = self._rate_S[index_S], self._decay_S[index_S]
-        for parameter in self._parameters:
-            parameter.keep(index_S)
+        for p in self._parameters:
+            # Moments too: the others go on as if nothing had happened.
+            p.first, p.second = (moment.index_select(p.axis, index_S) for moment in (p.first, p.second))
+            p.value = p.value.detach().index_select(p.axis, index_S).requires_grad_(True)
         self.numbers = [self.numbers[index] for index in indices]
 
-    def _stacked(self, one: Tensor, axis: int = 1, *, decays: bool) -> Parameter:
-        """Return the same first values for all models, with the settings along ``axis``."""
-        # Copies of the same values, not views of them: each model goes its own way.
-        shape = list(one.shape)
-        shape.insert(axis - 1, len(self.numbers))
-        values = one.to(self._device, self._dtype).unsqueeze(axis - 1)
-        return Parameter(values.expand(self.sizes.folds, *shape).clone(), axis, decays)
+    def _stacked(self, *shape: int, scale: float | None = None, axis: int = 1, decays: bool) -> Parameter:
+        """Return the same first values for all models: normal ones of a scale, or zeros.
 
-    def _normal(self, *shape: int, scale: float) -> Tensor:
-        # Drawn in float64 whatever is computed in, so that both types start from the same values.
-        return torch.randn(*shape, generator=self._generator, dtype=torch.float64) * scale
+        Parameters
+        ----------
+        *shape : int
+            For one model.
+        scale : float, optional
+            Standard deviation; zeros when left out.
+        axis : int
+            That the settings are stacked along.
+        decays : bool
+            The values are subject to weight decay.
+        """
+        if scale is None:
+            one = torch.zeros(shape)
+        else:
+            # Drawn in float64 whatever is computed in, so that both types start from the same values.
+            one = torch.randn(shape, generator=self._generator, dtype=torch.float64) * scale
+        stacked = [self.sizes.folds, *shape]
+        stacked.insert(axis, len(self.numbers))
+        # Copies of the same values, not views of them: each model goes its own way.
+        values = one.to(self._device, self._dtype).unsqueeze(axis - 1).expand(stacked).clone()
+        return Parameter(
+            values.requires_grad_(True), torch.zeros_like(values), torch.zeros_like(values), axis=axis, decays=decays
+        )

@@ -125,7 +125,7 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
         ]
         self._stopping = [[EarlyStopping(options.patience) for _ in folds] for _ in settings]
         first = {
-            number: [self._copy(models, fold, index) for fold in range(sizes.folds)]
+            number: [TrainedModel(models.layers(fold, index, raw), 0) for fold, raw in enumerate(features.raw)]
             for models in self._stacks
             for index, number in enumerate(models.numbers)
         }
@@ -133,8 +133,9 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
 
     def take_step(self, batch: NDArray[np.int64], factor: float) -> None:
         """Let all models take one step; see `Trainer.take_step`."""
-        X_FBD, y_B = self._read(batch)
-        weight_FB = self._fitted_weight_Fn[:, torch.from_numpy(batch)].to(self._rows.device)
+        index_B, device = torch.from_numpy(batch), self._rows.device
+        X_FBD, y_B = self._features.read(batch), self._y[index_B].to(device)
+        weight_FB = self._fitted_weight_Fn[:, index_B].to(device)
         for models in self._stacks:
             models.step(X_FBD, y_B, weight_FB, factor=factor, number=self.step + 1)
 
@@ -170,30 +171,24 @@ class StackedTrainer(Trainer[NDArray[np.int64]]):
             return False
         # Without held-out rows the last weights are the best, unless they have diverged.
         if stopping.improves(loss) or (self.is_done and not has_held_out and math.isfinite(loss)):
-            self.trained[number][fold] = self._copy(models, fold, index)
+            self.trained[number][fold] = TrainedModel(models.layers(fold, index, self._features.raw[fold]), self.step)
             return True
         return math.isfinite(loss) and not (has_held_out and stopping.is_over)
 
     def _losses(self, models: StackedModels) -> Tensor:
         """Return each model's loss (F, S) on held-out rows; without such rows, on some that it is fitted on."""
         rows = self._held_out if len(self._held_out) else np.arange(min(len(self._rows.y), MAX_ROWS_EVALUATED))
+        device = self._rows.device
         total, weight_F1 = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         with torch.inference_mode():
             for start in range(0, len(rows), MAX_ROWS_EVALUATED):
                 some = rows[start : start + MAX_ROWS_EVALUATED]
-                X_FBD, y_B = self._read(some)
-                weight_FB = self._weight_Fn[:, torch.from_numpy(some)]
+                index_B = torch.from_numpy(some)
+                X_FBD, y_B, weight_FB = self._features.read(some), self._y[index_B], self._weight_Fn[:, index_B]
                 share_F1 = weight_FB.sum(1, keepdim=True).double()
-                losses_FS = models.losses(X_FBD, y_B, weight_FB.to(self._rows.device)).double().cpu()
+                losses_FS = models.losses(X_FBD, y_B.to(device), weight_FB.to(device)).double().cpu()
                 total, weight_F1 = total + losses_FS * share_F1, weight_F1 + share_F1
         return total / weight_F1
-
-    def _read(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Read rows, standardised for each fold (F, B, D), and targets (B,); indices in increasing order."""
-        return self._features.read(indices), self._y[torch.from_numpy(indices)].to(self._rows.device)
-
-    def _copy(self, models: StackedModels, fold: int, index: int) -> TrainedModel:
-        return TrainedModel(models.layers(fold, index, self._features.raw(fold)), self.step)
 
 
 def _moments_of_a_token(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,9 @@ class LinearPath:
         num_rows, num_features = data.num_rows, data.num_features
         small, of_folds = is_small(num_rows, num_features), Moments.of(data)
         of_groups = zip(*(of_folds.without(fold) for fold in problem.left_out), strict=True)
-        moments = GroupMoments(*map(torch.stack, of_groups), *of_folds.without(NO_FOLD)[1:3])
+        weight_G, mean_GD, scale_GD, counts_GC = map(torch.stack, of_groups)
+        _, mean_D, scale_D, _ = of_folds.without(NO_FOLD)
+        moments = GroupMoments(weight_G, mean_GD, scale_GD, counts_GC, mean_D, scale_D)
         moments = moments if self.standardize else moments.unscaled(num_features)
         spaces = None
         if has_few_rows(num_rows, num_features):
