@@ -98,7 +98,8 @@ class Ladder:
         probe = self.rungs[0].head
         assert probe is not None
         rungs = [rung.to_json(self.report, probe) for rung in self.rungs]
-        plan = {"num_trainings": self.plan.num_fits, "rungs": [rung.to_json() for rung in self.plan.rungs]}
+        num_trainings = sum(len(rung.fits) for rung in self.plan.rungs)
+        plan = {"num_trainings": num_trainings, "rungs": [rung.to_json() for rung in self.plan.rungs]}
         return {"ladder": rungs, "ladder_plan": plan, "ladder_overrun": round(self.overrun, 1)}
 
 

@@ -77,15 +77,10 @@ class LadderPlan:
 
     rungs: tuple[RungPlan, ...]
 
-    @property
-    def num_fits(self) -> int:
-        """Of all rungs, the linear head not included."""
-        return sum(len(rung.fits) for rung in self.rungs)
-
     def __str__(self) -> str:
         first = self.rungs[0]
         last = sum(len(rung.fits) - rung.num_settings * rung.num_folds for rung in self.rungs)
-        counts = {"training": self.num_fits, "depth": len(self.rungs)}
+        counts = {"training": sum(len(rung.fits) for rung in self.rungs), "depth": len(self.rungs)}
         counts |= {"setting": first.num_settings, "fold": first.num_folds}
         total, *factors = (f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
         return f"{total} to come: {' x '.join(factors)}, and {last} more on all rows to be kept"

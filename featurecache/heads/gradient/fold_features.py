@@ -6,12 +6,14 @@ Axes: F folds, n rows, B batch, D features, R axes of the space of the rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurecache.heads.checks import has_few_rows
 from featurecache.heads.fold_blocks import FoldBlocks
 from featurecache.heads.gradient.stacked import RawFeatures
 
@@ -92,11 +94,9 @@ class RowSpaceFeatures(FoldFeatures):
         stretch = math.sqrt(rows.num_features / self.width)
         self.square = rows.num_features * stretch**2
         turn_RR = stretch * turn_RR.to(X)
-        self.raw = [
-            raw._replace(axes_DR=axes_RD.T @ turn_RR[: len(axes_RD)])
-            for axes_RD, raw in zip(axes_F, self.raw, strict=True)
-        ]
-        rows_FnR = [(X - mean_D) / scale_D @ axes_DR for mean_D, scale_D, axes_DR in self.raw]
+        axes_FDR = [axes_RD.T @ turn_RR[: len(axes_RD)] for axes_RD in axes_F]
+        self.raw = [raw._replace(axes_DR=axes_DR) for raw, axes_DR in zip(self.raw, axes_FDR, strict=True)]
+        rows_FnR = [(X - raw.mean_D) / raw.scale_D @ axes_DR for raw, axes_DR in zip(self.raw, axes_FDR, strict=True)]
         self._rows_FnR = torch.stack(rows_FnR).to(rows.dtype)
 
     def read(self, indices: NDArray[np.int64]) -> Tensor:
@@ -108,3 +108,52 @@ class RowSpaceFeatures(FoldFeatures):
             As there.
         """
         return self._rows_FnR[:, torch.from_numpy(indices).to(self._rows.device)]
+
+
+def features_of_folds(
+    rows: FoldBlocks,
+    means: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    seen_Fn: NDArray[np.bool_],
+    *,
+    num_tokens: int,
+    any_axes: bool,
+    seed: int,
+) -> FoldFeatures:
+    """Return features as the models of each fold are trained on them.
+
+    Parameters
+    ----------
+    rows : FoldBlocks
+    means, scales : sequence of Tensor (D,)
+        Of the rows that each fold is fitted on.
+    seen_Fn : ndarray of bool
+        Which rows these are.
+    num_tokens : int
+        Tokens in a row, which are standardised alike.
+    any_axes : bool
+        Models may take features along other axes than their own: those of the space of few rows.
+    seed : int
+        See `RowSpaceFeatures`.
+    """
+    if num_tokens > 1:
+        pairs = (_moments_of_a_token(*pair, num_tokens) for pair in zip(means, scales, strict=True))
+        means, scales = zip(*pairs, strict=True)
+    mean_FD, scale_FD = torch.stack(tuple(means)), torch.stack(tuple(scales))
+    # A row of weight two is two rows.
+    weight, count = rows.weight, len(rows.y)
+    count = count if weight is None else max(np.count_nonzero(weight), math.ceil(weight.sum()))
+    if any_axes and has_few_rows(count, rows.num_features):
+        return RowSpaceFeatures(rows, mean_FD, scale_FD, seen_Fn, seed)
+    return FoldFeatures(rows, mean_FD, scale_FD)
+
+
+def _moments_of_a_token(mean: Tensor, scale: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return mean and scale of the features of a token, whichever it is, repeated for each token.
+
+    A feature that does not vary at a token has the scale one there, which is nothing of its own.
+    """
+    means_TD, scales_TD = mean.view(num_tokens, -1), scale.view(num_tokens, -1)
+    mean_D = means_TD.mean(0)
+    scale_D = (scales_TD.square() + (means_TD - mean_D).square()).mean(0).sqrt()
+    return mean_D.repeat(num_tokens), scale_D.repeat(num_tokens)

@@ -107,7 +107,9 @@ class LayerTrainer(Trainer[Batch]):
         if self._checkpoint is None or (found := self._checkpoint.read()) is None or not self._fits(*found):
             return False
         tensors, progress = found
-        self._restore({name: tensors[f"layers.{name}"] for name in self._kept})
+        with torch.no_grad():
+            for name, tensor in self._kept.items():
+                tensor.copy_(tensors[f"layers.{name}"])
         # Of a training that is done, the best weights are all that is kept.
         best = "layers" if progress.done else "best"
         self._best = {name: tensors[f"{best}.{name}"].to(self._setting.device) for name in self._kept}
@@ -138,7 +140,9 @@ class LayerTrainer(Trainer[Batch]):
             super().run()
         # Stopped in the first epoch, the weights have not been compared with any others yet.
         if len(self._data.held_out) and self.step >= self.schedule.steps_per_round:
-            self._restore(self._best)
+            with torch.no_grad():
+                for name, tensor in self._kept.items():
+                    tensor.copy_(self._best[name])
         # The last step may have spoiled the weights after a good loss.
         if not all(bool(p.isfinite().all()) for p in self._trained.values()):
             rate = self._setting.learning_rate
@@ -263,11 +267,6 @@ class LayerTrainer(Trainer[Batch]):
         tensors = samples, self._data.y[index], self._data.weight[index]
         samples, y, weight = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return samples, y, weight
-
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in self._kept.items():
-                tensor.copy_(tensors[name])
 
     def _fits(self, tensors: dict[str, Tensor], progress: TrainingState) -> bool:
         """Tell whether a checkpoint is of this training: a file may be damaged, or another training's."""

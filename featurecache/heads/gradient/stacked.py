@@ -120,6 +120,9 @@ class StackedModels(ABC):
     ----------
     numbers : list of int
         Of the settings that are still trained.
+    rate_S, decay_S : Tensor
+        Their learning rates and weight decays.
+    parameters : list of Parameter
     """
 
     takes_any_axes: ClassVar[bool] = False
@@ -136,9 +139,9 @@ class StackedModels(ABC):
     ) -> None:
         self.numbers, self.sizes = [number for number, _ in settings], sizes
         self._dtype, self._device, self._generator = dtype, device, torch.Generator().manual_seed(seed)
-        self._rate_S = torch.tensor([s.learning_rate for _, s in settings], dtype=dtype, device=device)
-        self._decay_S = torch.tensor([s.weight_decay for _, s in settings], dtype=dtype, device=device)
-        self._parameters = self._first_parameters(settings[0][1].shape)
+        self.rate_S = torch.tensor([s.learning_rate for _, s in settings], dtype=dtype, device=device)
+        self.decay_S = torch.tensor([s.weight_decay for _, s in settings], dtype=dtype, device=device)
+        self.parameters = self._first_parameters(settings[0][1].shape)
 
     @abstractmethod
     def _first_parameters(self, shape: tuple[int, ...]) -> list[Parameter]:
@@ -160,8 +163,8 @@ class StackedModels(ABC):
             Of the fold.
         """
 
-    def step(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor, *, factor: float, number: int) -> None:
-        """Take one step on a batch.
+    def losses(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor) -> Tensor:
+        """Return each model's mean loss (F, S); zero where no row has a weight.
 
         Parameters
         ----------
@@ -171,23 +174,6 @@ class StackedModels(ABC):
             Class indices; labels or numbers (B, C).
         weight_FB : Tensor
             Of the rows in the loss; 0 for rows that a fold must not see.
-        factor : float
-            Of the learning rates, by the schedule.
-        number : int
-            Of the step, from 1.
-        """
-        # The sum over the models: the gradient of each is that of its own loss.
-        self.losses(X_FBD, y_B, weight_FB).sum().backward()
-        for parameter in self._parameters:
-            parameter.step(self._rate_S * factor, self._decay_S, number)
-
-    def losses(self, X_FBD: Tensor, y_B: Tensor, weight_FB: Tensor) -> Tensor:
-        """Return each model's mean loss (F, S); zero where no row has a weight.
-
-        Parameters
-        ----------
-        X_FBD, y_B, weight_FB : Tensor
-            As for `step`.
         """
         losses_FSB = row_losses(self.logits(X_FBD), y_B, self.sizes.kind)
         share_FB = weight_FB / weight_FB.sum(1, keepdim=True).clamp(min=torch.finfo(weight_FB.dtype).tiny)
@@ -197,8 +183,8 @@ class StackedModels(ABC):
     def keep(self, indices: Sequence[int]) -> None:
         """Go on with some of the settings, by their indices in `numbers`."""
         index_S = torch.tensor(indices, dtype=torch.long, device=self._device)
-        self._rate_S, self._decay_S = self._rate_S[index_S], self._decay_S[index_S]
-        for p in self._parameters:
+        self.rate_S, self.decay_S = self.rate_S[index_S], self.decay_S[index_S]
+        for p in self.parameters:
             # Moments too: the others go on as if nothing had happened.
             p.first, p.second = (moment.index_select(p.axis, index_S) for moment in (p.first, p.second))
             p.value = p.value.detach().index_select(p.axis, index_S).requires_grad_(True)

@@ -104,8 +104,10 @@ class History:
         used = self._used = min(int(self.count.max()), self._most)
         self._product[groups, :used, index] = _along(self._moved[:, :used], changed)[groups]
         self._product[groups, index, :used] = _along(self._changed[:, :used], moved)[groups]
-        square = (changed[groups].flatten(1) ** 2).sum(1)
-        self._usable[groups, index] = self._is_usable(self._product[groups, index, index], square)
+        # A pair says something of the curvature where ``s'y`` is more than what rounding leaves of ``y'y``.
+        square, known = (changed[groups].flatten(1) ** 2).sum(1), torch.finfo(self._changed.dtype)
+        least = known.eps**1.5 * square.double().clamp(min=known.tiny)
+        self._usable[groups, index] = self._product[groups, index, index] > least
 
     def change_penalty(self, penalty_G: Tensor) -> None:
         """Go on with another penalty, and keep pairs exact: ``y`` gets the change of the penalty times ``s``."""
@@ -118,16 +120,15 @@ class History:
         weights_of_changed += change_G.to(changed)[:, None, None, None] * weights_of_moved
         product = torch.bmm(moved, changed.mT).double()
         self._product[:, :used, :used] = product
-        own = torch.diagonal(product, dim1=1, dim2=2)
-        self._usable[:, :used] = self._is_usable(own, (changed * changed).sum(2))
-
-    def in_float64(self) -> None:
-        """Go on in float64."""
-        self._moved, self._changed = self._moved.double(), self._changed.double()
-        self._product = torch.bmm(self._moved, self._changed.mT)
+        square, known = (changed * changed).sum(2), torch.finfo(changed.dtype)
+        least = known.eps**1.5 * square.double().clamp(min=known.tiny)
+        self._usable[:, :used] = torch.diagonal(product, dim1=1, dim2=2) > least
 
     def direction(self, gradient: Tensor, first_guess: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the inverse Hessian times a gradient of each group, by its pairs and a first guess at it."""
+        if gradient.dtype != self._moved.dtype:  # the products too: they had been computed in float32
+            self._moved, self._changed = self._moved.to(gradient), self._changed.to(gradient)
+            self._product = torch.bmm(self._moved, self._changed.mT)
         if not (used := self._used):
             return first_guess(gradient)
         moved, changed = self._moved[:, :used], self._changed[:, :used]
@@ -142,21 +143,15 @@ class History:
         own = torch.diagonal(product, dim1=1, dim2=2)
         system = torch.where(both, product, 0.0) + torch.diag_embed((~usable).double())
 
-        def combined(pairs: Tensor, share: Tensor) -> Tensor:
-            back = torch.zeros_like(share).scatter_(1, order, share).to(pairs.dtype)
-            return torch.bmm(back[:, None], pairs)[:, 0].view_as(gradient)
-
         right = torch.where(usable, _along(moved, gradient).gather(1, order), 0.0)
         share = torch.linalg.solve_triangular(system, right[:, :, None], upper=True)[:, :, 0]
-        step = first_guess(gradient - combined(changed, share))
+        # Back to where the pairs stand: so the products need no copy of them in order.
+        share_GU = torch.zeros_like(share).scatter_(1, order, share).to(changed.dtype)
+        step = first_guess(gradient - torch.bmm(share_GU[:, None], changed)[:, 0].view_as(gradient))
         right = torch.where(usable, own * share - _along(changed, step).gather(1, order), 0.0)
         share = torch.linalg.solve_triangular(system.mT, right[:, :, None], upper=False)[:, :, 0]
-        return step + combined(moved, share)
-
-    def _is_usable(self, own: Tensor, square: Tensor) -> Tensor:
-        """Tell which pairs say something of the curvature, by ``s'y`` and ``y'y``."""
-        known = torch.finfo(self._changed.dtype)
-        return own > known.eps**1.5 * square.double().clamp(min=known.tiny)
+        share_GU = torch.zeros_like(share).scatter_(1, order, share).to(moved.dtype)
+        return step + torch.bmm(share_GU[:, None], moved)[:, 0].view_as(gradient)
 
 
 def _along(pairs: Tensor, vector: Tensor) -> Tensor:

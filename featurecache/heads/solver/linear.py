@@ -35,7 +35,7 @@ from featurecache.heads.solver.classifier import LinearClassifier, absent_classe
 if TYPE_CHECKING:
     from featurecache.heads.fold_blocks import FoldBlocks
     from featurecache.heads.solver.objective import LinearProblem, Loss
-    from featurecache.heads.solver.path import LinearPath, Solutions
+    from featurecache.heads.solver.path import LinearPath
 
 # Features; above, no axes are computed (see `Preconditioner`).
 _MOST_ROTATED = 4096
@@ -127,7 +127,8 @@ class LinearProbe(ClassifierBase, LinearClassifier):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        return self._solved(solutions, 0)
+        self.C_, self.n_iter_ = float(solutions.C), int(solutions.num_iterations[0])
+        return self._fitted(solutions.weights_GKD[0].cpu().numpy(), solutions.intercept_GK[0].cpu().numpy())
 
     def fit_path(
         self,
@@ -161,9 +162,11 @@ class LinearProbe(ClassifierBase, LinearClassifier):
             for setting, solutions in zip(some, path.solve(data, problem, Cs), strict=True):
                 # Hundreds: scikit-learn's clone would take longer than the fits.
                 heads = [copy(one) for _ in problem.left_out]
+                weights_GKD, intercept_GK = solutions.weights_GKD.cpu().numpy(), solutions.intercept_GK.cpu().numpy()
                 for group, head in enumerate(heads):
-                    head.C = solutions.C
-                    head._solved(solutions, group)
+                    head.C, head.C_ = solutions.C, float(solutions.C)
+                    head.n_iter_ = int(solutions.num_iterations[group])
+                    head._fitted(weights_GKD[group], intercept_GK[group])
                 drop_classes(heads, absent)
                 yield dict(setting), heads
 
@@ -182,10 +185,6 @@ class LinearProbe(ClassifierBase, LinearClassifier):
     @abstractmethod
     def _loss(self) -> Loss:
         """Return what is minimised."""
-
-    def _solved(self, solutions: Solutions, group: int) -> Self:
-        self.C_, self.n_iter_ = float(solutions.C), int(solutions.num_iterations[group])
-        return self._fitted(solutions.weights_GKD[group].cpu().numpy(), solutions.intercept_GK[group].cpu().numpy())
 
     def _prepare(
         self, X: Any, labels: NDArray[Any], fold: NDArray[np.int64], weight: NDArray[np.float64] | None

@@ -315,7 +315,6 @@ class Minimiser:
         self.theta, self._scale = self.theta.double(), self._scale.double()
         self._steepest = self._steepest.double()
         self._before = None if self._before is None else self._before.double()
-        self._history.in_float64()
 
     def _guess(self, gradient: Tensor, penalty_G: Tensor) -> Tensor:
         return self._precondition(gradient, penalty_G) * self._scale[:, None, None]
