@@ -39,6 +39,7 @@ LEVEL = 0.05
 """Of ladders whose rungs are all equally good, at most this share climbs."""
 _ROUGHLY = 4
 """A whole network's speed may be that far from the speed of its end in training."""
+# About what `measured_speed` takes: a step to warm up, two that are timed, and a prediction.
 _STEPS_TO_TIME = 4
 _LINEAR = {"classification": "logistic", "multilabel": "logistic", "regression": "ridge"}
 
@@ -98,8 +99,8 @@ class Ladder:
         probe = self.rungs[0].head
         assert probe is not None
         rungs = [rung.to_json(self.report, probe) for rung in self.rungs]
-        num_trainings = sum(len(rung.fits) for rung in self.plan.rungs)
-        plan = {"num_trainings": num_trainings, "rungs": [rung.to_json() for rung in self.plan.rungs]}
+        num_fits = sum(len(rung.fits) for rung in self.plan.rungs)
+        plan = {"num_trainings": num_fits, "rungs": [rung.to_json() for rung in self.plan.rungs]}
         return {"ladder": rungs, "ladder_plan": plan, "ladder_overrun": round(self.overrun, 1)}
 
 

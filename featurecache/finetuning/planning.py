@@ -33,6 +33,7 @@ Clock = Callable[[], float]
 _WARM_UP_STEPS, _TIMED_STEPS = 1, 2
 TRAINING_PASSES = 3
 """Forward, gradients of activations and gradients of parameters each cost about the same."""
+# As training holds rows out to stop by: a tenth of them, and none of fewer than a thousand.
 _HELD_OUT, _MIN_HELD_OUT_ROWS = 0.1, 1000
 _READ_ROWS = 8
 
@@ -202,6 +203,7 @@ def measured_speed(
         layers = trainer.layers.eval()
         with torch.no_grad():
             predict = _timed(clock, lambda: layers(activations.to(tuning.device)).cpu())
+    # The shortest: whatever else the machine does only makes a step longer.
     step = min(seconds[_WARM_UP_STEPS:]) + reading
     return Speed(step=step, predict=(predict + reading) / size, linear_fit=linear_fit)
 

@@ -179,6 +179,7 @@ class LayerTraining:
             for tuning in by_augmentation(self.tuning, feature_set):
                 folder = self.checkpoint_folder(feature_set, head, tuning)
                 shutil.rmtree(folder, ignore_errors=True)
+                # Not empty as long as there are checkpoints of another training.
                 with suppress(OSError):
                     folder.parent.rmdir()
 
